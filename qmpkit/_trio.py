@@ -1,0 +1,78 @@
+"""Trio helpers that every layer may use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+import trio
+
+__all__ = ["ServiceNursery", "raise_collapsed", "service_nursery"]
+
+
+class ServiceNursery:
+    """Runs services that outlive their user's cleanup; made by `service_nursery`."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._scopes: set[trio.CancelScope] = set()
+        self._ended = False
+
+    def start_soon(
+        self, service: Callable[..., Awaitable[Any]], *args: object, name: object = None
+    ) -> None:
+        """Run *service* until it ends or the block is left."""
+        self._nursery.start_soon(self._run, service, args, name=name or service)
+
+    async def _run(self, service: Callable[..., Awaitable[Any]], args: tuple[object, ...]) -> None:
+        if self._ended:  # started in the block's last moment: its first step comes after the end
+            return
+        # The shield's bound is the block: leaving it cancels every service.
+        with trio.CancelScope(shield=True) as scope:
+            self._scopes.add(scope)
+            try:
+                await service(*args)
+            finally:
+                self._scopes.discard(scope)
+
+    def _end(self) -> None:
+        self._ended = True
+        for scope in self._scopes:
+            scope.cancel()
+
+
+@asynccontextmanager
+async def service_nursery() -> AsyncIterator[ServiceNursery]:
+    """A nursery whose tasks are cancelled only once the block's own cleanup is done.
+
+    A cancellation from outside reaches the block at once, but the services only
+    when the block has been left.  In a plain nursery the reader of a monitor is
+    cancelled together with the code that still has to say `quit` over it.
+    The block must bound its own cleanup: the services wait for it.  A service
+    that raises cancels the block as in any nursery.  One exception leaves
+    unwrapped, several as a group.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            services = ServiceNursery(nursery)
+            try:
+                yield services
+            finally:
+                services._end()
+    except BaseExceptionGroup as group:
+        raise_collapsed(group)
+
+
+def raise_collapsed(group: BaseExceptionGroup[BaseException]) -> NoReturn:
+    """Raise the only leaf of *group* with its cause and context kept; else the group itself."""
+    leaf: BaseException = group
+    while isinstance(leaf, BaseExceptionGroup) and len(leaf.exceptions) == 1:
+        leaf = leaf.exceptions[0]
+    context = leaf.__context__
+    try:
+        raise leaf
+    finally:
+        # Raising here would name the group as what was being handled, and hide the true context.
+        leaf.__context__ = context
+        del leaf, context, group

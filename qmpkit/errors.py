@@ -1,0 +1,191 @@
+"""One exception tree, sorted by whose fault it is.
+
+===================  ==========================================================
+the caller's         `SpecInvalid`, `ImageInUse`, `MachineGone`
+the host's           `HostLacks` (`KvmUnavailable`, `BinaryMissing`)
+QEMU's               `LaunchFailed`, `MachineDied`, `ImageFailed`, and in
+                     `qmpkit.qmp.errors` `CommandRefused` and the `Monitor…` four
+the guest's          `GuestRefused` (`AgentSilent`)
+===================  ==========================================================
+
+Every message names the machine, what was asked, what QEMU said and, where one
+is known, the cure.  Match on the class and its attributes, never on the text.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from qmpkit.machine.report import ExitReport
+
+__all__ = [
+    "QmpkitError",
+    "Fault",
+    "SpecInvalid",
+    "HostLacks",
+    "KvmUnavailable",
+    "BinaryMissing",
+    "LaunchFailed",
+    "MachineGone",
+    "MachineDied",
+    "GuestRefused",
+    "AgentSilent",
+    "ImageFailed",
+    "ImageInUse",
+]
+
+
+class QmpkitError(Exception):
+    """Root of everything qmpkit raises on purpose."""
+
+
+@attrs.frozen
+class Fault:
+    """One thing wrong with an input: where it stands, what is wrong, how to mend it."""
+
+    path: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.path}: " if self.path else ""
+        cure = f" ({self.hint})" if self.hint else ""
+        return f"{where}{self.message}{cure}"
+
+
+class SpecInvalid(QmpkitError):
+    """What the caller asked for cannot be built; raised before anything is started.
+
+    `faults` holds every fault found, not only the first; `source` names the file
+    or the machine they were found in.
+    """
+
+    def __init__(self, faults: Sequence[Fault], source: str = "") -> None:
+        self.faults = tuple(faults)
+        self.source = source
+        super().__init__(faults, source)
+
+    def __str__(self) -> str:
+        prefix = f"{self.source}: " if self.source else ""
+        if len(self.faults) == 1:
+            return f"{prefix}{self.faults[0]}"
+        lines = "\n".join(f"  - {fault}" for fault in self.faults)
+        return f"{prefix}{len(self.faults)} faults:\n{lines}"
+
+
+class HostLacks(QmpkitError):
+    """This host does not offer what was asked; `cure` says what would change that."""
+
+    def __init__(self, what: str, cure: str = "") -> None:
+        self.what = what
+        self.cure = cure
+        super().__init__(what, cure)
+
+    def __str__(self) -> str:
+        return f"{self.what}. Cure: {self.cure}" if self.cure else self.what
+
+
+class KvmUnavailable(HostLacks):
+    """`accel = "kvm"` was asked for and KVM cannot be had."""
+
+
+class BinaryMissing(HostLacks):
+    """A program qmpkit runs (`qemu-system-…`, `qemu-img`) is not installed."""
+
+
+class LaunchFailed(QmpkitError):
+    """QEMU ended, or never greeted, before it was ready to take commands.
+
+    `argv` is the exact command, `status` how it ended (e.g. "exit status 1",
+    None when it had to be killed), `stderr_tail` QEMU's last lines.
+    """
+
+    def __init__(
+        self,
+        machine: str,
+        argv: Sequence[str],
+        status: str | None,
+        stderr_tail: str,
+        cure: str = "",
+    ) -> None:
+        self.machine = machine
+        self.argv = tuple(argv)
+        self.status = status
+        self.stderr_tail = stderr_tail
+        self.cure = cure
+        super().__init__(machine, self.argv, status, stderr_tail, cure)
+
+    def __str__(self) -> str:
+        how = f"QEMU ended with {self.status}" if self.status else "QEMU did not get ready"
+        said = self.stderr_tail.strip() or "(it printed nothing)"
+        cure = f"\nCure: {self.cure}" if self.cure else ""
+        return (
+            f"machine {self.machine!r} did not start: {how}.\n{said}{cure}\n"
+            f"Command: {shlex.join(self.argv)}"
+        )
+
+
+class MachineGone(QmpkitError):
+    """The machine has ended in an orderly way, so it cannot be asked for anything."""
+
+    def __init__(self, machine: str, asked: str, report: ExitReport | None = None) -> None:
+        self.machine = machine
+        self.asked = asked
+        self.report = report
+        super().__init__(machine, asked, report)
+
+    def __str__(self) -> str:
+        why = f": {self.report}" if self.report else ""
+        return f"machine {self.machine!r} has ended, {self.asked} is not possible{why}"
+
+
+class MachineDied(QmpkitError):
+    """QEMU ended without being asked to: it crashed, or somebody killed it."""
+
+    def __init__(self, report: ExitReport) -> None:
+        self.report = report
+        super().__init__(report)
+
+    def __str__(self) -> str:
+        return f"machine {self.report.machine!r} died: {self.report}"
+
+
+class GuestRefused(QmpkitError):
+    """The guest's software did not do what it was asked (a powerdown, a command)."""
+
+    def __init__(self, machine: str, asked: str, why: str) -> None:
+        self.machine = machine
+        self.asked = asked
+        self.why = why
+        super().__init__(machine, asked, why)
+
+    def __str__(self) -> str:
+        return f"the guest of machine {self.machine!r} refused {self.asked}: {self.why}"
+
+
+class AgentSilent(GuestRefused):
+    """The guest agent is not running, or not (yet) answering."""
+
+
+class ImageFailed(QmpkitError):
+    """qemu-img could not do what was asked; `stderr` is what it said."""
+
+    def __init__(self, path: str, asked: str, stderr: str, cure: str = "") -> None:
+        self.path = path
+        self.asked = asked
+        self.stderr = stderr
+        self.cure = cure
+        super().__init__(path, asked, stderr, cure)
+
+    def __str__(self) -> str:
+        cure = f" Cure: {self.cure}" if self.cure else ""
+        return f"cannot {self.asked} {self.path!r}: {self.stderr.strip()}.{cure}"
+
+
+class ImageInUse(ImageFailed):
+    """Another process holds the image open."""
