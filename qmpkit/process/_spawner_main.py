@@ -1,0 +1,263 @@
+"""The spawner: starts children, and kills them all when its client is gone.
+
+Run as a script by `qmpkit.process.spawner`, isolated (`-I -S`), with two file
+descriptors: the control socket and a pidfd of the client.  It is a process of
+its own because nothing inside the client can promise that children end with
+it: a parent-death signal is bound to one thread and is cleared when the child
+changes its user, and no signal handler survives SIGKILL.
+
+One request at a time comes over the SOCK_SEQPACKET control socket, and each
+gets one reply.  Both are `marshal` data, for both ends are the same interpreter.
+
+=========================  ==================================================
+request                    reply
+=========================  ==================================================
+("spawn",) + fds           ("spawned", pid) + pidfd
+                           or ("failed", stage, errno, path)
+("reap", pid)              ("ended", wait status) or ("ended", None)
+=========================  ==================================================
+
+The fds of a spawn are a memfd with the body (argv, env, candidates, cwd,
+targets), the directory to start from, and the descriptors for the targets.
+
+Only small modules are imported: `socket` and `signal` would double the start, and
+`contextlib`, `pathlib` and `typing` would add to it.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import _socket
+import errno
+import fcntl
+import marshal
+import os
+import select
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MAX_FDS = 253  # the kernel's SCM_MAX_FD
+
+Body = tuple[list[bytes], dict[bytes, bytes], list[bytes], bytes, list[int]]
+
+
+class Refused(Exception):
+    """A child that could not be started: at which stage, why, and the path in question."""
+
+    def __init__(self, stage: str, code: int | None, path: bytes = b"") -> None:
+        self.reply = ("failed", stage, code or 0, path)
+        super().__init__(self.reply)
+
+
+class Stop(BaseException):
+    """SIGTERM arrived."""
+
+
+class Spawner:
+    def __init__(self, control: int, owner: int) -> None:
+        # Inherited on purpose by this process, and by nobody after it.
+        os.set_inheritable(control, False)
+        os.set_inheritable(owner, False)
+        self._control = _socket.socket(fileno=control)
+        self._owner = owner
+        self._children: set[int] = set()
+
+    def serve(self) -> None:
+        """Answer until the client is gone; children are killed however this ends."""
+        poll = select.poll()
+        poll.register(self._control.fileno(), select.POLLIN)
+        # A fork of the client may hold the other end of the socket: its pidfd does not lie.
+        poll.register(self._owner, select.POLLIN)
+        try:
+            while True:
+                # SIGTERM strikes only here, never between a spawn and its bookkeeping.
+                _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGTERM,))
+                ready = [fd for fd, _ in poll.poll()]
+                _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM,))
+                if self._owner in ready or not self._answer():
+                    return
+        finally:
+            for pid in self._children:
+                _kill_group(pid)
+
+    def _answer(self) -> bool:
+        """Serve one request; False when the client has closed its end."""
+        request, fds = self._receive()
+        if not request:
+            return False
+        try:
+            reply: tuple[Any, ...]
+            handed: list[int] = []
+            if request[0] == "spawn":
+                pid = self._spawn(fds)
+                handed = [_pidfd(pid)]
+                reply = ("spawned", pid)
+            else:
+                reply = ("ended", self._reap(request[1]))
+        except Refused as refused:
+            reply = refused.reply
+        finally:
+            _close(fds)
+        self._send(reply, handed)
+        return True
+
+    def _receive(self) -> tuple[tuple[str, int] | tuple[()], list[int]]:
+        space = _socket.CMSG_SPACE(4 * MAX_FDS)
+        flags = _socket.MSG_CMSG_CLOEXEC
+        data, ancillary, _, _ = self._control.recvmsg(65536, space, flags)
+        fds = [fd for _, _, sent in ancillary for fd in memoryview(sent).cast("i")]
+        return (marshal.loads(data) if data else ()), fds
+
+    def _send(self, reply: tuple[Any, ...], fds: list[int]) -> None:
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, b"".join(map(_int, fds)))]
+        try:
+            self._control.sendmsg([marshal.dumps(reply)], rights if fds else [])
+        finally:
+            _close(fds)
+
+    def _spawn(self, fds: list[int]) -> int:
+        body, start, *sources = fds
+        argv, env, candidates, cwd, targets = _body(body)
+        _change_directory(start, cwd)
+        moved = _out_of_the_way(sources, targets)
+        try:
+            pid = _first(candidates, argv, env, [*zip(moved, _all(targets), strict=True)])
+        finally:
+            _close(moved)
+            os.chdir("/")  # never pin somebody's mount
+        self._children.add(pid)
+        return pid
+
+    def _reap(self, pid: int) -> int | None:
+        """The wait status of a child that has ended, and the end of its process group."""
+        if pid not in self._children:
+            return None
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            return None
+        # While the leader is a zombie its number cannot be given to another process.
+        _kill_group(pid)
+        self._children.discard(pid)
+        return os.waitpid(pid, 0)[1]
+
+
+def _body(memfd: int) -> Body:
+    body: Body = marshal.loads(os.pread(memfd, os.fstat(memfd).st_size, 0))
+    return body
+
+
+def _change_directory(start: int, cwd: bytes) -> None:
+    try:
+        os.fchdir(start)
+        if cwd:
+            os.chdir(cwd)
+    except OSError as error:
+        raise Refused("cwd", error.errno, cwd) from None
+
+
+def _all(targets: list[int]) -> list[int]:
+    """The child's descriptors: those asked for, and the standard three in any case."""
+    return [*targets, *(fd for fd in (0, 1, 2) if fd not in targets)]
+
+
+def _out_of_the_way(sources: list[int], targets: list[int]) -> list[int]:
+    """Copies of *sources* (/dev/null for what is missing) above every target number.
+
+    So no dup2 in the child can overwrite a descriptor that a later one still needs.
+    """
+    lowest = max((2, *targets)) + 1
+    moved: list[int] = []
+    try:
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            wanted = [*sources, *[null] * (len(_all(targets)) - len(sources))]
+            for fd in wanted:
+                moved.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest))
+        finally:
+            os.close(null)
+    except OSError as error:
+        _close(moved)
+        raise Refused("fds", error.errno) from None
+    return moved
+
+
+def _first(
+    candidates: list[bytes],
+    argv: list[bytes],
+    env: dict[bytes, bytes],
+    mapping: list[tuple[int, int]],
+) -> int:
+    """Start the first of *candidates* (argv[0] along PATH) that can be started."""
+    code, failed = errno.ENOENT, candidates[0]
+    for path in candidates:
+        try:
+            return _start(path, argv, env, mapping)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                raise Refused("exec", error.errno, path) from None
+            if error.errno == errno.EACCES or os.path.exists(path):  # noqa: PTH110
+                code, failed = error.errno, path
+    raise Refused("exec", code, failed)
+
+
+def _start(
+    path: bytes, argv: list[bytes], env: dict[bytes, bytes], mapping: list[tuple[int, int]]
+) -> int:
+    actions = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in mapping]
+    return os.posix_spawn(
+        path,
+        argv,
+        env,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=_signal.valid_signals(),
+    )
+
+
+def _pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        # Without its pidfd the client could neither watch nor stop it.
+        _kill_group(pid)
+        raise Refused("pidfd", error.errno) from None
+
+
+def _kill_group(pid: int) -> None:
+    try:  # noqa: SIM105
+        os.killpg(pid, _signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _int(number: int) -> bytes:
+    return number.to_bytes(4, sys.byteorder)
+
+
+def _stop(signum: int, frame: object) -> None:
+    raise Stop
+
+
+def main() -> None:
+    for ignored in (_signal.SIGINT, _signal.SIGHUP):
+        _signal.signal(ignored, _signal.SIG_IGN)
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM,))
+    _signal.signal(_signal.SIGTERM, _stop)
+    os.chdir("/")
+    try:  # noqa: SIM105
+        Spawner(int(sys.argv[1]), int(sys.argv[2])).serve()
+    except (Stop, ConnectionError):
+        pass  # ECONNRESET, EPIPE: the client went away in the middle of a request
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

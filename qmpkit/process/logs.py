@@ -1,0 +1,117 @@
+"""What a process says, in bounds: the last lines in memory, all of it in a bounded file."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from qmpkit._trio import service_nursery
+
+__all__ = ["BoundedLog", "Tail", "bounded_log"]
+
+MIB = 1 << 20
+LOG_LIMIT = 16 * MIB
+"""Bytes a log and its rotated predecessor may take together."""
+
+BACKLOG_LIMIT = 4 * MIB
+"""Bytes that may wait in memory for a slow disk."""
+
+FLUSH_GRACE = 2.0
+"""Seconds that what is still in memory may take to be written at the end."""
+
+
+class Tail:
+    """The last `lines` lines of a byte stream, and never more than `limit` bytes."""
+
+    def __init__(self, lines: int = 40, limit: int = 16384) -> None:
+        self._lines = lines
+        self._limit = limit
+        self._data = bytearray()
+
+    def feed(self, chunk: bytes | bytearray) -> None:
+        """Append *chunk*, forget what is too old."""
+        self._data += chunk
+        del self._data[: -self._limit]
+
+    def __str__(self) -> str:
+        text = self._data.decode(errors="replace")
+        return "".join(text.splitlines(keepends=True)[-self._lines :])
+
+
+class BoundedLog:
+    """A log file that never grows beyond its limit and never holds up who writes to it.
+
+    `write` only queues; the service `run` does the writing in a worker thread.
+    Past half of `limit` the file is renamed to `<name>.1`, replacing the one
+    before.  A disk that fails or cannot follow costs log, never the caller:
+    `error` keeps the last failure, `dropped` counts the bytes that were lost.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], limit: int = LOG_LIMIT) -> None:
+        self.path = Path(path)
+        self.limit = limit
+        self.dropped = 0
+        self.error: OSError | None = None
+        self._pending: deque[bytes] = deque()
+        self._backlog = 0
+        self._wake = trio.Event()
+
+    def write(self, data: bytes | bytearray) -> None:
+        """Queue *data*; to be called in the trio thread.  Never blocks, never raises."""
+        if self._backlog + len(data) > BACKLOG_LIMIT:
+            self.dropped += len(data)
+            return
+        self._pending.append(bytes(data))
+        self._backlog += len(data)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write until cancelled, then write what is left (2 s at most)."""
+        try:
+            while True:
+                await self._wake.wait()
+                await self._flush()
+        finally:
+            with trio.move_on_after(FLUSH_GRACE, shield=True):
+                await self._flush()
+
+    async def _flush(self) -> None:
+        self._wake = trio.Event()
+        data = b"".join(self._pending)
+        self._pending.clear()
+        self._backlog = 0
+        if data:
+            await trio.to_thread.run_sync(self._append, data, abandon_on_cancel=True)
+
+    def _append(self, data: bytes) -> None:
+        half = self.limit // 2
+        try:
+            for start in range(0, len(data), half):
+                self._append_part(data[start : start + half], half)
+        except OSError as error:
+            self.error = error
+            self.dropped += len(data)
+
+    def _append_part(self, part: bytes, half: int) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size and size + len(part) > half:
+            self.path.replace(self.path.with_name(self.path.name + ".1"))
+        with os.fdopen(os.open(self.path, flags, 0o600), "wb") as file:
+            file.write(part)
+
+
+@asynccontextmanager
+async def bounded_log(
+    path: str | os.PathLike[str], limit: int = LOG_LIMIT
+) -> AsyncIterator[BoundedLog]:
+    """A `BoundedLog` whose writer runs for the length of the block."""
+    log = BoundedLog(path, limit)
+    async with service_nursery() as services:
+        services.start_soon(log.run)
+        yield log

@@ -1,0 +1,335 @@
+"""The client's side of the spawner: one small process per trio run that starts our children.
+
+See `_spawner_main` for what it promises.  There is no service task: whoever
+wants something sends one request and waits for its one reply, under a lock.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import marshal
+import os
+import signal
+import socket
+import subprocess
+import sys
+import weakref
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from qmpkit.errors import BinaryMissing, HostLacks
+from qmpkit.process import _spawner_main
+from qmpkit.process.errors import SpawnerLost, SpawnFailed
+from qmpkit.process.status import ExitStatus
+
+__all__ = ["Launch", "Process", "Spawner", "shared_spawner"]
+
+REPLY_GRACE = 10.0
+"""Seconds a cancelled request still waits for its reply, which takes about a millisecond."""
+
+CLOSE_GRACE = 5.0
+"""Seconds the spawner has to end before it is killed."""
+
+
+@attrs.frozen
+class Launch:
+    """What to start: `fds` maps the child's descriptor numbers to ours; `env` None is our own."""
+
+    argv: Sequence[str]
+    fds: Mapping[int, int] = attrs.field(factory=dict)
+    env: Mapping[str, str] | None = None
+    cwd: str | os.PathLike[str] | None = None
+
+    def body(self) -> bytes:
+        """What the spawner needs to know, as it reads it."""
+        env = dict(os.environ if self.env is None else self.env)
+        argv = [os.fsencode(word) for word in self.argv]
+        paths = [os.fsencode(path) for path in self._candidates(env)]
+        raw_env = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+        cwd = b"" if self.cwd is None else os.fsencode(self.cwd)
+        return marshal.dumps((argv, raw_env, paths, cwd, list(self.fds)))
+
+    def _candidates(self, env: Mapping[str, str]) -> list[str]:
+        program = self.argv[0]
+        if "/" in program:
+            return [program]
+        return [f"{folder or '.'}/{program}" for folder in os.get_exec_path(env)]
+
+
+class Process:
+    """One started process: its number and the pidfd that cannot mean another one."""
+
+    def __init__(self, spawner: Spawner, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self._pidfd = pidfd
+        self._spawner = spawner
+        self._owner = os.getpid()
+
+    def signal(self, number: int) -> None:
+        """Send a signal; nothing happens when the process has ended, or in a fork of ours."""
+        if self._pidfd >= 0 and os.getpid() == self._owner:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    async def ended(self) -> None:
+        """Wait until the process is dead, reaped or not; for one task at a time."""
+        await trio.lowlevel.wait_readable(self._pidfd)
+
+    async def reap(self) -> ExitStatus:
+        """How the process, which has ended, ended; kills what remains of its group."""
+        return await self._spawner.reap(self.pid)
+
+    def close(self) -> None:
+        """Give up the pidfd."""
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+
+
+class Spawner:
+    """A running spawner; got from `shared_spawner()`."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], control: socket.socket) -> None:
+        self.users = 0
+        self.pid = popen.pid
+        self._popen = popen
+        self._control = control
+        self._pidfd = os.pidfd_open(popen.pid)
+        self._lock = trio.Lock()
+        _spawners.add(self)
+
+    @property
+    def lost(self) -> bool:
+        """True when nothing more can be started here."""
+        return self._control.fileno() < 0
+
+    async def spawn(self, launch: Launch) -> Process:
+        """Start a process in a session of its own, with default signal handling.
+
+        Raises `BinaryMissing`, `SpawnFailed` or `SpawnerLost`.  When this is
+        cancelled, no process is left.
+        """
+        if len(launch.fds) > _spawner_main.MAX_FDS - 2:
+            raise ValueError(f"{len(launch.fds)} file descriptors are too many for one process")
+        body = os.memfd_create("qmpkit-spawn")
+        try:
+            os.write(body, launch.body())
+            start = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fds = [body, start, *launch.fds.values()]
+                async with self._lock:
+                    self._send(("spawn",), fds)
+                    return await self._spawned(launch)
+            finally:
+                os.close(start)
+        finally:
+            os.close(body)
+
+    async def _spawned(self, launch: Launch) -> Process:
+        try:
+            await self._answered()
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + REPLY_GRACE) as scope:
+                await self._answered()
+                await self._discard(launch)
+            if scope.cancelled_caught:
+                # It kills what it is starting when it sees the end of its socket.
+                self._give_up()
+            raise
+        return self._process(launch)
+
+    async def _discard(self, launch: Launch) -> None:
+        """Kill what a cancelled request has started."""
+        with suppress(HostLacks, SpawnFailed, SpawnerLost):
+            process = self._process(launch)
+            try:
+                process.signal(signal.SIGKILL)
+                await process.ended()
+                await self._exchange(("reap", process.pid))
+            finally:
+                process.close()
+
+    def _process(self, launch: Launch) -> Process:
+        reply, fds = self._receive()
+        if reply[0] == "spawned":
+            return Process(self, reply[1], fds[0])
+        _, stage, code, path = reply
+        raise _failure(launch, stage, code, os.fsdecode(path))
+
+    async def reap(self, pid: int) -> ExitStatus:
+        """How the ended child *pid* ended; unknown when the spawner is gone."""
+        async with self._lock:
+            with trio.move_on_after(REPLY_GRACE, shield=True):
+                try:
+                    return ExitStatus.from_wait(await self._exchange(("reap", pid)))
+                except SpawnerLost:
+                    return ExitStatus()
+            self._give_up()
+            return ExitStatus()
+
+    async def _exchange(self, request: tuple[Any, ...]) -> Any:
+        self._send(request, [])
+        await self._answered()
+        return self._receive()[0][1]
+
+    def _send(self, request: tuple[Any, ...], fds: Sequence[int]) -> None:
+        # Never blocks: only one request is under way, and it is small.
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            self._control.sendmsg([marshal.dumps(request)], rights)
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
+                self._give_up()
+                raise SpawnerLost from error
+            raise
+
+    async def _answered(self) -> None:
+        if self.lost:
+            raise SpawnerLost
+        await trio.lowlevel.wait_readable(self._control)
+
+    def _receive(self) -> tuple[tuple[Any, ...], list[int]]:
+        try:
+            data, ancillary, _, _ = self._control.recvmsg(
+                65536, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            data, ancillary = b"", []
+        if not data:
+            self._give_up()
+            raise SpawnerLost
+        fds = [fd for _, _, sent in ancillary for fd in memoryview(sent).cast("i")]
+        return marshal.loads(data), fds
+
+    async def wait_lost(self) -> None:
+        """Wait until the spawner has ended."""
+        pidfd = os.dup(self._pidfd)  # trio allows one waiter for a descriptor
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+
+    def _give_up(self) -> None:
+        if not self.lost:
+            trio.lowlevel.notify_closing(self._control)
+            self._control.close()
+
+    async def close(self) -> None:
+        """End the spawner, and with it every child it still has; bounded by `CLOSE_GRACE`."""
+        self._give_up()
+        with trio.move_on_after(CLOSE_GRACE, shield=True) as scope:
+            await trio.lowlevel.wait_readable(self._pidfd)
+        if scope.cancelled_caught:
+            self._popen.kill()
+            with trio.move_on_after(CLOSE_GRACE, shield=True):
+                await trio.lowlevel.wait_readable(self._pidfd)
+        os.close(self._pidfd)
+        self._popen.poll()  # it is dead: reap it
+
+    def forget(self) -> None:
+        """In a fork of our process: let go of the socket, whose closing kills the children."""
+        self._control.close()
+
+
+_spawners: weakref.WeakSet[Spawner] = weakref.WeakSet()
+_current: trio.lowlevel.RunVar[Spawner | None] = trio.lowlevel.RunVar("spawner", None)
+_starting: trio.lowlevel.RunVar[trio.Lock] = trio.lowlevel.RunVar("spawner_starting")
+
+
+def _forget_all() -> None:
+    for spawner in _spawners:
+        spawner.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
+@asynccontextmanager
+async def shared_spawner() -> AsyncIterator[Spawner]:
+    """The spawner of this trio run: the first user starts it, the last one ends it.
+
+    Hold it around a series of short programs, which would otherwise each start
+    one (about 10 ms).  Cancellation: leaves no process.
+    """
+    spawner = await _acquire()
+    try:
+        yield spawner
+    finally:
+        spawner.users -= 1
+        if not spawner.users:
+            if _current.get() is spawner:
+                _current.set(None)
+            await spawner.close()
+
+
+async def _acquire() -> Spawner:
+    """The current spawner, started if there is none that works; counted as used."""
+    async with _start_lock():
+        spawner = _current.get()
+        if spawner is None or spawner.lost:
+            spawner = await trio.to_thread.run_sync(_start)
+            _current.set(spawner)
+        spawner.users += 1
+        return spawner
+
+
+def _start_lock() -> trio.Lock:
+    try:
+        return _starting.get()
+    except LookupError:
+        lock = trio.Lock()
+        _starting.set(lock)
+        return lock
+
+
+def _start() -> Spawner:
+    if not sys.executable:
+        raise HostLacks(
+            "cannot start the spawner: this Python does not know its own interpreter",
+            "set sys.executable to a Python interpreter of the same version",
+        )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        popen = _popen(theirs)
+        ours.setblocking(False)
+        return Spawner(popen, ours)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+
+
+def _popen(control: socket.socket) -> subprocess.Popen[bytes]:
+    us = os.pidfd_open(os.getpid())
+    script = Path(_spawner_main.__file__)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", script, str(control.fileno()), str(us)],
+            pass_fds=[control.fileno(), us],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    finally:
+        os.close(us)
+
+
+def _failure(launch: Launch, stage: str, code: int, path: str) -> Exception:
+    if stage != "exec" or code not in (errno.ENOENT, errno.ENOTDIR):
+        cure = ""
+        if stage == "exec" and code == errno.EACCES:
+            cure = f"make {path} executable, and every directory above it searchable"
+        return SpawnFailed(launch.argv, stage, code, path, cure)
+    if Path(path).exists():
+        cure = "install the interpreter that its first line names"
+        return SpawnFailed(launch.argv, stage, code, path, cure)
+    program = launch.argv[0]
+    where = "does not exist" if "/" in program else "is not on PATH"
+    return BinaryMissing(f"the program {program!r} {where}", "install it, or give its full path")
