@@ -1,0 +1,243 @@
+"""One running VM: a process, its QMP session, and the state they add up to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import attrs
+import trio
+
+from qmpkit._trio import ServiceNursery
+from qmpkit.errors import MachineDied, MachineGone, QmpkitError
+from qmpkit.machine.report import ExitReport, judge
+from qmpkit.machine.state import EVENTS, State, Trigger, from_run_state, step, trigger_of
+from qmpkit.process.child import ChildLike, ExitStatus
+from qmpkit.process.escalate import stop_child
+from qmpkit.qmp.errors import EventsLost, MonitorLost
+from qmpkit.qmp.events import Event, Subscription
+from qmpkit.qmp.session import Session
+from qmpkit.spec.facts import Facts
+from qmpkit.spec.machine import MachineSpec
+
+__all__ = ["Graces", "Machine", "StateObserver"]
+
+log = logging.getLogger("qmpkit.machine")
+
+# A dead QEMU's monitor and its process end within milliseconds of each other; the bound
+# only keeps a machine with a wedged peer from hanging whoever asks for its report.
+_ENDS_MEET = 5.0
+
+
+# Called with the new state and what brought it; must not block.
+StateObserver = Callable[[State, str], None]
+
+
+@attrs.frozen
+class Graces:
+    """Seconds each step of a stop is given before the next, harder one."""
+
+    quit: float = 10.0
+    term: float = 3.0
+    kill: float = 5.0
+
+    @property
+    def total(self) -> float:
+        """The longest a whole stop can take."""
+        return self.quit + self.term + self.kill
+
+
+class Machine:
+    """The core that operations work on; made by `qmpkit.machine.launch.launched`.
+
+    `spec` is the spec as it was resolved (versioned machine type, variables
+    expanded), `argv` the exact command, `streams` the host ends of its character
+    devices, `services` a nursery for tasks that live as long as the machine,
+    `on_state` is told of every change of state.
+    """
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        facts: Facts,
+        argv: Sequence[str],
+        child: ChildLike,
+        qmp: Session,
+        streams: Mapping[str, trio.abc.Stream],
+        services: ServiceNursery,
+        state: State,
+    ) -> None:
+        self.spec = spec
+        self.facts = facts
+        self.argv = tuple(argv)
+        self.child = child
+        self.qmp = qmp
+        self.streams = streams
+        self.services = services
+        self.state = state
+        self.report: ExitReport | None = None
+        self.started_at = trio.current_time()
+        self.on_state: StateObserver | None = None
+        self._changed = trio.Event()
+        self._stop_asked = False
+        self._shutdown_reason: str | None = None
+        self._panic: Mapping[str, Any] | None = None
+        self._events = qmp.subscribe(*EVENTS)
+
+    @property
+    def name(self) -> str:
+        """The machine's name, as in its spec."""
+        return self.spec.name
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        /,
+        *,
+        fds: Sequence[int] = (),
+        oob: bool = False,
+    ) -> Any:
+        """Send one QMP command and return what QEMU returned.
+
+        Raises CommandRefused when QEMU answers with an error, MachineGone when the
+        machine has ended, MachineDied when it ended out of the blue, MonitorLost
+        when only the connection broke.  Cancelled, the command's outcome is unknown.
+        """
+        if self.report is not None:
+            raise self._ended_error(self.report, command)
+        try:
+            return await self.qmp.execute(command, arguments, fds=fds, oob=oob)
+        except MonitorLost as lost:
+            with trio.move_on_after(_ENDS_MEET):
+                raise self._ended_error(await self.wait(), command) from lost
+            raise
+
+    def subscribe(
+        self, *names: str, where: Mapping[str, Any] | None = None, buffer: int = 1000
+    ) -> Subscription:
+        """Events of these names (all without any) whose data match *where*."""
+        return self.qmp.subscribe(*names, where=where, buffer=buffer)
+
+    async def wait(self) -> ExitReport:
+        """Wait for the machine's end, whatever brings it, and tell how it ended."""
+        await self.reached(State.GONE)
+        assert self.report is not None
+        return self.report
+
+    async def reached(self, *states: State) -> State:
+        """Wait until the machine is in one of *states* and return it.
+
+        Raises MachineGone or MachineDied when it ends first, unless GONE is awaited.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while self.state not in states:
+            if self.report is not None:
+                raise self._ended_error(self.report, f"reaching {_either(states)}")
+            await self._changed.wait()
+        return self.state
+
+    async def follow(self) -> None:
+        """Keep `state` and `report` true until the process has ended; one service runs this."""
+        with self._events:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow_events, nursery.cancel_scope)
+                status = await self.child.wait()
+                # What QEMU still had to say lies in the socket: read it before judging.
+                nursery.cancel_scope.deadline = trio.current_time() + _ENDS_MEET
+        self._finish(status)
+
+    async def stop(self, graces: Graces) -> ExitReport:
+        """End QEMU now: `quit`, then SIGTERM, then SIGKILL, each after its grace.
+
+        The guest is not asked; see `qmpkit.operations.power.shutdown` for that.
+        Safe to call again and in cleanup (callers shield it, bounded by `graces.total`).
+        """
+        self._stop_asked = True
+        await stop_child(
+            self.child,
+            ask=self._ask_to_quit,
+            quit_grace=graces.quit,
+            term_grace=graces.term,
+            kill_grace=graces.kill,
+        )
+        return await self.wait()
+
+    async def kill(self) -> ExitReport:
+        """End QEMU with SIGKILL: what the guest had not written is lost."""
+        self._stop_asked = True
+        self.child.kill()
+        return await self.wait()
+
+    async def learn_state(self) -> None:
+        """Take the state from `query-status` (after events were lost)."""
+        status = await self.qmp.execute("query-status")
+        self._enter(from_run_state(status["status"]), "query-status")
+
+    async def _ask_to_quit(self) -> None:
+        await self.qmp.execute("quit")
+
+    async def _follow_events(self, scope: trio.CancelScope) -> None:
+        while True:
+            try:
+                async for event in self._events:
+                    self._take(event)
+            except EventsLost as lost:
+                log.warning("%s; asking for the state instead", lost)
+            except MonitorLost:
+                return
+            else:
+                return
+            await self._relearn()
+
+    async def _relearn(self) -> None:
+        try:
+            await self.learn_state()
+        except QmpkitError as error:
+            log.warning("machine %r: cannot learn its state: %s", self.name, error)
+
+    def _take(self, event: Event) -> None:
+        trigger = trigger_of(event.name, event.data)
+        if trigger is Trigger.SHUTDOWN:
+            self._shutdown_reason = event.data.get("reason")
+        if trigger is Trigger.GUEST_PANICKED:
+            self._panic = event.data.get("info") or {}
+        if trigger is not None:
+            self._enter(step(self.state, trigger), event.data.get("reason") or event.name)
+
+    def _enter(self, state: State, cause: str) -> None:
+        if state is self.state:
+            return
+        self.state = state
+        if self.on_state is not None:
+            self.on_state(state, cause)
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    def _finish(self, status: ExitStatus) -> None:
+        cause = judge(
+            asked=self._stop_asked,
+            reason=self._shutdown_reason,
+            panicked=self._panic is not None,
+            status=status,
+        )
+        self.report = ExitReport(
+            machine=self.name,
+            cause=cause,
+            status=status,
+            uptime=trio.current_time() - self.started_at,
+            reason=self._shutdown_reason,
+            panic=self._panic,
+            stderr_tail=self.child.stderr_tail,
+        )
+        self._enter(step(self.state, Trigger.ENDED), str(self.report))
+
+    def _ended_error(self, report: ExitReport, asked: str) -> MachineGone | MachineDied:
+        if report.expected:
+            return MachineGone(self.name, asked, report)
+        return MachineDied(report)
+
+
+def _either(states: Collection[State]) -> str:
+    return " or ".join(state.value for state in states)

@@ -1,0 +1,95 @@
+"""Pause, resume, reset, power down: what moves a machine from state to state."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from qmpkit.errors import GuestRefused
+from qmpkit.machine.machine import Graces, Machine
+from qmpkit.machine.report import ExitReport
+from qmpkit.machine.state import State
+
+__all__ = ["pause", "paused", "powerdown", "reset", "resume", "shutdown"]
+
+_RESUME_GRACE = 5.0
+
+AskGuest = Callable[[], Awaitable[None]]
+
+
+async def pause(machine: Machine) -> None:
+    """Stop the guest's vCPUs and wait until they stand (QMP `stop`)."""
+    await machine.execute("stop")
+    await machine.reached(*_STANDING)
+
+
+async def resume(machine: Machine) -> None:
+    """Let the guest's vCPUs run and wait until they do (QMP `cont`)."""
+    await machine.execute("cont")
+    await machine.reached(State.RUNNING, State.SUSPENDED)
+
+
+_STANDING = (State.PAUSED, State.PANICKED, State.SHUTDOWN, State.FAILED)
+
+
+@asynccontextmanager
+async def paused(machine: Machine) -> AsyncIterator[None]:
+    """The guest stands still within the block; a guest that ran before runs again after.
+
+    The guest is resumed also when the block fails or is cancelled, within a bound
+    of 5 s.  A machine that was paused already stays paused.
+    """
+    if machine.state is not State.RUNNING:
+        await trio.lowlevel.checkpoint()
+        yield
+        return
+    try:
+        await pause(machine)
+        yield
+    finally:
+        # `stop` may have taken effect although its reply was never awaited: always resume.
+        if machine.report is None:
+            with trio.move_on_after(_RESUME_GRACE, shield=True):
+                await resume(machine)
+
+
+async def reset(machine: Machine) -> None:
+    """Press the reset button (QMP `system_reset`) and wait for QEMU's RESET event."""
+    with machine.subscribe("RESET") as resets:
+        await machine.execute("system_reset")
+        await resets.next()
+
+
+async def powerdown(machine: Machine, ask: AskGuest | None = None) -> None:
+    """Ask the guest to shut itself down; returns at once, `machine.wait()` tells when it has.
+
+    *ask* replaces the ACPI power button (QMP `system_powerdown`), for instance by the
+    guest agent's `shutdown`.
+    """
+    if ask is None:
+        await machine.execute("system_powerdown")
+    else:
+        await ask()
+
+
+async def shutdown(
+    machine: Machine,
+    *,
+    grace: float,
+    ask: AskGuest | None = None,
+    escalate: bool = True,
+    graces: Graces | None = None,
+) -> ExitReport:
+    """Power the guest down, and end QEMU when the guest has not obeyed within *grace* seconds.
+
+    With `escalate=False` a guest that does not obey raises GuestRefused and is left
+    running.  Cancelled, nothing is undone: a guest that was asked may still shut down.
+    """
+    with trio.move_on_after(grace):
+        await powerdown(machine, ask)
+        return await machine.wait()
+    if not escalate:
+        raise GuestRefused(machine.name, "to power down", f"still running after {grace:g} s")
+    return await machine.stop(graces or Graces())

@@ -1,0 +1,123 @@
+"""`running(spec)`: a VM for the length of a block, and nothing of it after."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit.errors import MachineDied, MachineGone
+from qmpkit.host.preflight import preflight
+from qmpkit.host.resolve import resolve
+from qmpkit.images.prepare import prepared_disks
+from qmpkit.machine.launch import LaunchOptions, Starter, launched, start_qemu
+from qmpkit.machine.machine import Machine
+from qmpkit.qmp.errors import MonitorLost
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.vm import VM
+
+__all__ = ["opened", "running"]
+
+log = logging.getLogger("qmpkit")
+
+
+@asynccontextmanager
+async def running(
+    spec: MachineSpec,
+    *,
+    paused: bool = False,
+    powerdown_grace: float = 0.0,
+    logs: Path | None = None,
+    options: LaunchOptions | None = None,
+) -> AsyncIterator[VM]:
+    """Run the machine that *spec* describes; no process of it outlives the block.
+
+    The guest runs when the block is entered, or stands before its first instruction
+    with `paused=True`.  At the end of the block QEMU is stopped in order; with
+    *powerdown_grace* the guest first gets that many seconds to shut itself down.
+    When the block fails or is cancelled QEMU is stopped at once.  Even a SIGKILL of
+    this Python process ends QEMU.
+
+    *logs*: a directory for the bounded logs of QEMU's stderr and the consoles.
+
+    Raises SpecInvalid or HostLacks before anything is started, LaunchFailed when
+    QEMU does not get ready, and MachineDied, after cancelling the block, when QEMU
+    ends out of the blue.  A guest that shuts itself down or panics does not cancel
+    the block: `vm.wait()` returns and later calls raise MachineGone.  The block's own
+    exception leaves as it is, together with a MachineDied in a group.
+    """
+    async with opened(spec, logs=logs, options=options) as vm:
+        async with _surfacing_death(vm.machine):
+            if not paused:
+                await vm.resume()
+            yield vm
+            if powerdown_grace and vm.report is None:
+                await vm.shutdown(grace=powerdown_grace)
+
+
+@asynccontextmanager
+async def opened(
+    spec: MachineSpec,
+    *,
+    logs: Path | None = None,
+    options: LaunchOptions | None = None,
+    start: Starter = start_qemu,
+) -> AsyncIterator[VM]:
+    """Start *spec* paused as a VM whose death cancels nobody: what `running` is made of."""
+    options = _with_logs(options or LaunchOptions(), logs)
+    resolution = await resolve(spec)
+    await preflight(resolution)
+    for warning in resolution.warnings:
+        log.warning("machine %r: %s", spec.name, warning)
+    async with prepared_disks(resolution.spec), launched(resolution, options, start=start) as m:
+        yield VM(m, logs=logs)
+
+
+def _with_logs(options: LaunchOptions, logs: Path | None) -> LaunchOptions:
+    return options if logs is None else attrs.evolve(options, stderr_log=logs / "stderr.log")
+
+
+@asynccontextmanager
+async def _surfacing_death(machine: Machine) -> AsyncIterator[None]:
+    """Cancel the block when the machine dies out of the blue, and raise MachineDied for it."""
+    with trio.CancelScope() as block:
+        machine.services.start_soon(_cancel_on_death, machine, block)
+        try:
+            yield
+        except BaseException as error:
+            death = _death(machine)
+            if death is None or isinstance(error, trio.Cancelled):
+                raise
+            own = _own_part(error)
+            if own is None:
+                raise death from error
+            raise BaseExceptionGroup(
+                f"the block failed and machine {machine.name!r} died", [own, death]
+            ) from None
+    death = _death(machine)
+    if death is not None:
+        raise death
+
+
+async def _cancel_on_death(machine: Machine, block: trio.CancelScope) -> None:
+    report = await machine.wait()
+    if not report.expected:
+        block.cancel()
+
+
+def _death(machine: Machine) -> MachineDied | None:
+    if machine.report is None or machine.report.expected:
+        return None
+    return MachineDied(machine.report)
+
+
+def _own_part(error: BaseException) -> BaseException | None:
+    """*error* without what only says in other words that the machine is gone."""
+    echoes = (MachineDied, MachineGone, MonitorLost)
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(echoes)[1]
+    return None if isinstance(error, echoes) else error

@@ -1,0 +1,87 @@
+"""What happened to the machines of a supervisor, in one order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+
+import attrs
+import trio
+
+from qmpkit.qmp.errors import EventsLost
+
+__all__ = ["EventLog", "Happening"]
+
+
+@attrs.frozen
+class Happening:
+    """One change of one machine.
+
+    `sequence` orders the happenings of a supervisor without gaps, `time` is seconds
+    since the epoch, `state` what the machine became ("queued", "starting", then the
+    states of `qmpkit.machine.state.State`, or "failed" for a start that did not
+    succeed), `cause` why.
+    """
+
+    machine: str
+    sequence: int
+    time: float
+    state: str
+    cause: str
+
+
+class EventLog:
+    """Numbers happenings and hands them to every subscriber; never blocks the one who tells."""
+
+    def __init__(self) -> None:
+        self._numbers = count()
+        self._subscribers: set[Subscriber] = set()
+
+    def tell(self, machine: str, state: str, cause: str) -> None:
+        """Record one happening."""
+        happening = Happening(machine, next(self._numbers), time.time(), state, cause)
+        for subscriber in self._subscribers:
+            subscriber._put(happening)
+
+    @contextmanager
+    def subscribe(self, buffer: int) -> Iterator[Subscriber]:
+        """Follow what happens from now on, within the block."""
+        subscriber = Subscriber(buffer)
+        self._subscribers.add(subscriber)
+        try:
+            yield subscriber
+        finally:
+            self._subscribers.discard(subscriber)
+            subscriber._close()
+
+
+class Subscriber:
+    """An async iterator over happenings; raises EventsLost once when it was too slow."""
+
+    def __init__(self, buffer: int) -> None:
+        self._buffer = buffer
+        self._send, self._receive = trio.open_memory_channel[Happening](max(buffer, 1))
+        self._overflowed = False
+
+    def __aiter__(self) -> Subscriber:
+        return self
+
+    async def __anext__(self) -> Happening:
+        if self._overflowed and not self._receive.statistics().current_buffer_used:
+            self._overflowed = False
+            raise EventsLost("supervisor", (), self._buffer)
+        try:
+            return await self._receive.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+    def _put(self, happening: Happening) -> None:
+        try:
+            self._send.send_nowait(happening)
+        except trio.WouldBlock:
+            self._overflowed = True
+
+    def _close(self) -> None:
+        self._send.close()

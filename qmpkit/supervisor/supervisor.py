@@ -1,0 +1,235 @@
+"""Many machines under one roof: none cancels another, all are stopped together."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+)
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from qmpkit.errors import Fault, MachineDied, MachineGone, QmpkitError, SpecInvalid
+from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
+from qmpkit.machine.state import State
+from qmpkit.process.spawner import shared_spawner
+from qmpkit.running import opened
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.supervisor.events import EventLog, Subscriber
+from qmpkit.supervisor.table import Row
+from qmpkit.vm import VM
+
+__all__ = ["Supervisor"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+
+class Supervisor:
+    """Runs many machines; `async with qmpkit.Supervisor("lab") as lab:`.
+
+    *starts* machines are brought up at the same time (default: one a CPU), further
+    ones wait in a queue.  A machine that dies is reported in `table` and `subscribe`
+    and cancels neither its siblings nor the block.  The end of the block, however it
+    comes, stops every machine: with *powerdown_grace* the guests first get that many
+    seconds, all at the same time, to shut themselves down.
+    """
+
+    def __init__(
+        self,
+        name: str = "qmpkit",
+        *,
+        starts: int | None = None,
+        powerdown_grace: float = 0.0,
+        logs: Path | None = None,
+        start: Starter = start_qemu,
+    ) -> None:
+        self.name = name
+        self.powerdown_grace = powerdown_grace
+        self._logs = logs
+        self._start = start
+        self._limit = trio.CapacityLimiter(starts or os.cpu_count() or 1)
+        self._records: dict[str, _Record] = {}
+        self._log = EventLog()
+        self._stack = AsyncExitStack()
+        self._nursery: trio.Nursery | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._stack.enter_async_context(self._open())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return await self._stack.__aexit__(kind, error, traceback)
+
+    @property
+    def machines(self) -> Mapping[str, VM]:
+        """The machines that are up, by name."""
+        return {name: r.vm for name, r in self._records.items() if r.vm and not r.vm.report}
+
+    def table(self) -> tuple[Row, ...]:
+        """A row for every machine ever started here, also those that have ended."""
+        return tuple(record.row() for record in self._records.values())
+
+    def subscribe(self, buffer: int = 10_000) -> AbstractContextManager[Subscriber]:
+        """Follow what happens to all machines: `with lab.subscribe() as events: async for …`."""
+        return self._log.subscribe(buffer)
+
+    async def start(
+        self, spec: MachineSpec, *, paused: bool = False, options: LaunchOptions | None = None
+    ) -> VM:
+        """Start a machine and return when its guest runs (with *paused*, when it could).
+
+        Raises SpecInvalid, HostLacks or LaunchFailed as `qmpkit.running` does; the
+        siblings do not notice.  Cancelled, the machine is taken down again.
+        """
+        if self._nursery is None:
+            raise RuntimeError("this supervisor is not open: use `async with Supervisor() as lab`")
+        record = self._admit(spec)
+        vm: VM = await self._nursery.start(self._keep, record, spec, paused, options)
+        return vm
+
+    async def stop(self, *, powerdown_grace: float | None = None) -> None:
+        """Stop every machine, all at the same time, and return when none is left.
+
+        A guest that runs is asked to power down and ended when it has not within the
+        grace (default: the supervisor's own; 0 ends it at once).
+        """
+        grace = self.powerdown_grace if powerdown_grace is None else powerdown_grace
+        async with trio.open_nursery() as nursery:
+            for vm in self.machines.values():
+                nursery.start_soon(_stop_one, vm, grace)
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[None]:
+        async with shared_spawner(), trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                yield
+            finally:
+                self._nursery = None
+                await self._stop_all()
+
+    async def _stop_all(self) -> None:
+        bound = self.powerdown_grace + LaunchOptions().graces.total
+        with trio.move_on_after(bound, shield=True):
+            await self.stop()
+        # Whoever is left, also in the middle of a start, is taken down by its own cleanup.
+        for record in self._records.values():
+            record.scope.cancel()
+
+    def _admit(self, spec: MachineSpec) -> _Record:
+        known = self._records.get(spec.name)
+        if known is not None and not known.over:
+            fault = Fault("name", f"{spec.name!r} is taken by a machine of this supervisor")
+            raise SpecInvalid([fault], source=f"supervisor {self.name!r}")
+        record = _Record(spec.name, self._log)
+        self._records[spec.name] = record
+        return record
+
+    async def _keep(
+        self,
+        record: _Record,
+        spec: MachineSpec,
+        paused: bool,
+        options: LaunchOptions | None,
+        task_status: trio.TaskStatus[VM],
+    ) -> None:
+        """One machine's whole life.  The one place where a machine's failure is caught."""
+        with record.scope:
+            try:
+                async with AsyncExitStack() as stack:
+                    vm = await self._bring_up(stack, record, spec, paused, options)
+                    # From here on it belongs to the supervisor: only `_stop_all` ends it.
+                    record.scope.shield = True
+                    record.started = True
+                    task_status.started(vm)
+                    await vm.wait()
+            except QmpkitError as error:
+                if not record.started:
+                    record.enter("failed", str(error))
+                    raise
+                log.exception("machine %r failed while it was taken down", record.name)
+            finally:
+                record.end()
+
+    async def _bring_up(
+        self,
+        stack: AsyncExitStack,
+        record: _Record,
+        spec: MachineSpec,
+        paused: bool,
+        options: LaunchOptions | None,
+    ) -> VM:
+        record.enter("queued", "start was asked for")
+        logs = None if self._logs is None else self._logs / record.name
+        async with self._limit:
+            record.enter("starting", "its turn has come")
+            vm = await stack.enter_async_context(
+                opened(spec, logs=logs, options=options, start=self._start)
+            )
+            record.attach(vm)
+            if not paused:
+                await vm.resume()
+        return vm
+
+
+class _Record:
+    """What the supervisor keeps of one machine."""
+
+    def __init__(self, name: str, events: EventLog) -> None:
+        self.name = name
+        self.vm: VM | None = None
+        self.started = False
+        self.over = False
+        self.scope = trio.CancelScope()
+        self._events = events
+        self._state = ""
+        self._cause = ""
+        self._entered = trio.current_time()
+
+    def attach(self, vm: VM) -> None:
+        self.vm = vm
+        self.enter(vm.state.value, "QEMU is up")
+        vm.machine.on_state = lambda state, cause: self.enter(state.value, cause)
+
+    def enter(self, state: str, cause: str) -> None:
+        self._state, self._cause, self._entered = state, cause, trio.current_time()
+        self._events.tell(self.name, state, cause)
+
+    def end(self) -> None:
+        self.over = True
+        if self._state in ("queued", "starting"):
+            self.enter("failed", "the start was cancelled")
+
+    def row(self) -> Row:
+        live = self.vm is not None and self.vm.report is None
+        return Row(
+            machine=self.name,
+            state=self._state,
+            since=trio.current_time() - self._entered,
+            cause=self._cause,
+            pid=self.vm.pid if live and self.vm else None,
+            accel=self.vm.accel if self.vm else None,
+        )
+
+
+async def _stop_one(vm: VM, grace: float) -> None:
+    """Stop one machine; a death on the way is in its report and is no fault of the stop."""
+    try:
+        if grace and vm.state is State.RUNNING:
+            await vm.shutdown(grace=grace)
+        else:
+            await vm.quit()
+    except (MachineDied, MachineGone):
+        log.info("machine %r ended while it was being stopped: %s", vm.name, vm.report)

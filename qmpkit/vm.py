@@ -1,0 +1,197 @@
+"""The VM that users hold: thin fronts over one machine and the operations on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.machine.machine import Graces, Machine
+from qmpkit.machine.report import ExitReport
+from qmpkit.machine.state import State
+from qmpkit.operations import keys, power, screen
+from qmpkit.operations.agent import Agent
+from qmpkit.operations.console import Console
+from qmpkit.process.logs import BoundedLog
+from qmpkit.qmp.events import Subscription
+from qmpkit.spec.machine import MachineSpec
+
+__all__ = ["VM"]
+
+
+class VM:
+    """One running virtual machine; `qmpkit.running` and `Supervisor.start` make it.
+
+    Every method that talks to QEMU raises MachineGone when the machine has ended in
+    an orderly way, MachineDied when it ended out of the blue, and CommandRefused
+    when QEMU says no.  A cancelled command has an unknown outcome; ask `state`.
+    """
+
+    def __init__(self, machine: Machine, *, logs: Path | None = None) -> None:
+        self.machine = machine
+        self.consoles: Mapping[str, Console] = {
+            channel: self._open_console(channel, logs)
+            for channel in machine.streams
+            if channel.startswith("serial")
+        }
+        self._agent = self._open_agent()
+
+    def __repr__(self) -> str:
+        return f"<VM {self.name!r} {self.state.value}>"
+
+    @property
+    def name(self) -> str:
+        """The machine's name, as in its spec."""
+        return self.machine.name
+
+    @property
+    def spec(self) -> MachineSpec:
+        """The spec as it runs: versioned machine type, host variables expanded."""
+        return self.machine.spec
+
+    @property
+    def accel(self) -> str:
+        """The accelerator in use: "kvm" or "tcg"."""
+        return self.machine.facts.accel
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self.machine.child.pid
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The exact command QEMU was started with."""
+        return self.machine.argv
+
+    @property
+    def state(self) -> State:
+        """What the machine is doing, kept true by QMP events and the process's end."""
+        return self.machine.state
+
+    @property
+    def report(self) -> ExitReport | None:
+        """How the machine ended; None while it lives."""
+        return self.machine.report
+
+    # Asking QEMU
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, /, *, oob: bool = False
+    ) -> Any:
+        """Send any QMP command and return what QEMU returned."""
+        return await self.machine.execute(command, arguments, oob=oob)
+
+    def subscribe(
+        self, *names: str, where: Mapping[str, Any] | None = None, buffer: int = 1000
+    ) -> Subscription:
+        """Follow QMP events of these *names* (all without any) whose data match *where*.
+
+        A context manager and async iterator.  Reading more than *buffer* events too
+        late raises EventsLost in this subscriber only.
+        """
+        return self.machine.subscribe(*names, where=where, buffer=buffer)
+
+    # Lifecycle
+
+    async def wait(self) -> ExitReport:
+        """Wait for the machine's end, whatever brings it, and tell how it ended."""
+        return await self.machine.wait()
+
+    async def wait_running(self) -> None:
+        """Wait until the guest's vCPUs run; MachineGone or MachineDied when it ends first."""
+        await self.machine.reached(State.RUNNING)
+
+    async def pause(self) -> None:
+        """Stop the guest's vCPUs (QMP `stop`); returns when they stand."""
+        await power.pause(self.machine)
+
+    async def resume(self) -> None:
+        """Let the guest's vCPUs run (QMP `cont`); returns when they do."""
+        await power.resume(self.machine)
+
+    def paused(self) -> AbstractAsyncContextManager[None]:
+        """`async with vm.paused():` the guest stands still within, and runs again after."""
+        return power.paused(self.machine)
+
+    async def reset(self) -> None:
+        """Press the reset button (QMP `system_reset`); returns when QEMU has reset."""
+        await power.reset(self.machine)
+
+    async def powerdown(self, *, by: str = "acpi") -> None:
+        """Ask the guest to shut down and return at once; *by* is "acpi" or "agent"."""
+        await power.powerdown(self.machine, self._asker(by))
+
+    async def shutdown(
+        self, *, grace: float = 60.0, by: str = "acpi", escalate: bool = True
+    ) -> ExitReport:
+        """Ask the guest to shut down; end QEMU when it has not within *grace* seconds.
+
+        With `escalate=False` a guest that does not obey raises GuestRefused instead
+        and goes on running.  *by* is "acpi" (the power button) or "agent".
+        """
+        ask = self._asker(by)
+        return await power.shutdown(self.machine, grace=grace, ask=ask, escalate=escalate)
+
+    async def quit(self, graces: Graces | None = None) -> ExitReport:
+        """End QEMU at once, in order: `quit`, SIGTERM, SIGKILL.  The guest is not asked."""
+        return await self.machine.stop(graces or Graces())
+
+    async def kill(self) -> ExitReport:
+        """End QEMU with SIGKILL; what it had not written is lost."""
+        return await self.machine.kill()
+
+    # The guest
+
+    @property
+    def console(self) -> Console:
+        """The first serial console; `consoles` has all of them."""
+        if not self.consoles:
+            raise self._lacks("serials", "it has no serial console", 'add `serials = 1`')
+        return self.consoles["serial0"]
+
+    @property
+    def agent(self) -> Agent:
+        """The QEMU guest agent in the guest."""
+        if self._agent is None:
+            raise self._lacks("agent", "it has no guest agent channel", "add `agent = true`")
+        return self._agent
+
+    async def screenshot(self, path: Path | str | None = None) -> bytes:
+        """The guest's screen as PNG bytes, also written to *path* when given (QEMU 7.1+)."""
+        return await screen.screenshot(self.machine, path)
+
+    async def send_keys(self, *chords: str) -> None:
+        """Press key chords such as "ctrl-alt-delete" or "ret", one after another."""
+        await keys.send_keys(self.machine, *chords)
+
+    async def type_text(self, text: str) -> None:
+        """Type *text* on the guest's keyboard (US layout)."""
+        await keys.type_text(self.machine, text)
+
+    def _asker(self, by: str) -> power.AskGuest | None:
+        match by:
+            case "acpi":
+                return None
+            case "agent":
+                return self.agent.shutdown
+        raise ValueError(f'by={by!r}: a guest is asked by "acpi" or by "agent"')
+
+    def _lacks(self, path: str, message: str, hint: str) -> SpecInvalid:
+        return SpecInvalid([Fault(path, message, hint)], source=f"machine {self.name!r}")
+
+    def _open_console(self, channel: str, logs: Path | None) -> Console:
+        log = None if logs is None else BoundedLog(logs / f"{channel}.log")
+        console = Console(self.machine.streams[channel], name=f"{self.name} {channel}", log=log)
+        self.machine.services.start_soon(console.run, name=f"{channel} of {self.name}")
+        return console
+
+    def _open_agent(self) -> Agent | None:
+        stream = self.machine.streams.get("agent")
+        if stream is None:
+            return None
+        agent = Agent(stream, name=self.name)
+        self.machine.services.start_soon(agent.run, name=f"agent of {self.name}")
+        return agent

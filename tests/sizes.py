@@ -1,0 +1,24 @@
+"""Every size that differs between the plain run (CI's) and `scripts/test --long`.
+
+The long sizes are those the issues write.
+"""
+
+from __future__ import annotations
+
+import os
+
+LONG = os.environ.get("QMPKIT_LONG") == "1"
+
+
+def size(ci: int, long: int) -> int:
+    """*ci* in the plain run, *long* with `--long`."""
+    return long if LONG else ci
+
+
+# One machine, for real
+TINY_BOOTED = size(ci=3, long=50)  # tiny guests booted to the agent at the same time
+TINY_PAUSED = size(ci=47, long=0)  # … and the rest of the fifty, started paused
+CANCELS_FAKE = size(ci=200, long=200)  # cancellations of start, run and stop on the fake
+CANCELS_REAL = size(ci=40, long=200)  # … and on a real QEMU
+PYTHON_KILLS = size(ci=20, long=200)  # SIGKILLs of Python 0 to 30 ms into a start
+LATE_KILL_AFTER = size(ci=2, long=15)  # seconds after a start that Python is killed
