@@ -1,0 +1,97 @@
+"""What is built once and kept: directories named by their content, whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from qmpkit._paths import cache_dir
+
+__all__ = ["current", "digest", "guests_dir", "locked", "manifest", "publish"]
+
+_MANIFEST = "manifest.json"
+
+
+def guests_dir() -> Path:
+    """Where built guests are kept, `${cache}/guests` in a profile; made when missing."""
+    folder = cache_dir() / "guests"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file *path*, waiting for whoever holds it; it ends with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def digest(facts: Mapping[str, object]) -> str:
+    """A short name for *facts*, the same for equal facts."""
+    text = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def current(link: Path) -> dict[str, object]:
+    """The facts that what *link* points to was built from; empty when there is none."""
+    return manifest(link) if link.exists() else {}
+
+
+def manifest(directory: Path) -> dict[str, object]:
+    """The facts written down in *directory*."""
+    try:
+        facts = json.loads((directory / _MANIFEST).read_text())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def publish(link: Path, facts: Mapping[str, object], build: Callable[[Path], None]) -> Path:
+    """Build `<link>-<digest of facts>` unless it is there, and point *link* to it.
+
+    *build* fills a scratch directory that takes its name only when it is whole, so
+    a builder that is killed leaves at most a scratch directory, which the next one
+    removes.  The caller holds the lock of *link*.
+    """
+    target = link.with_name(f"{link.name}-{digest(facts)}")
+    if not manifest(target):
+        _build(target, facts, build)
+    _point(link, target)
+    return target
+
+
+def _build(target: Path, facts: Mapping[str, object], build: Callable[[Path], None]) -> None:
+    prefix = f".{target.name}-"
+    for leftover in target.parent.glob(f"{prefix}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    try:
+        build(scratch)
+        (scratch / _MANIFEST).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        scratch.chmod(0o755)
+        if target.exists():  # without a manifest: made by hand or damaged
+            shutil.rmtree(target)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _point(link: Path, target: Path) -> None:
+    if link.is_symlink() and link.readlink() == Path(target.name):
+        return
+    fresh = link.with_name(f".{link.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target.name)
+    fresh.replace(link)
