@@ -1,0 +1,181 @@
+"""The runtime directory: where the sockets of running machines are, for nobody's eyes but ours.
+
+    <root>/<name>.<pid>.<random>/<socket>
+
+The root is `$QMPKIT_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/qmpkit`, else
+`/run/qmpkit` for root, else `/tmp/qmpkit-<uid>`.  Every part has a greatest
+length, so that a socket's path always fits the 107 bytes the kernel takes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit.errors import HostLacks
+
+__all__ = ["machine_dir", "owner_of", "runtime_root", "socket_path"]
+
+SOCKET_PATH_LIMIT = 107
+NAME_LIMIT = 10
+SOCKET_NAME_LIMIT = 20
+# "/name.pid.rand/socket": a pid has at most seven digits.
+ROOT_LIMIT = SOCKET_PATH_LIMIT - (1 + NAME_LIMIT + 1 + 7 + 1 + 4) - (1 + SOCKET_NAME_LIMIT)
+
+REMOVE_GRACE = 5.0
+"""Seconds that removing a machine's directory may take."""
+
+_DIRECTORY = re.compile(r"[A-Za-z0-9_-]+\.([0-9]+)\.[0-9a-f]{4}")
+_swept: set[Path] = set()
+
+
+def runtime_root() -> Path:
+    """The verified root, made (0700) if it is missing.
+
+    Raises `HostLacks` when it cannot be made, is a symbolic link, belongs to
+    another user, is writable by others, or is too long for socket paths.
+    Does a few quick system calls.
+    """
+    root = _root_by_rule()
+    if len(os.fsencode(root)) > ROOT_LIMIT:
+        raise HostLacks(
+            f"the runtime directory {root} is longer than {ROOT_LIMIT} bytes, "
+            "so the paths of sockets in it would be too long",
+            "set QMPKIT_RUNTIME_DIR to a shorter path",
+        )
+    _verify(root)
+    return root
+
+
+def _root_by_rule() -> Path:
+    if own := os.environ.get("QMPKIT_RUNTIME_DIR"):
+        return Path(own).absolute()
+    uid = os.geteuid()
+    xdg = os.environ.get("XDG_RUNTIME_DIR", "")
+    # Under sudo the variable may still name the directory of another user.
+    with suppress(OSError):
+        if xdg.startswith("/") and Path(xdg).stat().st_uid == uid:
+            return Path(xdg) / "qmpkit"
+    return Path("/run/qmpkit") if uid == 0 else Path(f"/tmp/qmpkit-{uid}")
+
+
+def _verify(root: Path) -> None:
+    cure = "remove it, or set QMPKIT_RUNTIME_DIR to a directory of your own"
+    try:
+        with suppress(FileExistsError):
+            root.mkdir(mode=0o700)
+        found = root.lstat()
+    except OSError as error:
+        raise HostLacks(
+            f"cannot make the runtime directory {root}: {error.strerror}", cure
+        ) from error
+    if not stat.S_ISDIR(found.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a directory"
+        raise HostLacks(f"the runtime directory {root} is {kind}", cure)
+    if found.st_uid != os.geteuid():
+        raise HostLacks(
+            f"the runtime directory {root} belongs to user {found.st_uid}, not to us", cure
+        )
+    if found.st_mode & 0o022:
+        raise HostLacks(f"the runtime directory {root} is writable by others", f"chmod 700 {root}")
+
+
+def socket_path(directory: Path, name: str) -> Path:
+    """The path of the socket *name* (20 bytes at most, like "qmp") in a machine's directory."""
+    if not name or "/" in name or len(os.fsencode(name)) > SOCKET_NAME_LIMIT:
+        raise ValueError(
+            f"a socket's name has 1 to {SOCKET_NAME_LIMIT} bytes and no slash: {name!r}"
+        )
+    path = directory / name
+    assert len(os.fsencode(path)) <= SOCKET_PATH_LIMIT
+    return path
+
+
+@attrs.frozen
+class _Held:
+    path: Path
+    lock: int
+    owner: int = attrs.field(factory=os.getpid)
+
+
+@asynccontextmanager
+async def machine_dir(name: str) -> AsyncIterator[Path]:
+    """A new directory (0700) for one run of the machine *name*, removed with the block.
+
+    Two machines of one name get two directories.  What a killed program left
+    is removed when the next one makes its first.  Raises `HostLacks`.
+    Cancellation: the directory is removed.
+    """
+    held = await trio.to_thread.run_sync(_make, name)
+    try:
+        yield held.path
+    finally:
+        with trio.move_on_after(REMOVE_GRACE, shield=True):
+            await trio.to_thread.run_sync(_remove, held, abandon_on_cancel=True)
+
+
+def _make(name: str) -> _Held:
+    root = runtime_root()
+    if root not in _swept:
+        _swept.add(root)
+        _sweep(root)
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:NAME_LIMIT] or "vm"
+    while True:
+        path = root / f"{slug}.{os.getpid()}.{secrets.token_hex(2)}"
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+            return _Held(path, _lock(path))
+
+
+def _lock(path: Path) -> int:
+    """Hold a lock on *path* that the kernel drops when we die."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _remove(held: _Held) -> None:
+    if os.getpid() != held.owner:  # a fork of ours leaves the block too
+        return
+    try:
+        shutil.rmtree(held.path, ignore_errors=True)
+    finally:
+        os.close(held.lock)
+
+
+def owner_of(directory: Path) -> int | None:
+    """The process that made a machine's directory; None when it is not one."""
+    match = _DIRECTORY.fullmatch(directory.name)
+    return int(match[1]) if match else None
+
+
+def _sweep(root: Path) -> None:
+    """Remove the directories of programs that were killed.
+
+    Such a program is no more, or its number is another's: then its lock is free.
+    One that is just making its directory has no lock yet, but lives.
+    """
+    for path in root.iterdir():
+        pid = owner_of(path)
+        if pid is None or Path(f"/proc/{pid}").exists():
+            continue
+        with suppress(OSError):
+            lock = _lock(path)
+            try:
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
