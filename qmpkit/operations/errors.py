@@ -1,0 +1,66 @@
+"""What can go wrong while talking to a guest over its console, agent and keyboard."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmpkit.errors import GuestRefused, MachineGone, QmpkitError
+
+if TYPE_CHECKING:
+    from qmpkit.operations.agent_run import Completed
+
+__all__ = ["ConsoleEnded", "GuestCommandFailed", "OutputLost"]
+
+
+class ConsoleEnded(MachineGone):
+    """The console ended, because the machine did, before what was asked could happen.
+
+    `channel` is the console's name, `last_lines` the last that the guest printed.
+    It is a MachineGone without a report: the console sees the end, not its cause.
+    """
+
+    def __init__(self, machine: str, channel: str, asked: str, last_lines: str) -> None:
+        super().__init__(machine, asked)
+        self.channel = channel
+        self.last_lines = last_lines
+        self.args = (machine, channel, asked, last_lines)
+
+    def __str__(self) -> str:
+        said = self.last_lines or "(it printed nothing)"
+        return (
+            f"machine {self.machine!r}: {self.channel} ended before {self.asked}. "
+            f"Its last lines:\n{said}"
+        )
+
+
+class OutputLost(QmpkitError):
+    """A reader fell so far behind that output was dropped before it was read or searched.
+
+    `dropped` bytes are gone for this reader alone; it goes on with the oldest
+    byte that is kept, so the call may be repeated by who can live with the gap.
+    """
+
+    def __init__(self, machine: str, channel: str, dropped: int, keep: int) -> None:
+        self.machine = machine
+        self.channel = channel
+        self.dropped = dropped
+        self.keep = keep
+        super().__init__(machine, channel, dropped, keep)
+
+    def __str__(self) -> str:
+        return (
+            f"machine {self.machine!r}: {self.dropped} bytes of {self.channel} were dropped "
+            f"before they were read ({self.keep} bytes are kept). "
+            "Cure: read sooner, or keep more"
+        )
+
+
+class GuestCommandFailed(GuestRefused):
+    """A command run with `check=True` ended with another status than 0; see `completed`."""
+
+    def __init__(self, machine: str, completed: Completed) -> None:
+        self.completed = completed
+        said = completed.error_text.strip() or completed.text.strip()
+        why = f"{completed.ending}{': ' if said else ''}{said[-1000:]}"
+        super().__init__(machine, f"to succeed in {list(completed.argv)}", why)
+        self.args = (machine, completed)
