@@ -60,6 +60,8 @@ class BoundedLog:
         self._pending: deque[bytes] = deque()
         self._backlog = 0
         self._wake = trio.Event()
+        self._written = trio.Event()
+        self._written.set()
 
     def write(self, data: bytes | bytearray) -> None:
         """Queue *data*; to be called in the trio thread.  Never blocks, never raises."""
@@ -68,25 +70,32 @@ class BoundedLog:
             return
         self._pending.append(bytes(data))
         self._backlog += len(data)
+        if self._written.is_set():
+            self._written = trio.Event()
         self._wake.set()
 
     async def run(self) -> None:
         """Write until cancelled, then write what is left (2 s at most)."""
-        try:
-            while True:
-                await self._wake.wait()
-                await self._flush()
-        finally:
-            with trio.move_on_after(FLUSH_GRACE, shield=True):
-                await self._flush()
+        # The writer is a service: a write that is under way at the cancellation is waited
+        # for, because its thread would die with the interpreter.
+        async with service_nursery() as services:
+            services.start_soon(self._write_queued, name=f"log writer of {self.path.name}")
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.move_on_after(FLUSH_GRACE, shield=True):
+                    await self._written.wait()
 
-    async def _flush(self) -> None:
-        self._wake = trio.Event()
-        data = b"".join(self._pending)
-        self._pending.clear()
-        self._backlog = 0
-        if data:
+    async def _write_queued(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            data = b"".join(self._pending)
+            self._pending.clear()
+            self._backlog = 0
             await trio.to_thread.run_sync(self._append, data, abandon_on_cancel=True)
+            if not self._pending:
+                self._written.set()
 
     def _append(self, data: bytes) -> None:
         half = self.limit // 2
