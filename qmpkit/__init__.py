@@ -24,6 +24,24 @@ if TYPE_CHECKING:
     from qmpkit.errors import MachineGone as MachineGone
     from qmpkit.errors import QmpkitError as QmpkitError
     from qmpkit.errors import SpecInvalid as SpecInvalid
+    from qmpkit.spec.block import Disk as Disk
+    from qmpkit.spec.block import Overlay as Overlay
+    from qmpkit.spec.chardev import Serial as Serial
+    from qmpkit.spec.cpu import Cpu as Cpu
+    from qmpkit.spec.data import spec_from_dict as spec_from_dict
+    from qmpkit.spec.data import spec_from_toml as spec_from_toml
+    from qmpkit.spec.data import spec_to_dict as spec_to_dict
+    from qmpkit.spec.data import spec_to_toml as spec_to_toml
+    from qmpkit.spec.machine import Kernel as Kernel
+    from qmpkit.spec.machine import MachineSpec as MachineSpec
+    from qmpkit.spec.memory import Memory as Memory
+    from qmpkit.spec.network import DgramNic as DgramNic
+    from qmpkit.spec.network import Forward as Forward
+    from qmpkit.spec.network import StreamNic as StreamNic
+    from qmpkit.spec.network import TapNic as TapNic
+    from qmpkit.spec.network import UserNic as UserNic
+    from qmpkit.spec.profile import load_profile as load_profile
+    from qmpkit.spec.profile import profile_names as profile_names
 
 __version__ = "0.1.0"
 
@@ -32,6 +50,14 @@ _MODULES = {
         "AgentSilent BinaryMissing Fault GuestRefused HostLacks ImageFailed ImageInUse "
         "KvmUnavailable LaunchFailed MachineDied MachineGone QmpkitError SpecInvalid"
     ),
+    "qmpkit.spec.block": "Disk Overlay",
+    "qmpkit.spec.chardev": "Serial",
+    "qmpkit.spec.cpu": "Cpu",
+    "qmpkit.spec.data": "spec_from_dict spec_from_toml spec_to_dict spec_to_toml",
+    "qmpkit.spec.machine": "Kernel MachineSpec",
+    "qmpkit.spec.memory": "Memory",
+    "qmpkit.spec.network": "DgramNic Forward StreamNic TapNic UserNic",
+    "qmpkit.spec.profile": "load_profile profile_names",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 

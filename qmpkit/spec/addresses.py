@@ -1,0 +1,217 @@
+"""Where every device sits. The only allocator of PCI addresses and virtio-mmio buses.
+
+A guest's names for its disks and NICs, saved states and migration all depend on
+addresses, so they are stated, and chosen such that adding one device moves no
+other: fixed devices have fixed slots, NICs and disks have blocks of root ports of
+their own (pcie.0 itself allows no hotplug), and NICs come first, because the bus
+number in `enp1s0` counts the ports before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import attrs
+
+from qmpkit.errors import Fault
+from qmpkit.spec.options import Json
+
+__all__ = [
+    "DISK_PORTS",
+    "NIC_PORTS",
+    "SPARE_PORTS",
+    "Layout",
+    "Place",
+    "RootPort",
+    "Wish",
+    "allocate_mmio",
+    "allocate_pci",
+    "root_port_device",
+]
+
+FIXED_SLOTS = {
+    "vga0": 1,
+    "vserial0": 2,
+    "rng0": 3,
+    "balloon0": 4,
+    "panic0": 5,
+    "vsock0": 6,
+    "scsi0": 8,
+    "scsi1": 9,
+    "scsi2": 10,
+    "scsi3": 11,
+}
+"""Slots of pcie.0. 0 is the host bridge, 31 the chipset's own; 7 and 12 to 15 are free."""
+
+_FUNCTIONS = 8
+
+
+@attrs.frozen
+class _Block:
+    """A row of root ports, eight to a slot of pcie.0."""
+
+    prefix: str
+    first_slot: int
+    slots: int
+
+    @property
+    def size(self) -> int:
+        return self.slots * _FUNCTIONS
+
+
+NIC_PORTS = _Block("nic-port", 0x10, 2)
+DISK_PORTS = _Block("disk-port", 0x12, 6)
+SPARE_PORTS = _Block("spare-port", 0x18, 4)
+_BLOCKS = (NIC_PORTS, DISK_PORTS, SPARE_PORTS)
+_PORT_NAME = re.compile(r"(nic-port|disk-port|spare-port)(0|[1-9]\d{0,2})", re.ASCII)
+
+
+@attrs.frozen
+class Place:
+    """A bus and, on PCI, the address on it."""
+
+    bus: str
+    addr: str | None = None
+
+    def properties(self) -> Json:
+        """What a device's dict says about its place."""
+        return {"bus": self.bus} if self.addr is None else {"bus": self.bus, "addr": self.addr}
+
+    def virtio(self, kind: str) -> str:
+        """The driver of a virtio device of that kind on this sort of bus."""
+        return f"virtio-{kind}-{'device' if self.addr is None else 'pci'}"
+
+
+@attrs.frozen
+class RootPort:
+    """A PCI Express port that holds one device and can be plugged into while running."""
+
+    name: str
+    slot: int
+    function: int
+
+    @property
+    def chassis(self) -> int:
+        """A number of its own, which no other port's coming or going changes."""
+        return (self.slot - NIC_PORTS.first_slot) * _FUNCTIONS + self.function + 1
+
+
+@attrs.frozen
+class Wish:
+    """A device that wants a place: its id, its path in the spec, the bus it insists on."""
+
+    id: str
+    where: str
+    bus: str | None = None
+
+
+@attrs.frozen
+class Layout:
+    """The outcome: a place for every id, the ports to make, the ports left over for hotplug."""
+
+    places: dict[str, Place]
+    ports: tuple[RootPort, ...] = ()
+    spare: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+
+def allocate_pci(
+    fixed: Iterable[str], nics: Sequence[Wish], disks: Sequence[Wish], spare: int
+) -> Layout:
+    """Place everything on a q35. `spare` is how many empty root ports to keep for hotplug."""
+    places = {name: Place("pcie.0", f"{FIXED_SLOTS[name]:#x}") for name in fixed}
+    faults: list[Fault] = []
+    taken: dict[str, Wish] = {}
+    for wish in (*nics, *disks):
+        if wish.bus is not None:
+            faults += _claim(wish, spare, taken)
+    faults += _fill(NIC_PORTS, nics, taken)
+    faults += _fill(DISK_PORTS, disks, taken)
+    if not 0 <= spare <= SPARE_PORTS.size:
+        limit = f"there is room for 0 to {SPARE_PORTS.size} spare root ports"
+        faults.append(Fault("root_ports", f"too many devices for the slots: {limit}, not {spare}"))
+        spare = 0
+    places.update({wish.id: Place(bus, "0x0") for bus, wish in taken.items()})
+    empty = tuple(f"{SPARE_PORTS.prefix}{number}" for number in range(spare))
+    return Layout(
+        places=places,
+        ports=tuple(_ports(taken, spare)),
+        spare=tuple(name for name in empty if name not in taken),
+        faults=tuple(faults),
+    )
+
+
+def _claim(wish: Wish, spare: int, taken: dict[str, Wish]) -> Iterator[Fault]:
+    """Give `wish` the port it names."""
+    assert wish.bus is not None
+    where = f"{wish.where}.bus"
+    found = _PORT_NAME.fullmatch(wish.bus)
+    block = next((block for block in _BLOCKS if found and block.prefix == found[1]), None)
+    if found is None or block is None:
+        hint = "nic-portN, disk-portN or spare-portN"
+        yield Fault(where, f"there is no root port {wish.bus!r}", hint)
+    elif int(found[2]) >= (spare if block is SPARE_PORTS else block.size):
+        yield Fault(where, f"there is no root port {wish.bus!r}", "raise root_ports")
+    elif wish.bus in taken:
+        yield Fault(where, f"root port {wish.bus!r} already holds {taken[wish.bus].id!r}")
+    else:
+        taken[wish.bus] = wish
+
+
+def _fill(block: _Block, wishes: Sequence[Wish], taken: dict[str, Wish]) -> Iterator[Fault]:
+    """Give everyone without a wish of his own the lowest free port of the block."""
+    free = [name for name in _names(block, block.size) if name not in taken]
+    for wish in wishes:
+        if wish.bus is not None:
+            continue
+        if not free:
+            kind = "NICs" if block is NIC_PORTS else "disks with a slot of their own"
+            yield Fault(wish.where, f"too many devices for the slots: room for {block.size} {kind}")
+            return
+        taken[free.pop(0)] = wish
+
+
+def _names(block: _Block, count: int) -> list[str]:
+    return [f"{block.prefix}{number}" for number in range(count)]
+
+
+def _ports(taken: dict[str, Wish], spare: int) -> Iterator[RootPort]:
+    """Every port up to the highest one in use: function 0 must exist for 1 to 7 to be found."""
+    for block in _BLOCKS:
+        used = [number for number, name in enumerate(_names(block, block.size)) if name in taken]
+        count = max(spare if block is SPARE_PORTS else 0, used[-1] + 1 if used else 0)
+        for number, name in enumerate(_names(block, count)):
+            slot, function = divmod(number, _FUNCTIONS)
+            yield RootPort(name, block.first_slot + slot, function)
+
+
+def root_port_device(port: RootPort) -> Json:
+    """The `-device` of a root port."""
+    device: dict[str, object] = {
+        "driver": "pcie-root-port",
+        "id": port.name,
+        "bus": "pcie.0",
+        "addr": f"{port.slot:#x}.{port.function:x}",
+        "chassis": port.chassis,
+        "port": port.chassis,
+    }
+    if port.function == 0:
+        device["multifunction"] = True
+    return device
+
+
+def allocate_mmio(wishes: Sequence[Wish], acpi: bool) -> Layout:
+    """Place everything on a microvm: 24 virtio-mmio buses with ACPI, 8 without."""
+    limit = 24 if acpi else 8
+    faults = [
+        Fault(f"{wish.where}.bus", "microvm has no root ports", "leave bus out")
+        for wish in wishes
+        if wish.bus is not None
+    ]
+    if len(wishes) > limit:
+        over = wishes[limit]
+        room = f"microvm has room for {limit} virtio devices, this makes {len(wishes)}"
+        faults.append(Fault(over.where, f"too many devices for the slots: {room}"))
+    places = {wish.id: Place(f"virtio-mmio-bus.{n}") for n, wish in enumerate(wishes[:limit])}
+    return Layout(places=places, faults=tuple(faults))

@@ -1,0 +1,147 @@
+"""The command line of a machine, and how it is shown to people."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+
+from qmpkit.errors import SpecInvalid
+from qmpkit.spec import devices as parts
+from qmpkit.spec.chardev import Endpoint, chardev_option, monitor_option
+from qmpkit.spec.check import validate
+from qmpkit.spec.cpu import cpu_option, smp_option
+from qmpkit.spec.facts import Facts
+from qmpkit.spec.layout import layout_of
+from qmpkit.spec.machine import MachineSpec, channels, family_of, links
+from qmpkit.spec.memory import memory_option
+from qmpkit.spec.names import RAM_ID
+from qmpkit.spec.options import keyvals, to_json
+
+__all__ = ["TOOLS", "pretty", "render"]
+
+TOOLS = "tools"
+"""The endpoint of a second QMP monitor, the only one that strangers are told of."""
+
+
+def render(
+    spec: MachineSpec,
+    facts: Facts,
+    endpoints: Mapping[str, Endpoint],
+    *,
+    paused: bool = True,
+    incoming: bool = False,
+    actions: Mapping[str, str] | None = None,
+) -> list[str]:
+    """The argv that starts `spec`, the launcher's words and the binary first.
+
+    `endpoints` holds one endpoint for each of `channels(spec)` and `links(spec)`, and
+    may hold `TOOLS`. `paused` starts with the processors stopped (`-S`) until `cont`,
+    `incoming` waits for `migrate-incoming` to fill the machine (`-incoming defer`).
+    `actions` is `-action`: what QEMU does on "shutdown", "panic", "reboot".
+    Raises `SpecInvalid` with every fault of the spec, `ValueError` for a wrong endpoint.
+    """
+    validate(spec)
+    _check_endpoints(spec, endpoints)
+    argv = [*spec.launcher, spec.qemu or facts.binary]
+    argv += _base(spec, facts)
+    argv += _boot(spec)
+    if paused:
+        argv.append("-S")
+    if incoming:
+        argv += ["-incoming", "defer"]
+    if actions:
+        argv += ["-action", keyvals("", actions.items())]
+    for channel, endpoint in endpoints.items():
+        if channel not in links(spec):
+            argv += ["-chardev", chardev_option(channel, endpoint)]
+    for monitor in ("qmp", TOOLS):
+        if monitor in endpoints:
+            argv += ["-mon", monitor_option(monitor)]
+    argv += _hardware(spec, endpoints)
+    return [*argv, *spec.extra_args]
+
+
+def _check_endpoints(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> None:
+    wanted = {*channels(spec), *links(spec)}
+    if missing := wanted - endpoints.keys():
+        raise ValueError(f"no endpoint for {', '.join(sorted(missing))}")
+    if unknown := endpoints.keys() - wanted - {TOOLS}:
+        raise ValueError(f"{', '.join(sorted(unknown))}: the machine has no such channel")
+
+
+def _base(spec: MachineSpec, facts: Facts) -> list[str]:
+    argv = ["-name", keyvals("", [("guest", spec.name), ("debug-threads", True)])]
+    argv += ["-nodefaults", "-no-user-config", "-display", "none"]
+    argv += _confinement(spec, facts)
+    argv += ["-enable-kvm"] if facts.accel == "kvm" else ["-accel", "tcg"]
+    options = [("memory-backend", RAM_ID), *spec.machine_options.items()]
+    argv += ["-machine", keyvals(spec.machine, options)]
+    argv += ["-cpu", cpu_option(spec.cpu, facts.accel, facts.cpu_flags)]
+    argv += ["-smp", smp_option(spec.cpu), "-m", memory_option(spec.memory)]
+    if spec.uuid is not None:
+        argv += ["-uuid", spec.uuid]
+    return argv
+
+
+def _confinement(spec: MachineSpec, facts: Facts) -> Iterator[str]:
+    switches_user = spec.run_as is not None and not facts.run_with_user
+    if spec.sandbox:
+        # -runas changes the user after the filter is in place and would be killed by it.
+        elevate = None if switches_user else "deny"
+        yield "-sandbox"
+        yield keyvals(
+            "on",
+            [
+                ("obsolete", "deny"),
+                ("elevateprivileges", elevate),
+                ("spawn", "deny"),
+                ("resourcecontrol", "deny"),
+            ],
+        )
+    if spec.run_as is not None and switches_user:
+        yield from ("-runas", spec.run_as)
+    elif spec.run_as is not None:
+        yield from ("-run-with", keyvals("", [("user", spec.run_as)]))
+
+
+def _boot(spec: MachineSpec) -> Iterator[str]:
+    if spec.firmware is not None:
+        yield from ("-bios", spec.firmware)
+    if spec.kernel is not None:
+        yield from ("-kernel", spec.kernel.image)
+        if spec.kernel.initrd is not None:
+            yield from ("-initrd", spec.kernel.initrd)
+        if spec.kernel.append:
+            yield from ("-append", spec.kernel.append)
+    if spec.no_reboot:
+        yield "-no-reboot"
+
+
+def _hardware(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> Iterator[str]:
+    if family_of(spec.machine) == "microvm":
+        # The old virtio-mmio dialect lacks what vsock and gpu need.
+        yield from ("-global", "virtio-mmio.force-legacy=false")
+    placed = layout_of(spec)
+    if placed.faults:
+        raise SpecInvalid(placed.faults, spec.name)
+    dicts = {
+        "-object": parts.objects(spec),
+        "-blockdev": parts.blockdevs(spec),
+        "-netdev": parts.netdevs(spec, endpoints),
+        "-device": parts.devices(spec, placed),
+    }
+    for option, items in dicts.items():
+        for item in items:
+            yield from (option, to_json(item))
+
+
+def pretty(argv: list[str]) -> str:
+    """A command to read and to paste into a shell: quoted, one option a line."""
+    lines: list[str] = []
+    for word in argv:
+        quoted = shlex.quote(word)
+        if not lines or word.startswith("-"):
+            lines.append(quoted)
+        else:
+            lines[-1] += f" {quoted}"
+    return " \\\n  ".join(lines)

@@ -1,0 +1,259 @@
+"""Disks: what the guest sees (a device), and the two block nodes behind it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import attrs
+
+from qmpkit.errors import Fault
+from qmpkit.spec.addresses import Place
+from qmpkit.spec.names import (
+    file_node,
+    format_node,
+    id_problem,
+    iothread_id,
+    node_problem,
+)
+from qmpkit.spec.options import Json
+from qmpkit.spec.sizes import Size, format_size, to_bytes
+
+__all__ = [
+    "Aio",
+    "Cache",
+    "Disk",
+    "DiskFormat",
+    "DiskInterface",
+    "Overlay",
+    "blockdevs_of",
+    "device_of",
+    "disk_faults",
+    "disk_node",
+    "iothread_object",
+    "on_root_port",
+    "scsi_controller",
+    "to_disks",
+]
+
+DiskFormat = Literal["raw", "qcow2"]
+DiskInterface = Literal["virtio-blk", "virtio-scsi", "nvme", "cdrom", "scsi-cdrom"]
+Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
+Aio = Literal["threads", "native", "io_uring"]
+
+_DIRECT = ("none", "directsync")
+_SYNCHRONOUS = ("writethrough", "directsync")
+_CDROMS = ("cdrom", "scsi-cdrom")
+_SERIAL_LIMIT = {"virtio-blk": 20, "nvme": 20, "virtio-scsi": 36, "cdrom": 20, "scsi-cdrom": 36}
+
+
+def _path(value: str | os.PathLike[str]) -> str:
+    return os.fspath(value)
+
+
+@attrs.frozen
+class Overlay:
+    """An image to be made as a qcow2 overlay of `file`, whose `format` is always stated."""
+
+    file: str = attrs.field(converter=_path)
+    format: DiskFormat = attrs.field(kw_only=True)
+
+
+def _make(value: str | int | Overlay | None) -> Size | Overlay | None:
+    return value if value is None or isinstance(value, Overlay) else to_bytes(value)
+
+
+@attrs.frozen
+class Disk:
+    """A drive of the guest.
+
+    `file`, `format`: the image. `make`: what to create at start when it is missing,
+    a size ("10GiB") or an `Overlay`; None means that it must exist. `interface`:
+    what the guest sees; "cdrom" is SATA, "scsi-cdrom" needs virtio-scsi in the guest.
+    `cache`: "none" bypasses the host's page cache, "writethrough" and "directsync"
+    make every write durable, "unsafe" ignores flushes. `aio`: "native" needs
+    "none" or "directsync". `discard`: pass the guest's trims on to the file.
+    `iothread`: the name of a thread of its own, shared by disks that say the same
+    (virtio-blk, virtio-scsi). `boot`: place in the boot order, the lowest first.
+    `driver`: "host_device" for a block device of the host. `id` is filled in from
+    the place in the list (`disk0`); `node` names the block node (`qk-disk0`).
+    `bus`: the root port to sit in, chosen when left out.
+    """
+
+    file: str = attrs.field(converter=_path)
+    format: DiskFormat = attrs.field(kw_only=True)
+    make: Size | Overlay | None = attrs.field(default=None, converter=_make, kw_only=True)
+    interface: DiskInterface = attrs.field(default="virtio-blk", kw_only=True)
+    cache: Cache = attrs.field(default="writeback", kw_only=True)
+    aio: Aio = attrs.field(default="threads", kw_only=True)
+    discard: bool = attrs.field(default=True, kw_only=True)
+    detect_zeroes: Literal["off", "on", "unmap"] = attrs.field(default="off", kw_only=True)
+    readonly: bool = attrs.field(default=False, kw_only=True)
+    iothread: str | None = attrs.field(default=None, kw_only=True)
+    serial: str | None = attrs.field(default=None, kw_only=True)
+    boot: int | None = attrs.field(default=None, kw_only=True)
+    driver: Literal["file", "host_device"] = attrs.field(default="file", kw_only=True)
+    id: str = attrs.field(default="", kw_only=True)
+    node: str | None = attrs.field(default=None, kw_only=True)
+    bus: str | None = attrs.field(default=None, kw_only=True)
+
+    @property
+    def is_cdrom(self) -> bool:
+        """Whether the guest sees a CD drive, which is never written."""
+        return self.interface in _CDROMS
+
+    @property
+    def is_readonly(self) -> bool:
+        """Whether QEMU opens the image for reading only."""
+        return self.readonly or self.is_cdrom
+
+
+def to_disks(value: Iterable[Disk]) -> tuple[Disk, ...]:
+    """Fill in missing ids: `disk0`, `disk1` … by place in the list, skipping those in use."""
+    disks = tuple(value)
+    used = {disk.id for disk in disks}
+    named: list[Disk] = []
+    for number, disk in enumerate(disks):
+        while not disk.id:
+            if (name := f"disk{number}") not in used:
+                used.add(name)
+                disk = attrs.evolve(disk, id=name)
+            number += 1
+        named.append(disk)
+    return tuple(named)
+
+
+def disk_node(disk: Disk) -> str:
+    """The name of the node the device is attached to."""
+    return disk.node or format_node(disk.id)
+
+
+def on_root_port(disk: Disk) -> bool:
+    """Whether the disk is a PCI function of its own."""
+    return disk.interface in ("virtio-blk", "nvme")
+
+
+def blockdevs_of(disk: Disk) -> tuple[Json, Json]:
+    """The arguments of `-blockdev` (and `blockdev-add`), the lower node first."""
+    shared: dict[str, object] = {
+        "read-only": disk.is_readonly,
+        "discard": "unmap" if disk.discard else "ignore",
+        "cache": {"direct": disk.cache in _DIRECT, "no-flush": disk.cache == "unsafe"},
+    }
+    lower = {
+        "driver": disk.driver,
+        "node-name": file_node(disk.id),
+        "filename": disk.file,
+        "aio": disk.aio,
+        **shared,
+    }
+    upper = {
+        "driver": disk.format,
+        "node-name": disk_node(disk),
+        "file": file_node(disk.id),
+        **shared,
+    }
+    if disk.detect_zeroes != "off":
+        upper["detect-zeroes"] = disk.detect_zeroes
+    return lower, upper
+
+
+def device_of(disk: Disk, place: Place, unit: int = 0) -> Json:
+    """The argument of `-device` (and `device_add`); `unit` is the number on a SCSI bus."""
+    device: dict[str, object] = {
+        "driver": _driver(disk, place),
+        "id": disk.id,
+        **place.properties(),
+        "drive": disk_node(disk),
+    }
+    if disk.interface in ("virtio-scsi", "scsi-cdrom"):
+        device |= {"scsi-id": unit, "lun": 0}
+    if disk.iothread is not None and disk.interface == "virtio-blk":
+        device["iothread"] = iothread_id(disk.iothread)
+    if not disk.is_cdrom:
+        # For a node given by name the write cache is the device's, not -blockdev's.
+        device["write-cache"] = "off" if disk.cache in _SYNCHRONOUS else "on"
+    if disk.serial is not None or disk.interface == "nvme":
+        device["serial"] = disk.serial or disk.id
+    if disk.boot is not None:
+        device["bootindex"] = disk.boot
+    return device
+
+
+def _driver(disk: Disk, place: Place) -> str:
+    plain = {"virtio-scsi": "scsi-hd", "nvme": "nvme", "cdrom": "ide-cd", "scsi-cdrom": "scsi-cd"}
+    return plain.get(disk.interface) or place.virtio("blk")
+
+
+def scsi_controller(device_id: str, place: Place, iothread: str | None) -> Json:
+    """A virtio-scsi controller."""
+    device: dict[str, object] = {
+        "driver": place.virtio("scsi"),
+        "id": device_id,
+        **place.properties(),
+    }
+    if iothread is not None:
+        device["iothread"] = iothread_id(iothread)
+    return device
+
+
+def iothread_object(name: str) -> Json:
+    """The `-object` of a disk's thread."""
+    return {"qom-type": "iothread", "id": iothread_id(name)}
+
+
+def disk_faults(disk: Disk, where: str) -> Iterator[Fault]:
+    """Everything that contradicts itself in one disk."""
+    if problem := id_problem(disk.id):
+        yield Fault(f"{where}.id", problem)
+    if disk.node is not None and (problem := node_problem(disk.node)):
+        yield Fault(f"{where}.node", problem)
+    if disk.iothread is not None:
+        if problem := id_problem(disk.iothread):
+            yield Fault(f"{where}.iothread", problem)
+        elif disk.interface not in ("virtio-blk", "virtio-scsi", "scsi-cdrom"):
+            yield Fault(f"{where}.iothread", f"{disk.interface} cannot use an iothread")
+    if not disk.file:
+        yield Fault(f"{where}.file", "the path is empty")
+    if disk.aio == "native" and disk.cache not in _DIRECT:
+        hint = 'cache = "none" or "directsync"'
+        yield Fault(f"{where}.aio", f"native does not work with cache {disk.cache!r}", hint)
+    if disk.detect_zeroes == "unmap" and not disk.discard:
+        yield Fault(f"{where}.detect_zeroes", "unmap needs discard = true")
+    if disk.boot is not None and disk.boot < 0:
+        yield Fault(f"{where}.boot", f"counts from 0, not from {disk.boot}")
+    if disk.bus is not None and not on_root_port(disk):
+        yield Fault(f"{where}.bus", f"{disk.interface} does not sit in a root port")
+    yield from _serial_faults(disk, where)
+    yield from _make_faults(disk, where)
+
+
+def _serial_faults(disk: Disk, where: str) -> Iterator[Fault]:
+    if disk.serial is None:
+        return
+    limit = _SERIAL_LIMIT[disk.interface]
+    if not disk.serial or not (disk.serial.isascii() and disk.serial.isprintable()):
+        yield Fault(f"{where}.serial", f"{disk.serial!r} is not printable ASCII")
+    elif len(disk.serial) > limit:
+        message = f"{disk.serial!r} is longer than the {limit} characters of {disk.interface}"
+        yield Fault(f"{where}.serial", message)
+
+
+def _make_faults(disk: Disk, where: str) -> Iterator[Fault]:
+    if disk.make is None:
+        return
+    if disk.is_readonly:
+        yield Fault(f"{where}.make", "an image that is only read cannot be made empty")
+    elif disk.driver != "file":
+        yield Fault(f"{where}.make", "a block device of the host cannot be made")
+    elif isinstance(disk.make, Overlay):
+        if disk.format != "qcow2":
+            yield Fault(f"{where}.format", f"an overlay is qcow2, not {disk.format}")
+        if not disk.make.file:
+            yield Fault(f"{where}.make.file", "the path is empty")
+        elif disk.make.file == disk.file:
+            yield Fault(f"{where}.make.file", "an image cannot be an overlay of itself")
+    elif disk.make < 512 or disk.make % 512:
+        message = f"{format_size(disk.make)} is not a whole number of 512-byte sectors"
+        yield Fault(f"{where}.make", message)

@@ -1,0 +1,132 @@
+"""Byte channels between QEMU and us: monitor, serial consoles, guest agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import attrs
+
+from qmpkit.errors import Fault
+from qmpkit.spec.addresses import Place
+from qmpkit.spec.names import chardev_id, id_problem
+from qmpkit.spec.options import Json, keyvals
+
+__all__ = [
+    "AGENT_PORT",
+    "Endpoint",
+    "FdEndpoint",
+    "PathEndpoint",
+    "Serial",
+    "agent_device",
+    "chardev_option",
+    "monitor_option",
+    "serial_device",
+    "serial_faults",
+    "to_serials",
+    "virtio_serial_device",
+]
+
+AGENT_PORT = "org.qemu.guest_agent.0"
+"""The name qemu-guest-agent looks for in every guest."""
+
+_ISA_LIMIT = 4
+_RESERVED = {"qmp", "tools", "agent"}
+
+
+@attrs.frozen
+class FdEndpoint:
+    """A socket that QEMU inherits as descriptor `fd`: connected, or with `listen` listening."""
+
+    fd: int
+    listen: bool = False
+
+
+@attrs.frozen
+class PathEndpoint:
+    """A unix socket that QEMU itself makes at `path`, and listens on."""
+
+    path: str
+
+
+Endpoint = FdEndpoint | PathEndpoint
+
+
+@attrs.frozen
+class Serial:
+    """A console: "isa" is a PC's COM port (ttyS0 …), "virtio" a virtio console (hvc0 …)."""
+
+    name: str = "serial0"
+    kind: str = "isa"
+
+
+def to_serials(value: int | Iterable[Serial | str]) -> tuple[Serial, ...]:
+    """A number makes that many ISA ports, `serial0` and on; a string is a port's name."""
+    if isinstance(value, int):
+        return tuple(Serial(f"serial{number}") for number in range(value))
+    return tuple(Serial(item) if isinstance(item, str) else item for item in value)
+
+
+def serial_faults(serials: tuple[Serial, ...]) -> Iterator[Fault]:
+    """Names, kinds and the four COM ports a PC has."""
+    for number, serial in enumerate(serials):
+        where = f"serials[{number}].name"
+        if problem := id_problem(serial.name):
+            yield Fault(where, problem)
+        elif serial.name in _RESERVED:
+            yield Fault(where, f"{serial.name!r} is the name of another channel")
+    if sum(serial.kind == "isa" for serial in serials) > _ISA_LIMIT:
+        yield Fault("serials", f"a PC has {_ISA_LIMIT} serial ports", 'use kind = "virtio"')
+
+
+def chardev_option(channel: str, endpoint: Endpoint) -> str:
+    """`-chardev` of one channel."""
+    pairs: list[tuple[str, str | int | bool]] = [("id", chardev_id(channel))]
+    if isinstance(endpoint, PathEndpoint):
+        pairs.append(("path", endpoint.path))
+    else:
+        pairs.append(("fd", endpoint.fd))
+    if isinstance(endpoint, PathEndpoint) or endpoint.listen:
+        # wait=off: QEMU must not stop in its start-up until somebody connects.
+        pairs += [("server", True), ("wait", False)]
+    return keyvals("socket", pairs)
+
+
+def monitor_option(channel: str) -> str:
+    """`-mon` that speaks QMP on a channel."""
+    return keyvals("", [("chardev", chardev_id(channel)), ("mode", "control")])
+
+
+def virtio_serial_device(device_id: str, place: Place) -> Json:
+    """The controller of agent port and virtio consoles."""
+    return {"driver": place.virtio("serial"), "id": device_id, **place.properties()}
+
+
+def agent_device(device_id: str, controller: str, channel: str) -> Json:
+    """The guest agent's port. QEMU reports it opened or closed only when it has an id."""
+    return {
+        "driver": "virtserialport",
+        "id": device_id,
+        "bus": f"{controller}.0",
+        # Port 0 belongs to the first virtio console, also where there is none.
+        "nr": 1,
+        "chardev": chardev_id(channel),
+        "name": AGENT_PORT,
+    }
+
+
+def serial_device(serial: Serial, number: int, controller: str) -> Json:
+    """`number` counts the ports of the same kind."""
+    if serial.kind == "isa":
+        return {
+            "driver": "isa-serial",
+            "id": serial.name,
+            "chardev": chardev_id(serial.name),
+            "index": number,
+        }
+    return {
+        "driver": "virtconsole",
+        "id": serial.name,
+        "bus": f"{controller}.0",
+        "nr": number if number == 0 else number + 1,
+        "chardev": chardev_id(serial.name),
+    }

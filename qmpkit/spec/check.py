@@ -1,0 +1,192 @@
+"""Faults that take more than one field to see. All of them are found, not only the first."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator
+
+import attrs
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.spec.block import Disk, disk_faults, disk_node
+from qmpkit.spec.chardev import serial_faults
+from qmpkit.spec.cpu import cpu_faults
+from qmpkit.spec.layout import AGENT, fixed_devices, layout_of
+from qmpkit.spec.machine import MachineSpec, family_of
+from qmpkit.spec.memory import memory_faults
+from qmpkit.spec.names import file_node, machine_name_problem
+from qmpkit.spec.network import nic_faults
+
+__all__ = ["faults_of", "validate"]
+
+_OPTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_VARIABLE_NAME = re.compile(r"[^=\0]+")
+_OWN_OPTIONS = {"memory-backend": "memory", "type": "machine", "accel": "accel", "kernel": "kernel"}
+_AHCI_PORTS = 6
+_SCSI_IDS = 256
+
+
+def validate(spec: MachineSpec) -> None:
+    """Raise `SpecInvalid` with every fault of `spec`; return when it has none."""
+    if faults := faults_of(spec):
+        raise SpecInvalid(faults, f"machine {spec.name!r}")
+
+
+def faults_of(spec: MachineSpec) -> tuple[Fault, ...]:
+    """Every fault that can be seen without looking at the host."""
+    family = family_of(spec.machine)
+    found = [*_head_faults(spec), *_nul_faults(spec)]
+    found += cpu_faults(spec.cpu, family or "")
+    found += memory_faults(spec.memory, family or "")
+    for number, disk in enumerate(spec.disks):
+        found += disk_faults(disk, f"disks[{number}]")
+    for number, nic in enumerate(spec.nics):
+        found += nic_faults(nic, f"nics[{number}]")
+    found += serial_faults(spec.serials)
+    found += _names_twice(spec)
+    found += _nodes_twice(spec)
+    found += _files_twice(spec)
+    found += _boot_twice(spec)
+    found += _slot_faults(spec)
+    if family == "microvm":
+        found += _microvm_faults(spec)
+    return tuple(found)
+
+
+def _head_faults(spec: MachineSpec) -> Iterator[Fault]:
+    if problem := machine_name_problem(spec.name):
+        yield Fault("name", problem)
+    if spec.arch != "x86_64":
+        yield Fault("arch", f"{spec.arch!r} is not supported", "x86_64")
+    if family_of(spec.machine) is None:
+        yield Fault("machine", f"{spec.machine!r} is not a machine type", "q35 or microvm")
+    for name in spec.machine_options:
+        if name in _OWN_OPTIONS:
+            yield Fault(f"machine_options.{name}", f"is set by {_OWN_OPTIONS[name]!r}")
+        elif not _OPTION_NAME.fullmatch(name):
+            yield Fault("machine_options", f"{name!r} is not the name of an option")
+    yield from _empty_paths(spec)
+    yield from _identity_faults(spec)
+
+
+def _identity_faults(spec: MachineSpec) -> Iterator[Fault]:
+    for name, value in (("uuid", spec.uuid), ("vmgenid", spec.vmgenid)):
+        if value is not None and not (name == "vmgenid" and value == "auto") and not _uuid(value):
+            yield Fault(name, f"{value!r} is not a UUID")
+    if spec.vsock is not None and not 3 <= spec.vsock < 2**32 - 1:
+        yield Fault("vsock", f"a guest's CID is from 3 to 4294967294, not {spec.vsock}")
+    if spec.run_as == "":
+        yield Fault("run_as", "the user's name is empty")
+    for name in spec.env:
+        if not _VARIABLE_NAME.fullmatch(name):
+            yield Fault("env", f"{name!r} cannot be the name of a variable")
+
+
+def _uuid(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text.lower()
+    except ValueError:
+        return False
+
+
+def _empty_paths(spec: MachineSpec) -> Iterator[Fault]:
+    paths = {"firmware": spec.firmware, "qemu": spec.qemu}
+    if spec.kernel is not None:
+        paths |= {"kernel.image": spec.kernel.image, "kernel.initrd": spec.kernel.initrd}
+    for where, path in paths.items():
+        if path == "":
+            yield Fault(where, "the path is empty")
+
+
+def _nul_faults(spec: MachineSpec) -> Iterator[Fault]:
+    """No argument of a program can hold a NUL, however it is quoted."""
+    for where, text in _strings(attrs.asdict(spec), ""):
+        if "\0" in text:
+            yield Fault(where, "holds a NUL character")
+
+
+def _strings(value: object, where: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield where, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _strings(item, f"{where}.{key}" if where else key)
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _strings(item, f"{where}[{number}]")
+
+
+def _names_twice(spec: MachineSpec) -> Iterator[Fault]:
+    """Devices share one namespace, whatever they are."""
+    first = dict(fixed_devices(spec))
+    first |= {AGENT: "agent", "panic0": "panic", "vmgenid0": "vmgenid"}
+    named = [(disk.id, f"disks[{n}].id") for n, disk in enumerate(spec.disks)]
+    named += [(nic.id, f"nics[{n}].id") for n, nic in enumerate(spec.nics)]
+    named += [(serial.name, f"serials[{n}].name") for n, serial in enumerate(spec.serials)]
+    for name, where in named:
+        if name in first:
+            yield Fault(where, f"{name!r} is already the name of {first[name]}")
+        first.setdefault(name, where)
+
+
+def _nodes_twice(spec: MachineSpec) -> Iterator[Fault]:
+    first: dict[str, str] = {}
+    for number, disk in enumerate(spec.disks):
+        where = f"disks[{number}]"
+        for node in (file_node(disk.id), disk_node(disk)):
+            if node in first:
+                yield Fault(
+                    f"{where}.node" if disk.node else f"{where}.id",
+                    f"node name {node!r} is already used by {first[node]}",
+                )
+            first.setdefault(node, where)
+
+
+def _files_twice(spec: MachineSpec) -> Iterator[Fault]:
+    """Two writers destroy an image; QEMU's lock would say so much later and less clearly."""
+    first: dict[str, tuple[str, Disk]] = {}
+    for number, disk in enumerate(spec.disks):
+        where = f"disks[{number}]"
+        other = first.setdefault(disk.file, (where, disk))
+        if other[1] is not disk and not (disk.is_readonly and other[1].is_readonly):
+            yield Fault(f"{where}.file", f"{disk.file!r} is already the image of {other[0]}")
+
+
+def _boot_twice(spec: MachineSpec) -> Iterator[Fault]:
+    first: dict[int, str] = {}
+    for name, items in (("disks", spec.disks), ("nics", spec.nics)):
+        for number, item in enumerate(items):
+            where = f"{name}[{number}].boot"
+            if item.boot is None:
+                continue
+            if item.boot in first:
+                yield Fault(where, f"{item.boot} is already the place of {first[item.boot]}")
+            first.setdefault(item.boot, where)
+
+
+def _slot_faults(spec: MachineSpec) -> Iterator[Fault]:
+    if family_of(spec.machine) is None:
+        return
+    ide = [n for n, disk in enumerate(spec.disks) if disk.interface == "cdrom"]
+    if len(ide) > _AHCI_PORTS and family_of(spec.machine) == "q35":
+        room = f"q35 has {_AHCI_PORTS} SATA ports, these are {len(ide)} cdrom drives"
+        yield Fault(f"disks[{ide[_AHCI_PORTS]}]", f"too many devices for the slots: {room}")
+    yield from layout_of(spec).faults
+
+
+def _microvm_faults(spec: MachineSpec) -> Iterator[Fault]:
+    if spec.root_ports:
+        yield Fault("root_ports", "microvm has no PCI", "leave root_ports out")
+    if spec.display == "std":
+        yield Fault("display", "microvm has no VGA card", 'display = "virtio"')
+    if spec.vmgenid is not None:
+        yield Fault("vmgenid", "microvm does not show it to its guest")
+    for number, disk in enumerate(spec.disks):
+        if disk.interface in ("nvme", "cdrom"):
+            better = "scsi-cdrom" if disk.interface == "cdrom" else "virtio-blk"
+            message = f"microvm has no bus for {disk.interface}"
+            yield Fault(f"disks[{number}].interface", message, f'interface = "{better}"')
+    for number, nic in enumerate(spec.nics):
+        if nic.model != "virtio-net":
+            yield Fault(f"nics[{number}].model", f"microvm has no bus for {nic.model}")

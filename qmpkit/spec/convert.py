@@ -1,0 +1,237 @@
+"""Plain dicts to a `MachineSpec` and back, with every fault at its path.
+
+cattrs walks the types. It coerces by default ("5" to 5, True to 1, a string to a
+tuple of letters), so every scalar has a strict hook here.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, get_args
+
+import attrs
+import cattrs
+from cattrs.gen import make_dict_structure_fn
+
+from qmpkit.spec.block import Overlay
+from qmpkit.spec.chardev import Serial, to_serials
+from qmpkit.spec.cpu import Cpu
+from qmpkit.spec.machine import MachineSpec, Option
+from qmpkit.spec.memory import Memory
+from qmpkit.spec.network import NIC_KINDS, Forward, Nic
+from qmpkit.spec.sizes import Size, format_size, parse_size
+from qmpkit.spec.suggest import suggestion
+
+__all__ = ["Wrong", "kind_of", "structure", "unstructure"]
+
+_MAKE = Size | Overlay | None
+
+
+class Wrong(ValueError):
+    """A value that does not fit, in words for its author."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        self.message = message
+        self.hint = hint
+        super().__init__(message, hint)
+
+
+def kind_of(value: object) -> str:
+    """What a TOML or JSON author calls it."""
+    names: dict[type, str] = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number with a fraction",
+        str: "a text",
+        list: "a list",
+        tuple: "a list",
+        dict: "a table",
+    }
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _scalar(wanted: type, called: str) -> Callable[[object, object], object]:
+    def hook(value: object, _: object) -> object:
+        if type(value) is not wanted:
+            raise Wrong(f"must be {called}, not {_shown(value)}")
+        return value
+
+    return hook
+
+
+def _shown(value: object) -> str:
+    called = kind_of(value)
+    return f"{called}: {value!r}" if isinstance(value, str | int | float) else called
+
+
+def _literal(value: object, wanted: Any) -> object:
+    choices = get_args(wanted)
+    if value not in choices or type(value) is not str:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise Wrong(f"must be one of {listed}, not {value!r}", suggestion(value, choices))
+    return value
+
+
+def _size(value: object, _: object) -> Size:
+    if not isinstance(value, str | int):
+        raise Wrong(f'must be a size ("10GiB"), not {_shown(value)}')
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise Wrong(str(error)) from None
+
+
+def _option(value: object, _: object) -> Option:
+    if not isinstance(value, str | int):
+        raise Wrong(f"must be a text, a number or true or false, not {_shown(value)}")
+    return value
+
+
+def _table(value: object) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise Wrong(f"must be a table, not {_shown(value)}")
+    return value
+
+
+def _items(value: Iterable[tuple[Any, object]], inner: Any, title: str) -> list[object]:
+    """Structure every item; what fails is collected under its key, as cattrs does."""
+    hook = _CONVERTER.get_structure_hook(inner)
+    done: list[object] = []
+    errors: list[Exception] = []
+    for key, item in value:
+        try:
+            done.append(hook(item, inner))
+        except Exception as error:
+            _note(error, cattrs.IterableValidationNote(f"{title} @ {key!r}", key, inner))
+            errors.append(error)
+    if errors:
+        raise cattrs.IterableValidationError(title, errors, list)
+    return done
+
+
+def _note(error: Exception, note: str) -> None:
+    error.__notes__ = [*getattr(error, "__notes__", []), note]
+
+
+def _row(value: object, kind: Any) -> tuple[object, ...]:
+    if not isinstance(value, list | tuple):
+        raise Wrong(f"must be a list, not {_shown(value)}")
+    return tuple(_items(enumerate(value), get_args(kind)[0], "list"))
+
+
+def _dict(value: object, kind: Any) -> dict[str, object]:
+    table = _table(value)
+    return dict(zip(table, _items(table.items(), get_args(kind)[1], "table"), strict=True))
+
+
+def _tagged(value: object, kind: Any) -> object:
+    """A NIC: the table's `kind` names the class, the other keys are its fields."""
+    table = dict(_table(value))
+    if "kind" not in table:
+        raise Wrong("has no kind", f"kind = {', '.join(map(repr, NIC_KINDS))}")
+    name = _at_key("kind", lambda: _literal(table.pop("kind"), Literal[tuple(NIC_KINDS)]))
+    return _CONVERTER.structure(table, NIC_KINDS[str(name)])
+
+
+def _at_key(key: str, work: Callable[[], object]) -> object:
+    try:
+        return work()
+    except Wrong as error:
+        _note(error, cattrs.AttributeValidationNote(f"table @ {key}", key, str))
+        raise cattrs.ClassValidationError("table", [error], dict) from None
+
+
+def _made(value: object, _: object) -> Size | Overlay | None:
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        made: Overlay = _CONVERTER.structure(value, Overlay)
+        return made
+    return _size(value, None)
+
+
+def _serials(value: object, kind: Any) -> object:
+    if type(value) is int:
+        if value < 0:
+            raise Wrong(f"cannot be negative, this is {value}")
+        return to_serials(value)
+    return _row(value, kind)
+
+
+def _forward(value: object) -> object:
+    """ "2222:22": the host's port and the guest's."""
+    if not isinstance(value, str):
+        return value
+    host, colon, guest = value.partition(":")
+    if not (colon and host.isdecimal() and guest.isdecimal()):
+        raise Wrong(f"{value!r} is not HOSTPORT:GUESTPORT", '"2222:22"')
+    return {"host": int(host), "guest": int(guest)}
+
+
+_SHORTHAND: dict[type, Callable[[object], object]] = {
+    Cpu: lambda value: {"cpus": value} if type(value) is int else value,
+    Memory: lambda value: {"size": value} if isinstance(value, str | int) else value,
+    Serial: lambda value: {"name": value} if isinstance(value, str) else value,
+    Forward: _forward,
+}
+
+
+def _class_hook(kind: Any) -> Callable[[object, object], object]:
+    """A class from a table, or from what people write instead of one."""
+    fields: Any = make_dict_structure_fn(
+        kind, _CONVERTER, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
+    )
+    unfold = _SHORTHAND.get(kind)
+
+    def hook(value: object, _: object) -> object:
+        return fields(_table(unfold(value) if unfold else value), kind)
+
+    return hook
+
+
+def _unstructure_nic(nic: Nic) -> dict[str, object]:
+    kind = next(name for name, cls in NIC_KINDS.items() if cls is type(nic))
+    return {"kind": kind, **_CONVERTER.unstructure(nic)}
+
+
+def _unstructure_made(made: Size | Overlay | None) -> object:
+    if made is None or isinstance(made, Overlay):
+        return None if made is None else _CONVERTER.unstructure(made)
+    return format_size(made)
+
+
+def _origin_is(origin: Any) -> Callable[[Any], bool]:
+    return lambda kind: typing.get_origin(kind) is origin
+
+
+def _build(converter: cattrs.Converter) -> None:
+    for wanted, called in ((str, "a text"), (int, "a whole number"), (bool, "true or false")):
+        converter.register_structure_hook(wanted, _scalar(wanted, called))
+    converter.register_structure_hook_func(_origin_is(Literal), _literal)
+    converter.register_structure_hook_func(_origin_is(tuple), _row)
+    converter.register_structure_hook_func(_origin_is(dict), _dict)
+    converter.register_structure_hook_factory(attrs.has, _class_hook)
+    converter.register_structure_hook_func(lambda kind: kind is Size, _size)
+    converter.register_structure_hook_func(lambda kind: kind == Option, _option)
+    converter.register_structure_hook_func(lambda kind: kind == Nic, _tagged)
+    converter.register_structure_hook_func(lambda kind: kind == _MAKE, _made)
+    converter.register_structure_hook_func(lambda kind: kind == tuple[Serial, ...], _serials)
+    converter.register_unstructure_hook_func(lambda kind: kind is Size, format_size)
+    converter.register_unstructure_hook_func(lambda kind: kind == Nic, _unstructure_nic)
+    converter.register_unstructure_hook_func(lambda kind: kind == _MAKE, _unstructure_made)
+
+
+_CONVERTER = cattrs.Converter(detailed_validation=True)
+_build(_CONVERTER)
+
+
+def structure(data: Mapping[str, object]) -> MachineSpec:
+    """A spec from its table; raises cattrs' grouped errors (see `faults.collect`)."""
+    return _CONVERTER.structure(data, MachineSpec)
+
+
+def unstructure(spec: MachineSpec) -> dict[str, object]:
+    """Every field as plain data, None included."""
+    data: dict[str, object] = _CONVERTER.unstructure(spec)
+    return data

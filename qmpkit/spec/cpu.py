@@ -1,0 +1,95 @@
+"""The processors of a machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+import attrs
+
+from qmpkit.errors import Fault
+from qmpkit.spec.options import keyvals
+
+__all__ = ["CPU_LIMIT", "Cpu", "cpu_faults", "cpu_option", "smp_option", "to_cpu"]
+
+CPU_LIMIT = 255
+"""More need an IOMMU with interrupt remapping, which no profile sets up."""
+
+_FLAG = re.compile(r"[+-][A-Za-z0-9._-]+|[A-Za-z0-9._-]+=[^\0\n]*", re.ASCII)
+_MODEL = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
+
+
+def _flags(value: Iterable[str]) -> tuple[str, ...]:
+    return tuple(value)
+
+
+@attrs.frozen
+class Cpu:
+    """`cpus` processors at start, room for `maxcpus` by hotplug (default: `cpus`).
+
+    `model` None is "host" under KVM and "max" under TCG; `flags` are "+name",
+    "-name" or "name=value". `sockets`, `cores` and `threads` fix the topology
+    of `maxcpus`; left out, QEMU chooses.
+    """
+
+    cpus: int = 1
+    maxcpus: int | None = None
+    model: str | None = None
+    flags: tuple[str, ...] = attrs.field(default=(), converter=_flags)
+    sockets: int | None = None
+    cores: int | None = None
+    threads: int | None = None
+
+
+def to_cpu(value: Cpu | int) -> Cpu:
+    """A bare number is the number of processors."""
+    return value if isinstance(value, Cpu) else Cpu(value)
+
+
+def cpu_faults(cpu: Cpu, machine_family: str) -> Iterator[Fault]:
+    """Everything that contradicts itself in `cpu`."""
+    limit = cpu.maxcpus if cpu.maxcpus is not None else cpu.cpus
+    if cpu.cpus < 1:
+        yield Fault("cpu.cpus", f"a machine has at least one processor, not {cpu.cpus}")
+    elif limit < cpu.cpus:
+        yield Fault("cpu.maxcpus", f"{limit} is less than the {cpu.cpus} of cpus")
+    elif limit > CPU_LIMIT:
+        name = "cpu.cpus" if cpu.maxcpus is None else "cpu.maxcpus"
+        yield Fault(name, f"{limit} processors are more than the {CPU_LIMIT} supported")
+    elif limit > cpu.cpus and machine_family == "microvm":
+        yield Fault("cpu.maxcpus", "microvm has no processor hotplug", "leave maxcpus out")
+    yield from _topology_faults(cpu, limit)
+    if cpu.model is not None and not _MODEL.fullmatch(cpu.model):
+        yield Fault("cpu.model", f"{cpu.model!r} is not a CPU model", "flags go into cpu.flags")
+    for number, flag in enumerate(cpu.flags):
+        if not _FLAG.fullmatch(flag):
+            yield Fault(f"cpu.flags[{number}]", f"{flag!r} is not '+name', '-name' or 'name=value'")
+
+
+def _topology_faults(cpu: Cpu, limit: int) -> Iterator[Fault]:
+    product = 1
+    for name in ("sockets", "cores", "threads"):
+        count: int | None = getattr(cpu, name)
+        if count is not None and count < 1:
+            yield Fault(f"cpu.{name}", f"must be at least 1, not {count}")
+            return
+        product *= count or 1
+    given = None not in (cpu.sockets, cpu.cores, cpu.threads)
+    if (given and product != limit) or (limit > 0 and limit % product):
+        yield Fault(
+            "cpu",
+            f"sockets x cores x threads is {product}, which does not make {limit} processors",
+            "the topology describes maxcpus (without it: cpus)",
+        )
+
+
+def cpu_option(cpu: Cpu, accel: str, host_flags: tuple[str, ...]) -> str:
+    """`-cpu`: the model, then what the host needs, then the user's flags, which win."""
+    model = cpu.model or ("host" if accel == "kvm" else "max")
+    return ",".join((model, *host_flags, *(flag.replace(",", ",,") for flag in cpu.flags)))
+
+
+def smp_option(cpu: Cpu) -> str:
+    """`-smp`."""
+    pairs = [(name, getattr(cpu, name)) for name in ("maxcpus", "sockets", "cores", "threads")]
+    return keyvals("", [("cpus", cpu.cpus), *pairs])

@@ -1,0 +1,147 @@
+"""`MachineSpec` to and from dicts and TOML: `schema = 1`, all faults at once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import tomli_w
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.spec.check import faults_of
+from qmpkit.spec.convert import kind_of, structure, unstructure
+from qmpkit.spec.faults import Step, collect, path_text
+from qmpkit.spec.machine import MachineSpec
+
+__all__ = [
+    "SCHEMA",
+    "parse_toml",
+    "spec_from_dict",
+    "spec_from_toml",
+    "spec_to_dict",
+    "spec_to_toml",
+]
+
+SCHEMA = 1
+"""The format's number. A reader refuses what is newer than itself."""
+
+
+def spec_from_dict(data: Mapping[str, object], *, source: str = "") -> MachineSpec:
+    """The spec written in `data`. Raises `SpecInvalid` with every fault, each with its path.
+
+    `source` names the origin (a file) in the message.
+    """
+    if fault := _schema_fault(data):
+        raise SpecInvalid([fault], source)
+    fields = {key: value for key, value in data.items() if key != "schema"}
+    try:
+        spec = structure(fields)
+    except Exception as error:
+        raise SpecInvalid(_all_faults(fields, error), source) from None
+    if faults := faults_of(spec):
+        raise SpecInvalid(faults, source)
+    return spec
+
+
+def _schema_fault(data: Mapping[str, object]) -> Fault | None:
+    if "schema" not in data:
+        return Fault("schema", "is missing", f"schema = {SCHEMA}")
+    schema = data["schema"]
+    if type(schema) is not int or schema < 1:
+        return Fault("schema", f"must be a number from 1, not {kind_of(schema)}")
+    if schema > SCHEMA:
+        newer = f"{schema} is newer than the {SCHEMA} this qmpkit reads"
+        return Fault("schema", newer, "update qmpkit")
+    return None
+
+
+def _all_faults(fields: Mapping[str, object], error: Exception) -> list[Fault]:
+    """The faults of structuring, and those of the rest, as if the bad values were not there."""
+    findings = list(collect(error))
+    rest: Any = deepcopy(dict(fields))
+    for finding in findings:
+        _mend(rest, finding.steps)
+    faults = [finding.fault for finding in findings]
+    try:
+        spec = structure(rest)
+    except Exception:
+        return faults
+    seen = [fault.path for fault in faults]
+    faults += [fault for fault in faults_of(spec) if not _under(fault.path, seen)]
+    return faults
+
+
+_NEEDED: dict[Step, object] = {
+    "kind": "user",
+    "format": "qcow2",
+    "ifname": "tap",
+    "host": 0,
+    "guest": 1,
+}
+
+
+def _mend(data: Any, steps: tuple[Step, ...]) -> None:
+    """Take the bad value out; where one is needed, put in one that offends nobody."""
+    *parents, last = steps
+    if isinstance(last, int):
+        # An item cannot go without moving its siblings' paths, so the list goes.
+        _mend(data, tuple(parents))
+        return
+    try:
+        for step in parents:
+            data = data[step]
+    except (KeyError, IndexError, TypeError):
+        return
+    if not isinstance(data, dict):
+        return
+    if last in ("file", "image"):
+        data[last] = path_text(steps)
+    elif last in _NEEDED:
+        data[last] = _NEEDED[last]
+    else:
+        data.pop(last, None)
+
+
+def _under(path: str, seen: list[str]) -> bool:
+    return any(path == other or path.startswith((f"{other}.", f"{other}[")) for other in seen)
+
+
+def spec_to_dict(spec: MachineSpec, *, defaults: bool = True) -> dict[str, object]:
+    """`spec` as plain data that `spec_from_dict` reads back to an equal spec.
+
+    With `defaults` every field is there but those that are None, so that the text keeps
+    its meaning when a default changes; without, only what differs from the defaults.
+    """
+    data = unstructure(spec)
+    if not defaults:
+        plain = unstructure(MachineSpec())
+        data = {key: value for key, value in data.items() if value != plain[key]}
+    return {"schema": SCHEMA, **_without_none(data)}
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value
+
+
+def parse_toml(text: str, source: str = "") -> dict[str, object]:
+    """A TOML text as a dict. Raises `SpecInvalid` that says in which line it is not TOML."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecInvalid([Fault("", f"this is not TOML: {error}")], source) from None
+
+
+def spec_from_toml(text: str, *, source: str = "") -> MachineSpec:
+    """`spec_from_dict` of a TOML text. `extends` and relative paths need `load_profile`."""
+    return spec_from_dict(parse_toml(text, source), source=source)
+
+
+def spec_to_toml(spec: MachineSpec, *, defaults: bool = True) -> str:
+    """`spec_to_dict` as TOML."""
+    return tomli_w.dumps(spec_to_dict(spec, defaults=defaults))

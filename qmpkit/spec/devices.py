@@ -1,0 +1,112 @@
+"""The dicts of a spec's devices, backends and objects, in the order QEMU needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from qmpkit.spec import block, chardev, layout, network
+from qmpkit.spec.addresses import Layout, Place, root_port_device
+from qmpkit.spec.block import Disk
+from qmpkit.spec.chardev import Endpoint
+from qmpkit.spec.machine import MachineSpec, family_of
+from qmpkit.spec.memory import memory_backend
+from qmpkit.spec.options import Json
+
+__all__ = ["blockdevs", "devices", "netdevs", "objects"]
+
+_NOWHERE = Place("")
+
+
+def objects(spec: MachineSpec) -> Iterator[Json]:
+    """`-object`: the RAM, the disks' threads, the source of randomness."""
+    yield memory_backend(spec.memory)
+    for thread in dict.fromkeys(disk.iothread for disk in spec.disks):
+        if thread is not None:
+            yield block.iothread_object(thread)
+    if spec.rng:
+        yield {"qom-type": "rng-random", "id": "qk-rng0", "filename": "/dev/urandom"}
+
+
+def blockdevs(spec: MachineSpec) -> Iterator[Json]:
+    """`-blockdev`."""
+    for disk in spec.disks:
+        yield from block.blockdevs_of(disk)
+
+
+def netdevs(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> Iterator[Json]:
+    """`-netdev`."""
+    for nic in spec.nics:
+        yield network.netdev_of(nic, endpoints.get(nic.id))
+
+
+def devices(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
+    """`-device`: buses before what sits on them."""
+    for port in placed.ports:
+        yield root_port_device(port)
+    yield from _platform(spec, placed)
+    yield from _serials(spec, placed)
+    yield from _disks(spec, placed)
+    for nic in spec.nics:
+        yield network.nic_device_of(nic, placed.places[nic.id], spec.name)
+
+
+def _platform(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
+    places = placed.places
+    if "vga0" in places:
+        yield {"driver": _vga(spec, places["vga0"]), "id": "vga0", **places["vga0"].properties()}
+    if "rng0" in places:
+        yield _virtio("rng", places, rng="qk-rng0")
+    if "balloon0" in places:
+        yield _virtio("balloon", places)
+    if "vsock0" in places:
+        place = places["vsock0"]
+        driver = place.virtio("vsock").replace("virtio", "vhost")
+        yield {
+            "driver": driver,
+            "id": "vsock0",
+            **place.properties(),
+            "guest-cid": spec.vsock,
+        }
+    if "panic0" in places:
+        yield {"driver": "pvpanic-pci", "id": "panic0", **places["panic0"].properties()}
+    elif spec.panic:
+        yield {"driver": "pvpanic", "id": "panic0"}
+    if spec.vmgenid is not None:
+        yield {"driver": "vmgenid", "id": "vmgenid0", "guid": spec.vmgenid}
+
+
+def _vga(spec: MachineSpec, place: Place) -> str:
+    if spec.display == "std":
+        return "VGA"
+    return "virtio-vga" if family_of(spec.machine) == "q35" else place.virtio("gpu")
+
+
+def _virtio(kind: str, places: Mapping[str, Place], **properties: object) -> Json:
+    name = f"{kind}0"
+    place = places[name]
+    return {"driver": place.virtio(kind), "id": name, **place.properties(), **properties}
+
+
+def _serials(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
+    if (place := placed.places.get(layout.VSERIAL)) is not None:
+        yield chardev.virtio_serial_device(layout.VSERIAL, place)
+    count = {"isa": 0, "virtio": 0}
+    for serial in spec.serials:
+        yield chardev.serial_device(serial, count[serial.kind], layout.VSERIAL)
+        count[serial.kind] += 1
+    if spec.agent:
+        yield chardev.agent_device(layout.AGENT, layout.VSERIAL, "agent")
+
+
+def _disks(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
+    for name, thread in layout.scsi_controllers(spec):
+        yield block.scsi_controller(name, placed.places[name], thread)
+    units = {unit.disk.id: unit for unit in layout.scsi_units(spec)}
+    for disk in spec.disks:
+        yield _disk(disk, units.get(disk.id), placed)
+
+
+def _disk(disk: Disk, unit: layout.Unit | None, placed: Layout) -> Json:
+    if unit is None:
+        return block.device_of(disk, placed.places.get(disk.id, _NOWHERE))
+    return block.device_of(disk, Place(f"{unit.controller}.0"), unit.number)

@@ -1,0 +1,26 @@
+"""What the host layer found out, as far as a command line depends on it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+
+__all__ = ["Facts"]
+
+
+@attrs.frozen(kw_only=True)
+class Facts:
+    """The host's answers that `render` needs; everything else comes from the spec.
+
+    `binary`: path of qemu-system-…; `accel`: the accelerator decided on;
+    `cpu_flags`: appended to the CPU model (e.g. "-arch-capabilities");
+    `run_with_user`: the binary has `-run-with user=` (9.1) in place of `-runas`;
+    `kvm_kind`: "hardware", "paravirtual" or "none", for reports only.
+    """
+
+    binary: str = "qemu-system-x86_64"
+    accel: Literal["kvm", "tcg"] = "tcg"
+    cpu_flags: tuple[str, ...] = ()
+    run_with_user: bool = False
+    kvm_kind: str = "none"

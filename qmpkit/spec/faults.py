@@ -1,0 +1,71 @@
+"""cattrs' nested errors as a flat list of faults with paths such as `disks[1].format`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import cattrs
+
+from qmpkit.errors import Fault
+from qmpkit.spec.convert import Wrong
+from qmpkit.spec.network import NIC_KINDS
+from qmpkit.spec.suggest import suggestion
+
+__all__ = ["Finding", "Step", "collect", "path_text"]
+
+Step = str | int
+
+
+@attrs.frozen
+class Finding:
+    """A fault that still knows its path as steps, and whether a needed key is absent there."""
+
+    steps: tuple[Step, ...]
+    message: str
+    hint: str = ""
+
+    @property
+    def fault(self) -> Fault:
+        """The fault as the user reads it."""
+        return Fault(path_text(self.steps), self.message, self.hint)
+
+
+def path_text(steps: tuple[Step, ...]) -> str:
+    """`disks[1].format`."""
+    text = ""
+    for step in steps:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def collect(error: BaseException, steps: tuple[Step, ...] = ()) -> Iterator[Finding]:
+    """Every leaf of what structuring raised."""
+    if isinstance(error, cattrs.BaseValidationError):
+        for inner in error.exceptions:
+            yield from collect(inner, (*steps, *_step(inner)))
+    elif isinstance(error, cattrs.ForbiddenExtraKeysError):
+        known = _keys_of(error.cl)
+        for key in sorted(error.extra_fields):
+            yield Finding((*steps, key), "unknown key", suggestion(key, known))
+    elif isinstance(error, Wrong):
+        yield Finding(steps, error.message, error.hint)
+    elif isinstance(error, KeyError):
+        yield Finding(steps, "is missing")
+    else:
+        raise error
+
+
+def _step(error: BaseException) -> tuple[Step, ...]:
+    for note in getattr(error, "__notes__", ()):
+        if isinstance(note, cattrs.AttributeValidationNote):
+            return (note.name,)
+        if isinstance(note, cattrs.IterableValidationNote):
+            return (note.index,)
+    return ()
+
+
+def _keys_of(cls: Any) -> list[str]:
+    names = [field.name for field in attrs.fields(cls)]
+    return [*names, "kind"] if cls in NIC_KINDS.values() else names

@@ -1,0 +1,107 @@
+"""Which devices a spec means, and where they sit."""
+
+from __future__ import annotations
+
+import attrs
+
+from qmpkit.spec.addresses import Layout, Place, Wish, allocate_mmio, allocate_pci
+from qmpkit.spec.block import Disk, on_root_port
+from qmpkit.spec.machine import MachineSpec, family_of
+
+__all__ = ["AGENT", "VSERIAL", "Unit", "has_acpi", "layout_of", "pinned", "scsi_units"]
+
+VSERIAL = "vserial0"
+AGENT = "agent0"
+_SCSI = ("virtio-scsi", "scsi-cdrom")
+
+
+@attrs.frozen
+class Unit:
+    """A SCSI disk's controller and its number there."""
+
+    disk: Disk
+    controller: str
+    number: int
+
+
+def has_acpi(spec: MachineSpec) -> bool:
+    """Whether the machine has ACPI: on by default, off by `machine_options`."""
+    return spec.machine_options.get("acpi", True) not in (False, "off")
+
+
+def fixed_devices(spec: MachineSpec) -> list[tuple[str, str]]:
+    """(id, path in the spec) of the devices that have a place of their own for ever."""
+    vserial = spec.agent or any(serial.kind == "virtio" for serial in spec.serials)
+    wanted = [
+        ("vga0", "display", spec.display != "none"),
+        (VSERIAL, "agent", vserial),
+        ("rng0", "rng", spec.rng),
+        ("balloon0", "balloon", spec.balloon),
+        ("panic0", "panic", spec.panic and family_of(spec.machine) == "q35"),
+        ("vsock0", "vsock", spec.vsock is not None),
+    ]
+    fixed = [(name, where) for name, where, on in wanted if on]
+    return fixed + [(name, "disks") for name in _scsi_controllers(spec).values()]
+
+
+def _scsi_controllers(spec: MachineSpec) -> dict[str | None, str]:
+    """A controller for every iothread that SCSI disks name, and one for those without."""
+    threads: dict[str | None, str] = {}
+    for disk in spec.disks:
+        if disk.interface in _SCSI and disk.iothread not in threads:
+            threads[disk.iothread] = f"scsi{len(threads)}"
+    return threads
+
+
+def scsi_controllers(spec: MachineSpec) -> list[tuple[str, str | None]]:
+    """(controller's id, its iothread)."""
+    return [(name, thread) for thread, name in _scsi_controllers(spec).items()]
+
+
+def scsi_units(spec: MachineSpec) -> list[Unit]:
+    """Every SCSI disk with its controller and number, in the order of the spec."""
+    controllers = _scsi_controllers(spec)
+    count = dict.fromkeys(controllers.values(), 0)
+    units: list[Unit] = []
+    for disk in spec.disks:
+        if disk.interface in _SCSI:
+            controller = controllers[disk.iothread]
+            units.append(Unit(disk, controller, count[controller]))
+            count[controller] += 1
+    return units
+
+
+def layout_of(spec: MachineSpec) -> Layout:
+    """A place for every device; what has none is a fault of the layout."""
+    nics = [Wish(nic.id, f"nics[{n}]", nic.bus) for n, nic in enumerate(spec.nics)]
+    disks = [
+        Wish(disk.id, f"disks[{n}]", disk.bus)
+        for n, disk in enumerate(spec.disks)
+        if on_root_port(disk)
+    ]
+    fixed = fixed_devices(spec)
+    if family_of(spec.machine) == "microvm":
+        return allocate_mmio([*(Wish(*item) for item in fixed), *nics, *disks], has_acpi(spec))
+    layout = allocate_pci([name for name, _ in fixed], nics, disks, spec.root_ports)
+    for unit, disk in enumerate(disk for disk in spec.disks if disk.interface == "cdrom"):
+        layout.places[disk.id] = Place(f"ide.{unit}")
+    return layout
+
+
+def pinned(spec: MachineSpec) -> MachineSpec:
+    """The same machine with every NIC's and disk's root port and MAC written down.
+
+    For a spec that follows a running machine: unplugging one disk must not move
+    the next one's address in the command line of a migration's destination.
+    """
+    if family_of(spec.machine) != "q35":
+        return spec
+    places = layout_of(spec).places
+    return attrs.evolve(
+        spec,
+        disks=[
+            attrs.evolve(disk, bus=places[disk.id].bus) if on_root_port(disk) else disk
+            for disk in spec.disks
+        ],
+        nics=[attrs.evolve(nic, bus=places[nic.id].bus) for nic in spec.nics],
+    )

@@ -1,0 +1,117 @@
+"""`MachineSpec`: everything a virtual machine is, as plain data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import attrs
+
+from qmpkit.spec.block import Disk, to_disks
+from qmpkit.spec.chardev import Serial, to_serials
+from qmpkit.spec.cpu import Cpu, to_cpu
+from qmpkit.spec.memory import Memory, to_memory
+from qmpkit.spec.network import Nic, link_needed, to_nics
+
+__all__ = ["Accel", "Kernel", "MachineSpec", "Option", "channels", "family_of", "links"]
+
+Accel = Literal["auto", "kvm", "tcg"]
+Option = str | int | bool
+
+
+def _path(value: str | os.PathLike[str]) -> str:
+    return os.fspath(value)
+
+
+def _optional_path(value: str | os.PathLike[str] | None) -> str | None:
+    return None if value is None else os.fspath(value)
+
+
+def _words(value: Iterable[str]) -> tuple[str, ...]:
+    return tuple(value)
+
+
+def _strings(value: Mapping[str, str]) -> dict[str, str]:
+    return dict(value)
+
+
+def _options(value: Mapping[str, Option]) -> dict[str, Option]:
+    return dict(value)
+
+
+@attrs.frozen
+class Kernel:
+    """A kernel that QEMU loads itself, without a boot loader.
+
+    `append` may hold `${tsc_khz}`; a word whose variable the host does not know is dropped.
+    """
+
+    image: str = attrs.field(converter=_path)
+    initrd: str | None = attrs.field(default=None, converter=_optional_path)
+    append: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class MachineSpec:
+    """A machine. Nothing is created or checked by writing one; `validate` finds its faults.
+
+    `machine`: "q35", "microvm" or a versioned name ("pc-q35-7.2"), with
+    `machine_options` for `-machine`. `accel`: "auto" takes KVM when it serves, else TCG.
+    `memory` and `cpu` may be given as a size and a number. `firmware`: a BIOS file;
+    None is QEMU's own. `serials`: a number or names. `agent`: a channel for
+    qemu-guest-agent. `panic`: a device by which the guest reports its panic.
+    `vmgenid`: "auto" or a UUID; `vsock`: the guest's CID. `display`: "std" is a VGA
+    card that screenshots show. `root_ports`: empty ports for hotplug on q35.
+    `no_reboot`: a reboot ends the machine. `uuid`: the SMBIOS UUID. `sandbox`:
+    QEMU's seccomp filter. `run_as`: the user QEMU becomes after its start. `launcher`:
+    words put before the command, `env`: variables added to QEMU's environment.
+    `qemu`: the binary. `extra_args`: appended as they are, the last resort.
+    """
+
+    name: str = "vm"
+    arch: str = "x86_64"
+    machine: str = "q35"
+    machine_options: dict[str, Option] = attrs.field(factory=dict, converter=_options)
+    accel: Accel = "auto"
+    cpu: Cpu = attrs.field(default=Cpu(), converter=to_cpu)
+    memory: Memory = attrs.field(default=Memory(), converter=to_memory)
+    kernel: Kernel | None = None
+    firmware: str | None = attrs.field(default=None, converter=_optional_path)
+    disks: tuple[Disk, ...] = attrs.field(default=(), converter=to_disks)
+    nics: tuple[Nic, ...] = attrs.field(default=(), converter=to_nics)
+    serials: tuple[Serial, ...] = attrs.field(default=(Serial(),), converter=to_serials)
+    agent: bool = False
+    rng: bool = False
+    balloon: bool = False
+    panic: bool = True
+    vmgenid: str | None = None
+    vsock: int | None = None
+    display: Literal["none", "std", "virtio"] = "none"
+    root_ports: int = 0
+    no_reboot: bool = False
+    uuid: str | None = None
+    sandbox: bool = True
+    run_as: str | None = None
+    launcher: tuple[str, ...] = attrs.field(default=(), converter=_words)
+    env: dict[str, str] = attrs.field(factory=dict, converter=_strings)
+    qemu: str | None = attrs.field(default=None, converter=_optional_path)
+    extra_args: tuple[str, ...] = attrs.field(default=(), converter=_words)
+
+
+def family_of(machine: str) -> Literal["q35", "microvm"] | None:
+    """What kind of board a machine type is, versioned or not; None when we do not know it."""
+    if machine == "q35" or machine.startswith("pc-q35-"):
+        return "q35"
+    return "microvm" if machine == "microvm" else None
+
+
+def channels(spec: MachineSpec) -> tuple[str, ...]:
+    """The byte channels `render` wants an endpoint for: "qmp", the serials, "agent"."""
+    agent = ("agent",) if spec.agent else ()
+    return ("qmp", *(serial.name for serial in spec.serials), *agent)
+
+
+def links(spec: MachineSpec) -> tuple[str, ...]:
+    """The NICs whose socket must be handed to `render`, as endpoints named after them."""
+    return tuple(nic.id for nic in spec.nics if link_needed(nic))

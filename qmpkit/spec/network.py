@@ -1,0 +1,300 @@
+"""NICs: the guest's device and, apart from it, the host's side of the cable."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator
+from typing import Literal, TypeVar
+
+import attrs
+
+from qmpkit.errors import Fault
+from qmpkit.spec.addresses import Place
+from qmpkit.spec.chardev import Endpoint, FdEndpoint
+from qmpkit.spec.names import id_problem, mac_of, netdev_id
+from qmpkit.spec.options import Json
+
+__all__ = [
+    "NIC_KINDS",
+    "DgramNic",
+    "Forward",
+    "Nic",
+    "NicModel",
+    "StreamNic",
+    "TapNic",
+    "UserNic",
+    "link_needed",
+    "netdev_of",
+    "nic_device_of",
+    "nic_faults",
+    "to_nics",
+]
+
+NicModel = Literal["virtio-net", "e1000e"]
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
+_INET = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):(\d{1,5})", re.ASCII)
+_IFNAME_LIMIT = 15
+
+
+@attrs.frozen
+class Forward:
+    """Connections to `address:host` on the host go to `guest` in the guest.
+
+    `host` 0 lets the kernel choose. `address` "0.0.0.0" opens the port to the network.
+    """
+
+    host: int
+    guest: int
+    proto: Literal["tcp", "udp"] = "tcp"
+    address: str = "127.0.0.1"
+    guest_address: str | None = None
+
+
+def _forwards(value: Iterable[Forward]) -> tuple[Forward, ...]:
+    return tuple(value)
+
+
+@attrs.frozen(kw_only=True)
+class _NicBase:
+    """What every NIC has: `mac` defaults to one made from machine name and `id`.
+
+    `boot`: place in the boot order; only then is the PXE ROM loaded. `bus`: the
+    root port to sit in. `id` is filled in from the place in the list (`nic0`).
+    """
+
+    model: NicModel = "virtio-net"
+    mac: str | None = None
+    boot: int | None = None
+    id: str = ""
+    bus: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class UserNic(_NicBase):
+    """QEMU's own NAT: needs no rights; the guest gets 10.0.2.15 by DHCP from 10.0.2.2.
+
+    `net`: another network; `restrict`: no way out, only `forwards`.
+    """
+
+    forwards: tuple[Forward, ...] = attrs.field(default=(), converter=_forwards)
+    net: str | None = None
+    restrict: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class TapNic(_NicBase):
+    """A tap device of the host that already exists; `vhost` needs /dev/vhost-net."""
+
+    ifname: str
+    vhost: bool = False
+    queues: int = 1
+
+
+@attrs.frozen(kw_only=True)
+class StreamNic(_NicBase):
+    """A cable over a stream socket (QEMU 7.2): `address` "unix:/path" or "host:port".
+
+    With `server` QEMU listens. Without `address`, whoever starts the machine hands
+    over a connected socket as the endpoint named after the NIC.
+    """
+
+    address: str | None = None
+    server: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class DgramNic(_NicBase):
+    """A cable over datagrams (QEMU 7.2) between `local` and `remote`.
+
+    Both "unix:/path" or both "host:port"; a multicast `remote` alone joins a group.
+    Without either, the socket is handed over as for `StreamNic`.
+    """
+
+    local: str | None = None
+    remote: str | None = None
+
+
+Nic = UserNic | TapNic | StreamNic | DgramNic
+NIC_KINDS: dict[str, type[UserNic] | type[TapNic] | type[StreamNic] | type[DgramNic]] = {
+    "user": UserNic,
+    "tap": TapNic,
+    "stream": StreamNic,
+    "dgram": DgramNic,
+}
+_N = TypeVar("_N", UserNic, TapNic, StreamNic, DgramNic)
+
+
+def to_nics(value: Iterable[Nic]) -> tuple[Nic, ...]:
+    """Fill in missing ids: `nic0`, `nic1` … by place in the list, skipping those in use."""
+    nics = tuple(value)
+    used = {nic.id for nic in nics}
+    named: list[Nic] = []
+    for number, nic in enumerate(nics):
+        name = nic.id
+        while not name or (name != nic.id and name in used):
+            name = f"nic{number}"
+            number += 1
+        used.add(name)
+        named.append(nic if name == nic.id else attrs.evolve(nic, id=name))
+    return tuple(named)
+
+
+def link_needed(nic: Nic) -> bool:
+    """Whether the cable's socket must be given to `render` as the endpoint `nic.id`."""
+    if isinstance(nic, StreamNic):
+        return nic.address is None
+    return isinstance(nic, DgramNic) and nic.local is None and nic.remote is None
+
+
+def netdev_of(nic: Nic, endpoint: Endpoint | None = None) -> Json:
+    """The argument of `-netdev` (and `netdev_add`)."""
+    match nic:
+        case UserNic():
+            backend = _user(nic)
+        case TapNic():
+            backend = {"type": "tap", "ifname": nic.ifname, "script": "no", "downscript": "no"}
+            if nic.vhost:
+                backend["vhost"] = True
+            if nic.queues > 1:
+                backend["queues"] = nic.queues
+        case StreamNic():
+            backend = {"type": "stream", "server": nic.server, "addr": _end(nic.address, endpoint)}
+        case DgramNic():
+            backend = _dgram(nic, endpoint)
+    return {"type": backend.pop("type"), "id": netdev_id(nic.id), **backend}
+
+
+def _user(nic: UserNic) -> dict[str, object]:
+    backend: dict[str, object] = {"type": "user"}
+    if nic.net is not None:
+        backend["net"] = nic.net
+    if nic.restrict:
+        backend["restrict"] = True
+    if nic.forwards:
+        backend["hostfwd"] = [{"str": _hostfwd(forward)} for forward in nic.forwards]
+    return backend
+
+
+def _hostfwd(forward: Forward) -> str:
+    guest = forward.guest_address or ""
+    return f"{forward.proto}:{forward.address}:{forward.host}-{guest}:{forward.guest}"
+
+
+def _dgram(nic: DgramNic, endpoint: Endpoint | None) -> dict[str, object]:
+    if link_needed(nic):
+        return {"type": "dgram", "local": _end(None, endpoint)}
+    backend: dict[str, object] = {"type": "dgram"}
+    for side, address in (("local", nic.local), ("remote", nic.remote)):
+        if address is not None:
+            backend[side] = _end(address, None)
+    return backend
+
+
+def _end(address: str | None, endpoint: Endpoint | None) -> Json:
+    """A SocketAddress."""
+    if address is None:
+        if not isinstance(endpoint, FdEndpoint):
+            raise ValueError("this NIC's socket has to be handed over as a descriptor")
+        return {"type": "fd", "str": str(endpoint.fd)}
+    if address.startswith("unix:"):
+        return {"type": "unix", "path": address.removeprefix("unix:")}
+    host, _, port = address.rpartition(":")
+    return {"type": "inet", "host": host.strip("[]"), "port": port}
+
+
+def nic_device_of(nic: Nic, place: Place, machine: str) -> Json:
+    """The argument of `-device` (and `device_add`)."""
+    device: dict[str, object] = {
+        "driver": "e1000e" if nic.model == "e1000e" else place.virtio("net"),
+        "id": nic.id,
+        **place.properties(),
+        "netdev": netdev_id(nic.id),
+        "mac": nic.mac or mac_of(machine, nic.id),
+    }
+    if isinstance(nic, TapNic) and nic.queues > 1:
+        device |= {"mq": True}
+        if place.addr is not None:
+            device["vectors"] = 2 * nic.queues + 2
+    if nic.boot is not None:
+        device["bootindex"] = nic.boot
+    elif place.addr is not None:
+        # The PXE ROM is in a package of its own, and QEMU does not start without it.
+        device["romfile"] = ""
+    return device
+
+
+def nic_faults(nic: Nic, where: str) -> Iterator[Fault]:
+    """Everything that contradicts itself in one NIC."""
+    if problem := id_problem(nic.id):
+        yield Fault(f"{where}.id", problem)
+    if nic.mac is not None:
+        yield from _mac_faults(nic.mac, f"{where}.mac")
+    if nic.boot is not None and nic.boot < 0:
+        yield Fault(f"{where}.boot", f"counts from 0, not from {nic.boot}")
+    match nic:
+        case UserNic():
+            yield from _user_faults(nic, where)
+        case TapNic():
+            yield from _tap_faults(nic, where)
+        case StreamNic():
+            yield from _address_faults(nic.address, f"{where}.address")
+        case DgramNic():
+            yield from _address_faults(nic.local, f"{where}.local")
+            yield from _address_faults(nic.remote, f"{where}.remote")
+            if nic.local is not None and nic.remote is None:
+                yield Fault(f"{where}.remote", "is missing: datagrams need somewhere to go")
+
+
+def _mac_faults(mac: str, where: str) -> Iterator[Fault]:
+    if not _MAC.fullmatch(mac):
+        yield Fault(where, f"{mac!r} is not a MAC address", "52:54:00:12:34:56")
+    elif int(mac[:2], 16) & 1:
+        yield Fault(where, f"{mac!r} is a group's address, not one NIC's")
+
+
+def _user_faults(nic: UserNic, where: str) -> Iterator[Fault]:
+    if nic.net is not None:
+        try:
+            ipaddress.IPv4Network(nic.net)
+        except ValueError:
+            yield Fault(f"{where}.net", f"{nic.net!r} is not an IPv4 network", "10.0.2.0/24")
+    for number, forward in enumerate(nic.forwards):
+        at = f"{where}.forwards[{number}]"
+        if not 0 <= forward.host <= 65535:
+            yield Fault(f"{at}.host", f"{forward.host} is not a port")
+        if not 1 <= forward.guest <= 65535:
+            yield Fault(f"{at}.guest", f"{forward.guest} is not a port")
+        for name in ("address", "guest_address"):
+            address: str | None = getattr(forward, name)
+            if address is not None and not _is_ipv4(address):
+                yield Fault(f"{at}.{name}", f"{address!r} is not an IPv4 address")
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _tap_faults(nic: TapNic, where: str) -> Iterator[Fault]:
+    bad = re.search(r"[/\s%]", nic.ifname) or nic.ifname in ("", ".", "..")
+    if bad or len(nic.ifname.encode()) > _IFNAME_LIMIT:
+        yield Fault(f"{where}.ifname", f"{nic.ifname!r} is not the name of a network device")
+    if not 1 <= nic.queues <= 256:
+        yield Fault(f"{where}.queues", f"must be from 1 to 256, not {nic.queues}")
+    if nic.queues > 1 and nic.model != "virtio-net":
+        yield Fault(f"{where}.queues", f"{nic.model} has one queue")
+
+
+def _address_faults(address: str | None, where: str) -> Iterator[Fault]:
+    if address is None:
+        return
+    hint = '"unix:/path" or "host:port"'
+    if address.startswith("unix:"):
+        if len(address.removeprefix("unix:").encode()) not in range(1, 108):
+            yield Fault(where, "a socket's path has 1 to 107 bytes", hint)
+    elif (found := _INET.fullmatch(address)) is None or int(found[2]) > 65535:
+        yield Fault(where, f"{address!r} is not an address", hint)

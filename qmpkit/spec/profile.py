@@ -1,0 +1,95 @@
+"""Profiles: TOML files that describe a machine, shipped or the user's own."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.spec.data import parse_toml, spec_from_dict
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.paths import PATHS, map_fields
+from qmpkit.spec.suggest import suggestion
+
+__all__ = ["load_profile", "profile_names", "profiles_dir"]
+
+
+def profiles_dir() -> Path:
+    """Where the shipped profiles are: in the wheel, or in the checkout it was installed from."""
+    installed = Path(str(resources.files("qmpkit"))) / "profiles"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "profiles"
+
+
+def profile_names() -> tuple[str, ...]:
+    """The shipped profiles, sorted."""
+    return tuple(sorted(path.stem for path in profiles_dir().glob("*.toml")))
+
+
+def load_profile(name_or_path: str | os.PathLike[str]) -> MachineSpec:
+    """The machine a profile describes.
+
+    A name ("q35") is a shipped profile; a `Path`, or a text with a slash or ending in
+    ".toml", is a file. `extends` in a file names another profile whose tables it adds to;
+    lists are replaced whole. Relative paths count from the file they are written in;
+    those that begin with `${` are left to `expand`. Reads files, nothing else.
+    Raises `SpecInvalid` with every fault.
+    """
+    path = _find(name_or_path, Path.cwd(), "", "")
+    return spec_from_dict(_load(path, ()), source=str(path))
+
+
+def _find(name: str | os.PathLike[str], folder: Path, where: str, source: str) -> Path:
+    if not isinstance(name, str) or "/" in name or name.endswith(".toml"):
+        return folder / name
+    names = profile_names()
+    if name in names:
+        return profiles_dir() / f"{name}.toml"
+    hint = suggestion(name, names) or f"shipped: {', '.join(names)}; a file: ./{name}.toml"
+    raise SpecInvalid([Fault(where, f"there is no profile {name!r}", hint)], source)
+
+
+def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's table, merged over what it extends, every path absolute."""
+    source = str(path)
+    data: dict[str, Any] = parse_toml(_read(path), source)
+    data = map_fields(data, PATHS, lambda _, text: _absolute(text, path.parent))
+    extends = data.pop("extends", None)
+    if extends is None:
+        return data
+    if not isinstance(extends, str):
+        raise SpecInvalid([Fault("extends", "must be a profile's name or a path")], source)
+    base = _find(extends, path.parent, "extends", source)
+    chain = (*above, path.resolve())
+    if base.resolve() in chain:
+        raise SpecInvalid([Fault("extends", f"{extends!r} extends itself")], source)
+    return _merged(_load(base, chain), data)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise SpecInvalid([Fault("", f"cannot be read: {why}")], str(path)) from error
+    except UnicodeDecodeError as error:
+        raise SpecInvalid([Fault("", f"this is not UTF-8: {error}")], str(path)) from error
+
+
+def _absolute(text: str, folder: Path) -> str:
+    if not text or text.startswith("${"):
+        return text
+    return os.path.normpath(folder.absolute() / text)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on `base`, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            merged[key] = _merged(below, value)
+        else:
+            merged[key] = value
+    return merged
