@@ -32,9 +32,7 @@ class VM:
     def __init__(self, machine: Machine, *, logs: Path | None = None) -> None:
         self.machine = machine
         self.consoles: Mapping[str, Console] = {
-            channel: self._open_console(channel, logs)
-            for channel in machine.streams
-            if channel.startswith("serial")
+            serial.name: self._open_console(serial.name, logs) for serial in machine.spec.serials
         }
         self._agent = self._open_agent()
 
@@ -147,10 +145,10 @@ class VM:
 
     @property
     def console(self) -> Console:
-        """The first serial console; `consoles` has all of them."""
-        if not self.consoles:
-            raise self._lacks("serials", "it has no serial console", 'add `serials = 1`')
-        return self.consoles["serial0"]
+        """The first serial console; `consoles` has all of them, by their names."""
+        for console in self.consoles.values():
+            return console
+        raise self._lacks("serials", "it has no serial console", "add `serials = 1`")
 
     @property
     def agent(self) -> Agent:
@@ -183,9 +181,13 @@ class VM:
         return SpecInvalid([Fault(path, message, hint)], source=f"machine {self.name!r}")
 
     def _open_console(self, channel: str, logs: Path | None) -> Console:
+        start = self.machine.services.start_soon
         log = None if logs is None else BoundedLog(logs / f"{channel}.log")
-        console = Console(self.machine.streams[channel], name=f"{self.name} {channel}", log=log)
-        self.machine.services.start_soon(console.run, name=f"{channel} of {self.name}")
+        if log is not None:
+            start(log.run, name=f"log of {channel} of {self.name}")
+        stream = self.machine.streams[channel]
+        console = Console(stream, name=self.name, channel=channel, log=log)
+        start(console.run, name=f"{channel} of {self.name}")
         return console
 
     def _open_agent(self) -> Agent | None:

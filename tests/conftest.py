@@ -4,20 +4,67 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import trio
 
-from tests.sizes import LONG
+from tests.counts import KVM, Counts
+from tests.sizes import LONG, QEMU_VERSIONS
 
 AsyncTest = Callable[..., Awaitable[None]]
 BOUND = 60.0  # seconds an async test may take; `@pytest.mark.bound(n)` for another
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--demand-hosts",
+        action="store_true",
+        help="fail when no test ran on one of the QEMU versions, or on KVM",
+    )
+    parser.addoption("--no-kvm", action="store_true", help="this host has no KVM: do without")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "bound(seconds): how long an async test may take")
+    wanted = [f"QEMU {version}" for version in QEMU_VERSIONS]
+    if not config.getoption("--no-kvm"):
+        wanted.append(KVM)
+    demanded = bool(config.getoption("--demand-hosts"))
+    config.pluginmanager.register(Counts(wanted, demanded=demanded))
+
+
+@functools.cache
+def binaries() -> dict[str, str]:
+    """The QEMUs of this host by version ("7.2", "10.0")."""
+    from qmpkit.testing.guests.qemus import qemu_binaries
+
+    return {version: os.fspath(path) for version, path in qemu_binaries().items()}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `qemu` runs once for each QEMU version there is."""
+    if "qemu" in metafunc.fixturenames:
+        metafunc.parametrize("qemu_version", list(binaries()), ids=lambda v: f"qemu-{v}")
+
+
+@pytest.fixture
+def qemu(qemu_version: str, record_property: Callable[[str, object], None]) -> str:
+    """Path of a qemu-system-x86_64, one version after the other."""
+    record_property("qemu", f"QEMU {qemu_version}")
+    return binaries()[qemu_version]
+
+
+@pytest.fixture
+def kvm_here() -> None:
+    """Skips where this host has no KVM that a guest can run on."""
+    from qmpkit.host.kvm import probe_kvm
+
+    kvm = probe_kvm()
+    if not kvm.usable:
+        pytest.skip(f"needs KVM: {kvm.why}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

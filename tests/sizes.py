@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+QEMU_VERSIONS = ("7.2", "10.0")  # the live tests run on each of them
+
 LONG = os.environ.get("QMPKIT_LONG") == "1"
 
 

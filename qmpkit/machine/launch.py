@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import (
@@ -21,12 +22,12 @@ from qmpkit.host.resolve import Resolution
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
 from qmpkit.process.child import ChildLike, child
-from qmpkit.process.rundir import bind_socket
+from qmpkit.process.sockets import listening_socket
 from qmpkit.qmp.errors import MonitorGarbled, MonitorLost, MonitorSilent
 from qmpkit.qmp.session import Observer, Session, open_session
-from qmpkit.spec.argv import render
-from qmpkit.spec.chardev import Endpoint, FdEndpoint, channels
-from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.argv import TOOLS, render
+from qmpkit.spec.chardev import Endpoint, FdEndpoint
+from qmpkit.spec.machine import MachineSpec, channels
 
 __all__ = ["LaunchOptions", "Started", "Starter", "launched", "start_qemu"]
 
@@ -41,14 +42,17 @@ class LaunchOptions:
 
     `ready_within`: seconds until QEMU must have greeted.  `incoming`: start with
     `-incoming defer`, to be fed by a migration or a saved state.  `tools_socket`:
-    path of a second QMP monitor for other programs.  `stderr_log`: file that gets
-    all of QEMU's stderr (bounded).  `observer` sees every QMP message.
+    path of a second QMP monitor for other programs.  `links`: connected sockets for
+    the NICs that have no address of their own, by NIC id; they stay the caller's.
+    `stderr_log`: file that gets all of QEMU's stderr (bounded).  `observer` sees
+    every QMP message.
     """
 
     ready_within: float = 30.0
     graces: Graces = Graces()
     incoming: bool = False
     tools_socket: Path | None = None
+    links: Mapping[str, socket.socket] = attrs.field(factory=dict)
     stderr_log: Path | None = None
     observer: Observer | None = None
 
@@ -74,17 +78,13 @@ async def start_qemu(resolution: Resolution, options: LaunchOptions) -> AsyncIte
     spec = resolution.spec
     async with AsyncExitStack() as ours:
         with ExitStack() as theirs:
-            wiring = _wire(spec, ours, theirs)
-            if options.tools_socket is not None:
-                _listen_for_tools(options.tools_socket, wiring, ours, theirs)
-            argv = render(
-                spec, resolution.facts, wiring.endpoints, incoming=options.incoming, paused=True
-            )
+            wiring = _wire(spec, options, ours, theirs)
+            argv = render(spec, resolution.facts, wiring.endpoints, incoming=options.incoming)
             process = await ours.enter_async_context(
                 child(
                     argv,
                     fds=wiring.theirs,
-                    env=spec.env,
+                    env={**os.environ, **spec.env} if spec.env else None,
                     stderr_log=options.stderr_log,
                     name=spec.name,
                 )
@@ -93,34 +93,36 @@ async def start_qemu(resolution: Resolution, options: LaunchOptions) -> AsyncIte
         yield Started(process, tuple(argv), wiring.ours)
 
 
-@attrs.frozen
 class _Wiring:
     """The channels of one start: our sockets, the child's fds, and how argv names them."""
 
-    ours: dict[str, socket.socket] = attrs.field(factory=dict)
-    theirs: dict[int, int] = attrs.field(factory=dict)
-    endpoints: dict[str, Endpoint] = attrs.field(factory=dict)
+    def __init__(self) -> None:
+        self.ours: dict[str, socket.socket] = {}
+        self.theirs: dict[int, int] = {}
+        self.endpoints: dict[str, Endpoint] = {}
+
+    def hand_over(self, channel: str, sock: socket.socket, *, listen: bool = False) -> None:
+        fd = _FIRST_FD + len(self.theirs)
+        self.theirs[fd] = sock.fileno()
+        self.endpoints[channel] = FdEndpoint(fd, listen=listen)
 
 
-def _wire(spec: MachineSpec, ours: AsyncExitStack, theirs: ExitStack) -> _Wiring:
+def _wire(
+    spec: MachineSpec, options: LaunchOptions, ours: AsyncExitStack, theirs: ExitStack
+) -> _Wiring:
     wiring = _Wiring()
-    for fd, channel in enumerate(channels(spec), _FIRST_FD):
+    for channel in channels(spec):
         mine, its = socket.socketpair()
         wiring.ours[channel] = ours.enter_context(mine)
-        wiring.theirs[fd] = theirs.enter_context(its).fileno()
-        wiring.endpoints[channel] = FdEndpoint(fd)
+        wiring.hand_over(channel, theirs.enter_context(its))
         mine.setblocking(False)
+    for nic, link in options.links.items():
+        wiring.hand_over(nic, link)
+    if options.tools_socket is not None:
+        listener = theirs.enter_context(listening_socket(options.tools_socket))
+        ours.callback(options.tools_socket.unlink, missing_ok=True)
+        wiring.hand_over(TOOLS, listener, listen=True)
     return wiring
-
-
-def _listen_for_tools(
-    path: Path, wiring: _Wiring, ours: AsyncExitStack, theirs: ExitStack
-) -> None:
-    listener = theirs.enter_context(bind_socket(path))
-    ours.callback(path.unlink, missing_ok=True)
-    fd = _FIRST_FD + len(wiring.theirs)
-    wiring.theirs[fd] = listener.fileno()
-    wiring.endpoints["tools"] = FdEndpoint(fd, listen=True)
 
 
 @asynccontextmanager
@@ -151,6 +153,7 @@ async def launched(
             services,
             State.INCOMING if options.incoming else State.PAUSED,
         )
+        stack.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         try:
             yield machine

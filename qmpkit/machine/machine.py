@@ -10,12 +10,13 @@ import attrs
 import trio
 
 from qmpkit._trio import ServiceNursery
-from qmpkit.errors import MachineDied, MachineGone, QmpkitError
+from qmpkit.errors import MachineDied, MachineGone
 from qmpkit.machine.report import ExitReport, judge
-from qmpkit.machine.state import EVENTS, State, Trigger, from_run_state, step, trigger_of
-from qmpkit.process.child import ChildLike, ExitStatus
+from qmpkit.machine.state import EVENTS, State, Trigger, step, trigger_of
+from qmpkit.process.child import ChildLike
 from qmpkit.process.escalate import stop_child
-from qmpkit.qmp.errors import EventsLost, MonitorLost
+from qmpkit.process.status import ExitStatus
+from qmpkit.qmp.errors import MonitorGarbled, MonitorLost
 from qmpkit.qmp.events import Event, Subscription
 from qmpkit.qmp.session import Session
 from qmpkit.spec.facts import Facts
@@ -28,6 +29,8 @@ log = logging.getLogger("qmpkit.machine")
 # A dead QEMU's monitor and its process end within milliseconds of each other; the bound
 # only keeps a machine with a wedged peer from hanging whoever asks for its report.
 _ENDS_MEET = 5.0
+# Events are taken as they come; a bound that a storm of I/O errors cannot reach meanwhile.
+_NEVER_FULL = 100_000
 
 
 # Called with the new state and what brought it; must not block.
@@ -83,7 +86,7 @@ class Machine:
         self._stop_asked = False
         self._shutdown_reason: str | None = None
         self._panic: Mapping[str, Any] | None = None
-        self._events = qmp.subscribe(*EVENTS)
+        self.lifecycle = qmp.subscribe(*EVENTS, buffer=_NEVER_FULL)
 
     @property
     def name(self) -> str:
@@ -139,13 +142,15 @@ class Machine:
         return self.state
 
     async def follow(self) -> None:
-        """Keep `state` and `report` true until the process has ended; one service runs this."""
-        with self._events:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._follow_events, nursery.cancel_scope)
-                status = await self.child.wait()
-                # What QEMU still had to say lies in the socket: read it before judging.
-                nursery.cancel_scope.deadline = trio.current_time() + _ENDS_MEET
+        """Keep `state` and `report` true until the process has ended; one service runs this.
+
+        The caller has entered `lifecycle` before anything could happen.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow_events)
+            status = await self.child.wait()
+            # What QEMU still had to say lies in the socket: read it before judging.
+            nursery.cancel_scope.deadline = trio.current_time() + _ENDS_MEET
         self._finish(status)
 
     async def stop(self, graces: Graces) -> ExitReport:
@@ -170,32 +175,15 @@ class Machine:
         self.child.kill()
         return await self.wait()
 
-    async def learn_state(self) -> None:
-        """Take the state from `query-status` (after events were lost)."""
-        status = await self.qmp.execute("query-status")
-        self._enter(from_run_state(status["status"]), "query-status")
-
     async def _ask_to_quit(self) -> None:
         await self.qmp.execute("quit")
 
-    async def _follow_events(self, scope: trio.CancelScope) -> None:
-        while True:
-            try:
-                async for event in self._events:
-                    self._take(event)
-            except EventsLost as lost:
-                log.warning("%s; asking for the state instead", lost)
-            except MonitorLost:
-                return
-            else:
-                return
-            await self._relearn()
-
-    async def _relearn(self) -> None:
+    async def _follow_events(self) -> None:
         try:
-            await self.learn_state()
-        except QmpkitError as error:
-            log.warning("machine %r: cannot learn its state: %s", self.name, error)
+            async for event in self.lifecycle:
+                self._take(event)
+        except (MonitorLost, MonitorGarbled) as lost:
+            log.debug("%s", lost)
 
     def _take(self, event: Event) -> None:
         trigger = trigger_of(event.name, event.data)

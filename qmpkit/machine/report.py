@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from qmpkit.process.child import ExitStatus
+from qmpkit.process.status import ExitStatus
 
 __all__ = ["ExitCause", "ExitReport", "judge"]
 

@@ -1,0 +1,43 @@
+"""Unix sockets that we bind ourselves and hand to QEMU already listening."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+from qmpkit.errors import Fault, HostLacks, SpecInvalid
+
+__all__ = ["listening_socket"]
+
+
+def listening_socket(path: Path) -> socket.socket:
+    """A socket that listens at *path* with mode 0600; connecting before that is refused.
+
+    Raises SpecInvalid when *path* exists or is too long for a socket, HostLacks when
+    its directory cannot be written.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _bind(sock, path)
+        # Nobody can connect before listen(), so nobody sees the mode that bind() gave it.
+        path.chmod(0o600)
+        sock.listen(1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind(sock: socket.socket, path: Path) -> None:
+    try:
+        sock.bind(os.fspath(path))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            fault = Fault(str(path), "this path exists", "remove it or name another")
+            raise SpecInvalid([fault]) from error
+        if error.errno is None:  # Python's own check of the length
+            fault = Fault(str(path), "too long for a socket: 107 bytes are possible")
+            raise SpecInvalid([fault]) from error
+        raise HostLacks(f"cannot make the socket {path}: {error.strerror}") from error
