@@ -44,7 +44,6 @@ _FILES = {  # our file → its place in the guest
     "nic": "etc/nic",
     "dhcp": "etc/dhcp",
     "agent": "etc/agent",
-    "buttons": "etc/buttons",
     "powerbutton": "etc/acpi/PWRF/00000080",
     "shutdown": "sbin/shutdown",
     "mdev.conf": "etc/mdev.conf",
