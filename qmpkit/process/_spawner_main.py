@@ -14,7 +14,8 @@ request                    reply
 =========================  ==================================================
 ("spawn",) + fds           ("spawned", pid) + pidfd
                            or ("failed", stage, errno, path)
-("reap", pid)              ("ended", wait status) or ("ended", None)
+("reap", pid)              ("ended", wait status), None if it has not ended
+("kill", pid)              ("ended", wait status), once it has ended
 =========================  ==================================================
 
 The fds of a spawn are a memfd with the body (argv, env, candidates, cwd,
@@ -85,31 +86,36 @@ class Spawner:
 
     def _answer(self) -> bool:
         """Serve one request; False when the client has closed its end."""
-        request, fds = self._receive()
-        if not request:
+        space = _socket.CMSG_SPACE(4 * MAX_FDS)
+        data, ancillary, flags, _ = self._control.recvmsg(4096, space, _socket.MSG_CMSG_CLOEXEC)
+        if not data:
             return False
+        fds = [fd for _, _, sent in ancillary for fd in memoryview(sent).cast("i")]
+        handed: list[int] = []
         try:
-            reply: tuple[Any, ...]
-            handed: list[int] = []
-            if request[0] == "spawn":
-                pid = self._spawn(fds)
-                handed = [_pidfd(pid)]
-                reply = ("spawned", pid)
-            else:
-                reply = ("ended", self._reap(request[1]))
+            reply, handed = self._obey(marshal.loads(data), fds, flags)
         except Refused as refused:
             reply = refused.reply
+        except Exception:  # a defect, but no reason to kill all other children
+            sys.excepthook(*sys.exc_info())
+            reply = ("failed", "exec", errno.EINVAL, b"")
         finally:
             _close(fds)
         self._send(reply, handed)
         return True
 
-    def _receive(self) -> tuple[tuple[str, int] | tuple[()], list[int]]:
-        space = _socket.CMSG_SPACE(4 * MAX_FDS)
-        flags = _socket.MSG_CMSG_CLOEXEC
-        data, ancillary, _, _ = self._control.recvmsg(65536, space, flags)
-        fds = [fd for _, _, sent in ancillary for fd in memoryview(sent).cast("i")]
-        return (marshal.loads(data) if data else ()), fds
+    def _obey(
+        self, request: tuple[Any, ...], fds: list[int], flags: int
+    ) -> tuple[tuple[Any, ...], list[int]]:
+        if request[0] == "spawn":
+            if flags & _socket.MSG_CTRUNC:  # our limit of descriptors is reached
+                raise Refused("fds", errno.EMFILE)
+            pid = self._spawn(fds)
+            return ("spawned", pid), [_pidfd(pid)]
+        if request[0] == "kill" and request[1] in self._children:
+            _kill_group(request[1])
+            os.waitid(os.P_PID, request[1], os.WEXITED | os.WNOWAIT)
+        return ("ended", self._reap(request[1])), []
 
     def _send(self, reply: tuple[Any, ...], fds: list[int]) -> None:
         rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, b"".join(map(_int, fds)))]
@@ -206,15 +212,58 @@ def _start(
     path: bytes, argv: list[bytes], env: dict[bytes, bytes], mapping: list[tuple[int, int]]
 ) -> int:
     actions = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in mapping]
-    return os.posix_spawn(
-        path,
-        argv,
-        env,
-        file_actions=actions,
-        setsid=True,
-        setsigmask=(),
-        setsigdef=_signal.valid_signals(),
-    )
+    try:
+        return os.posix_spawn(
+            path,
+            argv,
+            env,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_signal.valid_signals(),
+        )
+    except NotImplementedError:  # a Python built on a C library from before 2017
+        return fork(path, argv, env, mapping)
+
+
+def fork(
+    path: bytes, argv: list[bytes], env: dict[bytes, bytes], mapping: list[tuple[int, int]]
+) -> int:
+    """What posix_spawn does, eight times slower (0.8 ms)."""
+    reader, low = os.pipe()
+    writer = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 1 + max(target for _, target in mapping))
+    os.close(low)
+    pid = os.fork()
+    if pid == 0:
+        _become(path, argv, env, mapping, writer)
+    os.close(writer)
+    code = os.read(reader, 16)  # its end comes with the exec
+    os.close(reader)
+    if code:
+        os.waitpid(pid, 0)
+        raise OSError(int(code), os.strerror(int(code)))
+    return pid
+
+
+def _become(
+    path: bytes,
+    argv: list[bytes],
+    env: dict[bytes, bytes],
+    mapping: list[tuple[int, int]],
+    errors: int,
+) -> None:
+    try:
+        os.setsid()
+        for source, target in mapping:
+            os.dup2(source, target)
+        for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
+            _signal.signal(number, _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+        os.execve(path, argv, env)
+    except OSError as error:
+        os.write(errors, str(error.errno).encode())
+    finally:
+        os._exit(127)
 
 
 def _pidfd(pid: int) -> int:

@@ -14,8 +14,9 @@ import trio
 
 from qmpkit._trio import service_nursery
 from qmpkit.process.errors import ProcessStuck
+from qmpkit.process.launch import Launch
 from qmpkit.process.logs import BoundedLog, Tail
-from qmpkit.process.spawner import Launch, Process, Spawner, shared_spawner
+from qmpkit.process.spawner import Process, Spawner, shared_spawner
 from qmpkit.process.status import ExitStatus
 
 __all__ = ["Child", "ChildLike", "child"]
@@ -113,6 +114,7 @@ class Child:
     async def _guard(self, spawner: Spawner) -> None:
         """Kill the process when nothing would any more if we were killed."""
         await spawner.wait_lost()
+        self._process.kill_group()
         self.kill()
 
     async def _drain(self, pipe: trio.lowlevel.FdStream | None, log: BoundedLog | None) -> None:

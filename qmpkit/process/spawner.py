@@ -8,58 +8,34 @@ from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import marshal
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
-import attrs
 import trio
 
-from qmpkit.errors import BinaryMissing, HostLacks
+from qmpkit.errors import HostLacks
 from qmpkit.process import _spawner_main
 from qmpkit.process.errors import SpawnerLost, SpawnFailed
+from qmpkit.process.launch import Launch, launch_failure
 from qmpkit.process.status import ExitStatus
 
-__all__ = ["Launch", "Process", "Spawner", "shared_spawner"]
+__all__ = ["Process", "Spawner", "shared_spawner"]
 
 REPLY_GRACE = 10.0
 """Seconds a cancelled request still waits for its reply, which takes about a millisecond."""
 
 CLOSE_GRACE = 5.0
 """Seconds the spawner has to end before it is killed."""
-
-
-@attrs.frozen
-class Launch:
-    """What to start: `fds` maps the child's descriptor numbers to ours; `env` None is our own."""
-
-    argv: Sequence[str]
-    fds: Mapping[int, int] = attrs.field(factory=dict)
-    env: Mapping[str, str] | None = None
-    cwd: str | os.PathLike[str] | None = None
-
-    def body(self) -> bytes:
-        """What the spawner needs to know, as it reads it."""
-        env = dict(os.environ if self.env is None else self.env)
-        argv = [os.fsencode(word) for word in self.argv]
-        paths = [os.fsencode(path) for path in self._candidates(env)]
-        raw_env = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
-        cwd = b"" if self.cwd is None else os.fsencode(self.cwd)
-        return marshal.dumps((argv, raw_env, paths, cwd, list(self.fds)))
-
-    def _candidates(self, env: Mapping[str, str]) -> list[str]:
-        program = self.argv[0]
-        if "/" in program:
-            return [program]
-        return [f"{folder or '.'}/{program}" for folder in os.get_exec_path(env)]
 
 
 class Process:
@@ -76,6 +52,12 @@ class Process:
         if self._pidfd >= 0 and os.getpid() == self._owner:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
+
+    def kill_group(self) -> None:
+        """SIGKILL to the process and all of its group, when no spawner is left to do it."""
+        if self._pidfd >= 0 and os.getpid() == self._owner and not _readable(self._pidfd):
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     async def ended(self) -> None:
         """Wait until the process is dead, reaped or not; for one task at a time."""
@@ -107,7 +89,7 @@ class Spawner:
     @property
     def lost(self) -> bool:
         """True when nothing more can be started here."""
-        return self._control.fileno() < 0
+        return self._control.fileno() < 0 or _readable(self._pidfd)
 
     async def spawn(self, launch: Launch) -> Process:
         """Start a process in a session of its own, with default signal handling.
@@ -115,8 +97,6 @@ class Spawner:
         Raises `BinaryMissing`, `SpawnFailed` or `SpawnerLost`.  When this is
         cancelled, no process is left.
         """
-        if len(launch.fds) > _spawner_main.MAX_FDS - 2:
-            raise ValueError(f"{len(launch.fds)} file descriptors are too many for one process")
         body = os.memfd_create("qmpkit-spawn")
         try:
             os.write(body, launch.body())
@@ -124,43 +104,52 @@ class Spawner:
             try:
                 fds = [body, start, *launch.fds.values()]
                 async with self._lock:
-                    self._send(("spawn",), fds)
+                    self._send_launch(launch, fds)
                     return await self._spawned(launch)
             finally:
                 os.close(start)
         finally:
             os.close(body)
 
+    def _send_launch(self, launch: Launch, fds: Sequence[int]) -> None:
+        try:
+            self._send(("spawn",), fds)
+        except OSError as error:  # one of the descriptors is none, as a rule
+            raise SpawnFailed(launch.argv, "fds", error.errno or 0, "") from error
+
     async def _spawned(self, launch: Launch) -> Process:
         try:
             await self._answered()
-        except trio.Cancelled:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + REPLY_GRACE) as scope:
+        except BaseException:  # Cancelled, or KeyboardInterrupt: nobody will own the process
+            with trio.move_on_after(REPLY_GRACE, shield=True) as scope:
                 await self._answered()
                 await self._discard(launch)
             if scope.cancelled_caught:
                 # It kills what it is starting when it sees the end of its socket.
                 self._give_up()
             raise
-        return self._process(launch)
+        reply, fds = self._receive()
+        if reply[0] == "failed":
+            raise launch_failure(launch, *reply[1:])
+        if not fds:  # our own limit of descriptors is reached
+            await self._kill(reply[1])
+            raise SpawnFailed(launch.argv, "pidfd", errno.EMFILE, "", "call raise_nofile() first")
+        return Process(self, reply[1], fds[0])
 
     async def _discard(self, launch: Launch) -> None:
         """Kill what a cancelled request has started."""
-        with suppress(HostLacks, SpawnFailed, SpawnerLost):
-            process = self._process(launch)
-            try:
-                process.signal(signal.SIGKILL)
-                await process.ended()
-                await self._exchange(("reap", process.pid))
-            finally:
-                process.close()
+        with suppress(SpawnerLost):
+            reply, fds = self._receive()
+            for fd in fds:
+                os.close(fd)
+            if reply[0] == "spawned":
+                await self._exchange(("kill", reply[1]))
 
-    def _process(self, launch: Launch) -> Process:
-        reply, fds = self._receive()
-        if reply[0] == "spawned":
-            return Process(self, reply[1], fds[0])
-        _, stage, code, path = reply
-        raise _failure(launch, stage, code, os.fsdecode(path))
+    async def _kill(self, pid: int) -> None:
+        with trio.move_on_after(REPLY_GRACE, shield=True) as scope:
+            await self._exchange(("kill", pid))
+        if scope.cancelled_caught:
+            self._give_up()
 
     async def reap(self, pid: int) -> ExitStatus:
         """How the ended child *pid* ended; unknown when the spawner is gone."""
@@ -179,19 +168,17 @@ class Spawner:
         return self._receive()[0][1]
 
     def _send(self, request: tuple[Any, ...], fds: Sequence[int]) -> None:
+        if self.lost:
+            raise SpawnerLost
         # Never blocks: only one request is under way, and it is small.
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             self._control.sendmsg([marshal.dumps(request)], rights)
-        except OSError as error:
-            if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
-                self._give_up()
-                raise SpawnerLost from error
-            raise
+        except (BrokenPipeError, ConnectionResetError) as error:
+            self._give_up()
+            raise SpawnerLost from error
 
     async def _answered(self) -> None:
-        if self.lost:
-            raise SpawnerLost
         await trio.lowlevel.wait_readable(self._control)
 
     def _receive(self) -> tuple[tuple[Any, ...], list[int]]:
@@ -216,7 +203,7 @@ class Spawner:
             os.close(pidfd)
 
     def _give_up(self) -> None:
-        if not self.lost:
+        if self._control.fileno() >= 0:
             trio.lowlevel.notify_closing(self._control)
             self._control.close()
 
@@ -288,48 +275,43 @@ def _start_lock() -> trio.Lock:
         return lock
 
 
+def _readable(fd: int) -> bool:
+    """True when *fd*, a pidfd, says that its process has ended."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def _start() -> Spawner:
-    if not sys.executable:
+    # In a frozen application the executable is the application itself.
+    if not sys.executable or getattr(sys, "frozen", False):
         raise HostLacks(
             "cannot start the spawner: this Python does not know its own interpreter",
-            "set sys.executable to a Python interpreter of the same version",
+            "run the program with a Python interpreter that is installed",
         )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        popen = _popen(theirs)
+        with theirs:
+            popen = _popen(theirs)
         ours.setblocking(False)
         return Spawner(popen, ours)
-    except BaseException:
+    except OSError as error:
         ours.close()
-        raise
-    finally:
-        theirs.close()
+        raise HostLacks(f"cannot start the spawner: {error}", "") from error
 
 
 def _popen(control: socket.socket) -> subprocess.Popen[bytes]:
     us = os.pidfd_open(os.getpid())
-    script = Path(_spawner_main.__file__)
+    # Above the standard three, should one of those be closed here.
+    passed = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (control.fileno(), us)]
     try:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", script, str(control.fileno()), str(us)],
-            pass_fds=[control.fileno(), us],
+            [sys.executable, "-I", "-S", _spawner_main.__file__, *map(str, passed)],
+            pass_fds=passed,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
     finally:
-        os.close(us)
-
-
-def _failure(launch: Launch, stage: str, code: int, path: str) -> Exception:
-    if stage != "exec" or code not in (errno.ENOENT, errno.ENOTDIR):
-        cure = ""
-        if stage == "exec" and code == errno.EACCES:
-            cure = f"make {path} executable, and every directory above it searchable"
-        return SpawnFailed(launch.argv, stage, code, path, cure)
-    if Path(path).exists():
-        cure = "install the interpreter that its first line names"
-        return SpawnFailed(launch.argv, stage, code, path, cure)
-    program = launch.argv[0]
-    where = "does not exist" if "/" in program else "is not on PATH"
-    return BinaryMissing(f"the program {program!r} {where}", "install it, or give its full path")
+        for fd in (us, *passed):
+            os.close(fd)
