@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from qmpkit._running import running as running
     from qmpkit.errors import AgentSilent as AgentSilent
     from qmpkit.errors import BinaryMissing as BinaryMissing
     from qmpkit.errors import Fault as Fault
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from qmpkit.errors import MachineGone as MachineGone
     from qmpkit.errors import QmpkitError as QmpkitError
     from qmpkit.errors import SpecInvalid as SpecInvalid
+    from qmpkit.machine.launch import LaunchOptions as LaunchOptions
+    from qmpkit.machine.machine import Graces as Graces
+    from qmpkit.machine.report import ExitCause as ExitCause
+    from qmpkit.machine.report import ExitReport as ExitReport
+    from qmpkit.machine.state import State as State
+    from qmpkit.process.status import ExitStatus as ExitStatus
     from qmpkit.spec.block import Disk as Disk
     from qmpkit.spec.block import Overlay as Overlay
     from qmpkit.spec.chardev import Serial as Serial
@@ -42,14 +49,44 @@ if TYPE_CHECKING:
     from qmpkit.spec.network import UserNic as UserNic
     from qmpkit.spec.profile import load_profile as load_profile
     from qmpkit.spec.profile import profile_names as profile_names
+    from qmpkit.supervisor.events import Happening as Happening
+    from qmpkit.supervisor.supervisor import Supervisor as Supervisor
+    from qmpkit.supervisor.table import Row as Row
+    from qmpkit.vm import VM as VM
+    from qmpkit.qmp.connect import connect as connect
+    from qmpkit.qmp.errors import CommandRefused as CommandRefused
+    from qmpkit.qmp.errors import EventsLost as EventsLost
+    from qmpkit.qmp.errors import MonitorAbsent as MonitorAbsent
+    from qmpkit.qmp.errors import MonitorBusy as MonitorBusy
+    from qmpkit.qmp.errors import MonitorGarbled as MonitorGarbled
+    from qmpkit.qmp.errors import MonitorLost as MonitorLost
+    from qmpkit.qmp.errors import MonitorMisread as MonitorMisread
+    from qmpkit.qmp.errors import MonitorSilent as MonitorSilent
+    from qmpkit.qmp.errors import MonitorTorn as MonitorTorn
+    from qmpkit.qmp.events import Event as Event
+    from qmpkit.qmp.events import Subscription as Subscription
+    from qmpkit.qmp.session import Session as Session
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "qmpkit._running": "running",
     "qmpkit.errors": (
         "AgentSilent BinaryMissing Fault GuestRefused HostLacks ImageFailed ImageInUse "
         "KvmUnavailable LaunchFailed MachineDied MachineGone QmpkitError SpecInvalid"
     ),
+    "qmpkit.qmp.connect": "connect",
+    "qmpkit.qmp.errors": (
+        "CommandRefused EventsLost MonitorAbsent MonitorBusy MonitorGarbled MonitorLost "
+        "MonitorMisread MonitorSilent MonitorTorn"
+    ),
+    "qmpkit.qmp.events": "Event Subscription",
+    "qmpkit.qmp.session": "Session",
+    "qmpkit.machine.launch": "LaunchOptions",
+    "qmpkit.machine.machine": "Graces",
+    "qmpkit.machine.report": "ExitCause ExitReport",
+    "qmpkit.machine.state": "State",
+    "qmpkit.process.status": "ExitStatus",
     "qmpkit.spec.block": "Disk Overlay",
     "qmpkit.spec.chardev": "Serial",
     "qmpkit.spec.cpu": "Cpu",
@@ -58,6 +95,10 @@ _MODULES = {
     "qmpkit.spec.memory": "Memory",
     "qmpkit.spec.network": "DgramNic Forward StreamNic TapNic UserNic",
     "qmpkit.spec.profile": "load_profile profile_names",
+    "qmpkit.supervisor.events": "Happening",
+    "qmpkit.supervisor.supervisor": "Supervisor",
+    "qmpkit.supervisor.table": "Row",
+    "qmpkit.vm": "VM",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 

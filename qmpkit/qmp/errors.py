@@ -11,16 +11,20 @@ from typing import Any
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, Message
 from qemu.qmp.error import ProtocolError
 from qemu.qmp.models import ErrorResponse
+from qemu.qmp.qmp_client import ServerParseError
 
 from qmpkit.errors import QmpkitError
 
 __all__ = [
     "CommandRefused",
     "EventsLost",
+    "MonitorAbsent",
     "MonitorBusy",
     "MonitorGarbled",
     "MonitorLost",
+    "MonitorMisread",
     "MonitorSilent",
+    "MonitorTorn",
 ]
 
 
@@ -44,9 +48,7 @@ class CommandRefused(QmpkitError, ExecuteError):
         self.desc: str = reply["error"]["desc"]
 
     def __str__(self) -> str:
-        return (
-            f"machine {self.machine!r} refused {self.command}: {self.desc} [{self.error_class}]"
-        )
+        return f"machine {self.machine!r} refused {self.command}: {self.desc} [{self.error_class}]"
 
 
 class MonitorLost(QmpkitError, ExecInterruptedError):
@@ -61,6 +63,15 @@ class MonitorLost(QmpkitError, ExecInterruptedError):
         return f"machine {self.machine!r}: the monitor connection is gone: {self.why}"
 
 
+class MonitorTorn(MonitorLost):
+    """The stream ended inside a message, whose first bytes are `received`."""
+
+    def __init__(self, machine: str, received: bytes) -> None:
+        super().__init__(machine, f"it ended inside a message that began {received[:200]!r}")
+        self.received = received[:200]
+        self.args = (machine, self.received)
+
+
 class MonitorGarbled(QmpkitError, ProtocolError):
     """The peer broke the protocol; the stream cannot be trusted any more."""
 
@@ -73,6 +84,34 @@ class MonitorGarbled(QmpkitError, ProtocolError):
     def __str__(self) -> str:
         got = f"; received {self.received!r}" if self.received else ""
         return f"machine {self.machine!r}: the monitor broke the protocol: {self.why}{got}"
+
+
+class MonitorMisread(MonitorGarbled, ServerParseError):
+    """QEMU could not parse what we sent, and does not say which command it was.
+
+    What a broken stream gives, and arguments beyond QEMU's limits (64 MiB of
+    text, 1024 levels).  The outcome of every command under way is unknown.
+    """
+
+    def __init__(self, machine: str, desc: str, received: bytes = b"") -> None:
+        MonitorGarbled.__init__(self, machine, f"it could not parse a command: {desc}", received)
+        self.desc = desc
+        self.msg = Message({"error": {"class": "GenericError", "desc": desc}})
+        self.args = (machine, desc, self.received)
+
+
+class MonitorAbsent(QmpkitError, ConnectError):
+    """Nothing listens where a monitor was expected; `path` is where."""
+
+    def __init__(self, path: str, why: str, cure: str = "") -> None:
+        self.path = path
+        self.why = why
+        self.cure = cure
+        Exception.__init__(self, path, why, cure)
+
+    def __str__(self) -> str:
+        cure = f". Cure: {self.cure}" if self.cure else ""
+        return f"no QMP monitor at {self.path!r}: {self.why}{cure}"
 
 
 class MonitorSilent(QmpkitError, ConnectError):
