@@ -1,0 +1,159 @@
+"""QEMU's binaries: finding them, and asking each once what it can do."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import trio
+from trio.lowlevel import RunVar
+
+from qmpkit.errors import BinaryMissing, LaunchFailed
+from qmpkit.host.capabilities import Capabilities, MachineType, Stamp, load, store
+from qmpkit.process.child import child
+from qmpkit.qmp.errors import MonitorGarbled, MonitorLost, MonitorSilent
+from qmpkit.qmp.session import Session, open_session
+
+__all__ = ["capabilities_of", "find_binary", "known_capabilities"]
+
+# In the Debian package named after the first of its architectures.
+_PACKAGES = {
+    "x86_64": "qemu-system-x86",
+    "i386": "qemu-system-x86",
+    "aarch64": "qemu-system-arm",
+    "arm": "qemu-system-arm",
+    "ppc64": "qemu-system-ppc",
+    "ppc": "qemu-system-ppc",
+}
+_OTHER_PACKAGE = "qemu-system-misc"
+# Its exit status follows the end of its monitor at once; the bound is for a wedged binary.
+_STATUS_FOLLOWS = 5.0
+_QMP_FD = 3
+
+_remembered: dict[Stamp, Capabilities] = {}
+_asking: RunVar[trio.Lock] = RunVar("qmpkit_binary_lock")
+
+
+def find_binary(named: str | None, arch: str) -> Path:
+    """The QEMU binary as an absolute path: *named*, or `qemu-system-ARCH` on PATH.
+
+    *named* is a path when it holds a slash, else looked up on PATH too.
+    Blocking; raises `BinaryMissing` with the package to install.
+    """
+    package = _PACKAGES.get(arch, _OTHER_PACKAGE)
+    name = named or f"qemu-system-{arch}"
+    found = shutil.which(name)
+    if found is not None:
+        return Path(found).absolute()
+    install = f"sudo apt install {package}"
+    if "/" not in name:
+        raise BinaryMissing(f"{name} is not on PATH", install)
+    if Path(name).exists():
+        raise BinaryMissing(f"{name!r} is not an executable file", f"chmod +x it, or {install}")
+    raise BinaryMissing(f"{name!r} does not exist", f"correct `qemu`, or {install}")
+
+
+def known_capabilities(stamp: Stamp) -> Capabilities | None:
+    """What is remembered of this file, in memory or on disk.  Blocking: 0.2 ms, then nothing."""
+    if stamp not in _remembered and (stored := load(stamp)) is not None:
+        _remembered[stamp] = stored
+    return _remembered.get(stamp)
+
+
+async def capabilities_of(stamp: Stamp) -> Capabilities:
+    """What the binary can do, asked of it over QMP (60 ms) unless it is remembered.
+
+    Uses query-machines, query-commands, query-cpu-definitions, query-target,
+    query-command-line-options and qom-list-types.  `LaunchFailed` when the file
+    is no QEMU.  Cancelled, the process it asked is gone.
+    """
+    async with _lock():  # fifty first starts at once ask once
+        known = await trio.to_thread.run_sync(known_capabilities, stamp)
+        if known is None:
+            known = _remembered[stamp] = await _ask(stamp.path)
+            await trio.to_thread.run_sync(store, stamp, known)
+        return known
+
+
+def _lock() -> trio.Lock:
+    try:
+        return _asking.get()
+    except LookupError:
+        lock = trio.Lock()
+        _asking.set(lock)
+        return lock
+
+
+async def _ask(path: str) -> Capabilities:
+    chardev = f"socket,id=qmp,fd={_QMP_FD}"
+    argv = [path, "-M", "none", "-S", "-nodefaults", "-no-user-config", "-display", "none"]
+    argv += ["-chardev", chardev, "-mon", "chardev=qmp,mode=control"]
+    name = f"probe of {path}"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        async with child(argv, fds={_QMP_FD: theirs.fileno()}, name=name) as process:
+            theirs.close()  # else QEMU's end would never be seen as an end
+            try:
+                async with open_session(ours, name=name) as qmp:
+                    return await _interview(qmp)
+            except (MonitorLost, MonitorGarbled, MonitorSilent) as error:
+                with trio.move_on_after(_STATUS_FOLLOWS):
+                    await process.wait()
+                status = str(process.status) if process.status else None
+                cure = "name a qemu-system-… binary in `qemu`"
+                raise LaunchFailed(name, argv, status, process.stderr_tail, cure) from error
+
+
+async def _interview(qmp: Session) -> Capabilities:
+    version = await qmp.execute("query-version")
+    number = version["qemu"]
+    commands = frozenset(_names(await qmp.execute("query-commands")))
+    # Some targets (riscv in 7.2) cannot list their CPU models.
+    listable = "query-cpu-definitions" in commands
+    models = await qmp.execute("query-cpu-definitions") if listable else []
+    accelerators = await qmp.execute("qom-list-types", {"implements": "accel", "abstract": False})
+    return Capabilities(
+        version=(number["major"], number["minor"], number["micro"]),
+        package=version["package"],
+        arch=(await qmp.execute("query-target"))["arch"],
+        accelerators=accelerators_among(_names(accelerators)),
+        machines=tuple(machine_type(line) for line in await qmp.execute("query-machines")),
+        cpu_models=tuple(sorted(_names(models))),
+        commands=commands,
+        run_with_user=has_option(
+            await qmp.execute("query-command-line-options"), "run-with", "user"
+        ),
+    )
+
+
+def _names(lines: Iterable[Mapping[str, Any]]) -> list[str]:
+    return [line["name"] for line in lines]
+
+
+def accelerators_among(types: Iterable[str]) -> tuple[str, ...]:
+    """`kvm`, `tcg`, … out of QOM's type names (`kvm-accel`; 10.0 lists the base type too)."""
+    return tuple(sorted(name.removesuffix("-accel") for name in types if name.endswith("-accel")))
+
+
+def has_option(options: Iterable[Mapping[str, Any]], option: str, parameter: str) -> bool:
+    """Whether `-option parameter=…` exists, by `query-command-line-options`."""
+    return any(
+        found["option"] == option and parameter in _names(found["parameters"]) for found in options
+    )
+
+
+def machine_type(line: Mapping[str, Any]) -> MachineType:
+    """One line of `query-machines`."""
+    return MachineType(
+        name=line["name"],
+        alias=line.get("alias", ""),
+        default=line.get("is-default", False),
+        max_cpus=line["cpu-max"],
+        default_cpu=line.get("default-cpu-type", ""),
+        ram_id=line.get("default-ram-id", ""),
+        deprecated=line["deprecated"],
+    )

@@ -1,0 +1,260 @@
+"""The files a machine needs: there, readable, in the stated format, not in use.  Blocking."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from qmpkit.errors import BinaryMissing, Fault, ImageInUse
+from qmpkit.host.findings import Problem, lacking
+from qmpkit.host.headers import Header, backing_path, read_header
+from qmpkit.host.holders import image_locked, processes_with
+from qmpkit.host.tools import qemu_img
+from qmpkit.spec.block import Disk, Overlay
+from qmpkit.spec.machine import MachineSpec
+
+__all__ = ["check_disks", "check_plain_files"]
+
+_QEMU_FORMATS = ("raw", "qcow2", "qed", "vmdk", "vhdx", "vpc", "vdi", "luks", "parallels")
+FileId = tuple[int, int]
+
+
+def check_plain_files(spec: MachineSpec) -> Iterator[Problem]:
+    """Kernel, initrd and firmware."""
+    wanted = [("firmware", spec.firmware)]
+    if spec.kernel is not None:
+        wanted += [("kernel.image", spec.kernel.image), ("kernel.initrd", spec.kernel.initrd)]
+    for where, name in wanted:
+        if name is not None and _sound(name):
+            yield from _unreadable(Path(name), where)
+
+
+def check_disks(spec: MachineSpec) -> Iterator[Problem]:
+    """Every disk's image, the bases below it, and what `make` needs."""
+    writers: dict[FileId, str] = {}
+    for number, disk in enumerate(spec.disks):
+        if _sound(disk.file):
+            yield from _Check(disk, f"disks[{number}]", writers).problems()
+    if len(spec.disks) > 1:
+        yield from _bases_written(spec, writers)
+
+
+def _sound(name: str) -> bool:
+    """Whether the kernel can be asked about it; otherwise it is a fault of the spec alone."""
+    return bool(name) and "\0" not in name
+
+
+def _bases_written(spec: MachineSpec, writers: dict[FileId, str]) -> Iterator[Problem]:
+    """A base that another disk of the same machine writes to would be corrupted."""
+    for number, disk in enumerate(spec.disks):
+        for base in _all_bases(disk):
+            other = writers.get(_identity(base) or (0, 0))
+            if other is not None:
+                message = f"its base {str(base)!r} is written by {other}"
+                yield Problem(Fault(f"disks[{number}].file", message))
+
+
+def _all_bases(disk: Disk) -> Iterator[Path]:
+    """The bases of a disk as it is, or as it will be made."""
+    image = Path(disk.file)
+    if _to_make(disk) and isinstance(disk.make, Overlay):
+        image = Path(disk.make.file)
+        yield image
+    yield from _bases(image)
+
+
+def _bases(image: Path) -> Iterator[Path]:
+    """The images below *image*, as far as they can be followed; a loop ends it."""
+    seen = set[FileId]()
+    while (identity := _identity(image)) and identity not in seen:
+        seen.add(identity)
+        try:
+            header = read_header(image)
+        except OSError:
+            return
+        base = backing_path(image, header.backing) if header.backing else None
+        if base is None:
+            return
+        yield base
+        image = base
+
+
+def _identity(path: Path) -> FileId | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _to_make(disk: Disk) -> bool:
+    return disk.make is not None and not os.path.lexists(disk.file)
+
+
+@attrs.frozen
+class _Check:
+    disk: Disk
+    where: str
+    writers: dict[FileId, str]
+
+    def problems(self) -> Iterator[Problem]:
+        if _to_make(self.disk):
+            yield from self._makeable()
+        else:
+            yield from self._usable()
+
+    # --- an image that is there, or should be
+
+    def _usable(self) -> Iterator[Problem]:
+        at, image = f"{self.where}.file", Path(self.disk.file)
+        unreadable = list(_unreadable(image, at, hint=_MAKE_HINT))
+        yield from unreadable
+        if unreadable:
+            return
+        if not self.disk.is_readonly and not os.access(image, os.W_OK, effective_ids=True):
+            yield Problem(Fault(at, f"{self.disk.file!r} may not be written", "readonly = true"))
+        yield from self._driver(image, at)
+        yield from _format_problems(image, self.disk.format, self.where, at)
+        yield from self._sharing(image, at)
+        yield from _in_use(image, at, for_writing=not self.disk.is_readonly)
+
+    def _driver(self, image: Path, at: str) -> Iterator[Problem]:
+        is_device = stat.S_ISBLK(image.stat().st_mode)
+        if is_device and self.disk.driver == "file":
+            hint = 'driver = "host_device"'
+            yield Problem(Fault(at, f"{self.disk.file!r} is a block device", hint))
+        elif not is_device and self.disk.driver == "host_device":
+            yield Problem(Fault(at, f"{self.disk.file!r} is no block device", 'driver = "file"'))
+
+    def _sharing(self, image: Path, at: str) -> Iterator[Problem]:
+        identity = _identity(image)
+        if identity is None or self.disk.is_readonly:
+            return
+        other = self.writers.setdefault(identity, self.where)
+        if other != self.where:
+            yield Problem(Fault(at, f"{self.disk.file!r} is the image of {other} too"))
+
+    # --- an image that is made at start
+
+    def _makeable(self) -> Iterator[Problem]:
+        at, folder = f"{self.where}.file", Path(self.disk.file).parent
+        if not folder.is_dir():
+            hint = f"mkdir -p {folder}"
+            yield Problem(Fault(at, f"the directory {str(folder)!r} does not exist", hint))
+        elif not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+            yield Problem(Fault(at, f"no file can be made in {str(folder)!r}: no permission"))
+        try:
+            qemu_img()
+        except BinaryMissing as error:
+            yield lacking(f"{self.where}.make", error)
+        if isinstance(self.disk.make, Overlay) and _sound(self.disk.make.file):
+            yield from self._base(self.disk.make)
+
+    def _base(self, make: Overlay) -> Iterator[Problem]:
+        at, base = f"{self.where}.make.file", Path(make.file)
+        unreadable = list(_unreadable(base, at))
+        yield from unreadable
+        if not unreadable:
+            yield from _format_problems(base, make.format, f"{self.where}.make", at)
+            yield from _in_use(base, at, for_writing=False)
+
+
+_MAKE_HINT = 'make = "10GiB" has it made at start'
+
+
+def _unreadable(path: Path, where: str, hint: str = "") -> Iterator[Problem]:
+    try:
+        _open_once(path)
+    except FileNotFoundError:
+        yield Problem(Fault(where, f"{str(path)!r} does not exist", _similar(path) or hint))
+    except OSError as error:
+        yield Problem(Fault(where, f"{str(path)!r} cannot be read: {_reason(error)}"))
+
+
+def _open_once(path: Path) -> None:
+    if path.is_dir():  # which can be opened, but not read
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _similar(path: Path) -> str:
+    """A hint at files of nearly the same name in the same directory."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=2, cutoff=0.75)
+    return f"did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+
+
+def _format_problems(image: Path, stated: str, where: str, at: str) -> Iterator[Problem]:
+    """The stated format against the header, here and in every base below."""
+    try:
+        header = read_header(image)
+    except OSError as error:
+        yield Problem(Fault(at, f"{str(image)!r} cannot be read: {_reason(error)}"))
+        return
+    if mismatch := _mismatch(image, stated, header):
+        yield Problem(Fault(f"{where}.format", *mismatch))
+    elif header.backing:
+        yield from _chain_problems(image, at)
+
+
+def _mismatch(image: Path, stated: str, header: Header) -> tuple[str, str] | None:
+    if stated == "raw":
+        if not header.format:
+            return None
+    elif header.format == stated:
+        return None
+    name = repr(str(image))
+    if header.empty:
+        return f"{name} is empty, not {stated}", 'remove it and have it made with make = "10GiB"'
+    if header.format in ("raw", "qcow2") or not header.format:
+        real = header.format or "raw"
+        return f"{name} is {real}, not {stated}", f'format = "{real}"'
+    if header.format in _QEMU_FORMATS:
+        hint = f"qemu-img convert -f {header.format} -O qcow2"
+        return f"{name} is {header.format}, not {stated}", hint
+    return f"{name} is compressed ({header.format}), not {stated}", "unpack it"
+
+
+def _chain_problems(image: Path, at: str) -> Iterator[Problem]:
+    last = image
+    seen = {_identity(image)}
+    for base in _bases(image):
+        if _identity(base) in seen:
+            yield Problem(Fault(at, f"the bases of {str(image)!r} form a loop at {str(base)!r}"))
+            return
+        seen.add(_identity(base))
+        yield from _in_use(base, at, for_writing=False)
+        last = base
+    if last != image:
+        for problem in _unreadable(last, at, hint=_REBASE_HINT):
+            fault = problem.fault
+            yield Problem(attrs.evolve(fault, message=f"its base {fault.message}"))
+
+
+_REBASE_HINT = "put it back, or name another with qemu-img rebase -u"
+
+
+def _in_use(image: Path, at: str, *, for_writing: bool) -> Iterator[Problem]:
+    try:
+        locked = image_locked(image, for_writing=for_writing)
+    except OSError:
+        return  # that it cannot be opened is said elsewhere, in words that fit
+    if locked:
+        name = str(image)
+        holders = ", ".join(processes_with(str(image.resolve()))) or "another process"
+        cure = "stop that machine, or use an overlay of its base"
+        alone = ImageInUse(name, "use", f"{holders} has it open", cure)
+        yield Problem(Fault(at, f"{name!r} is in use: {holders} has it open", cure), alone)

@@ -1,0 +1,103 @@
+"""Who on this host holds a file or a port: the name behind "it is in use"."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["image_locked", "processes_with", "socket_inodes"]
+
+# QEMU marks what it does with an image by locks on single bytes: 100 + permission for what it
+# holds, 200 + permission for what it denies to others.  Permission 1 is writing.
+_HOLDS_WRITE = 101
+_DENIES_WRITE = 201
+_FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, pid
+
+
+def image_locked(path: str | os.PathLike[str], *, for_writing: bool) -> bool:
+    """Whether a QEMU program has *path* open so that we may not use it; blocking, raises OSError.
+
+    Another writer always locks us out; for writing, so does a reader that relies
+    on the content (the base of a running overlay).
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if _byte_locked(fd, _HOLDS_WRITE):
+            return True
+        return for_writing and _byte_locked(fd, _DENIES_WRITE)
+    finally:
+        os.close(fd)
+
+
+def _byte_locked(fd: int, byte: int) -> bool:
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+    try:
+        told = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP):
+            return False  # this file system has no locks, so QEMU could take none either
+        raise
+    kind: int = struct.unpack(_FLOCK, told)[0]
+    return kind != fcntl.F_UNLCK
+
+
+def processes_with(target: str, root: Path = Path("/")) -> list[str]:
+    """`name (pid N)` of each process with an open fd that links to *target*; blocking.
+
+    *target* is an absolute path or `socket:[inode]`.  Only processes we may look
+    into are seen.  A few ms with hundreds of processes: for error messages.
+    """
+    return [
+        f"{_name_of(process)} (pid {process.name})"
+        for process in _processes(root)
+        if any(link == target for link in _links(process))
+    ]
+
+
+def _processes(root: Path) -> Iterator[Path]:
+    numbers = (entry for entry in (root / "proc").iterdir() if entry.name.isdigit())
+    yield from sorted(numbers, key=lambda entry: int(entry.name))
+
+
+def _links(process: Path) -> Iterator[str]:
+    try:
+        for fd in (process / "fd").iterdir():
+            with suppress(FileNotFoundError):  # closed in this moment
+                yield str(fd.readlink())
+    except OSError:
+        return  # it ended, or it is not ours to look into
+
+
+def _name_of(process: Path) -> str:
+    try:
+        return (process / "comm").read_text().strip()
+    except OSError:
+        return "a process"
+
+
+def socket_inodes(protocol: str, port: int, root: Path = Path("/")) -> list[str]:
+    """`socket:[inode]` of each socket bound to *port*; *protocol* is `tcp` or `udp`; blocking."""
+    found = []
+    for table in (protocol, protocol + "6"):
+        for row in _rows(root / "proc/net" / table):
+            local, state, inode = row[1], row[3], row[9]
+            # A TCP port is taken by a listener (0A); UDP has no such state.
+            if int(local.rpartition(":")[2], 16) == port and (protocol == "udp" or state == "0A"):
+                found.append(f"socket:[{inode}]")
+    return found
+
+
+def _rows(table: Path) -> Iterator[list[str]]:
+    try:
+        text = table.read_text()
+    except OSError:
+        return
+    for line in text.splitlines()[1:]:
+        row = line.split()
+        if len(row) > 9:
+            yield row

@@ -1,0 +1,94 @@
+"""Everything that can be known to go wrong before QEMU is started.
+
+QEMU would find most of it too: one fault at a time, in words about its own
+options, after it has begun.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from qmpkit.errors import BinaryMissing, Fault, HostLacks
+from qmpkit.host.check_files import check_disks, check_plain_files
+from qmpkit.host.check_network import check_network
+from qmpkit.host.findings import Problem, lacking
+from qmpkit.host.kvm import read_text
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.sizes import format_size
+
+__all__ = ["memory_warning", "preflight"]
+
+_UID_GID = re.compile(r"\d+:\d+", re.ASCII)
+
+
+def preflight(spec: MachineSpec, root: Path = Path("/")) -> tuple[Problem, ...]:
+    """Every problem of *spec* on this host; blocking, about 0.2 ms when there is none.
+
+    *spec* has its variables expanded.  A disk whose `make` target exists is used
+    as it is: its format is checked, its size and its base are not compared.
+    *root* holds the `proc`, `sys` and `dev` that are asked about devices and ports.
+    """
+    return tuple(_problems(spec, root))
+
+
+def _problems(spec: MachineSpec, root: Path) -> Iterator[Problem]:
+    yield from check_plain_files(spec)
+    yield from check_disks(spec)
+    yield from check_network(spec, root)
+    yield from _check_memory_file(spec)
+    yield from _check_vsock(spec, root)
+    yield from _check_user(spec)
+    yield from _check_launcher(spec)
+
+
+def _check_memory_file(spec: MachineSpec) -> Iterator[Problem]:
+    path = spec.memory.mem_path
+    if path and not Path(path).parent.is_dir():
+        folder = str(Path(path).parent)
+        yield Problem(Fault("memory.mem_path", f"the directory {folder!r} does not exist"))
+
+
+def _check_vsock(spec: MachineSpec, root: Path) -> Iterator[Problem]:
+    if spec.vsock is not None and not (root / "dev/vhost-vsock").exists():
+        error = HostLacks(
+            "/dev/vhost-vsock does not exist, a vsock device needs it",
+            "sudo modprobe vhost_vsock; in a container, pass the device in",
+        )
+        yield lacking("vsock", error)
+
+
+def _check_user(spec: MachineSpec) -> Iterator[Problem]:
+    if spec.run_as is None:
+        return
+    if not _UID_GID.fullmatch(spec.run_as):
+        try:
+            pwd.getpwnam(spec.run_as)
+        except (KeyError, ValueError):
+            hint = f"sudo useradd --system {spec.run_as}"
+            yield Problem(Fault("run_as", f"there is no user {spec.run_as!r}", hint))
+    if os.geteuid() != 0:
+        yield Problem(Fault("run_as", "only root can become another user", "leave it out"))
+
+
+def _check_launcher(spec: MachineSpec) -> Iterator[Problem]:
+    if spec.launcher and shutil.which(spec.launcher[0]) is None:
+        error = BinaryMissing(f"the launcher {spec.launcher[0]!r} is not on PATH", "install it")
+        yield lacking("launcher[0]", error)
+
+
+def memory_warning(spec: MachineSpec, root: Path = Path("/")) -> str | None:
+    """A sentence when the guest may get more memory than the host has left; blocking."""
+    for line in read_text(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            left = int(line.split()[1]) << 10
+            if spec.memory.size > left:
+                return (
+                    f"the guest may use {format_size(spec.memory.size)} and the host has "
+                    f"{left >> 20} MiB left: it may swap, or the kernel may kill QEMU"
+                )
+    return None

@@ -1,0 +1,213 @@
+"""A spec and this host, brought together: what will be started, and what stands in its way."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit.errors import BinaryMissing, Fault, HostLacks, SpecInvalid
+from qmpkit.host.accel import Decision, decide
+from qmpkit.host.binary import capabilities_of, find_binary, known_capabilities
+from qmpkit.host.capabilities import Capabilities, Stamp
+from qmpkit.host.findings import Problem, lacking, raise_problems
+from qmpkit.host.kvm import KvmFacts, host_arch, kvm_facts
+from qmpkit.host.preflight import memory_warning, preflight
+from qmpkit.host.variables import NAMES, host_variables
+from qmpkit.spec.check import faults_of
+from qmpkit.spec.convert import structure, unstructure
+from qmpkit.spec.facts import Facts
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.paths import PATHS, map_fields
+from qmpkit.spec.variables import expand, variables_in
+
+__all__ = ["Resolution", "resolve"]
+
+
+@attrs.frozen
+class Resolution:
+    """What a spec means on this host.
+
+    `spec`: variables expanded, paths absolute, machine type versioned, accelerator
+    decided.  `facts`: what `render` needs.  `warnings`: sentences for the user.
+    `capabilities`: what the binary can do.  `kvm`: what KVM is here.
+    """
+
+    spec: MachineSpec
+    facts: Facts
+    warnings: tuple[str, ...]
+    capabilities: Capabilities
+    kvm: KvmFacts
+
+
+async def resolve(spec: MachineSpec, *, check: bool = True) -> Resolution:
+    """Find out how *spec* is started here, and everything that stands in its way, at once.
+
+    With `check=False` the files, ports and devices it names are not looked at (to
+    show a command line).  A disk whose `make` target exists is used as it is.
+    Costs 1 ms once the binary's answers are cached, 60 ms before (see `capabilities_of`).
+
+    Raises `SpecInvalid` with every fault found; when there is one only, and it is the
+    host's, `HostLacks`, `KvmUnavailable`, `BinaryMissing` or `ImageInUse` instead.
+    `LaunchFailed` when the binary is no QEMU.  Cancelling leaves nothing behind.
+    """
+    survey = await trio.to_thread.run_sync(_survey, spec, check)
+    known = survey.capabilities
+    if known is None and survey.stamp is not None:
+        known = await capabilities_of(survey.stamp)
+    return _conclude(survey, known)
+
+
+@attrs.frozen
+class _Survey:
+    """What one trip to a worker thread brought back."""
+
+    spec: MachineSpec
+    problems: tuple[Problem, ...]
+    warning: str | None
+    kvm: KvmFacts
+    stamp: Stamp | None
+    capabilities: Capabilities | None
+
+
+def _survey(declared: MachineSpec, check: bool) -> _Survey:
+    problems = [Problem(fault) for fault in faults_of(declared)]
+    spec = _made_concrete(declared, problems)
+    stamp = _find(spec or declared, problems)
+    if check and spec is not None:
+        problems += preflight(spec)
+    return _Survey(
+        spec=spec or declared,
+        problems=tuple(problems),
+        warning=memory_warning(declared) if check else None,
+        kvm=kvm_facts(),
+        stamp=stamp,
+        capabilities=known_capabilities(stamp) if stamp is not None else None,
+    )
+
+
+def _made_concrete(spec: MachineSpec, problems: list[Problem]) -> MachineSpec | None:
+    """Variables filled in and paths absolute; None when the variables make no sense."""
+    try:
+        if used := variables_in(spec):
+            # All names are offered, so that a wrong one is answered with the right ones.
+            values = {**dict.fromkeys(NAMES), **host_variables(used)}
+            spec = expand(spec, values)
+    except SpecInvalid as invalid:
+        problems += [Problem(fault) for fault in invalid.faults]
+        return None
+    return _with_absolute_paths(spec)
+
+
+def _with_absolute_paths(spec: MachineSpec) -> MachineSpec:
+    """QEMU's directory is not ours for ever, and a path with a colon must not look like a URL."""
+    folder = Path.cwd()
+    changed = False
+
+    def absolute(_: str, text: str) -> str:
+        nonlocal changed
+        if not text or text.startswith("/"):
+            return text
+        changed = True
+        return str(folder / text)
+
+    table = map_fields(unstructure(spec), PATHS, absolute)
+    return structure(table) if changed else spec
+
+
+def _find(spec: MachineSpec, problems: list[Problem]) -> Stamp | None:
+    try:
+        return Stamp.of(find_binary(spec.qemu, spec.arch))
+    except BinaryMissing as missing:
+        problems.append(lacking("qemu", missing))
+    except OSError as error:  # removed in this moment
+        gone = BinaryMissing(f"the QEMU binary cannot be read: {error.strerror}")
+        problems.append(lacking("qemu", gone))
+    return None
+
+
+def _conclude(survey: _Survey, known: Capabilities | None) -> Resolution:
+    spec = survey.spec
+    problems = list(survey.problems)
+    decision = _decide(spec, survey.kvm, known, problems)
+    if known is not None:
+        told = {problem.fault.path for problem in problems}
+        found = _misfits(spec, known, decision)
+        problems += [problem for problem in found if problem.fault.path not in told]
+    raise_problems(problems, f"machine {spec.name!r}")
+    assert known is not None and decision is not None and survey.stamp is not None
+    machine = known.machine(spec.machine)
+    assert machine is not None, "an unknown machine type is one of the misfits"
+    resolved = attrs.evolve(
+        spec,
+        machine=machine.name,
+        accel=decision.accel,
+        qemu=survey.stamp.path if spec.qemu is not None else None,
+    )
+    facts = Facts(
+        binary=survey.stamp.path,
+        accel=decision.accel,
+        cpu_flags=decision.cpu_flags,
+        run_with_user=known.run_with_user,
+        kvm_kind=survey.kvm.kind,
+    )
+    warnings = tuple(text for text in (decision.warning, survey.warning) if text)
+    return Resolution(resolved, facts, warnings, known, survey.kvm)
+
+
+def _decide(
+    spec: MachineSpec, kvm: KvmFacts, known: Capabilities | None, problems: list[Problem]
+) -> Decision | None:
+    accelerators = ("kvm", "tcg") if known is None else known.accelerators
+    try:
+        return decide(
+            spec.accel,
+            kvm,
+            guest_arch=spec.arch,
+            host_arch=host_arch(),
+            accelerators=accelerators,
+        )
+    except HostLacks as error:
+        problems.append(lacking("accel", error))
+        return None
+
+
+def _misfits(
+    spec: MachineSpec, known: Capabilities, decision: Decision | None
+) -> Iterator[Problem]:
+    """What the spec wants and this binary does not have."""
+    if known.arch != spec.arch:
+        message = f"this binary is for {known.arch}, the machine is {spec.arch}"
+        yield Problem(Fault("qemu", message))
+        return
+    version = ".".join(str(part) for part in known.version)
+    machine = known.machine(spec.machine)
+    if machine is None:
+        close = known.similar_machines(spec.machine)
+        hint = f"did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+        message = f"QEMU {version} has no machine type {spec.machine!r}"
+        yield Problem(Fault("machine", message, hint))
+    elif (spec.cpu.maxcpus or spec.cpu.cpus) > machine.max_cpus:
+        where = "cpu.cpus" if spec.cpu.maxcpus is None else "cpu.maxcpus"
+        message = f"{machine.name} takes at most {machine.max_cpus} processors"
+        yield Problem(Fault(where, message))
+    if fault := _cpu_model_fault(spec, known, decision):
+        yield Problem(fault)
+
+
+def _cpu_model_fault(
+    spec: MachineSpec, known: Capabilities, decision: Decision | None
+) -> Fault | None:
+    model = spec.cpu.model
+    if model == "host":
+        if decision is not None and decision.accel != "kvm":
+            return Fault("cpu.model", '"host" needs KVM', "leave it out: it is chosen by itself")
+        return None
+    if model is None or not known.cpu_models or model in known.cpu_models:
+        return None
+    close = difflib.get_close_matches(model, known.cpu_models, n=2)
+    hint = f"did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+    return Fault("cpu.model", f"QEMU has no CPU model {model!r}", hint)

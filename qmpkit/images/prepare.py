@@ -1,0 +1,83 @@
+"""The images a spec says to make: made before the start, unmade when the start fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from qmpkit.images.new import Placed, place_empty, place_overlay
+from qmpkit.spec.block import Disk, Overlay
+from qmpkit.spec.machine import MachineSpec
+
+__all__ = ["MadeImages", "prepared_disks"]
+
+# A handful of system calls; the bound is for a file system that hangs.
+_CLEANUP_GRACE = 5.0
+
+
+class MadeImages:
+    """What was made for one start; `keep()` says that the start is done."""
+
+    def __init__(self) -> None:
+        self._made: list[Placed] = []
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The images that were made and that a failure would take away again."""
+        return tuple(made.path for made in self._made)
+
+    def keep(self) -> None:
+        """From now on the images are the guest's: nothing is taken away."""
+        self._made.clear()
+
+    async def _make(self, disk: Disk) -> None:
+        # No checkpoint between the image's appearance and its entry in the list.
+        if isinstance(disk.make, Overlay):
+            base = disk.make
+            self._made.append(await place_overlay(disk.file, base.file, base.format, disk.format))
+        elif disk.make is not None:
+            self._made.append(await place_empty(disk.file, disk.make, disk.format))
+
+    def _unmake(self) -> None:
+        while self._made:
+            made = self._made.pop()
+            try:
+                # Whoever wrote to it since, or put another file there, wants it.
+                if Placed.of(made.path) == made:
+                    made.path.unlink()
+            except FileNotFoundError:
+                continue
+
+
+@asynccontextmanager
+async def prepared_disks(spec: MachineSpec) -> AsyncIterator[MadeImages]:
+    """Make the images that the `make=` of *spec*'s disks ask for, for the block.
+
+    A file that exists is used as it is, never replaced.  When the block fails or is
+    cancelled before `keep()`, what was made is removed, unless somebody has written
+    to it; a block that ends well keeps it.  Runs qemu-img, about 20 ms an image.
+
+    Raises `ImageFailed`, `ImageInUse`, `BinaryMissing`.
+    """
+    made = MadeImages()
+    try:
+        for disk in await _missing(spec):
+            await made._make(disk)
+        yield made
+    except BaseException:
+        with trio.move_on_after(_CLEANUP_GRACE, shield=True):
+            await trio.to_thread.run_sync(made._unmake, abandon_on_cancel=True)
+        raise
+
+
+async def _missing(spec: MachineSpec) -> list[Disk]:
+    wanted = [disk for disk in spec.disks if disk.make is not None]
+    if not wanted:  # the usual start pays nothing
+        return []
+    return await trio.to_thread.run_sync(
+        lambda: [disk for disk in wanted if not os.path.lexists(disk.file)]
+    )
