@@ -194,6 +194,6 @@ class VM:
         stream = self.machine.streams.get("agent")
         if stream is None:
             return None
-        agent = Agent(stream, name=self.name)
-        self.machine.services.start_soon(agent.run, name=f"agent of {self.name}")
+        agent = Agent(stream, name=self.name, monitor=self.machine)
+        self.machine.services.start_soon(agent.serve, name=f"agent of {self.name}")
         return agent

@@ -20,7 +20,7 @@ from qmpkit.errors import Fault, MachineDied, MachineGone, QmpkitError, SpecInva
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.machine.state import State
 from qmpkit.process.spawner import shared_spawner
-from qmpkit.running import opened
+from qmpkit._running import opened
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.events import EventLog, Subscriber
 from qmpkit.supervisor.table import Row

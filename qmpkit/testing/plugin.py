@@ -35,7 +35,7 @@ async def qmp_machine(request: pytest.FixtureRequest) -> AsyncIterator[VM]:
     shell and agent answering.  `@pytest.mark.qmp_machine("q35", memory="1GiB")` runs
     another profile from its first instruction.
     """
-    from qmpkit.running import running
+    from qmpkit._running import running
     from qmpkit.testing import guests
 
     mark = request.node.get_closest_marker("qmp_machine")

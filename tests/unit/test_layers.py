@@ -21,7 +21,7 @@ LAYERS = [
     {"images"},
     {"machine"},
     {"operations"},
-    {"vm", "running"},
+    {"vm", "_running"},
     {"supervisor"},
     {"cli", "testing"},
 ]

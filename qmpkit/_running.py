@@ -11,7 +11,6 @@ import attrs
 import trio
 
 from qmpkit.errors import MachineDied, MachineGone
-from qmpkit.host.preflight import preflight
 from qmpkit.host.resolve import resolve
 from qmpkit.images.prepare import prepared_disks
 from qmpkit.machine.launch import LaunchOptions, Starter, launched, start_qemu
@@ -70,11 +69,14 @@ async def opened(
     """Start *spec* paused as a VM whose death cancels nobody: what `running` is made of."""
     options = _with_logs(options or LaunchOptions(), logs)
     resolution = await resolve(spec)
-    await preflight(resolution)
     for warning in resolution.warnings:
         log.warning("machine %r: %s", spec.name, warning)
-    async with prepared_disks(resolution.spec), launched(resolution, options, start=start) as m:
-        yield VM(m, logs=logs)
+    async with (
+        prepared_disks(resolution.spec) as made,
+        launched(resolution, options, start=start) as machine,
+    ):
+        made.keep()
+        yield VM(machine, logs=logs)
 
 
 def _with_logs(options: LaunchOptions, logs: Path | None) -> LaunchOptions:
