@@ -11,13 +11,14 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
 
 from qmpkit.errors import HostLacks, QmpkitError
-from qmpkit.testing.guests import sources
+from qmpkit.testing.guests import sources, store
 
 __all__ = ["Apt", "AptFailed", "Package", "dependency_closure", "parse_packages"]
 
@@ -47,6 +48,13 @@ Dir::Cache::srcpkgcache "srcpkgcache.bin";
 """
 
 
+def _write(path: Path, text: str) -> None:
+    """Write *path* whole, for another process may be reading it."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    Path(file.name).replace(path)
+
+
 class AptFailed(QmpkitError):
     """apt or dpkg-deb refused; the message ends with what it said."""
 
@@ -68,7 +76,7 @@ class Package:
 class Apt:
     """apt for one Debian release, with a state of its own in *directory*.
 
-    Not for concurrent use on one directory: callers hold its lock.
+    Hold `locked` around all use: the directory serves one at a time.
     """
 
     def __init__(self, directory: Path, release: str, *, backports: bool = False) -> None:
@@ -81,10 +89,16 @@ class Apt:
         for folder in ("state/lists/partial", "cache/archives/partial"):
             (directory / folder).mkdir(parents=True, exist_ok=True)
         (directory / "state/status").touch()
-        (directory / "apt.sources").write_text(sources.render(found))
+        _write(directory / "apt.sources", sources.render(found))
         # Backports are preferred only where asked for; security updates win by version.
         preferred = f"{release}-backports" if backports else ""
-        self._configuration.write_text(_CONFIGURATION.format(root=directory, preferred=preferred))
+        _write(self._configuration, _CONFIGURATION.format(root=directory, preferred=preferred))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Wait until no other process uses the directory, and keep others waiting."""
+        with store.locked(self.directory / "lock"):
+            yield
 
     def update(self) -> None:
         """Fetch the package lists; raises AptFailed."""

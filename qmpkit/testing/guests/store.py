@@ -17,6 +17,7 @@ from qmpkit._paths import cache_dir
 __all__ = ["current", "digest", "guests_dir", "locked", "manifest", "publish"]
 
 _MANIFEST = "manifest.json"
+_DIGITS = 16  # of a digest in a name
 
 
 def guests_dir() -> Path:
@@ -41,7 +42,7 @@ def locked(path: Path) -> Iterator[None]:
 def digest(facts: Mapping[str, object]) -> str:
     """A short name for *facts*, the same for equal facts."""
     text = json.dumps(facts, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
 def current(link: Path) -> dict[str, object]:
@@ -69,7 +70,17 @@ def publish(link: Path, facts: Mapping[str, object], build: Callable[[Path], Non
     if not manifest(target):
         _build(target, facts, build)
     _point(link, target)
+    _forget_old(link, target)
     return target
+
+
+def _forget_old(link: Path, target: Path) -> None:
+    """Keep the last three builds: an older one may still be booting a guest, but not for days."""
+    pattern = f"{link.name}-{'[0-9a-f]' * _DIGITS}"
+    builds = sorted(link.parent.glob(pattern), key=lambda path: path.stat().st_mtime)
+    for build in builds[:-3]:
+        if build != target:
+            shutil.rmtree(build, ignore_errors=True)
 
 
 def _build(target: Path, facts: Mapping[str, object], build: Callable[[Path], None]) -> None:

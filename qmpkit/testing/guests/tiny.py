@@ -74,24 +74,22 @@ def build_tiny(
 
 def _build_now(link: Path, recipe: str, refresh: bool, progress: Callable[[str], None]) -> Path:
     apt = Apt(cache_dir() / "apt" / RELEASE, RELEASE)
-    progress("asking Debian's archive")
-    apt.update()
-    packages = apt.closure(_PACKAGES)
-    packages |= apt.show([n for p in packages.values() for n in p.depends if _is_kernel(n)])
-    facts = {
-        "recipe": recipe,
-        "packages": {name: package.version for name, package in packages.items()},
-    }
+    with apt.locked():
+        progress("asking Debian's archive")
+        apt.update()
+        packages = apt.closure(_PACKAGES)
+        packages |= apt.show([n for p in packages.values() for n in p.depends if _is_kernel(n)])
+        versions = {name: package.version for name, package in packages.items()}
 
-    def build(scratch: Path) -> None:
-        progress(f"fetching {len(packages)} packages")
-        archives = apt.fetch(packages.values())
-        progress("unpacking and packing")
-        with tempfile.TemporaryDirectory(dir=apt.directory) as folder:
-            apt.unpack(archives, Path(folder))
-            _pack(Path(folder), scratch)
+        def build(scratch: Path) -> None:
+            progress(f"fetching {len(packages)} packages")
+            archives = apt.fetch(packages.values())
+            progress("unpacking and packing")
+            with tempfile.TemporaryDirectory(dir=apt.directory) as folder:
+                apt.unpack(archives, Path(folder))
+                _pack(Path(folder), scratch)
 
-    return store.publish(link, facts, build)
+        return store.publish(link, {"recipe": recipe, "packages": versions}, build)
 
 
 def _is_kernel(name: str) -> bool:
