@@ -107,7 +107,7 @@ def _confinement(spec: MachineSpec, facts: Facts) -> Iterator[str]:
 def _boot(spec: MachineSpec) -> Iterator[str]:
     if spec.firmware is not None:
         yield from ("-bios", spec.firmware)
-    if spec.kernel is not None:
+    if spec.kernel is not None and spec.kernel.image is not None:
         yield from ("-kernel", spec.kernel.image)
         if spec.kernel.initrd is not None:
             yield from ("-initrd", spec.kernel.initrd)

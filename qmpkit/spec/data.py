@@ -96,7 +96,7 @@ def _mend(data: Any, steps: tuple[Step, ...]) -> None:
         return
     if not isinstance(data, dict):
         return
-    if last in ("file", "image"):
+    if last == "file":
         data[last] = path_text(steps)
     elif last in _NEEDED:
         data[last] = _NEEDED[last]

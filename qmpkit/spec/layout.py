@@ -8,7 +8,16 @@ from qmpkit.spec.addresses import Layout, Place, Wish, allocate_mmio, allocate_p
 from qmpkit.spec.block import Disk, on_root_port
 from qmpkit.spec.machine import MachineSpec, family_of
 
-__all__ = ["AGENT", "VSERIAL", "Unit", "has_acpi", "layout_of", "pinned", "scsi_units"]
+__all__ = [
+    "AGENT",
+    "VSERIAL",
+    "Unit",
+    "layout_of",
+    "fixed_devices",
+    "pinned",
+    "scsi_controllers",
+    "scsi_units",
+]
 
 VSERIAL = "vserial0"
 AGENT = "agent0"
@@ -24,9 +33,10 @@ class Unit:
     number: int
 
 
-def has_acpi(spec: MachineSpec) -> bool:
-    """Whether the machine has ACPI: on by default, off by `machine_options`."""
-    return spec.machine_options.get("acpi", True) not in (False, "off")
+def _two_ioapics(spec: MachineSpec) -> bool:
+    """Whether a microvm has its second IOAPIC: not without ACPI, not when switched off."""
+    options = spec.machine_options
+    return not any(options.get(name, True) in (False, "off") for name in ("acpi", "ioapic2"))
 
 
 def fixed_devices(spec: MachineSpec) -> list[tuple[str, str]]:
@@ -81,7 +91,7 @@ def layout_of(spec: MachineSpec) -> Layout:
     ]
     fixed = fixed_devices(spec)
     if family_of(spec.machine) == "microvm":
-        return allocate_mmio([*(Wish(*item) for item in fixed), *nics, *disks], has_acpi(spec))
+        return allocate_mmio([*(Wish(*item) for item in fixed), *nics, *disks], _two_ioapics(spec))
     layout = allocate_pci([name for name, _ in fixed], nics, disks, spec.root_ports)
     for unit, disk in enumerate(disk for disk in spec.disks if disk.interface == "cdrom"):
         layout.places[disk.id] = Place(f"ide.{unit}")

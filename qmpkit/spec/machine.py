@@ -20,10 +20,6 @@ Accel = Literal["auto", "kvm", "tcg"]
 Option = str | int | bool
 
 
-def _path(value: str | os.PathLike[str]) -> str:
-    return os.fspath(value)
-
-
 def _optional_path(value: str | os.PathLike[str] | None) -> str | None:
     return None if value is None else os.fspath(value)
 
@@ -45,9 +41,10 @@ class Kernel:
     """A kernel that QEMU loads itself, without a boot loader.
 
     `append` may hold `${tsc_khz}`; a word whose variable the host does not know is dropped.
+    `image` None boots without one: a profile can give words for kernels yet to be named.
     """
 
-    image: str = attrs.field(converter=_path)
+    image: str | None = attrs.field(default=None, converter=_optional_path)
     initrd: str | None = attrs.field(default=None, converter=_optional_path)
     append: str = ""
 
