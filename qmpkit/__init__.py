@@ -30,7 +30,33 @@ if TYPE_CHECKING:
     from qmpkit.machine.report import ExitCause as ExitCause
     from qmpkit.machine.report import ExitReport as ExitReport
     from qmpkit.machine.state import State as State
+    from qmpkit.operations.agent import Agent as Agent
+    from qmpkit.operations.agent_info import GuestInterface as GuestInterface
+    from qmpkit.operations.agent_info import OsInfo as OsInfo
+    from qmpkit.operations.agent_run import Completed as Completed
+    from qmpkit.operations.console import Console as Console
+    from qmpkit.operations.console_attach import AttachEnd as AttachEnd
+    from qmpkit.operations.console_reader import Reader as Reader
+    from qmpkit.operations.errors import AgentRefused as AgentRefused
+    from qmpkit.operations.errors import ConsoleEnded as ConsoleEnded
+    from qmpkit.operations.errors import GuestCommandFailed as GuestCommandFailed
+    from qmpkit.operations.errors import OutputLost as OutputLost
+    from qmpkit.operations.errors import UnknownKey as UnknownKey
+    from qmpkit.operations.patterns import Match as Match
     from qmpkit.process.status import ExitStatus as ExitStatus
+    from qmpkit.qmp.connect import connect as connect
+    from qmpkit.qmp.errors import CommandRefused as CommandRefused
+    from qmpkit.qmp.errors import EventsLost as EventsLost
+    from qmpkit.qmp.errors import MonitorAbsent as MonitorAbsent
+    from qmpkit.qmp.errors import MonitorBusy as MonitorBusy
+    from qmpkit.qmp.errors import MonitorGarbled as MonitorGarbled
+    from qmpkit.qmp.errors import MonitorLost as MonitorLost
+    from qmpkit.qmp.errors import MonitorMisread as MonitorMisread
+    from qmpkit.qmp.errors import MonitorSilent as MonitorSilent
+    from qmpkit.qmp.errors import MonitorTorn as MonitorTorn
+    from qmpkit.qmp.events import Event as Event
+    from qmpkit.qmp.events import Subscription as Subscription
+    from qmpkit.qmp.session import Session as Session
     from qmpkit.spec.block import Disk as Disk
     from qmpkit.spec.block import Overlay as Overlay
     from qmpkit.spec.chardev import Serial as Serial
@@ -53,19 +79,6 @@ if TYPE_CHECKING:
     from qmpkit.supervisor.supervisor import Supervisor as Supervisor
     from qmpkit.supervisor.table import Row as Row
     from qmpkit.vm import VM as VM
-    from qmpkit.qmp.connect import connect as connect
-    from qmpkit.qmp.errors import CommandRefused as CommandRefused
-    from qmpkit.qmp.errors import EventsLost as EventsLost
-    from qmpkit.qmp.errors import MonitorAbsent as MonitorAbsent
-    from qmpkit.qmp.errors import MonitorBusy as MonitorBusy
-    from qmpkit.qmp.errors import MonitorGarbled as MonitorGarbled
-    from qmpkit.qmp.errors import MonitorLost as MonitorLost
-    from qmpkit.qmp.errors import MonitorMisread as MonitorMisread
-    from qmpkit.qmp.errors import MonitorSilent as MonitorSilent
-    from qmpkit.qmp.errors import MonitorTorn as MonitorTorn
-    from qmpkit.qmp.events import Event as Event
-    from qmpkit.qmp.events import Subscription as Subscription
-    from qmpkit.qmp.session import Session as Session
 
 __version__ = "0.1.0"
 
@@ -86,6 +99,16 @@ _MODULES = {
     "qmpkit.machine.machine": "Graces",
     "qmpkit.machine.report": "ExitCause ExitReport",
     "qmpkit.machine.state": "State",
+    "qmpkit.operations.agent": "Agent",
+    "qmpkit.operations.agent_info": "GuestInterface OsInfo",
+    "qmpkit.operations.agent_run": "Completed",
+    "qmpkit.operations.console": "Console",
+    "qmpkit.operations.console_attach": "AttachEnd",
+    "qmpkit.operations.console_reader": "Reader",
+    "qmpkit.operations.errors": (
+        "AgentRefused ConsoleEnded GuestCommandFailed OutputLost UnknownKey"
+    ),
+    "qmpkit.operations.patterns": "Match",
     "qmpkit.process.status": "ExitStatus",
     "qmpkit.spec.block": "Disk Overlay",
     "qmpkit.spec.chardev": "Serial",

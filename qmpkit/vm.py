@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -181,13 +181,10 @@ class VM:
         return SpecInvalid([Fault(path, message, hint)], source=f"machine {self.name!r}")
 
     def _open_console(self, channel: str, logs: Path | None) -> Console:
-        start = self.machine.services.start_soon
         log = None if logs is None else BoundedLog(logs / f"{channel}.log")
-        if log is not None:
-            start(log.run, name=f"log of {channel} of {self.name}")
         stream = self.machine.streams[channel]
         console = Console(stream, name=self.name, channel=channel, log=log)
-        start(console.run, name=f"{channel} of {self.name}")
+        self.machine.services.start_soon(console.run, name=f"{channel} of {self.name}")
         return console
 
     def _open_agent(self) -> Agent | None:

@@ -9,7 +9,7 @@ from qmpkit.errors import GuestRefused, MachineGone, QmpkitError
 if TYPE_CHECKING:
     from qmpkit.operations.agent_run import Completed
 
-__all__ = ["ConsoleEnded", "GuestCommandFailed", "OutputLost"]
+__all__ = ["AgentRefused", "ConsoleEnded", "GuestCommandFailed", "OutputLost", "UnknownKey"]
 
 
 class ConsoleEnded(MachineGone):
@@ -55,6 +55,20 @@ class OutputLost(QmpkitError):
         )
 
 
+class AgentRefused(GuestRefused):
+    """The guest agent answered with an error: `why` is what it said.
+
+    `error_class` is the protocol's class: "CommandNotFound" also for a command that
+    the guest's administrator has disabled, "GenericError" for nearly all else, ""
+    when it was qmpkit that refused.
+    """
+
+    def __init__(self, machine: str, asked: str, why: str, error_class: str = "") -> None:
+        super().__init__(machine, asked, why)
+        self.error_class = error_class
+        self.args = (machine, asked, why, error_class)
+
+
 class GuestCommandFailed(GuestRefused):
     """A command run with `check=True` ended with another status than 0; see `completed`."""
 
@@ -64,3 +78,19 @@ class GuestCommandFailed(GuestRefused):
         why = f"{completed.ending}{': ' if said else ''}{said[-1000:]}"
         super().__init__(machine, f"to succeed in {list(completed.argv)}", why)
         self.args = (machine, completed)
+
+
+class UnknownKey(QmpkitError, ValueError):
+    """A key or character that cannot be pressed; raised before any key is.
+
+    `key` is what was asked for, `hint` what may have been meant.
+    """
+
+    def __init__(self, key: str, why: str, hint: str = "") -> None:
+        self.key = key
+        self.why = why
+        self.hint = hint
+        super().__init__(key, why, hint)
+
+    def __str__(self) -> str:
+        return f"{self.key!r}: {self.why}{f' ({self.hint})' if self.hint else ''}"

@@ -1,0 +1,47 @@
+"""What operations need of a machine, so that a fake can stand for it in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from qmpkit.qmp.events import Subscription
+from qmpkit.spec.machine import MachineSpec
+
+__all__ = ["Monitor", "Screened"]
+
+
+class Monitor(Protocol):
+    """Something that takes QMP commands: a `Machine`, or a bare `Session`."""
+
+    @property
+    def name(self) -> str:
+        """The machine's name, for messages."""
+        ...
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        /,
+        *,
+        fds: Sequence[int] = (),
+        oob: bool = False,
+    ) -> Any:
+        """Send one command and return what QEMU returned."""
+        ...
+
+    def subscribe(
+        self, *names: str, where: Mapping[str, Any] | None = None, buffer: int = 1000
+    ) -> Subscription:
+        """Events called *names* whose data match *where*."""
+        ...
+
+
+class Screened(Monitor, Protocol):
+    """A `Monitor` that knows what machine it belongs to."""
+
+    @property
+    def spec(self) -> MachineSpec:
+        """The machine's spec: whether it has a display, a keyboard."""
+        ...

@@ -1,0 +1,152 @@
+"""The line to a guest agent: one session, and whether anybody listens at its other end.
+
+An agent that is not running answers nothing, and the protocol has no way to
+tell it from a slow one.  QEMU knows: it sees the guest open and close the
+channel's port (VSERPORT_CHANGE).  So nothing here waits for an agent that is
+not there, and no timer guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import trio
+
+from qmpkit.errors import AgentSilent, MachineGone, QmpkitError
+from qmpkit.operations._protocols import Monitor
+from qmpkit.operations.errors import AgentRefused
+from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
+from qmpkit.qmp.session import Session, open_session
+from qmpkit.spec.layout import AGENT as PORT_ID
+from qmpkit.spec.names import chardev_id
+
+__all__ = ["AgentLink"]
+
+_NOT_RUNNING = (
+    "the guest agent is not running there. Cure: install and start qemu-guest-agent in the "
+    "guest; while it boots, await agent.wait_ready()"
+)
+_STOPPED = "the guest agent stopped before it answered (the guest may be going down)"
+
+
+class AgentLink:
+    """Sends commands to the agent once `serve` runs; see `Agent`, its only user."""
+
+    def __init__(self, stream: trio.abc.Stream, name: str, monitor: Monitor | None) -> None:
+        self.name = name
+        self._stream = stream
+        self._monitor = monitor
+        self._session: Session | None = None
+        self._begun = trio.Event()
+        self._listening: bool | None = None  # None: QEMU has not told (yet)
+        self._changed = trio.Event()
+        self._waiting: set[trio.CancelScope] = set()
+
+    async def serve(self) -> None:
+        """Hold the session until the stream ends; closes the stream."""
+        try:
+            # No handshake here: the guest may not have booted.  The first command makes it.
+            async with open_session(
+                self._stream, name=self.name, kind="agent", greeting_timeout=0
+            ) as self._session:
+                self._begun.set()
+                async with trio.open_nursery() as nursery:
+                    if self._monitor is not None:
+                        nursery.start_soon(self._follow_port, self._monitor)
+                    await self._session.wait_lost()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._begun.set()
+            self._notice(listening=None)
+
+    @property
+    def told(self) -> bool:
+        """True when QEMU tells whether somebody listens."""
+        return self._monitor is not None
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, asked: str
+    ) -> Any:
+        """One command.  *asked* completes "the guest refused …" in errors.
+
+        Raises AgentRefused for the agent's error reply, AgentSilent when no agent runs
+        or it stops meanwhile, MachineGone when the machine has ended.
+        """
+        session = await self.session(asked)
+        try:
+            return await self._answer(session, command, arguments, asked)
+        except CommandRefused as refused:
+            raise AgentRefused(self.name, asked, refused.desc, refused.error_class) from refused
+        except MonitorLost as lost:
+            raise MachineGone(self.name, asked) from lost
+
+    async def session(self, asked: str) -> Session:
+        """The session, if there is an agent to talk to; raises AgentSilent or MachineGone."""
+        await self._begun.wait()
+        session = self._session
+        if session is None or session.lost is not None:
+            await trio.lowlevel.checkpoint()
+            raise MachineGone(self.name, asked)
+        # What was seen is only trusted when it says yes; a no is asked once more.
+        if self._listening is False and self._monitor is not None:
+            self._notice(listening=await _is_open(self._monitor))
+        if self._listening is False:
+            raise AgentSilent(self.name, asked, _NOT_RUNNING)
+        return session
+
+    async def opened(self, asked: str) -> None:
+        """Wait until somebody listens (at once when QEMU cannot tell)."""
+        await self._begun.wait()
+        while self._monitor is not None and not self._listening:
+            if self._session is None or self._session.lost is not None:
+                raise MachineGone(self.name, asked)
+            await self._changed.wait()
+
+    @contextmanager
+    def understood(self, command: str) -> Iterator[None]:
+        """Whoever picks a reply apart here gets MonitorGarbled when it has not that shape."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            why = f"the agent's reply to {command} is malformed: {error!r}"
+            raise MonitorGarbled(self.name, why) from error
+
+    async def _answer(
+        self, session: Session, command: str, arguments: Mapping[str, Any] | None, asked: str
+    ) -> Any:
+        with trio.CancelScope() as scope:
+            self._waiting.add(scope)
+            try:
+                return await session.execute(command, arguments)
+            finally:
+                self._waiting.discard(scope)
+        raise AgentSilent(self.name, asked, _STOPPED)
+
+    async def _follow_port(self, monitor: Monitor) -> None:
+        try:
+            with monitor.subscribe("VSERPORT_CHANGE", where={"id": PORT_ID}) as changes:
+                self._notice(listening=await _is_open(monitor))
+                async for event in changes:
+                    self._notice(listening=event.data.get("open") is True)
+        except QmpkitError:
+            # The monitor is gone.  So is the machine, or soon: the session will tell.
+            self._monitor = None
+            self._notice(listening=None)
+
+    def _notice(self, *, listening: bool | None) -> None:
+        if self._listening and listening is False:
+            for scope in self._waiting:
+                scope.cancel()  # nobody will answer these any more
+        self._listening = listening
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+
+async def _is_open(monitor: Monitor) -> bool | None:
+    wanted = chardev_id("agent")
+    for device in await monitor.execute("query-chardev"):
+        if device["label"] == wanted:
+            return device["frontend-open"] is True
+    return None

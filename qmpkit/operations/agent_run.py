@@ -1,0 +1,144 @@
+"""Programs run in the guest through its agent."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Literal
+
+import attrs
+import trio
+
+from qmpkit.errors import QmpkitError
+from qmpkit.operations.agent_link import AgentLink
+
+__all__ = ["INPUT_LIMIT", "Completed", "OnCancel", "run"]
+
+OnCancel = Literal["kill", "leave"]
+
+# guest-exec has no event for a program's end, so its status must be asked for.  From 2 ms
+# for the many programs that end at once, to 100 ms, which a long one will not notice.
+_FIRST_PAUSE = 0.002
+_LONGEST_PAUSE = 0.1
+_PAUSE_GROWTH = 1.5
+
+# QEMU's JSON parser takes 64 MiB in one string, and base64 makes four bytes of three.
+INPUT_LIMIT = 47 * 1024 * 1024
+
+# How long a cancelled run may take to end its program.
+_CLEANUP_GRACE = 1.0
+
+
+@attrs.frozen
+class Completed:
+    """A program that has ended in the guest.
+
+    `status` is its exit status, None when `signal` ended it.  `truncated`: it wrote
+    more than the agent keeps (16 MiB each of stdout and stderr).
+    """
+
+    argv: tuple[str, ...]
+    status: int | None
+    signal: int | None
+    stdout: bytes
+    stderr: bytes
+    truncated: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """True when it ended with status 0."""
+        return self.status == 0
+
+    @property
+    def text(self) -> str:
+        """`stdout` as text; bytes that are no UTF-8 are replaced."""
+        return self.stdout.decode("utf-8", "replace")
+
+    @property
+    def error_text(self) -> str:
+        """`stderr` as text."""
+        return self.stderr.decode("utf-8", "replace")
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in words: "exit status 1", "signal 9"."""
+        return f"exit status {self.status}" if self.signal is None else f"signal {self.signal}"
+
+
+async def run(
+    link: AgentLink,
+    argv: Sequence[str],
+    stdin: bytes,
+    env: Mapping[str, str] | None,
+    on_cancel: OnCancel,
+) -> Completed:
+    """Run *argv* and wait for its end; see `Agent.run`."""
+    argv = _checked(argv)
+    if len(stdin) > INPUT_LIMIT:
+        raise ValueError(f"input of {len(stdin)} bytes: at most {INPUT_LIMIT}; use write_file")
+    asked = f"to run {argv[0]!r}"
+    pid = await _start(link, argv, stdin, env, asked)
+    try:
+        reply = await _ended(link, pid, asked)
+    except trio.Cancelled:
+        if on_cancel == "kill":
+            with trio.move_on_after(_CLEANUP_GRACE, shield=True), suppress(QmpkitError):
+                await _kill(link, pid)
+        raise
+    with link.understood("guest-exec-status"):
+        return _completed(argv, reply)
+
+
+def _checked(argv: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(argv, str) or not argv:
+        raise TypeError(f"argv is a list of the program and its arguments, not {argv!r}")
+    return tuple(argv)
+
+
+async def _start(
+    link: AgentLink, argv: tuple[str, ...], stdin: bytes, env: Mapping[str, str] | None, asked: str
+) -> int:
+    request: dict[str, Any] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
+    if stdin:
+        request["input-data"] = base64.b64encode(stdin).decode()
+    if env is not None:
+        request["env"] = [f"{key}={value}" for key, value in env.items()]
+    reply = await link.execute("guest-exec", request, asked=asked)
+    with link.understood("guest-exec"):
+        return int(reply["pid"])
+
+
+async def _ended(link: AgentLink, pid: int, asked: str) -> dict[str, Any]:
+    pause = _FIRST_PAUSE
+    while True:
+        reply = await link.execute("guest-exec-status", {"pid": pid}, asked=asked)
+        with link.understood("guest-exec-status"):
+            if reply["exited"]:
+                return dict(reply)
+        await trio.sleep(pause)
+        pause = min(pause * _PAUSE_GROWTH, _LONGEST_PAUSE)
+
+
+async def _kill(link: AgentLink, pid: int) -> None:
+    """End the program; asking for its status also frees what the agent keeps of it."""
+    asked = f"to kill process {pid}"
+    status = await link.execute("guest-exec-status", {"pid": pid}, asked=asked)
+    if status["exited"]:
+        return  # its number may already be another's
+    request = {"path": "kill", "arg": ["-KILL", str(pid)]}
+    killer = await link.execute("guest-exec", request, asked=asked)
+    for number in (pid, killer["pid"]):
+        await _ended(link, number, asked)
+
+
+def _completed(argv: tuple[str, ...], reply: Mapping[str, Any]) -> Completed:
+    signal = reply.get("signal")
+    return Completed(
+        argv=argv,
+        status=None if signal is not None else int(reply["exitcode"]),
+        signal=signal,
+        stdout=base64.b64decode(reply.get("out-data", "")),
+        stderr=base64.b64decode(reply.get("err-data", "")),
+        truncated=bool(reply.get("out-truncated") or reply.get("err-truncated")),
+    )
