@@ -62,6 +62,7 @@ class BoundedLog:
         self._wake = trio.Event()
         self._written = trio.Event()
         self._written.set()
+        self._running = trio.Event()
 
     def write(self, data: bytes | bytearray) -> None:
         """Queue *data*; to be called in the trio thread.  Never blocks, never raises."""
@@ -80,6 +81,7 @@ class BoundedLog:
         # for, because its thread would die with the interpreter.
         async with service_nursery() as services:
             services.start_soon(self._write_queued, name=f"log writer of {self.path.name}")
+            self._running.set()
             try:
                 await trio.sleep_forever()
             finally:
@@ -123,4 +125,5 @@ async def bounded_log(
     log = BoundedLog(path, limit)
     async with service_nursery() as services:
         services.start_soon(log.run)
+        await log._running.wait()  # a block without a checkpoint would end before it began
         yield log

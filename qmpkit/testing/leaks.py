@@ -53,8 +53,8 @@ class leaks:
 
     `with leaks():` goes around `trio.run`, `async with leaks():` inside one.
     What is found gets *grace* seconds to vanish, for the kernel takes its time
-    to end a killed process.  Then `Leaked` is raised, or, when the block has
-    failed itself, its exception gets a note.
+    to end a killed process.  Then `Leaked` is raised, instead of a cancellation
+    too; when the block has failed with an exception, that one gets a note.
     """
 
     def __init__(self, *, grace: float = 2.0) -> None:
@@ -97,10 +97,17 @@ class leaks:
 
     def _report(self, found: list[str], error: BaseException | None) -> None:
         os.environ.pop(self._mark, None)
+        if found and (error is None or _is_cancelled(error)):
+            raise Leaked(found)
         if found and error is not None:
             error.add_note(str(Leaked(found)))
-        elif found:
-            raise Leaked(found)
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """True when there is nothing in it but cancellation."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_cancelled, error.exceptions))
+    return isinstance(error, trio.Cancelled)
 
 
 def _see(mark: str) -> _Seen:
