@@ -7,11 +7,11 @@ turned away by the kernel.  So silence has two meanings, which need two cures.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 import trio
 
@@ -69,14 +69,86 @@ async def _first_to_greet(
 ) -> Session:
     silent: MonitorSilent | None = None
     for place in places:
-        label = name or _label(place)
+        sock = place if isinstance(place, socket.socket) else None
+        label = name or ("monitor" if sock else os.fspath(place))
         try:
-            sock = place if isinstance(place, socket.socket) else _dial(os.fspath(place), label)
+            sock = sock or await _dial(os.fspath(place), label)
+            return await _enter(stack, sock, label, patience, observer)
+        except MonitorSilent as error:
+            # The first monitor's trouble is the one to report: the second was a way round.
+            silent = silent or error
+        except MonitorAbsent:
+            if silent is None:
+                raise
+    assert silent is not None
+    raise silent
+
+
+async def _enter(
+    stack: AsyncExitStack,
+    sock: socket.socket,
+    label: str,
+    patience: float,
+    observer: Observer | None,
+) -> Session:
+    stack.callback(sock.close)
+    # The witness keeps our connection in the kernel's table until it has been judged.
+    with sock.dup() as witness:
+        try:
             return await stack.enter_async_context(
                 open_session(sock, name=label, greeting_timeout=patience, observer=observer)
             )
         except MonitorSilent as error:
-            # The first monitor's trouble is the one to report: the second was a way round.
-            silent = silent or error
-    assert silent is not None
-    raise silent
+            address = witness.getpeername()
+            raise await _why_silent(label, patience, address, ours_is_open=True) from error
+
+
+async def _dial(path: str, label: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(path)
+    except BlockingIOError as error:
+        sock.close()
+        # The queue of connections is full: QEMU takes none in.
+        raise await _why_silent(label, 0.0, path, ours_is_open=False) from error
+    except OSError as error:
+        sock.close()
+        why = error.strerror or str(error)
+        raise MonitorAbsent(path, why, _ABSENT_CURES.get(error.errno or 0, "")) from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+_ABSENT_CURES = {
+    errno.ENOENT: "check the path; QEMU removes it when it ends",
+    errno.ECONNREFUSED: "the QEMU that made this socket has ended; start one",
+    errno.EACCES: "run as the user that QEMU runs as, or as root",
+    errno.EPROTOTYPE: "a QMP monitor is a stream socket; this one is of another type",
+}
+
+
+async def _why_silent(
+    label: str, waited: float, address: object, *, ours_is_open: bool
+) -> MonitorSilent:
+    """Held by somebody else, or stuck?  The kernel knows whether QEMU has taken us in."""
+    if isinstance(address, str) and address:
+        table = await trio.Path("/proc/net/unix").read_text(errors="surrogateescape")
+        if held(table, address, ours_is_open=ours_is_open):
+            return MonitorBusy(label, waited, BUSY_CURE)
+    return MonitorSilent(label, waited, SILENT_CURE)
+
+
+def held(table: str, address: str, *, ours_is_open: bool) -> bool:
+    """Whether, by */proc/net/unix*, somebody else has the only place of a listener.
+
+    A stuck QEMU accepts nobody, or us and then says nothing.  Held means that one
+    connection is accepted while ours, if it is open, still queues.
+    """
+    states = [
+        columns[5]
+        for columns in (line.split(maxsplit=7) for line in table.splitlines())
+        if len(columns) == 8 and columns[7] == address
+    ]
+    return ACCEPTED in states and (QUEUED in states or not ours_is_open)
