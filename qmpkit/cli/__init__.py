@@ -1,0 +1,29 @@
+"""The `qmpkit` command: parses, calls the library, prints.
+
+`main` is light on purpose: it must be able to say that the extra is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_EXTRA = ("attrs", "cyclopts", "rich")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with *argv* (default: this process's) and return its exit status."""
+    try:
+        from qmpkit.cli.app import run
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        print(
+            f"error: the qmpkit command needs {missing.name}, which is not installed. "
+            "Cure: pip install 'qmpkit[cli]'",
+            file=sys.stderr,
+        )
+        return 3
+    return run(sys.argv[1:] if argv is None else argv)

@@ -1,0 +1,25 @@
+"""Completion scripts: cyclopts writes them, profile names are asked for at each Tab."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["completion_script", "print_completion"]
+
+
+def completion_script(shell: Literal["bash", "zsh", "fish"]) -> str:
+    """The script for *shell*."""
+    from qmpkit.cli.app import app
+
+    script = app.generate_completion(prog_name="qmpkit", shell=shell)
+    if shell == "bash":
+        # A profile may also be a file: where no name fits, readline completes paths.
+        plain = "complete -F _qmpkit qmpkit"
+        assert plain in script
+        script = script.replace(plain, "complete -o default -F _qmpkit qmpkit")
+    return script
+
+
+def print_completion(shell: Literal["bash", "zsh", "fish"]) -> None:
+    """Print the script for *shell*."""
+    print(completion_script(shell))

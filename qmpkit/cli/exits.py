@@ -1,0 +1,63 @@
+"""What the command's exit status says, and which error gives which."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from qmpkit.errors import HostLacks, ImageInUse, QmpkitError, SpecInvalid
+
+__all__ = ["EXIT_TABLE", "Exit", "Refusal", "exit_of"]
+
+
+class Exit(IntEnum):
+    """Exit statuses of every `qmpkit` command."""
+
+    OK = 0
+    FAILED = 1
+    MISTAKE = 2
+    HOST = 3
+    MONITOR = 4
+    INTERRUPTED = 130
+    UNREAD = 141
+
+
+EXIT_TABLE = """\
+Exit status:
+  0    done; for run: the guest shut itself down, or it was stopped on request
+  1    QEMU or the guest failed: a crash, a panic, a refused command
+  2    a mistake in the command line, the profile or a file it names
+  3    this host lacks something: KVM, a program, a right
+  4    the monitor of another QEMU is absent, busy, silent or lost
+  130  interrupted by Ctrl-C before there was anything to stop
+"""
+
+
+class Refusal(QmpkitError):
+    """A mistake in the command line that no spec has a place for."""
+
+
+def exit_of(error: BaseException) -> Exit | None:
+    """The status of a foreseen error; None for one that is a bug."""
+    match error:
+        case BaseExceptionGroup():
+            codes = [exit_of(inner) for inner in error.exceptions]
+            known = [code for code in codes if code is not None]
+            return max(known) if len(known) == len(codes) else None
+        case KeyboardInterrupt():
+            return Exit.INTERRUPTED
+        case SpecInvalid() | ImageInUse() | Refusal():
+            return Exit.MISTAKE
+        case HostLacks():
+            return Exit.HOST
+        case QmpkitError():
+            return Exit.MONITOR if _of_the_monitor(error) else Exit.FAILED
+        case OSError() if error.errno is not None:
+            return Exit.FAILED
+    return None
+
+
+def _of_the_monitor(error: QmpkitError) -> bool:
+    # Imported here: with asyncio it costs more than all the rest of a `--help`.
+    from qmpkit.qmp.errors import MonitorAbsent, MonitorGarbled, MonitorLost, MonitorSilent
+
+    return isinstance(error, MonitorAbsent | MonitorGarbled | MonitorLost | MonitorSilent)

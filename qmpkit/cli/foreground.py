@@ -1,0 +1,198 @@
+"""`qmpkit run`: one machine, from its start to its report, at a person's terminal."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from qmpkit._running import opened
+from qmpkit.cli.exits import Exit
+from qmpkit.cli.listing import chosen_spec
+from qmpkit.cli.status import Changes, show_status
+from qmpkit.cli.stopping import Stopper, stop_signals
+from qmpkit.cli.talk import note_later, print_json, talk
+from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
+from qmpkit.machine.launch import LaunchOptions
+from qmpkit.machine.report import ExitCause, ExitReport
+from qmpkit.operations._terminal import FdInput, Hangup
+from qmpkit.operations.console_attach import AttachEnd
+from qmpkit.spec.sizes import format_size
+from qmpkit.vm import VM
+
+__all__ = ["Request", "report_to_dict", "run_machine"]
+
+_GOOD = (ExitCause.GUEST_SHUTDOWN, ExitCause.GUEST_RESET, ExitCause.HOST_QUIT)
+# Seconds that the guest's last words may take to be shown.
+_LAST_OUTPUT = 2.0
+
+
+@attrs.frozen(kw_only=True)
+class Request:
+    """The command line of `qmpkit run`, read."""
+
+    profile: str
+    overrides: tuple[str, ...] = ()
+    headless: bool = False
+    paused: bool = False
+    grace: float = 30.0
+    logs: Path | None = None
+    tools_socket: Path | None = None
+    as_json: bool = False
+
+
+async def run_machine(request: Request) -> int:
+    """Run the machine until it ends, print its report, return the exit status."""
+    spec = chosen_spec(request.profile, request.overrides)
+    _make_log_directory(request.logs)
+    options = LaunchOptions(tools_socket=request.tools_socket)
+    report: ExitReport | None = None
+    with trio.open_signal_receiver(*stop_signals()) as signals, trio.CancelScope() as start:
+        stopper = Stopper(start, request.grace)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stopper.listen, signals)
+            slow = trio.CancelScope()
+            nursery.start_soon(note_later, f"{spec.name}: starting …", slow)
+            async with opened(spec, logs=request.logs, options=options) as vm:
+                slow.cancel()
+                stopper.attend(vm)
+                report = await _Foreground(vm, request, stopper).run()
+            nursery.cancel_scope.cancel()
+    if report is None:
+        talk.error(f"{spec.name}: interrupted while it was starting")
+        return Exit.INTERRUPTED
+    return _conclude(report, request.as_json)
+
+
+def _make_log_directory(logs: Path | None) -> None:
+    if logs is None:
+        return
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"{str(logs)!r} cannot be made: {error.strerror}"
+        raise SpecInvalid([Fault("--logs", why)]) from error
+
+
+class _Foreground:
+    """A started machine and the terminal it is run from."""
+
+    def __init__(self, vm: VM, request: Request, stopper: Stopper) -> None:
+        self._vm = vm
+        self._request = request
+        self._stopper = stopper
+        self._changes = Changes(vm)
+        self._with_console = bool(vm.consoles) and not request.headless
+        self._keyboard = sys.stdin.isatty()
+
+    async def run(self) -> ExitReport:
+        """Let the guest run and show it until it has ended."""
+        self._introduce()
+        if not self._request.paused:
+            with suppress(MachineGone, MachineDied):  # the report tells
+                await self._vm.resume()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._present)
+            report = await self._vm.wait()
+            # A terminal that nobody reads must not keep us.
+            nursery.cancel_scope.deadline = trio.current_time() + _LAST_OUTPUT
+        return report
+
+    def _introduce(self) -> None:
+        vm, spec, tools = self._vm, self._vm.spec, self._request.tools_socket
+        plural = "" if spec.cpu.cpus == 1 else "s"
+        size = f"{format_size(spec.memory.size)}, {spec.cpu.cpus} CPU{plural}"
+        talk.note(f"{vm.name}: {spec.machine} with {vm.accel}, {size}, pid {vm.pid}")
+        if not vm.consoles and not self._request.headless:
+            talk.note(f"{vm.name}: it has no serial console to attach")
+        if tools is not None:
+            talk.note(f"{vm.name}: monitor for tools: qmpkit qmp {shlex.quote(str(tools))} …")
+        if self._request.paused:
+            cure = "`cont` on the monitor for tools" if tools else "--tools-socket PATH and `cont`"
+            talk.note(f"{vm.name}: paused before its first instruction; {cure} lets it run")
+
+    async def _present(self) -> None:
+        replay = True
+        while self._with_console:
+            match await self._attach(replay):
+                case AttachEnd.ESCAPE:
+                    if not await self._stand_by():
+                        return
+                    replay = False
+                case AttachEnd.MACHINE:
+                    return
+                case AttachEnd.HANGUP:
+                    self._stopper.request()
+                    break
+        await self._stand_by()
+
+    async def _attach(self, first: bool) -> AttachEnd:
+        if first and self._keyboard:
+            talk.note(f"{self._vm.name}: this is its console; Ctrl-] leaves it")
+        talk.raw_terminal(self._keyboard)
+        try:
+            return await self._vm.console.attach(replay=first)
+        finally:
+            talk.raw_terminal(False)
+            _tidy_terminal(self._vm.console.output_bytes)
+
+    async def _stand_by(self) -> bool:
+        """Show the status until the machine ends; True when Enter asks for the console."""
+        back = False
+        way = "; Enter: console" if self._with_console and self._keyboard else ""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(show_status, self._vm, self._changes, f"Ctrl-C: stop{way}")
+            nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)
+            if way:
+                back = await _enter_pressed()
+                nursery.cancel_scope.cancel()
+        return back
+
+    async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
+        await self._vm.wait()
+        scope.cancel()
+
+
+async def _enter_pressed() -> bool:
+    """Wait for a line at the keyboard; for ever when there is none any more."""
+    with FdInput(sys.stdin.fileno()) as keyboard, suppress(Hangup):
+        if await keyboard.read():
+            return True
+    await trio.sleep_forever()
+    return False
+
+
+def _tidy_terminal(shown: bytes) -> None:
+    """Our own lines begin at the left, in no colour of the guest's."""
+    if sys.stdout.isatty():
+        os.write(sys.stdout.fileno(), b"\x1b[0m" if shown.endswith(b"\n") else b"\x1b[0m\r\n")
+
+
+def _conclude(report: ExitReport, as_json: bool) -> int:
+    status = Exit.OK if report.cause in _GOOD else Exit.FAILED
+    if as_json:
+        print_json(report_to_dict(report, status), compact=True)
+    tell = talk.say if status is Exit.OK else talk.error
+    tell(f"{report.machine}: {report}")
+    return status
+
+
+def report_to_dict(report: ExitReport, status: int) -> dict[str, Any]:
+    """The exit report as `qmpkit run --json` prints it."""
+    return {
+        "machine": report.machine,
+        "cause": report.cause.value,
+        "expected": report.expected,
+        "reason": report.reason,
+        "uptime": round(report.uptime, 3),
+        "status": {"code": report.status.code, "signal": report.status.signal},
+        "panic": None if report.panic is None else dict(report.panic),
+        "stderr_tail": report.stderr_tail,
+        "exit_status": int(status),
+    }

@@ -1,0 +1,148 @@
+"""Where the command writes: data to stdout, talk to stderr.
+
+rich honours NO_COLOR, FORCE_COLOR, TERM=dumb and a stream that is no terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import trio
+
+__all__ = ["Talk", "note_later", "noted", "print_json", "route_log", "stdout_console", "talk"]
+
+
+class _Stderr:
+    """The current stderr; while the terminal is raw, lines need their carriage return."""
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self.raw = False
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text.replace("\n", "\r\n") if self.raw else text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+
+class Talk:
+    """Everything that is said to the person at the terminal."""
+
+    def __init__(self) -> None:
+        self.debug = False
+        self._stream = _Stderr()
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """The console on stderr."""
+        if self._console is None:
+            self._console = Console(file=self._stream, emoji=False)  # type: ignore[arg-type]
+        return self._console
+
+    def raw_terminal(self, raw: bool) -> None:
+        """Tell whether a guest's console has the terminal at the moment."""
+        self._stream.raw = raw
+
+    def say(self, message: str, *, label: str = "", style: str = "") -> None:
+        """One message; *label* ("error") goes before it in *style*."""
+        text = Text()
+        if label:
+            text.append(f"{label}: ", style=style)
+        text.append(message)
+        # soft_wrap: what is said gets copied, so only the terminal may break its lines.
+        self.console.print(text, soft_wrap=True, highlight=False)
+
+    def note(self, message: str) -> None:
+        """Something that happens as it should."""
+        self.console.print(Text(message, style="dim"), soft_wrap=True, highlight=False)
+
+    def warn(self, message: str) -> None:
+        """Something that works, but not as one would hope."""
+        self.say(message, label="warning", style="bold yellow")
+
+    def error(self, message: str) -> None:
+        """Why the command does not do what was asked."""
+        self.say(message, label="error", style="bold red")
+
+
+talk = Talk()
+
+
+class LogToTalk(logging.Handler):
+    """The library's log as talk; a warning that repeats itself is shown once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = self.format(record)
+        if record.levelno < logging.WARNING:
+            talk.note(f"{record.name}: {message}")
+        elif message not in self._told:
+            self._told.add(message)
+            talk.warn(message)
+
+
+def route_log(debug: bool) -> None:
+    """Send the library's log to stderr, from warnings on (everything with *debug*)."""
+    talk.debug = debug
+    log = logging.getLogger("qmpkit")
+    log.handlers = [LogToTalk()]
+    log.setLevel(logging.DEBUG if debug else logging.WARNING)
+    log.propagate = False
+
+
+def stdout_console() -> Console:
+    """For tables: as wide as they need where nobody looks at the width."""
+    if sys.stdout.isatty():
+        return Console(emoji=False)
+    return Console(emoji=False, width=10_000)
+
+
+def print_json(value: Any, *, compact: bool = False) -> None:
+    """*value* as JSON on stdout: in colours on a terminal, *compact* on one line."""
+    if compact or not sys.stdout.isatty():
+        print(json.dumps(value, indent=None if compact else 2, ensure_ascii=False), flush=True)
+        return
+    from rich.json import JSON
+
+    Console(emoji=False).print(JSON.from_data(value), soft_wrap=True)
+
+
+async def note_later(message: str, scope: trio.CancelScope, after: float = 1.0) -> None:
+    """Say *message* after that many seconds, unless *scope* is cancelled before."""
+    import trio
+
+    with scope:
+        await trio.sleep(after)
+        talk.note(message)
+
+
+@asynccontextmanager
+async def noted(message: str) -> AsyncIterator[None]:
+    """Say *message* when the block takes more than a second."""
+    import trio
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(note_later, message, trio.CancelScope())
+        yield
+        nursery.cancel_scope.cancel()
