@@ -53,6 +53,7 @@ class Kernel:
 class MachineSpec:
     """A machine. Nothing is created or checked by writing one; `validate` finds its faults.
 
+    `description`: what the machine is for, in one line, for lists.
     `machine`: "q35", "microvm" or a versioned name ("pc-q35-7.2"), with
     `machine_options` for `-machine`. `accel`: "auto" takes KVM when it serves, else TCG.
     `memory` and `cpu` may be given as a size and a number. `firmware`: a BIOS file;
@@ -67,6 +68,7 @@ class MachineSpec:
     """
 
     name: str = "vm"
+    description: str = ""
     arch: str = "x86_64"
     machine: str = "q35"
     machine_options: dict[str, Option] = attrs.field(factory=dict, converter=_options)
