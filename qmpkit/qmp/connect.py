@@ -69,10 +69,11 @@ async def _first_to_greet(
 ) -> Session:
     silent: MonitorSilent | None = None
     for place in places:
-        sock = place if isinstance(place, socket.socket) else None
-        label = name or ("monitor" if sock else os.fspath(place))
         try:
-            sock = sock or await _dial(os.fspath(place), label)
+            if isinstance(place, socket.socket):
+                return await _enter(stack, place, name or "monitor", patience, observer)
+            label = name or os.fspath(place)
+            sock = await _dial(os.fspath(place), label)
             return await _enter(stack, sock, label, patience, observer)
         except MonitorSilent as error:
             # The first monitor's trouble is the one to report: the second was a way round.
