@@ -14,7 +14,7 @@ from trio.lowlevel import RunVar
 from qmpkit.errors import BinaryMissing, LaunchFailed
 from qmpkit.host.capabilities import Capabilities, MachineType, Stamp, load, store
 from qmpkit.process.child import child
-from qmpkit.qmp.errors import MonitorGarbled, MonitorLost, MonitorSilent
+from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost, MonitorSilent
 from qmpkit.qmp.session import Session, open_session
 
 __all__ = ["capabilities_of", "find_binary", "known_capabilities"]
@@ -32,6 +32,7 @@ _OTHER_PACKAGE = "qemu-system-misc"
 # Its exit status follows the end of its monitor at once; the bound is for a wedged binary.
 _STATUS_FOLLOWS = 5.0
 _QMP_FD = 3
+_ACCELERATORS = ("kvm", "tcg")
 
 _remembered: dict[Stamp, Capabilities] = {}
 _asking: RunVar[trio.Lock] = RunVar("qmpkit_binary_lock")
@@ -67,7 +68,7 @@ async def capabilities_of(stamp: Stamp) -> Capabilities:
     """What the binary can do, asked of it over QMP (60 ms) unless it is remembered.
 
     Uses query-machines, query-commands, query-cpu-definitions, query-target,
-    query-command-line-options and qom-list-types.  `LaunchFailed` when the file
+    query-command-line-options and qom-list-properties.  `LaunchFailed` when the file
     is no QEMU.  Cancelled, the process it asked is gone.
     """
     async with _lock():  # fifty first starts at once ask once
@@ -115,12 +116,11 @@ async def _interview(qmp: Session) -> Capabilities:
     # Some targets (riscv in 7.2) cannot list their CPU models.
     listable = "query-cpu-definitions" in commands
     models = await qmp.execute("query-cpu-definitions") if listable else []
-    accelerators = await qmp.execute("qom-list-types", {"implements": "accel", "abstract": False})
     return Capabilities(
         version=(number["major"], number["minor"], number["micro"]),
         package=version["package"],
         arch=(await qmp.execute("query-target"))["arch"],
-        accelerators=accelerators_among(_names(accelerators)),
+        accelerators=tuple([name for name in _ACCELERATORS if await _has_accelerator(qmp, name)]),
         machines=tuple(machine_type(line) for line in await qmp.execute("query-machines")),
         cpu_models=tuple(sorted(_names(models))),
         commands=commands,
@@ -134,9 +134,16 @@ def _names(lines: Iterable[Mapping[str, Any]]) -> list[str]:
     return [line["name"] for line in lines]
 
 
-def accelerators_among(types: Iterable[str]) -> tuple[str, ...]:
-    """`kvm`, `tcg`, … out of QOM's type names (`kvm-accel`; 10.0 lists the base type too)."""
-    return tuple(sorted(name.removesuffix("-accel") for name in types if name.endswith("-accel")))
+async def _has_accelerator(qmp: Session, name: str) -> bool:
+    # By its own name, which loads one module.  qom-list-types would load every module there is
+    # (30 ms), and QEMU 10.0 aborts on those of another build.
+    try:
+        await qmp.execute("qom-list-properties", {"typename": f"{name}-accel"})
+    except CommandRefused as refused:
+        if refused.error_class == "DeviceNotFound":
+            return False
+        raise
+    return True
 
 
 def has_option(options: Iterable[Mapping[str, Any]], option: str, parameter: str) -> bool:

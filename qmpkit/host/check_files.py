@@ -88,7 +88,7 @@ def _bases(image: Path) -> Iterator[Path]:
 def _identity(path: Path) -> FileId | None:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino
 

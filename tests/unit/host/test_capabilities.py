@@ -13,7 +13,6 @@ import pytest
 from qmpkit.errors import BinaryMissing
 from qmpkit.host import binary
 from qmpkit.host.binary import (
-    accelerators_among,
     find_binary,
     has_option,
     known_capabilities,
@@ -128,11 +127,6 @@ def test_machine_by_alias_and_by_name() -> None:
 def test_a_machine_without_alias_or_default() -> None:
     line = {"name": "virt-7.2", "cpu-max": 512, "deprecated": False, "alias": "virt"}
     assert machine_type(line) == MachineType("virt-7.2", "virt", max_cpus=512)
-
-
-def test_accelerators() -> None:
-    types = ["tcg-accel", "kvm-accel", "accel", "qtest-accel"]
-    assert accelerators_among(types) == ("kvm", "qtest", "tcg")
 
 
 def test_options() -> None:

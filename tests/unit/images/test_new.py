@@ -187,7 +187,7 @@ async def test_cancelled(tmp_path: Path, delay: float) -> None:
     """A slow qemu-img is cut off, whatever it has written."""
     slow = tmp_path / "bin" / "qemu-img"
     slow.parent.mkdir()
-    slow.write_text('#!/bin/sh\nfor last; do :; done\necho half > "$5"\nexec sleep 60\n')
+    slow.write_text('#!/bin/sh\necho half > "$6"\nexec sleep 60\n')
     slow.chmod(0o755)
     work = tmp_path / "work"
     work.mkdir()

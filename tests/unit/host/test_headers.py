@@ -1,0 +1,84 @@
+"""Formats by their first bytes, and where a base is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpkit.host.headers import Header, backing_path, read_header
+from tests.unit.host.images_on_disk import qcow2, raw
+
+
+@pytest.mark.parametrize(
+    ("content", "format"),
+    [
+        (b"QED\0", "qed"),
+        (b"KDMV", "vmdk"),
+        (b"# Disk DescriptorFile\nversion=1\n", "vmdk"),
+        (b"vhdxfile", "vhdx"),
+        (b"conectix", "vpc"),
+        (b"LUKS\xba\xbe\0\1", "luks"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"\x1f\x8b\x08", "gzip"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (bytes(64) + b"\x7f\x10\xda\xbe", "vdi"),
+        (b"\xeb\x63\x90".ljust(510, b"\0") + b"\x55\xaa", ""),
+        (b"\x1f\x8b".ljust(510, b"\0") + b"\x55\xaa", ""),
+        (bytes(512), ""),
+    ],
+)
+def test_formats(tmp_path: Path, content: bytes, format: str) -> None:
+    assert read_header(raw(tmp_path / "image", content)) == Header(format)
+
+
+def test_empty(tmp_path: Path) -> None:
+    assert read_header(raw(tmp_path / "image", b"")) == Header("", empty=True)
+
+
+def test_qcow2_and_its_backing(tmp_path: Path) -> None:
+    assert read_header(qcow2(tmp_path / "plain")) == Header("qcow2")
+    name = "a,b 'c' \n ü"
+    assert read_header(qcow2(tmp_path / "top", name)) == Header("qcow2", name)
+
+
+@pytest.mark.parametrize("length", [4, 12, 19, 24])
+def test_a_cut_off_qcow2(tmp_path: Path, length: int) -> None:
+    path = qcow2(tmp_path / "top", "base")
+    os.truncate(path, length)
+    assert read_header(path) == Header("qcow2")
+
+
+@given(content=st.binary(max_size=600))
+def test_any_bytes_are_judged(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any"
+    path.write_bytes(b"QFI\xfb" + content)
+    header = read_header(path)
+    assert header.format == "qcow2"
+    assert len(os.fsencode(header.backing)) <= 1023
+
+
+def test_a_fifo_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="seek"):
+        read_header(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("backing", "found"),
+    [
+        ("base", "/images/base"),
+        ("./nbd:x", "/images/nbd:x"),
+        ("sub/x:y", "/images/sub/x:y"),
+        ("/other/base", "/other/base"),
+        ("file:base", "/images/base"),
+        ("nbd://host/export", None),
+        ('json:{"driver": "file"}', None),
+    ],
+)
+def test_where_the_base_is(backing: str, found: str | None) -> None:
+    path = backing_path(Path("/images/top"), backing)
+    assert path == (None if found is None else Path(found))
