@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from qmpkit.spec.profile import load_profile as load_profile
     from qmpkit.spec.profile import profile_names as profile_names
     from qmpkit.supervisor.events import Happening as Happening
+    from qmpkit.supervisor.events import Happenings as Happenings
     from qmpkit.supervisor.supervisor import Supervisor as Supervisor
     from qmpkit.supervisor.table import Row as Row
     from qmpkit.vm import VM as VM
@@ -118,7 +119,7 @@ _MODULES = {
     "qmpkit.spec.memory": "Memory",
     "qmpkit.spec.network": "DgramNic Forward StreamNic TapNic UserNic",
     "qmpkit.spec.profile": "load_profile profile_names",
-    "qmpkit.supervisor.events": "Happening",
+    "qmpkit.supervisor.events": "Happening Happenings",
     "qmpkit.supervisor.supervisor": "Supervisor",
     "qmpkit.supervisor.table": "Row",
     "qmpkit.vm": "VM",

@@ -12,7 +12,7 @@ import trio
 
 from qmpkit.qmp.errors import EventsLost
 
-__all__ = ["EventLog", "Happening"]
+__all__ = ["EventLog", "Happening", "Happenings"]
 
 
 @attrs.frozen
@@ -37,7 +37,7 @@ class EventLog:
 
     def __init__(self) -> None:
         self._numbers = count()
-        self._subscribers: set[Subscriber] = set()
+        self._subscribers: set[Happenings] = set()
 
     def tell(self, machine: str, state: str, cause: str) -> None:
         """Record one happening."""
@@ -46,9 +46,9 @@ class EventLog:
             subscriber._put(happening)
 
     @contextmanager
-    def subscribe(self, buffer: int) -> Iterator[Subscriber]:
+    def subscribe(self, buffer: int) -> Iterator[Happenings]:
         """Follow what happens from now on, within the block."""
-        subscriber = Subscriber(buffer)
+        subscriber = Happenings(buffer)
         self._subscribers.add(subscriber)
         try:
             yield subscriber
@@ -57,7 +57,7 @@ class EventLog:
             subscriber._close()
 
 
-class Subscriber:
+class Happenings:
     """An async iterator over happenings; raises EventsLost once when it was too slow."""
 
     def __init__(self, buffer: int) -> None:
@@ -65,7 +65,7 @@ class Subscriber:
         self._send, self._receive = trio.open_memory_channel[Happening](max(buffer, 1))
         self._overflowed = False
 
-    def __aiter__(self) -> Subscriber:
+    def __aiter__(self) -> Happenings:
         return self
 
     async def __anext__(self) -> Happening:

@@ -22,7 +22,7 @@ from qmpkit.machine.state import State
 from qmpkit.process.spawner import shared_spawner
 from qmpkit._running import opened
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.supervisor.events import EventLog, Subscriber
+from qmpkit.supervisor.events import EventLog, Happenings
 from qmpkit.supervisor.table import Row
 from qmpkit.vm import VM
 
@@ -81,7 +81,7 @@ class Supervisor:
         """A row for every machine ever started here, also those that have ended."""
         return tuple(record.row() for record in self._records.values())
 
-    def subscribe(self, buffer: int = 10_000) -> AbstractContextManager[Subscriber]:
+    def subscribe(self, buffer: int = 10_000) -> AbstractContextManager[Happenings]:
         """Follow what happens to all machines: `with lab.subscribe() as events: async for …`."""
         return self._log.subscribe(buffer)
 
