@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qmpkit._paths import cache_dir
 
-__all__ = ["current", "digest", "guests_dir", "locked", "manifest", "publish"]
+__all__ = ["current", "digest", "forget_old", "guests_dir", "locked", "manifest", "publish"]
 
 _MANIFEST = "manifest.json"
 _DIGITS = 16  # of a digest in a name
@@ -70,11 +70,11 @@ def publish(link: Path, facts: Mapping[str, object], build: Callable[[Path], Non
     if not manifest(target):
         _build(target, facts, build)
     _point(link, target)
-    _forget_old(link, target)
+    forget_old(link, target)
     return target
 
 
-def _forget_old(link: Path, target: Path) -> None:
+def forget_old(link: Path, target: Path) -> None:
     """Keep the last three builds: an older one may still be booting a guest, but not for days."""
     pattern = f"{link.name}-{'[0-9a-f]' * _DIGITS}"
     builds = sorted(link.parent.glob(pattern), key=lambda path: path.stat().st_mtime)

@@ -1,0 +1,124 @@
+"""A freshly booted guest in a tenth of a second: copies of one that was booted once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit._running import running
+from qmpkit.host.resolve import Resolution, resolve
+from qmpkit.machine.launch import LaunchOptions
+from qmpkit.operations.template import (
+    Template,
+    clone_spec,
+    load_template,
+    read_template,
+    save_template,
+    template_spec,
+)
+from qmpkit.spec.data import spec_to_dict
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.profile import load_profile
+from qmpkit.testing.guests import store
+from qmpkit.testing.guests.tiny import PROMPT, build_tiny
+from qmpkit.vm import VM
+
+__all__ = ["booted", "template_of"]
+
+# Two tasks that want the same template boot it once; two processes may both boot it.
+_locks: trio.lowlevel.RunVar[dict[Path, trio.Lock]] = trio.lowlevel.RunVar("template locks")
+
+
+@asynccontextmanager
+async def booted(
+    profile: str | MachineSpec = "tiny", *, qemu: str | None = None, name: str | None = None
+) -> AsyncIterator[VM]:
+    """A *tiny* guest of your own, at a fresh prompt, its agent answering.
+
+    The first call for a profile and a QEMU boots the guest and saves it (3 s); each
+    later one, also in other programs, restores a copy of that (0.1 s).  *profile* is
+    `tiny` or `tiny-microvm`, or a spec made of one of them, without disks.  Copies are
+    identical twins (host name, /dev/urandom, clock): see `qmpkit.operations.template`.
+    Else like `qmpkit.running`.
+    """
+    spec = load_profile(profile) if isinstance(profile, str) else profile
+    if qemu is not None:
+        spec = attrs.evolve(spec, qemu=qemu)
+    template = await template_of(spec)
+    clone = clone_spec(template, name=name or spec.name)
+    async with running(clone, paused=True, options=LaunchOptions(incoming=True)) as vm:
+        await load_template(vm.machine, template)
+        await vm.resume()
+        await vm.console.send_line("")
+        await vm.console.expect(PROMPT)
+        yield vm
+
+
+async def template_of(spec: MachineSpec) -> Template:
+    """The saved state of *spec*, a *tiny* guest, booted and saved now when there is none."""
+    await trio.to_thread.run_sync(build_tiny)
+    resolution = await resolve(spec)
+    link = store.guests_dir() / f"saved-{spec.name}"
+    directory = link.with_name(f"{link.name}-{store.digest(_facts(resolution))}")
+    async with _lock_of(directory):
+        template = await trio.to_thread.run_sync(read_template, directory)
+        if template is None:
+            await _boot_and_save(resolution.spec, directory)
+            await trio.to_thread.run_sync(store.forget_old, link, directory)
+            template = await trio.to_thread.run_sync(read_template, directory)
+    assert template is not None
+    return template
+
+
+def _facts(resolution: Resolution) -> dict[str, object]:
+    """All that a saved state depends on; the guest's files carry their digest in their path."""
+    spec = attrs.evolve(resolution.spec, name="")
+    binary = Path(resolution.facts.binary)
+    status = binary.stat()
+    kernel = spec.kernel
+    return {
+        "spec": spec_to_dict(spec),
+        "files": [] if kernel is None else [os.path.realpath(kernel.image or "")],
+        "qemu": [str(binary), status.st_size, status.st_mtime_ns],
+        "cpu": [resolution.facts.accel, *resolution.facts.cpu_flags],
+    }
+
+
+def _lock_of(directory: Path) -> trio.Lock:
+    try:
+        locks = _locks.get()
+    except LookupError:
+        locks = {}
+        _locks.set(locks)
+    return locks.setdefault(directory, trio.Lock())
+
+
+async def _boot_and_save(spec: MachineSpec, directory: Path) -> None:
+    scratch = Path(
+        await trio.to_thread.run_sync(
+            lambda: tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)
+        )
+    )
+    try:
+        async with running(template_spec(spec, scratch)) as vm:
+            await vm.console.expect(PROMPT)
+            # Not while half of the drivers are loaded, nor with a prompt half written.
+            await vm.console.send_line("until [ -e /run/settled ]; do usleep 20000; done; clear")
+            await vm.console.expect(PROMPT)
+            if spec.agent:
+                await vm.agent.wait_ready()
+            await save_template(vm.machine, scratch)
+            await vm.quit()
+        # Another process may have been faster; its template is as good as ours.
+        with suppress(OSError):
+            await trio.to_thread.run_sync(scratch.rename, directory)
+    finally:
+        with trio.CancelScope(deadline=trio.current_time() + 10, shield=True):
+            await trio.to_thread.run_sync(lambda: shutil.rmtree(scratch, ignore_errors=True))
