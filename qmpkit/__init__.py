@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from qmpkit import images as images
     from qmpkit._running import running as running
     from qmpkit.errors import AgentSilent as AgentSilent
     from qmpkit.errors import BinaryMissing as BinaryMissing
@@ -124,12 +125,15 @@ _MODULES = {
     "qmpkit.supervisor.table": "Row",
     "qmpkit.vm": "VM",
 }
+_SUBPACKAGES = ("images",)
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = ["__version__", *_SUBPACKAGES, *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> object:
+    if name in _SUBPACKAGES:
+        return import_module(f"{__name__}.{name}")
     try:
         home = _HOME[name]
     except KeyError:
