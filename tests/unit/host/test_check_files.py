@@ -1,0 +1,232 @@
+"""The files of a machine before its start: every fault names the field and the cure."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from qmpkit.errors import BinaryMissing, ImageInUse
+from qmpkit.host import check_files
+from qmpkit.host.preflight import preflight
+from qmpkit.spec.block import Disk, Overlay
+from qmpkit.spec.machine import Kernel, MachineSpec
+from qmpkit.spec.network import Forward, UserNic
+from tests.unit.host.images_on_disk import qcow2, raw
+
+
+def told(spec: MachineSpec) -> list[str]:
+    return [str(problem.fault) for problem in preflight(spec)]
+
+
+def one_disk(file: Path, format: str = "qcow2", **more: Any) -> MachineSpec:
+    disk = Disk(file, format=format, **more)  # type: ignore[arg-type]
+    return MachineSpec(disks=(disk,))
+
+
+# --- images
+
+
+def test_nothing_to_complain_about(tmp_path: Path) -> None:
+    spec = MachineSpec(
+        kernel=Kernel(raw(tmp_path / "kernel"), raw(tmp_path / "initrd")),
+        firmware=str(raw(tmp_path / "bios")),
+        disks=(
+            Disk(qcow2(tmp_path / "a,b\n'c'"), format="qcow2"),
+            Disk(raw(tmp_path / "raw"), format="raw"),
+            Disk(tmp_path / "new", format="qcow2", make="1GiB"),
+        ),
+        nics=(UserNic(forwards=(Forward(0, 22),)),),
+    )
+    assert told(spec) == []
+
+
+def test_missing_image(tmp_path: Path) -> None:
+    path = tmp_path / "absent.qcow2"
+    assert told(one_disk(path)) == [
+        f'disks[0].file: {str(path)!r} does not exist (make = "10GiB" has it made at start)'
+    ]
+
+
+def test_missing_image_with_a_similar_name(tmp_path: Path) -> None:
+    qcow2(tmp_path / "debian.qcow2")
+    path = tmp_path / "debain.qcow2"
+    assert told(one_disk(path)) == [
+        f"disks[0].file: {str(path)!r} does not exist (did you mean 'debian.qcow2'?)"
+    ]
+
+
+def test_qcow2_said_to_be_raw(tmp_path: Path) -> None:
+    path = qcow2(tmp_path / "image")
+    assert told(one_disk(path, "raw")) == [
+        f'disks[0].format: {str(path)!r} is qcow2, not raw (format = "qcow2")'
+    ]
+
+
+def test_raw_said_to_be_qcow2(tmp_path: Path) -> None:
+    path = raw(tmp_path / "image")
+    assert told(one_disk(path)) == [
+        f'disks[0].format: {str(path)!r} is raw, not qcow2 (format = "raw")'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "ending"),
+    [
+        (b"", 'is empty, not qcow2 (remove it and have it made with make = "10GiB")'),
+        (b"KDMV", "is vmdk, not qcow2 (qemu-img convert -f vmdk -O qcow2)"),
+        (b"\xfd7zXZ\0", "is compressed (xz), not qcow2 (unpack it)"),
+    ],
+)
+def test_other_formats(tmp_path: Path, content: bytes, ending: str) -> None:
+    path = raw(tmp_path / "image", content)
+    assert told(one_disk(path)) == [f"disks[0].format: {str(path)!r} {ending}"]
+
+
+def test_a_compressed_raw_image(tmp_path: Path) -> None:
+    path = raw(tmp_path / "image.xz", b"\xfd7zXZ\0")
+    assert told(one_disk(path, "raw")) == [
+        f"disks[0].format: {str(path)!r} is compressed (xz), not raw (unpack it)"
+    ]
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    (found,) = told(one_disk(tmp_path, "raw"))
+    assert found == f"disks[0].file: {str(tmp_path)!r} cannot be read: is a directory"
+
+
+def test_not_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(check_files, "_open_once", refuse)  # root may read everything
+    path = raw(tmp_path / "image")
+    assert told(one_disk(path, "raw")) == [
+        f"disks[0].file: {str(path)!r} cannot be read: permission denied"
+    ]
+
+
+def test_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: mode != os.W_OK)
+    path = raw(tmp_path / "image")
+    assert told(one_disk(path, "raw")) == [
+        f"disks[0].file: {str(path)!r} may not be written (readonly = true)"
+    ]
+    assert told(one_disk(path, "raw", readonly=True)) == []
+
+
+def test_a_file_is_no_block_device(tmp_path: Path) -> None:
+    path = raw(tmp_path / "image")
+    assert told(one_disk(path, "raw", driver="host_device")) == [
+        f'disks[0].file: {str(path)!r} is no block device (driver = "file")'
+    ]
+
+
+def test_missing_base(tmp_path: Path) -> None:
+    qcow2(tmp_path / "middle", "absent")
+    qcow2(tmp_path / "top", str(tmp_path / "middle"))
+    missing = str(tmp_path / "absent")
+    assert told(one_disk(tmp_path / "top")) == [
+        f"disks[0].file: its base {missing!r} does not exist "
+        "(put it back, or name another with qemu-img rebase -u)"
+    ]
+
+
+def test_a_loop_of_bases(tmp_path: Path) -> None:
+    qcow2(tmp_path / "one", "two")
+    qcow2(tmp_path / "two", "one")
+    top, again = str(tmp_path / "one"), str(tmp_path / "one")
+    assert told(one_disk(tmp_path / "one")) == [
+        f"disks[0].file: the bases of {top!r} form a loop at {again!r}"
+    ]
+
+
+def test_a_base_behind_a_protocol_is_left_to_qemu(tmp_path: Path) -> None:
+    assert told(one_disk(qcow2(tmp_path / "top", "nbd://host/disk"))) == []
+
+
+def test_two_disks_on_one_file(tmp_path: Path) -> None:
+    path = raw(tmp_path / "image")
+    (tmp_path / "link").symlink_to(path)
+    disks = (Disk(path, format="raw"), Disk(tmp_path / "link", format="raw"))
+    assert told(MachineSpec(disks=disks)) == [
+        f"disks[1].file: {str(tmp_path / 'link')!r} is the image of disks[0] too"
+    ]
+    readers = tuple(attrs.evolve(disk, readonly=True) for disk in disks)
+    assert told(MachineSpec(disks=readers)) == []
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_base_that_a_sibling_writes(tmp_path: Path, made: bool) -> None:
+    base = qcow2(tmp_path / "base")
+    top = tmp_path / "top"
+    if not made:
+        qcow2(top, "base")
+    overlay = Disk(top, format="qcow2", make=Overlay(base, format="qcow2"))
+    spec = MachineSpec(disks=(overlay, Disk(base, format="qcow2")))
+    assert told(spec) == [f"disks[0].file: its base {str(base)!r} is written by disks[1]"]
+
+
+def test_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_files, "image_locked", lambda path, for_writing: for_writing)
+    path = qcow2(tmp_path / "image")
+    with path.open():
+        (problem,) = preflight(one_disk(path))
+    assert isinstance(problem.alone, ImageInUse)
+    assert f"(pid {os.getpid()}) has it open" in str(problem.alone)
+    assert str(problem.fault).startswith(f"disks[0].file: {str(path)!r} is in use: ")
+    assert told(one_disk(path, readonly=True)) == []
+
+
+# --- images to be made
+
+
+def test_an_existing_target_is_checked_and_not_made(tmp_path: Path) -> None:
+    path = raw(tmp_path / "disk")
+    assert told(one_disk(path, "raw", make="1GiB")) == []
+    assert told(one_disk(path, "qcow2", make="1GiB")) == [
+        f'disks[0].format: {str(path)!r} is raw, not qcow2 (format = "raw")'
+    ]
+
+
+def test_missing_directory(tmp_path: Path) -> None:
+    folder = tmp_path / "absent"
+    assert told(one_disk(folder / "disk", make="1GiB")) == [
+        f"disks[0].file: the directory {str(folder)!r} does not exist (mkdir -p {folder})"
+    ]
+
+
+def test_directory_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: mode == os.X_OK)
+    (found,) = told(one_disk(tmp_path / "disk", make="1GiB"))
+    assert found.startswith(f"disks[0].file: no file can be made in {str(tmp_path)!r}")
+
+
+def test_base_to_be_overlaid(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    spec = one_disk(tmp_path / "top", make=Overlay(base, format="qcow2"))
+    assert told(spec) == [f"disks[0].make.file: {str(base)!r} does not exist"]
+    raw(base)
+    assert told(spec) == [f'disks[0].make.format: {str(base)!r} is raw, not qcow2 (format = "raw")']
+
+
+def test_no_qemu_img(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    (problem,) = preflight(one_disk(tmp_path / "disk", make="1GiB"))
+    assert isinstance(problem.alone, BinaryMissing)
+    assert str(problem.fault) == (
+        "disks[0].make: qemu-img is not on PATH (sudo apt install qemu-utils)"
+    )
+
+
+def test_kernel_initrd_and_firmware(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path / "vmlinuz", tmp_path / "initrd")
+    spec = MachineSpec(kernel=kernel, firmware=str(tmp_path / "bios"))
+    assert [line.partition(":")[0] for line in told(spec)] == [
+        "firmware",
+        "kernel.image",
+        "kernel.initrd",
+    ]
