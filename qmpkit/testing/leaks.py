@@ -15,7 +15,7 @@ import trio
 
 from qmpkit.process.rundir import owner_of, runtime_root
 
-__all__ = ["Leaked", "leaks", "living", "living_with"]
+__all__ = ["Leaked", "leaks", "living_with"]
 
 
 class Leaked(AssertionError):
@@ -134,12 +134,12 @@ def _stats() -> Iterator[_Stat]:
 
 def _processes(mark: str) -> dict[object, str]:
     stats = {stat.pid: stat for stat in _stats()}
-    ours = {os.getpid()}
-    chosen: dict[object, str] = {}
-    for stat in stats.values():
-        if stat.pid not in ours and (_descends(stat, stats) or _marked(stat.pid, mark)):
-            chosen[stat.pid, stat.started] = _describe(stat)
-    return chosen
+    wanted = f"{mark}=".encode()
+    return {
+        (stat.pid, stat.started): _describe(stat)
+        for stat in stats.values()
+        if _descends(stat, stats) or wanted in _raw(stat.pid, "environ")
+    }
 
 
 def _descends(stat: _Stat, stats: dict[int, _Stat]) -> bool:
@@ -150,34 +150,34 @@ def _descends(stat: _Stat, stats: dict[int, _Stat]) -> bool:
     return False
 
 
-def _marked(pid: int, mark: str) -> bool:
-    try:
-        return f"{mark}=".encode() in Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:  # another user's, or gone
-        return False
-
-
 def _describe(stat: _Stat) -> str:
-    with suppress(OSError):
-        words = Path(f"/proc/{stat.pid}/cmdline").read_bytes().split(b"\0")
-        command = b" ".join(words).decode(errors="replace").strip()[:300]
-        state = "zombie" if stat.state == "Z" else f"state {stat.state}"
-        return f"process {stat.pid} ({state}, child of {stat.parent}): {command or '(no command)'}"
-    return f"process {stat.pid}"
-
-
-def living() -> Iterator[tuple[int, str]]:
-    """Every process of this host that lives, with its command line; a zombie is dead."""
-    for stat in _stats():
-        if stat.state not in "ZX":
-            with suppress(OSError):
-                raw = Path(f"/proc/{stat.pid}/cmdline").read_bytes()
-                yield stat.pid, raw.replace(b"\0", b" ").decode(errors="replace").strip()
+    command = _command(stat.pid).decode(errors="replace")[:300]
+    state = "zombie" if stat.state == "Z" else f"state {stat.state}"
+    return f"process {stat.pid} ({state}, child of {stat.parent}): {command or '(no command)'}"
 
 
 def living_with(text: str) -> list[int]:
-    """The living processes whose command line contains *text*."""
-    return [pid for pid, command in living() if text in command]
+    """The living processes of this host with *text* in their command or environment.
+
+    A zombie is dead.  The environment of another user's process is seen by root alone.
+    """
+    wanted = text.encode()
+    return [stat.pid for stat in _stats() if stat.state not in "ZX" and _has(stat.pid, wanted)]
+
+
+def _has(pid: int, wanted: bytes) -> bool:
+    return wanted in _command(pid) or wanted in _raw(pid, "environ")
+
+
+def _command(pid: int) -> bytes:
+    return _raw(pid, "cmdline").replace(b"\0", b" ").rstrip()
+
+
+def _raw(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:  # another user's, or gone
+        return b""
 
 
 def _descriptors() -> dict[object, str]:
