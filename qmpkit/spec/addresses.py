@@ -64,6 +64,10 @@ NIC_PORTS = _Block("nic-port", 0x10, 2)
 DISK_PORTS = _Block("disk-port", 0x12, 6)
 SPARE_PORTS = _Block("spare-port", 0x18, 4)
 _BLOCKS = (NIC_PORTS, DISK_PORTS, SPARE_PORTS)
+_PORTS_THERE_ARE = (
+    f"nic-port0 to {NIC_PORTS.size - 1}, disk-port0 to {DISK_PORTS.size - 1}, "
+    "spare-port0 up to root_ports"
+)
 _PORT_NAME = re.compile(r"(nic-port|disk-port|spare-port)(0|[1-9]\d{0,2})", re.ASCII)
 
 
@@ -148,11 +152,9 @@ def _claim(wish: Wish, spare: int, taken: dict[str, Wish]) -> Iterator[Fault]:
     where = f"{wish.where}.bus"
     found = _PORT_NAME.fullmatch(wish.bus)
     block = next((block for block in _BLOCKS if found and block.prefix == found[1]), None)
-    if found is None or block is None:
-        hint = "nic-portN, disk-portN or spare-portN"
-        yield Fault(where, f"there is no root port {wish.bus!r}", hint)
-    elif int(found[2]) >= (spare if block is SPARE_PORTS else block.size):
-        yield Fault(where, f"there is no root port {wish.bus!r}", "raise root_ports")
+    room = 0 if block is None else spare if block is SPARE_PORTS else block.size
+    if found is None or int(found[2]) >= room:
+        yield Fault(where, f"there is no root port {wish.bus!r}", _PORTS_THERE_ARE)
     elif wish.bus in taken:
         yield Fault(where, f"root port {wish.bus!r} already holds {taken[wish.bus].id!r}")
     else:

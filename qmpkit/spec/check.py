@@ -15,7 +15,7 @@ from qmpkit.spec.chardev import serial_faults
 from qmpkit.spec.convert import structure, unstructure
 from qmpkit.spec.cpu import cpu_faults
 from qmpkit.spec.faults import collect
-from qmpkit.spec.layout import AGENT, fixed_devices, layout_of
+from qmpkit.spec.layout import AGENT, fixed_devices, layout_of, scsi_faults
 from qmpkit.spec.machine import MachineSpec, family_of
 from qmpkit.spec.memory import memory_faults
 from qmpkit.spec.names import file_node, machine_name_problem
@@ -27,7 +27,6 @@ _OPTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _VARIABLE_NAME = re.compile(r"[^=\0]+")
 _OWN_OPTIONS = {"memory-backend": "memory", "type": "machine", "accel": "accel", "kernel": "kernel"}
 _AHCI_PORTS = 6
-_SCSI_IDS = 256
 
 
 def validate(spec: MachineSpec) -> None:
@@ -190,6 +189,7 @@ def _slot_faults(spec: MachineSpec) -> Iterator[Fault]:
     if len(ide) > _AHCI_PORTS and family_of(spec.machine) == "q35":
         room = f"q35 has {_AHCI_PORTS} SATA ports, these are {len(ide)} cdrom drives"
         yield Fault(f"disks[{ide[_AHCI_PORTS]}]", f"too many devices for the slots: {room}")
+    yield from scsi_faults(spec)
     yield from layout_of(spec).faults
 
 

@@ -128,10 +128,14 @@ def _dict(value: object, kind: Any) -> dict[str, object]:
 def _tagged(value: object, kind: Any) -> object:
     """A NIC: the table's `kind` names the class, the other keys are its fields."""
     table = dict(_table(value))
-    if "kind" not in table:
-        raise Wrong("has no kind", f"kind = {', '.join(map(repr, NIC_KINDS))}")
-    name = _at_key("kind", lambda: _literal(table.pop("kind"), Literal[tuple(NIC_KINDS)]))
+    name = _at_key("kind", lambda: _kind(table))
     return _CONVERTER.structure(table, NIC_KINDS[str(name)])
+
+
+def _kind(table: dict[str, object]) -> object:
+    if "kind" not in table:
+        raise Wrong("is missing", f"one of {', '.join(map(repr, NIC_KINDS))}")
+    return _literal(table.pop("kind"), Literal[tuple(NIC_KINDS)])
 
 
 def _at_key(key: str, work: Callable[[], object]) -> object:
@@ -190,22 +194,11 @@ def _class_hook(kind: Any) -> Callable[[object, object], object]:
     return hook
 
 
-def _unstructure_nic(nic: Nic) -> dict[str, object]:
-    kind = next(name for name, cls in NIC_KINDS.items() if cls is type(nic))
-    return {"kind": kind, **_CONVERTER.unstructure(nic)}
-
-
-def _unstructure_made(made: Size | Overlay | None) -> object:
-    if made is None or isinstance(made, Overlay):
-        return None if made is None else _CONVERTER.unstructure(made)
-    return format_size(made)
-
-
 def _origin_is(origin: Any) -> Callable[[Any], bool]:
     return lambda kind: typing.get_origin(kind) is origin
 
 
-def _build(converter: cattrs.Converter) -> None:
+def _readers(converter: cattrs.Converter) -> None:
     for wanted, called in ((str, "a text"), (int, "a whole number"), (bool, "true or false")):
         converter.register_structure_hook(wanted, _scalar(wanted, called))
     converter.register_structure_hook_func(_origin_is(Literal), _literal)
@@ -217,13 +210,26 @@ def _build(converter: cattrs.Converter) -> None:
     converter.register_structure_hook_func(lambda kind: kind == Nic, _tagged)
     converter.register_structure_hook_func(lambda kind: kind == _MAKE, _made)
     converter.register_structure_hook_func(lambda kind: kind == tuple[Serial, ...], _serials)
+
+
+def _writers(converter: cattrs.Converter) -> None:
+    def nic(value: Nic) -> dict[str, object]:
+        kind = next(name for name, cls in NIC_KINDS.items() if cls is type(value))
+        return {"kind": kind, **converter.unstructure(value)}
+
+    def made(value: Size | Overlay | None) -> object:
+        return format_size(value) if isinstance(value, int) else converter.unstructure(value)
+
     converter.register_unstructure_hook_func(lambda kind: kind is Size, format_size)
-    converter.register_unstructure_hook_func(lambda kind: kind == Nic, _unstructure_nic)
-    converter.register_unstructure_hook_func(lambda kind: kind == _MAKE, _unstructure_made)
+    converter.register_unstructure_hook_func(lambda kind: kind == Nic, nic)
+    converter.register_unstructure_hook_func(lambda kind: kind == _MAKE, made)
 
 
 _CONVERTER = cattrs.Converter(detailed_validation=True)
-_build(_CONVERTER)
+_SHORT = cattrs.Converter(omit_if_default=True)
+_readers(_CONVERTER)
+_writers(_CONVERTER)
+_writers(_SHORT)
 
 
 def structure(data: Mapping[str, object]) -> MachineSpec:
@@ -231,7 +237,18 @@ def structure(data: Mapping[str, object]) -> MachineSpec:
     return _CONVERTER.structure(data, MachineSpec)
 
 
-def unstructure(spec: MachineSpec) -> dict[str, object]:
-    """Every field as plain data, None included."""
-    data: dict[str, object] = _CONVERTER.unstructure(spec)
-    return data
+def unstructure(spec: MachineSpec, *, defaults: bool = True) -> dict[str, Any]:
+    """Every field as plain data, None included; without `defaults` as short as can be."""
+    if defaults:
+        full: dict[str, Any] = _CONVERTER.unstructure(spec)
+        return full
+    short: dict[str, Any] = _SHORT.unstructure(spec)
+    for key, plain in (("memory", "size"), ("cpu", "cpus")):
+        if short.get(key, {}).keys() == {plain}:
+            short[key] = short[key][plain]
+    for key, prefix in (("disks", "disk"), ("nics", "nic")):
+        for number, item in enumerate(short.get(key, ())):
+            # The name it would be given anyway.
+            if item.get("id") == f"{prefix}{number}":
+                del item["id"]
+    return short

@@ -85,18 +85,16 @@ _NEEDED: dict[Step, object] = {
 def _mend(data: Any, steps: tuple[Step, ...]) -> None:
     """Take the bad value out; where one is needed, put in one that offends nobody."""
     *parents, last = steps
-    if isinstance(last, int):
-        # An item cannot go without moving its siblings' paths, so the list goes.
-        _mend(data, tuple(parents))
-        return
-    try:
-        for step in parents:
-            data = data[step]
-    except (KeyError, IndexError, TypeError):
-        return
-    if not isinstance(data, dict):
-        return
-    if last == "file":
+    for depth, step in enumerate(parents):
+        if not isinstance(data[step], dict | list):
+            # A short form, such as memory = "1GX" for memory.size: it goes as a whole.
+            last = parents[depth]
+            break
+        data = data[step]
+    if isinstance(data, list):
+        # An item cannot go without moving its siblings' paths, so all of them go.
+        data.clear()
+    elif last == "file":
         data[last] = path_text(steps)
     elif last in _NEEDED:
         data[last] = _NEEDED[last]
@@ -114,10 +112,7 @@ def spec_to_dict(spec: MachineSpec, *, defaults: bool = True) -> dict[str, objec
     With `defaults` every field is there but those that are None, so that the text keeps
     its meaning when a default changes; without, only what differs from the defaults.
     """
-    data = unstructure(spec)
-    if not defaults:
-        plain = unstructure(MachineSpec())
-        data = {key: value for key, value in data.items() if value != plain[key]}
+    data = unstructure(spec, defaults=defaults)
     return {"schema": SCHEMA, **_without_none(data)}
 
 

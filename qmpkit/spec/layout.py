@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import attrs
 
-from qmpkit.spec.addresses import Layout, Place, Wish, allocate_mmio, allocate_pci
+from qmpkit.errors import Fault
+from qmpkit.spec.addresses import FIXED_SLOTS, Layout, Place, Wish, allocate_mmio, allocate_pci
 from qmpkit.spec.block import Disk, on_root_port
 from qmpkit.spec.machine import MachineSpec, family_of
 
@@ -16,11 +19,13 @@ __all__ = [
     "fixed_devices",
     "pinned",
     "scsi_controllers",
+    "scsi_faults",
     "scsi_units",
 ]
 
 VSERIAL = "vserial0"
 AGENT = "agent0"
+_SCSI_IDS = 256
 _SCSI = ("virtio-scsi", "scsi-cdrom")
 
 
@@ -51,16 +56,14 @@ def fixed_devices(spec: MachineSpec) -> list[tuple[str, str]]:
         ("vsock0", "vsock", spec.vsock is not None),
     ]
     fixed = [(name, where) for name, where, on in wanted if on]
-    return fixed + [(name, "disks") for name in _scsi_controllers(spec).values()]
+    controllers = [name for name in _scsi_controllers(spec).values() if name in FIXED_SLOTS]
+    return fixed + [(name, "disks") for name in controllers]
 
 
 def _scsi_controllers(spec: MachineSpec) -> dict[str | None, str]:
     """A controller for every iothread that SCSI disks name, and one for those without."""
-    threads: dict[str | None, str] = {}
-    for disk in spec.disks:
-        if disk.interface in _SCSI and disk.iothread not in threads:
-            threads[disk.iothread] = f"scsi{len(threads)}"
-    return threads
+    threads = dict.fromkeys(disk.iothread for disk in spec.disks if disk.interface in _SCSI)
+    return {thread: f"scsi{number}" for number, thread in enumerate(threads)}
 
 
 def scsi_controllers(spec: MachineSpec) -> list[tuple[str, str | None]]:
@@ -79,6 +82,25 @@ def scsi_units(spec: MachineSpec) -> list[Unit]:
             units.append(Unit(disk, controller, count[controller]))
             count[controller] += 1
     return units
+
+
+def scsi_faults(spec: MachineSpec) -> Iterator[Fault]:
+    """SCSI disks beyond the controllers' room, and controllers beyond their slots."""
+    units = {unit.disk.id: unit for unit in scsi_units(spec)}
+    full = set()
+    for number, disk in enumerate(spec.disks):
+        unit = units.get(disk.id)
+        if unit is None or unit.controller in full:
+            continue
+        if unit.controller not in FIXED_SLOTS:
+            room = "room for 4 SCSI controllers, one an iothread"
+            yield Fault(f"disks[{number}].iothread", f"too many devices for the slots: {room}")
+        elif unit.number >= _SCSI_IDS:
+            room = f"a SCSI controller has room for {_SCSI_IDS} disks"
+            yield Fault(f"disks[{number}]", f"too many devices for the slots: {room}")
+        else:
+            continue
+        full.add(unit.controller)
 
 
 def layout_of(spec: MachineSpec) -> Layout:

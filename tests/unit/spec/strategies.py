@@ -1,0 +1,168 @@
+"""Machines that hypothesis makes up: valid ones, with awkward texts wherever a text may stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from qmpkit.spec.block import Cache, Disk, DiskInterface, Overlay
+from qmpkit.spec.chardev import Serial
+from qmpkit.spec.cpu import Cpu
+from qmpkit.spec.machine import Kernel, MachineSpec
+from qmpkit.spec.memory import Memory
+from qmpkit.spec.network import DgramNic, Forward, Nic, StreamNic, TapNic, UserNic
+from qmpkit.spec.sizes import KIB, MIB
+
+NASTY = "a,b'\"\\ \n\t$`;&|*?[]{}~#%=é\u2028😀"
+
+texts = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0"), max_size=12
+) | st.sampled_from([NASTY, ",", ",,", "id=x,share=on", "a b", '"', "'", "\n", "-x", "${"])
+paths = texts.filter(bool)
+names = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=15).filter(
+    lambda name: name.isprintable() and "/" not in name and name[0] not in ".-"
+)
+ids = st.from_regex(r"[A-Za-z][A-Za-z0-9._-]{0,19}", fullmatch=True).filter(
+    lambda name: not name.startswith("qk-")
+)
+ports = st.integers(1, 65535)
+addresses = st.ip_addresses(v=4).map(str)
+
+
+def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.none() | strategy
+
+
+@st.composite
+def disks(draw: st.DrawFn, number: int) -> Disk:
+    """The file's name ends in the number: two disks never share one."""
+    file = f"{draw(texts)}{number}"
+    interface: DiskInterface = draw(
+        st.sampled_from(["virtio-blk", "virtio-scsi", "nvme", "cdrom", "scsi-cdrom"])
+    )
+    cdrom = "cdrom" in interface
+    cache: Cache = draw(
+        st.sampled_from(["writeback", "none", "writethrough", "directsync", "unsafe"])
+    )
+    native = cache in ("none", "directsync")
+    overlay = st.builds(Overlay, paths.map(lambda text: f"{text}-base"), format=st.just("raw"))
+    sizes = st.integers(1, 1 << 40).map(lambda sectors: sectors * 512)
+    readonly = draw(st.booleans())
+    make = None if readonly or cdrom else draw(st.none() | sizes | overlay)
+    threads = interface in ("virtio-blk",)
+    return Disk(
+        file,
+        format="qcow2" if isinstance(make, Overlay) else draw(st.sampled_from(["raw", "qcow2"])),
+        make=make,
+        interface=interface,
+        cache=cache,
+        aio=draw(st.sampled_from(["threads", "native", "io_uring"] if native else ["threads"])),
+        discard=True,
+        detect_zeroes=draw(st.sampled_from(["off", "on", "unmap"])),
+        readonly=readonly,
+        iothread=draw(optional(ids)) if threads else None,
+        serial=draw(
+            optional(
+                st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=20)
+            )
+        ),
+        boot=draw(optional(st.just(number))),
+        node=draw(optional(st.just(f"node{number}"))),
+    )
+
+
+nic_common = {
+    "mac": optional(st.sampled_from(["52:54:00:12:34:56", "02:00:00:00:00:01"])),
+    "model": st.sampled_from(["virtio-net", "e1000e"]),
+}
+forwards = st.builds(
+    Forward,
+    host=st.integers(0, 65535),
+    guest=ports,
+    proto=st.sampled_from(["tcp", "udp"]),
+    address=addresses,
+    guest_address=optional(addresses),
+)
+sockets = st.builds("unix:{}".format, paths) | st.builds("{}:{}".format, addresses, ports)
+nics: st.SearchStrategy[Nic] = st.one_of(
+    st.builds(
+        UserNic,
+        forwards=st.lists(forwards, max_size=2),
+        net=optional(st.just("10.1.0.0/16")),
+        restrict=st.booleans(),
+        **nic_common,
+    ),
+    st.builds(TapNic, ifname=st.from_regex(r"[a-z,=]{1,15}", fullmatch=True), vhost=st.booleans()),
+    st.builds(StreamNic, address=optional(sockets), server=st.booleans(), **nic_common),
+    st.builds(DgramNic, local=st.none(), remote=optional(sockets), **nic_common),
+)
+cpus = st.one_of(
+    st.builds(Cpu, st.integers(1, 255)),
+    st.builds(
+        Cpu,
+        cpus=st.integers(1, 4),
+        maxcpus=st.just(8),
+        model=optional(st.sampled_from(["host", "max", "Skylake-Client-v4"])),
+        flags=st.lists(st.sampled_from(["+avx", "-x2apic", "phys-bits=40"]), max_size=3),
+        sockets=optional(st.just(2)),
+        cores=optional(st.just(4)),
+        threads=optional(st.just(1)),
+    ),
+)
+sizes = st.integers(128, 1 << 30).map(lambda count: count * 8 * KIB)
+memories = st.one_of(
+    st.builds(Memory, sizes),
+    st.builds(
+        Memory,
+        st.just(64 * MIB),
+        maxmem=sizes.filter(lambda size: size > 64 * MIB),
+        slots=st.integers(1, 256),
+        mem_path=optional(paths),
+        share=st.booleans(),
+        prealloc=st.booleans(),
+    ),
+)
+kernels = st.builds(Kernel, paths, initrd=optional(paths), append=texts)
+serials = st.integers(0, 4) | st.lists(
+    ids.filter(lambda name: name not in ("qmp", "tools", "agent", "agent0")),
+    unique=True,
+    max_size=3,
+).map(lambda found: [Serial(name, kind="virtio") for name in found])
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> MachineSpec:
+    """A valid q35 with something in every field."""
+    count = draw(st.integers(0, 4))
+    return MachineSpec(
+        name=draw(names),
+        machine=draw(st.sampled_from(["q35", "pc-q35-7.2"])),
+        machine_options=draw(
+            st.dictionaries(st.sampled_from(["hpet", "usb", "smm"]), st.booleans() | texts | ports)
+        ),
+        accel=draw(st.sampled_from(["auto", "kvm", "tcg"])),
+        cpu=draw(cpus),
+        memory=draw(memories),
+        kernel=draw(optional(kernels)),
+        firmware=draw(optional(paths)),
+        disks=[draw(disks(number)) for number in range(count)],
+        nics=draw(st.lists(nics, max_size=3)),
+        serials=draw(serials),
+        agent=draw(st.booleans()),
+        rng=draw(st.booleans()),
+        balloon=draw(st.booleans()),
+        panic=draw(st.booleans()),
+        vmgenid=draw(optional(st.just("auto") | st.uuids().map(str))),
+        vsock=draw(optional(st.integers(3, 2**32 - 2))),
+        display=draw(st.sampled_from(["none", "std", "virtio"])),
+        root_ports=draw(st.integers(0, 32)),
+        no_reboot=draw(st.booleans()),
+        uuid=draw(optional(st.uuids().map(str))),
+        sandbox=draw(st.booleans()),
+        run_as=draw(optional(paths)),
+        launcher=draw(st.lists(texts, max_size=2)),
+        env=draw(st.dictionaries(st.from_regex(r"[A-Z_.,' ]{1,8}", fullmatch=True), texts)),
+        qemu=draw(optional(paths)),
+        extra_args=draw(st.lists(texts, max_size=2)),
+    )
