@@ -13,6 +13,7 @@ from qmpkit.images import create
 from qmpkit.images.prepare import prepared_disks
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.testing.cancel import cancel_at_every_checkpoint
 
 
 class LaunchBroke(Exception):
@@ -112,9 +113,29 @@ async def test_nothing_to_make_costs_no_checkpoint(tmp_path: Path) -> None:
             assert made.paths == ()
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08])
-async def test_cancelled_at_any_time(tmp_path: Path, spec: MachineSpec, delay: float) -> None:
-    with trio.move_on_after(delay):
+async def test_cancelled_at_every_checkpoint(tmp_path: Path, spec: MachineSpec) -> None:
+    """Nothing is left of a cancelled start, and a finished one is taken away for the next."""
+    made = {"data", "top"}
+
+    async def prepare() -> None:
         async with prepared_disks(spec):
-            await trio.sleep_forever()
-    assert left(tmp_path) == {"base"}
+            await trio.lowlevel.checkpoint()
+
+    def only_the_base_is_left() -> None:
+        found = left(tmp_path) - {"base"}
+        assert found in (set(), made)  # all or nothing
+        for name in found:
+            (tmp_path / name).unlink()
+
+    assert await cancel_at_every_checkpoint(prepare, after=only_the_base_is_left) > 10
+
+
+async def test_creation_cancelled_at_every_checkpoint(tmp_path: Path) -> None:
+    def whole_or_not_at_all() -> None:
+        assert left(tmp_path) <= {"disk"}
+        (tmp_path / "disk").unlink(missing_ok=True)
+
+    async def make() -> None:
+        await create(tmp_path / "disk", "1MiB", "qcow2")
+
+    assert await cancel_at_every_checkpoint(make, after=whole_or_not_at_all) > 10
