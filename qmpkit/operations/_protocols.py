@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from qmpkit._trio import ServiceNursery
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.machine import MachineSpec
 
@@ -43,5 +44,10 @@ class Screened(Monitor, Protocol):
 
     @property
     def spec(self) -> MachineSpec:
-        """The machine's spec: whether it has a display, a keyboard."""
+        """The machine's spec: whether it has a display."""
+        ...
+
+    @property
+    def services(self) -> ServiceNursery:
+        """For tasks that live as long as the machine."""
         ...
