@@ -58,11 +58,11 @@ class Agent:
 
         One that has no reply when it succeeds (`guest-suspend-ram`) never returns.
         """
-        return await self._link.execute(command, arguments, asked=command)
+        return await self._link.execute(command, arguments, asked=f"to execute {command}")
 
     async def ping(self) -> None:
         """Return when the agent has answered (`guest-ping`)."""
-        await self._link.execute("guest-ping", asked="a ping")
+        await self._link.execute("guest-ping", asked="to answer a ping")
 
     async def wait_ready(self) -> None:
         """Wait until the agent runs and answers, however long the guest takes to boot.
@@ -70,7 +70,7 @@ class Agent:
         Event-driven (VSERPORT_CHANGE); an answered sync and ping are the verdict.
         Raises MachineGone when the machine ends first.
         """
-        asked = "an agent that is ready"
+        asked = "to get ready"
         repeat = float("inf") if self._link.told else _REPEAT
         while True:
             await self._link.opened(asked)
@@ -139,19 +139,19 @@ class Agent:
 
     async def os_info(self) -> OsInfo:
         """The guest's operating system and kernel (`guest-get-osinfo`)."""
-        reply = await self._link.execute("guest-get-osinfo", asked="its OS info")
+        reply = await self._link.execute("guest-get-osinfo", asked="to tell its OS")
         with self._link.understood("guest-get-osinfo"):
             return agent_info.os_info_from(reply)
 
     async def host_name(self) -> str:
         """The guest's host name (`guest-get-host-name`)."""
-        reply = await self._link.execute("guest-get-host-name", asked="its host name")
+        reply = await self._link.execute("guest-get-host-name", asked="to tell its host name")
         with self._link.understood("guest-get-host-name"):
             return str(reply["host-name"])
 
     async def interfaces(self) -> tuple[GuestInterface, ...]:
         """The guest's network interfaces and addresses (`guest-network-get-interfaces`)."""
         command = "guest-network-get-interfaces"
-        reply = await self._link.execute(command, asked="its network interfaces")
+        reply = await self._link.execute(command, asked="to list its network interfaces")
         with self._link.understood(command):
             return agent_info.interfaces_from(reply)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from qmpkit.errors import GuestRefused, MachineGone, QmpkitError
@@ -73,11 +74,17 @@ class GuestCommandFailed(GuestRefused):
     """A command run with `check=True` ended with another status than 0; see `completed`."""
 
     def __init__(self, machine: str, completed: Completed) -> None:
+        super().__init__(machine, f"to run {completed.argv[0]!r}", completed.ending)
         self.completed = completed
-        said = completed.error_text.strip() or completed.text.strip()
-        why = f"{completed.ending}{': ' if said else ''}{said[-1000:]}"
-        super().__init__(machine, f"to succeed in {list(completed.argv)}", why)
         self.args = (machine, completed)
+
+    def __str__(self) -> str:
+        done = self.completed
+        said = (done.error_text.strip() or done.text.strip())[-1000:]
+        return (
+            f"in the guest of machine {self.machine!r}, {shlex.join(done.argv)} ended with "
+            f"{done.ending}{': ' if said else ''}{said}"
+        )
 
 
 class UnknownKey(QmpkitError, ValueError):
