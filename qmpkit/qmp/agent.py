@@ -81,6 +81,8 @@ class AgentSession(Session):
         raise self._refusal(command, arguments, reply)
 
     async def _negotiate(self, patience: float) -> None:
+        if not patience:  # the first command will sync, and its caller bounds it
+            return
         if patience == 0:
             await trio.lowlevel.checkpoint()
             return  # the guest may not have booted: the first command makes the handshake

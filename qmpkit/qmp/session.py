@@ -37,7 +37,7 @@ from qmpkit.qmp.errors import (
     MonitorTorn,
 )
 from qmpkit.qmp.events import EventHub, Subscription
-from qmpkit.qmp.transport import Spawn, transport_for
+from qmpkit.qmp.transport import Spawn, duplicates, transport_for
 from qmpkit.qmp.wire import Framer, FrameTooLong, NotAMessage, Pending, decode, encode
 
 __all__ = ["Direction", "Observer", "Session", "Strays", "open_session"]
@@ -188,8 +188,10 @@ class Session:
             return await self._call(ident, data, fds, turn)
 
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> Any:
+        # Copies, as the caller may close its own while ours still wait to be sent.
+        copies = duplicates(fds) if fds else ()
         try:
-            unsent = self._transport.send(data, fds)
+            unsent = self._transport.send(data, copies)
         except OSError as error:
             # The reader ends the session, after the replies that can still be read.
             raise MonitorLost(self.name, f"sending failed: {error.strerror}") from error

@@ -20,10 +20,11 @@ import trio
 
 from qmpkit.errors import HostLacks
 
-__all__ = ["Outgoing", "SocketTransport", "StreamTransport", "Transport", "transport_for"]
+__all__ = ["Outgoing", "Transport", "duplicates", "transport_for"]
 
 USUAL_READ = 16 * 1024
 LARGE_READ = 256 * 1024
+NO_FDS = "this monitor connection cannot carry file descriptors", "connect by a unix socket"
 
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -35,13 +36,11 @@ class Outgoing:
 
     def __init__(self, data: bytes, fds: Sequence[int] = ()) -> None:
         self.rest = memoryview(data)
-        self.fds: tuple[int, ...] = ()
+        self.fds = fds
         self.begun = False
-        if fds:  # the caller may close its own while ours wait in the queue
-            self.fds = _duplicates(fds)
 
     def close(self) -> None:
-        """Close our copies of the descriptors: they have been sent, or never will be."""
+        """Close the descriptors: they have been sent, or never will be."""
         fds, self.fds = self.fds, ()
         for fd in fds:
             os.close(fd)
@@ -51,7 +50,11 @@ class Transport(Protocol):
     """What a session needs of its connection."""
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> Outgoing | None:
-        """Send or queue; what was queued is returned.  Raises OSError when the peer has gone."""
+        """Send or queue; what was queued is returned.
+
+        *fds* are closed once sent, and in every other case.  Raises OSError when the
+        peer has gone, HostLacks when this connection carries no descriptors.
+        """
 
     def withdraw(self, message: Outgoing) -> bool:
         """Take a queued message back; False when it has begun to leave."""
@@ -87,28 +90,29 @@ class SocketTransport:
         self._read_size = USUAL_READ
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> Outgoing | None:
-        if fds and self._sock.family != socket.AF_UNIX:
-            raise HostLacks(
-                "this monitor connection cannot carry file descriptors", "connect by a unix socket"
-            )
-        if not self._queue and not fds:
+        sent = 0
+        if not (fds or self._queue):
             try:
                 sent = self._sock.send(data)
             except BlockingIOError:
-                sent = 0
-            if sent == len(data):
-                return None
-            message = Outgoing(data)
-            message.rest = message.rest[sent:]
-            message.begun = sent > 0
-        else:
-            message = Outgoing(data, fds)
-            try:
-                if not self._queue and self._push(message):
+                pass
+            else:
+                if sent == len(data):
                     return None
-            except OSError:
-                message.close()
-                raise
+        message = Outgoing(data, fds)
+        message.rest = message.rest[sent:]
+        message.begun = sent > 0
+        return self._enqueue(message)
+
+    def _enqueue(self, message: Outgoing) -> Outgoing | None:
+        try:
+            if message.fds and self._sock.family != socket.AF_UNIX:
+                raise HostLacks(*NO_FDS)
+            if not self._queue and self._push(message):
+                return None
+        except BaseException:
+            message.close()
+            raise
         self._queue.append(message)
         if len(self._queue) == 1:
             self._spawn(self._write_queue)
@@ -185,11 +189,10 @@ class StreamTransport:
         self._hung_up = False
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> Outgoing | None:
+        message = Outgoing(data, fds)
         if fds:
-            raise HostLacks(
-                "this monitor connection cannot carry file descriptors", "connect by a unix socket"
-            )
-        message = Outgoing(data)
+            message.close()
+            raise HostLacks(*NO_FDS)
         self._queue.append(message)
         if len(self._queue) == 1:
             self._spawn(self._write_queue)
@@ -241,7 +244,8 @@ def _rights(fds: Sequence[int]) -> tuple[int, int, Any]:
     return (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
 
 
-def _duplicates(fds: Sequence[int]) -> tuple[int, ...]:
+def duplicates(fds: Sequence[int]) -> tuple[int, ...]:
+    """Copies that the caller of this closes; raises OSError, and then there are none."""
     with contextlib.ExitStack() as undo:
         copies = []
         for fd in fds:

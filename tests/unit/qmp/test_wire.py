@@ -11,7 +11,11 @@ from qmpkit.qmp import wire
 from qmpkit.qmp.wire import Framer, FrameTooLong, NotAMessage, Pending, decode, encode
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -78,7 +82,16 @@ def test_long_lines_take_linear_time() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"nonsense", b"[1]", b'"text"', b"17", b'{"a":1} trailing', b'{"a":', b"\xff\xfe", b"[" * 99999],
+    [
+        b"nonsense",
+        b"[1]",
+        b'"text"',
+        b"17",
+        b'{"a":1} trailing',
+        b'{"a":',
+        b"\xff\xfe",
+        b"[" * 99999,
+    ],
     ids=lambda line: repr(line[:12]),
 )
 def test_what_is_no_message_is_refused(line: bytes) -> None:
