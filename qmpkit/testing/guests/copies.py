@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -31,6 +32,8 @@ from qmpkit.testing.guests.tiny import PROMPT, build_tiny
 from qmpkit.vm import VM
 
 __all__ = ["booted", "template_of"]
+
+_KEPT = 8  # saved guests of one profile, 100 MB each: one for each QEMU and variation
 
 # Two tasks that want the same template boot it once; two processes may both boot it.
 _locks: trio.lowlevel.RunVar[dict[Path, trio.Lock]] = trio.lowlevel.RunVar("template locks")
@@ -71,7 +74,8 @@ async def template_of(spec: MachineSpec) -> Template:
         template = await trio.to_thread.run_sync(read_template, directory)
         if template is None:
             await _boot_and_save(resolution.spec, directory)
-            await trio.to_thread.run_sync(store.forget_old, link, directory)
+            forget = partial(store.forget_old, link, directory, keep=_KEPT)
+            await trio.to_thread.run_sync(forget)
             template = await trio.to_thread.run_sync(read_template, directory)
     assert template is not None
     return template

@@ -14,7 +14,18 @@ from pathlib import Path
 
 from qmpkit._paths import cache_dir
 
-__all__ = ["current", "digest", "forget_old", "guests_dir", "locked", "manifest", "publish"]
+__all__ = [
+    "Builder",
+    "current",
+    "digest",
+    "forget_old",
+    "guests_dir",
+    "locked",
+    "manifest",
+    "publish",
+]
+
+Builder = Callable[[Path], None]
 
 _MANIFEST = "manifest.json"
 _DIGITS = 16  # of a digest in a name
@@ -59,7 +70,7 @@ def manifest(directory: Path) -> dict[str, object]:
     return facts if isinstance(facts, dict) else {}
 
 
-def publish(link: Path, facts: Mapping[str, object], build: Callable[[Path], None]) -> Path:
+def publish(link: Path, facts: Mapping[str, object], build: Builder) -> Path:
     """Build `<link>-<digest of facts>` unless it is there, and point *link* to it.
 
     *build* fills a scratch directory that takes its name only when it is whole, so
@@ -74,16 +85,16 @@ def publish(link: Path, facts: Mapping[str, object], build: Callable[[Path], Non
     return target
 
 
-def forget_old(link: Path, target: Path) -> None:
-    """Keep the last three builds: an older one may still be booting a guest, but not for days."""
+def forget_old(link: Path, target: Path, *, keep: int = 3) -> None:
+    """Keep *target* and the latest builds: an older one may still be in use, but not for days."""
     pattern = f"{link.name}-{'[0-9a-f]' * _DIGITS}"
     builds = sorted(link.parent.glob(pattern), key=lambda path: path.stat().st_mtime)
-    for build in builds[:-3]:
+    for build in builds[:-keep]:
         if build != target:
             shutil.rmtree(build, ignore_errors=True)
 
 
-def _build(target: Path, facts: Mapping[str, object], build: Callable[[Path], None]) -> None:
+def _build(target: Path, facts: Mapping[str, object], build: Builder) -> None:
     prefix = f".{target.name}-"
     for leftover in target.parent.glob(f"{prefix}*"):
         shutil.rmtree(leftover, ignore_errors=True)
