@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,10 @@ from qmpkit.cli.listing import chosen_spec
 from qmpkit.cli.status import Changes, show_status
 from qmpkit.cli.stopping import Stopper, stop_signals
 from qmpkit.cli.talk import note_later, print_json, talk
+from qmpkit.cli.terminal import enter_pressed, has_keyboard, tidy, without_echo
 from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
 from qmpkit.machine.launch import LaunchOptions
 from qmpkit.machine.report import ExitCause, ExitReport
-from qmpkit.operations._terminal import FdInput, Hangup
 from qmpkit.operations.console_attach import AttachEnd
 from qmpkit.spec.sizes import format_size
 from qmpkit.vm import VM
@@ -89,7 +87,7 @@ class _Foreground:
         self._stopper = stopper
         self._changes = Changes(vm)
         self._with_console = bool(vm.consoles) and not request.headless
-        self._keyboard = sys.stdin.isatty()
+        self._keyboard = has_keyboard()
 
     async def run(self) -> ExitReport:
         """Let the guest run and show it until it has ended."""
@@ -140,38 +138,25 @@ class _Foreground:
             return await self._vm.console.attach(replay=first)
         finally:
             talk.raw_terminal(False)
-            _tidy_terminal(self._vm.console.output_bytes)
+            tidy(self._vm.console.output_bytes)
 
     async def _stand_by(self) -> bool:
         """Show the status until the machine ends; True when Enter asks for the console."""
         back = False
         way = "; Enter: console" if self._with_console and self._keyboard else ""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(show_status, self._vm, self._changes, f"Ctrl-C: stop{way}")
-            nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)
-            if way:
-                back = await _enter_pressed()
-                nursery.cancel_scope.cancel()
+        with without_echo():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(show_status, self._vm, self._changes, f"Ctrl-C: stop{way}")
+                nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)
+                if way:
+                    await enter_pressed()
+                    back = True
+                    nursery.cancel_scope.cancel()
         return back
 
     async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
         await self._vm.wait()
         scope.cancel()
-
-
-async def _enter_pressed() -> bool:
-    """Wait for a line at the keyboard; for ever when there is none any more."""
-    with FdInput(sys.stdin.fileno()) as keyboard, suppress(Hangup):
-        if await keyboard.read():
-            return True
-    await trio.sleep_forever()
-    return False
-
-
-def _tidy_terminal(shown: bytes) -> None:
-    """Our own lines begin at the left, in no colour of the guest's."""
-    if sys.stdout.isatty():
-        os.write(sys.stdout.fileno(), b"\x1b[0m" if shown.endswith(b"\n") else b"\x1b[0m\r\n")
 
 
 def _conclude(report: ExitReport, as_json: bool) -> int:

@@ -14,6 +14,8 @@ from qmpkit.vm import VM
 
 __all__ = ["Changes", "show_status"]
 
+# Events that say no more than the state they lead to.
+_PLAIN = ("RESUME", "STOP")
 _STYLES = {State.RUNNING: "green", State.PANICKED: "bold red", State.FAILED: "bold red"}
 
 
@@ -36,17 +38,23 @@ async def show_status(vm: VM, changes: Changes, hint: str) -> None:
 
 async def _live(vm: VM, hint: str) -> None:
     # The line carries a clock, so it is drawn once a second, not only at a change.
-    with Live(console=talk.console, auto_refresh=False, transient=True) as live:
+    with Live(
+        console=talk.console,
+        auto_refresh=False,  # no thread: the clock below does it
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,  # it would come back to us, since the console writes to sys.stderr
+    ) as live:
         while True:
             live.update(_line(vm, hint), refresh=True)
             await trio.sleep(1)
 
 
 async def _lines(vm: VM, changes: Changes) -> None:
-    talk.note(f"{vm.name}: {vm.state.value} ({vm.accel}, pid {vm.pid})")
     async for state, cause in changes.receive:
         if state is not State.GONE:
-            talk.note(f"{vm.name}: {state.value} ({cause})")
+            why = "" if cause in _PLAIN else f" ({cause})"
+            talk.note(f"{vm.name}: {state.value}{why}")
 
 
 def _line(vm: VM, hint: str) -> Text:
