@@ -21,6 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m qmpkit.testing.guests", description=__doc__)
     parser.add_argument("names", nargs="+", choices=["tiny", "kvm-tiny", "qemu"], metavar="NAME")
     parser.add_argument("--refresh", action="store_true", help="ask Debian for newer packages")
+    parser.add_argument("--quiet", action="store_true", help="only say what had to be done")
     options = parser.parse_args()
     builders: dict[str, Callable[..., Path]] = {
         "tiny": partial(build_tiny, refresh=options.refresh),
@@ -30,12 +31,18 @@ def main() -> int:
     for name in options.names:
         started = time.monotonic()
         try:
-            path = builders[name](progress=lambda line, name=name: print(f"{name}: {line}"))
+            path = builders[name](progress=partial(_say, name))
         except QmpkitError as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 2
-        print(f"{name}: {path} ({time.monotonic() - started:.1f} s)")
+        took = time.monotonic() - started
+        if not options.quiet or took > 1:
+            _say(name, f"{path} ({took:.1f} s)")
     return 0
+
+
+def _say(name: str, line: str) -> None:
+    print(f"{name}: {line}", flush=True)
 
 
 if __name__ == "__main__":
