@@ -83,9 +83,6 @@ class AgentSession(Session):
     async def _negotiate(self, patience: float) -> None:
         if not patience:  # the first command will sync, and its caller bounds it
             return
-        if patience == 0:
-            await trio.lowlevel.checkpoint()
-            return  # the guest may not have booted: the first command makes the handshake
         with trio.move_on_after(patience) as scope:
             async with self._turn:
                 await self._sync()
