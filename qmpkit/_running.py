@@ -15,6 +15,7 @@ from qmpkit.host.resolve import resolve
 from qmpkit.images.prepare import prepared_disks
 from qmpkit.machine.launch import LaunchOptions, Starter, launched, start_qemu
 from qmpkit.machine.machine import Machine
+from qmpkit.machine.state import State
 from qmpkit.qmp.errors import MonitorLost
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.vm import VM
@@ -54,7 +55,8 @@ async def running(
             if not paused:
                 await vm.resume()
             yield vm
-            if powerdown_grace and vm.report is None:
+            # A guest that stands still would not even see the button.
+            if powerdown_grace and vm.state is State.RUNNING:
                 await vm.shutdown(grace=powerdown_grace)
 
 
@@ -86,20 +88,20 @@ def _with_logs(options: LaunchOptions, logs: Path | None) -> LaunchOptions:
 @asynccontextmanager
 async def _surfacing_death(machine: Machine) -> AsyncIterator[None]:
     """Cancel the block when the machine dies out of the blue, and raise MachineDied for it."""
-    with trio.CancelScope() as block:
-        machine.services.start_soon(_cancel_on_death, machine, block)
-        try:
+    try:
+        with trio.CancelScope() as block:
+            machine.services.start_soon(_cancel_on_death, machine, block)
             yield
-        except BaseException as error:
-            death = _death(machine)
-            if death is None or isinstance(error, trio.Cancelled):
-                raise
-            own = _own_part(error)
-            if own is None:
-                raise death from error
-            raise BaseExceptionGroup(
-                f"the block failed and machine {machine.name!r} died", [own, death]
-            ) from None
+    except BaseException as error:
+        death = _death(machine)
+        if death is None:
+            raise
+        own = _own_part(error, machine.name)
+        if own is None:
+            raise death from error
+        raise BaseExceptionGroup(
+            f"the block failed and machine {machine.name!r} died", [own, death]
+        ) from None
     death = _death(machine)
     if death is not None:
         raise death
@@ -117,9 +119,18 @@ def _death(machine: Machine) -> MachineDied | None:
     return MachineDied(machine.report)
 
 
-def _own_part(error: BaseException) -> BaseException | None:
+def _own_part(error: BaseException, machine: str) -> BaseException | None:
     """*error* without what only says in other words that the machine is gone."""
-    echoes = (MachineDied, MachineGone, MonitorLost)
     if isinstance(error, BaseExceptionGroup):
-        return error.split(echoes)[1]
-    return None if isinstance(error, echoes) else error
+        return error.split(lambda part: _is_echo(part, machine))[1]
+    return None if _is_echo(error, machine) else error
+
+
+def _is_echo(error: BaseException, machine: str) -> bool:
+    match error:
+        case MachineDied():
+            return error.report.machine == machine
+        case MachineGone() | MonitorLost():
+            return error.machine == machine
+    # A cancellation from outside at the same time: the death is the news.
+    return isinstance(error, trio.Cancelled)

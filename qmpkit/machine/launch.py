@@ -176,24 +176,28 @@ async def _greet(
             )
         )
     except MonitorSilent as silent:
-        started.child.kill()
-        await started.child.wait()
-        raise _failed(
-            name,
-            started,
-            status=None,
-            cure=f"it was silent for {silent.waited:g} s and was killed; raise `ready_within`"
-            " if this host is that slow",
-        ) from silent
-    except (MonitorLost, MonitorGarbled) as lost:
+        waited = f"it was silent for {silent.waited:g} s and was killed"
+        cure = f"{waited}; raise `ready_within` if this host is that slow"
+        raise await _failed(name, started, cure) from silent
+    except MonitorLost as lost:
         with trio.move_on_after(_STATUS_FOLLOWS):
             await started.child.wait()
-        raise _failed(name, started, status=str(started.child.status or "no status")) from lost
+        cure = "it closed its monitor, went on and was killed; look at what starts it (`launcher`)"
+        raise await _failed(name, started, cure) from lost
+    except MonitorGarbled as garbled:
+        cure = f"what answered is no QEMU ({garbled.why}) and was killed; look at `qemu`"
+        raise await _failed(name, started, cure) from garbled
 
 
-def _failed(name: str, started: Started, *, status: str | None, cure: str = "") -> LaunchFailed:
+async def _failed(name: str, started: Started, cure_if_alive: str) -> LaunchFailed:
+    """The error for a QEMU that ended, or that has to be killed, before it was ready."""
+    status = started.child.status
+    if status is None:
+        started.child.kill()
+        await started.child.wait()
     tail = started.child.stderr_tail
-    return LaunchFailed(name, started.argv, status, tail, cure or _cure_for(tail))
+    cure = cure_if_alive if status is None else _cure_for(tail)
+    return LaunchFailed(name, started.argv, None if status is None else str(status), tail, cure)
 
 
 def _streams(started: Started) -> dict[str, trio.abc.Stream]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -22,7 +23,7 @@ from qmpkit.qmp.session import Session
 from qmpkit.spec.facts import Facts
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["Graces", "Machine", "StateObserver"]
+__all__ = ["Expected", "Graces", "Machine", "StateObserver"]
 
 log = logging.getLogger("qmpkit.machine")
 
@@ -82,7 +83,8 @@ class Machine:
         self.report: ExitReport | None = None
         self.started_at = trio.current_time()
         self.on_state: StateObserver | None = None
-        self._changed = trio.Event()
+        self._expected: set[Expected] = set()
+        self._ends_meet_by: float | None = None
         self._stop_asked = False
         self._shutdown_reason: str | None = None
         self._panic: Mapping[str, Any] | None = None
@@ -108,14 +110,28 @@ class Machine:
         machine has ended, MachineDied when it ended out of the blue, MonitorLost
         when only the connection broke.  Cancelled, the command's outcome is unknown.
         """
-        if self.report is not None:
-            raise self._ended_error(self.report, command)
+        self.must_live(command)
         try:
             return await self.qmp.execute(command, arguments, fds=fds, oob=oob)
         except MonitorLost as lost:
-            with trio.move_on_after(_ENDS_MEET):
-                raise self._ended_error(await self.wait(), command) from lost
+            await self.explain(lost, command)
             raise
+
+    def must_live(self, asked: str) -> None:
+        """Raise MachineGone or MachineDied when the machine has ended before *asked*."""
+        if self.report is not None:
+            raise self._ended_error(self.report, asked)
+
+    async def explain(self, lost: MonitorLost, asked: str) -> None:
+        """Raise MachineGone or MachineDied when the machine's end is what *lost* comes from.
+
+        Returns when QEMU lives on without its monitor; only the first who ask wait for
+        that verdict, up to 5 s.
+        """
+        if self._ends_meet_by is None:
+            self._ends_meet_by = trio.current_time() + _ENDS_MEET
+        with trio.move_on_at(self._ends_meet_by):
+            raise self._ended_error(await self.wait(), asked) from lost
 
     def subscribe(
         self, *names: str, where: Mapping[str, Any] | None = None, buffer: int = 1000
@@ -134,12 +150,23 @@ class Machine:
 
         Raises MachineGone or MachineDied when it ends first, unless GONE is awaited.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while self.state not in states:
-            if self.report is not None:
-                raise self._ended_error(self.report, f"reaching {_either(states)}")
-            await self._changed.wait()
-        return self.state
+        with self.expecting(*states) as expected:
+            return await expected.wait()
+
+    @contextmanager
+    def expecting(self, *states: State) -> Iterator[Expected]:
+        """Watch out for *states* from now on: one that passes at once is not missed.
+
+        For a command that brings a state about: a guest may panic in the millisecond
+        after `cont`, and its RUNNING would be over before anybody looks.
+        """
+        expected = Expected(self, states)
+        expected._see(self.state)
+        self._expected.add(expected)
+        try:
+            yield expected
+        finally:
+            self._expected.discard(expected)
 
     async def follow(self) -> None:
         """Keep `state` and `report` true until the process has ended; one service runs this.
@@ -200,8 +227,8 @@ class Machine:
         self.state = state
         if self.on_state is not None:
             self.on_state(state, cause)
-        changed, self._changed = self._changed, trio.Event()
-        changed.set()
+        for expected in self._expected:
+            expected._see(state)
 
     def _finish(self, status: ExitStatus) -> None:
         cause = judge(
@@ -225,6 +252,34 @@ class Machine:
         if report.expected:
             return MachineGone(self.name, asked, report)
         return MachineDied(report)
+
+
+class Expected:
+    """The state that somebody waits for; made by `Machine.expecting`."""
+
+    def __init__(self, machine: Machine, states: Collection[State]) -> None:
+        self._machine = machine
+        self._states = states
+        self._met: State | None = None
+        self._seen = trio.Event()
+
+    async def wait(self) -> State:
+        """The first of the states that was met; MachineGone or MachineDied at the end."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._seen.wait()
+        if self._met is None:
+            report = self._machine.report
+            assert report is not None
+            raise self._machine._ended_error(report, f"reaching {_either(self._states)}")
+        return self._met
+
+    def _see(self, state: State) -> None:
+        if self._seen.is_set():
+            return
+        if state in self._states:
+            self._met = state
+        if state in self._states or state is State.GONE:
+            self._seen.set()
 
 
 def _either(states: Collection[State]) -> str:

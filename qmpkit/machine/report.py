@@ -83,6 +83,7 @@ _BY_REASON = {
     "guest-reset": ExitCause.GUEST_RESET,
     "guest-panic": ExitCause.GUEST_PANIC,
     "host-qmp-quit": ExitCause.HOST_QUIT,
+    "host-qmp-system-reset": ExitCause.HOST_QUIT,  # our `reset` of a machine with no_reboot
     "host-ui": ExitCause.HOST_QUIT,
     "host-signal": ExitCause.KILLED,
 }
@@ -92,14 +93,15 @@ def judge(*, asked: bool, reason: str | None, panicked: bool, status: ExitStatus
     """Derive the cause from what was seen before the end.
 
     *asked*: we had told QEMU to end (quit or a signal).  *reason*: from the last
-    SHUTDOWN event, None without one.  An abnormal status outranks an event: a
-    QEMU that crashes while it shuts down has crashed.
+    SHUTDOWN event, None without one.  An abnormal status outranks all else: a
+    QEMU that crashes while it shuts down has crashed, also when we had told it to.
     """
+    if status.signal is not None and status.signal not in _SENT_FROM_OUTSIDE:
+        return ExitCause.CRASHED
     if asked:
         return _by_guest(reason, panicked) or ExitCause.HOST_QUIT
     if status.signal is not None:
-        killed = status.signal in _SENT_FROM_OUTSIDE
-        return ExitCause.KILLED if killed else ExitCause.CRASHED
+        return ExitCause.KILLED
     if status.code not in (0, None):
         return ExitCause.CRASHED
     if panicked:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
-from qmpkit.errors import GuestRefused
+from qmpkit.errors import GuestRefused, MachineGone
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.report import ExitReport
 from qmpkit.machine.state import State
+from qmpkit.qmp.errors import MonitorLost
 
 __all__ = ["pause", "paused", "powerdown", "reset", "resume", "shutdown"]
 
@@ -21,17 +22,20 @@ AskGuest = Callable[[], Awaitable[None]]
 
 async def pause(machine: Machine) -> None:
     """Stop the guest's vCPUs and wait until they stand (QMP `stop`)."""
-    await machine.execute("stop")
-    await machine.reached(*_STANDING)
+    with machine.expecting(*_STANDING) as standing:
+        await machine.execute("stop")
+        await standing.wait()
 
 
 async def resume(machine: Machine) -> None:
     """Let the guest's vCPUs run and wait until they do (QMP `cont`)."""
-    await machine.execute("cont")
-    await machine.reached(State.RUNNING, State.SUSPENDED)
+    with machine.expecting(State.RUNNING, State.SUSPENDED) as awake:
+        await machine.execute("cont")
+        await awake.wait()
 
 
-_STANDING = (State.PAUSED, State.PANICKED, State.SHUTDOWN, State.FAILED)
+# In the others than PAUSED `stop` changes nothing, and QEMU emits no STOP for it.
+_STANDING = tuple(state for state in State if state not in (State.RUNNING, State.GONE))
 
 
 @asynccontextmanager
@@ -57,9 +61,13 @@ async def paused(machine: Machine) -> AsyncIterator[None]:
 
 async def reset(machine: Machine) -> None:
     """Press the reset button (QMP `system_reset`) and wait for QEMU's RESET event."""
-    with machine.subscribe("RESET") as resets:
-        await machine.execute("system_reset")
-        await resets.next()
+    try:
+        with machine.subscribe("RESET") as resets:
+            await machine.execute("system_reset")
+            await resets.next()
+    except MonitorLost as lost:
+        await machine.explain(lost, "system_reset")
+        raise
 
 
 async def powerdown(machine: Machine, ask: AskGuest | None = None) -> None:
@@ -86,9 +94,12 @@ async def shutdown(
 
     With `escalate=False` a guest that does not obey raises GuestRefused and is left
     running.  Cancelled, nothing is undone: a guest that was asked may still shut down.
+    MachineGone when it has ended before it is asked; an end in the meantime is the report.
     """
+    machine.must_live("shutdown")
     with trio.move_on_after(grace):
-        await powerdown(machine, ask)
+        with suppress(MachineGone):
+            await powerdown(machine, ask)
         return await machine.wait()
     if not escalate:
         raise GuestRefused(machine.name, "to power down", f"still running after {grace:g} s")

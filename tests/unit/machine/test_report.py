@@ -33,6 +33,9 @@ KILLED, ABORTED, UNKNOWN = ExitStatus(None, 9), ExitStatus(None, 6), ExitStatus(
         (True, None, False, KILLED, C.HOST_QUIT),
         (True, "guest-shutdown", False, OK, C.GUEST_SHUTDOWN),
         (True, None, True, OK, C.GUEST_PANIC),
+        (True, "host-qmp-quit", False, ABORTED, C.CRASHED),
+        (True, "guest-shutdown", False, ABORTED, C.CRASHED),
+        (False, "host-qmp-system-reset", False, OK, C.HOST_QUIT),
     ],
 )
 def test_judge(
