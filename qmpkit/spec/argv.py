@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 
-from qmpkit.errors import SpecInvalid
+from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec import devices as parts
 from qmpkit.spec.chardev import Endpoint, chardev_option, monitor_option
 from qmpkit.spec.check import validate
@@ -41,6 +41,8 @@ def render(
     Raises `SpecInvalid` with every fault of the spec, `ValueError` for a wrong endpoint.
     """
     validate(spec)
+    if faults := tuple(_accelerator_faults(spec, facts)):
+        raise SpecInvalid(faults, f"machine {spec.name!r}")
     _check_endpoints(spec, endpoints)
     argv = [*spec.launcher, spec.qemu or facts.binary]
     argv += _base(spec, facts)
@@ -59,6 +61,18 @@ def render(
             argv += ["-mon", monitor_option(monitor)]
     argv += _hardware(spec, endpoints)
     return [*argv, *spec.extra_args]
+
+
+def _accelerator_faults(spec: MachineSpec, facts: Facts) -> Iterator[Fault]:
+    """What only KVM can do."""
+    if facts.accel == "kvm":
+        return
+    for number, disk in enumerate(spec.disks):
+        if disk.iothread is not None and family_of(spec.machine) == "microvm":
+            message = "microvm has iothreads only under KVM, and this is TCG"
+            yield Fault(f"disks[{number}].iothread", message, "leave iothread out")
+    if spec.cpu.model == "host":
+        yield Fault("cpu.model", "'host' needs KVM, and this is TCG", "leave model out")
 
 
 def _check_endpoints(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> None:
@@ -84,10 +98,9 @@ def _base(spec: MachineSpec, facts: Facts) -> list[str]:
 
 
 def _confinement(spec: MachineSpec, facts: Facts) -> Iterator[str]:
-    switches_user = spec.run_as is not None and not facts.run_with_user
     if spec.sandbox:
-        # -runas changes the user after the filter is in place and would be killed by it.
-        elevate = None if switches_user else "deny"
+        # QEMU changes its user after the filter is in place and would be killed by it.
+        elevate = None if spec.run_as is not None else "deny"
         yield "-sandbox"
         yield keyvals(
             "on",
@@ -98,10 +111,12 @@ def _confinement(spec: MachineSpec, facts: Facts) -> Iterator[str]:
                 ("resourcecontrol", "deny"),
             ],
         )
-    if spec.run_as is not None and switches_user:
-        yield from ("-runas", spec.run_as)
-    elif spec.run_as is not None:
+    if spec.run_as is None:
+        return
+    if facts.run_with_user:
         yield from ("-run-with", keyvals("", [("user", spec.run_as)]))
+    else:
+        yield from ("-runas", spec.run_as)
 
 
 def _boot(spec: MachineSpec) -> Iterator[str]:
@@ -119,11 +134,9 @@ def _boot(spec: MachineSpec) -> Iterator[str]:
 
 def _hardware(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> Iterator[str]:
     if family_of(spec.machine) == "microvm":
-        # The old virtio-mmio dialect lacks what vsock and gpu need.
+        # The old virtio-mmio dialect lacks what vsock needs.
         yield from ("-global", "virtio-mmio.force-legacy=false")
     placed = layout_of(spec)
-    if placed.faults:
-        raise SpecInvalid(placed.faults, spec.name)
     dicts = {
         "-object": parts.objects(spec),
         "-blockdev": parts.blockdevs(spec),

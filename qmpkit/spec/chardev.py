@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import attrs
 
@@ -30,6 +31,7 @@ AGENT_PORT = "org.qemu.guest_agent.0"
 """The name qemu-guest-agent looks for in every guest."""
 
 _ISA_LIMIT = 4
+_VIRTIO_LIMIT = 30  # of the controller's 31 ports one is the agent's
 _RESERVED = {"qmp", "tools", "agent"}
 
 
@@ -56,7 +58,7 @@ class Serial:
     """A console: "isa" is a PC's COM port (ttyS0 …), "virtio" a virtio console (hvc0 …)."""
 
     name: str = "serial0"
-    kind: str = "isa"
+    kind: Literal["isa", "virtio"] = "isa"
 
 
 def to_serials(value: int | Iterable[Serial | str]) -> tuple[Serial, ...]:
@@ -76,6 +78,8 @@ def serial_faults(serials: tuple[Serial, ...]) -> Iterator[Fault]:
             yield Fault(where, f"{serial.name!r} is the name of another channel")
     if sum(serial.kind == "isa" for serial in serials) > _ISA_LIMIT:
         yield Fault("serials", f"a PC has {_ISA_LIMIT} serial ports", 'use kind = "virtio"')
+    if sum(serial.kind == "virtio" for serial in serials) > _VIRTIO_LIMIT:
+        yield Fault("serials", f"a virtio controller has room for {_VIRTIO_LIMIT} consoles")
 
 
 def chardev_option(channel: str, endpoint: Endpoint) -> str:

@@ -18,8 +18,8 @@ from qmpkit.spec.faults import collect
 from qmpkit.spec.layout import AGENT, fixed_devices, layout_of, scsi_faults
 from qmpkit.spec.machine import MachineSpec, family_of
 from qmpkit.spec.memory import memory_faults
-from qmpkit.spec.names import file_node, machine_name_problem
-from qmpkit.spec.network import nic_faults
+from qmpkit.spec.names import file_node, mac_of, machine_name_problem
+from qmpkit.spec.network import UserNic, nic_faults
 
 __all__ = ["faults_of", "type_faults", "validate"]
 
@@ -63,6 +63,8 @@ def faults_of(spec: MachineSpec) -> tuple[Fault, ...]:
     found += _nodes_twice(spec)
     found += _files_twice(spec)
     found += _boot_twice(spec)
+    found += _macs_twice(spec)
+    found += _ports_twice(spec)
     found += _slot_faults(spec)
     if family == "microvm":
         found += _microvm_faults(spec)
@@ -182,6 +184,28 @@ def _boot_twice(spec: MachineSpec) -> Iterator[Fault]:
             first.setdefault(item.boot, where)
 
 
+def _macs_twice(spec: MachineSpec) -> Iterator[Fault]:
+    first: dict[str, str] = {}
+    for number, nic in enumerate(spec.nics):
+        mac = (nic.mac or mac_of(spec.name, nic.id)).lower()
+        where = f"nics[{number}]"
+        if mac in first:
+            yield Fault(f"{where}.mac", f"{mac!r} is already the address of {first[mac]}")
+        first.setdefault(mac, where)
+
+
+def _ports_twice(spec: MachineSpec) -> Iterator[Fault]:
+    first: dict[tuple[str, str, int], str] = {}
+    for number, nic in enumerate(spec.nics):
+        for place, forward in enumerate(nic.forwards if isinstance(nic, UserNic) else ()):
+            where = f"nics[{number}].forwards[{place}]"
+            key = (forward.proto, forward.address, forward.host)
+            if forward.host and key in first:
+                message = f"port {forward.host} is already forwarded by {first[key]}"
+                yield Fault(f"{where}.host", message)
+            first.setdefault(key, where)
+
+
 def _slot_faults(spec: MachineSpec) -> Iterator[Fault]:
     if family_of(spec.machine) is None:
         return
@@ -197,7 +221,7 @@ def _microvm_faults(spec: MachineSpec) -> Iterator[Fault]:
     if spec.root_ports:
         yield Fault("root_ports", "microvm has no PCI", "leave root_ports out")
     if spec.display == "std":
-        yield Fault("display", "microvm has no VGA card", 'display = "virtio"')
+        yield Fault("display", "microvm has no VGA card")
     if spec.vmgenid is not None:
         yield Fault("vmgenid", "microvm does not show it to its guest")
     for number, disk in enumerate(spec.disks):

@@ -8,7 +8,7 @@ from qmpkit.spec import block, chardev, layout, network
 from qmpkit.spec.addresses import Layout, Place, root_port_device
 from qmpkit.spec.block import Disk
 from qmpkit.spec.chardev import Endpoint
-from qmpkit.spec.machine import MachineSpec, family_of
+from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.memory import memory_backend
 from qmpkit.spec.options import Json
 
@@ -53,7 +53,7 @@ def devices(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
 def _platform(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
     places = placed.places
     if "vga0" in places:
-        yield {"driver": _vga(spec, places["vga0"]), "id": "vga0", **places["vga0"].properties()}
+        yield {"driver": "VGA", "id": "vga0", **places["vga0"].properties()}
     if "rng0" in places:
         yield _virtio("rng", places, rng="qk-rng0")
     if "balloon0" in places:
@@ -73,12 +73,6 @@ def _platform(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
         yield {"driver": "pvpanic", "id": "panic0"}
     if spec.vmgenid is not None:
         yield {"driver": "vmgenid", "id": "vmgenid0", "guid": spec.vmgenid}
-
-
-def _vga(spec: MachineSpec, place: Place) -> str:
-    if spec.display == "std":
-        return "VGA"
-    return "virtio-vga" if family_of(spec.machine) == "q35" else place.virtio("gpu")
 
 
 def _virtio(kind: str, places: Mapping[str, Place], **properties: object) -> Json:

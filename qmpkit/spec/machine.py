@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -86,7 +87,7 @@ class MachineSpec:
     panic: bool = True
     vmgenid: str | None = None
     vsock: int | None = None
-    display: Literal["none", "std", "virtio"] = "none"
+    display: Literal["none", "std"] = "none"
     root_ports: int = 0
     no_reboot: bool = False
     uuid: str | None = None
@@ -100,7 +101,7 @@ class MachineSpec:
 
 def family_of(machine: str) -> Literal["q35", "microvm"] | None:
     """What kind of board a machine type is, versioned or not; None when we do not know it."""
-    if machine == "q35" or machine.startswith("pc-q35-"):
+    if re.fullmatch(r"q35|pc-q35-\d[\w.]*", machine, re.ASCII):
         return "q35"
     return "microvm" if machine == "microvm" else None
 

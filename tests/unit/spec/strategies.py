@@ -72,8 +72,12 @@ def disks(draw: st.DrawFn, number: int) -> Disk:
     )
 
 
+def _mac(number: int) -> str:
+    return ":".join(f"{byte:02x}" for byte in (0x52, *number.to_bytes(5, "big")))
+
+
 nic_common = {
-    "mac": optional(st.sampled_from(["52:54:00:12:34:56", "02:00:00:00:00:01"])),
+    "mac": optional(st.integers(0, 2**40 - 1).map(_mac)),
     "model": st.sampled_from(["virtio-net", "e1000e"]),
 }
 forwards = st.builds(
@@ -88,7 +92,7 @@ sockets = st.builds("unix:{}".format, paths) | st.builds("{}:{}".format, address
 nics: st.SearchStrategy[Nic] = st.one_of(
     st.builds(
         UserNic,
-        forwards=st.lists(forwards, max_size=2),
+        forwards=st.lists(forwards, max_size=2, unique_by=lambda forward: forward.host),
         net=optional(st.just("10.1.0.0/16")),
         restrict=st.booleans(),
         **nic_common,
@@ -137,6 +141,7 @@ def machines(draw: st.DrawFn) -> MachineSpec:
     count = draw(st.integers(0, 4))
     return MachineSpec(
         name=draw(names),
+        description=draw(texts),
         machine=draw(st.sampled_from(["q35", "pc-q35-7.2"])),
         machine_options=draw(
             st.dictionaries(st.sampled_from(["hpet", "usb", "smm"]), st.booleans() | texts | ports)
@@ -147,7 +152,7 @@ def machines(draw: st.DrawFn) -> MachineSpec:
         kernel=draw(optional(kernels)),
         firmware=draw(optional(paths)),
         disks=[draw(disks(number)) for number in range(count)],
-        nics=draw(st.lists(nics, max_size=3)),
+        nics=draw(st.lists(nics, max_size=3, unique_by=lambda nic: nic.mac or object())),
         serials=draw(serials),
         agent=draw(st.booleans()),
         rng=draw(st.booleans()),
@@ -155,7 +160,7 @@ def machines(draw: st.DrawFn) -> MachineSpec:
         panic=draw(st.booleans()),
         vmgenid=draw(optional(st.just("auto") | st.uuids().map(str))),
         vsock=draw(optional(st.integers(3, 2**32 - 2))),
-        display=draw(st.sampled_from(["none", "std", "virtio"])),
+        display=draw(st.sampled_from(["none", "std"])),
         root_ports=draw(st.integers(0, 32)),
         no_reboot=draw(st.booleans()),
         uuid=draw(optional(st.uuids().map(str))),

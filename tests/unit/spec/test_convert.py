@@ -21,7 +21,7 @@ from qmpkit.spec.network import Forward, UserNic
 from qmpkit.spec.sizes import GIB, MIB
 from tests.unit.spec.strategies import machines
 
-SLOW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def faults(data: dict[str, Any]) -> list[str]:
