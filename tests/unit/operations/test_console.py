@@ -16,6 +16,7 @@ from qmpkit.errors import MachineGone
 from qmpkit.operations.console import Console
 from qmpkit.operations.errors import ConsoleEnded, OutputLost
 from qmpkit.process.logs import BoundedLog
+from qmpkit.testing.cancel import cancel_at_every_checkpoint
 
 Guest = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
 LEAST = 64 * 1024
@@ -99,6 +100,24 @@ async def test_cancelled_expect_leaves_its_place(autojump_clock: MockClock) -> N
         assert scope.cancelled_caught
         await printed(guest, b"ee")
         assert (await console.expect("three")).before == " two "
+
+
+async def test_expect_cancelled_anywhere_is_repeated_with_the_same_result() -> None:
+    async with booted(keep=1 << 20) as (guest, console):
+        await printed(guest, b"." * 10_000)
+
+        async def boot() -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(printed, guest, b"lo", b"g", b"in: ", b"x" * 2000, b"pid 7\r")
+                await console.expect("login: ")
+                await console.expect(re.compile(r"pid (\d+)\r"), "never")
+
+        async def try_again() -> None:
+            await printed(guest, b"\nend")
+            await console.expect("\nend")
+            assert console._reader.place == console._feed.ring.end
+
+        assert await cancel_at_every_checkpoint(boot, after=try_again) > 5
 
 
 async def test_expect_finds_what_was_printed_before_it_was_called() -> None:
