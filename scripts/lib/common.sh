@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What the scripts share; sourced by bash with `set -euo pipefail`.
 
 say() { printf '%s: %s\n' "${0##*/}" "$*"; }
