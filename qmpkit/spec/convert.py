@@ -23,7 +23,7 @@ from qmpkit.spec.network import NIC_KINDS, Forward, Nic
 from qmpkit.spec.sizes import Size, format_size, parse_size
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["Wrong", "kind_of", "structure", "unstructure"]
+__all__ = ["Wrong", "kind_of", "structure", "unfolded", "unstructure"]
 
 _MAKE = Size | Overlay | None
 
@@ -179,6 +179,15 @@ _SHORTHAND: dict[type, Callable[[object], object]] = {
     Serial: lambda value: {"name": value} if isinstance(value, str) else value,
     Forward: _forward,
 }
+
+
+def unfolded(data: Mapping[str, object]) -> dict[str, object]:
+    """`data` with `memory = "1GiB"` and `cpu = 2` as tables, which others can be merged with."""
+    whole = dict(data)
+    for key, kind in (("memory", Memory), ("cpu", Cpu)):
+        if key in whole:
+            whole[key] = _SHORTHAND[kind](whole[key])
+    return whole
 
 
 def _class_hook(kind: Any) -> Callable[[object, object], object]:

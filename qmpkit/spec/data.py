@@ -18,6 +18,7 @@ from qmpkit.spec.machine import MachineSpec
 __all__ = [
     "SCHEMA",
     "parse_toml",
+    "schema_fault",
     "spec_from_dict",
     "spec_from_toml",
     "spec_to_dict",
@@ -33,7 +34,7 @@ def spec_from_dict(data: Mapping[str, object], *, source: str = "") -> MachineSp
 
     `source` names the origin (a file) in the message.
     """
-    if fault := _schema_fault(data):
+    if fault := schema_fault(data):
         raise SpecInvalid([fault], source)
     fields = {key: value for key, value in data.items() if key != "schema"}
     try:
@@ -45,7 +46,8 @@ def spec_from_dict(data: Mapping[str, object], *, source: str = "") -> MachineSp
     return spec
 
 
-def _schema_fault(data: Mapping[str, object]) -> Fault | None:
+def schema_fault(data: Mapping[str, object]) -> Fault | None:
+    """What is wrong with the number of the format, if anything."""
     if "schema" not in data:
         return Fault("schema", "is missing", f"schema = {SCHEMA}")
     schema = data["schema"]

@@ -121,7 +121,7 @@ def layout_of(spec: MachineSpec) -> Layout:
 
 
 def pinned(spec: MachineSpec) -> MachineSpec:
-    """The same machine with every NIC's and disk's root port and MAC written down.
+    """The same machine with the root port of every NIC and disk written down.
 
     For a spec that follows a running machine: unplugging one disk must not move
     the next one's address in the command line of a migration's destination.

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qmpkit.errors import Fault, SpecInvalid
-from qmpkit.spec.data import parse_toml, spec_from_dict
+from qmpkit.spec.convert import unfolded
+from qmpkit.spec.data import parse_toml, schema_fault, spec_from_dict
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.paths import PATHS, map_fields
 from qmpkit.spec.suggest import suggestion
@@ -36,8 +37,10 @@ def load_profile(name_or_path: str | os.PathLike[str]) -> MachineSpec:
     those that begin with `${` are left to `expand`. Reads files, nothing else.
     Raises `SpecInvalid` with every fault.
     """
-    path = _find(name_or_path, Path.cwd(), "", "")
-    return spec_from_dict(_load(path, ()), source=str(path))
+    chain: list[Path] = []
+    data = _load(_find(name_or_path, Path.cwd(), "", ""), chain)
+    first, *bases = map(str, chain)
+    return spec_from_dict(data, source=f"{first} (extends {', '.join(bases)})" if bases else first)
 
 
 def _find(name: str | os.PathLike[str], folder: Path, where: str, source: str) -> Path:
@@ -50,29 +53,32 @@ def _find(name: str | os.PathLike[str], folder: Path, where: str, source: str) -
     raise SpecInvalid([Fault(where, f"there is no profile {name!r}", hint)], source)
 
 
-def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's table, merged over what it extends, every path absolute."""
+def _load(path: Path, chain: list[Path]) -> dict[str, Any]:
+    """The file's table, merged over what it extends, every path absolute; adds to `chain`."""
     source = str(path)
-    data: dict[str, Any] = parse_toml(_read(path), source)
-    data = map_fields(data, PATHS, lambda _, text: _absolute(text, path.parent))
+    data: dict[str, Any] = parse_toml(_read(path, chain), source)
+    chain.append(path)
+    if fault := schema_fault(data):
+        raise SpecInvalid([fault], source)
+    data = unfolded(map_fields(data, PATHS, lambda _, text: _absolute(text, path.parent)))
     extends = data.pop("extends", None)
     if extends is None:
         return data
     if not isinstance(extends, str):
         raise SpecInvalid([Fault("extends", "must be a profile's name or a path")], source)
     base = _find(extends, path.parent, "extends", source)
-    chain = (*above, path.resolve())
-    if base.resolve() in chain:
+    if base.resolve() in [known.resolve() for known in chain]:
         raise SpecInvalid([Fault("extends", f"{extends!r} extends itself")], source)
     return _merged(_load(base, chain), data)
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, chain: list[Path]) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        why = error.strerror or str(error)
-        raise SpecInvalid([Fault("", f"cannot be read: {why}")], str(path)) from error
+        why = f"cannot be read: {error.strerror or error}"
+        fault = Fault("extends", f"{path} {why}") if chain else Fault("", why)
+        raise SpecInvalid([fault], str(chain[-1] if chain else path)) from error
     except UnicodeDecodeError as error:
         raise SpecInvalid([Fault("", f"this is not UTF-8: {error}")], str(path)) from error
 
