@@ -1,6 +1,6 @@
 """The spawner: starts children, and kills them all when its client is gone.
 
-Run as a script by `qmpkit.process.spawner`, isolated (`-I -S`), with two file
+Run by `qmpkit.process.spawner` in an isolated Python (`-I -S`), with two file
 descriptors: the control socket and a pidfd of the client.  It is a process of
 its own because nothing inside the client can promise that children end with
 it: a parent-death signal is bound to one thread and is cleared when the child
@@ -295,12 +295,23 @@ def _stop(signum: int, frame: object) -> None:
     raise Stop
 
 
+def _set_name() -> None:
+    """The name that `ps` and `top` show."""
+    try:
+        comm = os.open("/proc/self/comm", os.O_WRONLY)
+        os.write(comm, b"qmpkit-spawner")
+        os.close(comm)
+    except OSError:
+        return
+
+
 def main() -> None:
     for ignored in (_signal.SIGINT, _signal.SIGHUP):
         _signal.signal(ignored, _signal.SIG_IGN)
     _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM,))
     _signal.signal(_signal.SIGTERM, _stop)
     os.chdir("/")
+    _set_name()
     try:  # noqa: SIM105
         Spawner(int(sys.argv[1]), int(sys.argv[2])).serve()
     except (Stop, ConnectionError):

@@ -95,7 +95,10 @@ class BoundedLog:
             data = b"".join(self._pending)
             self._pending.clear()
             self._backlog = 0
-            await trio.to_thread.run_sync(self._append, data, abandon_on_cancel=True)
+            # A limiter of its own: a slow disk must not take the threads of everybody else.
+            await trio.to_thread.run_sync(
+                self._append, data, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
+            )
             if not self._pending:
                 self._written.set()
 

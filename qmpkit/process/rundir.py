@@ -116,12 +116,13 @@ async def machine_dir(name: str) -> AsyncIterator[Path]:
     is removed when the next one makes its first.  Raises `HostLacks`.
     Cancellation: the directory is removed.
     """
-    held = await trio.to_thread.run_sync(_make, name)
+    limiter = trio.CapacityLimiter(1)  # threads stuck in a slow disk must not hold this up
+    held = await trio.to_thread.run_sync(_make, name, limiter=limiter)
     try:
         yield held.path
     finally:
         with trio.move_on_after(REMOVE_GRACE, shield=True):
-            await trio.to_thread.run_sync(_remove, held, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(_remove, held, limiter=limiter, abandon_on_cancel=True)
 
 
 def _make(name: str) -> _Held:

@@ -18,7 +18,9 @@ import subprocess
 import sys
 import weakref
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import cache
+from importlib.machinery import SourceFileLoader
 from typing import Any
 
 import trio
@@ -30,6 +32,9 @@ from qmpkit.process.launch import Launch, launch_failure
 from qmpkit.process.status import ExitStatus
 
 __all__ = ["Process", "Spawner", "shared_spawner"]
+
+BOOT = "import marshal, sys; exec(marshal.load(open(int(sys.argv[3]), 'rb')))"
+"""What the spawner's Python is told to run: the code that comes as a third descriptor."""
 
 REPLY_GRACE = 10.0
 """Seconds a cancelled request still waits for its reply, which takes about a millisecond."""
@@ -242,7 +247,10 @@ async def shared_spawner() -> AsyncIterator[Spawner]:
     """The spawner of this trio run: the first user starts it, the last one ends it.
 
     Hold it around a series of short programs, which would otherwise each start
-    one (about 10 ms).  Cancellation: leaves no process.
+    one (about 10 ms).  It copies from us when it starts what children inherit:
+    umask, limits, niceness, cgroup and namespaces; changes made later do not
+    reach them.  Raises `HostLacks` when it cannot be started.
+    Cancellation: leaves no process.
     """
     spawner = await _acquire()
     try:
@@ -260,7 +268,8 @@ async def _acquire() -> Spawner:
     async with _start_lock():
         spawner = _current.get()
         if spawner is None or spawner.lost:
-            spawner = await trio.to_thread.run_sync(_start)
+            # A limiter of its own: threads stuck in a slow disk must not hold up a start.
+            spawner = await trio.to_thread.run_sync(_start, limiter=trio.CapacityLimiter(1))
             _current.set(spawner)
         spawner.users += 1
         return spawner
@@ -289,29 +298,51 @@ def _start() -> Spawner:
             "cannot start the spawner: this Python does not know its own interpreter",
             "run the program with a Python interpreter that is installed",
         )
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        with theirs:
-            popen = _popen(theirs)
-        ours.setblocking(False)
-        return Spawner(popen, ours)
+        with ExitStack() as stack:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.setblocking(False)
+            stack.enter_context(ours)
+            with theirs:
+                popen = _popen(theirs)
+            try:
+                started = Spawner(popen, ours)
+            except BaseException:
+                ours.close()
+                popen.wait()  # it ends at once: its client is gone
+                raise
+            stack.pop_all()
+            return started
     except OSError as error:
-        ours.close()
-        raise HostLacks(f"cannot start the spawner: {error}", "") from error
+        raise HostLacks(f"cannot start the spawner: {error}") from error
 
 
 def _popen(control: socket.socket) -> subprocess.Popen[bytes]:
-    us = os.pidfd_open(os.getpid())
-    # Above the standard three, should one of those be closed here.
-    passed = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (control.fileno(), us)]
-    try:
+    with ExitStack() as stack:
+
+        def passed(fd: int) -> int:
+            # Above the standard three, should one of those be closed here.
+            copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+            stack.callback(os.close, copy)
+            return copy
+
+        us = os.pidfd_open(os.getpid())
+        stack.callback(os.close, us)
+        code = os.memfd_create("qmpkit-spawner")
+        stack.callback(os.close, code)
+        os.pwrite(code, _program(), 0)
+        fds = [passed(control.fileno()), passed(us), passed(code)]
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", _spawner_main.__file__, *map(str, passed)],
-            pass_fds=passed,
+            [sys.executable, "-I", "-S", "-c", BOOT, *map(str, fds), "qmpkit-spawner"],
+            pass_fds=fds,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
-    finally:
-        for fd in (us, *passed):
-            os.close(fd)
+
+
+@cache
+def _program() -> bytes:
+    """The spawner's code, compiled: compiling it once more would be a third of its start."""
+    loader = SourceFileLoader(_spawner_main.__name__, _spawner_main.__file__)
+    return marshal.dumps(loader.get_code(_spawner_main.__name__))
