@@ -100,14 +100,15 @@ class SocketTransport:
                 if sent == len(data):
                     return None
         message = Outgoing(data, fds)
+        if fds and self._sock.family != socket.AF_UNIX:
+            message.close()
+            raise HostLacks(*NO_FDS)
         message.rest = message.rest[sent:]
         message.begun = sent > 0
         return self._enqueue(message)
 
     def _enqueue(self, message: Outgoing) -> Outgoing | None:
         try:
-            if message.fds and self._sock.family != socket.AF_UNIX:
-                raise HostLacks(*NO_FDS)
             if not self._queue and self._push(message):
                 return None
         except BaseException:

@@ -6,6 +6,8 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -243,7 +245,7 @@ async def test_a_reply_without_sense_fails_its_command_only() -> None:
 
 
 async def test_what_comes_before_the_end_is_still_delivered(over: Over) -> None:
-    async with pair(over) as (fake, qmp):
+    async with pair(over) as (_, qmp):
         with qmp.subscribe() as events:
             await qmp.execute("quit")
             assert (await events.next()).name == "SHUTDOWN"
@@ -453,8 +455,8 @@ async def test_the_streams_end_frees_those_who_wait_their_turn(autojump_clock: M
 
 
 async def test_queued_descriptors_are_copies_and_are_closed() -> None:
-    before = set(os.listdir("/proc/self/fd"))
-    async with stuck_peer() as (qmp, peer):
+    before = _open_fds()
+    async with stuck_peer() as (qmp, _):
         await _give_up(qmp, "half", 1_000_000)
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
@@ -464,7 +466,11 @@ async def test_queued_descriptors_are_copies_and_are_closed() -> None:
                 os.close(writer)  # ours to close at any time
                 os.close(reader)
                 scope.cancel()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert _open_fds() == before
+
+
+def _open_fds() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
 async def _with_fd(qmp: Session, fd: int) -> None:
@@ -532,7 +538,7 @@ async def test_the_observer_sees_every_message_and_may_fail(
             "received", "sent", "received", "sent", "received",
         ]  # fmt: skip
         assert b"query-status" in seen[3][1]
-        assert all(a[2] <= b[2] for a, b in zip(seen, seen[1:], strict=False))
+        assert all(a[2] <= b[2] for a, b in pairwise(seen))
         await qmp.execute("cont")
         assert await qmp.execute("query-status")
         assert len(seen) == 7
