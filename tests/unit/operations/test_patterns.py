@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qmpkit.operations import patterns
@@ -84,6 +84,7 @@ REGEXES: list[Pattern] = [
     re.compile(rb"a(b|c)*a"),
     re.compile(r"é+b"),
     re.compile(r"[^a]\n"),
+    re.compile(r"[^abc\n]"),
     re.compile(rb"(?m)^c"),
     re.compile(r"(a)\1\1"),
     re.compile(rb"(?<=b)c[ab]"),
@@ -95,6 +96,7 @@ several = st.lists(one, min_size=1, max_size=4)
 sizes = st.lists(st.integers(0, 9), max_size=40)
 
 
+@example("aé".encode(), [re.compile(r"[^abc\n]")], [2])  # half a character is none
 @given(texts, several, sizes)
 def test_any_cut_gives_the_matches_of_a_search_after_every_byte(
     text: bytes, wanted: list[Pattern], cuts: list[int]
