@@ -219,3 +219,13 @@ async def test_cancelled_anywhere_a_shared_spawner_works_on() -> None:
         assert await cancel_at_every_checkpoint(use_a_child) > 5
         assert not spawner.lost
         assert (await run(["/bin/true"])).status.success
+
+
+async def test_run_cancelled_anywhere_leaves_nothing() -> None:
+    async def use() -> None:
+        async with leaks():
+            await run(["/bin/sh", "-c", "cat; echo no >&2"], input=b"x" * 100_000)
+
+    async with shared_spawner() as spawner:
+        assert await cancel_at_every_checkpoint(use) > 5
+        assert not spawner.lost

@@ -42,6 +42,10 @@ def command_of(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
 def resident_kib(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0])
@@ -71,7 +75,9 @@ async def test_it_ends_with_its_last_user_and_another_one_may_follow() -> None:
         async with shared_spawner() as first:
             async with shared_spawner() as again:
                 assert again is first
+            assert (await run(["/bin/true"])).status.success  # it is up, and has its name
             assert command_of(first.pid).strip().endswith("qmpkit-spawner")
+            assert name_of(first.pid) == "qmpkit-spawner"
         async with shared_spawner() as second:
             assert second is not first
             assert second.pid != first.pid
