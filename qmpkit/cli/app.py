@@ -15,6 +15,7 @@ from qmpkit import __version__
 from qmpkit.cli import commands
 from qmpkit.cli.exits import EXIT_TABLE, Exit, exit_of
 from qmpkit.cli.talk import route_log, talk
+from qmpkit.errors import LaunchFailed
 
 __all__ = ["app", "run"]
 
@@ -102,4 +103,6 @@ def _leaves(error: BaseException) -> list[BaseException]:
 def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, LaunchFailed) and not talk.debug:
+        return f"{error.brief}\n(`--debug` shows QEMU's command.)"
     return str(error)

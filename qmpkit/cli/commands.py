@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 __all__ = ["ALL"]
 
@@ -82,7 +82,12 @@ async def run(
         bool, Parameter(help="Leave the guest before its first instruction.")
     ] = False,
     powerdown_grace: Annotated[
-        float, Parameter(help="Seconds the guest has to power down when stopped. Default: 30.")
+        float,
+        Parameter(
+            help="Seconds the guest has to power down when stopped; 0 ends it at once. "
+            "Default: 30.",
+            validator=validators.Number(gte=0),
+        ),
     ] = 30.0,
     logs: Annotated[
         Path | None, Parameter(help="Directory for logs of the consoles and of QEMU's stderr.")
