@@ -50,14 +50,13 @@ async def running(
     the block: `vm.wait()` returns and later calls raise MachineGone.  The block's own
     exception leaves as it is, together with a MachineDied in a group.
     """
-    async with opened(spec, logs=logs, options=options) as vm:
-        async with _surfacing_death(vm.machine):
-            if not paused:
-                await vm.resume()
-            yield vm
-            # A guest that stands still would not even see the button.
-            if powerdown_grace and vm.state is State.RUNNING:
-                await vm.shutdown(grace=powerdown_grace)
+    async with opened(spec, logs=logs, options=options) as vm, _surfacing_death(vm.machine):
+        if not paused:
+            await vm.resume()
+        yield vm
+        # A guest that stands still would not even see the button.
+        if powerdown_grace and vm.state is State.RUNNING:
+            await vm.shutdown(grace=powerdown_grace)
 
 
 @asynccontextmanager

@@ -65,14 +65,17 @@ async def service_nursery() -> AsyncIterator[ServiceNursery]:
 
 
 def raise_collapsed(group: BaseExceptionGroup[BaseException]) -> NoReturn:
-    """Raise the only leaf of *group* with its cause and context kept; else the group itself."""
-    leaf: BaseException = group
-    while isinstance(leaf, BaseExceptionGroup) and len(leaf.exceptions) == 1:
-        leaf = leaf.exceptions[0]
-    context = leaf.__context__
+    """Raise the only exception in *group*, its cause and context kept; else the group itself.
+
+    One level only: below it may be a group that the user raised and expects.
+    """
+    error: BaseException = group
+    if len(group.exceptions) == 1:
+        error = group.exceptions[0]
+    context = error.__context__
     try:
-        raise leaf
+        raise error
     finally:
         # Raising here would name the group as what was being handled, and hide the true context.
-        leaf.__context__ = context
-        del leaf, context, group
+        error.__context__ = context
+        del error, context, group

@@ -49,7 +49,7 @@ class LaunchOptions:
     """
 
     ready_within: float = 30.0
-    graces: Graces = Graces()
+    graces: Graces = attrs.field(factory=Graces)
     incoming: bool = False
     tools_socket: Path | None = None
     links: Mapping[str, socket.socket] = attrs.field(factory=dict)

@@ -23,6 +23,7 @@ import attrs
 import trio
 import trio.testing
 
+from qmpkit._trio import ServiceNursery
 from qmpkit.qmp.wire import Framer, NotAMessage, decode
 from qmpkit.testing.fake_commands import CommandTable, Refuse
 from qmpkit.testing.fake_link import Link, link_for
@@ -128,7 +129,7 @@ class FakeQemu(CommandTable):
 
     def __init__(
         self,
-        nursery: trio.Nursery,
+        nursery: trio.Nursery | ServiceNursery,
         kind: Literal["qmp", "agent"] = "qmp",
         capabilities: tuple[str, ...] = ("oob",),
         silent: bool = False,

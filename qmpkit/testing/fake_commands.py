@@ -90,6 +90,10 @@ class CommandTable:
         while self._afterwards:
             self._afterwards.pop(0)()
 
+    def after_reply(self, action: Callable[[], None]) -> None:
+        """Do *action* when the reply to the command at hand has been sent."""
+        self._afterwards.append(action)
+
     # --- what a guest or the host does to it
 
     def guest_shutdown(self) -> None:
@@ -156,13 +160,13 @@ class CommandTable:
         return {}
 
     def _do_quit(self, _: dict[str, Any]) -> object:
-        self._afterwards.append(lambda: self._shut_down("host-qmp-quit", guest=False))
+        self.after_reply(lambda: self._shut_down("host-qmp-quit", guest=False))
         return {}
 
     def _do_system_powerdown(self, _: dict[str, Any]) -> object:
         self.emit("POWERDOWN")
         if self.obeys_powerdown and self.status == "running":
-            self._afterwards.append(self.guest_shutdown)
+            self.after_reply(self.guest_shutdown)
         return {}
 
     def _do_system_reset(self, _: dict[str, Any]) -> object:
