@@ -36,6 +36,7 @@ class EventLog:
     """Numbers happenings and hands them to every subscriber; never blocks the one who tells."""
 
     def __init__(self) -> None:
+        self.closed = False
         self._numbers = count()
         self._subscribers: set[Happenings] = set()
 
@@ -45,11 +46,19 @@ class EventLog:
         for subscriber in self._subscribers:
             subscriber._put(happening)
 
+    def close(self) -> None:
+        """Nothing more will happen: iterations end when they have read what there is."""
+        self.closed = True
+        for subscriber in self._subscribers:
+            subscriber._close()
+
     @contextmanager
     def subscribe(self, buffer: int) -> Iterator[Happenings]:
         """Follow what happens from now on, within the block."""
         subscriber = Happenings(buffer)
         self._subscribers.add(subscriber)
+        if self.closed:
+            subscriber._close()
         try:
             yield subscriber
         finally:
@@ -58,11 +67,15 @@ class EventLog:
 
 
 class Happenings:
-    """An async iterator over happenings; raises EventsLost once when it was too slow."""
+    """An async iterator over happenings, which ends with the supervisor.
+
+    One that falls behind by more than its buffer can read what is in it, then gets
+    EventsLost once, and goes on with what happens after that.
+    """
 
     def __init__(self, buffer: int) -> None:
-        self._buffer = buffer
-        self._send, self._receive = trio.open_memory_channel[Happening](max(buffer, 1))
+        self._buffer = max(buffer, 1)
+        self._send, self._receive = trio.open_memory_channel[Happening](self._buffer)
         self._overflowed = False
 
     def __aiter__(self) -> Happenings:
@@ -78,6 +91,8 @@ class Happenings:
             raise StopAsyncIteration from None
 
     def _put(self, happening: Happening) -> None:
+        if self._overflowed:
+            return  # the reader is to learn of the gap where it is
         try:
             self._send.send_nowait(happening)
         except trio.WouldBlock:

@@ -16,11 +16,12 @@ from typing import Self
 
 import trio
 
+from qmpkit._running import opened
+from qmpkit._trio import raise_collapsed
 from qmpkit.errors import Fault, MachineDied, MachineGone, QmpkitError, SpecInvalid
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.machine.state import State
 from qmpkit.process.spawner import shared_spawner
-from qmpkit._running import opened
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.events import EventLog, Happenings
 from qmpkit.supervisor.table import Row
@@ -61,6 +62,8 @@ class Supervisor:
         self._nursery: trio.Nursery | None = None
 
     async def __aenter__(self) -> Self:
+        if self._log.closed or self._nursery is not None:
+            raise RuntimeError("a Supervisor is entered once: make another")
         await self._stack.enter_async_context(self._open())
         return self
 
@@ -90,51 +93,65 @@ class Supervisor:
     ) -> VM:
         """Start a machine and return when its guest runs (with *paused*, when it could).
 
-        Raises SpecInvalid, HostLacks or LaunchFailed as `qmpkit.running` does; the
-        siblings do not notice.  Cancelled, the machine is taken down again.
+        Raises SpecInvalid, HostLacks or LaunchFailed as `qmpkit.running` does, and
+        SpecInvalid for a name that a living machine has; the siblings do not notice.
+        MachineGone when `stop` or the block's end overtakes it.  Cancelled, the machine
+        is taken down again.
         """
-        if self._nursery is None:
-            raise RuntimeError("this supervisor is not open: use `async with Supervisor() as lab`")
-        record = self._admit(spec)
-        vm: VM = await self._nursery.start(self._keep, record, spec, paused, options)
+        record = await self._admit(spec)
+        vm: VM = await self._open_nursery().start(self._keep, record, spec, paused, options)
         return vm
 
     async def stop(self, *, powerdown_grace: float | None = None) -> None:
         """Stop every machine, all at the same time, and return when none is left.
 
         A guest that runs is asked to power down and ended when it has not within the
-        grace (default: the supervisor's own; 0 ends it at once).
+        grace (default: the supervisor's own; 0 ends it at once).  Starts under way are
+        given up.  Cancelled, those that were asked may still end.
         """
         grace = self.powerdown_grace if powerdown_grace is None else powerdown_grace
         async with trio.open_nursery() as nursery:
-            for vm in self.machines.values():
-                nursery.start_soon(_stop_one, vm, grace)
+            for record in self._records.values():
+                if not record.over.is_set():
+                    nursery.start_soon(_stop_one, record, grace)
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
-        async with shared_spawner(), trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                yield
-            finally:
-                self._nursery = None
-                await self._stop_all()
+        try:
+            async with shared_spawner(), trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    yield
+                finally:
+                    self._nursery = None
+                    await self._stop_all()
+        except BaseExceptionGroup as group:
+            raise_collapsed(group)
+        finally:
+            self._log.close()
 
     async def _stop_all(self) -> None:
         bound = self.powerdown_grace + LaunchOptions().graces.total
         with trio.move_on_after(bound, shield=True):
             await self.stop()
-        # Whoever is left, also in the middle of a start, is taken down by its own cleanup.
+        # Whoever is left is taken down by its own cleanup, which has a bound of its own.
         for record in self._records.values():
             record.scope.cancel()
 
-    def _admit(self, spec: MachineSpec) -> _Record:
-        known = self._records.get(spec.name)
-        if known is not None and not known.over:
-            fault = Fault("name", f"{spec.name!r} is taken by a machine of this supervisor")
-            raise SpecInvalid([fault], source=f"supervisor {self.name!r}")
-        record = _Record(spec.name, self._log)
-        self._records[spec.name] = record
+    def _open_nursery(self) -> trio.Nursery:
+        if self._nursery is None:
+            raise RuntimeError("this supervisor is not open: use `async with Supervisor() as lab`")
+        return self._nursery
+
+    async def _admit(self, spec: MachineSpec) -> _Record:
+        self._open_nursery()
+        while (known := self._records.get(spec.name)) and not known.over.is_set():
+            if known.vm is None or known.vm.report is None:
+                fault = Fault("name", f"{spec.name!r} is taken by a machine of this supervisor")
+                raise SpecInvalid([fault], source=f"supervisor {self.name!r}")
+            # It has ended, and the last of it vanishes in this moment.
+            await known.over.wait()
+        record = self._records[spec.name] = _Record(spec.name, self._log)
         return record
 
     async def _keep(
@@ -146,22 +163,40 @@ class Supervisor:
         task_status: trio.TaskStatus[VM],
     ) -> None:
         """One machine's whole life.  The one place where a machine's failure is caught."""
-        with record.scope:
+        try:
+            with record.scope:
+                await self._live(record, spec, paused, options, task_status)
+        except QmpkitError:
+            if not record.handed_over:
+                raise
+            log.exception("machine %r failed while it was taken down", record.name)
+        finally:
+            record.end()
+        if not record.handed_over:
+            raise MachineGone(record.name, "its start")
+
+    async def _live(
+        self,
+        record: _Record,
+        spec: MachineSpec,
+        paused: bool,
+        options: LaunchOptions | None,
+        task_status: trio.TaskStatus[VM],
+    ) -> None:
+        async with AsyncExitStack() as stack:
             try:
-                async with AsyncExitStack() as stack:
-                    vm = await self._bring_up(stack, record, spec, paused, options)
-                    # From here on it belongs to the supervisor: only `_stop_all` ends it.
-                    record.scope.shield = True
-                    record.started = True
-                    task_status.started(vm)
-                    await vm.wait()
-            except QmpkitError as error:
-                if not record.started:
-                    record.enter("failed", str(error))
-                    raise
-                log.exception("machine %r failed while it was taken down", record.name)
-            finally:
-                record.end()
+                vm = await self._bring_up(stack, record, spec, paused, options)
+            except Exception as error:
+                record.enter("failed", str(error))
+                raise
+            record.handed_over = True
+            task_status.started(vm)
+            # Had the caller been cancelled at this moment, the task is still the caller's:
+            # its cancellation strikes here, and a shield would keep it waiting for ever.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            # From here on it belongs to the supervisor: only `stop` ends it.
+            record.scope.shield = True
+            await vm.wait()
 
     async def _bring_up(
         self,
@@ -190,8 +225,8 @@ class _Record:
     def __init__(self, name: str, events: EventLog) -> None:
         self.name = name
         self.vm: VM | None = None
-        self.started = False
-        self.over = False
+        self.handed_over = False  # to the caller of `start`
+        self.over = trio.Event()
         self.scope = trio.CancelScope()
         self._events = events
         self._state = ""
@@ -208,9 +243,9 @@ class _Record:
         self._events.tell(self.name, state, cause)
 
     def end(self) -> None:
-        self.over = True
         if self._state in ("queued", "starting"):
             self.enter("failed", "the start was cancelled")
+        self.over.set()
 
     def row(self) -> Row:
         live = self.vm is not None and self.vm.report is None
@@ -224,8 +259,21 @@ class _Record:
         )
 
 
-async def _stop_one(vm: VM, grace: float) -> None:
-    """Stop one machine; a death on the way is in its report and is no fault of the stop."""
+async def _stop_one(record: _Record, grace: float) -> None:
+    """Stop one machine; what goes wrong with it is no reason to leave the others."""
+    vm = record.vm
+    if vm is None or not record.handed_over:
+        record.scope.cancel()
+    else:
+        try:
+            await _end(vm, grace)
+        except QmpkitError:
+            log.exception("machine %r could not be stopped in order", vm.name)
+            record.scope.cancel()
+    await record.over.wait()
+
+
+async def _end(vm: VM, grace: float) -> None:
     try:
         if grace and vm.state is State.RUNNING:
             await vm.shutdown(grace=grace)
