@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+import cattrs
 import tomli_w
 
 from qmpkit.errors import Fault, SpecInvalid
@@ -39,7 +40,7 @@ def spec_from_dict(data: Mapping[str, object], *, source: str = "") -> MachineSp
     fields = {key: value for key, value in data.items() if key != "schema"}
     try:
         spec = structure(fields)
-    except Exception as error:
+    except cattrs.BaseValidationError as error:
         raise SpecInvalid(_all_faults(fields, error), source) from None
     if faults := faults_of(spec):
         raise SpecInvalid(faults, source)

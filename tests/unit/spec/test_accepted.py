@@ -267,6 +267,17 @@ def test_a_second_monitor_answers(facts: Facts) -> None:
             assert child.wait(20) == 0
 
 
+@pytest.mark.kvm
+@pytest.mark.usefixtures("kvm_here")
+@pytest.mark.parametrize("machine", ["q35", "microvm"])
+def test_kvm_takes_it_too(facts: Facts, image: str, machine: str) -> None:
+    # Without the flag QEMU aborts on a paravirtual KVM; on any other it changes little.
+    kvm = attrs.evolve(facts, accel="kvm", cpu_flags=("-arch-capabilities",))
+    disk = Disk(image, format="raw", iothread="io")
+    spec = MachineSpec(machine=machine, cpu=2, disks=[disk], agent=True, rng=True)
+    assert start_and_quit(spec, kvm) == ""
+
+
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("path", [False, True])
 def test_ram_kinds(facts: Facts, tmp_path: Path, share: bool, path: bool) -> None:

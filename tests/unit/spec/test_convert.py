@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qmpkit.errors import SpecInvalid
 from qmpkit.spec.block import Disk, Overlay
@@ -211,3 +212,34 @@ def test_a_size_that_is_none_is_refused_by_the_constructor() -> None:
         Disk("a", format="raw", make="1GB")
     with pytest.raises(SpecInvalid, match="'lots' is not a size"):
         MachineSpec(memory="lots")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key) of a nested value."""
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    found = [(value, key) for key in keys]
+    inner = [value[key] for key in keys if isinstance(value[key], dict | list)]
+    return found + [place for item in inner for place in places(item)]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(machines(), st.data())
+def test_whatever_stands_in_a_table_only_ever_gives_faults(
+    spec: MachineSpec, data: st.DataObject
+) -> None:
+    table = spec_to_dict(spec, defaults=data.draw(st.booleans()))
+    for _ in range(data.draw(st.integers(1, 3))):
+        container, key = data.draw(st.sampled_from(places(table)))
+        container[key] = data.draw(JSON | st.sampled_from(["qcow2", "user", "1GiB", {}, []]))
+    try:
+        spec_from_dict(table)
+    except SpecInvalid as error:
+        assert error.faults  # and no other exception may come
+        assert str(error)
