@@ -30,8 +30,8 @@ async def test_a_linux_guest_lives(qemu: str) -> None:
     async with qmpkit.running(tiny(qemu)) as vm:
         await vm.console.expect("tiny# ")
         async with vm.paused():
-            assert vm.state is State.PAUSED
-        assert vm.state is State.RUNNING
+            stood = vm.state
+        assert (stood, vm.state) == (State.PAUSED, State.RUNNING)
         await vm.console.send_line("echo alive-$((6 * 7))")
         await vm.console.expect("alive-42")
         await vm.reset()
