@@ -70,7 +70,8 @@ class Disk:
 
     `file`, `format`: the image. `make`: what to create at start when it is missing,
     a size ("10GiB") or an `Overlay`; None means that it must exist. `interface`:
-    what the guest sees; "cdrom" is SATA, "scsi-cdrom" needs virtio-scsi in the guest.
+    what the guest sees; "cdrom" is SATA (Debian's cloud kernels have no driver for it),
+    "scsi-cdrom" needs virtio-scsi in the guest.
     `cache`: "none" bypasses the host's page cache, "writethrough" and "directsync"
     make every write durable, "unsafe" ignores flushes. `aio`: "native" needs
     "none" or "directsync". `discard`: pass the guest's trims on to the file.

@@ -69,8 +69,8 @@ def _all_faults(fields: Mapping[str, object], error: Exception) -> list[Fault]:
     faults = [finding.fault for finding in findings]
     try:
         spec = structure(rest)
-    except Exception:
-        return faults
+    except cattrs.BaseValidationError:
+        return faults  # too little is left to say more
     seen = [fault.path for fault in faults]
     faults += [fault for fault in faults_of(spec) if not _under(fault.path, seen)]
     return faults
@@ -88,10 +88,12 @@ _NEEDED: dict[Step, object] = {
 def _mend(data: Any, steps: tuple[Step, ...]) -> None:
     """Take the bad value out; where one is needed, put in one that offends nobody."""
     *parents, last = steps
-    for depth, step in enumerate(parents):
+    for step in parents:
+        if isinstance(step, int) and not data:
+            return  # the list went with another item
         if not isinstance(data[step], dict | list):
             # A short form, such as memory = "1GX" for memory.size: it goes as a whole.
-            last = parents[depth]
+            last = step
             break
         data = data[step]
     if isinstance(data, list):
