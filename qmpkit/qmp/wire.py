@@ -112,7 +112,10 @@ def encode(
         return b"%b%b}\n" % (_opening(verb, command), tail)
     # The encoder takes a dict for an object, but no other Mapping.
     plain = arguments if isinstance(arguments, dict) else dict(arguments)
-    body = _encode_value(plain).encode()
+    try:
+        body = _encode_value(plain).encode()
+    except RecursionError as error:
+        raise ValueError(f"the arguments of {command} are nested too deep for JSON") from error
     return b'%b,"arguments":%b%b}\n' % (_opening(verb, command), body, tail)
 
 

@@ -196,3 +196,11 @@ def test_abandoned_commands_are_remembered_within_a_bound(monkeypatch: pytest.Mo
         ident = _wait(pending, "x")
         pending.abandon(ident, lambda ident=ident: settled.append(ident))  # type: ignore[misc]
     assert settled == [1]
+
+
+def test_arguments_too_deep_for_json_are_refused() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="too deep"):
+        encode("execute", "x", {"a": deep}, 1)

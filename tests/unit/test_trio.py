@@ -1,0 +1,136 @@
+"""The service nursery: services outlive their user's cleanup, and nothing outlives the block."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from qmpkit._trio import ServiceNursery, raise_collapsed, service_nursery
+
+
+async def _serve(log: list[str], name: str = "service") -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        log.append(f"{name} ended")
+
+
+async def test_services_end_with_the_block() -> None:
+    log: list[str] = []
+    async with service_nursery() as services:
+        services.start_soon(_serve, log, name="named")
+        await wait_all_tasks_blocked()
+        log.append("body ended")
+    assert log == ["body ended", "service ended"]
+
+
+async def test_a_cancelled_body_cleans_up_while_services_still_serve() -> None:
+    log: list[str] = []
+    requests, serve = trio.open_memory_channel[trio.Event](0)
+
+    async def answer() -> None:
+        async for request in serve:
+            request.set()
+
+    with trio.CancelScope() as scope:
+        async with service_nursery() as services:
+            services.start_soon(answer)
+            try:
+                scope.cancel()
+                await trio.sleep_forever()
+            finally:
+                with trio.fail_after(5) as bound:
+                    bound.shield = True
+                    done = trio.Event()
+                    await requests.send(done)
+                    await done.wait()
+                    log.append("answered")
+    assert log == ["answered"]
+    assert scope.cancelled_caught
+
+
+async def test_the_body_is_cancelled_at_once_and_services_after_it(
+    autojump_clock: MockClock,
+) -> None:
+    log: list[str] = []
+    with trio.move_on_after(1):
+        async with service_nursery() as services:
+            services.start_soon(_serve, log)
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.move_on_after(3, shield=True):
+                    await trio.sleep(2)
+                log.append("body ended")
+    assert trio.current_time() == pytest.approx(3)
+    assert log == ["body ended", "service ended"]
+
+
+async def test_a_failing_service_cancels_the_block_and_leaves_unwrapped() -> None:
+    async def fail() -> None:
+        raise ValueError("service")
+
+    with pytest.raises(ValueError, match="service"):
+        async with service_nursery() as services:
+            services.start_soon(fail)
+            await trio.sleep_forever()
+
+
+async def test_one_error_of_the_body_leaves_unwrapped_with_its_cause() -> None:
+    cause = KeyError("cause")
+    with pytest.raises(ValueError, match="body") as caught:
+        async with service_nursery() as services:
+            services.start_soon(_serve, [])
+            raise ValueError("body") from cause
+    assert caught.value.__cause__ is cause
+
+
+async def test_several_errors_leave_as_a_group() -> None:
+    async def fail_when_ended() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise KeyError("service")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with service_nursery() as services:
+            services.start_soon(fail_when_ended)
+            await wait_all_tasks_blocked()
+            raise ValueError("body")
+    assert {type(error) for error in caught.value.exceptions} == {ValueError, KeyError}
+
+
+async def test_a_service_started_in_the_last_moment_never_runs() -> None:
+    log: list[str] = []
+    async with service_nursery() as services:
+        services.start_soon(_serve, log)
+    assert log == []
+
+
+async def test_a_service_may_start_services() -> None:
+    log: list[str] = []
+
+    async def parent(services: ServiceNursery) -> None:
+        services.start_soon(_serve, log, "child")
+        await _serve(log, "parent")
+
+    async with service_nursery() as services:
+        services.start_soon(parent, services)
+        await wait_all_tasks_blocked()
+    assert sorted(log) == ["child ended", "parent ended"]
+
+
+def test_collapsing_keeps_the_leafs_own_context() -> None:
+    inner, outer = KeyError("inner"), ValueError("outer")
+    outer.__context__ = inner
+    with pytest.raises(ValueError, match="outer") as caught:
+        raise_collapsed(ExceptionGroup("a", [ExceptionGroup("b", [outer])]))
+    assert caught.value.__context__ is inner
+
+
+def test_collapsing_keeps_a_group_of_several() -> None:
+    group = ExceptionGroup("a", [KeyError(), ValueError()])
+    with pytest.raises(ExceptionGroup) as caught:
+        raise_collapsed(group)
+    assert caught.value is group
