@@ -121,15 +121,26 @@ async def test_a_service_may_start_services() -> None:
     assert sorted(log) == ["child ended", "parent ended"]
 
 
-def test_collapsing_keeps_the_leafs_own_context() -> None:
+def test_collapsing_keeps_the_errors_own_context() -> None:
     inner, outer = KeyError("inner"), ValueError("outer")
     outer.__context__ = inner
     with pytest.raises(ValueError, match="outer") as caught:
-        raise_collapsed(ExceptionGroup("a", [ExceptionGroup("b", [outer])]))
+        try:
+            raise ExceptionGroup("a", [outer])
+        except ExceptionGroup as group:
+            raise_collapsed(group)
     assert caught.value.__context__ is inner
 
 
-def test_collapsing_keeps_a_group_of_several() -> None:
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_group_that_the_user_raised_stays_one(size: int) -> None:
+    theirs = ExceptionGroup("theirs", [KeyError()] * size)
+    with pytest.raises(ExceptionGroup) as caught:
+        raise_collapsed(ExceptionGroup("nursery", [theirs]))
+    assert caught.value is theirs
+
+
+def test_a_group_of_several_leaves_as_it_is() -> None:
     group = ExceptionGroup("a", [KeyError(), ValueError()])
     with pytest.raises(ExceptionGroup) as caught:
         raise_collapsed(group)
