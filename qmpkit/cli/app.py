@@ -43,6 +43,8 @@ def _flowing(text: str) -> str:
 for place, command in enumerate(commands.ALL):
     app.command(command, help=_flowing(command.__doc__ or ""), sort_key=place)
 
+app.meta.suppress_keyboard_interrupt = False  # not handed down; ours says something
+
 
 @app.meta.default
 def _launch(

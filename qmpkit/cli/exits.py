@@ -29,6 +29,7 @@ Exit status:
   3    this host lacks something: KVM, a program, a right
   4    the monitor of another QEMU is absent, busy, silent or lost
   130  interrupted by Ctrl-C before there was anything to stop
+  141  nobody read the output any more
 """
 
 

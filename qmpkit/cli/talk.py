@@ -5,6 +5,7 @@ rich honours NO_COLOR, FORCE_COLOR, TERM=dumb and a stream that is no terminal.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
@@ -42,6 +43,17 @@ class _Stderr:
         return sys.stderr.fileno()
 
 
+class _TalkConsole(Console):
+    def on_broken_pipe(self) -> None:
+        # Nobody listens any more. That is no reason to drop a running machine.
+        self.quiet = True
+
+
+class _DataConsole(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, "nobody reads the output")
+
+
 class Talk:
     """Everything that is said to the person at the terminal."""
 
@@ -54,7 +66,7 @@ class Talk:
     def console(self) -> Console:
         """The console on stderr."""
         if self._console is None:
-            self._console = Console(file=self._stream, emoji=False)  # type: ignore[arg-type]
+            self._console = _TalkConsole(file=self._stream, emoji=False)  # type: ignore[arg-type]
         return self._console
 
     def raw_terminal(self, raw: bool) -> None:
@@ -114,8 +126,8 @@ def route_log(debug: bool) -> None:
 def stdout_console() -> Console:
     """For tables: as wide as they need where nobody looks at the width."""
     if sys.stdout.isatty():
-        return Console(emoji=False)
-    return Console(emoji=False, width=10_000)
+        return _DataConsole(emoji=False)
+    return _DataConsole(emoji=False, width=10_000)
 
 
 def print_json(value: Any, *, compact: bool = False) -> None:
@@ -125,7 +137,7 @@ def print_json(value: Any, *, compact: bool = False) -> None:
         return
     from rich.json import JSON
 
-    Console(emoji=False).print(JSON.from_data(value), soft_wrap=True)
+    _DataConsole(emoji=False).print(JSON.from_data(value), soft_wrap=True)
 
 
 async def note_later(message: str, scope: trio.CancelScope, after: float = 1.0) -> None:

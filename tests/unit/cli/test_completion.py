@@ -1,0 +1,79 @@
+"""A real bash completes with the script that `qmpkit completion bash` prints."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from qmpkit.cli.completion import completion_script
+from qmpkit.spec.profile import profile_names
+
+# Loads the script as a person does, then asks readline's way: COMP_WORDS, COMPREPLY.
+_ASK = """
+set -u
+source "$1"; shift
+spec=$(complete -p qmpkit)
+[[ "$spec" == *"-o default"* ]] || exit 1
+COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMPREPLY=()
+_qmpkit
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+class Bash:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.script = folder / "completion.bash"
+        self.script.write_text(completion_script("bash"))
+        program = folder / "qmpkit"
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m qmpkit.cli "$@"\n')
+        program.chmod(0o755)
+
+    def complete(self, *words: str) -> list[str]:
+        """What Tab offers after *words*, the last of which is being typed."""
+        ran = subprocess.run(
+            ["bash", "--norc", "-c", _ASK, "bash", str(self.script), "qmpkit", *words],
+            env={**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        assert ran.returncode == 0, ran.stderr
+        return [line for line in ran.stdout.split("\n") if line]
+
+
+@pytest.fixture
+def bash(tmp_path: Path) -> Bash:
+    return Bash(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["run", "argv"])
+def test_a_profiles_name(bash: Bash, command: str) -> None:
+    assert bash.complete(command, "") == list(profile_names())
+    assert bash.complete(command, "q3") == ["q35"]
+    assert bash.complete(command, "--paused", "micro") == ["microvm"]
+
+
+def test_no_profile_fits_so_readline_completes_paths(bash: Bash) -> None:
+    assert bash.complete("run", "./we") == []
+
+
+def test_commands_and_options(bash: Bash) -> None:
+    assert bash.complete("") == ["run", "profiles", "argv", "qmp", "completion"]
+    assert bash.complete("pro") == ["profiles"]
+    assert bash.complete("run", "--he") == ["--headless", "--help"]
+    assert bash.complete("completion", "b") == ["bash"]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_the_other_shells_get_a_script(shell: Literal["zsh", "fish"]) -> None:
+    script = completion_script(shell)
+    assert "qmpkit" in script
+    for word in ("profiles", "headless", "tools-socket", "__complete"):
+        assert word in script

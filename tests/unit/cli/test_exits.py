@@ -1,0 +1,67 @@
+"""Each error gives the exit status that the help promises."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmpkit.cli.exits import EXIT_TABLE, Exit, Refusal, exit_of
+from qmpkit.errors import (
+    BinaryMissing,
+    Fault,
+    GuestRefused,
+    HostLacks,
+    ImageInUse,
+    KvmUnavailable,
+    LaunchFailed,
+    QmpkitError,
+    SpecInvalid,
+)
+from qmpkit.qmp.errors import (
+    CommandRefused,
+    MonitorAbsent,
+    MonitorBusy,
+    MonitorGarbled,
+    MonitorLost,
+    MonitorSilent,
+    MonitorTorn,
+)
+
+INVALID = SpecInvalid([Fault("name", "is missing")])
+REFUSED = CommandRefused("vm", "cont", {}, {"error": {"class": "GenericError", "desc": "no"}})
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (INVALID, 2),
+        (ImageInUse("a.qcow2", "open", "locked"), 2),
+        (Refusal("which command?"), 2),
+        (HostLacks("no tun"), 3),
+        (KvmUnavailable("no kvm"), 3),
+        (BinaryMissing("no qemu"), 3),
+        (LaunchFailed("vm", ["qemu"], "exit status 1", ""), 1),
+        (GuestRefused("vm", "to stop", "no"), 1),
+        (REFUSED, 1),
+        (QmpkitError("other"), 1),
+        (MonitorAbsent("/x", "no such file"), 4),
+        (MonitorBusy("vm", 1.0), 4),
+        (MonitorSilent("vm", 1.0), 4),
+        (MonitorLost("vm", "closed"), 4),
+        (MonitorTorn("vm", b"{"), 4),
+        (MonitorGarbled("vm", "no JSON"), 4),
+        (PermissionError(13, "Permission denied", "/x"), 1),
+        (KeyboardInterrupt(), 130),
+        (KeyError("a bug"), None),
+        (OSError("a bug without errno"), None),
+        (ExceptionGroup("two", [INVALID, HostLacks("no tun")]), 3),
+        (ExceptionGroup("two", [INVALID, KeyError("a bug")]), None),
+        (BaseExceptionGroup("one", [KeyboardInterrupt()]), 130),
+    ],
+)
+def test_status(error: BaseException, status: int | None) -> None:
+    assert exit_of(error) == status
+
+
+def test_the_help_lists_every_status() -> None:
+    told = {line.split()[0] for line in EXIT_TABLE.splitlines()[1:]}
+    assert told == {str(code.value) for code in Exit}
