@@ -1,4 +1,4 @@
-"""The same tests on a fake, on a clock that jumps, and on every real QEMU there is."""
+"""The same tests on a fake and on every real QEMU there is."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Protocol
 
 import attrs
 import pytest
-import trio
-import trio.testing
 
 from qmpkit.host.capabilities import Capabilities
 from qmpkit.host.kvm import KvmFacts
@@ -92,16 +90,9 @@ def host() -> FakeHost:
 
 
 @pytest.fixture
-def clock(where: str) -> trio.abc.Clock | None:
-    """Time jumps for the fake; a real QEMU needs the real one."""
-    return trio.testing.MockClock(autojump_threshold=0) if where == FAKE else None
-
-
-@pytest.fixture
 def launch(
     where: str,
     host: FakeHost,
-    clock: trio.abc.Clock | None,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> Launch:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import trio
+import trio.testing
 
 from qmpkit.errors import MachineDied, MachineGone
 from qmpkit.machine.machine import Graces, Machine
