@@ -109,6 +109,7 @@ async def test_one_that_is_silent_from_some_day_on(
     async with leaks():
         async with launched(BARE, LaunchOptions(graces=GRACES), start=host.start) as machine:
             host["bare"].qemu.misbehave("query-status", Silent())
+            host["bare"].qemu.on("quit", {})
             with trio.move_on_after(30) as patience:
                 await machine.execute("query-status")
             assert patience.cancelled_caught
@@ -180,7 +181,12 @@ async def test_a_reply_torn_by_a_crash_is_a_crash(
     async with launched(BARE, start=host.start) as machine:
         fake = host["bare"]
         fake.qemu.misbehave("stop", HalfSent())
-        fake.qemu.on("stop", lambda _: fake.qemu.after_reply(lambda: fake.process.end(11)) or {})
+
+        def crash(_: object) -> object:
+            fake.qemu.after_reply(lambda: fake.process.end(11))
+            return {}
+
+        fake.qemu.on("stop", crash)
         with pytest.raises(MachineDied, match=r"'bare' died: QEMU crashed \(exit status 11\)"):
             await power.pause(machine)
 
