@@ -121,8 +121,7 @@ class FakeHost:
                 machine = FakeMachine(qemu, FakeProcess(qemu), theirs)
                 self._machines[name] = machine
                 self.prepare(machine)
-                ours["qmp"] = stack.enter_context(qemu.dial("socket"))
-                ours["qmp"].setblocking(False)
+                ours["qmp"] = stack.enter_context(_monitor(machine))
                 services.start_soon(_close_at_end, machine)
                 self.alive.append(name)
                 try:
@@ -131,6 +130,17 @@ class FakeHost:
                 finally:
                     self.alive.remove(name)
                     machine.process.end(signal.SIGKILL)
+
+
+def _monitor(machine: FakeMachine) -> socket.socket:
+    """Our end of the monitor; of one that is dead already, a closed one."""
+    if machine.process.status is None:
+        ours: socket.socket = machine.qemu.dial("socket")
+    else:
+        ours, theirs = socket.socketpair()
+        theirs.close()
+    ours.setblocking(False)
+    return ours
 
 
 async def _close_at_end(machine: FakeMachine) -> None:

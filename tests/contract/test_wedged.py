@@ -47,9 +47,7 @@ async def test_one_that_never_greets(host: FakeHost, autojump_clock: MockClock) 
 
 async def test_one_that_ends_before_it_greets(host: FakeHost, autojump_clock: MockClock) -> None:
     def die(machine: FakeMachine) -> None:
-        machine.qemu.silent = True
         machine.process.stderr_tail = "qemu: Cannot allocate memory\n"
-        machine.qemu.on("qmp_capabilities", {})
         machine.process.end(1)
 
     host.prepare = die
