@@ -100,7 +100,8 @@ class Session:
         Commands of several tasks are under way at once; QEMU runs them in the order
         of sending.  *fds* travel with the command (unix sockets only) and stay the
         caller's to close.  *oob* overtakes commands that are under way (`exec-oob`,
-        QEMU 2.12, only for commands whose schema has `allow-oob`).
+        QEMU 2.12, only for commands whose schema has `allow-oob`).  QEMU reads no
+        further while eight commands wait: keep fewer under way where one must overtake.
 
         There is no timeout: use `trio.fail_after`.  When cancelled, a command whose
         first byte has left has an unknown outcome and its late reply is dropped; one

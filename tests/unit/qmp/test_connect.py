@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 import qmpkit
 from qmpkit.qmp.connect import held
 from qmpkit.qmp.errors import MonitorAbsent, MonitorBusy, MonitorGarbled, MonitorSilent
+from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.fake import fake_qemu
 
 BOUND = 0.1  # seconds; real ones, as the kernel's sockets know no other clock
@@ -135,6 +137,22 @@ async def test_leaving_the_block_leaves_qemu_to_the_next(tmp_path: Path) -> None
         for _ in range(3):
             async with qmpkit.connect(path) as qmp:
                 await qmp.execute("query-status")
+
+
+async def test_cancelled_at_every_checkpoint_nothing_stays_open(tmp_path: Path) -> None:
+    path = tmp_path / "qmp"
+
+    async def visit() -> None:
+        async with qmpkit.connect(path) as qmp:
+            await qmp.execute("query-status")
+
+    async def check() -> None:
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert open_sockets() == before
+
+    async with listening(path):
+        before = open_sockets()
+        assert await cancel_at_every_checkpoint(visit, after=check) >= 4
 
 
 TABLE = """\

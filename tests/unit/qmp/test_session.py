@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -26,6 +27,7 @@ from qmpkit.qmp.errors import (
     MonitorTorn,
 )
 from qmpkit.qmp.session import Session, open_session
+from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.fake import (
     Duplicated,
     FakeQemu,
@@ -330,6 +332,26 @@ async def test_cancelled_anywhere_the_session_stays_usable(over: Over, steps: in
         assert not qmp._pending.waiting
 
 
+async def test_cancelled_at_every_checkpoint_nothing_stays_open(over: Over) -> None:
+    async with fake_qemu() as fake:
+
+        async def whole_life() -> None:
+            async with open_session(fake.dial(over), name="vm") as qmp:
+                with qmp.subscribe("POKED") as pokes:
+                    for _ in range(2):
+                        await qmp.execute("poke")
+                        await pokes.next()
+
+        async def check() -> None:
+            await wait_all_tasks_blocked()
+            assert _open_fds() == before
+
+        fake.on("poke", lambda _: fake.emit("POKED"))
+        before = _open_fds()
+        struck = await cancel_at_every_checkpoint(whole_life, after=check)
+        assert struck >= 6
+
+
 async def test_in_a_cancelled_scope_nothing_is_sent(over: Over) -> None:
     async with pair(over) as (fake, qmp):
         with trio.CancelScope() as scope:
@@ -493,6 +515,24 @@ async def test_a_bad_descriptor_harms_nothing() -> None:
 
 
 # --- size and load
+
+
+async def _seconds_for_reply(qmp: Session, size: int) -> float:
+    started = time.perf_counter()
+    reply = await qmp.execute("reply", {"size": size})
+    assert len(reply) == size
+    return time.perf_counter() - started
+
+
+async def test_replies_of_many_megabytes_take_linear_time(over: Over) -> None:
+    mega = 1024 * 1024
+    async with pair(over) as (fake, qmp):
+        fake.on("reply", lambda arguments: "x" * arguments["size"])
+        small = min([await _seconds_for_reply(qmp, mega // 2) for _ in range(5)])
+        large = min([await _seconds_for_reply(qmp, 16 * mega) for _ in range(3)])
+        assert await qmp.execute("query-status")
+    # Linear is 32 times as long and quadratic 1024; between them lies the machine's noise.
+    assert large < 32 * 6 * small
 
 
 async def test_events_in_a_flood_do_not_starve_replies() -> None:
