@@ -44,7 +44,11 @@ __all__ = ["Direction", "Observer", "Session", "Strays", "open_session"]
 
 Direction = Literal["sent", "received"]
 Observer = Callable[[Direction, bytes, float], None]
-"""Called with every message, whole, and `time.monotonic()` in seconds."""
+"""Called with every message, whole and without its line end, and `time.monotonic()` in seconds.
+
+It runs inside the reader and the sender: it must not block.  One that raises is
+logged and taken off.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -295,7 +299,7 @@ class Session:
     def _observe(self, direction: Direction, data: bytes) -> None:
         assert self._observer is not None
         try:
-            self._observer(direction, data, time.monotonic())
+            self._observer(direction, data.rstrip(b"\r\n"), time.monotonic())
         except Exception:
             # Not the command's fault, nor the reader's: the observer alone is dropped.
             _log.exception("machine %r: the QMP observer failed and is taken off", self.name)

@@ -577,7 +577,8 @@ async def test_the_observer_sees_every_message_and_may_fail(
         assert [direction for direction, _, _ in seen] == [
             "received", "sent", "received", "sent", "received",
         ]  # fmt: skip
-        assert b"query-status" in seen[3][1]
+        assert seen[3][1] == b'{"execute":"query-status","id":2}'
+        assert seen[4][1].endswith(b"}")
         assert all(a[2] <= b[2] for a, b in pairwise(seen))
         await qmp.execute("cont")
         assert await qmp.execute("query-status")
