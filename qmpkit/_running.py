@@ -16,6 +16,7 @@ from qmpkit.images.prepare import prepared_disks
 from qmpkit.machine.launch import LaunchOptions, Starter, launched, start_qemu
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.state import State
+from qmpkit.process.spawner import shared_spawner
 from qmpkit.qmp.errors import MonitorLost
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.vm import VM
@@ -50,7 +51,11 @@ async def running(
     the block: `vm.wait()` returns and later calls raise MachineGone.  The block's own
     exception leaves as it is, together with a MachineDied in a group.
     """
-    async with opened(spec, logs=logs, options=options) as vm, _surfacing_death(vm.machine):
+    async with (
+        shared_spawner(),  # first of all, so that it comes up while we look around
+        opened(spec, logs=logs, options=options) as vm,
+        _surfacing_death(vm.machine),
+    ):
         if not paused:
             await vm.resume()
         yield vm

@@ -21,7 +21,8 @@ from qmpkit.errors import LaunchFailed
 from qmpkit.host.resolve import Resolution
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
-from qmpkit.process.child import ChildLike, child
+from qmpkit.process.child import Child, ChildLike, child
+from qmpkit.process.errors import SpawnFailed
 from qmpkit.process.sockets import listening_socket
 from qmpkit.qmp.errors import MonitorGarbled, MonitorLost, MonitorSilent
 from qmpkit.qmp.session import Observer, Session, open_session
@@ -80,17 +81,29 @@ async def start_qemu(resolution: Resolution, options: LaunchOptions) -> AsyncIte
         with ExitStack() as theirs:
             wiring = _wire(spec, options, ours, theirs)
             argv = render(spec, resolution.facts, wiring.endpoints, incoming=options.incoming)
-            process = await ours.enter_async_context(
-                child(
-                    argv,
-                    fds=wiring.theirs,
-                    env={**os.environ, **spec.env} if spec.env else None,
-                    stderr_log=options.stderr_log,
-                    name=spec.name,
-                )
-            )
+            process = await _run(ours, spec, argv, wiring, options)
         # Their ends are closed here now: QEMU's death is an end of file on ours.
         yield Started(process, tuple(argv), wiring.ours)
+
+
+async def _run(
+    ours: AsyncExitStack,
+    spec: MachineSpec,
+    argv: list[str],
+    wiring: _Wiring,
+    options: LaunchOptions,
+) -> Child:
+    process = child(
+        argv,
+        fds=wiring.theirs,
+        env={**os.environ, **spec.env} if spec.env else None,
+        stderr_log=options.stderr_log,
+        name=spec.name,
+    )
+    try:
+        return await ours.enter_async_context(process)
+    except SpawnFailed as failed:
+        raise LaunchFailed(spec.name, argv, None, str(failed), failed.cure) from failed
 
 
 class _Wiring:

@@ -21,6 +21,7 @@ from qmpkit._trio import raise_collapsed
 from qmpkit.errors import Fault, MachineDied, MachineGone, QmpkitError, SpecInvalid
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.machine.state import State
+from qmpkit.process.limits import raise_nofile
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.events import EventLog, Happenings
@@ -117,6 +118,7 @@ class Supervisor:
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
+        raise_nofile()  # a machine takes about 8 descriptors
         try:
             async with shared_spawner(), trio.open_nursery() as nursery:
                 self._nursery = nursery
