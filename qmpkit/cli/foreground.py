@@ -126,7 +126,7 @@ class _Foreground:
                 case AttachEnd.MACHINE:
                     return
                 case AttachEnd.HANGUP:
-                    self._stopper.request()
+                    self._stopper.hang_up()
                     break
         await self._stand_by()
 

@@ -38,6 +38,7 @@ class Stopper:
         self._start = start
         self._grace = grace
         self._vm: VM | None = None
+        self._stopping = False
         self._asked, self._asking = trio.open_memory_channel[VM](math.inf)
 
     def attend(self, vm: VM) -> None:
@@ -48,15 +49,24 @@ class Stopper:
         """Take each of *signals* as one request, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._take_steps, nursery)
-            async for _ in signals:
-                self.request()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    self.hang_up()
+                else:
+                    self.request()
 
     def request(self) -> None:
         """Ask for the next step; it does not wait for the steps before it to end."""
+        self._stopping = True
         if self._vm is None:
             self._start.cancel()
         else:
             self._asked.send_nowait(self._vm)
+
+    def hang_up(self) -> None:
+        """The terminal has gone, which is noticed in two ways: a request, unless there was one."""
+        if not self._stopping:
+            self.request()
 
     async def _take_steps(self, nursery: trio.Nursery) -> None:
         for step in (self._power_down, self._quit, self._kill):

@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -23,7 +23,11 @@ __all__ = ["Talk", "note_later", "noted", "print_json", "route_log", "stdout_con
 
 
 class _Stderr:
-    """The current stderr; while the terminal is raw, lines need their carriage return."""
+    """The current stderr; while the terminal is raw, lines need their carriage return.
+
+    Talk that cannot be said (the terminal has gone, nobody reads the pipe) is no reason
+    to drop a running machine.
+    """
 
     encoding = "utf-8"
 
@@ -31,22 +35,19 @@ class _Stderr:
         self.raw = False
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text.replace("\n", "\r\n") if self.raw else text)
+        with suppress(OSError):
+            sys.stderr.write(text.replace("\n", "\r\n") if self.raw else text)
+        return len(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
 
     def isatty(self) -> bool:
         return sys.stderr.isatty()
 
     def fileno(self) -> int:
         return sys.stderr.fileno()
-
-
-class _TalkConsole(Console):
-    def on_broken_pipe(self) -> None:
-        # Nobody listens any more. That is no reason to drop a running machine.
-        self.quiet = True
 
 
 class _DataConsole(Console):
@@ -66,7 +67,7 @@ class Talk:
     def console(self) -> Console:
         """The console on stderr."""
         if self._console is None:
-            self._console = _TalkConsole(file=self._stream, emoji=False)  # type: ignore[arg-type]
+            self._console = Console(file=self._stream, emoji=False)  # type: ignore[arg-type]
         return self._console
 
     def raw_terminal(self, raw: bool) -> None:

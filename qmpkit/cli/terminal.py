@@ -52,4 +52,5 @@ async def enter_pressed() -> None:
 def tidy(shown: bytes) -> None:
     """Our lines begin at the left after what was *shown*, in no colour of the guest's."""
     if sys.stdout.isatty():
-        os.write(sys.stdout.fileno(), b"\x1b[0m" if shown.endswith(b"\n") else b"\x1b[0m\r\n")
+        with suppress(OSError):  # the terminal has gone
+            os.write(sys.stdout.fileno(), b"\x1b[0m" if shown.endswith(b"\n") else b"\x1b[0m\r\n")
