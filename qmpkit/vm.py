@@ -181,9 +181,14 @@ class VM:
         return SpecInvalid([Fault(path, message, hint)], source=f"machine {self.name!r}")
 
     def _open_console(self, channel: str, logs: Path | None) -> Console:
-        log = None if logs is None else BoundedLog(logs / f"{channel}.log")
+        log = None
+        if logs is not None:
+            log = BoundedLog(logs / f"{channel}.log")
+            self.machine.services.start_soon(log.run, name=f"log of {channel} of {self.name}")
         stream = self.machine.streams[channel]
-        console = Console(stream, name=self.name, channel=channel, log=log)
+        console = Console(
+            stream, name=self.name, channel=channel, log=log, verdict=self.machine.verdict
+        )
         self.machine.services.start_soon(console.run, name=f"{channel} of {self.name}")
         return console
 
@@ -191,6 +196,7 @@ class VM:
         stream = self.machine.streams.get("agent")
         if stream is None:
             return None
-        agent = Agent(stream, name=self.name, monitor=self.machine)
+        machine = self.machine
+        agent = Agent(stream, name=self.name, monitor=machine, verdict=machine.verdict)
         self.machine.services.start_soon(agent.serve, name=f"agent of {self.name}")
         return agent
