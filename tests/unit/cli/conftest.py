@@ -11,6 +11,12 @@ from qmpkit.cli.talk import talk
 
 
 @pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Help is laid out for 80 columns, whoever runs the tests."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture(autouse=True)
 def own_log() -> Iterator[None]:
     log = logging.getLogger("qmpkit")
     before = (log.handlers, log.level, log.propagate)
