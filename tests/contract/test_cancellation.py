@@ -119,8 +119,12 @@ async def test_a_supervisor_at_every_checkpoint(host: FakeHost) -> None:
     assert cancelled > 30
 
 
-async def test_only_a_start_at_every_checkpoint(host: FakeHost) -> None:
-    """What the cancelled start was part of goes on, and so do the siblings."""
+@pytest.mark.parametrize("paused", [False, True])
+async def test_only_a_start_at_every_checkpoint(host: FakeHost, *, paused: bool) -> None:
+    """What the cancelled start was part of goes on, and so do the siblings.
+
+    Paused, nothing is awaited between QEMU's last reply and the hand-over.
+    """
     async with shared_spawner(), leaks(), lab(host) as supervisor:
         await supervisor.start(_named("sibling"))
 
@@ -133,6 +137,6 @@ async def test_only_a_start_at_every_checkpoint(host: FakeHost) -> None:
                 assert rows["other"].state in ("failed", "gone")
 
         cancelled = await cancel_at_every_checkpoint(
-            lambda: supervisor.start(_named("other")), after=check_others
+            lambda: supervisor.start(_named("other"), paused=paused), after=check_others
         )
     assert cancelled > 10
