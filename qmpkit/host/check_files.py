@@ -11,6 +11,7 @@ from pathlib import Path
 
 import attrs
 
+from qmpkit._paths import cache_dir
 from qmpkit.errors import BinaryMissing, Fault, ImageInUse
 from qmpkit.host.findings import Problem, lacking
 from qmpkit.host.headers import Header, backing_path, read_header
@@ -172,9 +173,18 @@ def _unreadable(path: Path, where: str, hint: str = "") -> Iterator[Problem]:
     try:
         _open_once(path)
     except FileNotFoundError:
-        yield Problem(Fault(where, f"{str(path)!r} does not exist", _similar(path) or hint))
+        cure = _guest_builder(path) or _similar(path) or hint
+        yield Problem(Fault(where, f"{str(path)!r} does not exist", cure))
     except OSError as error:
         yield Problem(Fault(where, f"{str(path)!r} cannot be read: {_reason(error)}"))
+
+
+def _guest_builder(path: Path) -> str:
+    """A part of a shipped profile's test guest is made, not corrected."""
+    guests = cache_dir() / "guests"
+    if not path.is_relative_to(guests) or path == guests:
+        return ""
+    return f"python -m qmpkit.testing.guests {path.relative_to(guests).parts[0]} makes it"
 
 
 def _open_once(path: Path) -> None:

@@ -44,6 +44,14 @@ def test_nothing_to_complain_about(tmp_path: Path) -> None:
     assert told(spec) == []
 
 
+def test_missing_test_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMPKIT_CACHE_DIR", str(tmp_path))
+    vmlinux = str(tmp_path / "guests/tiny/vmlinux")
+    assert told(MachineSpec(kernel=Kernel(vmlinux))) == [
+        f"kernel.image: {vmlinux!r} does not exist (python -m qmpkit.testing.guests tiny makes it)"
+    ]
+
+
 def test_missing_image(tmp_path: Path) -> None:
     path = tmp_path / "absent.qcow2"
     assert told(one_disk(path)) == [
