@@ -1,0 +1,98 @@
+"""What the README shows is true: its program runs, its file loads, its commands exist."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qmpkit
+from qmpkit import Disk, Forward, Overlay, UserNic
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_file_is_the_spec_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "web.toml").write_text(blocks("toml")[0])
+    spec = qmpkit.load_profile(tmp_path / "web.toml")
+    assert (spec.name, spec.machine, str(spec.memory.size)) == ("web", "q35", str(1 << 30))
+    base = Overlay(str(tmp_path / "debian.qcow2"), format="qcow2")
+    assert spec.disks == (
+        Disk(str(tmp_path / "web.qcow2"), format="qcow2", make=base, id=spec.disks[0].id),
+    )
+    nic = UserNic(forwards=[Forward(host=2222, guest=22)], id=spec.nics[0].id)
+    assert spec.nics == (nic,)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_every_block_is_python(code: str) -> None:
+    tree = ast.parse(f"async def block():\n{_indented(code)}")
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "qmpkit"
+    }
+    assert used <= set(qmpkit.__all__)
+
+
+def _indented(code: str) -> str:
+    return "".join(f"    {line}" for line in code.splitlines(keepends=True))
+
+
+FRONTS = {"vm": qmpkit.VM, "vm.console": qmpkit.Console, "vm.agent": qmpkit.Agent}
+
+
+def methods() -> list[str]:
+    """The methods in the table: `vm.console.expect` `send_line` are two of vm.console."""
+    found = []
+    for row in re.findall(r"^\|[^|`]+\| (`vm\..*) \|$", README, re.MULTILINE):
+        words = re.findall(r"`([\w.]+)`", row)
+        front = words[0].rpartition(".")[0]
+        found += [f"{front}.{word.rpartition('.')[2]}" for word in words]
+    return found
+
+
+def test_the_table_of_methods_is_read() -> None:
+    assert {"vm.pause", "vm.wait", "vm.console.send_line", "vm.agent.interfaces"} <= set(methods())
+
+
+@pytest.mark.parametrize("method", methods())
+def test_every_method_exists(method: str) -> None:
+    front, _, name = method.rpartition(".")
+    assert callable(getattr(FRONTS[front], name)) or name == "output"
+
+
+@pytest.mark.parametrize("script", re.findall(r"`(scripts/[\w/]+)", README))
+def test_every_script_exists(script: str) -> None:
+    assert os.access(ROOT / script, os.X_OK)
+
+
+def test_every_error_exists() -> None:
+    section = README.split("## Errors")[1].split("## ")[0]
+    for name in re.findall(r"`([A-Z]\w+)`", section):
+        assert issubclass(getattr(qmpkit, name), qmpkit.QmpkitError)
+
+
+@pytest.mark.live
+@pytest.mark.bound(60)
+def test_the_ten_lines_run() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", blocks("python")[0]], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert lines[0].startswith("Linux 6.")
+    assert lines[-2] == "State.PAUSED"
+    assert lines[-1].startswith("the guest shut itself down after")
