@@ -125,13 +125,23 @@ class Machine:
     async def explain(self, lost: MonitorLost, asked: str) -> None:
         """Raise MachineGone or MachineDied when the machine's end is what *lost* comes from.
 
-        Returns when QEMU lives on without its monitor; only the first who ask wait for
-        that verdict, up to 5 s.
+        Returns when QEMU lives on without its monitor.
+        """
+        report = await self.verdict()
+        if report is not None:
+            raise self._ended_error(report, asked) from lost
+
+    async def verdict(self) -> ExitReport | None:
+        """How the machine has ended, for whoever saw one of its channels end.
+
+        A channel ends some milliseconds before the process is seen to.  None when QEMU
+        lives on without it; only the first who ask wait for that, up to 5 s.
         """
         if self._ends_meet_by is None:
             self._ends_meet_by = trio.current_time() + _ENDS_MEET
         with trio.move_on_at(self._ends_meet_by):
-            raise self._ended_error(await self.wait(), asked) from lost
+            await self.wait()
+        return self.report
 
     def subscribe(
         self, *names: str, where: Mapping[str, Any] | None = None, buffer: int = 1000

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from qmpkit._trio import ServiceNursery
+from qmpkit.machine.report import ExitReport
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["Monitor", "Screened"]
+__all__ = ["Monitor", "Screened", "Verdict"]
+
+Verdict = Callable[[], Awaitable[ExitReport | None]]
+"""Tells how a machine has ended when one of its channels has, None when it lives on."""
 
 
 class Monitor(Protocol):

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import trio
 
-from qmpkit.errors import AgentSilent, MachineGone
+from qmpkit.errors import AgentSilent, MachineDied, MachineGone
 from qmpkit.operations import agent_files, agent_info, agent_run
-from qmpkit.operations._protocols import Monitor
+from qmpkit.operations._protocols import Monitor, Verdict
 from qmpkit.operations.agent_info import GuestInterface, OsInfo
 from qmpkit.operations.agent_link import AgentLink
 from qmpkit.operations.agent_run import Completed, OnCancel
@@ -35,19 +35,25 @@ class Agent:
 
     Every method raises AgentSilent at once when no agent is running in the guest,
     also when it stops meanwhile, AgentRefused (a GuestRefused) with what the
-    agent said, and MachineGone when the machine has ended.  A paused or hung guest
-    answers nothing: bound your calls with `trio.fail_after`.
+    agent said, MachineGone when the machine has ended, MachineDied when it crashed.
+    A paused or hung guest answers nothing: bound your calls with `trio.fail_after`.
     """
 
     def __init__(
-        self, stream: trio.abc.Stream, *, name: str, monitor: Monitor | None = None
+        self,
+        stream: trio.abc.Stream,
+        *,
+        name: str,
+        monitor: Monitor | None = None,
+        verdict: Verdict | None = None,
     ) -> None:
         """*monitor* is the machine's QMP: by it the agent's absence is seen at once.
 
         Without one, calls wait for an agent that is not running until they are cancelled.
+        *verdict* tells a crash of the machine from its orderly end.
         """
         self.name = name
-        self._link = AgentLink(stream, name, monitor)
+        self._link = AgentLink(stream, name, monitor, verdict)
 
     async def serve(self) -> None:
         """Hold the line until the machine ends; a service of the machine's own nursery."""
@@ -96,9 +102,9 @@ class Agent:
         each of stdout and stderr are kept, see `Completed.truncated`.  With *check*
         another end than status 0 raises GuestCommandFailed.
 
-        Cancelled, the program (not its children) is killed, which may take 1 s, or
-        left running with `on_cancel="leave"`.  It runs on, too, when the guest does
-        not answer within that second, or had not yet told that it has started it.
+        Cancelled, the program (not its children) is killed, or left running with
+        `on_cancel="leave"`.  A guest that does not answer delays that by 2 s at most,
+        and its program runs on.
         """
         stdin = input.encode() if isinstance(input, str) else input
         completed = await agent_run.run(self._link, argv, stdin, env, on_cancel)
@@ -134,7 +140,7 @@ class Agent:
         with trio.move_on_after(_REFUSAL_GRACE):
             try:
                 await self._link.execute("guest-shutdown", {"mode": mode}, asked=asked)
-            except (AgentSilent, MachineGone):
+            except (AgentSilent, MachineGone, MachineDied):
                 return
 
     async def os_info(self) -> OsInfo:

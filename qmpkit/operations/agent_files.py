@@ -61,14 +61,15 @@ async def _opened(link: AgentLink, path: str, mode: str, asked: str) -> AsyncIte
 
     The close is part of what may fail: only there a full disk shows.
     """
-    request = {"path": path, "mode": mode}
-    handle = await link.execute("guest-file-open", request, asked=asked)
-    close = {"handle": handle}
+    handles: list[int] = []
     try:
-        yield handle
-        await link.execute("guest-file-close", close, asked=asked)
+        request = {"path": path, "mode": mode}
+        await link.ask("guest-file-open", request, handles.append, asked=asked)
+        yield handles[0]
+        await link.execute("guest-file-close", {"handle": handles[0]}, asked=asked)
     except BaseException:
-        # Handles are never given twice, so closing a closed one harms nobody.
-        with trio.move_on_after(_CLEANUP_GRACE, shield=True), suppress(QmpkitError):
-            await link.execute("guest-file-close", close, asked=asked)
+        if handles:
+            # Handles are never given twice, so closing a closed one harms nobody.
+            with trio.move_on_after(_CLEANUP_GRACE, shield=True), suppress(QmpkitError):
+                await link.execute("guest-file-close", {"handle": handles[0]}, asked=asked)
         raise

@@ -8,15 +8,16 @@ not there, and no timer guesses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import trio
 
-from qmpkit.errors import AgentSilent, MachineGone, QmpkitError
-from qmpkit.operations._protocols import Monitor
-from qmpkit.operations.errors import AgentRefused
+from qmpkit._trio import service_nursery
+from qmpkit.errors import AgentSilent, MachineDied, MachineGone, QmpkitError
+from qmpkit.operations._protocols import Monitor, Verdict
+from qmpkit.operations.errors import AgentRefused, end_of
 from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
 from qmpkit.qmp.session import Session, open_session
 from qmpkit.spec.layout import AGENT as PORT_ID
@@ -24,6 +25,7 @@ from qmpkit.spec.names import chardev_id
 
 __all__ = ["AgentLink"]
 
+_ANSWER_GRACE = 1.0
 _NOT_RUNNING = (
     "the guest agent is not running there. Cure: install and start qemu-guest-agent in the "
     "guest; while it boots, await agent.wait_ready()"
@@ -34,8 +36,15 @@ _STOPPED = "the guest agent stopped before it answered (the guest may be going d
 class AgentLink:
     """Sends commands to the agent once `serve` runs; see `Agent`, its only user."""
 
-    def __init__(self, stream: trio.abc.Stream, name: str, monitor: Monitor | None) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        name: str,
+        monitor: Monitor | None,
+        verdict: Verdict | None,
+    ) -> None:
         self.name = name
+        self._verdict = verdict
         self._stream = stream
         self._monitor = monitor
         self._session: Session | None = None
@@ -72,7 +81,7 @@ class AgentLink:
         """One command.  *asked* completes "the guest refused …" in errors.
 
         Raises AgentRefused for the agent's error reply, AgentSilent when no agent runs
-        or it stops meanwhile, MachineGone when the machine has ended.
+        or it stops meanwhile, MachineGone or MachineDied when the machine has ended.
         """
         session = await self.session(asked)
         try:
@@ -80,15 +89,44 @@ class AgentLink:
         except CommandRefused as refused:
             raise AgentRefused(self.name, asked, refused.desc, refused.error_class) from refused
         except MonitorLost as lost:
-            raise MachineGone(self.name, asked) from lost
+            raise await self._end(asked) from lost
+
+    async def ask(
+        self,
+        command: str,
+        arguments: Mapping[str, Any],
+        take: Callable[[Any], None],
+        *,
+        asked: str,
+    ) -> None:
+        """`execute`, giving the answer to *take*, also when cancelled, if it comes in 1 s.
+
+        For what makes something in the guest that has to be undone: without the
+        answer nobody would know what.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        answered = trio.Event()
+
+        async def fetch() -> None:
+            try:
+                take(await self.execute(command, arguments, asked=asked))
+            finally:
+                answered.set()
+
+        async with service_nursery() as services:
+            services.start_soon(fetch)
+            try:
+                await answered.wait()
+            finally:
+                with trio.move_on_after(_ANSWER_GRACE, shield=True):
+                    await answered.wait()
 
     async def session(self, asked: str) -> Session:
         """The session, if there is an agent to talk to; raises AgentSilent or MachineGone."""
         await self._begun.wait()
         session = self._session
         if session is None or session.lost is not None:
-            await trio.lowlevel.checkpoint()
-            raise MachineGone(self.name, asked)
+            raise await self._end(asked)
         # What was seen is only trusted when it says yes; a no is asked once more.
         if self._listening is False and self._monitor is not None:
             self._notice(listening=await _is_open(self._monitor))
@@ -101,8 +139,12 @@ class AgentLink:
         await self._begun.wait()
         while self._monitor is not None and not self._listening:
             if self._session is None or self._session.lost is not None:
-                raise MachineGone(self.name, asked)
+                raise await self._end(asked)
             await self._changed.wait()
+
+    async def _end(self, asked: str) -> MachineGone | MachineDied:
+        await trio.lowlevel.checkpoint()
+        return await end_of(MachineGone(self.name, asked), self._verdict)
 
     @contextmanager
     def understood(self, command: str) -> Iterator[None]:

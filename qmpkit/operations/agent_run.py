@@ -78,13 +78,19 @@ async def run(
     if len(stdin) > INPUT_LIMIT:
         raise ValueError(f"input of {len(stdin)} bytes: at most {INPUT_LIMIT}; use write_file")
     asked = f"to run {argv[0]!r}"
-    pid = await _start(link, argv, stdin, env, asked)
+    pids: list[int] = []
+
+    def started(reply: Any) -> None:
+        with link.understood("guest-exec"):
+            pids.append(int(reply["pid"]))
+
     try:
-        reply = await _ended(link, pid, asked)
+        await link.ask("guest-exec", _request(argv, stdin, env), started, asked=asked)
+        reply = await _ended(link, pids[0], asked)
     except trio.Cancelled:
-        if on_cancel == "kill":
+        if pids and on_cancel == "kill":
             with trio.move_on_after(_CLEANUP_GRACE, shield=True), suppress(QmpkitError):
-                await _kill(link, pid)
+                await _kill(link, pids[0])
         raise
     with link.understood("guest-exec-status"):
         return _completed(argv, reply)
@@ -96,17 +102,13 @@ def _checked(argv: Sequence[str]) -> tuple[str, ...]:
     return tuple(argv)
 
 
-async def _start(
-    link: AgentLink, argv: tuple[str, ...], stdin: bytes, env: Mapping[str, str] | None, asked: str
-) -> int:
+def _request(argv: tuple[str, ...], stdin: bytes, env: Mapping[str, str] | None) -> dict[str, Any]:
     request: dict[str, Any] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
     if stdin:
         request["input-data"] = base64.b64encode(stdin).decode()
     if env is not None:
         request["env"] = [f"{key}={value}" for key, value in env.items()]
-    reply = await link.execute("guest-exec", request, asked=asked)
-    with link.understood("guest-exec"):
-        return int(reply["pid"])
+    return request
 
 
 async def _ended(link: AgentLink, pid: int, asked: str) -> dict[str, Any]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import trio
 
-from qmpkit._trio import service_nursery
+from qmpkit.operations._protocols import Verdict
 from qmpkit.operations.console_attach import AttachEnd, attach
-from qmpkit.operations.console_buffer import Feed, last_lines
+from qmpkit.operations.console_buffer import Feed
 from qmpkit.operations.console_reader import Chunks, Reader
-from qmpkit.operations.errors import ConsoleEnded
 from qmpkit.operations.patterns import Match, Pattern
 from qmpkit.process.logs import BoundedLog
 
@@ -26,7 +25,8 @@ class Console:
     `run` must be running for anything to arrive: the machine does that.  It always
     reads, so that a guest never stands still because nobody looks; the last
     *keep* bytes (default 1 MiB, at least 64 KiB) stay readable, and *log* (whose
-    service `run` of the console runs, too) gets all.
+    `run` is another service) gets all.  *verdict* tells how the machine has ended once
+    the console has; without it a crash cannot be told from a shutdown.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Console:
         channel: str = "serial0",
         log: BoundedLog | None = None,
         keep: int = 1024 * 1024,
+        verdict: Verdict | None = None,
     ) -> None:
         if keep < _LEAST_KEPT:
             raise ValueError(f"a console keeps at least {_LEAST_KEPT} bytes, not {keep}")
@@ -44,7 +45,7 @@ class Console:
         self.channel = channel
         self._stream = stream
         self._log = log
-        self._feed = Feed(name, channel, keep)
+        self._feed = Feed(name, channel, keep, verdict)
         self._sending = trio.Lock()
         self._reader = Reader(self._feed, 0)
 
@@ -54,14 +55,11 @@ class Console:
         Closes the stream at its end.  Whoever waits then gets ConsoleEnded.
         """
         try:
-            async with self._stream, service_nursery() as services:
-                if self._log is not None:
-                    services.start_soon(self._log.run, name=f"log of {self.channel}")
+            async with self._stream:
                 while data := await self._receive():
                     if self._log is not None:
                         self._log.write(data)
                     self._feed.add(data)
-                self._feed.end()  # before the log is flushed: nobody waits for a disk
         finally:
             self._feed.end()
 
@@ -110,17 +108,16 @@ class Console:
     async def send(self, data: bytes) -> None:
         """Type *data*.  Waits while the guest's serial port is full, also of a paused guest.
 
-        Raises ConsoleEnded when the machine has ended.  Cancelled, a part of *data*
+        Raises ConsoleEnded or MachineDied when the machine has ended.  Cancelled, a part of *data*
         may have been sent.
         """
         async with self._sending:
             if self.ended:
-                await trio.lowlevel.checkpoint()
-                raise self._ended("input was sent")
+                raise await self._feed.ended_before("input was sent")
             try:
                 await self._stream.send_all(data)
             except _BROKEN as error:
-                raise self._ended("input was sent") from error
+                raise await self._feed.ended_before("input was sent") from error
 
     async def send_line(self, text: str, *, end: str = "\n") -> None:
         """Type *text* and *end*.  Firmware and boot loaders want `end="\\r"`, the Enter key."""
@@ -149,6 +146,3 @@ class Console:
             return bytes(await self._stream.receive_some(_READ_SIZE))
         except _BROKEN:
             return b""  # QEMU was killed: for a console that is its end like any other
-
-    def _ended(self, asked: str) -> ConsoleEnded:
-        return ConsoleEnded(self.name, self.channel, asked, last_lines(self._feed.ring))

@@ -7,9 +7,10 @@ from enum import Enum
 
 import trio
 
+from qmpkit.errors import MachineDied, MachineGone
 from qmpkit.operations._terminal import FdInput, FdOutput, Hangup, raw_mode
 from qmpkit.operations.console_reader import Reader
-from qmpkit.operations.errors import ConsoleEnded, OutputLost
+from qmpkit.operations.errors import OutputLost
 
 __all__ = ["AttachEnd", "attach"]
 
@@ -69,6 +70,6 @@ async def _type(source: FdInput, send: Send, escape: bytes) -> AttachEnd | None:
                 return AttachEnd.ESCAPE
     except Hangup:
         return AttachEnd.HANGUP
-    except ConsoleEnded:
+    except (MachineGone, MachineDied):
         return None  # the other half shows the rest of the output, then ends us
     return AttachEnd.HANGUP if source.is_terminal else None

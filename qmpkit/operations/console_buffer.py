@@ -6,6 +6,10 @@ import unicodedata
 
 import trio
 
+from qmpkit.errors import MachineDied, MachineGone
+from qmpkit.operations._protocols import Verdict
+from qmpkit.operations.errors import ConsoleEnded, end_of
+
 __all__ = ["Feed", "Ring", "last_lines"]
 
 
@@ -46,8 +50,9 @@ class Ring:
 class Feed:
     """A ring that tells its readers when it has grown or ended."""
 
-    def __init__(self, name: str, channel: str, keep: int) -> None:
+    def __init__(self, name: str, channel: str, keep: int, verdict: Verdict | None = None) -> None:
         self.name = name
+        self._verdict = verdict
         self.channel = channel
         self.ring = Ring(keep)
         self.ended = False
@@ -67,6 +72,11 @@ class Feed:
             await trio.lowlevel.checkpoint()
         else:
             await self._waiting.park()
+
+    async def ended_before(self, asked: str) -> MachineGone | MachineDied:
+        """The error for who wanted something of a console that has ended."""
+        gone = ConsoleEnded(self.name, self.channel, asked, last_lines(self.ring))
+        return await end_of(gone, self._verdict)
 
 
 def last_lines(ring: Ring, count: int = 15) -> str:

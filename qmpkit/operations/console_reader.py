@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import trio
 
-from qmpkit.operations.console_buffer import Feed, last_lines
-from qmpkit.operations.errors import ConsoleEnded, OutputLost
+from qmpkit.operations.console_buffer import Feed
+from qmpkit.operations.errors import OutputLost
 from qmpkit.operations.patterns import Match, Pattern, Search
 
 __all__ = ["Chunks", "Reader"]
@@ -49,8 +49,9 @@ class Reader:
         most consoles.
 
         Raises ConsoleEnded (a MachineGone) with the last lines when the machine ends
-        first, OutputLost when output was dropped before it could be searched,
-        ValueError for an empty pattern.  Cancelled, this reader stays where it was.
+        first (MachineDied when it crashes), OutputLost when output was dropped before it
+        could be searched, ValueError for an empty pattern.  Cancelled, this reader stays
+        where it was.
         """
         with self._alone():
             await trio.lowlevel.checkpoint()
@@ -62,7 +63,7 @@ class Reader:
                     self._place = match.end
                     return match
                 if ended:
-                    raise self._ended(f"{_either(patterns)} was printed")
+                    raise await self._feed.ended_before(f"{_either(patterns)} was printed")
 
     async def read(self) -> bytes:
         """The next output, at least one byte; b"" when the console has ended.
@@ -110,10 +111,6 @@ class Reader:
             feed = self._feed
             self._place = feed.ring.base
             raise OutputLost(feed.name, feed.channel, dropped, feed.ring.keep)
-
-    def _ended(self, asked: str) -> ConsoleEnded:
-        feed = self._feed
-        return ConsoleEnded(feed.name, feed.channel, asked, last_lines(feed.ring))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -5,19 +5,37 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from qmpkit.errors import GuestRefused, MachineGone, QmpkitError
+from qmpkit.errors import GuestRefused, MachineDied, MachineGone, QmpkitError
 
 if TYPE_CHECKING:
+    from qmpkit.operations._protocols import Verdict
     from qmpkit.operations.agent_run import Completed
 
-__all__ = ["AgentRefused", "ConsoleEnded", "GuestCommandFailed", "OutputLost", "UnknownKey"]
+__all__ = [
+    "AgentRefused",
+    "ConsoleEnded",
+    "GuestCommandFailed",
+    "OutputLost",
+    "UnknownKey",
+    "end_of",
+]
+
+
+async def end_of(gone: MachineGone, verdict: Verdict | None) -> MachineGone | MachineDied:
+    """The error for a channel that has ended: *gone*, or MachineDied when it was a crash."""
+    report = None if verdict is None else await verdict()
+    if report is None or report.expected:
+        gone.report = report
+        return gone
+    died = MachineDied(report)
+    died.__cause__ = gone
+    return died
 
 
 class ConsoleEnded(MachineGone):
     """The console ended, because the machine did, before what was asked could happen.
 
     `channel` is the console's name, `last_lines` the last that the guest printed.
-    It is a MachineGone without a report: the console sees the end, not its cause.
     """
 
     def __init__(self, machine: str, channel: str, asked: str, last_lines: str) -> None:
@@ -28,8 +46,9 @@ class ConsoleEnded(MachineGone):
 
     def __str__(self) -> str:
         said = self.last_lines or "(it printed nothing)"
+        why = f": {self.report}" if self.report else ""
         return (
-            f"machine {self.machine!r}: {self.channel} ended before {self.asked}. "
+            f"machine {self.machine!r}: {self.channel} ended before {self.asked}{why}. "
             f"Its last lines:\n{said}"
         )
 

@@ -12,10 +12,13 @@ import trio
 import trio.testing
 from trio.testing import MemoryReceiveStream, MemorySendStream, MockClock
 
-from qmpkit.errors import MachineGone
+from qmpkit.errors import MachineDied, MachineGone
+from qmpkit.machine.report import ExitCause, ExitReport
+from qmpkit.operations._protocols import Verdict
 from qmpkit.operations.console import Console
 from qmpkit.operations.errors import ConsoleEnded, OutputLost
-from qmpkit.process.logs import BoundedLog
+from qmpkit.process.logs import BoundedLog, bounded_log
+from qmpkit.process.status import ExitStatus
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 
 Guest = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
@@ -24,11 +27,11 @@ LEAST = 64 * 1024
 
 @asynccontextmanager
 async def booted(
-    *, log: BoundedLog | None = None, keep: int = LEAST
+    *, log: BoundedLog | None = None, keep: int = LEAST, verdict: Verdict | None = None
 ) -> AsyncIterator[tuple[Guest, Console]]:
     """A console whose drain is running, and the guest's end of it."""
     guest, host = trio.testing.memory_stream_pair()
-    console = Console(host, name="web", log=log, keep=keep)
+    console = Console(host, name="web", log=log, keep=keep, verdict=verdict)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(console.run)
         yield guest, console
@@ -146,6 +149,30 @@ async def test_end_while_waiting_quotes_the_last_lines() -> None:
     assert "line 26\n" in said
     assert "line 25" not in said
     assert isinstance(caught.value, MachineGone)
+
+
+@pytest.mark.parametrize("code", [0, -11])
+async def test_the_verdict_tells_a_crash_from_a_shutdown(code: int) -> None:
+    status = ExitStatus(code, None) if code == 0 else ExitStatus(None, -code)
+    cause = ExitCause.GUEST_SHUTDOWN if code == 0 else ExitCause.CRASHED
+    report = ExitReport("web", cause, status, uptime=3.0)
+
+    async def verdict() -> ExitReport:
+        await trio.lowlevel.checkpoint()
+        return report
+
+    async with booted(verdict=verdict) as (guest, console):
+        await printed(guest, b"the last line")
+        await guest.aclose()
+        for use in (console.expect("x"), console.send(b"x")):
+            with pytest.raises((ConsoleEnded, MachineDied)) as caught:
+                await use
+            gone = caught.value if code == 0 else caught.value.__cause__
+            assert isinstance(gone, ConsoleEnded)
+            assert gone.last_lines == "the last line"
+            assert isinstance(caught.value, ConsoleEnded if code == 0 else MachineDied)
+            assert caught.value.report is report
+    assert "guest shut itself down after 3.0 s. Its last lines" in str(gone) or code != 0
 
 
 async def test_text_kept_is_still_found_after_the_end() -> None:
@@ -290,7 +317,7 @@ async def test_sends_of_two_tasks_do_not_mix() -> None:
 
 
 async def test_log_gets_everything(tmp_path: Path) -> None:
-    async with booted(log=BoundedLog(tmp_path / "serial0.log")) as (guest, console):
+    async with bounded_log(tmp_path / "serial0.log") as log, booted(log=log) as (guest, console):
         await printed(guest, b"12345", b"67890")
         await guest.aclose()
         await trio.testing.wait_all_tasks_blocked()
@@ -298,9 +325,11 @@ async def test_log_gets_everything(tmp_path: Path) -> None:
     assert (tmp_path / "serial0.log").read_bytes() == b"1234567890"
 
 
-async def test_log_is_complete_also_when_the_console_is_cancelled(tmp_path: Path) -> None:
-    async with booted(log=BoundedLog(tmp_path / "serial0.log")) as (guest, _):
-        await printed(guest, b"the last words")
+async def test_log_is_complete_also_when_all_is_cancelled(tmp_path: Path) -> None:
+    with trio.CancelScope() as scope:
+        async with bounded_log(tmp_path / "serial0.log") as log, booted(log=log) as (guest, _):
+            await printed(guest, b"the last words")
+            scope.cancel()
     assert (tmp_path / "serial0.log").read_bytes() == b"the last words"
 
 
