@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit.errors import MachineDied, MachineGone
+from qmpkit.errors import HostLacks, MachineDied, MachineGone
 from qmpkit.host.resolve import resolve
 from qmpkit.images.prepare import prepared_disks
 from qmpkit.machine.launch import LaunchOptions, Starter, launched, start_qemu
@@ -43,7 +43,8 @@ async def running(
     When the block fails or is cancelled QEMU is stopped at once.  Even a SIGKILL of
     this Python process ends QEMU.
 
-    *logs*: a directory for the bounded logs of QEMU's stderr and the consoles.
+    *logs*: a directory for the bounded logs of QEMU's stderr and the consoles, made
+    (0700) when it is missing.
 
     Raises SpecInvalid or HostLacks before anything is started, LaunchFailed when
     QEMU does not get ready, and MachineDied, after cancelling the block, when QEMU
@@ -73,7 +74,10 @@ async def opened(
     start: Starter = start_qemu,
 ) -> AsyncIterator[VM]:
     """Start *spec* paused as a VM whose death cancels nobody: what `running` is made of."""
-    options = _with_logs(options or LaunchOptions(), logs)
+    options = options or LaunchOptions()
+    if logs is not None:
+        options = attrs.evolve(options, stderr_log=logs / "stderr.log")
+        await trio.to_thread.run_sync(_make_directory, logs)
     resolution = await resolve(spec)
     for warning in resolution.warnings:
         log.warning("machine %r: %s", spec.name, warning)
@@ -85,8 +89,12 @@ async def opened(
         yield VM(machine, logs=logs)
 
 
-def _with_logs(options: LaunchOptions, logs: Path | None) -> LaunchOptions:
-    return options if logs is None else attrs.evolve(options, stderr_log=logs / "stderr.log")
+def _make_directory(logs: Path) -> None:
+    try:
+        logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"cannot make the directory for logs {str(logs)!r}: {error.strerror}"
+        raise HostLacks(what, "name another in `logs`") from error
 
 
 @asynccontextmanager

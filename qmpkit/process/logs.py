@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import AsyncIterator
@@ -13,6 +14,8 @@ import trio
 from qmpkit._trio import service_nursery
 
 __all__ = ["BoundedLog", "Tail", "bounded_log"]
+
+logger = logging.getLogger(__name__)
 
 MIB = 1 << 20
 LOG_LIMIT = 16 * MIB
@@ -108,6 +111,8 @@ class BoundedLog:
             for start in range(0, len(data), half):
                 self._append_part(data[start : start + half], half)
         except OSError as error:
+            if self.error is None:
+                logger.warning("cannot write the log %s: %s", self.path, error)
             self.error = error
             self.dropped += len(data)
 
