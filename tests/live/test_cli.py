@@ -21,6 +21,7 @@ import trio
 pytestmark = pytest.mark.live
 
 COMMAND = [sys.executable, "-m", "qmpkit.cli"]
+_PATIENCE = 25  # seconds for one thing to be shown
 ESCAPE, CTRL_C = b"\x1d", b"\x03"
 
 
@@ -46,12 +47,16 @@ class Terminal:
     async def expect(self, text: str) -> None:
         """Wait until *text* is shown, after what was expected before."""
         wanted = text.encode()
-        while (at := self.shown.find(wanted, self._place)) < 0:
-            await trio.lowlevel.wait_readable(self.master)
-            try:
-                self.shown += os.read(self.master, 65536)
-            except OSError:  # EIO: the command has ended
-                pytest.fail(f"{text!r} was not shown in {self.shown.decode(errors='replace')}")
+        with trio.move_on_after(_PATIENCE) as waiting:
+            while (at := self.shown.find(wanted, self._place)) < 0:
+                await trio.lowlevel.wait_readable(self.master)
+                try:
+                    self.shown += os.read(self.master, 65536)
+                except OSError:  # EIO: the command has ended
+                    waiting.cancel()
+                    await trio.lowlevel.checkpoint()
+        if waiting.cancelled_caught:
+            pytest.fail(f"{text!r} was not shown in {self.shown[self._place :]!r}")
         self._place = at + len(wanted)
 
     async def type(self, keys: bytes) -> None:
@@ -123,7 +128,7 @@ async def test_a_person_at_the_console(qemu: str, tmp_path: Path) -> None:
         await person.expect("tiny: this is its console; Ctrl-] leaves it")
         await person.expect("tiny# ")
         # Ctrl-C is the guest's while its console has the terminal.
-        await person.type(b"echo asleep-$((1 + 1)); sleep 100\r")
+        await person.type(b"sh -c 'echo asleep-$((1 + 1)); exec sleep 100'\r")
         await person.expect("asleep-2")
         await person.type(CTRL_C)
         await person.expect("tiny# ")
