@@ -98,9 +98,11 @@ class Agent:
         """Run a program in the guest, no shell, and wait for its end (`guest-exec`).
 
         `argv[0]` is searched in the agent's PATH.  *env*, when given, is the whole
-        environment.  *input* is what it reads on stdin, up to 47 MiB.  Up to 16 MiB
-        each of stdout and stderr are kept, see `Completed.truncated`.  With *check*
-        another end than status 0 raises GuestCommandFailed.
+        environment.  *input* is what it reads on stdin, up to 47 MiB; a program that ends
+        with more than 64 KiB of it unread leaves qemu-ga (7.2) busy, so give a file
+        instead.  Up to 16 MiB each of stdout and stderr are kept, see
+        `Completed.truncated`.  With *check* another end than status 0 raises
+        GuestCommandFailed.
 
         Cancelled, the program (not its children) is killed, or left running with
         `on_cancel="leave"`.  A guest that does not answer delays that by 2 s at most,

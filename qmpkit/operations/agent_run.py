@@ -26,6 +26,9 @@ _PAUSE_GROWTH = 1.5
 # QEMU's JSON parser takes 64 MiB in one string, and base64 makes four bytes of three.
 INPUT_LIMIT = 47 * 1024 * 1024
 
+# What a pipe holds: less input than that never waits for its reader.
+_PIPE = 64 * 1024
+
 # How long a cancelled run may take to end its program.
 _CLEANUP_GRACE = 1.0
 
@@ -90,7 +93,7 @@ async def run(
     except trio.Cancelled:
         if pids and on_cancel == "kill":
             with trio.move_on_after(_CLEANUP_GRACE, shield=True), suppress(QmpkitError):
-                await _kill(link, pids[0])
+                await _kill(link, pids[0], has_input=len(stdin) > _PIPE)
         raise
     with link.understood("guest-exec-status"):
         return _completed(argv, reply)
@@ -122,15 +125,23 @@ async def _ended(link: AgentLink, pid: int, asked: str) -> dict[str, Any]:
         pause = min(pause * _PAUSE_GROWTH, _LONGEST_PAUSE)
 
 
-async def _kill(link: AgentLink, pid: int) -> None:
+async def _kill(link: AgentLink, pid: int, *, has_input: bool) -> None:
     """End the program; asking for its status also frees what the agent keeps of it."""
     asked = f"to kill process {pid}"
     status = await link.execute("guest-exec-status", {"pid": pid}, asked=asked)
     if status["exited"]:
         return  # its number may already be another's
-    request = {"path": "kill", "arg": ["-KILL", str(pid)]}
-    killer = await link.execute("guest-exec", request, asked=asked)
-    for number in (pid, killer["pid"]):
+    pids = [pid]
+    helpers = [["kill", "-KILL", str(pid)]]
+    if has_input:
+        # Somebody must read what is left of it: with a full pipe that has lost its reader
+        # the agent (7.2) takes all of a CPU for ever, and its descriptor stays open.
+        helpers.insert(0, ["cat", f"/proc/{pid}/fd/0"])
+    for path, *arguments in helpers:
+        request = {"path": path, "arg": arguments}
+        helper = await link.execute("guest-exec", request, asked=asked)
+        pids.append(helper["pid"])
+    for number in pids:
         await _ended(link, number, asked)
 
 

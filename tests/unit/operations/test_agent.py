@@ -108,6 +108,17 @@ async def test_cancelled_run_kills_the_program(autojump_clock: MockClock) -> Non
         assert paths == {"(sleep has ended)", "(kill has ended)"}
 
 
+async def test_cancelled_run_with_much_input_has_it_read(autojump_clock: MockClock) -> None:
+    """Else the real agent would be busy with it for ever."""
+    async with agent_alone() as (agent, guest):
+        with trio.move_on_after(10):
+            await agent.run(["sleep"], input=bytes(100_000))
+        helpers = [program.request for program in guest.programs.values()][1:]
+        assert [helper["path"] for helper in helpers] == ["cat", "kill"]
+        assert helpers[0]["arg"] == ["/proc/100/fd/0"]
+        assert all("ended" in program.path for program in guest.programs.values())
+
+
 async def test_cancelled_run_may_leave_it(autojump_clock: MockClock) -> None:
     async with agent_alone() as (agent, guest):
         with trio.move_on_after(10):
