@@ -79,15 +79,21 @@ class SpecInvalid(QmpkitError):
 
 
 class HostLacks(QmpkitError):
-    """This host does not offer what was asked; `cure` says what would change that."""
+    """This host does not offer what was asked; `cure` says what would change that.
+
+    `source` names the machine that asked for it, when it was one.
+    """
 
     def __init__(self, what: str, cure: str = "") -> None:
         self.what = what
         self.cure = cure
+        self.source = ""
         super().__init__(what, cure)
 
     def __str__(self) -> str:
-        return f"{self.what}. Cure: {self.cure}" if self.cure else self.what
+        prefix = f"{self.source}: " if self.source else ""
+        cure = f". Cure: {self.cure}" if self.cure else ""
+        return f"{prefix}{self.what}{cure}"
 
 
 class KvmUnavailable(HostLacks):
@@ -175,18 +181,23 @@ class AgentSilent(GuestRefused):
 
 
 class ImageFailed(QmpkitError):
-    """qemu-img could not do what was asked; `stderr` is what it said."""
+    """qemu-img could not do what was asked; `stderr` is what it said.
+
+    `source` names the machine that the image is for, when it was one.
+    """
 
     def __init__(self, path: str, asked: str, stderr: str, cure: str = "") -> None:
         self.path = path
         self.asked = asked
         self.stderr = stderr
         self.cure = cure
+        self.source = ""
         super().__init__(path, asked, stderr, cure)
 
     def __str__(self) -> str:
+        prefix = f"{self.source}: " if self.source else ""
         cure = f" Cure: {self.cure}" if self.cure else ""
-        return f"cannot {self.asked} {self.path!r}: {self.stderr.strip()}.{cure}"
+        return f"{prefix}cannot {self.asked} {self.path!r}: {self.stderr.strip()}.{cure}"
 
 
 class ImageInUse(ImageFailed):

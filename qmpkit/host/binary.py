@@ -105,7 +105,7 @@ async def _ask(path: str) -> Capabilities:
                 with trio.move_on_after(_STATUS_FOLLOWS):
                     await process.wait()
                 status = str(process.status) if process.status else None
-                cure = "name a qemu-system-… binary in `qemu`"
+                cure = f"{path!r} is no QEMU: name a qemu-system-… binary in `qemu`"
                 raise LaunchFailed(name, argv, status, process.stderr_tail, cure) from error
 
 

@@ -114,7 +114,8 @@ class _Check:
 
     def _usable(self) -> Iterator[Problem]:
         at, image = f"{self.where}.file", Path(self.disk.file)
-        unreadable = list(_unreadable(image, at, hint=_MAKE_HINT))
+        hint = "" if self.disk.is_readonly else _MAKE_HINT
+        unreadable = list(_unreadable(image, at, hint=hint))
         yield from unreadable
         if unreadable:
             return

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
+from qmpkit.errors import Fault, HostLacks, ImageInUse, SpecInvalid
 
 __all__ = ["Problem", "lacking", "raise_problems"]
 
@@ -16,7 +16,7 @@ class Problem:
     """A fault, and the error it is when it stands alone (None: `SpecInvalid`)."""
 
     fault: Fault
-    alone: QmpkitError | None = None
+    alone: HostLacks | ImageInUse | None = None
 
 
 def lacking(path: str, error: HostLacks) -> Problem:
@@ -27,6 +27,7 @@ def lacking(path: str, error: HostLacks) -> Problem:
 def raise_problems(problems: Sequence[Problem], source: str) -> None:
     """Raise what was found: one problem as its own error, several as one `SpecInvalid`."""
     if len(problems) == 1 and problems[0].alone is not None:
+        problems[0].alone.source = source
         raise problems[0].alone
     if problems:
         raise SpecInvalid([problem.fault for problem in problems], source)

@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit.errors import BinaryMissing, Fault, HostLacks, SpecInvalid
+from qmpkit.errors import BinaryMissing, Fault, HostLacks, LaunchFailed, SpecInvalid
 from qmpkit.host.accel import Decision, decide
 from qmpkit.host.binary import capabilities_of, find_binary, known_capabilities
 from qmpkit.host.capabilities import Capabilities, Stamp
@@ -57,8 +57,18 @@ async def resolve(spec: MachineSpec, *, check: bool = True) -> Resolution:
     survey = await trio.to_thread.run_sync(_survey, spec, check)
     known = survey.capabilities
     if known is None and survey.stamp is not None:
-        known = await capabilities_of(survey.stamp)
+        known = await _ask(survey.stamp, spec.name)
     return _conclude(survey, known)
+
+
+async def _ask(stamp: Stamp, machine: str) -> Capabilities:
+    try:
+        return await capabilities_of(stamp)
+    except LaunchFailed as failed:
+        # It was a start of ours, but the user knows of one machine only.
+        raise LaunchFailed(
+            machine, failed.argv, failed.status, failed.stderr_tail, failed.cure
+        ) from failed
 
 
 @attrs.frozen

@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from qmpkit._trio import service_nursery
-from qmpkit.errors import LaunchFailed
+from qmpkit.errors import HostLacks, LaunchFailed, SpecInvalid
 from qmpkit.host.resolve import Resolution
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
@@ -132,10 +132,18 @@ def _wire(
     for nic, link in options.links.items():
         wiring.hand_over(nic, link)
     if options.tools_socket is not None:
-        listener = theirs.enter_context(listening_socket(options.tools_socket))
+        listener = theirs.enter_context(_listen(options.tools_socket, spec.name))
         ours.callback(options.tools_socket.unlink, missing_ok=True)
         wiring.hand_over(TOOLS, listener, listen=True)
     return wiring
+
+
+def _listen(path: Path, machine: str) -> socket.socket:
+    try:
+        return listening_socket(path)
+    except (SpecInvalid, HostLacks) as error:
+        error.source = f"machine {machine!r}"
+        raise
 
 
 @asynccontextmanager

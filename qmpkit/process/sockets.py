@@ -40,4 +40,5 @@ def _bind(sock: socket.socket, path: Path) -> None:
         if error.errno is None:  # Python's own check of the length
             fault = Fault(str(path), "too long for a socket: 107 bytes are possible")
             raise SpecInvalid([fault]) from error
-        raise HostLacks(f"cannot make the socket {path}: {error.strerror}") from error
+        cure = f"mkdir -p {path.parent}" if error.errno == errno.ENOENT else ""
+        raise HostLacks(f"cannot make the socket {path}: {error.strerror}", cure) from error

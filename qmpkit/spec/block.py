@@ -61,7 +61,7 @@ class Overlay:
 
 
 def _make(value: str | int | Overlay | None) -> Size | Overlay | None:
-    return value if value is None or isinstance(value, Overlay) else to_bytes(value)
+    return value if value is None or isinstance(value, Overlay) else to_bytes(value, "make")
 
 
 @attrs.frozen

@@ -24,8 +24,12 @@ _GRAIN = 8 * KIB
 _SLOT_LIMIT = 256
 
 
-def _optional_bytes(value: str | int | None) -> Size | None:
-    return None if value is None else to_bytes(value)
+def _size(value: str | int) -> Size:
+    return to_bytes(value, "memory.size")
+
+
+def _maxmem(value: str | int | None) -> Size | None:
+    return None if value is None else to_bytes(value, "memory.maxmem")
 
 
 def _optional_path(value: str | os.PathLike[str] | None) -> str | None:
@@ -42,8 +46,8 @@ class Memory:
     `prealloc` touches all of it at start (50 to 100 ms a GiB).
     """
 
-    size: Size = attrs.field(default=Size(512 * MIB), converter=to_bytes)
-    maxmem: Size | None = attrs.field(default=None, converter=_optional_bytes)
+    size: Size = attrs.field(default=Size(512 * MIB), converter=_size)
+    maxmem: Size | None = attrs.field(default=None, converter=_maxmem)
     slots: int = 0
     mem_path: str | None = attrs.field(default=None, converter=_optional_path)
     share: bool = False

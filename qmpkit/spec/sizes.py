@@ -68,9 +68,9 @@ def format_size(size: int) -> str:
     return f"{size}B"
 
 
-def to_bytes(value: str | int) -> Size:
-    """`parse_size` for constructors: raises `SpecInvalid` instead of `ValueError`."""
+def to_bytes(value: str | int, path: str = "") -> Size:
+    """`parse_size` for constructors: `SpecInvalid` that names *path* instead of `ValueError`."""
     try:
         return parse_size(value)
     except ValueError as error:
-        raise SpecInvalid([Fault("", str(error))]) from None
+        raise SpecInvalid([Fault(path, str(error))]) from None

@@ -114,6 +114,7 @@ async def test_kvm_demanded_and_absent(host: Host) -> None:
     with pytest.raises(KvmUnavailable) as caught:
         await resolve(MachineSpec(accel="kvm"))
     assert str(caught.value) == (
+        "machine 'vm': "
         'accel = "kvm" was asked for, but /dev/kvm does not exist. Cure: sudo modprobe kvm_intel'
     )
 
@@ -124,7 +125,7 @@ async def test_missing_binary(host: Host, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(BinaryMissing) as caught:
         await resolve(MachineSpec())
     assert str(caught.value) == (
-        "qemu-system-x86_64 is not on PATH. Cure: sudo apt install qemu-system-x86"
+        "machine 'vm': qemu-system-x86_64 is not on PATH. Cure: sudo apt install qemu-system-x86"
     )
 
 
