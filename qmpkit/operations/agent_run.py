@@ -128,21 +128,22 @@ async def _ended(link: AgentLink, pid: int, asked: str) -> dict[str, Any]:
 async def _kill(link: AgentLink, pid: int, *, has_input: bool) -> None:
     """End the program; asking for its status also frees what the agent keeps of it."""
     asked = f"to kill process {pid}"
+    if has_input:
+        # First somebody must read what is left of it.  With a full pipe that has lost its
+        # reader the agent (7.2) takes all of a CPU for ever; and it crashes when the pipe
+        # is read on after it has told that the program has ended.
+        await _helped(link, ["cat", f"/proc/{pid}/fd/0"], asked)
     status = await link.execute("guest-exec-status", {"pid": pid}, asked=asked)
     if status["exited"]:
         return  # its number may already be another's
-    pids = [pid]
-    helpers = [["kill", "-KILL", str(pid)]]
-    if has_input:
-        # Somebody must read what is left of it: with a full pipe that has lost its reader
-        # the agent (7.2) takes all of a CPU for ever, and its descriptor stays open.
-        helpers.insert(0, ["cat", f"/proc/{pid}/fd/0"])
-    for path, *arguments in helpers:
-        request = {"path": path, "arg": arguments}
-        helper = await link.execute("guest-exec", request, asked=asked)
-        pids.append(helper["pid"])
-    for number in pids:
-        await _ended(link, number, asked)
+    await _helped(link, ["kill", "-KILL", str(pid)], asked)
+    await _ended(link, pid, asked)
+
+
+async def _helped(link: AgentLink, argv: list[str], asked: str) -> None:
+    request = {"path": argv[0], "arg": argv[1:]}
+    helper = await link.execute("guest-exec", request, asked=asked)
+    await _ended(link, helper["pid"], asked)
 
 
 def _completed(argv: tuple[str, ...], reply: Mapping[str, Any]) -> Completed:
