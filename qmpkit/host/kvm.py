@@ -287,7 +287,7 @@ def _explain_missing(found: _Found) -> tuple[str, str]:
 
 def _explain_denied(device: Path, user: User) -> tuple[str, str]:
     mode, group = _owner(device)
-    why = f"/dev/kvm is there but user {user.name!r} may not open it ({mode}, group {group})"
+    why = f"user {user.name!r} may not open /dev/kvm ({mode}, group {group})"
     if user.uid == 0:
         return why, "allow the device in this container (--device /dev/kvm)"
     if group != "kvm" or "rw" not in mode[4:6]:

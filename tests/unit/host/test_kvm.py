@@ -182,7 +182,7 @@ def test_unreadable_device(
     facts = judge(root, fails(errno.EACCES), user=user)
     assert (facts.kind, facts.usable, facts.device) == ("hardware", False, "denied")
     assert facts.why == (
-        f"/dev/kvm is there but user {user.name!r} may not open it ({mode}, group {group})"
+        f"user {user.name!r} may not open /dev/kvm ({mode}, group {group})"
     )
     assert facts.cure.startswith(cure)
 
