@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,26 +143,25 @@ def _checksum(directory: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# The cache is shared with whatever else runs on this host.
+OWN = f"own-{os.getpid()}"
+
+
 @pytest.fixture
 def forgotten() -> Iterator[None]:
-    """Saved guests of the name `shared` are gone before and after the test."""
-    _forget()
+    """What the test has saved is gone afterwards."""
     yield
-    _forget()
-
-
-def _forget() -> None:
     for path in _saved():
         shutil.rmtree(path)
 
 
 def _saved() -> list[Path]:
-    return [*store.guests_dir().glob("*saved-shared*")]
+    return [*store.guests_dir().glob(f"*saved-{OWN}-*")]
 
 
 @pytest.mark.usefixtures("forgotten")
 async def test_many_tasks_share_one_first_boot(qemu: str) -> None:
-    spec = attrs.evolve(profile("tiny-microvm", qemu), name="shared")
+    spec = attrs.evolve(profile("tiny-microvm", qemu), name=OWN)
     found: list[template.Template] = []
 
     async def ask() -> None:
@@ -176,7 +176,7 @@ async def test_many_tasks_share_one_first_boot(qemu: str) -> None:
 
 @pytest.mark.usefixtures("forgotten")
 async def test_a_cancelled_first_boot_leaves_nothing(qemu: str) -> None:
-    spec = attrs.evolve(profile("kvm-tiny", qemu), name="shared")
+    spec = attrs.evolve(profile("kvm-tiny", qemu), name=OWN)
     with trio.move_on_after(1) as scope:  # its prompt never comes
         await copies.template_of(spec)
     assert scope.cancelled_caught
