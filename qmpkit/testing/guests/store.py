@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -28,6 +29,7 @@ __all__ = [
 Builder = Callable[[Path], None]
 
 _MANIFEST = "manifest.json"
+_ABANDONED = 3600  # seconds: no build takes that long
 _DIGITS = 16  # of a digest in a name
 
 
@@ -92,6 +94,9 @@ def forget_old(link: Path, target: Path, *, keep: int = 3) -> None:
     for build in builds[:-keep]:
         if build != target:
             shutil.rmtree(build, ignore_errors=True)
+    for scratch in link.parent.glob(f".{pattern}-*"):  # whose builder was killed
+        if time.time() - scratch.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _build(target: Path, facts: Mapping[str, object], build: Builder) -> None:

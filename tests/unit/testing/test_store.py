@@ -108,6 +108,17 @@ def test_only_the_latest_builds_are_kept(tmp_path: Path) -> None:
     assert (link / "file").read_text() == "4"
 
 
+def test_scratch_of_killed_builders_goes_after_an_hour(tmp_path: Path) -> None:
+    link = tmp_path / "tiny"
+    old, fresh = (tmp_path / f".tiny-{'a' * 16}-{name}" for name in ("old", "fresh"))
+    old.mkdir()
+    fresh.mkdir()
+    os.utime(old, (0, 0))
+    store.publish(link, {"a": 1}, write("one"))
+    assert not old.exists()
+    assert fresh.exists()
+
+
 def test_kvm_tiny_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QMPKIT_CACHE_DIR", str(tmp_path))
     lines: list[str] = []
