@@ -90,13 +90,21 @@ def publish(link: Path, facts: Mapping[str, object], build: Builder) -> Path:
 def forget_old(link: Path, target: Path, *, keep: int = 3) -> None:
     """Keep *target* and the latest builds: an older one may still be in use, but not for days."""
     pattern = f"{link.name}-{'[0-9a-f]' * _DIGITS}"
-    builds = sorted(link.parent.glob(pattern), key=lambda path: path.stat().st_mtime)
+    builds = sorted(link.parent.glob(pattern), key=_changed)
     for build in builds[:-keep]:
         if build != target:
             shutil.rmtree(build, ignore_errors=True)
     for scratch in link.parent.glob(f".{pattern}-*"):  # whose builder was killed
-        if time.time() - scratch.stat().st_mtime > _ABANDONED:
+        if time.time() - _changed(scratch) > _ABANDONED:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _changed(path: Path) -> float:
+    """When *path* last changed; long ago when another process has just removed it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _build(target: Path, facts: Mapping[str, object], build: Builder) -> None:
