@@ -34,6 +34,7 @@ async def running(
     powerdown_grace: float = 0.0,
     logs: Path | None = None,
     options: LaunchOptions | None = None,
+    start: Starter = start_qemu,
 ) -> AsyncIterator[VM]:
     """Run the machine that *spec* describes; no process of it outlives the block.
 
@@ -44,7 +45,7 @@ async def running(
     this Python process ends QEMU.
 
     *logs*: a directory for the bounded logs of QEMU's stderr and the consoles, made
-    (0700) when it is missing.
+    (0700) when it is missing.  *start* is for tests: who starts it instead of QEMU.
 
     Raises SpecInvalid or HostLacks before anything is started, LaunchFailed when
     QEMU does not get ready, and MachineDied, after cancelling the block, when QEMU
@@ -54,7 +55,7 @@ async def running(
     """
     async with (
         shared_spawner(),  # first of all, so that it comes up while we look around
-        opened(spec, logs=logs, options=options) as vm,
+        opened(spec, logs=logs, options=options, start=start) as vm,
         _surfacing_death(vm.machine),
     ):
         if not paused:
