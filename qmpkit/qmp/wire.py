@@ -7,9 +7,12 @@ tested on plain byte strings.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
+
+from qmpkit.spec.options import text_problem
 
 __all__ = ["Framer", "FrameTooLong", "NotAMessage", "Pending", "decode", "encode"]
 
@@ -22,6 +25,8 @@ ABANDONED_LIMIT = 4096
 """How many given-up commands are remembered, so that their late replies are known as late."""
 
 _encode_value = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_encode_plainly = json.JSONEncoder(ensure_ascii=False).encode
+_SUSPECT = re.compile(r"\\u(?:d[89a-f]|fd[de]|fff[ef])")  # surrogates and noncharacters
 _decode_value = json.JSONDecoder().raw_decode
 
 
@@ -113,10 +118,13 @@ def encode(
     # The encoder takes a dict for an object, but no other Mapping.
     plain = arguments if isinstance(arguments, dict) else dict(arguments)
     try:
-        body = _encode_value(plain).encode()
+        body = _encode_value(plain)
     except RecursionError as error:
         raise ValueError(f"the arguments of {command} are nested too deep for JSON") from error
-    return b'%b,"arguments":%b%b}\n' % (_opening(verb, command), body, tail)
+    # QEMU does not refuse such a text, it loses its place, and the session with it.
+    if _SUSPECT.search(body) and (problem := text_problem(_encode_plainly(plain))):
+        raise ValueError(f"the arguments of {command}: {problem}")
+    return b'%b,"arguments":%b%b}\n' % (_opening(verb, command), body.encode(), tail)
 
 
 class Pending(Generic[Waiter]):

@@ -6,12 +6,35 @@ The only place where a comma is escaped.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 
-__all__ = ["Json", "escape", "keyvals", "to_json"]
+__all__ = ["Json", "escape", "keyvals", "text_problem", "to_json"]
 
 Json = Mapping[str, object]
 """The argument of `-device`, `device_add` and their like, before it is serialised."""
+
+
+# In every plane the last two, and a block in the first: characters that are none.
+_NEVER_CHARACTERS = re.compile(
+    "[\ufdd0-\ufdef"
+    + "".join(chr(plane << 16 | 0xFFFE) + chr(plane << 16 | 0xFFFF) for plane in range(17))
+    + "]"
+)
+
+
+def text_problem(text: str) -> str:
+    """Why QEMU takes no JSON that holds *text* (and on QMP loses its place); empty when it does.
+
+    A file name whose bytes are not UTF-8 is a text with lone surrogates in Python.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "QEMU takes no text that is not UTF-8"
+    if found := _NEVER_CHARACTERS.search(text):
+        return f"QEMU takes no U+{ord(found[0]):04X}, which Unicode keeps from being a character"
+    return ""
 
 
 def escape(value: str) -> str:

@@ -137,6 +137,19 @@ def test_arguments_that_are_no_json_are_refused(value: object) -> None:
         encode("execute", "x", {"a": value}, 1)
 
 
+@pytest.mark.parametrize(
+    "text", ["\udcff", "\ud83d \ude00", "\ufffe", "\ufdd0", "\U0001ffff"], ids=ascii
+)
+def test_texts_that_make_qemu_lose_its_place_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"the arguments of x: QEMU takes no"):
+        encode("execute", "x", {"a": [{text: 1}]}, 1)
+
+
+@pytest.mark.parametrize("text", ["😀", "\\ud800", "é日本", "\ufffd", "\0"], ids=ascii)
+def test_texts_that_only_look_like_them_are_sent(text: str) -> None:
+    assert decode(encode("execute", "x", {"a": text}, 1))["arguments"] == {"a": text}
+
+
 def _wait(pending: Pending[str], who: str) -> int:
     ident = pending.new_id()
     pending.waiting[ident] = who
