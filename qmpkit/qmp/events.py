@@ -59,10 +59,15 @@ class Subscription:
         self._limit = buffer
         self._events: deque[Event] = deque()
         self._readers = trio.lowlevel.ParkingLot()
-        self._closed: Callable[[], Exception] | None = None
+        if buffer < 1:
+            raise ValueError(f"a subscription keeps at least one event, not {buffer}")
+        self._closed: Callable[[], Exception] | None = _not_entered
 
     def __enter__(self) -> Subscription:
+        if self._closed is not _not_entered:
+            raise RuntimeError("a subscription is entered once: make another")
         self._hub._enter(self)
+        self._closed = None
         return self
 
     def __exit__(
@@ -127,6 +132,10 @@ class Subscription:
             self._closed = reason
         self._hub._leave(self)
         self._readers.unpark_all()
+
+
+def _not_entered() -> Exception:
+    return RuntimeError("nothing is collected yet: `with ….subscribe(…) as events:`")
 
 
 def _left() -> Exception:

@@ -10,7 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from qmpkit.qmp.errors import EventsLost, MonitorLost
-from qmpkit.qmp.events import Event, EventHub
+from qmpkit.qmp.events import Event, EventHub, Subscription
 from qmpkit.qmp.session import Session, open_session
 from qmpkit.testing.fake import FakeQemu, fake_qemu
 
@@ -84,6 +84,19 @@ async def test_overflow_is_the_slow_subscribers_alone() -> None:
             with pytest.raises(EventsLost):
                 slow.next_nowait()
         assert await qmp.execute("query-status")
+
+
+async def test_a_subscription_collects_within_its_block_alone() -> None:
+    hub = EventHub("vm")
+    events = Subscription(hub, (), None, 1)
+    with pytest.raises(RuntimeError, match=r"nothing is collected yet"):
+        await events.next()
+    with events:
+        pass
+    with pytest.raises(RuntimeError, match=r"entered once"):
+        events.__enter__()
+    with pytest.raises(ValueError, match=r"at least one event, not 0"):
+        Subscription(hub, (), None, 0)
 
 
 async def test_iteration_ends_with_the_streams_end_never_silently() -> None:
