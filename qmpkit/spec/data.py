@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -29,13 +29,15 @@ __all__ = [
 SCHEMA = 1
 """The format's number. A reader refuses what is newer than itself."""
 
+_DEPTH_LIMIT = 20
+
 
 def spec_from_dict(data: Mapping[str, object], *, source: str = "") -> MachineSpec:
     """The spec written in `data`. Raises `SpecInvalid` with every fault, each with its path.
 
     `source` names the origin (a file) in the message.
     """
-    if fault := schema_fault(data):
+    if fault := _depth_fault(data) or schema_fault(data):
         raise SpecInvalid([fault], source)
     fields = {key: value for key, value in data.items() if key != "schema"}
     try:
@@ -45,6 +47,22 @@ def spec_from_dict(data: Mapping[str, object], *, source: str = "") -> MachineSp
     if faults := faults_of(spec):
         raise SpecInvalid(faults, source)
     return spec
+
+
+def _depth_fault(data: object) -> Fault | None:
+    """Nesting that no machine needs and that the recursive readers behind us would die of."""
+    layer = [data]
+    for _ in range(_DEPTH_LIMIT):
+        layer = [inner for outer in layer for inner in _contents(outer)]
+        if not layer:
+            return None
+    return Fault("", f"tables and lists are nested more than {_DEPTH_LIMIT} deep")
+
+
+def _contents(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def schema_fault(data: Mapping[str, object]) -> Fault | None:
@@ -132,9 +150,13 @@ def _without_none(value: Any) -> Any:
 def parse_toml(text: str, source: str = "") -> dict[str, object]:
     """A TOML text as a dict. Raises `SpecInvalid` that says in which line it is not TOML."""
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        data = tomllib.loads(text)
+    # Not only TOMLDecodeError: a number of 5000 digits is a plain ValueError.
+    except (ValueError, RecursionError) as error:
         raise SpecInvalid([Fault("", f"this is not TOML: {error}")], source) from None
+    if fault := _depth_fault(data):
+        raise SpecInvalid([fault], source)
+    return data
 
 
 def spec_from_toml(text: str, *, source: str = "") -> MachineSpec:

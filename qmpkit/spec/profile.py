@@ -44,6 +44,8 @@ def load_profile(name_or_path: str | os.PathLike[str]) -> MachineSpec:
 
 
 def _find(name: str | os.PathLike[str], folder: Path, where: str, source: str) -> Path:
+    if "\0" in os.fspath(name):
+        raise SpecInvalid([Fault(where, f"{os.fspath(name)!r} holds a NUL character")], source)
     if not isinstance(name, str) or "/" in name or name.endswith(".toml"):
         return folder / name
     names = profile_names()

@@ -211,7 +211,12 @@ def test_each_file_of_a_chain_says_its_schema(folder: Path) -> None:
         (b"schema = 1\nname = \xff\n", "this is not UTF-8"),
         (b"schema = 1\nname = web\n", "this is not TOML: Invalid value (at line 2, column 8)"),
         (b"", "schema: is missing (schema = 1)"),
+        (b"schema = 1\nx = " + b"[" * 5000, "this is not TOML: "),
+        (b"schema = 1\nvsock = " + b"9" * 5000, "this is not TOML: "),
+        (b"schema = 1\n" + b"a." * 2000 + b"b = 1", "tables and lists are nested more than 20"),
+        (b'schema = 1\nextends = "./a\\u0000b"', "extends: './a\\x00b' holds a NUL character"),
     ],
+    ids=range(7),
 )
 def test_files_that_are_no_profile(folder: Path, content: bytes, fault: str) -> None:
     path = folder / "a.toml"
