@@ -17,7 +17,7 @@ from qmpkit.host.findings import Problem, lacking, raise_problems
 from qmpkit.host.kvm import KvmFacts, host_arch, kvm_facts
 from qmpkit.host.preflight import memory_warning, preflight
 from qmpkit.host.variables import NAMES, host_variables
-from qmpkit.spec.check import faults_of
+from qmpkit.spec.check import faults_of, type_faults
 from qmpkit.spec.convert import structure, unstructure
 from qmpkit.spec.facts import Facts
 from qmpkit.spec.machine import MachineSpec
@@ -54,6 +54,8 @@ async def resolve(spec: MachineSpec, *, check: bool = True) -> Resolution:
     host's, `HostLacks`, `KvmUnavailable`, `BinaryMissing` or `ImageInUse` instead.
     `LaunchFailed` when the binary is no QEMU.  Cancelling leaves nothing behind.
     """
+    if faults := type_faults(spec):  # they would make nonsense of every other check
+        raise SpecInvalid(faults, f"machine {spec.name!r}" if isinstance(spec, MachineSpec) else "")
     survey = await trio.to_thread.run_sync(_survey, spec, check)
     known = survey.capabilities
     if known is None and survey.stamp is not None:
@@ -114,7 +116,6 @@ def _made_concrete(spec: MachineSpec, problems: list[Problem]) -> MachineSpec | 
 
 def _with_absolute_paths(spec: MachineSpec) -> MachineSpec:
     """QEMU's directory is not ours for ever, and a path with a colon must not look like a URL."""
-    folder = Path.cwd()
     changed = False
 
     def absolute(_: str, text: str) -> str:
@@ -122,7 +123,7 @@ def _with_absolute_paths(spec: MachineSpec) -> MachineSpec:
         if not text or text.startswith("/"):
             return text
         changed = True
-        return str(folder / text)
+        return str(Path.cwd() / text)
 
     table = map_fields(unstructure(spec), PATHS, absolute)
     return structure(table) if changed else spec

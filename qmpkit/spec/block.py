@@ -10,6 +10,7 @@ import attrs
 
 from qmpkit.errors import Fault
 from qmpkit.spec.addresses import Place
+from qmpkit.spec.given import items_of
 from qmpkit.spec.names import (
     file_node,
     format_node,
@@ -112,7 +113,7 @@ class Disk:
 
 def to_disks(value: Iterable[Disk]) -> tuple[Disk, ...]:
     """Fill in missing ids: `disk0`, `disk1` … by place in the list, skipping those in use."""
-    disks = tuple(value)
+    disks = items_of(value, "disks", 'Disk("a.qcow2", format="qcow2")', (Disk,))
     used = {disk.id for disk in disks}
     named: list[Disk] = []
     for number, disk in enumerate(disks):

@@ -7,8 +7,9 @@ from typing import Literal
 
 import attrs
 
-from qmpkit.errors import Fault
+from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.addresses import Place
+from qmpkit.spec.given import items_of
 from qmpkit.spec.names import chardev_id, id_problem
 from qmpkit.spec.options import Json, keyvals
 
@@ -63,9 +64,13 @@ class Serial:
 
 def to_serials(value: int | Iterable[Serial | str]) -> tuple[Serial, ...]:
     """A number makes that many ISA ports, `serial0` and on; a string is a port's name."""
+    hint = 'a number, or names: ["serial0"]'
     if isinstance(value, int):
+        if value < 0 or isinstance(value, bool):
+            raise SpecInvalid([Fault("serials", f"cannot be {value!r}", hint)])
         return tuple(Serial(f"serial{number}") for number in range(value))
-    return tuple(Serial(item) if isinstance(item, str) else item for item in value)
+    items = items_of(value, "serials", hint, (Serial, str))
+    return tuple(Serial(item) if isinstance(item, str) else item for item in items)
 
 
 def serial_faults(serials: tuple[Serial, ...]) -> Iterator[Fault]:

@@ -20,6 +20,7 @@ from qmpkit.spec.machine import MachineSpec, family_of
 from qmpkit.spec.memory import memory_faults
 from qmpkit.spec.names import file_node, mac_of, machine_name_problem
 from qmpkit.spec.network import UserNic, nic_faults
+from qmpkit.spec.options import text_problem
 
 __all__ = ["faults_of", "type_faults", "validate"]
 
@@ -27,6 +28,7 @@ _OPTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _VARIABLE_NAME = re.compile(r"[^=\0]+")
 _OWN_OPTIONS = {"memory-backend": "memory", "type": "machine", "accel": "accel", "kernel": "kernel"}
 _AHCI_PORTS = 6
+_IN_JSON = ("disks", "nics", "memory")
 
 
 def validate(spec: MachineSpec) -> None:
@@ -39,8 +41,11 @@ def validate(spec: MachineSpec) -> None:
         raise SpecInvalid(faults, f"machine {spec.name!r}")
 
 
-def type_faults(spec: MachineSpec) -> tuple[Fault, ...]:
+def type_faults(spec: object) -> tuple[Fault, ...]:
     """Fields that hold what a file could not say there: a number for a name, "qcov2"."""
+    if not isinstance(spec, MachineSpec):
+        hint = "load_profile reads one from a file"
+        return (Fault("", f"a machine is a MachineSpec, not {spec!r}", hint),)
     try:
         structure(unstructure(spec))
     except cattrs.BaseValidationError as error:
@@ -51,7 +56,7 @@ def type_faults(spec: MachineSpec) -> tuple[Fault, ...]:
 def faults_of(spec: MachineSpec) -> tuple[Fault, ...]:
     """Every fault of a well-typed spec that can be seen without looking at the host."""
     family = family_of(spec.machine)
-    found = [*_head_faults(spec), *_nul_faults(spec)]
+    found = [*_head_faults(spec), *_text_faults(spec)]
     found += cpu_faults(spec.cpu, family or "")
     found += memory_faults(spec.memory, family or "")
     for number, disk in enumerate(spec.disks):
@@ -118,11 +123,13 @@ def _empty_paths(spec: MachineSpec) -> Iterator[Fault]:
             yield Fault(where, "the path is empty")
 
 
-def _nul_faults(spec: MachineSpec) -> Iterator[Fault]:
-    """No argument of a program can hold a NUL, however it is quoted."""
+def _text_faults(spec: MachineSpec) -> Iterator[Fault]:
+    """No argument of a program can hold a NUL, and QEMU's JSON not every character."""
     for where, text in _strings(attrs.asdict(spec), ""):
         if "\0" in text:
             yield Fault(where, "holds a NUL character")
+        elif where.startswith(_IN_JSON) and (problem := text_problem(text)):
+            yield Fault(where, f"{text!r}: {problem}")
 
 
 def _strings(value: object, where: str) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from qmpkit.errors import Fault
+from qmpkit.spec.given import items_of
 from qmpkit.spec.options import keyvals
 
 __all__ = ["CPU_LIMIT", "Cpu", "cpu_faults", "cpu_option", "smp_option", "to_cpu"]
@@ -20,7 +21,7 @@ _MODEL = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
 
 
 def _flags(value: Iterable[str]) -> tuple[str, ...]:
-    return tuple(value)
+    return items_of(value, "cpu.flags", '["+x2apic"]')
 
 
 @attrs.frozen

@@ -9,9 +9,11 @@ from typing import Literal
 
 import attrs
 
+from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.block import Disk, to_disks
 from qmpkit.spec.chardev import Serial, to_serials
 from qmpkit.spec.cpu import Cpu, to_cpu
+from qmpkit.spec.given import items_of, table_of
 from qmpkit.spec.memory import Memory, to_memory
 from qmpkit.spec.network import Nic, link_needed, to_nics
 
@@ -25,16 +27,20 @@ def _optional_path(value: str | os.PathLike[str] | None) -> str | None:
     return None if value is None else os.fspath(value)
 
 
-def _words(value: Iterable[str]) -> tuple[str, ...]:
-    return tuple(value)
+def _launcher(value: Iterable[str]) -> tuple[str, ...]:
+    return items_of(value, "launcher", '["nice", "-n", "5"]')
 
 
-def _strings(value: Mapping[str, str]) -> dict[str, str]:
-    return dict(value)
+def _extra_args(value: Iterable[str]) -> tuple[str, ...]:
+    return items_of(value, "extra_args", '["-rtc", "base=localtime"]')
+
+
+def _env(value: Mapping[str, str]) -> dict[str, str]:
+    return table_of(value, "env")
 
 
 def _options(value: Mapping[str, Option]) -> dict[str, Option]:
-    return dict(value)
+    return table_of(value, "machine_options")
 
 
 @attrs.frozen
@@ -48,6 +54,12 @@ class Kernel:
     image: str | None = attrs.field(default=None, converter=_optional_path)
     initrd: str | None = attrs.field(default=None, converter=_optional_path)
     append: str = ""
+
+
+def _kernel(value: Kernel | None) -> Kernel | None:
+    if value is not None and not isinstance(value, Kernel):
+        raise SpecInvalid([Fault("kernel", f"cannot be {value!r}", 'Kernel("vmlinuz")')])
+    return value
 
 
 @attrs.frozen(kw_only=True)
@@ -76,7 +88,7 @@ class MachineSpec:
     accel: Accel = "auto"
     cpu: Cpu = attrs.field(default=Cpu(), converter=to_cpu)
     memory: Memory = attrs.field(default=Memory(), converter=to_memory)
-    kernel: Kernel | None = None
+    kernel: Kernel | None = attrs.field(default=None, converter=_kernel)
     firmware: str | None = attrs.field(default=None, converter=_optional_path)
     disks: tuple[Disk, ...] = attrs.field(default=(), converter=to_disks)
     nics: tuple[Nic, ...] = attrs.field(default=(), converter=to_nics)
@@ -93,10 +105,10 @@ class MachineSpec:
     uuid: str | None = None
     sandbox: bool = True
     run_as: str | None = None
-    launcher: tuple[str, ...] = attrs.field(default=(), converter=_words)
-    env: dict[str, str] = attrs.field(factory=dict, converter=_strings)
+    launcher: tuple[str, ...] = attrs.field(default=(), converter=_launcher)
+    env: dict[str, str] = attrs.field(factory=dict, converter=_env)
     qemu: str | None = attrs.field(default=None, converter=_optional_path)
-    extra_args: tuple[str, ...] = attrs.field(default=(), converter=_words)
+    extra_args: tuple[str, ...] = attrs.field(default=(), converter=_extra_args)
 
 
 def family_of(machine: str) -> Literal["q35", "microvm"] | None:

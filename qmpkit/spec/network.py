@@ -12,6 +12,7 @@ import attrs
 from qmpkit.errors import Fault
 from qmpkit.spec.addresses import Place
 from qmpkit.spec.chardev import Endpoint, FdEndpoint
+from qmpkit.spec.given import items_of
 from qmpkit.spec.names import id_problem, mac_of, netdev_id
 from qmpkit.spec.options import Json
 
@@ -52,7 +53,7 @@ class Forward:
 
 
 def _forwards(value: Iterable[Forward]) -> tuple[Forward, ...]:
-    return tuple(value)
+    return items_of(value, "forwards", "Forward(2222, 22)", (Forward,))
 
 
 @attrs.frozen(kw_only=True)
@@ -127,7 +128,7 @@ _N = TypeVar("_N", UserNic, TapNic, StreamNic, DgramNic)
 
 def to_nics(value: Iterable[Nic]) -> tuple[Nic, ...]:
     """Fill in missing ids: `nic0`, `nic1` … by place in the list, skipping those in use."""
-    nics = tuple(value)
+    nics = items_of(value, "nics", "UserNic()", tuple(NIC_KINDS.values()))
     used = {nic.id for nic in nics}
     named: list[Nic] = []
     for number, nic in enumerate(nics):

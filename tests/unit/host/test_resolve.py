@@ -17,6 +17,7 @@ from qmpkit.host.capabilities import Capabilities, MachineType, Stamp, store
 from qmpkit.host.kvm import KvmFacts
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.spec.block import Disk
+from qmpkit.spec.cpu import Cpu
 from qmpkit.spec.machine import Kernel, MachineSpec
 
 HARDWARE = KvmFacts("hardware", True, "KVM is hardware KVM (VT-x, kvm_intel); /dev/kvm works")
@@ -75,6 +76,27 @@ async def test_what_comes_out(host: Host, tmp_path: Path, monkeypatch: pytest.Mo
     assert (found.facts.binary, found.facts.accel) == (str(path), "kvm")
     assert (found.facts.run_with_user, found.facts.kvm_kind) == (True, "hardware")
     assert found.warnings == ()
+
+
+async def test_wrong_types_come_before_everything_else(host: Host) -> None:
+    host()
+    assert await faults(MachineSpec(accel="hvf", cpu=Cpu("2"), qemu="none")) == (  # type: ignore[arg-type]
+        Fault("accel", "must be one of 'auto', 'kvm', 'tcg', not 'hvf'"),
+        Fault("cpu.cpus", "must be a whole number, not a text: '2'"),
+    )
+    with pytest.raises(SpecInvalid, match=r"^a machine is a MachineSpec, not 'tiny'"):
+        await resolve("tiny")  # type: ignore[arg-type]
+
+
+async def test_a_directory_that_is_gone_is_not_asked_for(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host()
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert (await resolve(MachineSpec(disks=[Disk("/dev/zero", format="raw")]), check=False)).spec
 
 
 async def test_resolving_again_changes_nothing(host: Host) -> None:

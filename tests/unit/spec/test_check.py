@@ -10,7 +10,7 @@ import pytest
 from qmpkit.errors import SpecInvalid
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.chardev import Serial
-from qmpkit.spec.check import faults_of, validate
+from qmpkit.spec.check import faults_of, type_faults, validate
 from qmpkit.spec.cpu import Cpu
 from qmpkit.spec.machine import Kernel, MachineSpec
 from qmpkit.spec.memory import Memory
@@ -238,6 +238,51 @@ def test_a_machine_written_in_python_is_checked_like_a_file() -> None:
         "disks[0].format: must be one of 'raw', 'qcow2', not 'qcov2' (did you mean 'qcow2'?)",
         "agent: must be true or false, not a text: 'yes'",
     ]
+
+
+def test_what_is_no_machine_at_all_is_said_so() -> None:
+    assert [str(fault) for fault in type_faults("tiny")] == [
+        "a machine is a MachineSpec, not 'tiny' (load_profile reads one from a file)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"launcher": "nice -n 5"}, "launcher: must be a list, not 'nice -n 5' ("),
+        ({"extra_args": "-no-hpet"}, "extra_args: must be a list, not '-no-hpet' ("),
+        ({"disks": "a.img"}, "disks: must be a list, not 'a.img' ("),
+        ({"disks": ["a.img"]}, "disks[0]: cannot be 'a.img' ("),
+        ({"disks": Disk("a.img", format="raw")}, "disks: must be a list, not Disk("),
+        ({"nics": [{"kind": "user"}]}, "nics[0]: cannot be {'kind': 'user'} (UserNic())"),
+        ({"serials": "com1"}, "serials: must be a list, not 'com1' ("),
+        ({"serials": -1}, "serials: cannot be -1 ("),
+        ({"serials": True}, "serials: cannot be True ("),
+        ({"serials": [1]}, "serials[0]: cannot be 1 ("),
+        ({"kernel": "vmlinuz"}, "kernel: cannot be 'vmlinuz' (Kernel("),
+        ({"env": ["A=1"]}, "env: must be a dict, not ['A=1']"),
+        ({"machine_options": ["hpet=off"]}, "machine_options: must be a dict, not ['hpet=off']"),
+    ],
+)
+def test_python_values_that_would_turn_into_nonsense(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecInvalid) as caught:
+        MachineSpec(**fields)
+    assert str(caught.value).startswith(message)
+
+
+def test_parts_of_parts_are_looked_at_too() -> None:
+    with pytest.raises(SpecInvalid, match=r"forwards\[0\]: cannot be '2222:22' \(Forward"):
+        UserNic(forwards=["2222:22"])  # type: ignore[list-item]
+    with pytest.raises(SpecInvalid, match=r"cpu\.flags: must be a list, not '\+x2apic'"):
+        Cpu(flags="+x2apic")
+
+
+@pytest.mark.parametrize(("name", "what"), [("b\udcff.img", "not UTF-8"), ("b\uffff", "U\\+FFFF")])
+def test_names_that_qemus_json_cannot_hold(name: str, what: str) -> None:
+    with pytest.raises(SpecInvalid, match=rf"disks\[0\]\.file: .*{what}"):
+        validate(MachineSpec(disks=[Disk(name, format="raw")]))
+    # A kernel's path is an argument of its own, of any bytes.
+    validate(MachineSpec(kernel=Kernel(name)))
 
 
 def test_serial_kinds_are_named() -> None:
