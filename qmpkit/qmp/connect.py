@@ -29,6 +29,8 @@ SILENT_CURE = (
 )
 ACCEPTED, QUEUED = "03", "02"  # the states of a listener's connections in /proc/net/unix
 
+_RETRY = 0.02  # seconds between two tries to connect to a full queue
+
 StrPath = str | os.PathLike[str]
 
 
@@ -43,11 +45,11 @@ async def connect(
 ) -> AsyncIterator[Session]:
     """A session with a running QEMU, by its monitor's unix socket or a connected socket.
 
-    When the monitor does not greet within *greeting_timeout* seconds, *second*, the
-    path of the same QEMU's second monitor, is tried in the same way.  *name* is what
-    messages and events call the machine; default: the path.  Every socket opened is
-    closed in every case, and so is one that was given.  Leaving the block leaves
-    QEMU running.
+    When the monitor does not take us within *greeting_timeout* seconds, or does not
+    greet within as many, *second*, the path of the same QEMU's second monitor, is
+    tried in the same way.  *name* is what messages and events call the machine;
+    default: the path.  Every socket opened is closed in every case, and so is one that
+    was given.  Leaving the block leaves QEMU running.
 
     Raises `MonitorAbsent` when nothing listens there, `MonitorBusy` when another
     client holds the monitor, `MonitorSilent` when QEMU is wedged, `MonitorLost` and
@@ -73,7 +75,7 @@ async def _first_to_greet(
             if isinstance(place, socket.socket):
                 return await _enter(stack, place, name or "monitor", patience, observer)
             label = name or os.fspath(place)
-            sock = await _dial(os.fspath(place), label)
+            sock = await _dial(os.fspath(place), label, patience)
             return await _enter(stack, sock, label, patience, observer)
         except MonitorSilent as error:
             # The first monitor's trouble is the one to report: the second was a way round.
@@ -104,14 +106,25 @@ async def _enter(
             raise await _why_silent(label, patience, address, ours_is_open=True) from error
 
 
-async def _dial(path: str, label: str) -> socket.socket:
+async def _dial(path: str, label: str, patience: float) -> socket.socket:
+    deadline = trio.current_time() + patience
+    while (sock := _connected(path)) is None:
+        if trio.current_time() >= deadline:
+            raise await _why_silent(label, patience, path, ours_is_open=False)
+        # The queue of connections is full, perhaps of dead ones that QEMU is about to take
+        # and drop.  Nothing tells a socket that does not block when there is room.
+        await trio.sleep(_RETRY)
+    return sock
+
+
+def _connected(path: str) -> socket.socket | None:
+    """A connection to *path*; None while the queue of connections there is full."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.connect(path)
-    except BlockingIOError as error:
+    except BlockingIOError:
         sock.close()
-        # The queue of connections is full: QEMU takes none in.
-        raise await _why_silent(label, 0.0, path, ours_is_open=False) from error
+        return None
     except OSError as error:
         sock.close()
         why = error.strerror or str(error)

@@ -72,6 +72,19 @@ async def test_held_is_told_from_stuck_and_nothing_stays_open(tmp_path: Path) ->
         assert open_sockets() == before
 
 
+async def test_a_queue_of_dead_connections_is_waited_out(tmp_path: Path) -> None:
+    """Those who gave up still stand in the queue when the monitor becomes free."""
+    path = tmp_path / "qmp"
+    async with listening(path):
+        async with qmpkit.connect(path):
+            for _ in range(5):
+                with pytest.raises(MonitorBusy):
+                    async with qmpkit.connect(path, greeting_timeout=0.01):
+                        raise AssertionError
+        async with qmpkit.connect(path) as qmp:
+            assert await qmp.execute("query-status")
+
+
 @pytest.mark.parametrize("accept", [0, 1], ids=["accepts nobody", "accepts and is silent"])
 async def test_stuck(tmp_path: Path, accept: int) -> None:
     path = tmp_path / "qmp"
