@@ -155,7 +155,7 @@ def test_a_file_with_a_fault_is_named(qk: Command, tmp_path: Path) -> None:
 def test_what_the_host_lacks_is_told_with_the_cure(qk: Command) -> None:
     ran = qk("argv", "q35", "--set", "qemu=/nonexistent/qemu")
     assert (ran.status, ran.out) == (3, "")
-    assert ran.err.startswith("error: '/nonexistent/qemu' does not exist. Cure: ")
+    assert ran.err.startswith("error: machine 'vm': '/nonexistent/qemu' does not exist. Cure: ")
 
 
 def test_an_absent_monitor(qk: Command, tmp_path: Path) -> None:
