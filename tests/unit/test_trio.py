@@ -124,11 +124,16 @@ async def test_a_service_may_start_services() -> None:
 def test_collapsing_keeps_the_errors_own_context() -> None:
     inner, outer = KeyError("inner"), ValueError("outer")
     outer.__context__ = inner
+    group = ExceptionGroup("a", [outer])
+
+    def fail() -> None:
+        raise group
+
     with pytest.raises(ValueError, match="outer") as caught:
         try:
-            raise ExceptionGroup("a", [outer])
-        except ExceptionGroup as group:
-            raise_collapsed(group)
+            fail()
+        except ExceptionGroup as raised:
+            raise_collapsed(raised)
     assert caught.value.__context__ is inner
 
 
