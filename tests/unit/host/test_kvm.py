@@ -181,9 +181,7 @@ def test_unreadable_device(
     root = tree(tmp_path, AMD, {"kvm": None, "kvm_amd": "1"})
     facts = judge(root, fails(errno.EACCES), user=user)
     assert (facts.kind, facts.usable, facts.device) == ("hardware", False, "denied")
-    assert facts.why == (
-        f"user {user.name!r} may not open /dev/kvm ({mode}, group {group})"
-    )
+    assert facts.why == (f"user {user.name!r} may not open /dev/kvm ({mode}, group {group})")
     assert facts.cure.startswith(cure)
 
 
