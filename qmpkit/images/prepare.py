@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from qmpkit.host.holders import image_locked
 from qmpkit.images.new import Placed, place_empty, place_overlay
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.machine import MachineSpec
@@ -46,8 +47,8 @@ class MadeImages:
         while self._made:
             made = self._made.pop()
             try:
-                # Whoever wrote to it since, or put another file there, wants it.
-                if Placed.of(made.path) == made:
+                # Whoever wrote to it since, put another file there or runs on it, wants it.
+                if Placed.of(made.path) == made and not image_locked(made.path, for_writing=True):
                     made.path.unlink()
             except FileNotFoundError:
                 continue
@@ -59,7 +60,8 @@ async def prepared_disks(spec: MachineSpec) -> AsyncIterator[MadeImages]:
 
     A file that exists is used as it is, never replaced.  When the block fails or is
     cancelled before `keep()`, what was made is removed, unless somebody has written
-    to it; a block that ends well keeps it.  Runs qemu-img, about 20 ms an image.
+    to it or another QEMU has it open; a block that ends well keeps it.  Runs
+    qemu-img, about 20 ms an image.
 
     Raises `ImageFailed`, `ImageInUse`, `BinaryMissing`.
     """

@@ -60,6 +60,19 @@ async def test_taken_away_when_cancelled(tmp_path: Path, spec: MachineSpec) -> N
     assert left(tmp_path) == {"base"}
 
 
+async def test_what_another_qemu_runs_on_stays(
+    tmp_path: Path, spec: MachineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    monkeypatch.setattr(
+        "qmpkit.images.prepare.image_locked", lambda path, for_writing: path == data
+    )
+    with pytest.raises(LaunchBroke):
+        async with prepared_disks(spec):
+            raise LaunchBroke
+    assert left(tmp_path) == {"base", "data"}
+
+
 async def test_kept_after_the_start(tmp_path: Path, spec: MachineSpec) -> None:
     with pytest.raises(LaunchBroke):
         async with prepared_disks(spec) as made:
