@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ async def running(
     *,
     paused: bool = False,
     powerdown_grace: float = 0.0,
-    logs: Path | None = None,
+    logs: str | os.PathLike[str] | None = None,
     options: LaunchOptions | None = None,
     start: Starter = start_qemu,
 ) -> AsyncIterator[VM]:
@@ -70,15 +71,16 @@ async def running(
 async def opened(
     spec: MachineSpec,
     *,
-    logs: Path | None = None,
+    logs: str | os.PathLike[str] | None = None,
     options: LaunchOptions | None = None,
     start: Starter = start_qemu,
 ) -> AsyncIterator[VM]:
     """Start *spec* paused as a VM whose death cancels nobody: what `running` is made of."""
     options = options or LaunchOptions()
+    folder = None
     if logs is not None:
-        options = attrs.evolve(options, stderr_log=logs / "stderr.log")
-        await trio.to_thread.run_sync(_make_directory, logs)
+        folder = await trio.to_thread.run_sync(_log_directory, Path(logs))
+        options = attrs.evolve(options, stderr_log=folder / "stderr.log")
     resolution = await resolve(spec)
     for warning in resolution.warnings:
         log.warning("machine %r: %s", spec.name, warning)
@@ -87,15 +89,18 @@ async def opened(
         launched(resolution, options, start=start) as machine,
     ):
         made.keep()
-        yield VM(machine, logs=logs)
+        yield VM(machine, logs=folder)
 
 
-def _make_directory(logs: Path) -> None:
+def _log_directory(logs: Path) -> Path:
+    """*logs*, made when it is missing; absolute, as the program may change its directory."""
     try:
-        logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = logs.absolute()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         what = f"cannot make the directory for logs {str(logs)!r}: {error.strerror}"
         raise HostLacks(what, "name another in `logs`") from error
+    return folder
 
 
 @asynccontextmanager

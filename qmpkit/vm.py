@@ -131,11 +131,17 @@ class VM:
         and goes on running.  *by* is "acpi" (the power button) or "agent".
         """
         ask = self._asker(by)
-        return await power.shutdown(self.machine, grace=grace, ask=ask, escalate=escalate)
+        graces = self.machine.graces
+        return await power.shutdown(
+            self.machine, grace=grace, ask=ask, escalate=escalate, graces=graces
+        )
 
     async def quit(self, graces: Graces | None = None) -> ExitReport:
-        """End QEMU at once, in order: `quit`, SIGTERM, SIGKILL.  The guest is not asked."""
-        return await self.machine.stop(graces or Graces())
+        """End QEMU at once, in order: `quit`, SIGTERM, SIGKILL.  The guest is not asked.
+
+        *graces*: seconds for each step; default: those of `LaunchOptions`.
+        """
+        return await self.machine.stop(graces)
 
     async def kill(self) -> ExitReport:
         """End QEMU with SIGKILL; what it had not written is lost."""

@@ -17,24 +17,28 @@ import attrs
 import trio
 
 from qmpkit._trio import service_nursery
-from qmpkit.errors import HostLacks, LaunchFailed, SpecInvalid
+from qmpkit.errors import Fault, HostLacks, LaunchFailed, SpecInvalid
 from qmpkit.host.resolve import Resolution
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
 from qmpkit.process.child import Child, ChildLike, child
 from qmpkit.process.errors import SpawnFailed
-from qmpkit.process.sockets import listening_socket
+from qmpkit.process.sockets import listening_socket, remover_of
 from qmpkit.qmp.errors import MonitorGarbled, MonitorLost, MonitorSilent
 from qmpkit.qmp.session import Observer, Session, open_session
 from qmpkit.spec.argv import TOOLS, render
 from qmpkit.spec.chardev import Endpoint, FdEndpoint
-from qmpkit.spec.machine import MachineSpec, channels
+from qmpkit.spec.machine import MachineSpec, channels, links
 
 __all__ = ["LaunchOptions", "Started", "Starter", "launched", "start_qemu"]
 
 # When QEMU closes its monitor before it greeted, its exit status follows at once.
 _STATUS_FOLLOWS = 5.0
 _FIRST_FD = 3
+
+
+def _optional_path(value: str | os.PathLike[str] | None) -> Path | None:
+    return None if value is None else Path(value)
 
 
 @attrs.frozen
@@ -46,15 +50,15 @@ class LaunchOptions:
     path of a second QMP monitor for other programs.  `links`: connected sockets for
     the NICs that have no address of their own, by NIC id; they stay the caller's.
     `stderr_log`: file that gets all of QEMU's stderr (bounded).  `observer` sees
-    every QMP message.
+    every QMP message.  `graces`: how long QEMU has to end, whoever ends it.
     """
 
     ready_within: float = 30.0
     graces: Graces = attrs.field(factory=Graces)
     incoming: bool = False
-    tools_socket: Path | None = None
+    tools_socket: Path | None = attrs.field(default=None, converter=_optional_path)
     links: Mapping[str, socket.socket] = attrs.field(factory=dict)
-    stderr_log: Path | None = None
+    stderr_log: Path | None = attrs.field(default=None, converter=_optional_path)
     observer: Observer | None = None
 
 
@@ -129,11 +133,12 @@ def _wire(
         wiring.ours[channel] = ours.enter_context(mine)
         wiring.hand_over(channel, theirs.enter_context(its))
         mine.setblocking(False)
+    _check_links(spec, options)
     for nic, link in options.links.items():
         wiring.hand_over(nic, link)
     if options.tools_socket is not None:
         listener = theirs.enter_context(_listen(options.tools_socket, spec.name))
-        ours.callback(options.tools_socket.unlink, missing_ok=True)
+        ours.callback(remover_of(options.tools_socket))
         wiring.hand_over(TOOLS, listener, listen=True)
     return wiring
 
@@ -144,6 +149,26 @@ def _listen(path: Path, machine: str) -> socket.socket:
     except (SpecInvalid, HostLacks) as error:
         error.source = f"machine {machine!r}"
         raise
+
+
+def _check_links(spec: MachineSpec, options: LaunchOptions) -> None:
+    wanted = links(spec)
+    faults = [
+        Fault(
+            f"nics[{number}]",
+            f"{nic.id!r} has no address, and no socket came with the start",
+            f"LaunchOptions(links={{{nic.id!r}: a socket}})",
+        )
+        for number, nic in enumerate(spec.nics)
+        if nic.id in wanted and nic.id not in options.links
+    ]
+    faults += [
+        Fault("links", f"{name!r} is no NIC that takes a socket", f"these do: {list(wanted)}")
+        for name in options.links
+        if name not in wanted
+    ]
+    if faults:
+        raise SpecInvalid(faults, f"machine {spec.name!r}")
 
 
 @asynccontextmanager
@@ -173,6 +198,7 @@ async def launched(
             _streams(started),
             services,
             State.INCOMING if options.incoming else State.PAUSED,
+            options.graces,
         )
         stack.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
@@ -180,7 +206,7 @@ async def launched(
             yield machine
         finally:
             with trio.move_on_after(options.graces.total, shield=True):
-                await machine.stop(options.graces)
+                await machine.stop()
 
 
 async def _greet(

@@ -71,6 +71,7 @@ class Machine:
         streams: Mapping[str, trio.abc.Stream],
         services: ServiceNursery,
         state: State,
+        graces: Graces = Graces(),
     ) -> None:
         self.spec = spec
         self.facts = facts
@@ -80,6 +81,7 @@ class Machine:
         self.streams = streams
         self.services = services
         self.state = state
+        self.graces = graces
         self.report: ExitReport | None = None
         self.started_at = trio.current_time()
         self.on_state: StateObserver | None = None
@@ -190,13 +192,16 @@ class Machine:
             nursery.cancel_scope.deadline = trio.current_time() + _ENDS_MEET
         self._finish(status)
 
-    async def stop(self, graces: Graces) -> ExitReport:
+    async def stop(self, graces: Graces | None = None) -> ExitReport:
         """End QEMU now: `quit`, then SIGTERM, then SIGKILL, each after its grace.
+
+        *graces*: other ones than the machine was started with.
 
         The guest is not asked; see `qmpkit.operations.power.shutdown` for that.
         Safe to call again and in cleanup (callers shield it, bounded by `graces.total`).
         """
         self._stop_asked = True
+        graces = graces or self.graces
         await stop_child(
             self.child,
             ask=self._ask_to_quit,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from qmpkit.errors import Fault, HostLacks, SpecInvalid
 
-__all__ = ["listening_socket"]
+__all__ = ["listening_socket", "remover_of"]
 
 
 def listening_socket(path: Path) -> socket.socket:
@@ -21,13 +23,38 @@ def listening_socket(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _bind(sock, path)
-        # Nobody can connect before listen(), so nobody sees the mode that bind() gave it.
-        path.chmod(0o600)
-        sock.listen(1)
+        try:
+            # Nobody can connect before listen(), so nobody sees the mode that bind() gave it.
+            path.chmod(0o600)
+            sock.listen(1)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def remover_of(path: Path) -> Callable[[], None]:
+    """What removes the file that is at *path* now, and nothing that has come to its place.
+
+    QEMU removes its sockets when it ends, and the next machine may have made one there.
+    """
+    place = path.absolute()
+    made = _identity(place)
+
+    def remove() -> None:
+        with suppress(OSError):
+            if _identity(place) == made:
+                place.unlink()
+
+    return remove
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    found = path.lstat()
+    return (found.st_dev, found.st_ino, found.st_ctime_ns)
 
 
 def _bind(sock: socket.socket, path: Path) -> None:

@@ -49,13 +49,15 @@ class Supervisor:
         *,
         starts: int | None = None,
         powerdown_grace: float = 0.0,
-        logs: Path | None = None,
+        logs: str | os.PathLike[str] | None = None,
         start: Starter = start_qemu,
     ) -> None:
         self.name = name
         self.powerdown_grace = powerdown_grace
-        self._logs = logs
+        self._logs = None if logs is None else Path(logs).absolute()
         self._start = start
+        if starts is not None and starts < 1:
+            raise ValueError(f"starts={starts!r}: no machine would ever be started")
         self._limit = trio.CapacityLimiter(starts or os.cpu_count() or 1)
         self._records: dict[str, _Record] = {}
         self._log = EventLog()
@@ -168,9 +170,10 @@ class Supervisor:
         try:
             with record.scope:
                 await self._live(record, spec, paused, options, task_status)
-        except QmpkitError:
+        except Exception:
             if not record.handed_over:
                 raise
+            # Also what is no error of ours: the siblings are not to pay for it.
             log.exception("machine %r failed while it was taken down", record.name)
         finally:
             record.end()

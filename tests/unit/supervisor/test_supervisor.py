@@ -13,6 +13,7 @@ import trio.testing
 from qmpkit.errors import LaunchFailed, MachineGone, SpecInvalid
 from qmpkit.host.resolve import Resolution
 from qmpkit.machine.launch import LaunchOptions, Started
+from qmpkit.machine.machine import Graces
 from qmpkit.machine.report import ExitCause
 from qmpkit.machine.state import State
 from qmpkit.supervisor.supervisor import Supervisor
@@ -67,6 +68,36 @@ async def test_one_death_touches_nobody_else(host: FakeHost) -> None:
         assert states(lab) == {"dead": "gone", "alive": "running"}
         assert lab.table()[0].cause.startswith("QEMU crashed (killed by SIGSEGV) after ")
         assert set(lab.machines) == {"alive"}
+
+
+async def test_a_cleanup_that_fails_touches_nobody_else(host: FakeHost) -> None:
+    @asynccontextmanager
+    async def start(resolution: Resolution, options: LaunchOptions) -> AsyncIterator[Started]:
+        async with host.start(resolution, options) as started:
+            yield started
+        if resolution.spec.name == "a":
+            raise OSError("the disk is gone")
+
+    async with Supervisor(start=start) as lab:
+        a, b = await lab.start(spec("a")), await lab.start(spec("b"))
+        await a.quit()
+        await settle()
+        assert b.state is State.RUNNING
+        assert states(lab) == {"a": "gone", "b": "running"}
+
+
+async def test_a_stop_takes_the_graces_of_the_start(host: FakeHost) -> None:
+    graces = Graces(quit=0.1, term=0.1, kill=5)
+    async with Supervisor(start=host.start) as lab:
+        await lab.start(spec("a"), options=LaunchOptions(graces=graces))
+        host["a"].qemu.silent = True
+        with trio.fail_after(3):
+            await lab.stop()
+
+
+def test_no_starts_at_all_is_no_choice() -> None:
+    with pytest.raises(ValueError, match=r"starts=0"):
+        Supervisor(starts=0)
 
 
 async def test_no_more_starts_at_once_than_allowed() -> None:
