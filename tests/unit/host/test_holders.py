@@ -59,7 +59,7 @@ def test_the_holder_of_a_file(tmp_path: Path) -> None:
 def test_the_holder_of_a_port(family: socket.AddressFamily) -> None:
     with socket.socket(family) as listener:
         try:
-            listener.bind(("localhost", 0))
+            listener.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
         except OSError:
             assert family == socket.AF_INET6  # a host without IPv6 has no such port to find
             return
