@@ -215,14 +215,21 @@ class Spawner:
     async def close(self) -> None:
         """End the spawner, and with it every child it still has; bounded by `CLOSE_GRACE`."""
         self._give_up()
-        with trio.move_on_after(CLOSE_GRACE, shield=True) as scope:
-            await trio.lowlevel.wait_readable(self._pidfd)
-        if scope.cancelled_caught:
-            self._popen.kill()
-            with trio.move_on_after(CLOSE_GRACE, shield=True):
+        try:
+            with trio.move_on_after(CLOSE_GRACE, shield=True) as scope:
                 await trio.lowlevel.wait_readable(self._pidfd)
+            if scope.cancelled_caught:
+                self._popen.kill()
+                with trio.move_on_after(CLOSE_GRACE, shield=True):
+                    await trio.lowlevel.wait_readable(self._pidfd)
+        finally:
+            self._reap()
+
+    def _reap(self) -> None:
         os.close(self._pidfd)
-        self._popen.poll()  # it is dead: reap it
+        # It is dead, or, when a second Ctrl-C broke through the shields, in this moment dying.
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(timeout=1)
 
     def forget(self) -> None:
         """In a fork of our process: let go of the socket, whose closing kills the children."""
