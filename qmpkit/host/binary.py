@@ -15,7 +15,8 @@ from qmpkit.errors import BinaryMissing, LaunchFailed
 from qmpkit.host.capabilities import Capabilities, MachineType, Stamp, load, store
 from qmpkit.process.child import child
 from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost, MonitorSilent
-from qmpkit.qmp.session import Session, open_session
+from qmpkit.qmp.opening import open_session
+from qmpkit.qmp.session import Session
 
 __all__ = ["capabilities_of", "find_binary", "known_capabilities"]
 

@@ -25,7 +25,8 @@ from qmpkit.process.child import Child, ChildLike, child
 from qmpkit.process.errors import SpawnFailed
 from qmpkit.process.sockets import listening_socket, remover_of
 from qmpkit.qmp.errors import MonitorGarbled, MonitorLost, MonitorSilent
-from qmpkit.qmp.session import Observer, Session, open_session
+from qmpkit.qmp.opening import open_session
+from qmpkit.qmp.session import Observer, Session
 from qmpkit.spec.argv import TOOLS, render
 from qmpkit.spec.chardev import Endpoint, FdEndpoint
 from qmpkit.spec.machine import MachineSpec, channels, links

@@ -19,7 +19,8 @@ from qmpkit.errors import AgentSilent, MachineDied, MachineGone, QmpkitError
 from qmpkit.operations._protocols import Monitor, Verdict
 from qmpkit.operations.errors import AgentRefused, end_of
 from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
-from qmpkit.qmp.session import Session, open_session
+from qmpkit.qmp.opening import open_session
+from qmpkit.qmp.session import Session
 from qmpkit.spec.layout import AGENT as PORT_ID
 from qmpkit.spec.names import chardev_id
 

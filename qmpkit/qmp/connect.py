@@ -16,7 +16,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import trio
 
 from qmpkit.qmp.errors import MonitorAbsent, MonitorBusy, MonitorSilent
-from qmpkit.qmp.session import Observer, Session, open_session
+from qmpkit.qmp.opening import open_session
+from qmpkit.qmp.session import Observer, Session
 
 __all__ = ["connect"]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
 
 import outcome
@@ -26,7 +26,6 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from qmpkit._trio import service_nursery
 from qmpkit.errors import HostLacks
 from qmpkit.qmp.errors import (
     CommandRefused,
@@ -40,7 +39,7 @@ from qmpkit.qmp.events import EventHub, Subscription
 from qmpkit.qmp.transport import Spawn, duplicates, transport_for
 from qmpkit.qmp.wire import Framer, FrameTooLong, NotAMessage, Pending, decode, encode
 
-__all__ = ["Direction", "Observer", "Session", "Strays", "open_session"]
+__all__ = ["Direction", "Observer", "Session", "Strays"]
 
 Direction = Literal["sent", "received"]
 Observer = Callable[[Direction, bytes, float], None]
@@ -311,40 +310,3 @@ _CLOSED = "the other side closed it"
 
 def _nothing() -> None:
     """Nothing hangs on the late reply."""
-
-
-@asynccontextmanager
-async def open_session(
-    stream: socket.socket | trio.abc.Stream,
-    *,
-    name: str,
-    kind: Literal["qmp", "agent"] = "qmp",
-    greeting_timeout: float = 10.0,
-    observer: Observer | None = None,
-) -> AsyncIterator[Session]:
-    """Speak QMP, or with kind "agent" the guest agent's protocol, over *stream*.
-
-    *stream* is a connected socket (the fast way) or a trio stream; it is the
-    session's from now on and is closed in every case.  *greeting_timeout* bounds
-    the handshake, in seconds; with 0 an agent's is left to the first command, for a
-    guest that has yet to boot.  The reader outlives the block's cleanup: commands
-    can still be sent there, also when the block is being cancelled, within a
-    shield that has a deadline.  The end of the stream cancels nobody: see
-    `Session.lost` and `Session.wait_lost`.
-
-    Raises `MonitorSilent` when the handshake is not answered in time, and
-    `MonitorLost` or `MonitorGarbled` when the stream ends or is no QMP.
-    """
-    from qmpkit.qmp.agent import AgentSession
-
-    make = AgentSession if kind == "agent" else Session
-    session: Session | None = None
-    try:
-        async with service_nursery() as services:
-            session = make(stream, name, services.start_soon, observer)
-            services.start_soon(session._read, name=f"QMP reader of {name}")
-            await session._negotiate(greeting_timeout)
-            yield session
-    finally:
-        if session is not None:
-            await session._transport.aclose()

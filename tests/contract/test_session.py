@@ -13,8 +13,9 @@ import pytest
 import trio
 
 from qmpkit.qmp.errors import CommandRefused, MonitorLost, MonitorMisread
+from qmpkit.qmp.opening import open_session
 from qmpkit.qmp.schema import fetch_schema
-from qmpkit.qmp.session import Session, open_session
+from qmpkit.qmp.session import Session
 from qmpkit.testing.fake import fake_qemu
 from tests.conftest import binaries
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import trio
 
-from qmpkit.qmp.session import Session, open_session
+from qmpkit.qmp.opening import open_session
+from qmpkit.qmp.session import Session
 
 
 async def one_by_one(qmp: Session, count: int) -> None:

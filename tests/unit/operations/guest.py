@@ -12,7 +12,7 @@ import trio
 
 from qmpkit._trio import service_nursery
 from qmpkit.operations.agent import Agent
-from qmpkit.qmp.session import open_session
+from qmpkit.qmp.opening import open_session
 from qmpkit.testing.fake import FakeQemu, Refuse, fake_qemu
 
 

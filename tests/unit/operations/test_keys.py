@@ -11,7 +11,8 @@ from trio.testing import MockClock
 
 from qmpkit.operations.errors import UnknownKey
 from qmpkit.operations.keys import QKEYS, send_keys, type_text
-from qmpkit.qmp.session import Session, open_session
+from qmpkit.qmp.opening import open_session
+from qmpkit.qmp.session import Session
 from qmpkit.testing.fake import FakeQemu, fake_qemu
 
 

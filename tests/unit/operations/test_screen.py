@@ -18,7 +18,8 @@ from qmpkit._trio import ServiceNursery, service_nursery
 from qmpkit.errors import ImageFailed, SpecInvalid
 from qmpkit.operations.screen import screenshot
 from qmpkit.qmp.errors import CommandRefused
-from qmpkit.qmp.session import Session, open_session
+from qmpkit.qmp.opening import open_session
+from qmpkit.qmp.session import Session
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.fake import FakeQemu, Late, Refuse, fake_qemu

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from qmpkit.qmp.session import Session, open_session
+from qmpkit.qmp.opening import open_session
+from qmpkit.qmp.session import Session
 from qmpkit.testing.fake import FakeQemu, fake_qemu
 
 Over = Literal["memory", "socket"]

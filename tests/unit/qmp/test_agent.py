@@ -11,7 +11,8 @@ from trio.testing import MockClock
 
 from qmpkit.errors import HostLacks
 from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost, MonitorSilent
-from qmpkit.qmp.session import Session, open_session
+from qmpkit.qmp.opening import open_session
+from qmpkit.qmp.session import Session
 from qmpkit.testing.fake import FakeQemu, Garbage, Late, Lost, Refuse, fake_qemu
 
 SYNC = "guest-sync-delimited"

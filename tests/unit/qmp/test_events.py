@@ -11,7 +11,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from qmpkit.qmp.errors import EventsLost, MonitorLost
 from qmpkit.qmp.events import Event, EventHub, Subscription
-from qmpkit.qmp.session import Session, open_session
+from qmpkit.qmp.opening import open_session
+from qmpkit.qmp.session import Session
 from qmpkit.testing.fake import FakeQemu, fake_qemu
 
 

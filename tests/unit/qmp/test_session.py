@@ -22,7 +22,8 @@ from qmpkit.qmp.errors import (
     MonitorSilent,
     MonitorTorn,
 )
-from qmpkit.qmp.session import Session, open_session
+from qmpkit.qmp.opening import open_session
+from qmpkit.qmp.session import Session
 from qmpkit.testing.fake import (
     Duplicated,
     Flooding,

@@ -14,7 +14,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from qmpkit.errors import HostLacks
 from qmpkit.qmp.errors import MonitorLost
-from qmpkit.qmp.session import Session, open_session
+from qmpkit.qmp.opening import open_session
+from qmpkit.qmp.session import Session
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.fake import Late, Lost, fake_qemu
 from tests.unit.qmp.sessions import OVERS, Over, open_fds, pair

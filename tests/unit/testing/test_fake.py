@@ -10,7 +10,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from qmpkit.qmp.errors import CommandRefused, MonitorLost, MonitorSilent
-from qmpkit.qmp.session import Session, open_session
+from qmpkit.qmp.opening import open_session
+from qmpkit.qmp.session import Session
 from qmpkit.testing.fake import FakeQemu, Refuse, fake_qemu
 
 
