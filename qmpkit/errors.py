@@ -4,7 +4,7 @@
 the caller's         `SpecInvalid`, `ImageInUse`, `MachineGone`
 the host's           `HostLacks` (`KvmUnavailable`, `BinaryMissing`)
 QEMU's               `LaunchFailed`, `MachineDied`, `ImageFailed`, and in
-                     `qmpkit.qmp.errors` `CommandRefused` and the `Monitor…` four
+                     `qmpkit.qmp.errors` `CommandRefused`, `EventsLost`, `Monitor…`
 the guest's          `GuestRefused` (`AgentSilent`)
 ===================  ==========================================================
 

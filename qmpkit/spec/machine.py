@@ -76,7 +76,8 @@ class MachineSpec:
     card that screenshots show. `root_ports`: empty ports for hotplug on q35.
     `no_reboot`: a reboot ends the machine. `uuid`: the SMBIOS UUID. `sandbox`:
     QEMU's seccomp filter. `run_as`: the user QEMU becomes after its start. `launcher`:
-    words put before the command, `env`: variables added to QEMU's environment.
+    words put before the command, a program that becomes it (exec) or waits for it: the
+    machine's end is the launcher's. `env`: variables added to QEMU's environment.
     `qemu`: the binary. `extra_args`: appended as they are, the last resort.
     """
 
