@@ -1,10 +1,10 @@
 """One exception tree, sorted by whose fault it is.
 
 ===================  ==========================================================
-the caller's         `SpecInvalid`, `ImageInUse`, `MachineGone`
+the caller's         `SpecInvalid`, `ImageInUse`, `MachineGone`, `EventsLost`
 the host's           `HostLacks` (`KvmUnavailable`, `BinaryMissing`)
 QEMU's               `LaunchFailed`, `MachineDied`, `ImageFailed`, and in
-                     `qmpkit.qmp.errors` `CommandRefused`, `EventsLost`, `Monitor…`
+                     `qmpkit.qmp.errors` `CommandRefused` and the `Monitor…` errors
 the guest's          `GuestRefused` (`AgentSilent`)
 ===================  ==========================================================
 
