@@ -23,4 +23,6 @@ TINY_PAUSED = size(ci=47, long=0)  # … and the rest of the fifty, started paus
 CANCELS_FAKE = size(ci=200, long=200)  # cancellations of start, run and stop on the fake
 CANCELS_REAL = size(ci=40, long=200)  # … and on a real QEMU
 PYTHON_KILLS = size(ci=20, long=200)  # SIGKILLs of Python 0 to 30 ms into a start
+AGENT_CANCELS = size(ci=8, long=200)  # agent calls cancelled at random points
+CONSOLE_FLOOD = size(ci=1100, long=20_000)  # KiB printed while nobody reads; 1024 are kept
 LATE_KILL_AFTER = size(ci=2, long=15)  # seconds after a start that Python is killed

@@ -15,11 +15,10 @@ import trio
 import qmpkit
 from qmpkit import VM, AgentRefused, AgentSilent, GuestCommandFailed, MachineGone
 from qmpkit.testing import guests
-from tests.sizes import size
+from tests.sizes import AGENT_CANCELS
 
 pytestmark = pytest.mark.live
 
-CANCELS = size(ci=16, long=200)  # agent calls cancelled at random points
 MIB = 1024 * 1024
 
 
@@ -130,7 +129,7 @@ async def test_cancelled_at_random_points_it_stays_usable(qemu: str) -> None:
             lambda: vm.agent.run(["sleep", "1"]),
             lambda: vm.agent.run(["sleep", "1"], input=data),
         ]
-        for number in range(CANCELS):
+        for number in range(AGENT_CANCELS):
             with trio.move_on_after(random.uniform(0.02, 0.4)):
                 await uses[number % 4]()
         assert await vm.agent.read_file("/tmp/file") == data
@@ -158,9 +157,7 @@ async def test_an_agent_that_is_not_there_is_known_at_once(qemu: str) -> None:
 
 
 async def test_it_is_found_again_after_a_reset(qemu: str) -> None:
-    spec = attrs.evolve(qmpkit.load_profile("tiny"), qemu=qemu, accel="tcg")
-    async with qmpkit.running(spec) as vm:
-        await vm.agent.wait_ready()
+    async with booted(qemu) as vm:
         await vm.agent.write_file("/tmp/before", b"x")
         await vm.reset()
         await vm.agent.wait_ready()

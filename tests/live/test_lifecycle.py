@@ -12,12 +12,13 @@ import trio
 
 import qmpkit
 from qmpkit import ExitCause, LaunchOptions, MachineDied, MachineGone, MachineSpec, State
+from qmpkit.testing import guests
 
 pytestmark = pytest.mark.live
 
 
-def tiny(qemu: str, name: str = "tiny") -> MachineSpec:
-    return attrs.evolve(qmpkit.load_profile(name), qemu=qemu, accel="tcg")
+def tiny(qemu: str) -> MachineSpec:
+    return attrs.evolve(qmpkit.load_profile("tiny"), qemu=qemu, accel="tcg")
 
 
 @pytest.fixture
@@ -42,8 +43,7 @@ async def test_a_linux_guest_lives(qemu: str) -> None:
 
 
 async def test_a_guest_that_ignores_the_button_is_escalated(qemu: str) -> None:
-    async with qmpkit.running(_deaf(qemu)) as vm:
-        await vm.console.expect("tiny# ")
+    async with guests.booted(_deaf(qemu)) as vm:
         with pytest.raises(qmpkit.GuestRefused, match=r"'tiny'.*power down.*still running"):
             await vm.shutdown(grace=0.5, escalate=False)
         assert vm.state is State.RUNNING
@@ -59,15 +59,13 @@ def _deaf(qemu: str) -> MachineSpec:
 
 
 async def test_the_agent_shuts_the_guest_down(qemu: str) -> None:
-    async with qmpkit.running(tiny(qemu)) as vm:
-        await vm.agent.wait_ready()
+    async with guests.booted(tiny(qemu)) as vm:
         report = await vm.shutdown(grace=30, by="agent")
     assert report.cause is ExitCause.GUEST_SHUTDOWN
 
 
 async def test_a_guests_own_end_does_not_cancel_the_block(qemu: str) -> None:
-    async with qmpkit.running(tiny(qemu)) as vm:
-        await vm.console.expect("tiny# ")
+    async with guests.booted(tiny(qemu)) as vm:
         await vm.console.send_line("poweroff -f")
         report = await vm.wait()
         assert report.cause is ExitCause.GUEST_SHUTDOWN
@@ -78,8 +76,7 @@ async def test_a_guests_own_end_does_not_cancel_the_block(qemu: str) -> None:
 
 
 async def test_a_panic_is_told_from_a_shutdown(qemu: str) -> None:
-    async with qmpkit.running(tiny(qemu)) as vm:
-        await vm.console.expect("tiny# ")
+    async with guests.booted(tiny(qemu)) as vm:
         await vm.console.send_line("echo c > /proc/sysrq-trigger")
         report = await vm.wait()
     assert report.cause is ExitCause.GUEST_PANIC
