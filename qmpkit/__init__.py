@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qmpkit.operations.agent import Agent as Agent
     from qmpkit.operations.agent_info import GuestInterface as GuestInterface
     from qmpkit.operations.agent_info import OsInfo as OsInfo
-    from qmpkit.operations.agent_run import Completed as Completed
+    from qmpkit.operations.completed import Completed as Completed
     from qmpkit.operations.console import Console as Console
     from qmpkit.operations.console_attach import AttachEnd as AttachEnd
     from qmpkit.operations.console_reader import Reader as Reader
@@ -103,7 +103,7 @@ _MODULES = {
     "qmpkit.machine.state": "State",
     "qmpkit.operations.agent": "Agent",
     "qmpkit.operations.agent_info": "GuestInterface OsInfo",
-    "qmpkit.operations.agent_run": "Completed",
+    "qmpkit.operations.completed": "Completed",
     "qmpkit.operations.console": "Console",
     "qmpkit.operations.console_attach": "AttachEnd",
     "qmpkit.operations.console_reader": "Reader",

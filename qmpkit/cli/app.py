@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -40,7 +40,24 @@ def _flowing(text: str) -> str:
     return "\n\n".join(p if p.startswith(" ") else p.replace("\n", " ") for p in paragraphs)
 
 
-for place, command in enumerate(commands.ALL):
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="The shell to print it for.")],
+    /,
+) -> None:
+    """Print a script for completion with Tab.
+
+    It completes commands, options and the names of profiles. Put it where the shell looks:
+
+      bash: qmpkit completion bash > ~/.local/share/bash-completion/completions/qmpkit
+      zsh:  qmpkit completion zsh > ~/.zfunc/_qmpkit   (with ~/.zfunc in fpath)
+      fish: qmpkit completion fish > ~/.config/fish/completions/qmpkit.fish
+    """
+    from qmpkit.cli.completion import completion_script
+
+    print(completion_script(app, shell))
+
+
+for place, command in enumerate([*commands.ALL, completion]):
     app.command(command, help=_flowing(command.__doc__ or ""), sort_key=place)
 
 app.meta.suppress_keyboard_interrupt = False  # not handed down; ours says something

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter, validators
 
@@ -157,21 +157,4 @@ async def qmp(
     return await ask(socket, command, arguments, second=second, events=events, as_json=json)
 
 
-def completion(
-    shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="The shell to print it for.")],
-    /,
-) -> None:
-    """Print a script for completion with Tab.
-
-    It completes commands, options and the names of profiles. Put it where the shell looks:
-
-      bash: qmpkit completion bash > ~/.local/share/bash-completion/completions/qmpkit
-      zsh:  qmpkit completion zsh > ~/.zfunc/_qmpkit   (with ~/.zfunc in fpath)
-      fish: qmpkit completion fish > ~/.config/fish/completions/qmpkit.fish
-    """
-    from qmpkit.cli.completion import print_completion
-
-    print_completion(shell)
-
-
-ALL: tuple[Callable[..., Any], ...] = (run, profiles, argv, qmp, completion)
+ALL: tuple[Callable[..., Any], ...] = (run, profiles, argv, qmp)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["completion_script", "print_completion"]
+from cyclopts import App
+
+__all__ = ["completion_script"]
 
 
-def completion_script(shell: Literal["bash", "zsh", "fish"]) -> str:
-    """The script for *shell*."""
-    from qmpkit.cli.app import app
-
+def completion_script(app: App, shell: Literal["bash", "zsh", "fish"]) -> str:
+    """The script for *shell* that completes the commands of *app*."""
     script = app.generate_completion(prog_name="qmpkit", shell=shell)
     if shell == "bash":
         # A profile may also be a file: where no name fits, readline completes paths.
@@ -18,8 +18,3 @@ def completion_script(shell: Literal["bash", "zsh", "fish"]) -> str:
         assert plain in script
         script = script.replace(plain, "complete -o default -F _qmpkit qmpkit")
     return script
-
-
-def print_completion(shell: Literal["bash", "zsh", "fish"]) -> None:
-    """Print the script for *shell*."""
-    print(completion_script(shell))

@@ -12,7 +12,8 @@ from qmpkit.operations import agent_files, agent_info, agent_run
 from qmpkit.operations._protocols import Monitor, Verdict
 from qmpkit.operations.agent_info import GuestInterface, OsInfo
 from qmpkit.operations.agent_link import AgentLink
-from qmpkit.operations.agent_run import Completed, OnCancel
+from qmpkit.operations.agent_run import OnCancel
+from qmpkit.operations.completed import Completed
 from qmpkit.operations.errors import GuestCommandFailed
 
 __all__ = ["Agent", "Completed", "GuestInterface", "OsInfo", "ShutdownMode"]

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
-import attrs
 import trio
 
 from qmpkit.errors import QmpkitError
 from qmpkit.operations.agent_link import AgentLink
+from qmpkit.operations.completed import Completed
 
-__all__ = ["INPUT_LIMIT", "Completed", "OnCancel", "run"]
+__all__ = ["INPUT_LIMIT", "OnCancel", "run"]
 
 OnCancel = Literal["kill", "leave"]
 
@@ -31,42 +31,6 @@ _PIPE = 64 * 1024
 
 # How long a cancelled run may take to end its program.
 _CLEANUP_GRACE = 1.0
-
-
-@attrs.frozen
-class Completed:
-    """A program that has ended in the guest.
-
-    `status` is its exit status, None when `signal` ended it.  `truncated`: it wrote
-    more than the agent keeps (16 MiB each of stdout and stderr).
-    """
-
-    argv: tuple[str, ...]
-    status: int | None
-    signal: int | None
-    stdout: bytes
-    stderr: bytes
-    truncated: bool = False
-
-    @property
-    def ok(self) -> bool:
-        """True when it ended with status 0."""
-        return self.status == 0
-
-    @property
-    def text(self) -> str:
-        """`stdout` as text; bytes that are no UTF-8 are replaced."""
-        return self.stdout.decode("utf-8", "replace")
-
-    @property
-    def error_text(self) -> str:
-        """`stderr` as text."""
-        return self.stderr.decode("utf-8", "replace")
-
-    @property
-    def ending(self) -> str:
-        """How it ended, in words: "exit status 1", "signal 9"."""
-        return f"exit status {self.status}" if self.signal is None else f"signal {self.signal}"
 
 
 async def run(

@@ -9,7 +9,7 @@ from qmpkit.errors import GuestRefused, MachineDied, MachineGone, QmpkitError
 
 if TYPE_CHECKING:
     from qmpkit.operations._protocols import Verdict
-    from qmpkit.operations.agent_run import Completed
+    from qmpkit.operations.completed import Completed
 
 __all__ = [
     "AgentRefused",

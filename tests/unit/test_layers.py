@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,22 @@ def test_imports_only_to_the_left(path: Path) -> None:
         left_of_each_other = top(imported) != top(own) and RANK[top(imported)] == RANK[top(own)]
         if left_of_each_other and top(own) in ("cli", "testing"):
             pytest.fail(f"{own} imports {imported}: neither may know the other")
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Also not inside a function or for typing only: whoever reads one would have to read all."""
+    known = {module_name(path) for path in MODULES}
+    edges = {}
+    for path in MODULES:
+        named = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                named |= inner & known or {node.module}
+        edges[module_name(path)] = named & known
+    graphlib.TopologicalSorter(edges).prepare()  # CycleError names the circle
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: module_name(p))

@@ -10,6 +10,7 @@ from typing import Literal
 
 import pytest
 
+from qmpkit.cli.app import app
 from qmpkit.cli.completion import completion_script
 from qmpkit.spec.profile import profile_names
 
@@ -29,7 +30,7 @@ class Bash:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.script = folder / "completion.bash"
-        self.script.write_text(completion_script("bash"))
+        self.script.write_text(completion_script(app, "bash"))
         program = folder / "qmpkit"
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m qmpkit.cli "$@"\n')
         program.chmod(0o755)
@@ -73,7 +74,7 @@ def test_commands_and_options(bash: Bash) -> None:
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_the_other_shells_get_a_script(shell: Literal["zsh", "fish"]) -> None:
-    script = completion_script(shell)
+    script = completion_script(app, shell)
     assert "qmpkit" in script
     for word in ("profiles", "headless", "tools-socket", "__complete"):
         assert word in script
