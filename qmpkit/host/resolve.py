@@ -163,7 +163,6 @@ def _conclude(survey: _Survey, known: Capabilities | None) -> Resolution:
         accel=decision.accel,
         cpu_flags=decision.cpu_flags,
         run_with_user=known.run_with_user,
-        kvm_kind=survey.kvm.kind,
     )
     warnings = tuple(text for text in (decision.warning, survey.warning) if text)
     return Resolution(resolved, facts, warnings, known, survey.kvm)

@@ -1,7 +1,7 @@
 """The life of a machine as a table: what each event makes of each state.
 
-Pure.  QEMU's run states are folded into the few that call for different
-behaviour; `vm.execute("query-status")` tells the exact one.
+Pure.  These are the few states that call for different behaviour;
+`vm.execute("query-status")` tells QEMU's exact run state.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-__all__ = ["EVENTS", "TABLE", "State", "Trigger", "from_run_state", "step", "trigger_of"]
+__all__ = ["EVENTS", "TABLE", "State", "Trigger", "step", "trigger_of"]
 
 
 class State(Enum):
@@ -114,19 +114,3 @@ def trigger_of(name: str, data: Mapping[str, Any]) -> Trigger | None:
     if trigger is Trigger.GUEST_PANICKED and data.get("action") == "run":
         return None
     return trigger
-
-
-_FAILED = ("io-error", "internal-error", "watchdog")
-_BY_RUN_STATE = {
-    "running": State.RUNNING,
-    "inmigrate": State.INCOMING,
-    "suspended": State.SUSPENDED,
-    "guest-panicked": State.PANICKED,
-    "shutdown": State.SHUTDOWN,
-    **dict.fromkeys(_FAILED, State.FAILED),
-}
-
-
-def from_run_state(status: str) -> State:
-    """Fold `query-status`'s `status`; whatever else stops the vCPUs counts as paused."""
-    return _BY_RUN_STATE.get(status, State.PAUSED)

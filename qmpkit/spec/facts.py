@@ -15,12 +15,10 @@ class Facts:
 
     `binary`: path of qemu-system-…; `accel`: the accelerator decided on;
     `cpu_flags`: appended to the CPU model (e.g. "-arch-capabilities");
-    `run_with_user`: the binary has `-run-with user=` (9.1) in place of `-runas`;
-    `kvm_kind`: "hardware", "paravirtual" or "none", for reports only.
+    `run_with_user`: the binary has `-run-with user=` (9.1) in place of `-runas`.
     """
 
     binary: str = "qemu-system-x86_64"
     accel: Literal["kvm", "tcg"] = "tcg"
     cpu_flags: tuple[str, ...] = ()
     run_with_user: bool = False
-    kvm_kind: str = "none"

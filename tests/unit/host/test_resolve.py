@@ -74,7 +74,7 @@ async def test_what_comes_out(host: Host, tmp_path: Path, monkeypatch: pytest.Mo
     assert found.spec.disks[0].file == str(tmp_path / "a:b")
     assert found.spec.qemu is None
     assert (found.facts.binary, found.facts.accel) == (str(path), "kvm")
-    assert (found.facts.run_with_user, found.facts.kvm_kind) == (True, "hardware")
+    assert (found.facts.run_with_user, found.kvm.kind) == (True, "hardware")
     assert found.warnings == ()
 
 

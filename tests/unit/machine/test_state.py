@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from qmpkit.machine.state import EVENTS, TABLE, State, Trigger, from_run_state, step, trigger_of
+from qmpkit.machine.state import EVENTS, TABLE, State, Trigger, step, trigger_of
 
 S, T = State, Trigger
 
@@ -73,25 +73,3 @@ def test_which_events_change_the_state(
     name: str, data: dict[str, str], trigger: Trigger | None
 ) -> None:
     assert trigger_of(name, data) is trigger
-
-
-@pytest.mark.parametrize(
-    ("status", "state"),
-    [
-        ("running", S.RUNNING),
-        ("prelaunch", S.PAUSED),
-        ("paused", S.PAUSED),
-        ("postmigrate", S.PAUSED),
-        ("restore-vm", S.PAUSED),
-        ("inmigrate", S.INCOMING),
-        ("io-error", S.FAILED),
-        ("watchdog", S.FAILED),
-        ("internal-error", S.FAILED),
-        ("guest-panicked", S.PANICKED),
-        ("shutdown", S.SHUTDOWN),
-        ("suspended", S.SUSPENDED),
-        ("a-state-of-the-future", S.PAUSED),
-    ],
-)
-def test_run_states_fold(status: str, state: State) -> None:
-    assert from_run_state(status) is state
