@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
 from qmpkit.machine.launch import LaunchOptions
 from qmpkit.machine.report import ExitCause, ExitReport
 from qmpkit.operations.console_attach import AttachEnd
+from qmpkit.process.rundir import machine_dir, socket_path
 from qmpkit.spec.sizes import format_size
 from qmpkit.vm import VM
 
@@ -49,7 +51,6 @@ async def run_machine(request: Request) -> int:
     """Run the machine until it ends, print its report, return the exit status."""
     spec = chosen_spec(request.profile, request.overrides)
     _make_log_directory(request.logs)
-    options = LaunchOptions(tools_socket=request.tools_socket)
     report: ExitReport | None = None
     with trio.open_signal_receiver(*stop_signals()) as signals, trio.CancelScope() as start:
         stopper = Stopper(start, request.grace)
@@ -57,15 +58,28 @@ async def run_machine(request: Request) -> int:
             nursery.start_soon(stopper.listen, signals)
             slow = trio.CancelScope()
             nursery.start_soon(note_later, f"{spec.name}: starting …", slow)
-            async with opened(spec, logs=request.logs, options=options) as vm:
+            async with (
+                _tools_socket(request, spec.name) as tools,
+                opened(spec, logs=request.logs, options=LaunchOptions(tools_socket=tools)) as vm,
+            ):
                 slow.cancel()
                 stopper.attend(vm)
-                report = await _Foreground(vm, request, stopper).run()
+                report = await _Foreground(vm, request, tools, stopper).run()
             nursery.cancel_scope.cancel()
     if report is None:
         talk.error(f"{spec.name}: interrupted while it was starting")
         return Exit.INTERRUPTED
     return _conclude(report, request.as_json)
+
+
+@asynccontextmanager
+async def _tools_socket(request: Request, name: str) -> AsyncIterator[Path]:
+    """Where other programs reach the machine: as asked, else in the runtime directory."""
+    if request.tools_socket is not None:
+        yield request.tools_socket
+        return
+    async with machine_dir(name) as directory:
+        yield socket_path(directory, "qmp")
 
 
 def _make_log_directory(logs: Path | None) -> None:
@@ -81,9 +95,10 @@ def _make_log_directory(logs: Path | None) -> None:
 class _Foreground:
     """A started machine and the terminal it is run from."""
 
-    def __init__(self, vm: VM, request: Request, stopper: Stopper) -> None:
+    def __init__(self, vm: VM, request: Request, tools: Path, stopper: Stopper) -> None:
         self._vm = vm
         self._request = request
+        self._tools = tools
         self._stopper = stopper
         self._changes = Changes(vm)
         self._with_console = bool(vm.consoles) and not request.headless
@@ -103,17 +118,16 @@ class _Foreground:
         return report
 
     def _introduce(self) -> None:
-        vm, spec, tools = self._vm, self._vm.spec, self._request.tools_socket
+        vm, spec = self._vm, self._vm.spec
         plural = "" if spec.cpu.cpus == 1 else "s"
         size = f"{format_size(spec.memory.size)}, {spec.cpu.cpus} CPU{plural}"
         talk.note(f"{vm.name}: {spec.machine} with {vm.accel}, {size}, pid {vm.pid}")
         if not vm.consoles and not self._request.headless:
             talk.note(f"{vm.name}: it has no serial console to attach")
-        if tools is not None:
-            talk.note(f"{vm.name}: monitor for tools: qmpkit qmp {shlex.quote(str(tools))} …")
+        ask = f"qmpkit qmp {shlex.quote(str(self._tools))}"
+        talk.note(f"{vm.name}: its monitor for other programs: {ask} …")
         if self._request.paused:
-            cure = "`cont` on the monitor for tools" if tools else "--tools-socket PATH and `cont`"
-            talk.note(f"{vm.name}: paused before its first instruction; {cure} lets it run")
+            talk.note(f"{vm.name}: paused before its first instruction; {ask} cont lets it run")
 
     async def _present(self) -> None:
         replay = True

@@ -179,7 +179,7 @@ async def test_headless_tells_changes_and_reports_as_json(qemu: str, tmp_path: P
     async with piped("run", *no_guest(qemu), *options) as run:
         heard = await said(run, "lets it run")
         assert "bare: pc-q35-" in heard
-        assert f"bare: monitor for tools: qmpkit qmp {tools} …\n" in heard
+        assert f"bare: its monitor for other programs: qmpkit qmp {tools} …\n" in heard
         assert ask(tools, "query-status")["status"] == "prelaunch"
         ask(tools, "cont")
         await said(run, "bare: running\n")
