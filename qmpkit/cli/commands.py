@@ -93,7 +93,10 @@ async def run(
         Path | None, Parameter(help="Directory for logs of the consoles and of QEMU's stderr.")
     ] = None,
     tools_socket: Annotated[
-        Path | None, Parameter(help="Make a second monitor here, for `qmpkit qmp` and others.")
+        Path | None,
+        Parameter(
+            help="Where to make the monitor for other programs. Default: in the runtime directory."
+        ),
     ] = None,
     json: Annotated[
         bool, Parameter(help="Print the exit report as JSON; implies --headless.")
