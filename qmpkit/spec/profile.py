@@ -69,7 +69,8 @@ def _load(path: Path, chain: list[Path]) -> dict[str, Any]:
     if not isinstance(extends, str):
         raise SpecInvalid([Fault("extends", "must be a profile's name or a path")], source)
     base = _find(extends, path.parent, "extends", source)
-    if base.resolve() in [known.resolve() for known in chain]:
+    # Not Path.resolve: a loop of symlinks is the reader's to complain about.
+    if os.path.realpath(base) in map(os.path.realpath, chain):
         raise SpecInvalid([Fault("extends", f"{extends!r} extends itself")], source)
     return _merged(_load(base, chain), data)
 

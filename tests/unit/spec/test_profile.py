@@ -199,6 +199,16 @@ def test_profiles_in_a_circle(folder: Path) -> None:
     assert faults(path) == ["extends: 'c.toml' extends itself"]
 
 
+def test_extends_through_symlinks(folder: Path) -> None:
+    path = write(folder / "a.toml", 'schema = 1\nextends = "b.toml"\n')
+    (folder / "b.toml").symlink_to("a.toml")
+    assert faults(path) == ["extends: 'b.toml' extends itself"]
+    (folder / "b.toml").unlink()
+    (folder / "b.toml").symlink_to("b.toml")
+    why = "Too many levels of symbolic links"
+    assert faults(path) == [f"extends: {folder}/b.toml cannot be read: {why}"]
+
+
 def test_each_file_of_a_chain_says_its_schema(folder: Path) -> None:
     write(folder / "base.toml", "schema = 2\n")
     path = write(folder / "a.toml", 'schema = 1\nextends = "base.toml"\n')
