@@ -19,7 +19,7 @@ from qmpkit.spec.chardev import Serial, to_serials
 from qmpkit.spec.cpu import Cpu
 from qmpkit.spec.machine import MachineSpec, Option
 from qmpkit.spec.memory import Memory
-from qmpkit.spec.network import NIC_KINDS, Forward, Nic
+from qmpkit.spec.network import NIC_KINDS, Forward, Nic, to_forward
 from qmpkit.spec.sizes import Size, format_size, parse_size
 from qmpkit.spec.suggest import suggestion
 
@@ -164,13 +164,13 @@ def _serials(value: object, kind: Any) -> object:
 
 
 def _forward(value: object) -> object:
-    """ "2222:22": the host's port and the guest's."""
     if not isinstance(value, str):
         return value
-    host, colon, guest = value.partition(":")
-    if not (colon and host.isdecimal() and guest.isdecimal()):
-        raise Wrong(f"{value!r} is not HOSTPORT:GUESTPORT", '"2222:22"')
-    return {"host": int(host), "guest": int(guest)}
+    try:
+        forward = to_forward(value)
+    except ValueError as error:
+        raise Wrong(str(error), '"2222:22"') from None
+    return {"host": forward.host, "guest": forward.guest}
 
 
 _SHORTHAND: dict[type, Callable[[object], object]] = {

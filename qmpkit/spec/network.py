@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 import attrs
 
-from qmpkit.errors import Fault
+from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.addresses import Place
 from qmpkit.spec.chardev import Endpoint, FdEndpoint
 from qmpkit.spec.given import items_of
@@ -29,6 +29,7 @@ __all__ = [
     "netdev_of",
     "nic_device_of",
     "nic_faults",
+    "to_forward",
     "to_nics",
 ]
 
@@ -52,8 +53,25 @@ class Forward:
     guest_address: str | None = None
 
 
-def _forwards(value: Iterable[Forward]) -> tuple[Forward, ...]:
-    return items_of(value, "forwards", "Forward(2222, 22)", (Forward,))
+def to_forward(text: str) -> Forward:
+    """ "2222:22": the host's port and the guest's; ValueError for anything else."""
+    host, _, guest = text.partition(":")
+    if not (host.isdecimal() and guest.isdecimal()):
+        raise ValueError(f"{text!r} is not HOSTPORT:GUESTPORT")
+    return Forward(int(host), int(guest))
+
+
+def _forwards(value: Iterable[Forward | str]) -> tuple[Forward, ...]:
+    hint = 'Forward(2222, 22) or "2222:22"'
+    forwards, faults = [], []
+    for number, item in enumerate(items_of(value, "forwards", hint, (Forward, str))):
+        try:
+            forwards.append(to_forward(item) if isinstance(item, str) else item)
+        except ValueError as error:
+            faults.append(Fault(f"forwards[{number}]", str(error), hint))
+    if faults:
+        raise SpecInvalid(faults)
+    return tuple(forwards)
 
 
 @attrs.frozen(kw_only=True)

@@ -271,8 +271,10 @@ def test_python_values_that_would_turn_into_nonsense(fields: dict[str, Any], mes
 
 
 def test_parts_of_parts_are_looked_at_too() -> None:
-    with pytest.raises(SpecInvalid, match=r"forwards\[0\]: cannot be '2222:22' \(Forward"):
-        UserNic(forwards=["2222:22"])  # type: ignore[list-item]
+    with pytest.raises(SpecInvalid, match=r"forwards\[0\]: cannot be 22 \(Forward"):
+        UserNic(forwards=[22])  # type: ignore[list-item]
+    with pytest.raises(SpecInvalid, match=r"forwards\[1\]: 'ssh' is not HOSTPORT:GUESTPORT \(F"):
+        UserNic(forwards=["2222:22", "ssh"])
     with pytest.raises(SpecInvalid, match=r"cpu\.flags: must be a list, not '\+x2apic'"):
         Cpu(flags="+x2apic")
 

@@ -77,11 +77,12 @@ def test_short_forms_mean_what_the_long_ones_mean() -> None:
         format = "qcow2"
         make = "10GiB"
     """)
+    assert short.nics == (UserNic(id="nic0", forwards=[Forward(2222, 22)]),)
     assert short == MachineSpec(
         cpu=Cpu(2),
         memory=Memory(GIB),
         serials=[Serial("serial0"), Serial("serial1")],
-        nics=[UserNic(forwards=[Forward(2222, 22)])],
+        nics=[UserNic(forwards=["2222:22"])],
         disks=[
             Disk("a.qcow2", format="qcow2", make=Overlay("base.img", format="raw")),
             Disk("b.qcow2", format="qcow2", make=10 * GIB),
