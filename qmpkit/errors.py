@@ -139,7 +139,10 @@ class LaunchFailed(QmpkitError):
 
 
 class MachineGone(QmpkitError):
-    """The machine has ended in an orderly way, so it cannot be asked for anything."""
+    """The machine has ended in an orderly way, so it cannot be asked for anything.
+
+    `asked` is what is not possible any more: a command's name, "reaching the state running".
+    """
 
     def __init__(self, machine: str, asked: str, report: ExitReport | None = None) -> None:
         self.machine = machine

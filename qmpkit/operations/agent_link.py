@@ -145,7 +145,8 @@ class AgentLink:
 
     async def _end(self, asked: str) -> MachineGone | MachineDied:
         await trio.lowlevel.checkpoint()
-        return await end_of(MachineGone(self.name, asked), self._verdict)
+        gone = MachineGone(self.name, f"asking the guest {asked}")
+        return await end_of(gone, self._verdict)
 
     @contextmanager
     def understood(self, command: str) -> Iterator[None]:
@@ -189,7 +190,11 @@ class AgentLink:
 
 async def _is_open(monitor: Monitor) -> bool | None:
     wanted = chardev_id("agent")
-    for device in await monitor.execute("query-chardev"):
+    try:
+        devices = await monitor.execute("query-chardev")
+    except MonitorLost:
+        return None  # QEMU cannot tell any more, the agent may still answer
+    for device in devices:
         if device["label"] == wanted:
             return device["frontend-open"] is True
     return None

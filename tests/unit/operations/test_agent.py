@@ -284,10 +284,13 @@ async def test_events_of_other_ports_are_not_ours() -> None:
         await agent.ping()
 
 
-async def test_when_the_monitor_is_lost_the_agent_is_still_asked() -> None:
+@pytest.mark.parametrize("noticed", [False, True])
+async def test_when_the_monitor_is_lost_the_agent_is_still_asked(*, noticed: bool) -> None:
     async with agent_of_a_machine(listening=False) as (agent, _, port):
-        port.qemu.hang_up()
         await trio.testing.wait_all_tasks_blocked()
+        port.qemu.hang_up()
+        if noticed:
+            await trio.testing.wait_all_tasks_blocked()
         await agent.ping()
         await agent.wait_ready()
 
@@ -295,7 +298,9 @@ async def test_when_the_monitor_is_lost_the_agent_is_still_asked() -> None:
 async def test_the_machines_end() -> None:
     async with agent_of_a_machine() as (agent, guest, _):
         guest.fake.misbehave("guest-ping", HangUp())
-        with pytest.raises(MachineGone, match="'web' has ended, to answer a ping is not possible"):
+        with pytest.raises(
+            MachineGone, match="'web' has ended, asking the guest to answer a ping is"
+        ):
             await agent.ping()
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(MachineGone):
@@ -306,7 +311,7 @@ async def test_the_machines_end() -> None:
 
 async def test_the_machines_end_while_its_agent_is_awaited() -> None:
     async def waiting(agent: Agent) -> None:
-        with pytest.raises(MachineGone, match="to get ready is not possible"):
+        with pytest.raises(MachineGone, match="asking the guest to get ready is not possible"):
             await agent.wait_ready()
 
     async with (
