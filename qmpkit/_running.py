@@ -15,8 +15,7 @@ from qmpkit.errors import HostLacks, MachineDied, MachineGone
 from qmpkit.host.resolve import resolve
 from qmpkit.images.prepare import prepared_disks
 from qmpkit.machine.launch import LaunchOptions, Starter, launched, start_qemu
-from qmpkit.machine.machine import Machine
-from qmpkit.machine.state import State
+from qmpkit.machine.machine import Machine, check_grace
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.qmp.errors import MonitorLost
 from qmpkit.spec.machine import MachineSpec
@@ -54,6 +53,7 @@ async def running(
     the block: `vm.wait()` returns and later calls raise MachineGone.  The block's own
     exception leaves as it is, together with a MachineDied in a group.
     """
+    check_grace("powerdown_grace", powerdown_grace)
     async with (
         shared_spawner(),  # first of all, so that it comes up while we look around
         opened(spec, logs=logs, options=options, start=start) as vm,
@@ -62,8 +62,7 @@ async def running(
         if not paused:
             await vm.resume()
         yield vm
-        # A guest that stands still would not even see the button.
-        if powerdown_grace and vm.state is State.RUNNING:
+        if powerdown_grace and vm.report is None:
             await vm.shutdown(grace=powerdown_grace)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,19 @@ class VM:
     # Asking QEMU
 
     async def execute(
-        self, command: str, arguments: Mapping[str, Any] | None = None, /, *, oob: bool = False
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        /,
+        *,
+        fds: Sequence[int] = (),
+        oob: bool = False,
     ) -> Any:
-        """Send any QMP command and return what QEMU returned."""
-        return await self.machine.execute(command, arguments, oob=oob)
+        """Send any QMP command and return what QEMU returned.
+
+        *fds*: descriptors that go with it (`getfd`, `add-fd`); they stay the caller's.
+        """
+        return await self.machine.execute(command, arguments, fds=fds, oob=oob)
 
     def subscribe(
         self, *names: str, where: Mapping[str, Any] | None = None, buffer: int = 1000
@@ -88,7 +97,8 @@ class VM:
         """Follow QMP events of these *names* (all without any) whose data match *where*.
 
         A context manager and async iterator.  Reading more than *buffer* events too
-        late raises EventsLost in this subscriber only.
+        late raises EventsLost in this subscriber only; waiting for one when the machine
+        has ended raises MachineGone or MachineDied.
         """
         return self.machine.subscribe(*names, where=where, buffer=buffer)
 
@@ -128,7 +138,8 @@ class VM:
         """Ask the guest to shut down; end QEMU when it has not within *grace* seconds.
 
         With `escalate=False` a guest that does not obey raises GuestRefused instead
-        and goes on running.  *by* is "acpi" (the power button) or "agent".
+        and goes on running.  *by* is "acpi" (the power button) or "agent".  A guest
+        that stands still cannot obey: it is ended, or refused, at once.
         """
         ask = self._asker(by)
         graces = self.machine.graces

@@ -23,7 +23,7 @@ from qmpkit.qmp.session import Session
 from qmpkit.spec.facts import Facts
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["Expected", "Graces", "Machine", "StateObserver"]
+__all__ = ["Expected", "Graces", "Machine", "StateObserver", "check_grace"]
 
 log = logging.getLogger("qmpkit.machine")
 
@@ -38,13 +38,26 @@ _NEVER_FULL = 100_000
 StateObserver = Callable[[State, str], None]
 
 
+def check_grace(name: str, seconds: float) -> None:
+    """Refuse a bound that cannot be waited for, before anything is done."""
+    if not seconds >= 0:
+        raise ValueError(f"{name}={seconds!r}: it is a number of seconds, 0 or more")
+
+
+def _grace(default: float) -> float:
+    def check(_: Graces, attribute: attrs.Attribute[float], value: float) -> None:
+        check_grace(attribute.name, value)
+
+    return attrs.field(default=default, validator=check)
+
+
 @attrs.frozen
 class Graces:
     """Seconds each step of a stop is given before the next, harder one."""
 
-    quit: float = 10.0
-    term: float = 3.0
-    kill: float = 5.0
+    quit: float = _grace(10.0)
+    term: float = _grace(3.0)
+    kill: float = _grace(5.0)
 
     @property
     def total(self) -> float:
@@ -148,8 +161,16 @@ class Machine:
     def subscribe(
         self, *names: str, where: Mapping[str, Any] | None = None, buffer: int = 1000
     ) -> Subscription:
-        """Events of these names (all without any) whose data match *where*."""
-        return self.qmp.subscribe(*names, where=where, buffer=buffer)
+        """Events of these names (all without any) whose data match *where*.
+
+        Raises MachineGone or MachineDied when the machine has ended, as does reading.
+        What cannot wait for that verdict says MonitorLost: `next_nowait`, and entering
+        the block in the milliseconds before the end is known.
+        """
+        self.must_live("following its events")
+        subscription = self.qmp.subscribe(*names, where=where, buffer=buffer)
+        subscription.explain = self._explain_events
+        return subscription
 
     async def wait(self) -> ExitReport:
         """Wait for the machine's end, whatever brings it, and tell how it ended."""
@@ -216,6 +237,9 @@ class Machine:
         self._stop_asked = True
         self.child.kill()
         return await self.wait()
+
+    async def _explain_events(self, lost: MonitorLost) -> None:
+        await self.explain(lost, "following its events")
 
     async def _ask_to_quit(self) -> None:
         await self.qmp.execute("quit")
@@ -285,7 +309,7 @@ class Expected:
         if self._met is None:
             report = self._machine.report
             assert report is not None
-            raise self._machine._ended_error(report, f"reaching {_either(self._states)}")
+            raise self._machine._ended_error(report, f"reaching the state {_either(self._states)}")
         return self._met
 
     def _see(self, state: State) -> None:

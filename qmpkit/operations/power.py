@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 import trio
 
 from qmpkit.errors import GuestRefused, MachineGone
-from qmpkit.machine.machine import Graces, Machine
+from qmpkit.machine.machine import Graces, Machine, check_grace
 from qmpkit.machine.report import ExitReport
 from qmpkit.machine.state import State
 from qmpkit.qmp.errors import MonitorLost
@@ -45,6 +45,7 @@ async def paused(machine: Machine) -> AsyncIterator[None]:
     The guest is resumed also when the block fails or is cancelled, within a bound
     of 5 s.  A machine that was paused already stays paused.
     """
+    machine.must_live("pausing")
     if machine.state is not State.RUNNING:
         await trio.lowlevel.checkpoint()
         yield
@@ -92,15 +93,24 @@ async def shutdown(
 ) -> ExitReport:
     """Power the guest down, and end QEMU when the guest has not obeyed within *grace* seconds.
 
-    With `escalate=False` a guest that does not obey raises GuestRefused and is left
-    running.  Cancelled, nothing is undone: a guest that was asked may still shut down.
-    MachineGone when it has ended before it is asked; an end in the meantime is the report.
+    A guest that stands still (paused, panicked, …) would not notice: it is not asked,
+    and QEMU is ended at once.  With `escalate=False` a guest that does not obey, or
+    cannot notice, raises GuestRefused and is left as it is.  Cancelled, nothing is
+    undone: a guest that was asked may still shut down.  MachineGone when it has ended
+    before it is asked; an end in the meantime is the report.
     """
+    check_grace("grace", grace)
     machine.must_live("shutdown")
-    with trio.move_on_after(grace):
-        with suppress(MachineGone):
-            await powerdown(machine, ask)
-        return await machine.wait()
-    if not escalate:
-        raise GuestRefused(machine.name, "to power down", f"still running after {grace:g} s")
+    state = machine.state
+    if state is State.RUNNING:
+        with trio.move_on_after(grace):
+            with suppress(MachineGone):
+                await powerdown(machine, ask)
+            return await machine.wait()
+        if not escalate:
+            raise GuestRefused(machine.name, "to power down", f"still running after {grace:g} s")
+    elif not escalate and state is not State.SHUTDOWN:
+        cure = "reset" if state is State.PANICKED else "resume"
+        why = f"it is {state.value}, so it cannot notice. Cure: {cure} it first"
+        raise GuestRefused(machine.name, "to power down", why)
     return await machine.stop(graces or Graces())

@@ -137,17 +137,22 @@ class MonitorBusy(MonitorSilent):
 
 
 class EventsLost(QmpkitError):
-    """A subscriber read too slowly: its buffer filled and events were dropped for it alone."""
+    """A subscriber read too slowly: its buffer filled and events were dropped for it alone.
 
-    def __init__(self, machine: str, names: tuple[str, ...], buffer: int) -> None:
+    `source` says whose events they were when not one machine's (`machine` is "" then).
+    """
+
+    def __init__(self, machine: str, names: tuple[str, ...], buffer: int, source: str = "") -> None:
         self.machine = machine
         self.names = names
         self.buffer = buffer
-        super().__init__(machine, names, buffer)
+        self.source = source
+        super().__init__(machine, names, buffer, source)
 
     def __str__(self) -> str:
+        whose = self.source or f"machine {self.machine!r}"
         what = ", ".join(self.names) or "all events"
         return (
-            f"machine {self.machine!r}: a subscriber of {what} fell more than "
+            f"{whose}: a subscriber of {what} fell more than "
             f"{self.buffer} events behind. Cure: read faster or subscribe with a larger buffer"
         )

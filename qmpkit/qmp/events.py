@@ -7,14 +7,14 @@ falls behind loses its own subscription, and nothing else happens.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 import attrs
 import trio
 
-from qmpkit.qmp.errors import EventsLost
+from qmpkit.qmp.errors import EventsLost, MonitorLost
 from qmpkit.qmp.wire import NotAMessage
 
 __all__ = ["Event", "EventHub", "Subscription"]
@@ -48,6 +48,8 @@ class Subscription:
     it can still be read, then every read raises `EventsLost`.  When the session
     ends, the same holds with `MonitorLost`; after the block, with
     `trio.ClosedResourceError`.  So an iteration never ends silently.
+
+    `explain`, when set, is awaited with that `MonitorLost` and may raise what is behind it.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Subscription:
         if buffer < 1:
             raise ValueError(f"a subscription keeps at least one event, not {buffer}")
         self._closed: Callable[[], Exception] | None = _not_entered
+        self.explain: Callable[[MonitorLost], Awaitable[None]] | None = None
 
     def __enter__(self) -> Subscription:
         if self._closed is not _not_entered:
@@ -91,7 +94,7 @@ class Subscription:
         waited = False
         while not self._events:
             if self._closed is not None:
-                raise self._closed()
+                raise await self._reason(self._closed())
             await self._readers.park()
             waited = True
         event = self._events.popleft()
@@ -113,6 +116,11 @@ class Subscription:
             event = await self.next()
             if wanted(event):
                 return event
+
+    async def _reason(self, error: Exception) -> Exception:
+        if self.explain is not None and isinstance(error, MonitorLost):
+            await self.explain(error)
+        return error
 
     def _matches(self, data: Mapping[str, Any]) -> bool:
         return all(key in data and data[key] == value for key, value in self._where)

@@ -33,9 +33,13 @@ class Happening:
 
 
 class EventLog:
-    """Numbers happenings and hands them to every subscriber; never blocks the one who tells."""
+    """Numbers happenings and hands them to every subscriber; never blocks the one who tells.
 
-    def __init__(self) -> None:
+    *source* is whose they are, for messages.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
         self.closed = False
         self._numbers = count()
         self._subscribers: set[Happenings] = set()
@@ -55,7 +59,7 @@ class EventLog:
     @contextmanager
     def subscribe(self, buffer: int) -> Iterator[Happenings]:
         """Follow what happens from now on, within the block."""
-        subscriber = Happenings(buffer)
+        subscriber = Happenings(buffer, self.source)
         self._subscribers.add(subscriber)
         if self.closed:
             subscriber._close()
@@ -73,7 +77,8 @@ class Happenings:
     EventsLost once, and goes on with what happens after that.
     """
 
-    def __init__(self, buffer: int) -> None:
+    def __init__(self, buffer: int, source: str) -> None:
+        self._source = source
         self._buffer = max(buffer, 1)
         self._send, self._receive = trio.open_memory_channel[Happening](self._buffer)
         self._overflowed = False
@@ -84,7 +89,7 @@ class Happenings:
     async def __anext__(self) -> Happening:
         if self._overflowed and not self._receive.statistics().current_buffer_used:
             self._overflowed = False
-            raise EventsLost("supervisor", (), self._buffer)
+            raise EventsLost("", (), self._buffer, source=self._source)
         try:
             return await self._receive.receive()
         except trio.EndOfChannel:

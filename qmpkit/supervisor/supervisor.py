@@ -20,7 +20,7 @@ from qmpkit._running import opened
 from qmpkit._trio import raise_collapsed
 from qmpkit.errors import Fault, MachineDied, MachineGone, QmpkitError, SpecInvalid
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
-from qmpkit.machine.state import State
+from qmpkit.machine.machine import check_grace
 from qmpkit.process.limits import raise_nofile
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.machine import MachineSpec
@@ -53,6 +53,7 @@ class Supervisor:
         start: Starter = start_qemu,
     ) -> None:
         self.name = name
+        check_grace("powerdown_grace", powerdown_grace)
         self.powerdown_grace = powerdown_grace
         self._logs = None if logs is None else Path(logs).absolute()
         self._start = start
@@ -60,7 +61,7 @@ class Supervisor:
             raise ValueError(f"starts={starts!r}: no machine would ever be started")
         self._limit = trio.CapacityLimiter(starts or os.cpu_count() or 1)
         self._records: dict[str, _Record] = {}
-        self._log = EventLog()
+        self._log = EventLog(f"supervisor {name!r}")
         self._stack = AsyncExitStack()
         self._nursery: trio.Nursery | None = None
 
@@ -113,6 +114,7 @@ class Supervisor:
         given up.  Cancelled, those that were asked may still end.
         """
         grace = self.powerdown_grace if powerdown_grace is None else powerdown_grace
+        check_grace("powerdown_grace", grace)
         async with trio.open_nursery() as nursery:
             for record in self._records.values():
                 if not record.over.is_set():
@@ -280,7 +282,7 @@ async def _stop_one(record: _Record, grace: float) -> None:
 
 async def _end(vm: VM, grace: float) -> None:
     try:
-        if grace and vm.state is State.RUNNING:
+        if grace:
             await vm.shutdown(grace=grace)
         else:
             await vm.quit()

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from qmpkit.errors import MachineDied, MachineGone
+from qmpkit.errors import GuestRefused, MachineDied, MachineGone
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.report import ExitCause
 from qmpkit.machine.state import State
@@ -188,8 +188,36 @@ async def test_after_an_orderly_end_every_call_says_so(launch: Launch) -> None:
                 await call(machine)
         with pytest.raises(MachineGone, match="shutdown is not possible: it was stopped"):
             await power.shutdown(machine, grace=1)
-        with pytest.raises(MachineGone, match="reaching running is not possible"):
+        with pytest.raises(MachineGone, match="pausing is not possible: it was stopped"):
+            async with power.paused(machine):
+                pytest.fail("it was entered")
+        with pytest.raises(MachineGone, match="following its events is not possible"):
+            machine.subscribe()
+        with pytest.raises(MachineGone, match="reaching the state running is not possible"):
             await machine.reached(State.RUNNING)
+
+
+async def test_a_guest_that_stands_still_is_not_asked_to_power_down(launch: Launch) -> None:
+    async with launch("idle") as machine:
+        refused = "refused to power down: it is paused, so it cannot notice. Cure: resume it first"
+        with pytest.raises(GuestRefused, match=refused):
+            await power.shutdown(machine, grace=30, escalate=False)
+        assert now(machine) is State.PAUSED
+        report = await power.shutdown(machine, grace=30)
+        assert report.cause is ExitCause.HOST_QUIT
+        assert report.uptime < 10
+
+
+async def test_who_follows_events_learns_of_the_end(launch: Launch, send: Send) -> None:
+    async with launch() as machine:
+        with machine.subscribe() as events, pytest.raises(MachineGone, match="following its ev"):
+            await machine.stop(Graces())
+            async for _ in events:
+                pass
+    async with launch() as machine:
+        with machine.subscribe() as events, pytest.raises(MachineDied):
+            send(machine, signal.SIGKILL)
+            await events.next()
 
 
 async def test_who_waits_for_a_state_learns_of_the_end(launch: Launch, send: Send) -> None:

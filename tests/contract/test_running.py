@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from typing import NoReturn
 
 import pytest
@@ -130,6 +131,55 @@ async def test_a_guest_that_stands_still_is_not_waited_for(host: FakeHost) -> No
     assert vm.report is not None
     assert vm.report.cause is ExitCause.HOST_QUIT
     assert vm.report.uptime < 5
+
+
+async def test_a_panicked_guest_is_not_asked_to_power_down(host: FakeHost) -> None:
+    async with qmpkit.running(spec(), powerdown_grace=30, start=host.start) as vm:
+        host["vm"].qemu.guest_panic()
+        await vm.machine.reached(State.PANICKED)
+        with pytest.raises(qmpkit.GuestRefused, match=r"it is panicked, .* Cure: reset it first"):
+            await vm.shutdown(escalate=False)
+    assert vm.report is not None
+    assert vm.report.cause is ExitCause.GUEST_PANIC
+    assert vm.report.uptime < 5
+
+
+async def test_a_guest_that_is_off_needs_no_button(host: FakeHost) -> None:
+    async with qmpkit.running(spec(), start=host.start) as vm:
+        host["vm"].qemu.pauses_on_shutdown = True
+        host["vm"].qemu.guest_shutdown()
+        await vm.machine.reached(State.SHUTDOWN)
+        report = await vm.shutdown(escalate=False)
+    assert report.expected
+    assert host["vm"].process.signals == []
+
+
+@pytest.mark.parametrize("grace", [-1, float("nan")])
+async def test_a_grace_that_cannot_be_is_refused_before_the_start(
+    host: FakeHost, grace: float
+) -> None:
+    with pytest.raises(ValueError, match=f"powerdown_grace={grace}: it is a number of seconds, 0"):
+        async with qmpkit.running(spec(), powerdown_grace=grace, start=host.start):
+            pytest.fail("it was started")
+    with pytest.raises(ValueError, match=f"powerdown_grace={grace}"):
+        qmpkit.Supervisor(powerdown_grace=grace)
+    with pytest.raises(ValueError, match=f"term={grace}"):
+        qmpkit.Graces(term=grace)
+    async with qmpkit.Supervisor(start=host.start) as lab:
+        vm = await lab.start(spec())
+        with pytest.raises(ValueError, match=f"powerdown_grace={grace}"):
+            await lab.stop(powerdown_grace=grace)
+        with pytest.raises(ValueError, match=f"grace={grace}"):
+            await vm.shutdown(grace=grace)
+        assert vm.state is State.RUNNING
+
+
+async def test_descriptors_go_with_a_command(host: FakeHost) -> None:
+    async with qmpkit.running(spec(), start=host.start) as vm:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            await vm.execute("getfd", {"fdname": "cable"}, fds=[theirs.fileno()])
+        assert list(host["vm"].qemu.named_fds) == ["cable"]
 
 
 async def test_a_failed_block_stops_at_once(host: FakeHost) -> None:

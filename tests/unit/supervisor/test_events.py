@@ -42,7 +42,7 @@ def _states(seen: list[Happening], machine: str) -> list[str]:
 
 
 async def test_two_subscribers_see_the_same() -> None:
-    log = EventLog()
+    log = EventLog("supervisor 'lab'")
     with log.subscribe(10) as one, log.subscribe(10) as other:
         log.tell("a", "running", "RESUME")
         log.close()
@@ -50,7 +50,7 @@ async def test_two_subscribers_see_the_same() -> None:
 
 
 async def test_a_subscriber_waits_for_what_comes() -> None:
-    log = EventLog()
+    log = EventLog("supervisor 'lab'")
     with log.subscribe(10) as happenings:
         async with trio.open_nursery() as nursery:
 
@@ -63,7 +63,7 @@ async def test_a_subscriber_waits_for_what_comes() -> None:
 
 
 async def test_who_is_too_slow_is_told_where_the_gap_is() -> None:
-    log = EventLog()
+    log = EventLog("supervisor 'lab'")
     with log.subscribe(3) as slow, log.subscribe(100) as quick:
         for number in range(5):
             log.tell(f"vm{number}", "running", "RESUME")
@@ -73,7 +73,7 @@ async def test_who_is_too_slow_is_told_where_the_gap_is() -> None:
         with pytest.raises(EventsLost) as caught:
             await anext(slow)
         assert str(caught.value) == (
-            "machine 'supervisor': a subscriber of all events fell more than 3 events behind."
+            "supervisor 'lab': a subscriber of all events fell more than 3 events behind."
             " Cure: read faster or subscribe with a larger buffer"
         )
         log.tell("vm6", "running", "RESUME")
@@ -82,7 +82,7 @@ async def test_who_is_too_slow_is_told_where_the_gap_is() -> None:
 
 
 async def test_an_iteration_ends_with_its_block_and_with_the_log() -> None:
-    log = EventLog()
+    log = EventLog("supervisor 'lab'")
     with log.subscribe(3) as happenings:
         pass
     assert [it async for it in happenings] == []
