@@ -1,0 +1,59 @@
+"""The pytest plugin in a project of its own, which has not configured pytest-trio."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HEAD = "import pytest\n"
+PAUSED = '@pytest.mark.qmp_machine("q35", memory="16MiB", accel="tcg", qemu="no-such-qemu")\n'
+
+
+def outcome(project: Path, code: str, *options: str, before: str = "") -> str:
+    (project / "pytest.ini").write_text("[pytest]\n")
+    (project / "test_it.py").write_text(HEAD + code)
+    run = f"{before}\nimport sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    words = ["-q", "-p", "no:cacheprovider", *options]
+    root = str(Path(__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, "-c", run, *words],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+def test_no_setting_of_pytest_trio_is_needed(tmp_path: Path) -> None:
+    said = outcome(tmp_path, f"{PAUSED}async def test_x(qmp_machine): ...\n", "--strict-markers")
+    assert "BinaryMissing" in said  # the fixture was run
+    assert "requested an async fixture" not in said
+
+
+def test_an_unknown_field_is_named(tmp_path: Path) -> None:
+    mark = '@pytest.mark.qmp_machine(memroy="16MiB")\n'
+    said = outcome(tmp_path, f"{mark}async def test_x(qmp_machine): ...\n")
+    assert "the marker qmp_machine: memroy: unknown key (did you mean 'memory'?)" in said
+
+
+def test_a_second_profile_is_refused(tmp_path: Path) -> None:
+    mark = '@pytest.mark.qmp_machine("q35", "tiny")\n'
+    said = outcome(tmp_path, f"{mark}async def test_x(qmp_machine): ...\n")
+    assert "the marker qmp_machine: takes one profile" in said
+
+
+def test_without_pytest_trio_the_cure_is_told(tmp_path: Path) -> None:
+    hide = (
+        "import importlib.util as u; f = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'pytest_trio' else f(name, *rest)"
+    )
+    said = outcome(tmp_path, "async def test_x(qmp_machine): ...\n", before=hide)
+    assert "needs pytest-trio, which is not installed. Cure: pip install 'qmpkit[testing]'" in said
+
+
+def test_other_tests_are_left_alone(tmp_path: Path) -> None:
+    assert "1 passed" in outcome(tmp_path, "def test_x(): ...\n")
