@@ -119,7 +119,8 @@ async def _show(lab: Supervisor, happenings: qmpkit.Happenings) -> None:
         while True:
             live.update(status(lab), refresh=True)
             with trio.move_on_after(0.5):  # the seconds in the table move on by themselves
-                await anext(happenings)
+                if await anext(happenings, None) is None:
+                    return
 
 
 async def start_all(lab: Supervisor, machines: list[MachineSpec]) -> None:
@@ -203,13 +204,27 @@ class Once(logging.Filter):
         return new or not told
 
 
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error
+
+
 if __name__ == "__main__":
     to_screen = RichHandler(console=out, show_time=False, show_path=False)
     to_screen.addFilter(Once())
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[to_screen])
+    code = 0
     try:
         trio.run(main)
-    except qmpkit.QmpkitError as error:
-        sys.exit(f"scripts/demo: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    # In a group as well as alone: the nurseries of main() wrap what their tasks raise.
+    except* qmpkit.QmpkitError as group:
+        for error in leaves(group):
+            print(f"scripts/demo: {error}", file=sys.stderr)
+        code = 1
+    except* KeyboardInterrupt:
+        print("scripts/demo: interrupted; every machine has been ended", file=sys.stderr)
+        code = 130
+    sys.exit(code)
