@@ -23,10 +23,11 @@ from qmpkit.machine.launch import LaunchOptions
 from qmpkit.machine.report import ExitCause, ExitReport
 from qmpkit.operations.console_attach import AttachEnd
 from qmpkit.process.rundir import machine_dir, socket_path
+from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.sizes import format_size
 from qmpkit.vm import VM
 
-__all__ = ["Request", "report_to_dict", "run_machine"]
+__all__ = ["Request", "nothing_to_boot", "report_to_dict", "run_machine"]
 
 _GOOD = (ExitCause.GUEST_SHUTDOWN, ExitCause.GUEST_RESET, ExitCause.HOST_QUIT)
 # Seconds that the guest's last words may take to be shown.
@@ -122,6 +123,9 @@ class _Foreground:
         plural = "" if spec.cpu.cpus == 1 else "s"
         size = f"{format_size(spec.memory.size)}, {spec.cpu.cpus} CPU{plural}"
         talk.note(f"{vm.name}: {spec.machine} with {vm.accel}, {size}, pid {vm.pid}")
+        if nothing_to_boot(spec):
+            talk.warn(f"{vm.name}: there is nothing to boot: no disk and no kernel")
+            talk.note(f"{vm.name}: name a kernel (--set kernel.image=…), or disks in a file")
         if not vm.consoles and not self._request.headless:
             talk.note(f"{vm.name}: it has no serial console to attach")
         ask = f"qmpkit qmp {shlex.quote(str(self._tools))}"
@@ -171,6 +175,16 @@ class _Foreground:
     async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
         await self._vm.wait()
         scope.cancel()
+
+
+def nothing_to_boot(spec: MachineSpec) -> bool:
+    """Would the firmware look in vain, on a console that it does not even write to?
+
+    A firmware, a launcher or arguments of the user's own may know of something.
+    """
+    told = spec.disks or spec.firmware or spec.launcher or spec.extra_args
+    kernel = spec.kernel is not None and spec.kernel.image is not None
+    return not (told or kernel or any(nic.boot is not None for nic in spec.nics))
 
 
 def _conclude(report: ExitReport, as_json: bool) -> int:
