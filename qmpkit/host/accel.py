@@ -94,7 +94,7 @@ def _obstacle(kvm: KvmFacts, accelerators: Collection[str]) -> tuple[str, str] |
         return kvm.why, kvm.cure
     if kvm.kind != "hardware":
         return (
-            f"{kvm.why}, which Linux guests may crawl or fail under",
+            f"{kvm.why}, but Linux guests may crawl or fail on such a backend",
             'accel = "kvm" uses it all the same',
         )
     return None

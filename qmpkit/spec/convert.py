@@ -175,7 +175,7 @@ def _forward(value: object) -> object:
 
 _SHORTHAND: dict[type, Callable[[object], object]] = {
     Cpu: lambda value: {"cpus": value} if type(value) is int else value,
-    Memory: lambda value: {"size": value} if isinstance(value, str | int) else value,
+    Memory: lambda value: {"size": value} if isinstance(value, str | int | float) else value,
     Serial: lambda value: {"name": value} if isinstance(value, str) else value,
     Forward: _forward,
 }

@@ -158,7 +158,10 @@ def test_an_item_that_is_no_table_hides_nothing() -> None:
         ({"disks": ["a.img"]}, "disks[0]: must be a table, not a text: 'a.img'"),
         ({"kernel": "vmlinuz"}, "kernel: must be a table, not a text: 'vmlinuz'"),
         ({"memory": -1}, "memory.size: a size cannot be negative, this is -1"),
-        ({"memory": 1.5}, "memory: must be a table, not a number with a fraction: 1.5"),
+        (
+            {"memory": 1.5},
+            'memory.size: must be a size ("10GiB"), not a number with a fraction: 1.5',
+        ),
         ({"serials": -1}, "serials: cannot be negative, this is -1"),
         ({"serials": True}, "serials: must be a list, not true or false: True"),
         (
