@@ -142,10 +142,7 @@ class VM:
         that stands still cannot obey: it is ended, or refused, at once.
         """
         ask = self._asker(by)
-        graces = self.machine.graces
-        return await power.shutdown(
-            self.machine, grace=grace, ask=ask, escalate=escalate, graces=graces
-        )
+        return await power.shutdown(self.machine, grace=grace, ask=ask, escalate=escalate)
 
     async def quit(self, graces: Graces | None = None) -> ExitReport:
         """End QEMU at once, in order: `quit`, SIGTERM, SIGKILL.  The guest is not asked.

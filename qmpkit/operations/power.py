@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 import trio
 
 from qmpkit.errors import GuestRefused, MachineGone
-from qmpkit.machine.machine import Graces, Machine, check_grace
+from qmpkit.machine.machine import Machine, check_grace
 from qmpkit.machine.report import ExitReport
 from qmpkit.machine.state import State
 from qmpkit.qmp.errors import MonitorLost
@@ -89,7 +89,6 @@ async def shutdown(
     grace: float,
     ask: AskGuest | None = None,
     escalate: bool = True,
-    graces: Graces | None = None,
 ) -> ExitReport:
     """Power the guest down, and end QEMU when the guest has not obeyed within *grace* seconds.
 
@@ -113,4 +112,4 @@ async def shutdown(
         cure = "reset" if state is State.PANICKED else "resume"
         why = f"it is {state.value}, so it cannot notice. Cure: {cure} it first"
         raise GuestRefused(machine.name, "to power down", why)
-    return await machine.stop(graces or Graces())
+    return await machine.stop()
