@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.counts import KVM, Counts
-from tests.sizes import LONG, QEMU_VERSIONS
+from tests.sizes import QEMU_VERSIONS
 
 AsyncTest = Callable[..., Awaitable[None]]
 BOUND = 60.0  # seconds an async test may take; `@pytest.mark.bound(n)` for another
@@ -71,8 +71,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function):
             _bind(item)
-        if item.get_closest_marker("long") and not LONG:
-            item.add_marker(pytest.mark.skip(reason="a size that only `scripts/test --long` runs"))
 
 
 def _bind(item: pytest.Function) -> None:

@@ -120,15 +120,7 @@ class SocketTransport:
         return message
 
     def withdraw(self, message: Outgoing) -> bool:
-        if message.begun or message not in self._queue:
-            return False
-        # The head stays: the writer is waiting to send it, and finds it empty.
-        if self._queue[0] is message:
-            message.rest = message.rest[:0]
-        else:
-            self._queue.remove(message)
-        message.close()
-        return True
+        return _withdraw(self._queue, message)
 
     async def receive(self) -> bytes:
         while True:
@@ -200,13 +192,7 @@ class StreamTransport:
         return message
 
     def withdraw(self, message: Outgoing) -> bool:
-        if message.begun or message not in self._queue:
-            return False
-        if self._queue[0] is message:
-            message.rest = message.rest[:0]
-        else:
-            self._queue.remove(message)
-        return True
+        return _withdraw(self._queue, message)
 
     async def receive(self) -> bytes:
         with trio.CancelScope() as self._reading:
@@ -234,6 +220,18 @@ class StreamTransport:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             _drop_all(self._queue)
             self.hang_up()
+
+
+def _withdraw(queue: deque[Outgoing], message: Outgoing) -> bool:
+    if message.begun or message not in queue:
+        return False
+    # The head stays: the writer is waiting to send it, and finds it empty.
+    if queue[0] is message:
+        message.rest = message.rest[:0]
+    else:
+        queue.remove(message)
+    message.close()
+    return True
 
 
 def _drop_all(queue: deque[Outgoing]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,7 +52,7 @@ _ACCEPTED = (
 )
 
 
-class CommandTable:
+class CommandTable(ABC):
     """The state of the machine that the fake plays, and the commands that change it.
 
     `status` is its run state; `ended` is set when it has quit or crashed, with
@@ -69,8 +70,9 @@ class CommandTable:
         self.named_fds: dict[str, int] = {}
         self._fdsets: list[tuple[int, int]] = []
 
+    @abstractmethod
     def emit(self, name: str, data: Mapping[str, Any] | None = None) -> None:
-        raise NotImplementedError
+        """Send an event now, to the client there is."""
 
     def run(self, command: str, arguments: dict[str, Any], fds: list[int]) -> Any:
         """Carry out *command*; *fds* are descriptors that came and that it may take."""
@@ -121,8 +123,9 @@ class CommandTable:
         self.named_fds.clear()
         self._fdsets.clear()
 
+    @abstractmethod
     def hang_up(self) -> None:
-        raise NotImplementedError
+        """End the client's stream once everything said so far has left."""
 
     def _end(self, code: int | None) -> None:
         self.exit_code = code
