@@ -125,4 +125,6 @@ async def _boot_and_save(spec: MachineSpec, directory: Path) -> None:
             await trio.to_thread.run_sync(scratch.rename, directory)
     finally:
         with trio.CancelScope(deadline=trio.current_time() + 10, shield=True):
-            await trio.to_thread.run_sync(lambda: shutil.rmtree(scratch, ignore_errors=True))
+            await trio.to_thread.run_sync(
+                lambda: shutil.rmtree(scratch, ignore_errors=True), abandon_on_cancel=True
+            )
