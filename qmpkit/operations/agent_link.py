@@ -129,8 +129,8 @@ class AgentLink:
         if session is None or session.lost is not None:
             raise await self._end(asked)
         # What was seen is only trusted when it says yes; a no is asked once more.
-        if self._listening is False and self._monitor is not None:
-            self._notice(listening=await _is_open(self._monitor))
+        if not self._listening:
+            await self._look()
         if self._listening is False:
             raise AgentSilent(self.name, asked, _NOT_RUNNING)
         return session
@@ -138,6 +138,8 @@ class AgentLink:
     async def opened(self, asked: str) -> None:
         """Wait until somebody listens (at once when QEMU cannot tell)."""
         await self._begun.wait()
+        if self._listening is None:
+            await self._look()
         while self._monitor is not None and not self._listening:
             if self._session is None or self._session.lost is not None:
                 raise await self._end(asked)
@@ -170,14 +172,19 @@ class AgentLink:
 
     async def _follow_port(self, monitor: Monitor) -> None:
         try:
+            # Changes are noted from the start.  How it was before them is asked when somebody
+            # wants to know: a start that never uses the agent pays for no command.
             with monitor.subscribe("VSERPORT_CHANGE", where={"id": PORT_ID}) as changes:
-                self._notice(listening=await _is_open(monitor))
                 async for event in changes:
                     self._notice(listening=event.data.get("open") is True)
         except QmpkitError:
             # The monitor is gone.  So is the machine, or soon: the session will tell.
             self._monitor = None
             self._notice(listening=None)
+
+    async def _look(self) -> None:
+        if self._monitor is not None:
+            self._notice(listening=await _is_open(self._monitor))
 
     def _notice(self, *, listening: bool | None) -> None:
         if self._listening and listening is False:
