@@ -3,6 +3,7 @@
     from qmpkit.testing import guests
     guests.build_tiny()      # Linux with a shell and the guest agent, ready in 2 s under TCG
     guests.build_kvm_tiny()  # a hundred bytes of machine code, ready at once, also under KVM
+    guests.build_debian()    # a whole Debian on its own disk, ready in a minute under TCG
     async with guests.booted() as vm: ...  # a tiny guest of your own in 0.1 s
 
 The profiles `tiny`, `tiny-microvm` and `kvm-tiny` start them; the same builds
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from qmpkit.testing.guests import boot_sector, store
 from qmpkit.testing.guests.boot_sector import COUNTER_ADDRESS
+from qmpkit.testing.guests.debian import build_debian
 from qmpkit.testing.guests.tiny import PROMPT, build_tiny
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ __all__ = [
     "PROMPT",
     "TINY_READY",
     "booted",
+    "build_debian",
     "build_kvm_tiny",
     "build_tiny",
 ]

@@ -1,6 +1,7 @@
 """`python -m qmpkit.testing.guests [--refresh] NAME…`: make what live tests need, say where it is.
 
-NAME is `tiny`, `kvm-tiny` (test guests) or `qemu` (a second QEMU beside the distribution's).
+NAME is `tiny`, `kvm-tiny`, `debian` (test guests) or `qemu` (a second QEMU beside the
+distribution's).
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from functools import partial
 from pathlib import Path
 
 from qmpkit.errors import QmpkitError
-from qmpkit.testing.guests import build_kvm_tiny, build_tiny
+from qmpkit.testing.guests import build_debian, build_kvm_tiny, build_tiny
 from qmpkit.testing.guests.qemus import fetch_other_qemu
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m qmpkit.testing.guests", description=__doc__)
-    parser.add_argument("names", nargs="+", choices=["tiny", "kvm-tiny", "qemu"], metavar="NAME")
+    names = ["tiny", "kvm-tiny", "debian", "qemu"]
+    parser.add_argument("names", nargs="+", choices=names, metavar="NAME")
     parser.add_argument("--refresh", action="store_true", help="ask Debian for newer packages")
     parser.add_argument("--quiet", action="store_true", help="only say what had to be done")
     options = parser.parse_args()
     builders: dict[str, Callable[..., Path]] = {
         "tiny": partial(build_tiny, refresh=options.refresh),
         "kvm-tiny": build_kvm_tiny,
+        "debian": partial(build_debian, refresh=options.refresh),
         "qemu": partial(fetch_other_qemu, refresh=options.refresh),
     }
     for name in options.names:

@@ -121,6 +121,15 @@ class Apt:
             wanted = list(dict.fromkeys(wanted))
         return dependency_closure(known, roots)
 
+    def solve(self, names: Iterable[str]) -> dict[str, str]:
+        """Versions of all that apt would install for *names* on an empty system, by name.
+
+        Recommended packages are left out; raises AptFailed when a name is unknown.
+        """
+        words = ["install", "--simulate", "--no-install-recommends", *names]
+        planned = self._run("apt-get", *words)
+        return dict(re.findall(r"^Inst (\S+) \((\S+)", planned, re.MULTILINE))
+
     def fetch(self, packages: Iterable[Package]) -> list[Path]:
         """The .deb files of *packages*, downloaded and verified unless here already."""
         archives = self.directory / "cache/archives"
