@@ -23,6 +23,7 @@ from qmpkit.spec.sizes import Size, format_size, to_bytes
 
 __all__ = [
     "Aio",
+    "BaseFormat",
     "Cache",
     "Disk",
     "DiskFormat",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 DiskFormat = Literal["raw", "qcow2"]
+BaseFormat = Literal["raw", "qcow2", "qed", "vmdk", "vdi", "vhdx", "vpc"]
 DiskInterface = Literal["virtio-blk", "virtio-scsi", "nvme", "cdrom", "scsi-cdrom"]
 Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
 Aio = Literal["threads", "native", "io_uring"]
@@ -55,10 +57,13 @@ def _path(value: str | os.PathLike[str]) -> str:
 
 @attrs.frozen
 class Overlay:
-    """An image to be made as a qcow2 overlay of `file`, whose `format` is always stated."""
+    """An image to be made as a qcow2 overlay of `file`, whose `format` is always stated.
+
+    The base is only read, so it may be in a format that qmpkit gives no machine to write to.
+    """
 
     file: str = attrs.field(converter=_path)
-    format: DiskFormat = attrs.field(kw_only=True)
+    format: BaseFormat = attrs.field(kw_only=True)
 
 
 def _make(value: str | int | Overlay | None) -> Size | Overlay | None:
