@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from qmpkit.operations.errors import GuestCommandFailed as GuestCommandFailed
     from qmpkit.operations.errors import OutputLost as OutputLost
     from qmpkit.operations.errors import UnknownKey as UnknownKey
+    from qmpkit.operations.forwards import Forwarded as Forwarded
     from qmpkit.operations.patterns import Match as Match
     from qmpkit.process.status import ExitStatus as ExitStatus
     from qmpkit.qmp.connect import connect as connect
@@ -110,6 +111,7 @@ _MODULES = {
     "qmpkit.operations.errors": (
         "AgentRefused ConsoleEnded GuestCommandFailed OutputLost UnknownKey"
     ),
+    "qmpkit.operations.forwards": "Forwarded",
     "qmpkit.operations.patterns": "Match",
     "qmpkit.process.status": "ExitStatus",
     "qmpkit.spec.block": "Disk Overlay",

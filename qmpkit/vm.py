@@ -14,6 +14,7 @@ from qmpkit.machine.state import State
 from qmpkit.operations import keys, power, screen
 from qmpkit.operations.agent import Agent
 from qmpkit.operations.console import Console
+from qmpkit.operations.forwards import Forwarded, forwarded_ports
 from qmpkit.process.logs import BoundedLog
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.machine import MachineSpec
@@ -182,6 +183,10 @@ class VM:
     async def type_text(self, text: str) -> None:
         """Type *text* on the guest's keyboard (US layout)."""
         await keys.type_text(self.machine, text)
+
+    async def forwards(self) -> tuple[Forwarded, ...]:
+        """The ports of this host that lead into the guest, with those that QEMU chose (host 0)."""
+        return await forwarded_ports(self.machine)
 
     def _asker(self, by: str) -> power.AskGuest | None:
         match by:

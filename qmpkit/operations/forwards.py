@@ -8,7 +8,7 @@ import attrs
 
 from qmpkit.operations._protocols import Monitor
 
-__all__ = ["Forwarded", "forwards", "read_usernet"]
+__all__ = ["Forwarded", "forwarded_ports", "read_usernet"]
 
 # One line of `info usernet`: TCP[HOST_FORWARD]  11  127.0.0.1 36207  10.0.2.15 22  0 0
 _NETDEV = re.compile(r"\S.*\((?P<netdev>[^()]+)\):\s*")
@@ -37,7 +37,7 @@ class Forwarded:
     guest_port: int
 
 
-async def forwards(monitor: Monitor) -> tuple[Forwarded, ...]:
+async def forwarded_ports(monitor: Monitor) -> tuple[Forwarded, ...]:
     """The forwarded ports of the machine's user-mode NICs, also while it is paused.
 
     QEMU tells them only to people (`info usernet`), in the same words from 7.2 to 10.0.

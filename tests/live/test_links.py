@@ -7,9 +7,10 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trio
 
 import qmpkit
-from qmpkit import DgramNic, LaunchOptions, MachineSpec, SpecInvalid, StreamNic, UserNic
+from qmpkit import DgramNic, Forward, LaunchOptions, MachineSpec, SpecInvalid, StreamNic, UserNic
 
 pytestmark = pytest.mark.live
 
@@ -59,3 +60,21 @@ async def test_paths_may_be_texts_and_relative(
         assert (tmp_path / "tools").is_socket()
         monkeypatch.chdir("/")
     assert names(tmp_path) == ["logs"]
+
+
+async def test_forwarded_ports_that_qemu_chose(bare: MachineSpec) -> None:
+    nics = [
+        UserNic(forwards=["0:22", Forward(0, 53, proto="udp")]),
+        UserNic(net="192.168.77.0/24", forwards=[Forward(0, 80, address="0.0.0.0")]),
+    ]
+    async with qmpkit.running(attrs.evolve(bare, nics=nics), paused=True) as vm:
+        found = await vm.forwards()
+        leads = {(f.nic, f.proto, f.address, f.guest_address, f.guest_port) for f in found}
+        assert leads == {
+            ("nic0", "tcp", "127.0.0.1", "10.0.2.15", 22),
+            ("nic0", "udp", "127.0.0.1", "10.0.2.15", 53),
+            ("nic1", "tcp", "0.0.0.0", "192.168.77.15", 80),
+        }
+        for forwarded in found:
+            if forwarded.proto == "tcp":
+                await (await trio.open_tcp_stream("127.0.0.1", forwarded.port)).aclose()
