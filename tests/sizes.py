@@ -26,3 +26,7 @@ PYTHON_KILLS = size(ci=20, long=200)  # SIGKILLs of Python 0 to 30 ms into a sta
 AGENT_CANCELS = size(ci=8, long=200)  # agent calls cancelled at random points
 CONSOLE_FLOOD = size(ci=1100, long=20_000)  # KiB printed while nobody reads; 1024 are kept
 LATE_KILL_AFTER = size(ci=2, long=15)  # seconds after a start that Python is killed
+
+# Debian on its own disk: the cached image boots this often, by (QEMU, firmware)
+_DEBIAN = [(version, firmware) for firmware in (None, "uefi") for version in QEMU_VERSIONS]
+DEBIAN_BOOTS = _DEBIAN[: size(ci=1, long=len(_DEBIAN))]
