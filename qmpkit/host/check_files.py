@@ -13,9 +13,10 @@ import attrs
 
 from qmpkit._paths import cache_dir
 from qmpkit.errors import BinaryMissing, Fault, ImageInUse
+from qmpkit.host.chain import walk_chain
 from qmpkit.host.findings import Problem, lacking
-from qmpkit.host.headers import Header, backing_path, read_header
-from qmpkit.host.holders import image_locked, processes_with
+from qmpkit.host.headers import Header, read_header
+from qmpkit.host.holders import holders_of, image_locked
 from qmpkit.host.tools import qemu_img
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.machine import MachineSpec
@@ -71,19 +72,9 @@ def _all_bases(disk: Disk) -> Iterator[Path]:
 
 
 def _bases(image: Path) -> Iterator[Path]:
-    """The images below *image*, as far as they can be followed; a loop ends it."""
-    seen = set[FileId]()
-    while (identity := _identity(image)) and identity not in seen:
-        seen.add(identity)
-        try:
-            header = read_header(image)
-        except OSError:
-            return
-        base = backing_path(image, header.backing) if header.backing else None
-        if base is None:
-            return
-        yield base
-        image = base
+    """The images below *image*, as far as they can be followed."""
+    for layer in walk_chain(image).layers[1:]:
+        yield layer.path
 
 
 def _identity(path: Path) -> FileId | None:
@@ -217,7 +208,7 @@ def _format_problems(image: Path, stated: str, where: str, at: str) -> Iterator[
         return
     if mismatch := _mismatch(image, stated, header):
         yield Problem(Fault(f"{where}.format", *mismatch))
-    elif header.backing:
+    elif stated == "qcow2":
         yield from _chain_problems(image, at)
 
 
@@ -240,22 +231,11 @@ def _mismatch(image: Path, stated: str, header: Header) -> tuple[str, str] | Non
 
 
 def _chain_problems(image: Path, at: str) -> Iterator[Problem]:
-    last = image
-    seen = {_identity(image)}
-    for base in _bases(image):
-        if _identity(base) in seen:
-            yield Problem(Fault(at, f"the bases of {str(image)!r} form a loop at {str(base)!r}"))
-            return
-        seen.add(_identity(base))
-        yield from _in_use(base, at, for_writing=False)
-        last = base
-    if last != image:
-        for problem in _unreadable(last, at, hint=_REBASE_HINT):
-            fault = problem.fault
-            yield Problem(attrs.evolve(fault, message=f"its base {fault.message}"))
-
-
-_REBASE_HINT = "put it back, or name another with qemu-img rebase -u"
+    chain = walk_chain(image)
+    if chain.broken is not None:
+        yield Problem(Fault(at, chain.broken.why, chain.broken.cure))
+    for layer in chain.layers[1:]:
+        yield from _in_use(layer.path, at, for_writing=False)
 
 
 def _in_use(image: Path, at: str, *, for_writing: bool) -> Iterator[Problem]:
@@ -265,7 +245,7 @@ def _in_use(image: Path, at: str, *, for_writing: bool) -> Iterator[Problem]:
         return  # that it cannot be opened is said elsewhere, in words that fit
     if locked:
         name = str(image)
-        holders = ", ".join(processes_with(str(image.resolve()))) or "another process"
+        holders = ", ".join(map(str, holders_of(image))) or "another process"
         cure = "stop that machine, or use an overlay of its base"
         alone = ImageInUse(name, "use", f"{holders} has it open", cure)
         yield Problem(Fault(at, f"{name!r} is in use: {holders} has it open", cure), alone)

@@ -32,6 +32,9 @@ _VDI_OFFSET, _VDI_MAGIC = 64, b"\x7f\x10\xda\xbe"
 # its signature at byte 510.
 _BOOT_SIGNATURE = b"\x55\xaa"
 _LONGEST_NAME = 1023  # of a backing file, by the qcow2 specification
+_LARGEST_CLUSTER = 21  # bits
+_BACKING_FORMAT, _DATA_FILE = 0xE2792ACA, 0x44415441
+_MOST_EXTENSIONS = 32  # five kinds are known
 
 
 @attrs.frozen
@@ -39,13 +42,18 @@ class Header:
     """What the first bytes say.
 
     `format`: QEMU's name, the name of a compression, or "" when nothing is known
-    (which raw images are).  `backing`: the base as the qcow2 file names it ("" none).
-    `empty`: the file has no byte at all.
+    (which raw images are).  `empty`: the file has no byte at all.
+    Of qcow2 alone: `backing`, the base as the file names it ("" none), and
+    `backing_format`, that of the base ("" not recorded, so QEMU would guess);
+    `data_file`, where the content is when it is in a file of its own; `size` in bytes.
     """
 
     format: str
     backing: str = ""
     empty: bool = False
+    backing_format: str = ""
+    data_file: str = ""
+    size: int = 0
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -55,8 +63,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     try:
         start = os.pread(fd, 512, 0)
         kind = _identify(start)
-        backing = _qcow2_backing(fd, start) if kind == "qcow2" else ""
-        return Header(kind, backing, empty=not start)
+        return _qcow2(fd, start) if kind == "qcow2" else Header(kind, empty=not start)
     finally:
         os.close(fd)
 
@@ -71,13 +78,37 @@ def _identify(start: bytes) -> str:
     return ""
 
 
-def _qcow2_backing(fd: int, start: bytes) -> str:
-    if len(start) < 20:
-        return ""
-    offset, length = struct.unpack_from(">QI", start, 8)
-    if not offset or not 0 < length <= _LONGEST_NAME:
-        return ""
-    return os.fsdecode(os.pread(fd, length, offset))
+def _qcow2(fd: int, start: bytes) -> Header:
+    if len(start) < 32:
+        return Header("qcow2")
+    version, offset, length, cluster_bits, size = struct.unpack_from(">IQIIQ", start, 4)
+    named = offset and 0 < length <= _LONGEST_NAME
+    backing = os.fsdecode(os.pread(fd, length, offset)) if named else ""
+    extensions = _extensions(fd, start, version, 1 << min(cluster_bits, _LARGEST_CLUSTER))
+    return Header(
+        "qcow2",
+        backing,
+        backing_format=extensions.get(_BACKING_FORMAT, "") if backing else "",
+        data_file=extensions.get(_DATA_FILE, "") if _has_data_file(start, version) else "",
+        size=size,
+    )
+
+
+def _has_data_file(start: bytes, version: int) -> bool:
+    return version >= 3 and bool(int.from_bytes(start[72:80], "big") & 4)
+
+
+def _extensions(fd: int, start: bytes, version: int, end: int) -> dict[int, str]:
+    """The header's extensions by kind, as text; they end with kind 0 or the first cluster."""
+    found: dict[int, str] = {}
+    at = int.from_bytes(start[100:104], "big") if version >= 3 else 72
+    for _ in range(_MOST_EXTENSIONS):
+        kind, length = struct.unpack(">II", os.pread(fd, 8, at).ljust(8, b"\0"))
+        if not kind or at + 8 > end:
+            break
+        found.setdefault(kind, os.fsdecode(os.pread(fd, min(length, _LONGEST_NAME), at + 8)))
+        at += 8 + (length + 7) // 8 * 8
+    return found
 
 
 def backing_path(image: Path, backing: str) -> Path | None:

@@ -8,9 +8,12 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
-__all__ = ["image_locked", "processes_with", "socket_inodes"]
+import attrs
+
+__all__ = ["Holder", "holders_of", "image_locked", "processes_with", "socket_inodes"]
 
 # QEMU marks what it does with an image by locks on single bytes: 100 + permission for what it
 # holds, 200 + permission for what it denies to others.  Permission 1 is writing.
@@ -46,17 +49,55 @@ def _byte_locked(fd: int, byte: int) -> bool:
     return kind != fcntl.F_UNLCK
 
 
+@attrs.frozen
+class Holder:
+    """A process that has a file open; `machine` is the guest's name, when it is a QEMU with one."""
+
+    pid: int
+    program: str
+    machine: str = ""
+
+    def __str__(self) -> str:
+        if self.machine:
+            return f"machine {self.machine!r} ({self.program}, pid {self.pid})"
+        return f"{self.program} (pid {self.pid})"
+
+
+def holders_of(path: str | os.PathLike[str], root: Path = Path("/")) -> tuple[Holder, ...]:
+    """Each process that has the file at *path* open, under whatever name; blocking.
+
+    Only processes we may look into are seen.  A few ms with hundreds of processes:
+    for error messages and for images known to be in use.
+    """
+    try:
+        wanted = Path(path).stat()
+    except OSError:
+        return ()
+    identity = wanted.st_dev, wanted.st_ino
+    return tuple(_holder(process) for process in _processes(root) if identity in _files(process))
+
+
 def processes_with(target: str, root: Path = Path("/")) -> list[str]:
     """`name (pid N)` of each process with an open fd that links to *target*; blocking.
 
-    *target* is an absolute path or `socket:[inode]`.  Only processes we may look
-    into are seen.  A few ms with hundreds of processes: for error messages.
+    *target* is what the link says: `socket:[inode]`, as a rule.  Sees and costs what
+    `holders_of` does.
     """
     return [
-        f"{_name_of(process)} (pid {process.name})"
+        str(_holder(process))
         for process in _processes(root)
         if any(link == target for link in _links(process))
     ]
+
+
+def _files(process: Path) -> Iterator[tuple[int, int]]:
+    try:
+        for fd in (process / "fd").iterdir():
+            with suppress(OSError):  # closed in this moment
+                found = fd.stat()
+                yield found.st_dev, found.st_ino
+    except OSError:
+        return  # it ended, or it is not ours to look into
 
 
 def _processes(root: Path) -> Iterator[Path]:
@@ -73,11 +114,26 @@ def _links(process: Path) -> Iterator[str]:
         return  # it ended, or it is not ours to look into
 
 
-def _name_of(process: Path) -> str:
+def _holder(process: Path) -> Holder:
     try:
-        return (process / "comm").read_text().strip()
+        argv = os.fsdecode((process / "cmdline").read_bytes()).split("\0")
+        comm = (process / "comm").read_text(errors="replace").strip()
     except OSError:
-        return "a process"
+        return Holder(int(process.name), "a process")
+    program = argv[0].rpartition("/")[2]
+    if not program.startswith("qemu-"):  # the kernel cuts off a long name, but nobody makes it up
+        return Holder(int(process.name), comm)
+    return Holder(int(process.name), program, _machine_of(argv))
+
+
+def _machine_of(argv: list[str]) -> str:
+    """The guest's name of `-name web,process=x` or `-name guest=web`; a comma in it is doubled."""
+    for option, value in pairwise(argv):
+        if option in ("-name", "--name"):
+            words = value.replace(",,", "\0").split(",")
+            named = [word for word in words if word.startswith("guest=")] or words[:1]
+            return named[0].removeprefix("guest=").replace("\0", ",")
+    return ""
 
 
 def socket_inodes(protocol: str, port: int, root: Path = Path("/")) -> list[str]:

@@ -1,6 +1,38 @@
-"""Disk images through qemu-img (`create`, `overlay`), and cloud-init's seeds (`make_seed`)."""
+"""Disk images through qemu-img, and cloud-init's seeds.
 
+`create`, `overlay`; `info`, `chain`; `check`, `resize`; `convert`, `converting`; `make_seed`.
+"""
+
+from qmpkit.host.chain import MAX_CHAIN
+from qmpkit.host.holders import Holder
+from qmpkit.images.checking import CheckReport, check
+from qmpkit.images.conversion import convert, converting
+from qmpkit.images.details import Bitmap, ImageInfo, Snapshot, chain, info
 from qmpkit.images.new import create, overlay
+from qmpkit.images.progress import Progress
+from qmpkit.images.resizing import resize
 from qmpkit.images.seed import CloudInit, make_seed
+from qmpkit.images.tool import INFO_LIMITS
+from qmpkit.process.limits import Limits
 
-__all__ = ["CloudInit", "create", "make_seed", "overlay"]
+__all__ = [
+    "INFO_LIMITS",
+    "MAX_CHAIN",
+    "Bitmap",
+    "CheckReport",
+    "CloudInit",
+    "Holder",
+    "ImageInfo",
+    "Limits",
+    "Progress",
+    "Snapshot",
+    "chain",
+    "check",
+    "convert",
+    "converting",
+    "create",
+    "info",
+    "make_seed",
+    "overlay",
+    "resize",
+]

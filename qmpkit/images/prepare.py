@@ -10,7 +10,8 @@ from pathlib import Path
 import trio
 
 from qmpkit.host.holders import image_locked
-from qmpkit.images.new import Placed, place_empty, place_overlay
+from qmpkit.images.drafts import Placed
+from qmpkit.images.new import place_empty, place_overlay
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.machine import MachineSpec
 

@@ -19,7 +19,7 @@ request                    reply
 =========================  ==================================================
 
 The fds of a spawn are a memfd with the body (argv, env, candidates, cwd,
-targets), the directory to start from, and the descriptors for the targets.
+targets, limits), the directory to start from, and the descriptors for the targets.
 
 Only small modules are imported: `socket` and `signal` would double the start, and
 `contextlib`, `pathlib` and `typing` would add to it.
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 MAX_FDS = 253  # the kernel's SCM_MAX_FD
 
-Body = tuple[list[bytes], dict[bytes, bytes], list[bytes], bytes, list[int]]
+Limit = tuple[int, int, int]  # which, soft, hard
+Body = tuple[list[bytes], dict[bytes, bytes], list[bytes], bytes, list[int], list[Limit]]
 
 
 class Refused(Exception):
@@ -126,7 +127,7 @@ class Spawner:
 
     def _spawn(self, fds: list[int]) -> int:
         body, start, *sources = fds
-        argv, env, candidates, cwd, targets = _body(body)
+        argv, env, candidates, cwd, targets, limits = _body(body)
         _change_directory(start, cwd)
         moved = _out_of_the_way(sources, targets)
         try:
@@ -135,6 +136,8 @@ class Spawner:
             _close(moved)
             os.chdir("/")  # never pin somebody's mount
         self._children.add(pid)
+        if limits:
+            _limit(pid, limits)
         return pid
 
     def _reap(self, pid: int) -> int | None:
@@ -264,6 +267,25 @@ def _become(
         os.write(errors, str(error.errno).encode())
     finally:
         os._exit(127)
+
+
+def _limit(pid: int, limits: list[Limit]) -> None:
+    """Limit a child that runs since a few microseconds.
+
+    Here and not in the client, whose event loop may be busy; and not before the exec,
+    which would need a fork of our own.
+    """
+    import resource  # most children have no limits, and loading it takes as long as a spawn
+
+    try:
+        for which, soft, hard in limits:
+            most = resource.prlimit(pid, which)[1]
+            if most != resource.RLIM_INFINITY:  # only root may go above
+                soft, hard = min(soft, most), min(hard, most)
+            resource.prlimit(pid, which, (soft, hard))
+    except OSError as error:
+        _kill_group(pid)
+        raise Refused("limits", error.errno) from None
 
 
 def _pidfd(pid: int) -> int:

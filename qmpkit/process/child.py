@@ -15,6 +15,7 @@ import trio
 from qmpkit._trio import service_nursery
 from qmpkit.process.errors import ProcessStuck
 from qmpkit.process.launch import Launch
+from qmpkit.process.limits import Limits
 from qmpkit.process.logs import BoundedLog, Tail
 from qmpkit.process.spawner import Process, Spawner, shared_spawner
 from qmpkit.process.status import ExitStatus
@@ -144,6 +145,7 @@ async def child(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     stderr_log: Path | None = None,
+    limits: Limits | None = None,
     name: str = "",
 ) -> AsyncIterator[Child]:
     """Run *argv* for the length of the block; on leaving it is killed if it still lives.
@@ -153,7 +155,8 @@ async def child(
     once the block has begun).  What it does not name is /dev/null for 0, and
     for 1 and 2 a pipe of ours: its last lines are `stderr_tail`, and all of it
     goes to the bounded log *stderr_log*.  `env` None means our environment;
-    a program without a slash is sought on that environment's PATH.
+    a program without a slash is sought on that environment's PATH.  Of *limits*
+    those that the kernel watches hold; `time` is the caller's to bound.
 
     The process dies with us, also when we are killed by SIGKILL.
     Raises `BinaryMissing`, `SpawnFailed`, `SpawnerLost`; `ProcessStuck` when it
@@ -162,7 +165,7 @@ async def child(
     """
     async with AsyncExitStack() as stack:
         spawner = await stack.enter_async_context(shared_spawner())
-        launch = Launch(argv, dict(fds or {}), env, cwd)
+        launch = Launch(argv, dict(fds or {}), env, cwd, limits)
         process, pipe = await _start(spawner, launch)
         stack.callback(process.close)
         started = Child(process, name or argv[0])

@@ -14,7 +14,7 @@ class SpawnFailed(QmpkitError):
     """A program could not be started at all; nothing of it runs.
 
     `errno` is the system's reason and `stage` what was being done: "exec", "cwd",
-    "fds" or "pidfd".  A program that does not exist is `BinaryMissing` instead.
+    "fds", "limits" or "pidfd".  A program that does not exist is `BinaryMissing` instead.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class SpawnFailed(QmpkitError):
         doing = {
             "cwd": f"enter the directory {self.path!r}",
             "fds": "pass on its file descriptors",
+            "limits": "limit what it may use",
             "pidfd": "watch it",
         }.get(self.stage, f"execute {self.path!r}")
         cure = f". Cure: {self.cure}" if self.cure else ""

@@ -13,6 +13,7 @@ import attrs
 from qmpkit.errors import BinaryMissing, QmpkitError
 from qmpkit.process._spawner_main import MAX_FDS
 from qmpkit.process.errors import SpawnFailed
+from qmpkit.process.limits import Limits
 
 __all__ = ["Launch", "launch_failure"]
 
@@ -28,6 +29,7 @@ class Launch:
     fds: Mapping[int, int] = attrs.field(factory=dict)
     env: Mapping[str, str] | None = None
     cwd: str | os.PathLike[str] | None = None
+    limits: Limits | None = None
 
     def __attrs_post_init__(self) -> None:
         if not self.argv or not self.argv[0]:
@@ -49,7 +51,8 @@ class Launch:
         paths = [os.fsencode(path) for path in self._candidates(env)]
         raw_env = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
         cwd = b"" if self.cwd is None else os.fsencode(self.cwd)
-        return marshal.dumps((argv, raw_env, paths, cwd, list(self.fds)))
+        limits = [] if self.limits is None else self.limits.rlimits()
+        return marshal.dumps((argv, raw_env, paths, cwd, list(self.fds), limits))
 
     def _candidates(self, env: Mapping[str, str]) -> list[str]:
         program = self.argv[0]

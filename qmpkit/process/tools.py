@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 
 import attrs
 import trio
 
 from qmpkit._trio import service_nursery
-from qmpkit.process.child import DRAIN_GRACE, child
+from qmpkit.process.child import DRAIN_GRACE, Child, child
+from qmpkit.process.escalate import stop_child
+from qmpkit.process.limits import Limits
 from qmpkit.process.status import ExitStatus
 
 __all__ = ["Completed", "run"]
@@ -18,16 +21,23 @@ __all__ = ["Completed", "run"]
 OUTPUT_LIMIT = 16 << 20
 """Bytes kept of each of stdout and stderr."""
 
+TERM_GRACE = 0.5
+"""Seconds a program whose time is up has to end by itself."""
+
 
 @attrs.frozen
 class Completed:
-    """What a program did: its status and output; `truncated` when more came than was kept."""
+    """What a program did: its status and output.
+
+    `truncated`: more output came than was kept.  `timed_out`: it was killed for its time.
+    """
 
     argv: tuple[str, ...]
     status: ExitStatus
     stdout: bytes
     stderr: bytes
     truncated: bool = False
+    timed_out: bool = False
 
     @property
     def out(self) -> str:
@@ -43,11 +53,12 @@ class Completed:
 class _Capture:
     """A pipe for the output of a program; keeps the first `limit` bytes of it."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, tell: Callable[[bytes], object] | None = None) -> None:
         self.data = bytearray()
         self.truncated = False
         self.done = trio.Event()
         self._limit = limit
+        self._tell = tell
         reader, self.writer = os.pipe()
         self._stream = trio.lowlevel.FdStream(reader)
 
@@ -59,6 +70,8 @@ class _Capture:
 
     async def run(self) -> None:
         async for chunk in self._stream:
+            if self._tell is not None:
+                self._tell(bytes(chunk))
             room = self._limit - len(self.data)
             self.data += chunk[:room]
             self.truncated |= len(chunk) > room
@@ -77,32 +90,45 @@ async def run(
     cwd: str | os.PathLike[str] | None = None,
     fds: Mapping[int, int] | None = None,
     output_limit: int = OUTPUT_LIMIT,
+    on_stdout: Callable[[bytes], object] | None = None,
+    limits: Limits | None = None,
     name: str = "",
 ) -> Completed:
     """Run *argv* to its end with *input* on stdin; a failure status is returned, not raised.
 
     Output beyond *output_limit* bytes (of stdout and stderr each, 16 MiB) is
-    read and dropped.  Other parameters and errors are those of `child()`.
+    read and dropped.  *on_stdout* sees each piece of stdout as it comes; it must not
+    block.  A program that meets one of *limits* fails by its status: killed by a
+    signal, or by what it says when it can have no more.
+    Other parameters and errors are those of `child()`.
     Cancellation kills the program.
     """
     async with AsyncExitStack() as stack:
-        out = await stack.enter_async_context(aclosing(_Capture(output_limit)))
+        out = await stack.enter_async_context(aclosing(_Capture(output_limit, on_stdout)))
         err = await stack.enter_async_context(aclosing(_Capture(output_limit)))
         mapping = {0: _stdin(stack, input), 1: out.writer, 2: err.writer, **(fds or {})}
         process = await stack.enter_async_context(
-            child(argv, fds=mapping, env=env, cwd=cwd, name=name)
+            child(argv, fds=mapping, env=env, cwd=cwd, limits=limits, name=name)
         )
         services = await stack.enter_async_context(service_nursery())
         for capture in (out, err):
             capture.close_writer()
             services.start_soon(capture.run)
-        status = await process.wait()
+        status, timed_out = await _ended(process, limits)
         # The program's group is dead: only a process that left it could hold the pipes open.
         with trio.move_on_after(DRAIN_GRACE):
             await out.done.wait()
             await err.done.wait()
     truncated = out.truncated or err.truncated
-    return Completed(tuple(argv), status, bytes(out.data), bytes(err.data), truncated)
+    return Completed(tuple(argv), status, bytes(out.data), bytes(err.data), truncated, timed_out)
+
+
+async def _ended(process: Child, limits: Limits | None) -> tuple[ExitStatus, bool]:
+    """How it ended, and whether that was because its time was up."""
+    seconds = math.inf if limits is None or limits.time is None else limits.time
+    with trio.move_on_after(seconds):
+        return await process.wait(), False
+    return await stop_child(process, term_grace=TERM_GRACE), True
 
 
 def _stdin(stack: AsyncExitStack, data: bytes) -> int:

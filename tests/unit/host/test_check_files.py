@@ -136,9 +136,9 @@ def test_a_file_is_no_block_device(tmp_path: Path) -> None:
 def test_missing_base(tmp_path: Path) -> None:
     qcow2(tmp_path / "middle", "absent")
     qcow2(tmp_path / "top", str(tmp_path / "middle"))
-    missing = str(tmp_path / "absent")
+    missing, middle = str(tmp_path / "absent"), str(tmp_path / "middle")
     assert told(one_disk(tmp_path / "top")) == [
-        f"disks[0].file: its base {missing!r} does not exist "
+        f"disks[0].file: the base {missing!r} of {middle!r} does not exist "
         "(put it back, or name another with qemu-img rebase -u)"
     ]
 
@@ -148,7 +148,8 @@ def test_a_loop_of_bases(tmp_path: Path) -> None:
     qcow2(tmp_path / "two", "one")
     top, again = str(tmp_path / "one"), str(tmp_path / "one")
     assert told(one_disk(tmp_path / "one")) == [
-        f"disks[0].file: the bases of {top!r} form a loop at {again!r}"
+        f"disks[0].file: the bases of {top!r} form a loop at {again!r} "
+        f"(name the true base: qemu-img rebase -u -b BASE {str(tmp_path / 'two')!r})"
     ]
 
 

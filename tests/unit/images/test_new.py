@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
 
 from qmpkit.errors import BinaryMissing, ImageFailed, ImageInUse
 from qmpkit.host.headers import backing_path, read_header
-from qmpkit.images import create, overlay
+from qmpkit.images import create, drafts, overlay
 from qmpkit.process.tools import run
 
 NAMES = [
@@ -27,6 +28,11 @@ NAMES = [
     "ünï.qcow2",
     "n" * 250,
 ]
+
+
+def no_tmpfile(folder: Path) -> NoReturn:
+    """What a file system without O_TMPFILE answers."""
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
 
 def left(folder: Path) -> list[str]:
@@ -113,7 +119,9 @@ async def test_of_many_at_once_one_wins(tmp_path: Path) -> None:
 
 
 async def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
+    monkeypatch.setattr(drafts, "_Unnamed", no_tmpfile)  # as FAT, which has neither
+
+    def refuse(*args: object, **more: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
@@ -125,7 +133,7 @@ async def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 async def test_another_failing_link_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **more: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "link", refuse)
@@ -136,7 +144,7 @@ async def test_another_failing_link_is_told(
 
 @pytest.mark.parametrize(
     ("size", "format", "words"),
-    [("1MiB", "nonsense", "Unknown file format"), (1 << 63, "qcow2", "qemu-img")],
+    [("1MiB", "nonsense", "Unknown file format"), (1 << 63, "qcow2", "Invalid image size")],
 )
 async def test_what_qemu_img_says_is_told(
     tmp_path: Path, size: str | int, format: str, words: str
@@ -167,7 +175,7 @@ async def test_base_in_another_format(tmp_path: Path) -> None:
 
 async def test_base_that_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = await create(tmp_path / "base", "1MiB", "qcow2")
-    monkeypatch.setattr("qmpkit.images.new.image_locked", lambda path, for_writing: True)
+    monkeypatch.setattr("qmpkit.images.in_use.image_locked", lambda path, for_writing: True)
     with base.open(), pytest.raises(ImageInUse) as caught:
         await overlay(tmp_path / "top", base, "qcow2")
     assert f"(pid {os.getpid()}) writes to it" in str(caught.value)

@@ -1,0 +1,123 @@
+"""The images below an image, by their headers; nothing is run for that.  Blocking."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import attrs
+
+from qmpkit.host.headers import Header, backing_path, read_header
+
+__all__ = ["MAX_CHAIN", "Broken", "Chain", "Layer", "walk_chain"]
+
+MAX_CHAIN = 200
+"""Images in one chain, the top included.
+
+QEMU opens every one of them, with caches and at least one descriptor each, and calls
+itself once for each while it does: 1,000 make it slow, and some thousands end it by SIGSEGV.
+"""
+
+_REBASE_HINT = "put it back, or name another with qemu-img rebase -u"
+_SHORTEN_HINT = "shorten it with qemu-img rebase or qemu-img commit"
+
+FileId = tuple[int, int]
+
+
+@attrs.frozen
+class Layer:
+    """One image of a chain: where it is, its format as stated or found, its header."""
+
+    path: Path
+    format: str
+    header: Header
+
+
+@attrs.frozen
+class Broken:
+    """Why a chain cannot be followed to its end: which file, what is wrong, what helps."""
+
+    path: Path
+    why: str
+    cure: str = ""
+
+
+@attrs.frozen
+class Chain:
+    """The layers from the top down.
+
+    `broken`: what is wrong with the chain.  `elsewhere`: the base of the last layer when
+    that is no plain file (`nbd://…`, `json:…`), which is QEMU's to open.
+    """
+
+    layers: tuple[Layer, ...]
+    broken: Broken | None = None
+    elsewhere: str = ""
+
+
+def walk_chain(image: Path, format: str | None = None) -> Chain:
+    """Follow the bases below *image*; *format* None: what its header says.
+
+    A base is taken in the format its overlay records, so a raw base has no base,
+    whatever its first bytes say.  At most `MAX_CHAIN` files are read.
+    Never raises: what cannot be read is `broken`.
+    """
+    layers: list[Layer] = []
+    seen: dict[FileId, Path] = {}
+    while True:
+        try:
+            header, identity = _read(image)
+        except (OSError, ValueError) as error:
+            reason = (getattr(error, "strerror", None) or str(error)).lower()
+            return Chain(tuple(layers), _unreadable(layers, image, reason))
+        if identity in seen:
+            return Chain(tuple(layers), _loop(layers, image))
+        if len(layers) == MAX_CHAIN:
+            return Chain(tuple(layers), _too_deep(layers))
+        seen[identity] = image
+        layers.append(Layer(image, format or header.format or "raw", header))
+        if layers[-1].format != "qcow2":
+            return Chain(tuple(layers))
+        if header.data_file and (broken := _lacks_data(image, header.data_file)):
+            return Chain(tuple(layers), broken)
+        if not header.backing:
+            return Chain(tuple(layers))
+        base = backing_path(image, header.backing)
+        if base is None:
+            return Chain(tuple(layers), elsewhere=header.backing)
+        image, format = base, header.backing_format
+
+
+def _read(image: Path) -> tuple[Header, FileId]:
+    found = image.stat()
+    return read_header(image), (found.st_dev, found.st_ino)
+
+
+def _lacks_data(image: Path, name: str) -> Broken | None:
+    """The content of a qcow2 image may be in a file of its own."""
+    data = backing_path(image, name)
+    if data is None or os.access(data, os.R_OK, effective_ids=True):
+        return None
+    problem = "cannot be read" if os.path.lexists(data) else "does not exist"
+    return Broken(image, f"the data file {str(data)!r} of {str(image)!r} {problem}", "put it back")
+
+
+def _unreadable(layers: list[Layer], image: Path, reason: str) -> Broken:
+    if not layers:
+        return Broken(image, reason)
+    above = layers[-1].path
+    base = f"the base {str(image)!r} of {str(above)!r}"
+    if reason == "no such file or directory":
+        return Broken(above, f"{base} does not exist", _REBASE_HINT)
+    return Broken(above, f"{base} cannot be read: {reason}", _REBASE_HINT)
+
+
+def _loop(layers: list[Layer], image: Path) -> Broken:
+    why = f"the bases of {str(layers[0].path)!r} form a loop at {str(image)!r}"
+    above = str(layers[-1].path)
+    return Broken(layers[-1].path, why, f"name the true base: qemu-img rebase -u -b BASE {above!r}")
+
+
+def _too_deep(layers: list[Layer]) -> Broken:
+    why = f"the chain of {str(layers[0].path)!r} is deeper than {MAX_CHAIN} images"
+    return Broken(layers[-1].path, why, _SHORTEN_HINT)

@@ -1,0 +1,252 @@
+"""New files that are whole or not there: written without a name, then linked into place.
+
+A file opened with O_TMPFILE has no name, so nothing is left of it when this program,
+the spawner or the host is killed.  qemu-img reaches it as a descriptor.  Where the file
+system cannot do that (NFS, FAT), or where the format writes its own name into the image,
+the draft is in a hidden directory beside its place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+import trio
+
+from qmpkit.errors import ImageFailed
+from qmpkit.images.tool import Asked
+
+__all__ = ["Draft", "Placed", "StrPath", "free_place", "new_image", "place"]
+
+# Removing a file is one system call; the bound is for a file system that hangs.
+_CLEANUP_GRACE = 5.0
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
+_CHILD_FD = 3
+_FORMATS_WITH_NAMES = ("vmdk",)  # its descriptor names the file it is in
+_MODE = 0o644  # less the umask: what qemu-img gives its files
+
+StrPath = str | os.PathLike[str]
+
+
+@attrs.frozen
+class Placed:
+    """A new image, and what tells whether it is still as it was made."""
+
+    path: Path
+    stamp: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path) -> Placed:
+        """The image at *path* as it is now; blocking, raises OSError."""
+        found = path.lstat()
+        return cls(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+class _Store(Protocol):
+    """Where a draft is until it is published.  All of it blocks and raises OSError."""
+
+    path: str
+    """What qemu-img is told."""
+
+    fds: Mapping[int, int]
+    """What it inherits for that."""
+
+    def publish(self, target: Path, replace: bool) -> None:
+        """Give the draft, safe on disk, the name *target*."""
+
+    def discard(self) -> None:
+        """Remove what there is of the draft."""
+
+
+class _Unnamed:
+    def __init__(self, folder: Path) -> None:
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fd = -1
+        try:
+            flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+            self._fd = os.open(".", flags, _MODE, dir_fd=self._folder)
+            self._itself = f"/proc/self/fd/{self._fd}"
+            Path(self._itself).stat()  # without /proc there is no way to give it a name
+        except OSError:
+            self.discard()
+            raise
+        self.path = f"/proc/self/fd/{_CHILD_FD}"
+        self.fds: Mapping[int, int] = {_CHILD_FD: self._fd}
+
+    def publish(self, target: Path, replace: bool) -> None:
+        os.fsync(self._fd)
+        if replace:
+            # No system call links over an existing name.
+            meanwhile = _hidden_name()
+            self._link(meanwhile)
+            _rename(meanwhile, target.name, self._folder)
+        else:
+            self._link(target.name)
+        os.fsync(self._folder)
+
+    def _link(self, name: str) -> None:
+        # Given a directory, even to an absolute source, Python follows the link that /proc has.
+        os.link(self._itself, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+
+    def discard(self) -> None:
+        for fd in (self._fd, self._folder):
+            if fd >= 0:
+                os.close(fd)
+
+
+class _Named:
+    fds: Mapping[int, int] = {}
+
+    def __init__(self, target: Path) -> None:
+        self._folder = target.with_name(_hidden_name())
+        self._folder.mkdir(0o700)
+        self._file = self._folder / target.name
+        self.path = str(self._file)
+
+    def publish(self, target: Path, replace: bool) -> None:
+        _fsync(self._file)
+        if replace:
+            self._file.rename(target)
+        else:
+            place(self._file, target)
+        _fsync(target.parent)
+
+    def discard(self) -> None:
+        shutil.rmtree(self._folder)
+
+
+def _hidden_name() -> str:
+    # Short, because the target may have the longest name that the file system takes.
+    return f".qk-{secrets.token_hex(6)}.tmp"
+
+
+def _rename(name: str, target: str, folder: int) -> None:
+    try:
+        os.rename(name, target, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=folder)
+        raise
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def place(draft: Path, target: Path) -> None:
+    """Give *draft* the name *target*, which must be free; blocking, raises OSError."""
+    try:
+        os.link(draft, target)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        # FAT and some network file systems: reserve the name, then replace our own reservation.
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        draft.rename(target)
+
+
+@attrs.define
+class Draft:
+    """An image that is being made: what qemu-img writes to, and what comes of it."""
+
+    target: Path
+    asked: Asked
+    _store: _Store
+    _replace: bool
+    _placed: Placed | None = None
+
+    @property
+    def path(self) -> str:
+        """What qemu-img is told; relative names in the image do not lead anywhere from there."""
+        return self._store.path
+
+    @property
+    def fds(self) -> Mapping[int, int]:
+        """The descriptors that qemu-img must inherit."""
+        return self._store.fds
+
+    def placed(self) -> Placed:
+        """The finished image, after the block."""
+        assert self._placed is not None, "the block ended well"
+        return self._placed
+
+    def _publish(self) -> None:
+        try:
+            self._store.publish(self.target, self._replace)
+            self._placed = Placed.of(self.target)
+        except FileExistsError as error:
+            raise _exists(self.asked) from error
+        except OSError as error:
+            raise self.asked.failed(error.strerror or str(error)) from error
+
+
+@asynccontextmanager
+async def new_image(
+    path: StrPath, format: str, *, doing: str = "create", replace: bool = False
+) -> AsyncIterator[Draft]:
+    """A draft of the image *path*, safe on disk and in its place once the block has ended well.
+
+    With *replace* it takes the place of the file there in one step; else that is an
+    error.  There is no checkpoint between the image's appearance and the end.
+    Raises `ImageFailed`; failed or cancelled, the target is as it was.
+    """
+    draft = await trio.to_thread.run_sync(_begin, Path(path), format, doing, replace)
+    try:
+        yield draft
+        await trio.to_thread.run_sync(draft._publish)
+    finally:
+        with trio.move_on_after(_CLEANUP_GRACE, shield=True):
+            await trio.to_thread.run_sync(draft._store.discard, abandon_on_cancel=True)
+
+
+def _begin(path: Path, format: str, doing: str, replace: bool) -> Draft:
+    target = free_place(path, doing=doing, replace=replace)
+    try:
+        store = _store(target, format)
+    except OSError as error:
+        raise Asked(doing, target).failed(error.strerror or str(error)) from error
+    return Draft(target, Asked(doing, target, store.path), store, replace)
+
+
+def free_place(path: Path, *, doing: str = "create", replace: bool = False) -> Path:
+    """Where a file can be made, absolute; `ImageFailed` if it cannot be there.  Blocking.
+
+    Publishing decides; this only spares the work, and names the folder that is missing.
+    """
+    # A link stays: what it leads to is replaced.
+    target = path.resolve() if replace else path.absolute()
+    asked = Asked(doing, target)
+    if os.path.lexists(target) and not (replace and target.is_file()):
+        raise _exists(asked, replace=replace)
+    if not target.parent.is_dir():
+        folder = str(target.parent)
+        raise asked.failed(f"there is no directory {folder!r}", "create it")
+    return target
+
+
+def _store(target: Path, format: str) -> _Store:
+    if format not in _FORMATS_WITH_NAMES:
+        try:
+            return _Unnamed(target.parent)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+    return _Named(target)
+
+
+def _exists(asked: Asked, *, replace: bool = False) -> ImageFailed:
+    if replace:
+        return asked.failed("it is no regular file", "choose another name")
+    return asked.failed("it exists already", "choose another name, or remove it first")

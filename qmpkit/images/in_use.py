@@ -1,0 +1,39 @@
+"""Images that a running QEMU has open: refused with their holders named.  Blocking."""
+
+from __future__ import annotations
+
+from qmpkit.errors import ImageInUse
+from qmpkit.host.chain import Chain, walk_chain
+from qmpkit.host.holders import holders_of, image_locked
+from qmpkit.images.tool import Asked
+
+__all__ = ["checked_chain", "refuse_used"]
+
+_STOP = "stop that machine first"
+
+
+def refuse_used(asked: Asked, *, for_writing: bool, cure: str = _STOP) -> None:
+    """`ImageInUse` when a QEMU writes to the image, or, *for_writing*, relies on its content.
+
+    qemu-img would refuse most of it too, but cannot name the holder.  `ImageFailed`
+    when the image cannot be opened.
+    """
+    path = asked.path
+    try:
+        locked = image_locked(path, for_writing=for_writing)
+    except OSError as error:
+        raise asked.failed(error.strerror or str(error)) from error
+    if locked:
+        holders = ", ".join(map(str, holders_of(path))) or "another process"
+        doing = "has it open" if for_writing else "writes to it"
+        raise ImageInUse(str(path), asked.doing, f"{holders} {doing}", cure)
+
+
+def checked_chain(asked: Asked, format: str) -> Chain:
+    """The chain of the image, which can be followed and which nobody writes to."""
+    chain = walk_chain(asked.path, format)
+    if chain.broken is not None:
+        raise asked.failed(chain.broken.why, chain.broken.cure)
+    for layer in chain.layers:
+        refuse_used(Asked(asked.doing, layer.path), for_writing=False)
+    return chain

@@ -1,0 +1,60 @@
+"""The size that a guest sees, changed in place."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import trio
+
+from qmpkit.images.details import ImageInfo, info
+from qmpkit.images.drafts import StrPath
+from qmpkit.images.in_use import checked_chain, refuse_used
+from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
+from qmpkit.process.limits import Limits
+from qmpkit.spec.sizes import to_bytes
+
+__all__ = ["resize"]
+
+
+async def resize(
+    path: StrPath,
+    size: int | str,
+    format: str,
+    *,
+    shrink: bool = False,
+    limits: Limits | None = None,
+) -> ImageInfo:
+    """Give the image at *path* another size: bytes, "20GiB", or "+5GiB" more; what it is then.
+
+    Only metadata is written, in place: cancelled or killed, the image has the old or
+    the new size (a qcow2 may have leaked clusters, which `check` frees).  The guest's
+    partitions and file systems are the guest's to adapt.
+
+    Becoming smaller loses what is beyond the new end; it must be said with *shrink*, and
+    then "-5GiB" is possible too.  Overlays keep their own size: those of a base that
+    grows do not, those of one that shrinks read zeros where it has ended, and no image
+    knows its overlays, so a base with overlays should not be shrunk.
+
+    `ImageFailed` when qemu-img fails or *limits* are met, `ImageInUse` when a QEMU has
+    it open, be it as the base of a running overlay.
+    """
+    wanted = _wanted(size)
+    asked = Asked.of("resize", path)
+    depth = await trio.to_thread.run_sync(partial(_resizable, asked, format))
+    words = ["resize", "-q", "-f", format, *(["--shrink"] if shrink else [])]
+    words += ["--", str(asked.path), wanted]
+    await run_qemu_img(words, asked, limits or limits_of_chain(depth))
+    return await info(asked.path, format=format)
+
+
+def _wanted(size: int | str) -> str:
+    """As qemu-img takes it: bytes, with a sign in front when it is relative."""
+    sign = size.strip()[:1] if isinstance(size, str) else ""
+    if isinstance(size, str) and sign and sign in "+-":
+        return f"{sign}{to_bytes(size.strip()[1:], 'size')}"
+    return str(to_bytes(size, "size"))
+
+
+def _resizable(asked: Asked, format: str) -> int:
+    refuse_used(asked, for_writing=True)
+    return len(checked_chain(asked, format).layers)

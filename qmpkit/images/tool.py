@@ -1,0 +1,132 @@
+"""qemu-img: run with limits, its failures in words that say what to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit.errors import ImageFailed, ImageInUse
+from qmpkit.host.holders import holders_of
+from qmpkit.host.tools import qemu_img
+from qmpkit.process.limits import Limits
+from qmpkit.process.tools import Completed, run
+from qmpkit.spec.sizes import GIB, MIB, format_size
+
+__all__ = ["INFO_LIMITS", "WRITE_LIMITS", "Asked", "limits_of_chain", "run_qemu_img"]
+
+INFO_LIMITS = Limits(cpu=30, memory=1 * GIB, time=120)
+"""What reading an image's metadata may take: milliseconds and megabytes of a sound one."""
+
+WRITE_LIMITS = Limits(memory=1 * GIB)
+"""What making or changing one may take: as long as its size needs."""
+
+_CACHES = 40 * MIB  # of metadata, for each open image of a large disk
+
+_CURES = {
+    "No space left on device": "free some space there, or choose another place",
+    "Disk quota exceeded": "free some of the quota, or choose another place",
+    "Permission denied": "give this user the permission, or choose another place",
+    "Read-only file system": "choose another place",
+    "Image is not in": "state the format that `qmpkit image info` shows",
+    "Could not open backing": "put the base back, or name another with qemu-img rebase -u",
+    "Unknown file format": "state raw, qcow2, vmdk, vdi, vhdx or vpc",
+    "Unknown driver": "state raw, qcow2, vmdk, vdi, vhdx or vpc",
+    "--shrink": "say shrink=True if what is beyond the new end may be lost",
+    "does not support checks": "only formats with metadata can be checked, as qcow2",
+    "Image is corrupt": "qmpkit image check --repair all",
+}
+_OUT_OF_MEMORY = ("allocate memory", "allocate buffer", "failed to allocate", "could not allocate")
+_ABORTS = (signal.SIGABRT, signal.SIGTRAP, signal.SIGSEGV)
+
+
+def limits_of_chain(images: int) -> Limits:
+    """What opening and copying that many images may take."""
+    return Limits(memory=1 * GIB + images * _CACHES)
+
+
+@attrs.frozen
+class Asked:
+    """What an error names: `doing` ("create"), to which image; `draft` is its name meanwhile."""
+
+    doing: str
+    path: Path
+    draft: str = ""
+
+    @classmethod
+    def of(cls, doing: str, path: str | os.PathLike[str]) -> Asked:
+        """With *path* made absolute, so that a colon in it means nothing to qemu-img."""
+        return cls(doing, Path(path).absolute())
+
+    def failed(self, said: str, cure: str = "") -> ImageFailed:
+        """The error, to be raised."""
+        return ImageFailed(str(self.path), self.doing, said, cure)
+
+
+async def run_qemu_img(
+    words: Sequence[str],
+    asked: Asked,
+    limits: Limits,
+    *,
+    fds: Mapping[int, int] | None = None,
+    on_stdout: Callable[[bytes], object] | None = None,
+    well: Collection[int] = (0,),
+) -> Completed:
+    """Run qemu-img; an exit status not in *well* is `ImageFailed` or `ImageInUse`.
+
+    Raises `BinaryMissing` without qemu-img.  Cancellation kills it.
+    """
+    tool = await trio.to_thread.run_sync(qemu_img)
+    done = await run([tool, *words], fds=fds, on_stdout=on_stdout, limits=limits, name="qemu-img")
+    if done.status.code in well and not done.timed_out:
+        return done
+    if " lock" in done.err and "Failed to get" in done.err:
+        raise await trio.to_thread.run_sync(_in_use, asked)
+    raise _exceeded(done, asked, limits) or _failed(done, asked)
+
+
+def _failed(done: Completed, asked: Asked) -> ImageFailed:
+    said = done.err.strip().removeprefix("qemu-img: ") or f"qemu-img ended with {done.status}"
+    if asked.draft:
+        said = said.replace(asked.draft, str(asked.path))
+    cure = next((cure for text, cure in _CURES.items() if text in said), "")
+    return asked.failed(said, cure)
+
+
+def _in_use(asked: Asked) -> ImageInUse:
+    """Which file it is qemu-img does not say, in a chain."""
+    holders = ", ".join(map(str, holders_of(asked.path))) or "another process"
+    why = f"{holders} has it or one of its bases open"
+    return ImageInUse(str(asked.path), asked.doing, why, "stop that machine first")
+
+
+def _exceeded(done: Completed, asked: Asked, limits: Limits) -> ImageFailed | None:
+    """The limit that ended it, where the status or the message tells."""
+    if done.timed_out:
+        return asked.failed(f"qemu-img took more than {limits.time:g} s", _raise("time"))
+    if limits.cpu is not None and done.status.signal == signal.SIGXCPU:
+        return asked.failed(f"qemu-img used more than {limits.cpu:g} s of CPU", _raise("cpu"))
+    if limits.file_size is not None and _too_large(done):
+        size = format_size(limits.file_size)
+        return asked.failed(f"a file grew to more than {size}", _raise("file_size"))
+    if limits.memory is not None and _out_of_memory(done):
+        size = format_size(limits.memory)
+        return asked.failed(f"qemu-img wanted more than {size} of memory", _raise("memory"))
+    return None
+
+
+def _raise(name: str) -> str:
+    return f"if you trust the image, raise limits.{name}"
+
+
+def _too_large(done: Completed) -> bool:
+    return done.status.signal == signal.SIGXFSZ or "File too large" in done.err
+
+
+def _out_of_memory(done: Completed) -> bool:
+    said = done.err.lower()
+    return done.status.signal in _ABORTS or any(text in said for text in _OUT_OF_MEMORY)
