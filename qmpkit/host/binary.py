@@ -12,13 +12,22 @@ import trio
 from trio.lowlevel import RunVar
 
 from qmpkit.errors import BinaryMissing, LaunchFailed
-from qmpkit.host.capabilities import Capabilities, MachineType, Stamp, load, store
+from qmpkit.host.capabilities import (
+    Capabilities,
+    MachineType,
+    Stamp,
+    load,
+    load_schema,
+    store,
+    store_schema,
+)
 from qmpkit.process.child import child
 from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost, MonitorSilent
 from qmpkit.qmp.opening import open_session
+from qmpkit.qmp.schema import Schema, fetch_schema
 from qmpkit.qmp.session import Session
 
-__all__ = ["capabilities_of", "find_binary", "known_capabilities"]
+__all__ = ["capabilities_of", "find_binary", "known_capabilities", "package_of", "schema_of"]
 
 # In the Debian package named after the first of its architectures.
 _PACKAGES = {
@@ -36,7 +45,12 @@ _QMP_FD = 3
 _ACCELERATORS = ("kvm", "tcg")
 
 _remembered: dict[Stamp, Capabilities] = {}
-_asking: RunVar[trio.Lock] = RunVar("qmpkit_binary_lock")
+_asking: RunVar[dict[Stamp, trio.Lock]] = RunVar("qmpkit_binary_locks")
+
+
+def package_of(arch: str) -> str:
+    """The Debian package with the QEMU for *arch*."""
+    return _PACKAGES.get(arch, _OTHER_PACKAGE)
 
 
 def find_binary(named: str | None, arch: str) -> Path:
@@ -45,12 +59,11 @@ def find_binary(named: str | None, arch: str) -> Path:
     *named* is a path when it holds a slash, else looked up on PATH too.
     Blocking; raises `BinaryMissing` with the package to install.
     """
-    package = _PACKAGES.get(arch, _OTHER_PACKAGE)
     name = named or f"qemu-system-{arch}"
     found = shutil.which(name)
     if found is not None:
         return Path(found).absolute()
-    install = f"sudo apt install {package}"
+    install = f"sudo apt install {package_of(arch)}"
     if "/" not in name:
         raise BinaryMissing(f"{name} is not on PATH", install)
     if Path(name).exists():
@@ -66,30 +79,52 @@ def known_capabilities(stamp: Stamp) -> Capabilities | None:
 
 
 async def capabilities_of(stamp: Stamp) -> Capabilities:
-    """What the binary can do, asked of it over QMP (60 ms) unless it is remembered.
+    """What the binary can do, asked of it over QMP (80 ms) unless it is remembered.
 
     Uses query-machines, query-commands, query-cpu-definitions, query-target,
-    query-command-line-options and qom-list-properties.  `LaunchFailed` when the file
-    is no QEMU.  Cancelled, the process it asked is gone.
+    query-command-line-options, qom-list-properties and query-qmp-schema.
+    `LaunchFailed` when the file is no QEMU.  Cancelled, the process it asked is gone.
     """
-    async with _lock():  # fifty first starts at once ask once
+    async with _lock(stamp):  # fifty first starts at once ask once
         known = await trio.to_thread.run_sync(known_capabilities, stamp)
         if known is None:
-            known = _remembered[stamp] = await _ask(stamp.path)
-            await trio.to_thread.run_sync(store, stamp, known)
+            known, _ = await _ask_and_store(stamp)
         return known
 
 
-def _lock() -> trio.Lock:
+async def schema_of(stamp: Stamp) -> Schema:
+    """The binary's QMP schema: what its commands and events take and give.
+
+    Read from the disk (4 ms) where `capabilities_of` left it, else asked as there.
+    """
+    async with _lock(stamp):
+        stored = await trio.to_thread.run_sync(load_schema, stamp)
+        return stored or (await _ask_and_store(stamp))[1]
+
+
+async def _ask_and_store(stamp: Stamp) -> tuple[Capabilities, Schema]:
+    known, schema = await _ask(stamp.path)
+    _remembered[stamp] = known
+
+    def keep() -> None:
+        # This one first: a start finds the other and asks no more.
+        store_schema(stamp, schema)
+        store(stamp, known)
+
+    await trio.to_thread.run_sync(keep)
+    return known, schema
+
+
+def _lock(stamp: Stamp) -> trio.Lock:
     try:
-        return _asking.get()
+        locks = _asking.get()
     except LookupError:
-        lock = trio.Lock()
-        _asking.set(lock)
-        return lock
+        locks = {}
+        _asking.set(locks)
+    return locks.setdefault(stamp, trio.Lock())
 
 
-async def _ask(path: str) -> Capabilities:
+async def _ask(path: str) -> tuple[Capabilities, Schema]:
     chardev = f"socket,id=qmp,fd={_QMP_FD}"
     argv = [path, "-M", "none", "-S", "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-chardev", chardev, "-mon", "chardev=qmp,mode=control"]
@@ -101,7 +136,7 @@ async def _ask(path: str) -> Capabilities:
             theirs.close()  # else QEMU's end would never be seen as an end
             try:
                 async with open_session(ours, name=name) as qmp:
-                    return await _interview(qmp)
+                    return await _interview(qmp), await fetch_schema(qmp)
             except (MonitorLost, MonitorGarbled, MonitorSilent) as error:
                 with trio.move_on_after(_STATUS_FOLLOWS):
                     await process.wait()
@@ -117,6 +152,7 @@ async def _interview(qmp: Session) -> Capabilities:
     # Some targets (riscv in 7.2) cannot list their CPU models.
     listable = "query-cpu-definitions" in commands
     models = await qmp.execute("query-cpu-definitions") if listable else []
+    options = await qmp.execute("query-command-line-options")
     return Capabilities(
         version=(number["major"], number["minor"], number["micro"]),
         package=version["package"],
@@ -125,9 +161,8 @@ async def _interview(qmp: Session) -> Capabilities:
         machines=tuple(machine_type(line) for line in await qmp.execute("query-machines")),
         cpu_models=tuple(sorted(_names(models))),
         commands=commands,
-        run_with_user=has_option(
-            await qmp.execute("query-command-line-options"), "run-with", "user"
-        ),
+        run_with_user=has_option(options, "run-with", "user"),
+        sandbox=has_option(options, "sandbox", "enable"),
     )
 
 

@@ -8,20 +8,31 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
 from qmpkit._paths import cache_dir
+from qmpkit.qmp.schema import Schema
 
-__all__ = ["Capabilities", "MachineType", "Stamp", "load", "store"]
+__all__ = [
+    "Capabilities",
+    "MachineType",
+    "Stamp",
+    "load",
+    "load_schema",
+    "store",
+    "store_schema",
+]
+
+T = TypeVar("T")
 
 log = logging.getLogger("qmpkit.host")
 
 # Counts up whenever a field below changes its meaning: older entries are then asked for again.
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @attrs.frozen
@@ -44,7 +55,8 @@ class Capabilities:
     `version` is (major, minor, micro), `package` the distribution's version,
     `arch` the guest architecture, `accelerators` those built in ("kvm", "tcg", …),
     `cpu_models` is empty where QEMU cannot list them, `commands` the QMP commands,
-    `run_with_user` whether `-run-with user=` exists (it replaces `-runas`).
+    `run_with_user` whether `-run-with user=` exists (it replaces `-runas`),
+    `sandbox` whether `-sandbox` does.
     """
 
     version: tuple[int, int, int]
@@ -55,6 +67,7 @@ class Capabilities:
     cpu_models: tuple[str, ...]
     commands: frozenset[str]
     run_with_user: bool
+    sandbox: bool = True
 
     def machine(self, name: str) -> MachineType | None:
         """The machine type called *name*, by its own name or by its alias."""
@@ -86,6 +99,7 @@ class Capabilities:
             cpu_models=_words(plain["cpu_models"]),
             commands=frozenset(_words(plain["commands"])),
             run_with_user=bool(plain["run_with_user"]),
+            sandbox=bool(plain["sandbox"]),
         )
 
 
@@ -113,41 +127,63 @@ class Stamp:
     @property
     def entry(self) -> Path:
         """Where the answers of this path's binary are kept, whatever its version."""
+        return self._beside("json")
+
+    @property
+    def schema_entry(self) -> Path:
+        """Where its QMP schema is kept: apart, for it is 200 KB and no start needs it."""
+        return self._beside("schema.json")
+
+    def _beside(self, suffix: str) -> Path:
         digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:24]
-        return cache_dir() / "binaries" / f"{digest}.json"
+        return cache_dir() / "binaries" / f"{digest}.{suffix}"
 
 
 def load(stamp: Stamp) -> Capabilities | None:
     """What was stored for this very file; None when nothing usable is there.  Blocking, 0.2 ms."""
+    return _load(stamp.entry, stamp, lambda entry: Capabilities.from_dict(entry["capabilities"]))
+
+
+def load_schema(stamp: Stamp) -> Schema | None:
+    """The QMP schema that was stored for this very file; None as for `load`.  Blocking, 4 ms."""
+    return _load(stamp.schema_entry, stamp, lambda entry: Schema(entry["entities"]))
+
+
+def _load(path: Path, stamp: Stamp, build: Callable[[Mapping[str, Any]], T]) -> T | None:
     try:
-        entry = json.loads(stamp.entry.read_bytes())
+        entry = json.loads(path.read_bytes())
         if entry["schema"] != _SCHEMA or entry["stamp"] != attrs.asdict(stamp):
             return None
-        return Capabilities.from_dict(entry["capabilities"])
+        return build(entry)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        log.info("the cache entry %s is unusable and is made again: %r", stamp.entry, error)
+        log.info("the cache entry %s is unusable and is made again: %r", path, error)
         return None
 
 
 def store(stamp: Stamp, capabilities: Capabilities) -> None:
     """Remember; readers see the old entry or the new one, never half of one.  Blocking.
 
-    A cache that cannot be written costs the next program 60 ms and nothing else.
+    A cache that cannot be written costs the next program 80 ms and nothing else.
     """
-    entry = {
-        "schema": _SCHEMA,
-        "stamp": attrs.asdict(stamp),
-        "capabilities": capabilities.to_dict(),
-    }
-    draft = stamp.entry.with_name(f".{secrets.token_hex(6)}.tmp")
+    _store(stamp.entry, stamp, capabilities=capabilities.to_dict())
+
+
+def store_schema(stamp: Stamp, schema: Schema) -> None:
+    """Remember the QMP schema, in the same way."""
+    _store(stamp.schema_entry, stamp, entities=schema.entities)
+
+
+def _store(path: Path, stamp: Stamp, **content: object) -> None:
+    entry = {"schema": _SCHEMA, "stamp": attrs.asdict(stamp), **content}
+    draft = path.with_name(f".{secrets.token_hex(6)}.tmp")
     try:
         draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             draft.write_text(json.dumps(entry), encoding="utf-8")
-            draft.replace(stamp.entry)
+            draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
-        log.info("cannot write the cache entry %s: %s", stamp.entry, error)
+        log.info("cannot write the cache entry %s: %s", path, error)

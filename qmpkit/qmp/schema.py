@@ -23,9 +23,11 @@ class Schema:
     A path is member names joined by dots (`"cache.direct"`).  It goes through
     arrays to their elements, and through unions and alternates to every branch:
     a path exists when any branch has it.  An empty path is the whole.
+    `entities` is the list as QEMU gave it.
     """
 
     def __init__(self, entities: Sequence[Entity]) -> None:
+        self.entities = entities
         self._types: dict[str, Entity] = {}
         self._commands: dict[str, Entity] = {}
         self._events: dict[str, Entity] = {}

@@ -10,10 +10,11 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+import trio.testing
 
 from qmpkit.errors import ImageInUse
 from qmpkit.host import binary
-from qmpkit.host.binary import capabilities_of, known_capabilities
+from qmpkit.host.binary import capabilities_of, known_capabilities, schema_of
 from qmpkit.host.capabilities import Stamp
 from qmpkit.host.holders import image_locked
 from qmpkit.host.kvm import cpu_flags, host_arch, kvm_facts, probe_kvm
@@ -84,6 +85,7 @@ async def test_a_binary_is_asked_once(
     assert {"qemu64", "max", "Nehalem"} <= set(found.cpu_models)
     assert {"query-status", "device_add", "blockdev-add"} <= found.commands
     assert found.run_with_user == (found.version >= (9, 1, 0))
+    assert found.sandbox
 
     async def must_not_ask(path: str) -> None:
         raise AssertionError("it is remembered")
@@ -92,11 +94,46 @@ async def test_a_binary_is_asked_once(
     assert await capabilities_of(stamp) is found
     binary._remembered.clear()
     assert known_capabilities(stamp) == found
-    assert _entries(empty_cache) == 1
+    schema = await schema_of(stamp)
+    assert schema.commands == found.commands
+    assert schema.accepts("blockdev-add", "cache.direct")
+    assert schema.has_event("DEVICE_DELETED", "device")
+    assert _entries(empty_cache) == {stamp.entry, stamp.schema_entry}
 
 
-def _entries(folder: Path) -> int:
-    return len(list(folder.iterdir()))
+def _entries(folder: Path) -> set[Path]:
+    return set(folder.iterdir())
+
+
+async def test_a_lost_schema_is_asked_for_again(qemu: str, empty_cache: Path) -> None:
+    stamp = Stamp.of(Path(qemu))
+    first = await schema_of(stamp)
+    stamp.schema_entry.write_bytes(stamp.schema_entry.read_bytes()[:-100])
+    assert (await schema_of(stamp)).commands == first.commands
+    stamp.entry.unlink()
+    assert (await schema_of(stamp)).commands == first.commands
+    assert not stamp.entry.exists(), "the schema alone was enough"
+
+
+async def test_two_binaries_are_asked_at_the_same_time(
+    qemu: str, tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is slow to answer holds up nobody who asks another."""
+    other = tmp_path / "qemu"
+    other.symlink_to(qemu)
+    really_ask = binary._ask
+
+    async def slow_for_one(path: str) -> object:
+        if path == qemu:
+            await trio.sleep_forever()
+        return await really_ask(path)
+
+    monkeypatch.setattr(binary, "_ask", slow_for_one)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(capabilities_of, Stamp.of(Path(qemu)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await capabilities_of(Stamp.of(other))).arch == "x86_64"
+        nursery.cancel_scope.cancel()
 
 
 async def test_many_first_starts_ask_once(

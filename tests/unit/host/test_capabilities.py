@@ -18,7 +18,16 @@ from qmpkit.host.binary import (
     known_capabilities,
     machine_type,
 )
-from qmpkit.host.capabilities import Capabilities, MachineType, Stamp, load, store
+from qmpkit.host.capabilities import (
+    Capabilities,
+    MachineType,
+    Stamp,
+    load,
+    load_schema,
+    store,
+    store_schema,
+)
+from qmpkit.qmp.schema import Schema
 
 KNOWN = Capabilities(
     version=(7, 2, 22),
@@ -33,6 +42,7 @@ KNOWN = Capabilities(
     cpu_models=("max", "qemu64"),
     commands=frozenset({"query-status", "quit"}),
     run_with_user=False,
+    sandbox=False,
 )
 
 
@@ -62,6 +72,23 @@ def test_memory_comes_before_the_disk(stamp: Stamp) -> None:
     assert known_capabilities(stamp) == KNOWN
     stamp.entry.unlink()
     assert known_capabilities(stamp) == KNOWN
+
+
+def test_the_schema_lies_beside(stamp: Stamp) -> None:
+    assert load_schema(stamp) is None
+    store_schema(stamp, Schema([{"name": "quit", "meta-type": "command", "arg-type": "0"}]))
+    found = load_schema(stamp)
+    assert found is not None
+    assert found.commands == {"quit"}
+    assert load(stamp) is None, "one does not stand for the other"
+    assert stamp.schema_entry.parent == stamp.entry.parent
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"schema": 2}', b"\xff"])
+def test_a_spoilt_schema_is_ignored(stamp: Stamp, content: bytes) -> None:
+    store_schema(stamp, Schema([]))
+    stamp.schema_entry.write_bytes(content)
+    assert load_schema(stamp) is None
 
 
 @pytest.mark.parametrize("field", ["inode", "size", "mtime_ns"])
