@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import io
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
 import trio
 
-from qmpkit.errors import Fault, HostLacks, ImageFailed, SpecInvalid
-from qmpkit.images.new import _free_place, _place
+from qmpkit.errors import Fault, HostLacks, SpecInvalid
+from qmpkit.images.drafts import Draft, new_image
 from qmpkit.spec.given import items_of
 
 __all__ = ["CloudInit", "make_seed", "seed_files"]
@@ -72,11 +70,13 @@ async def make_seed(
 
     Written beside its place and moved into it whole.  A file at *path* is an error
     unless *replace*.  Raises SpecInvalid with all that is wrong in *init*, HostLacks
-    without pycdlib, ImageFailed when it cannot be written.  Takes milliseconds and
-    cannot be cancelled half-way.
+    without pycdlib, ImageFailed when it cannot be written.  Takes milliseconds;
+    cancelled or failed, *path* is as it was.
     """
-    files = seed_files(init)
-    return await trio.to_thread.run_sync(_write, Path(path), files, replace)
+    image = await trio.to_thread.run_sync(_iso, seed_files(init))
+    async with new_image(path, "raw", replace=replace) as draft:
+        await trio.to_thread.run_sync(_write, draft, image)
+    return draft.target
 
 
 def seed_files(init: CloudInit) -> dict[str, bytes]:
@@ -199,24 +199,16 @@ def _data_problem(value: object, *, text: bool) -> str:
     return ""
 
 
-def _write(path: Path, files: Mapping[str, bytes], replace: bool) -> Path:
-    image = _iso(files)
-    target = path.absolute() if replace else _free_place(path)
-    draft = target.with_name(f".qk-{secrets.token_hex(6)}.tmp")
+def _write(draft: Draft, image: bytes) -> None:
+    descriptors = tuple(draft.fds.values())
+    place = descriptors[0] if descriptors else Path(draft.path)
     try:
-        # Its owner's alone: user-data may hold secrets.
-        draft.touch(0o600, exist_ok=False)
-        draft.write_bytes(image)
-        if replace:
-            draft.replace(target)
-        else:
-            _place(draft, target)
+        with open(place, "wb", closefd=not descriptors) as file:
+            # Its owner's alone: user-data may hold secrets.
+            os.fchmod(file.fileno(), 0o600)
+            file.write(image)
     except OSError as error:
-        raise ImageFailed(str(target), "create", error.strerror or str(error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-    return target
+        raise draft.asked.failed(error.strerror or str(error)) from error
 
 
 def _iso(files: Mapping[str, bytes]) -> bytes:
