@@ -6,13 +6,13 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from qmpkit import __version__
-from qmpkit.cli import commands
+from qmpkit.cli import commands, image_commands
 from qmpkit.cli.exits import EXIT_TABLE, Exit, exit_of
 from qmpkit.cli.talk import route_log, talk
 from qmpkit.errors import LaunchFailed
@@ -57,8 +57,20 @@ def completion(
     print(completion_script(app, shell))
 
 
-for place, command in enumerate([*commands.ALL, completion]):
-    app.command(command, help=_flowing(command.__doc__ or ""), sort_key=place)
+image = App(name="image", help="Make, look at and change disk images.")
+
+
+def _add(to: App, commands: Iterable[Callable[..., Any] | App]) -> None:
+    for place, command in enumerate(commands):
+        if isinstance(command, App):
+            command.sort_key = place
+            to.command(command)
+        else:
+            to.command(command, help=_flowing(command.__doc__ or ""), sort_key=place)
+
+
+_add(image, image_commands.ALL)
+_add(app, [*commands.ALL, image, completion])
 
 app.meta.suppress_keyboard_interrupt = False  # not handed down; ours says something
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter, validators
+from cyclopts import Group, Parameter, validators
 
 __all__ = ["ALL"]
 
@@ -38,6 +38,8 @@ Overrides = Annotated[
         consume_multiple=False,
     ),
 ]
+_IMAGE = Group("Options for a disk image", sort_key=1)
+_AT_LEAST_1 = validators.Number(gte=1)
 
 
 def profiles(
@@ -71,7 +73,14 @@ async def argv(
 
 
 async def run(
-    profile: Profile,
+    what: Annotated[
+        str,
+        Parameter(
+            help="A disk image (debian.qcow2), a shipped profile's name (see `qmpkit profiles`), "
+            "or a profile's file (web.toml).",
+            completer=_profile_names,
+        ),
+    ],
     /,
     *,
     headless: Annotated[
@@ -101,6 +110,58 @@ async def run(
     json: Annotated[
         bool, Parameter(help="Print the exit report as JSON; implies --headless.")
     ] = False,
+    memory: Annotated[
+        str | None, Parameter(help="The guest's memory: 4GiB. Short for --set memory=4GiB.")
+    ] = None,
+    cpus: Annotated[
+        int | None, Parameter(help="Its processors. Short for --set cpu=N.", validator=_AT_LEAST_1)
+    ] = None,
+    write: Annotated[
+        bool, Parameter(group=_IMAGE, help="Let the guest write into the image itself.")
+    ] = False,
+    keep: Annotated[
+        Path | None,
+        Parameter(
+            group=_IMAGE,
+            help="Keep the guest's changes in this overlay, which is made, or used again.",
+        ),
+    ] = None,
+    user: Annotated[
+        str | None,
+        Parameter(
+            group=_IMAGE,
+            help="Have cloud-init make this user, who may use sudo and log in with your key.",
+        ),
+    ] = None,
+    ssh_key: Annotated[
+        tuple[Path, ...],
+        Parameter(
+            group=_IMAGE,
+            help="A public key that may log in. Default with --user: all ~/.ssh/*.pub. Repeatable.",
+            consume_multiple=False,
+        ),
+    ] = (),
+    port: Annotated[
+        tuple[str, ...],
+        Parameter(
+            group=_IMAGE,
+            help="HOST:GUEST, a port of this host that leads into the guest: 8080:80; 0 for any "
+            "free one. Default: 0:22. Repeatable.",
+            consume_multiple=False,
+        ),
+    ] = (),
+    firmware: Annotated[
+        str | None,
+        Parameter(group=_IMAGE, help="bios, uefi or a file. Default: as the disk wants it."),
+    ] = None,
+    arch: Annotated[
+        Literal["x86_64", "aarch64", "riscv64"] | None,
+        Parameter(group=_IMAGE, help="Default: as the disk says, else this host's."),
+    ] = None,
+    format: Annotated[
+        str | None,
+        Parameter(group=_IMAGE, help="The image's format. Default: what its header says."),
+    ] = None,
 ) -> int:
     """Run a machine in the foreground until it ends.
 
@@ -110,13 +171,29 @@ async def run(
     Ctrl-C (while the console does not have the terminal), SIGTERM or a closed terminal
     stop the machine in order: the guest is asked to power down and QEMU is ended when
     it has not within the grace. A second Ctrl-C ends QEMU at once, a third kills it.
+
+      qmpkit run debian.qcow2 --user me   a disk image; it is not changed
+      qmpkit run tiny                     a shipped profile
+      qmpkit run ./web.toml               a profile of your own
     """
+    from qmpkit.cli.chosen import ImageOptions
     from qmpkit.cli.foreground import Request, run_machine
 
+    short = ("" if memory is None else f"memory={memory}", "" if cpus is None else f"cpu={cpus}")
     return await run_machine(
         Request(
-            profile=profile,
-            overrides=set,
+            word=what,
+            overrides=(*filter(None, short), *set),
+            image=ImageOptions(
+                write=write,
+                keep=keep,
+                format=format,
+                arch=arch,
+                firmware=firmware,
+                user=user,
+                ssh_key=ssh_key,
+                port=port,
+            ),
             headless=headless or json,
             paused=paused,
             grace=powerdown_grace,

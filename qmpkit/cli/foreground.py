@@ -12,8 +12,8 @@ import attrs
 import trio
 
 from qmpkit._running import opened
+from qmpkit.cli.chosen import Chosen, ImageOptions, chosen_machine
 from qmpkit.cli.exits import Exit
-from qmpkit.cli.listing import chosen_spec
 from qmpkit.cli.status import Changes, show_status
 from qmpkit.cli.stopping import Stopper, stop_signals
 from qmpkit.cli.talk import note_later, print_json, talk
@@ -22,8 +22,11 @@ from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
 from qmpkit.machine.launch import LaunchOptions
 from qmpkit.machine.report import ExitCause, ExitReport
 from qmpkit.operations.console_attach import AttachEnd
+from qmpkit.operations.forwards import Forwarded
 from qmpkit.process.rundir import machine_dir, socket_path
+from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.network import UserNic
 from qmpkit.spec.sizes import format_size
 from qmpkit.vm import VM
 
@@ -38,8 +41,9 @@ _LAST_OUTPUT = 2.0
 class Request:
     """The command line of `qmpkit run`, read."""
 
-    profile: str
+    word: str
     overrides: tuple[str, ...] = ()
+    image: ImageOptions = attrs.field(factory=ImageOptions)
     headless: bool = False
     paused: bool = False
     grace: float = 30.0
@@ -50,27 +54,41 @@ class Request:
 
 async def run_machine(request: Request) -> int:
     """Run the machine until it ends, print its report, return the exit status."""
-    spec = chosen_spec(request.profile, request.overrides)
-    _make_log_directory(request.logs)
     report: ExitReport | None = None
+    name = request.word
     with trio.open_signal_receiver(*stop_signals()) as signals, trio.CancelScope() as start:
         stopper = Stopper(start, request.grace)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stopper.listen, signals)
-            slow = trio.CancelScope()
-            nursery.start_soon(note_later, f"{spec.name}: starting …", slow)
             async with (
-                _tools_socket(request, spec.name) as tools,
-                opened(spec, logs=request.logs, options=LaunchOptions(tools_socket=tools)) as vm,
+                shared_spawner(),  # for qemu-img before the start, too
+                chosen_machine(request.word, request.overrides, request.image) as chosen,
             ):
-                slow.cancel()
-                stopper.attend(vm)
-                report = await _Foreground(vm, request, tools, stopper).run()
+                name = chosen.spec.name
+                report = await _run(chosen, request, stopper)
             nursery.cancel_scope.cancel()
     if report is None:
-        talk.error(f"{spec.name}: interrupted while it was starting")
+        talk.error(f"{name}: interrupted while it was starting")
         return Exit.INTERRUPTED
     return _conclude(report, request.as_json)
+
+
+async def _run(chosen: Chosen, request: Request, stopper: Stopper) -> ExitReport:
+    """From the start to the end of the machine."""
+    spec = chosen.spec
+    _make_log_directory(request.logs)
+    async with (
+        trio.open_nursery() as nursery,
+        _tools_socket(request, spec.name) as tools,
+    ):
+        slow = trio.CancelScope()
+        nursery.start_soon(note_later, f"{spec.name}: starting …", slow)
+        options = LaunchOptions(tools_socket=tools)
+        async with opened(spec, logs=request.logs, options=options) as vm:
+            slow.cancel()
+            stopper.attend(vm)
+            await chosen.has_started()
+            return await _Foreground(vm, chosen, request, tools, stopper).run()
 
 
 @asynccontextmanager
@@ -96,8 +114,11 @@ def _make_log_directory(logs: Path | None) -> None:
 class _Foreground:
     """A started machine and the terminal it is run from."""
 
-    def __init__(self, vm: VM, request: Request, tools: Path, stopper: Stopper) -> None:
+    def __init__(
+        self, vm: VM, chosen: Chosen, request: Request, tools: Path, stopper: Stopper
+    ) -> None:
         self._vm = vm
+        self._chosen = chosen
         self._request = request
         self._tools = tools
         self._stopper = stopper
@@ -108,6 +129,7 @@ class _Foreground:
     async def run(self) -> ExitReport:
         """Let the guest run and show it until it has ended."""
         self._introduce()
+        await self._tell_forwards()
         if not self._request.paused:
             with suppress(MachineGone, MachineDied):  # the report tells
                 await self._vm.resume()
@@ -132,6 +154,21 @@ class _Foreground:
         talk.note(f"{vm.name}: its monitor for other programs: {ask} …")
         if self._request.paused:
             talk.note(f"{vm.name}: paused before its first instruction; {ask} cont lets it run")
+
+    async def _tell_forwards(self) -> None:
+        if not any(isinstance(nic, UserNic) and nic.forwards for nic in self._vm.spec.nics):
+            return
+        with suppress(MachineGone, MachineDied):  # the report tells
+            for forwarded in await self._vm.forwards():
+                talk.note(f"{self._vm.name}: {self._way_in(forwarded)}")
+
+    def _way_in(self, forwarded: Forwarded) -> str:
+        host = "127.0.0.1" if forwarded.address == "0.0.0.0" else forwarded.address
+        if (forwarded.proto, forwarded.guest_port) != ("tcp", 22):
+            place = f"{forwarded.proto} port {forwarded.guest_port}"
+            return f"{host}:{forwarded.port} leads to the guest's {place}"
+        user = f"{self._chosen.user}@" if self._chosen.user else ""
+        return f"once the guest is up: ssh -p {forwarded.port} {user}{host}"
 
     async def _present(self) -> None:
         replay = True

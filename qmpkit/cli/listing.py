@@ -17,16 +17,20 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.profile import load_profile, profile_names
 from qmpkit.spec.sizes import format_size
 
-__all__ = ["chosen_spec", "list_profiles", "print_argv"]
+__all__ = ["chosen_spec", "list_profiles", "overridden", "print_argv"]
 
 
 def chosen_spec(profile: str, overrides: Sequence[str]) -> MachineSpec:
     """The profile with the `--set` words put in; SpecInvalid with every fault."""
-    spec = load_profile(profile)
+    return overridden(load_profile(profile), overrides, profile)
+
+
+def overridden(spec: MachineSpec, overrides: Sequence[str], source: str) -> MachineSpec:
+    """*spec*, which came from *source*, with the `--set` words put in."""
     if not overrides:
         return spec
     table = apply_overrides(spec_to_dict(spec), overrides)
-    return spec_from_dict(table, source=f"{profile} with --set")
+    return spec_from_dict(table, source=f"{source} with --set")
 
 
 def list_profiles(*, as_json: bool) -> None:

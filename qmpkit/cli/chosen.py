@@ -1,0 +1,166 @@
+"""What the first word of `qmpkit run` means: a profile, or a disk image and what goes with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit.cli.exits import Refusal
+from qmpkit.cli.listing import chosen_spec, overridden
+from qmpkit.cli.scratch import Scratch, scratch
+from qmpkit.cli.seeding import seed_disk
+from qmpkit.cli.sizes import human_size
+from qmpkit.cli.talk import talk
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.host.headers import read_header
+from qmpkit.images.look import Looked, image_fault, look_at
+from qmpkit.images.machine import SSH, Wishes, machine_around
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.network import Forward, to_forward
+from qmpkit.spec.profile import profile_names
+
+__all__ = ["Chosen", "ImageOptions", "chosen_machine", "means_image"]
+
+
+@attrs.frozen(kw_only=True)
+class ImageOptions:
+    """The options of `qmpkit run` that belong to a disk image."""
+
+    write: bool = False
+    keep: Path | None = None
+    format: str | None = None
+    arch: str | None = None
+    firmware: str | None = None
+    user: str | None = None
+    ssh_key: tuple[Path, ...] = ()
+    port: tuple[str, ...] = ()
+
+    def given(self) -> list[str]:
+        """Those that are set, as they are written: `--ssh-key`."""
+        names = [field.name for field in attrs.fields(ImageOptions) if getattr(self, field.name)]
+        return [f"--{name.replace('_', '-')}" for name in names]
+
+
+async def _nothing() -> None:
+    await trio.lowlevel.checkpoint()
+
+
+@attrs.frozen
+class Chosen:
+    """A machine to run.  `has_started` wants to be called once QEMU has its files open."""
+
+    spec: MachineSpec
+    user: str | None = None
+    from_image: bool = False
+    has_started: Callable[[], Awaitable[None]] = _nothing
+
+
+@asynccontextmanager
+async def chosen_machine(
+    word: str, overrides: tuple[str, ...], options: ImageOptions
+) -> AsyncIterator[Chosen]:
+    """The machine that *word* means, with what has to exist while it starts."""
+    if await trio.to_thread.run_sync(means_image, word):
+        async with scratch() as folder:
+            yield await _around_image(word, overrides, options, folder)
+        return
+    if words := options.given():
+        fit = "fits" if len(words) == 1 else "fit"
+        told = f"{', '.join(words)} {fit} a disk image, and {word!r} is a profile"
+        raise Refusal(f"{told}. Cure: --set changes a profile")
+    yield Chosen(chosen_spec(word, overrides))
+
+
+def means_image(word: str) -> bool:
+    """Whether *word* is a disk image and not a profile; blocking, raises when it is neither."""
+    if word.endswith(".toml") or ("/" not in word and word in profile_names()):
+        return False
+    path = Path(word)
+    if "\0" in word or not (path.suffix or os.path.lexists(path)):
+        return False
+    if (fault := image_fault(path)) is not None:
+        raise SpecInvalid([fault], word)
+    if not _is_text(path):
+        return True
+    if "/" in word and not path.suffix:  # a profile needs no ending when its place is given
+        return False
+    raise Refusal(f"{word!r} is a text, neither a disk image nor a profile, which ends in .toml")
+
+
+def _is_text(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(512)
+    # A multi-byte character may be cut at the end; and a format of texts has a magic.
+    plain = b"\0" not in start and "\ufffd" not in start.decode(errors="replace")[:-1]
+    return plain and not read_header(path).format
+
+
+def _forwards(ports: tuple[str, ...]) -> tuple[Forward, ...]:
+    """What `--port` says, and a way to the guest's ssh when it says none."""
+    try:
+        told = tuple(map(to_forward, ports))
+    except ValueError as error:
+        raise SpecInvalid([Fault("--port", str(error), "for example 8080:80")]) from None
+    return told if any(forward.guest == SSH.guest for forward in told) else (SSH, *told)
+
+
+async def _around_image(
+    word: str, overrides: tuple[str, ...], options: ImageOptions, folder: Scratch
+) -> Chosen:
+    looked = await look_at(word, format=options.format)
+    overlay = options.keep
+    if overlay is None and not options.write and not looked.is_cd:
+        overlay = await folder.path("disk.qcow2")
+    wishes = Wishes(
+        overlay=overlay,
+        write=options.write,
+        arch=options.arch,
+        firmware=options.firmware,
+        forwards=_forwards(options.port),
+    )
+    spec = await trio.to_thread.run_sync(machine_around, looked, wishes)
+    if options.user is not None or options.ssh_key:
+        target = await folder.path("seed.iso")
+        seed = await seed_disk(target, spec.name, options.user, options.ssh_key)
+        spec = attrs.evolve(spec, disks=[*spec.disks, seed])
+    spec = overridden(spec, overrides, word)
+    _tell(looked, spec, options)
+    return Chosen(spec, user=options.user, from_image=True, has_started=folder.remove)
+
+
+def _tell(looked: Looked, spec: MachineSpec, options: ImageOptions) -> None:
+    guessed = "it has no header" if looked.format == "raw" else "from its header"
+    how = "as stated" if options.format else guessed
+    size = human_size(looked.info.virtual_size)
+    what = f"{looked.path}, {looked.format} ({how}), {size}"
+    talk.note(f"{spec.name}: {what}, booted by {_loader(spec)}")
+    if looked.info.backing:
+        talk.note(f"{spec.name}: it is an overlay itself and shows {looked.info.backing} below")
+    if looked.is_cd:
+        return
+    if not (looked.boot.bios or looked.boot.uefi or spec.kernel):
+        talk.warn(
+            f"{spec.name}: it may not boot: it has neither boot code nor an EFI system partition"
+        )
+    if looked.info.data_file:
+        talk.note(f"{spec.name}: its content is in {looked.info.data_file}")
+    if options.write:
+        talk.note(f"{spec.name}: the guest writes into the image itself")
+    elif options.keep is not None:
+        talk.note(f"{spec.name}: changes are kept in {options.keep}; the image stays as it is")
+    else:
+        talk.note(
+            f"{spec.name}: changes are thrown away at the end "
+            "(--keep FILE keeps them in an overlay, --write in the image)"
+        )
+
+
+def _loader(spec: MachineSpec) -> str:
+    if spec.kernel is not None:
+        return "a kernel of its own"
+    return "BIOS" if spec.firmware is None else "UEFI" if spec.firmware == "uefi" else "firmware"
