@@ -14,8 +14,8 @@ __all__ = ["MAX_CHAIN", "Broken", "Chain", "Layer", "walk_chain"]
 MAX_CHAIN = 200
 """Images in one chain, the top included.
 
-QEMU opens every one of them, with caches and at least one descriptor each, and calls
-itself once for each while it does: 1,000 make it slow, and some thousands end it by SIGSEGV.
+QEMU opens every one of them, each with its descriptor and its caches, in time that grows
+with the square of their number: 200 take it 0.8 s, 1,000 take 15 s.
 """
 
 _REBASE_HINT = "put it back, or name another with qemu-img rebase -u"

@@ -17,6 +17,7 @@ from qmpkit.process.limits import Limits
 
 __all__ = ["CheckReport", "check"]
 
+_CURE = "stop that machine first; what it has not written yet would look like damage"
 _CORRUPT, _LEAKS = 2, 3  # exit statuses of `qemu-img check`
 
 
@@ -71,7 +72,8 @@ async def check(
         [*words, "--", str(asked.path)],
         asked,
         limits or limits_of_chain(depth),
-        well=(0, _CORRUPT, _LEAKS),
+        well=(0, _CURE = "stop that machine first; what it has not written yet would look like damage"
+_CORRUPT, _LEAKS),
     )
     try:
         return _typed(asked.path, json.loads(done.stdout.decode(errors="replace")))
@@ -81,7 +83,7 @@ async def check(
 
 def _checkable(asked: Asked, format: str, *, for_writing: bool) -> int:
     """How many images it would open, after every reason to refuse."""
-    refuse_used(asked, for_writing=for_writing)
+    refuse_used(asked, for_writing=for_writing, cure=_CURE)
     return len(checked_chain(asked, format).layers)
 
 

@@ -23,7 +23,7 @@ import trio
 from qmpkit.errors import ImageFailed
 from qmpkit.images.tool import Asked
 
-__all__ = ["Draft", "Placed", "StrPath", "free_place", "new_image", "place"]
+__all__ = ["Draft", "Placed", "StrPath", "new_image"]
 
 # Removing a file is one system call; the bound is for a file system that hangs.
 _CLEANUP_GRACE = 5.0
@@ -116,7 +116,7 @@ class _Named:
         if replace:
             self._file.rename(target)
         else:
-            place(self._file, target)
+            _place(self._file, target)
         _fsync(target.parent)
 
     def discard(self) -> None:
@@ -145,7 +145,7 @@ def _fsync(path: Path) -> None:
         os.close(fd)
 
 
-def place(draft: Path, target: Path) -> None:
+def _place(draft: Path, target: Path) -> None:
     """Give *draft* the name *target*, which must be free; blocking, raises OSError."""
     try:
         os.link(draft, target)
@@ -212,7 +212,7 @@ async def new_image(
 
 
 def _begin(path: Path, format: str, doing: str, replace: bool) -> Draft:
-    target = free_place(path, doing=doing, replace=replace)
+    target = _free_place(path, doing=doing, replace=replace)
     try:
         store = _store(target, format)
     except OSError as error:
@@ -220,7 +220,7 @@ def _begin(path: Path, format: str, doing: str, replace: bool) -> Draft:
     return Draft(target, Asked(doing, target, store.path), store, replace)
 
 
-def free_place(path: Path, *, doing: str = "create", replace: bool = False) -> Path:
+def _free_place(path: Path, *, doing: str = "create", replace: bool = False) -> Path:
     """Where a file can be made, absolute; `ImageFailed` if it cannot be there.  Blocking.
 
     Publishing decides; this only spares the work, and names the folder that is missing.

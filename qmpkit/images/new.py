@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import trio
 
@@ -17,23 +18,33 @@ from qmpkit.spec.sizes import to_bytes
 
 __all__ = ["create", "overlay", "place_empty", "place_overlay"]
 
+Preallocation = Literal["metadata", "falloc", "full"]
+
 _SECTOR = 512
 _OVERLAYS = ("qcow2", "qed")
 _SNAPSHOT_CURE = "stop that machine first, or make the overlay with the running machine's snapshots"
 
 
 async def create(
-    path: StrPath, size: int | str, format: str, *, limits: Limits = WRITE_LIMITS
+    path: StrPath,
+    size: int | str,
+    format: str,
+    *,
+    preallocation: Preallocation | None = None,
+    limits: Limits = WRITE_LIMITS,
 ) -> Path:
     """Make an empty image of *size* ("10GiB" or bytes) at *path*; gives back its absolute path.
 
-    *format* is QEMU's name (`qcow2`, `raw`, …).  The image gets its name only when it
+    *format* is QEMU's name (`qcow2`, `raw`, …).  *preallocation*: "falloc" takes the disk
+    space at once, "full" writes all of it, "metadata" (qcow2) only lays the tables out;
+    None takes space as the guest writes.  The image gets its name only when it
     is whole and safe on disk, so *path* is never half an image, not even after a
     SIGKILL.  Its mode is 0644 less the umask.  `ImageFailed` when *path* exists, qemu-img
     fails or meets one of *limits*, `BinaryMissing` without qemu-img.  Cancelled or
     failed, nothing is left.
     """
-    return (await place_empty(path, size, format, limits=limits)).path
+    placed = await place_empty(path, size, format, preallocation=preallocation, limits=limits)
+    return placed.path
 
 
 async def overlay(
@@ -55,7 +66,12 @@ async def overlay(
 
 
 async def place_empty(
-    path: StrPath, size: int | str, format: str, *, limits: Limits = WRITE_LIMITS
+    path: StrPath,
+    size: int | str,
+    format: str,
+    *,
+    preallocation: Preallocation | None = None,
+    limits: Limits = WRITE_LIMITS,
 ) -> Placed:
     """`create`, for a caller that may have to take the image away again.
 
@@ -63,7 +79,8 @@ async def place_empty(
     """
     length = to_bytes(size)
     async with new_image(path, format) as draft:
-        words = ["create", "-q", "-f", format, "--", draft.path, str(length)]
+        options = [] if preallocation is None else ["-o", f"preallocation={preallocation}"]
+        words = ["create", "-q", "-f", format, *options, "--", draft.path, str(length)]
         await run_qemu_img(words, draft.asked, limits, fds=draft.fds)
     return draft.placed()
 

@@ -53,6 +53,6 @@ class percentages:
     def __call__(self, chunk: bytes) -> None:
         text = self._rest + chunk
         shown = _SHOWN.findall(text)
-        if shown and (fraction := float(shown[-1]) / 100) < 1.0:
+        if shown and (fraction := round(float(shown[-1]) / 100, 4)) < 1.0:
             self._progress._set(fraction)
         self._rest = text[text.rfind(b"\r") + 1 :][-_LONGEST:]

@@ -40,7 +40,7 @@ _CURES = {
     "does not support checks": "only formats with metadata can be checked, as qcow2",
     "Image is corrupt": "qmpkit image check --repair all",
 }
-_OUT_OF_MEMORY = ("allocate memory", "allocate buffer", "failed to allocate", "could not allocate")
+_OUT_OF_MEMORY = ("allocate memory", "failed to allocate", "could not allocate", "failed to map")
 _ABORTS = (signal.SIGABRT, signal.SIGTRAP, signal.SIGSEGV)
 
 

@@ -111,8 +111,17 @@ class Spawner:
         if request[0] == "spawn":
             if flags & _socket.MSG_CTRUNC:  # our limit of descriptors is reached
                 raise Refused("fds", errno.EMFILE)
-            pid = self._spawn(fds)
-            return ("spawned", pid), [_pidfd(pid)]
+            pid, limits = self._spawn(fds)
+            try:
+                if limits:
+                    _limit(pid, limits)
+                return ("spawned", pid), [_pidfd(pid)]
+            except Refused:
+                # The client does not know it, so nobody would watch or stop it.
+                _kill_group(pid)
+                self._children.discard(pid)
+                os.waitpid(pid, 0)
+                raise
         if request[0] == "kill" and request[1] in self._children:
             _kill_group(request[1])
             os.waitid(os.P_PID, request[1], os.WEXITED | os.WNOWAIT)
@@ -125,7 +134,7 @@ class Spawner:
         finally:
             _close(fds)
 
-    def _spawn(self, fds: list[int]) -> int:
+    def _spawn(self, fds: list[int]) -> tuple[int, list[Limit]]:
         body, start, *sources = fds
         argv, env, candidates, cwd, targets, limits = _body(body)
         _change_directory(start, cwd)
@@ -136,9 +145,7 @@ class Spawner:
             _close(moved)
             os.chdir("/")  # never pin somebody's mount
         self._children.add(pid)
-        if limits:
-            _limit(pid, limits)
-        return pid
+        return pid, limits
 
     def _reap(self, pid: int) -> int | None:
         """The wait status of a child that has ended, and the end of its process group."""
@@ -283,17 +290,14 @@ def _limit(pid: int, limits: list[Limit]) -> None:
             if most != resource.RLIM_INFINITY:  # only root may go above
                 soft, hard = min(soft, most), min(hard, most)
             resource.prlimit(pid, which, (soft, hard))
-    except OSError as error:
-        _kill_group(pid)
-        raise Refused("limits", error.errno) from None
+    except (OSError, ValueError) as error:
+        raise Refused("limits", getattr(error, "errno", errno.EINVAL)) from None
 
 
 def _pidfd(pid: int) -> int:
     try:
         return os.pidfd_open(pid)
     except OSError as error:
-        # Without its pidfd the client could neither watch nor stop it.
-        _kill_group(pid)
         raise Refused("pidfd", error.errno) from None
 
 
