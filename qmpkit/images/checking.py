@@ -72,8 +72,7 @@ async def check(
         [*words, "--", str(asked.path)],
         asked,
         limits or limits_of_chain(depth),
-        well=(0, _CURE = "stop that machine first; what it has not written yet would look like damage"
-_CORRUPT, _LEAKS),
+        well=(0, _CORRUPT, _LEAKS),
     )
     try:
         return _typed(asked.path, json.loads(done.stdout.decode(errors="replace")))
