@@ -153,6 +153,27 @@ def test_a_loop_of_bases(tmp_path: Path) -> None:
     ]
 
 
+def test_a_chain_without_end(tmp_path: Path) -> None:
+    qcow2(tmp_path / "0")
+    for number in range(1, 1000):
+        qcow2(tmp_path / str(number), str(number - 1))
+    top = str(tmp_path / "999")
+    assert told(one_disk(tmp_path / "999")) == [
+        f"disks[0].file: the chain of {top!r} is deeper than 200 images "
+        "(shorten it with qemu-img rebase or qemu-img commit)"
+    ]
+
+
+def test_missing_data_file(tmp_path: Path) -> None:
+    path = qcow2(tmp_path / "disk", data_file="content")
+    data = str(tmp_path / "content")
+    assert told(one_disk(path)) == [
+        f"disks[0].file: the data file {data!r} of {str(path)!r} does not exist (put it back)"
+    ]
+    raw(tmp_path / "content")
+    assert told(one_disk(path)) == []
+
+
 def test_a_base_behind_a_protocol_is_left_to_qemu(tmp_path: Path) -> None:
     assert told(one_disk(qcow2(tmp_path / "top", "nbd://host/disk"))) == []
 

@@ -45,6 +45,23 @@ def test_qcow2_and_its_backing(tmp_path: Path) -> None:
     assert read_header(qcow2(tmp_path / "top", name)) == Header("qcow2", name)
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_else_a_qcow2_says(tmp_path: Path, version: int) -> None:
+    found = read_header(
+        qcow2(
+            tmp_path / "top", "base", backing_format="raw", data_file="x", size=5, version=version
+        )
+    )
+    # Version 2 knows no features, so it has no data file.
+    data_file = "x" if version == 3 else ""
+    assert found == Header("qcow2", "base", backing_format="raw", data_file=data_file, size=5)
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    assert read_header(qcow2(tmp_path / "top", name)).backing == name
+
+
 @pytest.mark.parametrize("length", [4, 12, 19, 24])
 def test_a_cut_off_qcow2(tmp_path: Path, length: int) -> None:
     path = qcow2(tmp_path / "top", "base")

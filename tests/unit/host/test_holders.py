@@ -12,7 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from qmpkit.host.holders import image_locked, processes_with, socket_inodes
+from qmpkit.host.holders import (
+    Holder,
+    holders_of,
+    image_locked,
+    processes_with,
+    socket_inodes,
+)
 
 
 @contextmanager
@@ -51,8 +57,48 @@ def test_the_holder_of_a_file(tmp_path: Path) -> None:
     with path.open("w"):
         found = processes_with(str(path))
     comm = Path("/proc/self/comm").read_text().strip()
+
     assert found == [f"{comm} (pid {os.getpid()})"]
     assert processes_with(str(path)) == []
+
+
+@pytest.mark.parametrize("link", ["symlink", "hard link", "renamed"])
+def test_the_holder_under_another_name(tmp_path: Path, link: str) -> None:
+    path, other = tmp_path / "held", tmp_path / "other"
+    with path.open("w"):
+        if link == "symlink":
+            other.symlink_to(path)
+        elif link == "hard link":
+            other.hardlink_to(path)
+        else:
+            path.rename(other)
+        assert [holder.pid for holder in holders_of(other)] == [os.getpid()]
+    assert holders_of(other) == ()
+    assert holders_of(tmp_path / "absent") == ()
+
+
+@pytest.mark.parametrize(
+    ("argv", "machine"),
+    [
+        (["-name", "guest=web,debug-threads=on"], "web"),
+        (["-name", "web,process=x"], "web"),
+        (["-nodefaults", "-name", "debug-threads=on,guest=a,,b"], "a,b"),
+        (["-machine", "q35"], ""),
+    ],
+)
+def test_a_qemu_is_named_by_its_guest(tmp_path: Path, argv: list[str], machine: str) -> None:
+    image = tmp_path / "disk"
+    image.touch()
+    process = tmp_path / "proc" / "12"
+    (process / "fd").mkdir(parents=True)
+    (process / "fd" / "7").symlink_to(image)
+    (process / "comm").write_text("qemu-system-x86\n")
+    (process / "cmdline").write_text("\0".join(["/usr/bin/qemu-system-x86_64", *argv, ""]))
+    (found,) = holders_of(image, tmp_path)
+    assert found == Holder(12, "qemu-system-x86_64", machine)
+    program = "qemu-system-x86_64"
+    named = f"machine {machine!r} ({program}, pid 12)" if machine else f"{program} (pid 12)"
+    assert str(found) == named
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
