@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from qmpkit.errors import MachineGone as MachineGone
     from qmpkit.errors import QmpkitError as QmpkitError
     from qmpkit.errors import SpecInvalid as SpecInvalid
+    from qmpkit.host.doctor.examination import examine_host as examine_host
+    from qmpkit.host.doctor.finding import Finding as Finding
+    from qmpkit.host.doctor.finding import HostReport as HostReport
     from qmpkit.machine.launch import LaunchOptions as LaunchOptions
     from qmpkit.machine.machine import Graces as Graces
     from qmpkit.machine.report import ExitCause as ExitCause
@@ -91,6 +94,8 @@ _MODULES = {
         "AgentSilent BinaryMissing Fault GuestRefused HostLacks ImageFailed ImageInUse "
         "KvmUnavailable LaunchFailed MachineDied MachineGone QmpkitError SpecInvalid"
     ),
+    "qmpkit.host.doctor.examination": "examine_host",
+    "qmpkit.host.doctor.finding": "Finding HostReport",
     "qmpkit.qmp.connect": "connect",
     "qmpkit.qmp.errors": (
         "CommandRefused EventsLost MonitorAbsent MonitorBusy MonitorGarbled MonitorLost "

@@ -237,4 +237,59 @@ async def qmp(
     return await ask(socket, command, arguments, second=second, events=events, as_json=json)
 
 
-ALL: tuple[Callable[..., Any], ...] = (run, profiles, argv, qmp)
+def _needs(_: object) -> list[str]:
+    from qmpkit.host.doctor import NEEDS
+
+    return list(NEEDS)
+
+
+async def doctor(
+    *,
+    require: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="What must be here, separated by commas; repeatable. Default: run.",
+            completer=_needs,
+            consume_multiple=False,
+        ),
+    ] = (),
+    json: Annotated[bool, Parameter(help="The report as JSON; sizes in bytes.")] = False,
+) -> int:
+    """Tell what this host is enough for, and the cure for what it is not.
+
+    Looks at KVM, every QEMU, the programs beside it, firmware, memory, cgroups, network
+    and confinement. Changes nothing and needs no root.
+
+    Each line is ok, a note (of use to some), warn (machines run, but not as one would
+    hope) or FAIL (something required is lacking). The exit status is 3 after a FAIL, else
+    0: without --require whenever machines can be started, be it without KVM. To demand
+    more, name it:
+
+      qmpkit doctor --require kvm,images,uefi
+
+      run          starting machines
+      kvm          guests at the CPU's own speed
+      nested       KVM inside guests
+      x86_64       x86_64 guests
+      aarch64      aarch64 guests
+      riscv64      riscv64 guests
+      images       making and changing disk images
+      build        building a Debian image
+      uefi         guests that boot by UEFI
+      secure-boot  guests with Secure Boot
+      hugepages    guest memory in huge pages
+      limits       limiting what each machine uses
+      tap          NICs on tap devices
+      vhost-net    tap NICs served by the kernel (vhost)
+      bridge       NICs that an ordinary user puts on a bridge
+      vsock        vsock devices
+      tpm          guests with a TPM
+      virtiofs     sharing directories by virtiofs
+      passt        NICs through passt
+    """
+    from qmpkit.cli.doctor import show_report
+
+    return await show_report(require, as_json=json)
+
+
+ALL: tuple[Callable[..., Any], ...] = (doctor, run, profiles, argv, qmp)

@@ -27,6 +27,7 @@ __all__ = [
     "cpu_flags",
     "host_arch",
     "kvm_facts",
+    "owner_of",
     "probe_kvm",
     "read_text",
 ]
@@ -61,7 +62,8 @@ class KvmFacts:
     `cure` one about what would make it usable ("" when it is).
     `backend` names the kernel module ("" unknown), `cpu_flag` is vmx, svm or "".
     `device` is the state of /dev/kvm; `nested` whether guests can use KVM
-    themselves (None: unknown).
+    themselves (None: unknown).  `modules` are KVM's that the kernel shows, `x86`
+    whether the host is one, `hypervisor` whether its CPU says that it is virtual.
     """
 
     kind: KvmKind
@@ -72,6 +74,9 @@ class KvmFacts:
     cpu_flag: str = ""
     device: DeviceState = "missing"
     nested: bool | None = None
+    modules: tuple[str, ...] = ()
+    x86: bool = True
+    hypervisor: bool = False
 
 
 @attrs.frozen
@@ -149,11 +154,13 @@ def probe_kvm(
     arch: str | None = None,
     opener: Opener = try_kvm,
     user: User | None = None,
+    owner: Callable[[Path], tuple[str, str]] | None = None,
 ) -> KvmFacts:
     """Find out what KVM is here; blocking, about 1 ms, raises nothing.
 
     *root* holds `proc`, `sys` and `dev`; *opener* is called with the device's
-    path and the architecture and raises OSError when KVM does not serve.
+    path and the architecture and raises OSError when KVM does not serve; *owner*
+    tells a file's mode and group, by default from the file.
     """
     arch = arch or host_arch()
     device = root / "dev/kvm"
@@ -166,7 +173,7 @@ def probe_kvm(
     if failure is None:
         return found.facts(True, f"{found.describe()}; /dev/kvm works")
     who = user or User.current()
-    why, cure = _explain(found, failure, device, who)
+    why, cure = _explain(found, failure, (owner or owner_of)(device), who)
     return found.facts(False, why, cure)
 
 
@@ -224,7 +231,17 @@ class _Found:
 
     def facts(self, usable: bool, why: str, cure: str = "") -> KvmFacts:
         return KvmFacts(
-            self.kind, usable, why, cure, self.backend, self.flag, self.device, self.nested
+            kind=self.kind,
+            usable=usable,
+            why=why,
+            cure=cure,
+            backend=self.backend,
+            cpu_flag=self.flag,
+            device=self.device,
+            nested=self.nested,
+            modules=tuple(sorted(self.modules)),
+            x86=self.arch in _X86,
+            hypervisor=self.hypervisor,
         )
 
 
@@ -244,12 +261,14 @@ def _nested(root: Path, modules: frozenset[str]) -> bool | None:
     return None
 
 
-def _explain(found: _Found, failure: OSError, device: Path, user: User) -> tuple[str, str]:
+def _explain(
+    found: _Found, failure: OSError, owner: tuple[str, str], user: User
+) -> tuple[str, str]:
     """Why KVM does not serve, and the cure."""
     if found.device == "missing":
         return _explain_missing(found)
     if found.device == "denied":
-        return _explain_denied(device, user)
+        return _explain_denied(*owner, user)
     if failure.errno in (errno.ENODEV, errno.ENXIO):
         module = _FLAG_MODULES.get(found.flag, "kvm")
         return "/dev/kvm is there but no KVM module serves it", f"sudo modprobe {module}"
@@ -285,8 +304,7 @@ def _explain_missing(found: _Found) -> tuple[str, str]:
     )
 
 
-def _explain_denied(device: Path, user: User) -> tuple[str, str]:
-    mode, group = _owner(device)
+def _explain_denied(mode: str, group: str, user: User) -> tuple[str, str]:
     why = f"user {user.name!r} may not open /dev/kvm ({mode}, group {group})"
     if user.uid == 0:
         return why, "allow the device in this container (--device /dev/kvm)"
@@ -297,7 +315,8 @@ def _explain_denied(device: Path, user: User) -> tuple[str, str]:
     return why, f"sudo usermod --append --groups kvm {user.name}, then log in again"
 
 
-def _owner(device: Path) -> tuple[str, str]:
+def owner_of(device: Path) -> tuple[str, str]:
+    """Its mode as `ls` writes it, and its group's name."""
     try:
         found = device.stat()
     except OSError:

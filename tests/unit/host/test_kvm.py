@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from qmpkit.host import kvm as kvm_module
 from qmpkit.host._kvm_device import machine_type
-from qmpkit.host.kvm import KvmFacts, User, cpu_flags, host_arch, probe_kvm, read_text
+from qmpkit.host.kvm import (
+    KvmFacts,
+    User,
+    cpu_flags,
+    host_arch,
+    owner_of,
+    probe_kvm,
+    read_text,
+)
 
 INTEL = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu vme tsc vmx constant_tsc\n"
 AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu vme tsc svm constant_tsc\n"
@@ -56,10 +63,6 @@ def judge(root: Path, opener: Opener, arch: str = "x86_64", user: User = ANNA) -
     return probe_kvm(root, arch=arch, opener=opener, user=user)
 
 
-def owned_by(monkeypatch: pytest.MonkeyPatch, mode: str, group: str) -> None:
-    monkeypatch.setattr(kvm_module, "_owner", lambda device: (mode, group))
-
-
 def test_intel_hardware(tmp_path: Path) -> None:
     facts = judge(tree(tmp_path, INTEL, {"kvm": None, "kvm_intel": "Y"}), works)
     assert facts == KvmFacts(
@@ -70,6 +73,7 @@ def test_intel_hardware(tmp_path: Path) -> None:
         cpu_flag="vmx",
         device="works",
         nested=True,
+        modules=("kvm", "kvm_intel"),
     )
 
 
@@ -169,17 +173,15 @@ def test_container_without_the_device(tmp_path: Path) -> None:
         (ROOT, "crw-rw----", "kvm", "allow the device in this container (--device /dev/kvm)"),
     ],
 )
-def test_unreadable_device(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    user: User,
-    mode: str,
-    group: str,
-    cure: str,
-) -> None:
-    owned_by(monkeypatch, mode, group)
+def test_unreadable_device(tmp_path: Path, user: User, mode: str, group: str, cure: str) -> None:
     root = tree(tmp_path, AMD, {"kvm": None, "kvm_amd": "1"})
-    facts = judge(root, fails(errno.EACCES), user=user)
+    facts = probe_kvm(
+        root,
+        arch="x86_64",
+        opener=fails(errno.EACCES),
+        user=user,
+        owner=lambda device: (mode, group),
+    )
     assert (facts.kind, facts.usable, facts.device) == ("hardware", False, "denied")
     assert facts.why == (f"user {user.name!r} may not open /dev/kvm ({mode}, group {group})")
     assert facts.cure.startswith(cure)
@@ -211,10 +213,10 @@ def test_owner_of_a_real_file(tmp_path: Path) -> None:
     device = tmp_path / "kvm"
     device.touch()
     device.chmod(0o640)
-    mode, group = kvm_module._owner(device)
+    mode, group = owner_of(device)
     assert mode == "-rw-r-----"
     assert group
-    assert kvm_module._owner(tmp_path / "absent") == ("mode unknown", "unknown")
+    assert owner_of(tmp_path / "absent") == ("mode unknown", "unknown")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,228 @@
+"""The QEMU binaries, and which accelerator a machine of this host's architecture gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit.errors import HostLacks, QmpkitError
+from qmpkit.host.accel import decide
+from qmpkit.host.binary import package_of
+from qmpkit.host.capabilities import Capabilities, Stamp
+from qmpkit.host.doctor.finding import Finding, Need
+from qmpkit.host.doctor.place import Host
+from qmpkit.host.doctor.words import listing, plural
+from qmpkit.host.kvm import KvmFacts
+
+__all__ = ["Answer", "ask_all", "qemus"]
+
+_PREFIX = "qemu-system-"
+_SUPPORTED: tuple[Need, ...] = ("x86_64", "aarch64", "riscv64")
+# Each asks with a process of its own; more than this only wait for processors.
+_AT_ONCE = 4
+_ANSWER_WITHIN = 20.0  # seconds: for a wedged binary on a busy host
+
+
+@attrs.frozen
+class Answer:
+    """One binary, and what it can do or why it did not say."""
+
+    path: Path
+    known: Capabilities | None
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """What follows `qemu-system-`."""
+        return self.path.name.removeprefix(_PREFIX)
+
+
+async def ask_all(host: Host) -> list[Answer]:
+    """Ask every QEMU on the search path, a few at a time; none can hold this up for long."""
+    answers: list[Answer] = []
+    turns = trio.CapacityLimiter(_AT_ONCE)
+
+    async def ask(path: Path) -> None:
+        async with turns:
+            answers.append(await _answer(host, path))
+
+    async with trio.open_nursery() as nursery:
+        for path in await trio.to_thread.run_sync(host.programs, _PREFIX):
+            nursery.start_soon(ask, path)
+    return sorted(answers, key=lambda answer: answer.name)
+
+
+async def _answer(host: Host, path: Path) -> Answer:
+    problem = f"does not answer within {_ANSWER_WITHIN:.0f} seconds"
+    with trio.move_on_after(_ANSWER_WITHIN):
+        try:
+            stamp = await trio.to_thread.run_sync(Stamp.of, path)
+            return Answer(path, await host.ask(stamp))
+        except (QmpkitError, OSError) as error:
+            problem = _brief(error)
+    return Answer(path, None, problem)
+
+
+def _brief(error: Exception) -> str:
+    said = getattr(error, "stderr_tail", "") or str(error)
+    return next((line for line in reversed(said.strip().splitlines()) if line), repr(error))
+
+
+def qemus(host: Host, kvm: KvmFacts, answers: Sequence[Answer]) -> Iterator[Finding]:
+    """A line for each architecture that machines can have, one for all others, and the choice."""
+    by_name = {answer.name: answer for answer in answers}
+    nothing_runs = not any(_serves(by_name.get(arch)) for arch in _SUPPORTED)
+    for arch in sorted(_SUPPORTED, key=lambda arch: arch != host.arch):
+        lacks: tuple[Need, ...] = ("run", arch) if nothing_runs else (arch,)
+        if arch == host.arch:
+            lacks = (*lacks, "kvm")
+        yield _supported(by_name.get(arch), arch, lacks, native=arch == host.arch)
+    yield from _others(answer for answer in answers if answer.name not in _SUPPORTED)
+    native = by_name.get(host.arch)
+    if native is not None and native.known is not None:
+        yield _choice(host, kvm, native.known)
+
+
+def _serves(answer: Answer | None) -> bool:
+    return answer is not None and answer.known is not None and answer.known.sandbox
+
+
+def _supported(
+    answer: Answer | None, arch: Need, lacks: tuple[Need, ...], *, native: bool
+) -> Finding:
+    install = f"sudo apt install {package_of(arch)}"
+    verdict = "fail" if "run" in lacks else "warn" if native else "note"
+    if answer is None:
+        return Finding(
+            topic="QEMU",
+            name=arch,
+            verdict=verdict,  # type: ignore[arg-type]
+            found=f"no {_PREFIX}{arch} on PATH",
+            lacks=lacks,
+            cure=install,
+        )
+    if answer.known is None:
+        return Finding(
+            topic="QEMU",
+            name=arch,
+            verdict=verdict if native else "warn",  # type: ignore[arg-type]
+            found=f"{answer.path} is broken: {answer.problem}",
+            lacks=lacks,
+            cure=f"sudo apt install --reinstall {package_of(arch)}",
+            facts=_facts(answer),
+        )
+    if not answer.known.sandbox:
+        return Finding(
+            topic="QEMU",
+            name=arch,
+            verdict="warn",
+            found=f"{_described(answer)}, built without -sandbox, which machines have by default",
+            enough_for=f"{arch} guests with sandbox = false",
+            lacks=lacks,
+            cure=f"sandbox = false in the profile, or a QEMU with seccomp: {install}",
+            facts=_facts(answer),
+        )
+    return Finding(
+        topic="QEMU",
+        name=arch,
+        verdict="ok",
+        found=_described(answer),
+        enough_for=f"{arch} guests",
+        facts=_facts(answer),
+    )
+
+
+def _described(answer: Answer) -> str:
+    known = answer.known
+    assert known is not None
+    accelerators = " and ".join(name.upper() for name in known.accelerators) or "no accelerator"
+    return f"{_version(known)} with {accelerators}, {answer.path}"
+
+
+def _version(known: Capabilities) -> str:
+    return ".".join(str(part) for part in known.version)
+
+
+def _facts(answer: Answer) -> dict[str, object]:
+    known = answer.known
+    if known is None:
+        return {"path": str(answer.path), "problem": answer.problem}
+    return {
+        "path": str(answer.path),
+        "arch": known.arch,
+        "version": list(known.version),
+        "package": known.package,
+        "accelerators": list(known.accelerators),
+        "machines": len(known.machines),
+        "sandbox": known.sandbox,
+    }
+
+
+def _others(answers: Iterable[Answer]) -> Iterator[Finding]:
+    """The architectures that qmpkit has no machines for, together when they are alike."""
+    alike: dict[str, list[Answer]] = {}
+    for answer in answers:
+        if answer.known is None:
+            yield Finding(
+                topic="QEMU",
+                name=answer.name,
+                verdict="note",
+                found=f"{answer.path} is broken: {answer.problem}",
+                facts=_facts(answer),
+            )
+        else:
+            alike.setdefault(_version(answer.known), []).append(answer)
+    for version, group in alike.items():
+        yield Finding(
+            topic="QEMU",
+            name=plural(len(group), "other"),
+            verdict="ok",
+            found=f"{version}: {listing([answer.name for answer in group], most=30)}",
+            enough_for="programs that start QEMU themselves",
+            facts={"binaries": [_facts(answer) for answer in group]},
+        )
+
+
+def _choice(host: Host, kvm: KvmFacts, known: Capabilities) -> Finding:
+    """What `accel = "auto"` comes to, by the same decision that a start takes."""
+    speed = f"{host.arch} guests at the CPU's own speed"
+    accelerators = known.accelerators
+    try:
+        chosen = decide(
+            "auto", kvm, guest_arch=host.arch, host_arch=host.arch, accelerators=accelerators
+        )
+    except HostLacks as lacking:
+        # Nothing is left to run on, unless KVM is asked for by name.
+        return Finding(
+            topic="QEMU",
+            name='accel = "auto"',
+            verdict="warn" if kvm.usable and "kvm" in accelerators else "fail",
+            found=lacking.what,
+            lacks=("kvm", "run"),
+            cure=lacking.cure,
+        )
+    facts = {"accel": chosen.accel}
+    if chosen.accel == "kvm":
+        return Finding(
+            topic="QEMU",
+            name='accel = "auto"',
+            verdict="ok",
+            found="takes KVM",
+            enough_for=speed,
+            facts=facts,
+        )
+    built_in = "kvm" in accelerators
+    return Finding(
+        topic="QEMU",
+        name='accel = "auto"',
+        verdict="warn",
+        found="takes TCG, which emulates the CPU"
+        + ("" if built_in else ": this QEMU was built without KVM"),
+        enough_for=f"{host.arch} guests many times slower",
+        lacks=("kvm",),
+        cure="" if built_in else f"sudo apt install {package_of(host.arch)}",
+        facts=facts,
+    )
