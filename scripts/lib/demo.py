@@ -1,24 +1,26 @@
-"""What `scripts/demo` shows: three Linux machines under one supervisor.
+"""What `scripts/demo` shows: a few Linux machines under one supervisor.
 
 One profile, one base image, an overlay each: they boot, answer, pause, resume,
 show their screen; one is killed and reported; the rest are stopped in order.
+`--guest debian` does it with Debian on its own disk instead of the tiny guest.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
-import attrs
 import trio
+from demo_guests import GUESTS, Guest
 from rich.console import Console
 from rich.live import Live
 from rich.logging import RichHandler
@@ -26,11 +28,8 @@ from rich.table import Table
 from rich.text import Text
 
 import qmpkit
-from qmpkit import VM, Disk, MachineSpec, Overlay, Supervisor
+from qmpkit import VM, MachineSpec, Supervisor
 from qmpkit._paths import cache_dir
-
-NAMES = ("ada", "grace", "linus")
-GREETING = "the base image says hello"
 
 out = Console()
 
@@ -57,31 +56,6 @@ class Steps:
             table.add_row(what, f"{took:.2f}")
         table.add_row("in all", f"{time.monotonic() - self.begun:.2f}", style="bold")
         return table
-
-
-def make_base(folder: Path) -> Path:
-    """A small ext4 image with one file in it; needs neither root nor a loop device."""
-    tree = folder / "tree"
-    tree.mkdir()
-    (tree / "greeting").write_text(f"{GREETING}\n")
-    base = folder / "base.img"
-    mke2fs = ["/sbin/mke2fs", "-q", "-t", "ext4", "-d", str(tree), str(base), "16M"]
-    subprocess.run(mke2fs, check=True, stdout=subprocess.DEVNULL)
-    return base
-
-
-def specs(folder: Path) -> list[MachineSpec]:
-    """Three machines from one profile, each with its own overlay of the base image."""
-    base = Overlay(str(make_base(folder)), format="raw")
-    profile = qmpkit.load_profile("tiny-vga")
-    return [
-        attrs.evolve(
-            profile,
-            name=name,
-            disks=[Disk(str(folder / f"{name}.qcow2"), format="qcow2", make=base)],
-        )
-        for name in NAMES
-    ]
 
 
 def status(lab: Supervisor) -> Table:
@@ -140,44 +114,43 @@ async def ready(vm: VM) -> None:
     await vm.agent.wait_ready()
 
 
-async def greet(vm: VM) -> None:
-    """Read the base image in the guest, and write to the overlay."""
-    script = "mount /dev/vda /mnt && cat /mnt/greeting && hostname > /mnt/mine && sync"
-    done = await vm.agent.run(["sh", "-c", script], check=True)
-    uname = await vm.agent.run(["uname", "-sr"], check=True)
-    out.print(f"    {vm.name}: {done.text.strip()} ({uname.text.strip()})")
+async def greet(guest: Guest, vm: VM) -> None:
+    out.print(f"    {vm.name}: {await guest.greet(vm)}")
 
 
-async def main() -> None:
+async def main(guest: Guest) -> None:
     steps = Steps()
     with tempfile.TemporaryDirectory(prefix="qmpkit-demo-") as name:
         folder = Path(name)
-        machines = specs(folder)
+        machines = await guest.specs(folder)
         async with Supervisor("demo") as lab:
             async with shown_live(lab):
                 with steps.step("started the first machine"):
                     await lab.start(machines[0])
-                with steps.step("started the other two"):
+                with steps.step(f"started {len(machines) - 1} more"):
                     await start_all(lab, machines[1:])
-                with steps.step("all three have booted, their agents answer"):
+                with steps.step("all have booted, their agents answer"):
                     await each(lab, ready)
             with steps.step("ran a command in each by the guest agent"):
-                await each(lab, greet)
-            await one_machine(lab, steps)
-            with steps.step(f"killed {NAMES[2]} with SIGKILL"):
-                victim = lab.machines[NAMES[2]]
-                os.kill(victim.pid, signal.SIGKILL)
-                report = await victim.wait()
+                await each(lab, partial(greet, guest))
+            first, last = (lab.machines[machines[place].name] for place in (0, -1))
+            if guest.log_in is not None:
+                with steps.step(f"logged in to {first.name} by ssh"):
+                    said = await guest.log_in(first, folder)
+                out.print(f"    {said}")
+            await one_machine(first, steps)
+            with steps.step(f"killed {last.name} with SIGKILL"):
+                os.kill(last.pid, signal.SIGKILL)
+                report = await last.wait()
             out.print(f"    {report.machine}: {report}")
-            with steps.step("asked the others to power down, in order"):
+            with steps.step("asked the rest to power down, in order"):
                 await lab.stop(powerdown_grace=30)
             out.print(status(lab))
     out.print(steps.table())
 
 
-async def one_machine(lab: Supervisor, steps: Steps) -> None:
-    """Pause, resume and picture the first machine."""
-    vm = lab.machines[NAMES[0]]
+async def one_machine(vm: VM, steps: Steps) -> None:
+    """Pause, resume and picture it."""
     with steps.step(f"paused {vm.name}"):
         await vm.pause()
     out.print(f"    {vm.name}: {vm.state.value}")
@@ -212,13 +185,20 @@ def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
             yield error
 
 
+def chosen() -> Guest:
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser.add_argument("--guest", choices=sorted(GUESTS), default="tiny", help="default: tiny")
+    return GUESTS[parser.parse_args().guest]
+
+
 if __name__ == "__main__":
+    guest = chosen()
     to_screen = RichHandler(console=out, show_time=False, show_path=False)
     to_screen.addFilter(Once())
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[to_screen])
     code = 0
     try:
-        trio.run(main)
+        trio.run(main, guest)
     # In a group as well as alone: the nurseries of main() wrap what their tasks raise.
     except* qmpkit.QmpkitError as group:
         for error in leaves(group):
