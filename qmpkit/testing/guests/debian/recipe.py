@@ -34,6 +34,17 @@ PACKAGES = (
     "less",
 )
 
+# What `systemctl enable systemd-networkd` would link.
+_UNITS = "/lib/systemd/system"
+_ENABLED = {
+    "dbus-org.freedesktop.network1.service": "systemd-networkd.service",
+    "multi-user.target.wants/systemd-networkd.service": "systemd-networkd.service",
+    "network-online.target.wants/systemd-networkd-wait-online.service": (
+        "systemd-networkd-wait-online.service"
+    ),
+    "sockets.target.wants/systemd-networkd.socket": "systemd-networkd.socket",
+}
+
 # Work that an image has no use for, at a boot or while a test measures something.
 MASKED = (
     "apt-daily-upgrade.timer",
@@ -78,13 +89,17 @@ cloud_final_modules:
     power-state-change ]
 """
 
-# The agent waits for no more than the disk: it answers while cloud-init is still at work.
+# One NIC that is up is enough, and a machine without any boots on.
+_ONLINE = """\
+[Service]
+ExecStart=
+ExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=20
+"""
+
+# A power button pressed before logind listens is lost: an agent that answers says that it does.
 _AGENT = """\
 [Unit]
-DefaultDependencies=no
-After=local-fs.target
-Conflicts=shutdown.target
-Before=shutdown.target
+After=systemd-logind.service
 """
 
 # cloud-init's own files are called 10-…: they win over this one.
@@ -102,12 +117,13 @@ _MODULES = "virtio_pci\nvirtio_blk\nvirtio_scsi\nsd_mod\n"
 def files(uuid: str) -> dict[str, str]:
     """Our files by path below the root; *uuid* is the root file system's."""
     return {
-        "etc/fstab": f"UUID={uuid} / ext4 errors=remount-ro 0 1\n",
+        "etc/fstab": f"UUID={uuid} / ext4 errors=remount-ro 0 0\n",
         "etc/hostname": "debian\n",
         "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost\n",
         "etc/cloud/cloud.cfg.d/90_image.cfg": _CLOUD,
         "etc/systemd/network/80-dhcp.network": _NETWORK,
-        "etc/systemd/system/qemu-guest-agent.service.d/early.conf": _AGENT,
+        "etc/systemd/system/systemd-networkd-wait-online.service.d/any.conf": _ONLINE,
+        "etc/systemd/system/qemu-guest-agent.service.d/logind.conf": _AGENT,
         "etc/initramfs-tools/conf.d/image": "MODULES=list\n",
         "etc/initramfs-tools/modules": _MODULES,
         "boot/grub/grub.cfg": _GRUB.format(uuid=uuid, command_line=_COMMAND_LINE),
@@ -116,7 +132,9 @@ def files(uuid: str) -> dict[str, str]:
 
 def links() -> dict[str, str]:
     """Our symbolic links by path below the root."""
-    return {f"etc/systemd/system/{unit}": "/dev/null" for unit in MASKED}
+    masked = dict.fromkeys(MASKED, "/dev/null")
+    enabled = {name: f"{_UNITS}/{unit}" for name, unit in _ENABLED.items()}
+    return {f"etc/systemd/system/{name}": to for name, to in {**masked, **enabled}.items()}
 
 
 def write_tar(path: Path, contents: Mapping[str, str]) -> None:
