@@ -30,3 +30,5 @@ LATE_KILL_AFTER = size(ci=2, long=15)  # seconds after a start that Python is ki
 # Debian on its own disk: the cached image boots this often, by (QEMU, firmware)
 _DEBIAN = [(version, firmware) for firmware in (None, "uefi") for version in QEMU_VERSIONS]
 DEBIAN_BOOTS = _DEBIAN[: size(ci=1, long=len(_DEBIAN))]
+
+IMAGE_CHAINS = size(ci=12, long=300)  # chains of images made up and compared with qemu-img

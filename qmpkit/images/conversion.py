@@ -96,7 +96,10 @@ class _Work:
             await trio.to_thread.run_sync(partial(_refuse_used_target, draft))
             words = self._words(draft)
             told = percentages(progress)
-            await run_qemu_img(words, draft.asked, limits, fds=draft.fds, on_stdout=told)
+            opens = [layer.path for layer in chain.layers]
+            await run_qemu_img(
+                words, draft.asked, limits, fds=draft.fds, on_stdout=told, opens=opens
+            )
         placed = draft.placed().path
         progress._set(1.0)
         return placed

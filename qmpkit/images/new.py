@@ -22,6 +22,7 @@ Preallocation = Literal["metadata", "falloc", "full"]
 
 _SECTOR = 512
 _OVERLAYS = ("qcow2", "qed")
+_CHECKED = ("raw", "qcow2")  # of others qemu-img makes some that it cannot open: a vmdk of 8 EiB
 _SNAPSHOT_CURE = "stop that machine first, or make the overlay with the running machine's snapshots"
 
 
@@ -82,6 +83,9 @@ async def place_empty(
         options = [] if preallocation is None else ["-o", f"preallocation={preallocation}"]
         words = ["create", "-q", "-f", format, *options, "--", draft.path, str(length)]
         await run_qemu_img(words, draft.asked, limits, fds=draft.fds)
+        if format not in _CHECKED:
+            words = ["info", "-f", format, "--", draft.path]
+            await run_qemu_img(words, draft.asked, limits, fds=draft.fds)
     return draft.placed()
 
 

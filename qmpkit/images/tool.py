@@ -75,9 +75,11 @@ async def run_qemu_img(
     fds: Mapping[int, int] | None = None,
     on_stdout: Callable[[bytes], object] | None = None,
     well: Collection[int] = (0,),
+    opens: Sequence[Path] = (),
 ) -> Completed:
     """Run qemu-img; an exit status not in *well* is `ImageFailed` or `ImageInUse`.
 
+    *opens*: the images besides that of *asked* that it may find in use.
     Raises `BinaryMissing` without qemu-img.  Cancellation kills it.
     """
     tool = await trio.to_thread.run_sync(qemu_img)
@@ -85,7 +87,7 @@ async def run_qemu_img(
     if done.status.code in well and not done.timed_out:
         return done
     if " lock" in done.err and "Failed to get" in done.err:
-        raise await trio.to_thread.run_sync(_in_use, asked)
+        raise await trio.to_thread.run_sync(_in_use, asked, opens)
     raise _exceeded(done, asked, limits) or _failed(done, asked)
 
 
@@ -97,10 +99,15 @@ def _failed(done: Completed, asked: Asked) -> ImageFailed:
     return asked.failed(said, cure)
 
 
-def _in_use(asked: Asked) -> ImageInUse:
-    """Which file it is qemu-img does not say, in a chain."""
-    holders = ", ".join(map(str, holders_of(asked.path))) or "another process"
-    why = f"{holders} has it or one of its bases open"
+def _in_use(asked: Asked, opens: Sequence[Path]) -> ImageInUse:
+    """Of the images it would open, qemu-img does not say which one it is."""
+    why = "another process has it or one of its bases open"
+    for path in (asked.path, *opens):
+        holders = holders_of(path)
+        if holders:
+            which = "it" if path == asked.path else repr(str(path))
+            why = f"{', '.join(map(str, holders))} has {which} open"
+            break
     return ImageInUse(str(asked.path), asked.doing, why, "stop that machine first")
 
 
