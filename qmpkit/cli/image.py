@@ -116,7 +116,7 @@ async def convert(
             compress=compress,
             replace=replace,
         ) as progress:
-            await show_progress(f"{source} → {target}", progress)
+            await show_progress(f"{source.name} → {target.name}", progress)
         made = await images.info(target, format=format)
     sizes = f"{human_size(made.virtual_size)}, {human_size(made.disk_size)} on disk"
     talk.say(f"{target}: {format}, {sizes}, is made of {source}")

@@ -51,8 +51,8 @@ def print_chain(images: Sequence[ImageInfo], format: str) -> None:
         console.print(Text(line), soft_wrap=True)
     for image in images:
         if image.snapshots:
-            console.print()
-            console.print(_snapshot_table(image.snapshots, image))
+            console.print(Text(f"\nSnapshots in {image.path.name}:"), soft_wrap=True)
+            console.print(_snapshot_table(image.snapshots))
 
 
 def _seen_from(top: ImageInfo, image: ImageInfo) -> str:
@@ -84,14 +84,11 @@ def _remarks(image: ImageInfo, top: ImageInfo) -> Iterator[str]:
         yield f"{who}bitmap {bitmap.name!r}, a bit for {step}, {state}"
 
 
-def _snapshot_table(snapshots: Sequence[Snapshot], image: ImageInfo) -> Any:
+def _snapshot_table(snapshots: Sequence[Snapshot]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    title = f"Snapshots in {image.path.name}"
-    table = Table(
-        box=None, pad_edge=False, header_style="bold", title=Text(title), title_justify="left"
-    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("ID", "NAME", "TAKEN", "MACHINE STATE"):
         table.add_column(heading, no_wrap=True)
     for snapshot in snapshots:

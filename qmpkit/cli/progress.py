@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterable
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from qmpkit.cli.talk import talk
 
 __all__ = ["show_progress"]
+
+_BAR_AND_NUMBERS = 56  # columns on the terminal
 
 
 async def show_progress(what: str, fractions: AsyncIterable[float]) -> None:
@@ -18,8 +21,11 @@ async def show_progress(what: str, fractions: AsyncIterable[float]) -> None:
         async for _ in fractions:
             pass
         return
+    # Long names must not squeeze the bar out of a narrow terminal.
+    room = max(20, talk.console.width - _BAR_AND_NUMBERS)
+    words = Column(no_wrap=True, overflow="ellipsis", max_width=room)
     columns = (
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=words),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
