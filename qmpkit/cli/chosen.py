@@ -142,6 +142,7 @@ def _tell(looked: Looked, spec: MachineSpec, options: ImageOptions) -> None:
     if looked.info.backing:
         talk.note(f"{spec.name}: it is an overlay itself and shows {looked.info.backing} below")
     if looked.is_cd:
+        talk.note(f"{spec.name}: what a CD shows on a screen only, this console does not show")
         return
     if not (looked.boot.bios or looked.boot.uefi or spec.kernel):
         talk.warn(
@@ -163,4 +164,7 @@ def _tell(looked: Looked, spec: MachineSpec, options: ImageOptions) -> None:
 def _loader(spec: MachineSpec) -> str:
     if spec.kernel is not None:
         return "a kernel of its own"
-    return "BIOS" if spec.firmware is None else "UEFI" if spec.firmware == "uefi" else "firmware"
+    if spec.firmware is None:
+        return "BIOS"
+    named = isinstance(spec.firmware, str) and spec.firmware != "uefi"
+    return "firmware of its own" if named else "UEFI"

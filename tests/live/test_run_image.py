@@ -9,9 +9,12 @@ import signal
 import subprocess
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
+import qmpkit
+from qmpkit import images
 from qmpkit.testing.guests.boot_sector import BANNER, boot_disk
 from tests.live.commands import COMMAND, ask, on, piped, rest, said, terminal
 
@@ -206,3 +209,15 @@ async def test_a_vmdk_and_a_disk_with_nothing_to_boot(
         assert "warning: other: it may not boot: it has neither boot code nor an EFI" in heard
         run.send_signal(signal.SIGTERM)
         assert await run.wait() == 0
+
+
+async def test_the_same_from_python(qemu: str, image: Path) -> None:
+    before = checksum(image)
+    wanted = await images.machine_for(image, overlay=image.with_name("work.qcow2"), memory="64MiB")
+    spec = attrs.evolve(wanted, qemu=qemu, accel="tcg")
+    async with qmpkit.running(spec) as vm:
+        await vm.console.expect(BANNER)
+        (ssh,) = await vm.forwards()
+        assert (ssh.address, ssh.guest_port) == ("127.0.0.1", 22)
+    assert checksum(image) == before
+    assert names(image.parent) == [image.name, "work.qcow2"]

@@ -66,7 +66,8 @@ def test_no_profile_fits_so_readline_completes_paths(bash: Bash) -> None:
 
 
 def test_commands_and_options(bash: Bash) -> None:
-    assert bash.complete("") == ["run", "profiles", "argv", "qmp", "image", "completion"]
+    words = ["doctor", "run", "profiles", "argv", "qmp", "image", "completion"]
+    assert bash.complete("") == words
     assert bash.complete("pro") == ["profiles"]
     assert bash.complete("run", "--he") == ["--headless", "--help"]
     assert bash.complete("completion", "b") == ["bash"]
