@@ -31,4 +31,6 @@ LATE_KILL_AFTER = size(ci=2, long=15)  # seconds after a start that Python is ki
 _DEBIAN = [(version, firmware) for firmware in (None, "uefi") for version in QEMU_VERSIONS]
 DEBIAN_BOOTS = _DEBIAN[: size(ci=1, long=len(_DEBIAN))]
 
+# Images
+IMAGE_KILLS = size(ci=8, long=100)  # SIGKILLs of Python while it makes or changes an image
 IMAGE_CHAINS = size(ci=12, long=300)  # chains of images made up and compared with qemu-img

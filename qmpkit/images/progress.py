@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 
 import trio
 
@@ -31,13 +30,28 @@ class Progress:
             self._changed.set()
             self._changed = trio.Event()
 
-    async def __aiter__(self) -> AsyncIterator[float]:
-        while True:
-            changed, fraction = self._changed, self.fraction
-            yield fraction
-            if fraction >= 1.0:
-                return
-            await changed.wait()
+    def __aiter__(self) -> _Look:
+        return _Look(self)
+
+
+class _Look:
+    """One who looks; no generator, which a `break` would leave to the garbage collector."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._seen = -1.0
+
+    def __aiter__(self) -> _Look:
+        return self
+
+    async def __anext__(self) -> float:
+        if self._seen >= 1.0:
+            raise StopAsyncIteration
+        while self._progress.fraction <= self._seen:
+            await self._progress._changed.wait()
+        await trio.lowlevel.checkpoint()
+        self._seen = self._progress.fraction
+        return self._seen
 
 
 class percentages:

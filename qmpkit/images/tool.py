@@ -41,6 +41,7 @@ _CURES = {
     "Image is corrupt": "qmpkit image check --repair all",
 }
 _OUT_OF_MEMORY = ("allocate memory", "failed to allocate", "could not allocate", "failed to map")
+_NO_DELETION = "Error when deleting file /proc/self/fd/"
 _ABORTS = (signal.SIGABRT, signal.SIGTRAP, signal.SIGSEGV)
 
 
@@ -92,7 +93,10 @@ async def run_qemu_img(
 
 
 def _failed(done: Completed, asked: Asked) -> ImageFailed:
-    said = done.err.strip().removeprefix("qemu-img: ") or f"qemu-img ended with {done.status}"
+    # A draft without a name cannot be deleted, and vanishes by itself.
+    lines = [line.removeprefix("qemu-img: ") for line in done.err.splitlines()]
+    said = "\n".join(line for line in lines if not line.startswith(_NO_DELETION)).strip()
+    said = said or f"qemu-img ended with {done.status}"
     if asked.draft:
         said = said.replace(asked.draft, str(asked.path))
     cure = next((cure for text, cure in _CURES.items() if text in said), "")
