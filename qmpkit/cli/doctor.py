@@ -104,7 +104,5 @@ def _conclusion(report: HostReport) -> Iterator[Text]:
     if lacking:
         words = ", ".join(f"{need} ({NEEDS[need]})" for need in lacking)
         yield Text.assemble(("FAIL", "bold red"), f": required and lacking: {words}")
-    elif not report.ok:
-        yield Text.assemble(("FAIL", "bold red"), f": see above; required: {required}")
     else:
         yield Text.assemble(("ok", "green"), f": all that is required is here ({required})")

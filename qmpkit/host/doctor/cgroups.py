@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
+
+import attrs
 
 from qmpkit.host.doctor.finding import Finding
 from qmpkit.host.doctor.place import Host
@@ -28,7 +30,7 @@ def cgroups(host: Host) -> Iterator[Finding]:
             verdict="note",
             found="not mounted, or hidden from us",
             lacks=("limits",),
-            cure="sudo mount -t cgroup2 none /sys/fs/cgroup; in a container: --cgroupns=private",
+            cure=f"{host.sudo}mount -t cgroup2 none {_MOUNT}; in a container: --cgroupns=private",
             facts={"version": None},
         )
     elif unified:
@@ -71,9 +73,23 @@ def _unified(host: Host, path: str) -> Finding:
         verdict="note",
         found=found + why + ("" if ours else "; we may not divide it"),
         lacks=("limits",),
-        cure="" if ours and host.user.uid == 0 else _SYSTEMD,
+        cure=_cure(host, path, missing, ours=ours),
         facts=facts,
     )
+
+
+def _cure(host: Host, path: str, missing: Sequence[str], *, ours: bool) -> str:
+    if host.container:
+        return f"a container that may write to {_MOUNT}"
+    if path.startswith("/system.slice/"):
+        return "Delegate=yes in the service's unit"
+    steps = []
+    if missing and "user.slice" in path:
+        wanted = " ".join(_WANTED)
+        steps.append(f"sudo systemctl edit user@.service, with Delegate={wanted} under [Service]")
+    if not ours:
+        steps.append(_SYSTEMD)
+    return "; ".join(steps)
 
 
 def _version_1(host: Host, groups: dict[str, str]) -> Finding:
@@ -95,19 +111,41 @@ def memory_left(host: Host) -> int | None:
     """Bytes that our group and those above it may still use; None without a limit."""
     groups = _groups(host)
     if host.exists(f"{_MOUNT}/cgroup.controllers"):
-        left = _left(host, _MOUNT, groups.get("", "/"), "memory.max", "memory.current")
+        left = _left(host, _MOUNT, groups.get("", "/"), _Names())
     else:
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        left = _left(host, f"{_MOUNT}/memory", groups.get("memory", "/"), *names)
+        left = _left(host, f"{_MOUNT}/memory", groups.get("memory", "/"), _VERSION_1)
     return min(left, default=None)
 
 
-def _left(host: Host, mount: str, path: str, limit: str, used: str) -> list[int]:
+@attrs.frozen
+class _Names:
+    """What the memory controller's files are called."""
+
+    limit: str = "memory.max"
+    used: str = "memory.current"
+    cache: str = "inactive_file"
+
+
+_VERSION_1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _left(host: Host, mount: str, path: str, names: _Names) -> list[int]:
     found = []
     place = PurePosixPath("/", path)
     for group in (place, *place.parents):
         folder = f"{mount}{group}".rstrip("/")
-        allowed = host.number(f"{folder}/{limit}")
+        allowed = host.number(f"{folder}/{names.limit}")
         if allowed is not None and allowed < _UNLIMITED:
-            found.append(max(0, allowed - (host.number(f"{folder}/{used}") or 0)))
+            used = host.number(f"{folder}/{names.used}") or 0
+            # Files read once are counted as ours, and given up when memory gets short.
+            used -= _statistic(host, f"{folder}/memory.stat", names.cache)
+            found.append(max(0, allowed - used))
     return found
+
+
+def _statistic(host: Host, path: str, name: str) -> int:
+    for line in host.read(path, 8192).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.isdigit():
+            return int(value)
+    return 0

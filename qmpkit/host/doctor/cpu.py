@@ -23,7 +23,7 @@ def cpu_and_kvm(host: Host, kvm: KvmFacts) -> Iterator[Finding]:
     yield _modules(kvm)
     yield _device(host, kvm)
     yield _backend(kvm)
-    yield _nested(kvm)
+    yield _nested(host, kvm)
 
 
 def _processors(host: Host) -> Finding:
@@ -134,12 +134,12 @@ def _backend(kvm: KvmFacts) -> Finding:
     )
 
 
-def _nested(kvm: KvmFacts) -> Finding:
+def _nested(host: Host, kvm: KvmFacts) -> Finding:
     words = {True: "on", False: "off", None: "not known of this backend"}
     cure = ""
-    if kvm.nested is False:
+    if kvm.nested is False and kvm.usable:
         options = f"options {kvm.backend} nested=1"
-        cure = f"echo {options} | sudo tee /etc/modprobe.d/{kvm.backend}.conf, then reboot"
+        cure = f"echo {options} | {host.sudo}tee /etc/modprobe.d/{kvm.backend}.conf, then reboot"
     return Finding(
         topic="KVM",
         name="nested",

@@ -66,7 +66,7 @@ class Finding:
     """One line: what was found, what it is enough for and not, and the cure.
 
     `verdict`: `ok`; `note` for what is only of use to some; `warn` when machines run,
-    but not as one would hope; `fail` when something that is required is lacking.
+    but not as one would hope; `fail` when a need that was required is among its `lacks`.
     `lacks` names the needs that this stands in the way of.  `cure` is one sentence or
     command, "" when there is nothing to do or another line says it.  `facts` is what
     was found as plain data, sizes in bytes.

@@ -17,11 +17,7 @@ _BUILT_IN = {  # what QEMU loads when nothing is said: file, name, Debian's pack
     "x86_64": ("bios-256k.bin", "BIOS", "seabios"),
     "riscv64": ("opensbi-riscv64-generic-fw_dynamic.bin", "OpenSBI", "qemu-system-data"),
 }
-_UEFI_PACKAGES = {
-    "x86_64": "ovmf",
-    "aarch64": "qemu-efi-aarch64",
-    "riscv64": "qemu-efi-riscv64",
-}
+_UEFI_PACKAGES = {"x86_64": "ovmf", "aarch64": "qemu-efi-aarch64"}
 
 
 def firmware(host: Host, archs: Collection[str]) -> Iterator[Finding]:
@@ -44,7 +40,7 @@ def _built_in(host: Host, arch: str) -> Finding:
         verdict="note" if path is None else "ok",
         found=path or f"{file} is not where distributions put it",
         enough_for="" if path is None else f"{arch} guests without UEFI",
-        cure="" if path else f"sudo apt install {package}, if QEMU asks for {file}",
+        cure="" if path else f"{host.install(package)}, if QEMU asks for {file}",
         facts={"path": path},
     )
 
@@ -63,13 +59,13 @@ def _uefi(
             topic="firmware",
             name=f"{name} {arch}",
             verdict="ok" if chosen else "note",
-            found=_code(chosen[0]) if chosen else "no descriptor with its files",
+            found=_code(chosen[0]) if chosen else f"no descriptor in {_DESCRIPTORS[1]} fits",
             enough_for=f"{arch} guests that boot by UEFI"
             + (" with Secure Boot" if need == "secure-boot" else "")
             if chosen
             else "",
             lacks=lacks if native and not chosen else (),
-            cure="" if chosen else f"sudo apt install {_UEFI_PACKAGES[arch]}",
+            cure="" if chosen else host.install(_UEFI_PACKAGES[arch]),
             facts={"code": [_code(found) for found in chosen]},
         )
 

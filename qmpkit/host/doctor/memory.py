@@ -17,7 +17,7 @@ __all__ = ["memory"]
 # What a machine has when its profile says nothing.
 _DEFAULT_GUEST = 512 * MIB
 _NEVER_OVERCOMMIT = 2
-_MODES = {"never": "off", "madvise": "there for who asks", "always": "on"}
+_MODES = {"never": "off", "madvise": "on where a program asks", "always": "always on"}
 
 
 def memory(host: Host) -> Iterator[Finding]:
@@ -76,7 +76,7 @@ def _ram(host: Host) -> Iterator[Finding]:
             name="overcommit",
             verdict="warn",
             found="vm.overcommit_memory=2: QEMU is refused memory that nobody uses yet",
-            cure="sudo sysctl vm.overcommit_memory=0",
+            cure=f"{host.sudo}sysctl vm.overcommit_memory=0",
         )
 
 
@@ -93,7 +93,7 @@ def _huge_pages(host: Host) -> Iterator[Finding]:
     usable = [path for path in mounts if host.may_use(host.at(path))]
     free = sum(each * left for each, (_, left) in pools.items())
     filled = [
-        f"{left} of {total} {size(each)} pages free"
+        f"{left} of {total} pages of {size(each)} free"
         for each, (total, left) in sorted(pools.items())
         if total
     ]
@@ -106,7 +106,7 @@ def _huge_pages(host: Host) -> Iterator[Finding]:
         + (f", mounted on {mounts[0]}" if mounts else ", not mounted" if pools else ""),
         enough_for=f"guests of {size(free)} in huge pages" if ready else "",
         lacks=() if ready else ("hugepages",),
-        cure="" if ready else _cure_of_huge_pages(pools, free, mounts, usable),
+        cure="" if ready else _cure_of_huge_pages(host, pools, free, mounts, usable),
         facts={
             "pools": [
                 {"size": each, "total": total, "free": left}
@@ -123,17 +123,17 @@ def _mounts(host: Host, kind: str) -> list[str]:
 
 
 def _cure_of_huge_pages(
-    pools: dict[int, tuple[int, int]], free: int, mounts: list[str], usable: list[str]
+    host: Host, pools: dict[int, tuple[int, int]], free: int, mounts: list[str], usable: list[str]
 ) -> str:
     if not pools:
         return ""
     steps = []
     if not free:
-        steps.append(f"sudo sysctl vm.nr_hugepages=N ({_pages_of_a_gib(min(pools))})")
+        steps.append(f"{host.sudo}sysctl vm.nr_hugepages=N ({_pages_of_a_gib(min(pools))})")
     if not mounts:
-        steps.append("sudo mount -t hugetlbfs none /dev/hugepages")
+        steps.append(f"{host.sudo}mount -t hugetlbfs none /dev/hugepages")
     elif not usable:
-        steps.append(f"sudo chmod 1777 {mounts[0]}")
+        steps.append(f"{host.sudo}chmod 1777 {mounts[0]}")
     return "; ".join(steps)
 
 
@@ -154,7 +154,7 @@ def _transparent(host: Host) -> Iterator[Finding]:
         verdict="note" if off else "ok",
         found=f"transparent huge pages are {_MODES.get(mode, mode)}",
         enough_for="" if off else "guest memory: QEMU asks for them",
-        cure=f"echo madvise | sudo tee {switch}" if off else "",
+        cure=f"echo madvise | {host.sudo}tee {switch}" if off else "",
         facts={"mode": mode},
     )
 

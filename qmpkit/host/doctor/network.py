@@ -56,8 +56,8 @@ def _device(host: Host, path: str, module: str, need: Need) -> Finding:
         cure={
             "absent": f"a kernel with {module}",
             "loaded": f"in a container, pass it in: --device {path}",
-            "available": f"sudo modprobe {module}",
-            "unknown": f"sudo modprobe {module}; in a container, pass it in: --device {path}",
+            "available": f"{host.sudo}modprobe {module}",
+            "unknown": f"{host.sudo}modprobe {module}; in a container, pass it in: --device {path}",
         }[state],
         facts=facts,
     )
@@ -73,6 +73,8 @@ _USES: dict[Need, str] = {
 def _cure_of_rights(host: Host, path: str, mode: str, group: str) -> str:
     if host.user.uid == _ROOT:
         return f"allow the device in this container: --device {path}"
+    if path == "/dev/net/tun":
+        return f"sudo chmod 666 {path}"  # as udev makes it
     if group == "kvm" and mode[4:6] == "rw":
         return f"sudo usermod --append --groups kvm {host.user.name}, then log in again"
     return f"sudo chgrp kvm {path} && sudo chmod 660 {path}, and join the group kvm"
@@ -87,7 +89,7 @@ def _bridges(host: Host) -> Finding:
     found += f"; tap devices: {listing(taps)}" if taps else "; no tap device"
     if not bridges and state == "absent":
         found += "; this kernel has no bridges"
-    cure = "sudo ip link add br0 type bridge && sudo ip link set br0 up"
+    cure = f"{host.sudo}ip link add br0 type bridge && {host.sudo}ip link set br0 up"
     return Finding(
         topic="network",
         name="bridges",
@@ -108,25 +110,26 @@ def _bridge_helper(host: Host) -> Finding:
             verdict="note",
             found="qemu-bridge-helper is not installed",
             lacks=("bridge",),
-            cure="sudo apt install qemu-system-common",
+            cure=host.install("qemu-system-common"),
         )
+    shown = host.shown(path)
     allowed = _allowed_bridges(host)
     mode, _ = host.owner_of(path)
     privileged = mode[3:4] == "s" or host.user.uid == _ROOT
     ready = privileged and bool(allowed)
-    steps = [] if privileged else [f"sudo chmod u+s {path}"]
+    steps = [] if privileged else [f"{host.sudo}chmod u+s {shown}"]
     if not allowed:
-        steps.append("echo allow br0 | sudo tee /etc/qemu/bridge.conf")
+        steps.append(f"echo allow br0 | {host.sudo}tee /etc/qemu/bridge.conf")
     return Finding(
         topic="network",
         name="bridge helper",
         verdict="ok" if ready else "note",
-        found=f"{path}, {'may' if privileged else 'may not'} act as root; "
+        found=f"{shown}, {'may' if privileged else 'may not'} act as root; "
         + (f"/etc/qemu/bridge.conf allows {listing(allowed)}" if allowed else "allows no bridge"),
         enough_for="NICs that an ordinary user puts on a bridge" if ready else "",
         lacks=() if ready else ("bridge",),
         cure="; ".join(steps),
-        facts={"path": str(path), "privileged": privileged, "allowed": allowed},
+        facts={"path": shown, "privileged": privileged, "allowed": allowed},
     )
 
 

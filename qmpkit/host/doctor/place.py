@@ -73,6 +73,32 @@ class Host:
         """The start of a file without white space around it; "" when it cannot be read."""
         return read_text(self.at(path), limit).strip()
 
+    def shown(self, path: Path) -> str:
+        """A path below the root as this host knows it."""
+        return f"/{path.relative_to(self.root)}"
+
+    @property
+    def sudo(self) -> str:
+        """What goes before a command that only root may run."""
+        return "" if self.user.uid == 0 else "sudo "
+
+    def install(self, *packages: str, again: bool = False) -> str:
+        """The cure for programs that are lacking or (*again*) broken, by Debian's package names."""
+        names = " ".join(packages)
+        if "debian" not in self.release("ID") + self.release("ID_LIKE"):
+            what = "it" if len(packages) == 1 else "them"
+            which = "package" if len(packages) == 1 else "packages"
+            return f"install {what}{' again' if again else ''} (Debian's {which}: {names})"
+        return f"{self.sudo}apt install {'--reinstall ' if again else ''}{names}"
+
+    def release(self, key: str) -> str:
+        """A value of os-release (`ID`, `VERSION_ID`, …); "" when it has none."""
+        for line in self.read("/etc/os-release").splitlines():
+            name, _, value = line.partition("=")
+            if name == key:
+                return value.strip("\"'")
+        return ""
+
     def status(self) -> dict[str, str]:
         """What the kernel says about this process."""
         lines = (line.partition(":") for line in self.read("/proc/self/status", 8192).splitlines())
@@ -80,18 +106,17 @@ class Host:
 
     def described(self) -> dict[str, str]:
         """What this host is; "" for what cannot be found out."""
-        release = dict(
-            line.partition("=")[::2] for line in self.read("/etc/os-release").splitlines()
-        )
         return {
-            "os": release.get("PRETTY_NAME", "").strip("\"'"),
+            "os": self.release("PRETTY_NAME"),
             "kernel": self.read("/proc/sys/kernel/osrelease"),
             "arch": self.arch,
-            "container": self._container(),
+            "container": self.container,
             "user": self.user.name,
         }
 
-    def _container(self) -> str:
+    @property
+    def container(self) -> str:
+        """The kind of container that we are in; "" when there is no sign of one."""
         if said := self.read("/run/systemd/container"):
             return said
         marks = {"/run/.containerenv": "podman", "/.dockerenv": "docker"}

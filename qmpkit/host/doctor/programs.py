@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import attrs
 import trio
@@ -75,37 +74,39 @@ async def _look(host: Host, tool: Tool) -> Finding:
             verdict="warn" if tool.wanted else "note",
             found="not installed" + ("" if tool.need else f"; it is for {tool.use}"),
             lacks=lacks,
-            cure=f"sudo apt install {tool.package}",
+            cure=host.install(_package(host, tool)),
         )
+    shown = host.shown(path)
     version = await host.version_of(path)
     if version is None:
         return Finding(
             topic="programs",
             name=tool.name,
             verdict="warn",
-            found=f"{path} does not run: try {path} --version",
+            found=f"{shown} does not run: try {shown} --version",
             lacks=lacks,
-            cure=f"sudo apt install --reinstall {_owner(tool, path)}",
-            facts={"path": str(path)},
+            cure=host.install(_package(host, tool), again=True),
+            facts={"path": shown},
         )
     return Finding(
         topic="programs",
         name=tool.name,
         verdict="ok",
-        found=", ".join(part for part in (_number(version), str(path)) if part),
+        found=", ".join(part for part in (_number(version), shown) if part),
         enough_for=tool.use,
-        facts={"path": str(path), "version": version},
+        facts={"path": shown, "version": version},
     )
 
 
-def _owner(tool: Tool, path: Path) -> str:
-    # Until QEMU 7.2 virtiofsd came with it.
-    return "qemu-system-common" if path.parent.name == "qemu" else tool.package
+def _package(host: Host, tool: Tool) -> str:
+    # Until Debian 12 virtiofsd came with QEMU.
+    with_qemu = tool.name == "virtiofsd" and host.release("VERSION_ID") == "12"
+    return "qemu-system-common" if with_qemu else tool.package
 
 
 def _number(version: str) -> str:
     """The version's number in the line that a program prints, else nothing."""
-    words = (word.strip(",()") for word in version.split())
+    words = (word.strip(",:()") for word in version.split())
     return next((word for word in words if word[:1].isdigit() and "." in word), "")
 
 
@@ -113,7 +114,7 @@ def builds(host: Host) -> Iterator[Finding]:
     """Whether `qmpkit image build debian` finds what it calls."""
     wanted = {**BUILD_PROGRAMS, **({} if host.user.uid == 0 else BUILD_WITHOUT_ROOT)}
     missing = [name for name in wanted if host.program(name) is None]
-    packages = " ".join(sorted({wanted[name] for name in missing}))
+    packages = sorted({wanted[name] for name in missing})
     yield Finding(
         topic="programs",
         name="image build",
@@ -121,6 +122,6 @@ def builds(host: Host) -> Iterator[Finding]:
         found=f"not installed: {', '.join(missing)}" if missing else f"all {len(wanted)} programs",
         enough_for="" if missing else "building a Debian image",
         lacks=("build",) if missing else (),
-        cure=f"sudo apt install {packages}" if missing else "",
+        cure=host.install(*packages) if missing else "",
         facts={"missing": missing},
     )

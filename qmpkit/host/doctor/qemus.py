@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import attrs
 import trio
@@ -12,7 +12,7 @@ from qmpkit.errors import HostLacks, QmpkitError
 from qmpkit.host.accel import decide
 from qmpkit.host.binary import package_of
 from qmpkit.host.capabilities import Capabilities, Stamp
-from qmpkit.host.doctor.finding import Finding, Need
+from qmpkit.host.doctor.finding import Finding, Need, Verdict
 from qmpkit.host.doctor.place import Host
 from qmpkit.host.doctor.words import listing, plural
 from qmpkit.host.kvm import KvmFacts
@@ -28,9 +28,9 @@ _ANSWER_WITHIN = 20.0  # seconds: for a wedged binary on a busy host
 
 @attrs.frozen
 class Answer:
-    """One binary, and what it can do or why it did not say."""
+    """One binary, by the path that its host knows, and what it can do or why it did not say."""
 
-    path: Path
+    path: PurePosixPath
     known: Capabilities | None
     problem: str = ""
 
@@ -56,14 +56,15 @@ async def ask_all(host: Host) -> list[Answer]:
 
 
 async def _answer(host: Host, path: Path) -> Answer:
-    problem = f"does not answer within {_ANSWER_WITHIN:.0f} seconds"
+    shown = PurePosixPath(host.shown(path))
+    problem = f"does not answer within {_ANSWER_WITHIN:g} seconds"
     with trio.move_on_after(_ANSWER_WITHIN):
         try:
             stamp = await trio.to_thread.run_sync(Stamp.of, path)
-            return Answer(path, await host.ask(stamp))
+            return Answer(shown, await host.ask(stamp))
         except (QmpkitError, OSError) as error:
             problem = _brief(error)
-    return Answer(path, None, problem)
+    return Answer(shown, None, problem)
 
 
 def _brief(error: Exception) -> str:
@@ -75,12 +76,15 @@ def qemus(host: Host, kvm: KvmFacts, answers: Sequence[Answer]) -> Iterator[Find
     """A line for each architecture that machines can have, one for all others, and the choice."""
     by_name = {answer.name: answer for answer in answers}
     nothing_runs = not any(_serves(by_name.get(arch)) for arch in _SUPPORTED)
-    for arch in sorted(_SUPPORTED, key=lambda arch: arch != host.arch):
-        lacks: tuple[Need, ...] = ("run", arch) if nothing_runs else (arch,)
+    first = host.arch if host.arch in _SUPPORTED else _SUPPORTED[0]
+    for arch in sorted(_SUPPORTED, key=lambda arch: arch != first):
+        lacks: tuple[Need, ...] = (arch,)
         if arch == host.arch:
             lacks = (*lacks, "kvm")
-        yield _supported(by_name.get(arch), arch, lacks, native=arch == host.arch)
-    yield from _others(answer for answer in answers if answer.name not in _SUPPORTED)
+        if arch == first and nothing_runs:
+            lacks = ("run", *lacks)
+        yield _supported(host, by_name.get(arch), arch, lacks, native=arch == host.arch)
+    yield from _others(host, [answer for answer in answers if answer.name not in _SUPPORTED])
     native = by_name.get(host.arch)
     if native is not None and native.known is not None:
         yield _choice(host, kvm, native.known)
@@ -91,27 +95,27 @@ def _serves(answer: Answer | None) -> bool:
 
 
 def _supported(
-    answer: Answer | None, arch: Need, lacks: tuple[Need, ...], *, native: bool
+    host: Host, answer: Answer | None, arch: Need, lacks: tuple[Need, ...], *, native: bool
 ) -> Finding:
-    install = f"sudo apt install {package_of(arch)}"
-    verdict = "fail" if "run" in lacks else "warn" if native else "note"
+    package = package_of(arch)
+    verdict: Verdict = "warn" if native or "run" in lacks else "note"
     if answer is None:
         return Finding(
             topic="QEMU",
             name=arch,
-            verdict=verdict,  # type: ignore[arg-type]
+            verdict=verdict,
             found=f"no {_PREFIX}{arch} on PATH",
             lacks=lacks,
-            cure=install,
+            cure=host.install(package),
         )
     if answer.known is None:
         return Finding(
             topic="QEMU",
             name=arch,
-            verdict=verdict if native else "warn",  # type: ignore[arg-type]
+            verdict="warn",
             found=f"{answer.path} is broken: {answer.problem}",
             lacks=lacks,
-            cure=f"sudo apt install --reinstall {package_of(arch)}",
+            cure=host.install(package, again=True),
             facts=_facts(answer),
         )
     if not answer.known.sandbox:
@@ -122,7 +126,7 @@ def _supported(
             found=f"{_described(answer)}, built without -sandbox, which machines have by default",
             enough_for=f"{arch} guests with sandbox = false",
             lacks=lacks,
-            cure=f"sandbox = false in the profile, or a QEMU with seccomp: {install}",
+            cure=f"sandbox = false in the profile, or a QEMU with seccomp: {host.install(package)}",
             facts=_facts(answer),
         )
     return Finding(
@@ -161,7 +165,7 @@ def _facts(answer: Answer) -> dict[str, object]:
     }
 
 
-def _others(answers: Iterable[Answer]) -> Iterator[Finding]:
+def _others(host: Host, answers: Iterable[Answer]) -> Iterator[Finding]:
     """The architectures that qmpkit has no machines for, together when they are alike."""
     alike: dict[str, list[Answer]] = {}
     for answer in answers:
@@ -171,6 +175,7 @@ def _others(answers: Iterable[Answer]) -> Iterator[Finding]:
                 name=answer.name,
                 verdict="note",
                 found=f"{answer.path} is broken: {answer.problem}",
+                cure=host.install(package_of(answer.name), again=True),
                 facts=_facts(answer),
             )
         else:
@@ -199,7 +204,7 @@ def _choice(host: Host, kvm: KvmFacts, known: Capabilities) -> Finding:
         return Finding(
             topic="QEMU",
             name='accel = "auto"',
-            verdict="warn" if kvm.usable and "kvm" in accelerators else "fail",
+            verdict="warn",
             found=lacking.what,
             lacks=("kvm", "run"),
             cure=lacking.cure,
@@ -223,6 +228,6 @@ def _choice(host: Host, kvm: KvmFacts, known: Capabilities) -> Finding:
         + ("" if built_in else ": this QEMU was built without KVM"),
         enough_for=f"{host.arch} guests many times slower",
         lacks=("kvm",),
-        cure="" if built_in else f"sudo apt install {package_of(host.arch)}",
+        cure="" if built_in else host.install(package_of(host.arch)),
         facts=facts,
     )
