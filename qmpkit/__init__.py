@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from qmpkit.spec.data import spec_from_toml as spec_from_toml
     from qmpkit.spec.data import spec_to_dict as spec_to_dict
     from qmpkit.spec.data import spec_to_toml as spec_to_toml
+    from qmpkit.spec.firmware import Uefi as Uefi
     from qmpkit.spec.machine import Kernel as Kernel
     from qmpkit.spec.machine import MachineSpec as MachineSpec
     from qmpkit.spec.memory import Memory as Memory
@@ -123,6 +124,7 @@ _MODULES = {
     "qmpkit.spec.chardev": "Serial",
     "qmpkit.spec.cpu": "Cpu",
     "qmpkit.spec.data": "spec_from_dict spec_from_toml spec_to_dict spec_to_toml",
+    "qmpkit.spec.firmware": "Uefi",
     "qmpkit.spec.machine": "Kernel MachineSpec",
     "qmpkit.spec.memory": "Memory",
     "qmpkit.spec.network": "DgramNic Forward StreamNic TapNic UserNic",

@@ -19,6 +19,7 @@ from qmpkit.host.headers import Header, read_header
 from qmpkit.host.holders import holders_of, image_locked
 from qmpkit.host.tools import qemu_img
 from qmpkit.spec.block import Disk, Overlay
+from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
 
 __all__ = ["check_disks", "check_plain_files"]
@@ -29,7 +30,7 @@ FileId = tuple[int, int]
 
 def check_plain_files(spec: MachineSpec) -> Iterator[Problem]:
     """Kernel, initrd and firmware."""
-    wanted = [("firmware", spec.firmware)]
+    wanted = [] if isinstance(spec.firmware, Uefi) else [("firmware", spec.firmware)]
     if spec.kernel is not None:
         wanted += [("kernel.image", spec.kernel.image), ("kernel.initrd", spec.kernel.initrd)]
     for where, name in wanted:

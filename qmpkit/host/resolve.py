@@ -17,8 +17,10 @@ from qmpkit.host.findings import Problem, lacking, raise_problems
 from qmpkit.host.kvm import KvmFacts, host_arch, kvm_facts
 from qmpkit.host.preflight import memory_warning, preflight
 from qmpkit.host.variables import NAMES, host_variables
+from qmpkit.spec.boards import board_of
 from qmpkit.spec.check import faults_of, type_faults
 from qmpkit.spec.convert import structure, unstructure
+from qmpkit.spec.cpu import model_of
 from qmpkit.spec.facts import Facts
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.paths import PATHS, map_fields
@@ -31,8 +33,8 @@ __all__ = ["Resolution", "resolve"]
 class Resolution:
     """What a spec means on this host.
 
-    `spec`: variables expanded, paths absolute, machine type versioned, accelerator
-    decided.  `facts`: what `render` needs.  `warnings`: sentences for the user.
+    `spec`: variables expanded, paths absolute, machine type versioned, accelerator and
+    CPU model decided.  `facts`: what `render` needs.  `warnings`: sentences for the user.
     `capabilities`: what the binary can do.  `kvm`: what KVM is here.
     """
 
@@ -152,10 +154,15 @@ def _conclude(survey: _Survey, known: Capabilities | None) -> Resolution:
     assert known is not None and decision is not None and survey.stamp is not None
     machine = known.machine(spec.machine)
     assert machine is not None, "an unknown machine type is one of the misfits"
+    board = board_of(spec.machine, spec.arch)
+    assert board is not None, "no such board is a fault of the spec"
+    model = model_of(spec.cpu, decision.accel, board.tcg_cpu)
     resolved = attrs.evolve(
         spec,
         machine=machine.name,
+        machine_options={**board.options, **spec.machine_options},
         accel=decision.accel,
+        cpu=attrs.evolve(spec.cpu, model=model),
         qemu=survey.stamp.path if spec.qemu is not None else None,
     )
     facts = Facts(

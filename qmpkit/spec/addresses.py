@@ -37,12 +37,13 @@ FIXED_SLOTS = {
     "balloon0": 4,
     "panic0": 5,
     "vsock0": 6,
+    "keyboard0": 7,
     "scsi0": 8,
     "scsi1": 9,
     "scsi2": 10,
     "scsi3": 11,
 }
-"""Slots of pcie.0. 0 is the host bridge, 31 the chipset's own; 7 and 12 to 15 are free."""
+"""Slots of pcie.0. 0 is the host bridge, 31 q35's chipset; 12 to 15 are free."""
 
 _FUNCTIONS = 8
 
@@ -123,7 +124,7 @@ class Layout:
 def allocate_pci(
     fixed: Iterable[str], nics: Sequence[Wish], disks: Sequence[Wish], spare: int
 ) -> Layout:
-    """Place everything on a q35. `spare` is how many empty root ports to keep for hotplug."""
+    """Place everything on a board with PCI, and *spare* empty root ports for hotplug."""
     places = {name: Place("pcie.0", f"{FIXED_SLOTS[name]:#x}") for name in fixed}
     faults: list[Fault] = []
     taken: dict[str, Wish] = {}

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec import devices as parts
+from qmpkit.spec.boards import board_of, family_of
 from qmpkit.spec.chardev import Endpoint, chardev_option, monitor_option
 from qmpkit.spec.check import validate
-from qmpkit.spec.cpu import cpu_option, smp_option
+from qmpkit.spec.cpu import cpu_option, model_of, smp_option
 from qmpkit.spec.facts import Facts
 from qmpkit.spec.layout import layout_of
-from qmpkit.spec.machine import MachineSpec, channels, family_of, links
+from qmpkit.spec.machine import MachineSpec, channels, links
 from qmpkit.spec.memory import memory_option
 from qmpkit.spec.names import RAM_ID
 from qmpkit.spec.options import keyvals, to_json
@@ -90,7 +91,10 @@ def _base(spec: MachineSpec, facts: Facts) -> list[str]:
     argv += ["-enable-kvm"] if facts.accel == "kvm" else ["-accel", "tcg"]
     options = [("memory-backend", RAM_ID), *spec.machine_options.items()]
     argv += ["-machine", keyvals(spec.machine, options)]
-    argv += ["-cpu", cpu_option(spec.cpu, facts.accel, facts.cpu_flags)]
+    board = board_of(spec.machine, spec.arch)
+    assert board is not None, "another is a fault"
+    model = model_of(spec.cpu, facts.accel, board.tcg_cpu)
+    argv += ["-cpu", cpu_option(spec.cpu, model, facts.cpu_flags)]
     argv += ["-smp", smp_option(spec.cpu), "-m", memory_option(spec.memory)]
     if spec.uuid is not None:
         argv += ["-uuid", spec.uuid]
@@ -120,7 +124,7 @@ def _confinement(spec: MachineSpec, facts: Facts) -> Iterator[str]:
 
 
 def _boot(spec: MachineSpec) -> Iterator[str]:
-    if spec.firmware is not None:
+    if isinstance(spec.firmware, str):
         yield from ("-bios", spec.firmware)
     if spec.kernel is not None and spec.kernel.image is not None:
         yield from ("-kernel", spec.kernel.image)
@@ -136,6 +140,8 @@ def _hardware(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> Iterator[
     if family_of(spec.machine) == "microvm":
         # The old virtio-mmio dialect lacks what vsock needs.
         yield from ("-global", "virtio-mmio.force-legacy=false")
+    for port in parts.serial_ports(spec):
+        yield from ("-serial", port)
     placed = layout_of(spec)
     dicts = {
         "-object": parts.objects(spec),

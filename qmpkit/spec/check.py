@@ -11,12 +11,15 @@ import cattrs
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.block import Disk, disk_faults, disk_node
+from qmpkit.spec.board_faults import board_faults
+from qmpkit.spec.boards import family_of
 from qmpkit.spec.chardev import serial_faults
 from qmpkit.spec.convert import structure, unstructure
 from qmpkit.spec.cpu import cpu_faults
 from qmpkit.spec.faults import collect
+from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.layout import AGENT, fixed_devices, layout_of, scsi_faults
-from qmpkit.spec.machine import MachineSpec, family_of
+from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.memory import memory_faults
 from qmpkit.spec.names import file_node, mac_of, machine_name_problem
 from qmpkit.spec.network import UserNic, nic_faults
@@ -26,7 +29,15 @@ __all__ = ["faults_of", "type_faults", "validate"]
 
 _OPTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _VARIABLE_NAME = re.compile(r"[^=\0]+")
-_OWN_OPTIONS = {"memory-backend": "memory", "type": "machine", "accel": "accel", "kernel": "kernel"}
+_OWN_OPTIONS = {
+    "memory-backend": "memory",
+    "type": "machine",
+    "accel": "accel",
+    "kernel": "kernel",
+    "pflash0": "firmware",
+    "pflash1": "firmware",
+    "firmware": "firmware",
+}
 _AHCI_PORTS = 6
 _IN_JSON = ("disks", "nics", "memory")
 
@@ -55,10 +66,9 @@ def type_faults(spec: object) -> tuple[Fault, ...]:
 
 def faults_of(spec: MachineSpec) -> tuple[Fault, ...]:
     """Every fault of a well-typed spec that can be seen without looking at the host."""
-    family = family_of(spec.machine)
     found = [*_head_faults(spec), *_text_faults(spec)]
-    found += cpu_faults(spec.cpu, family or "")
-    found += memory_faults(spec.memory, family or "")
+    found += cpu_faults(spec.cpu)
+    found += memory_faults(spec.memory)
     for number, disk in enumerate(spec.disks):
         found += disk_faults(disk, f"disks[{number}]")
     for number, nic in enumerate(spec.nics):
@@ -71,18 +81,13 @@ def faults_of(spec: MachineSpec) -> tuple[Fault, ...]:
     found += _macs_twice(spec)
     found += _ports_twice(spec)
     found += _slot_faults(spec)
-    if family == "microvm":
-        found += _microvm_faults(spec)
+    found += board_faults(spec)
     return tuple(found)
 
 
 def _head_faults(spec: MachineSpec) -> Iterator[Fault]:
     if problem := machine_name_problem(spec.name):
         yield Fault("name", problem)
-    if spec.arch != "x86_64":
-        yield Fault("arch", f"{spec.arch!r} is not supported", "x86_64")
-    if family_of(spec.machine) is None:
-        yield Fault("machine", f"{spec.machine!r} is not a machine type", "q35 or microvm")
     for name in spec.machine_options:
         if name in _OWN_OPTIONS:
             yield Fault(f"machine_options.{name}", f"is set by {_OWN_OPTIONS[name]!r}")
@@ -113,7 +118,9 @@ def _uuid(text: str) -> bool:
 
 
 def _empty_paths(spec: MachineSpec) -> Iterator[Fault]:
-    paths = {"firmware": spec.firmware, "qemu": spec.qemu}
+    paths = {"qemu": spec.qemu}
+    if not isinstance(spec.firmware, Uefi):
+        paths["firmware"] = spec.firmware
     if spec.kernel is not None:
         if spec.kernel.initrd is not None and spec.kernel.image is None:
             yield Fault("kernel.image", "is missing: an initrd is of no use without a kernel")
@@ -222,20 +229,3 @@ def _slot_faults(spec: MachineSpec) -> Iterator[Fault]:
         yield Fault(f"disks[{ide[_AHCI_PORTS]}]", f"too many devices for the slots: {room}")
     yield from scsi_faults(spec)
     yield from layout_of(spec).faults
-
-
-def _microvm_faults(spec: MachineSpec) -> Iterator[Fault]:
-    if spec.root_ports:
-        yield Fault("root_ports", "microvm has no PCI", "leave root_ports out")
-    if spec.display == "std":
-        yield Fault("display", "microvm has no VGA card")
-    if spec.vmgenid is not None:
-        yield Fault("vmgenid", "microvm does not show it to its guest")
-    for number, disk in enumerate(spec.disks):
-        if disk.interface in ("nvme", "cdrom"):
-            better = "scsi-cdrom" if disk.interface == "cdrom" else "virtio-blk"
-            message = f"microvm has no bus for {disk.interface}"
-            yield Fault(f"disks[{number}].interface", message, f'interface = "{better}"')
-    for number, nic in enumerate(spec.nics):
-        if nic.model != "virtio-net":
-            yield Fault(f"nics[{number}].model", f"microvm has no bus for {nic.model}")

@@ -17,6 +17,7 @@ from cattrs.gen import make_dict_structure_fn
 from qmpkit.spec.block import Overlay
 from qmpkit.spec.chardev import Serial, to_serials
 from qmpkit.spec.cpu import Cpu
+from qmpkit.spec.firmware import UEFI, Firmware, Uefi
 from qmpkit.spec.machine import MachineSpec, Option
 from qmpkit.spec.memory import Memory
 from qmpkit.spec.network import NIC_KINDS, Forward, Nic, to_forward
@@ -163,6 +164,15 @@ def _serials(value: object, kind: Any) -> object:
     return _row(value, kind)
 
 
+def _firmware(value: object, _: object) -> Firmware:
+    if value is None or (isinstance(value, str) and value != UEFI):
+        return value
+    if not isinstance(value, str | Mapping):
+        raise Wrong(f'must be "{UEFI}", a BIOS file or a table, not {_shown(value)}')
+    made: Uefi = _CONVERTER.structure(value, Uefi)
+    return made
+
+
 def _forward(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -178,13 +188,14 @@ _SHORTHAND: dict[type, Callable[[object], object]] = {
     Memory: lambda value: {"size": value} if isinstance(value, str | int | float) else value,
     Serial: lambda value: {"name": value} if isinstance(value, str) else value,
     Forward: _forward,
+    Uefi: lambda value: {} if value == UEFI else value,
 }
 
 
 def unfolded(data: Mapping[str, object]) -> dict[str, object]:
-    """`data` with `memory = "1GiB"` and `cpu = 2` as tables, which others can be merged with."""
+    """`data` with `memory = "1GiB"` and its like as tables, which others can be merged with."""
     whole = dict(data)
-    for key, kind in (("memory", Memory), ("cpu", Cpu)):
+    for key, kind in (("memory", Memory), ("cpu", Cpu), ("firmware", Uefi)):
         if key in whole:
             whole[key] = _SHORTHAND[kind](whole[key])
     return whole
@@ -219,6 +230,7 @@ def _readers(converter: cattrs.Converter) -> None:
     converter.register_structure_hook_func(lambda kind: kind == Nic, _tagged)
     converter.register_structure_hook_func(lambda kind: kind == _MAKE, _made)
     converter.register_structure_hook_func(lambda kind: kind == tuple[Serial, ...], _serials)
+    converter.register_structure_hook_func(lambda kind: kind == Firmware, _firmware)
 
 
 def _writers(converter: cattrs.Converter) -> None:
@@ -255,6 +267,8 @@ def unstructure(spec: MachineSpec, *, defaults: bool = True) -> dict[str, Any]:
     for key, plain in (("memory", "size"), ("cpu", "cpus")):
         if short.get(key, {}).keys() == {plain}:
             short[key] = short[key][plain]
+    if short.get("firmware") == {}:
+        short["firmware"] = UEFI
     for key, prefix in (("disks", "disk"), ("nics", "nic")):
         for number, item in enumerate(short.get(key, ())):
             # The name it would be given anyway.

@@ -11,7 +11,8 @@ from qmpkit.errors import Fault
 from qmpkit.spec.given import items_of
 from qmpkit.spec.options import keyvals
 
-__all__ = ["CPU_LIMIT", "Cpu", "cpu_faults", "cpu_option", "smp_option", "to_cpu"]
+__all__ = ["CPU_LIMIT", "Cpu", "cpu_faults", "cpu_option", "model_of", "smp_option"]
+__all__ += ["to_cpu"]
 
 CPU_LIMIT = 255
 """More need an IOMMU with interrupt remapping, which no profile sets up."""
@@ -28,9 +29,9 @@ def _flags(value: Iterable[str]) -> tuple[str, ...]:
 class Cpu:
     """`cpus` processors at start, room for `maxcpus` by hotplug (default: `cpus`).
 
-    `model` None is "host" under KVM and "max" under TCG; `flags` are "+name",
-    "-name" or "name=value". `sockets`, `cores` and `threads` fix the topology
-    of `maxcpus`; left out, QEMU chooses.
+    `model` None is "host" under KVM, and what serves the board best under TCG ("max"
+    on a PC); `flags` are "+name", "-name" or "name=value". `sockets`, `cores` and
+    `threads` fix the topology of `maxcpus`; left out, QEMU chooses.
     """
 
     cpus: int = 1
@@ -47,7 +48,7 @@ def to_cpu(value: Cpu | int) -> Cpu:
     return value if isinstance(value, Cpu) else Cpu(value)
 
 
-def cpu_faults(cpu: Cpu, machine_family: str) -> Iterator[Fault]:
+def cpu_faults(cpu: Cpu) -> Iterator[Fault]:
     """Everything that contradicts itself in `cpu`."""
     limit = cpu.maxcpus if cpu.maxcpus is not None else cpu.cpus
     if cpu.cpus < 1:
@@ -57,8 +58,6 @@ def cpu_faults(cpu: Cpu, machine_family: str) -> Iterator[Fault]:
     elif limit > CPU_LIMIT:
         name = "cpu.cpus" if cpu.maxcpus is None else "cpu.maxcpus"
         yield Fault(name, f"{limit} processors are more than the {CPU_LIMIT} supported")
-    elif limit > cpu.cpus and machine_family == "microvm":
-        yield Fault("cpu.maxcpus", "microvm has no processor hotplug", "leave maxcpus out")
     yield from _topology_faults(cpu, limit)
     if cpu.model is not None and not _MODEL.fullmatch(cpu.model):
         yield Fault("cpu.model", f"{cpu.model!r} is not a CPU model", "flags go into cpu.flags")
@@ -84,9 +83,13 @@ def _topology_faults(cpu: Cpu, limit: int) -> Iterator[Fault]:
         )
 
 
-def cpu_option(cpu: Cpu, accel: str, host_flags: tuple[str, ...]) -> str:
+def model_of(cpu: Cpu, accel: str, tcg_model: str) -> str:
+    """The model *cpu* is, chosen where it is left out."""
+    return cpu.model or ("host" if accel == "kvm" else tcg_model)
+
+
+def cpu_option(cpu: Cpu, model: str, host_flags: tuple[str, ...]) -> str:
     """`-cpu`: the model, then what the host needs, then the user's flags, which win."""
-    model = cpu.model or ("host" if accel == "kvm" else "max")
     return ",".join((model, *host_flags, *(flag.replace(",", ",,") for flag in cpu.flags)))
 
 

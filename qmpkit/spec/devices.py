@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from qmpkit.spec import block, chardev, layout, network
 from qmpkit.spec.addresses import Layout, Place, root_port_device
 from qmpkit.spec.block import Disk
-from qmpkit.spec.chardev import Endpoint
+from qmpkit.spec.boards import family_of
+from qmpkit.spec.chardev import Endpoint, Serial
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.memory import memory_backend
 from qmpkit.spec.options import Json
 
-__all__ = ["blockdevs", "devices", "netdevs", "objects"]
+__all__ = ["blockdevs", "devices", "netdevs", "objects", "serial_ports"]
 
 _NOWHERE = Place("")
 
@@ -39,6 +40,17 @@ def netdevs(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> Iterator[Js
         yield network.netdev_of(nic, endpoints.get(nic.id))
 
 
+def serial_ports(spec: MachineSpec) -> Iterator[str]:
+    """`-serial`: on virt the board's port is there before any device."""
+    for serial in spec.serials:
+        if _on_board(spec, serial):
+            yield chardev.serial_option(serial)
+
+
+def _on_board(spec: MachineSpec, serial: Serial) -> bool:
+    return serial.kind == "isa" and family_of(spec.machine) == "virt"
+
+
 def devices(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
     """`-device`: buses before what sits on them."""
     for port in placed.ports:
@@ -53,7 +65,11 @@ def devices(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
 def _platform(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
     places = placed.places
     if "vga0" in places:
-        yield {"driver": "VGA", "id": "vga0", **places["vga0"].properties()}
+        # A PC's card has its memory where a virt guest under KVM would see stale pixels.
+        driver = "virtio-gpu-pci" if family_of(spec.machine) == "virt" else "VGA"
+        yield {"driver": driver, "id": "vga0", **places["vga0"].properties()}
+    if "keyboard0" in places:
+        yield _virtio("keyboard", places)
     if "rng0" in places:
         yield _virtio("rng", places, rng="qk-rng0")
     if "balloon0" in places:
@@ -86,8 +102,9 @@ def _serials(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
         yield chardev.virtio_serial_device(layout.VSERIAL, place)
     count = {"isa": 0, "virtio": 0}
     for serial in spec.serials:
-        yield chardev.serial_device(serial, count[serial.kind], layout.VSERIAL)
-        count[serial.kind] += 1
+        if not _on_board(spec, serial):
+            yield chardev.serial_device(serial, count[serial.kind], layout.VSERIAL)
+            count[serial.kind] += 1
     if spec.agent:
         yield chardev.agent_device(layout.AGENT, layout.VSERIAL, "agent")
 

@@ -9,7 +9,8 @@ import attrs
 from qmpkit.errors import Fault
 from qmpkit.spec.addresses import FIXED_SLOTS, Layout, Place, Wish, allocate_mmio, allocate_pci
 from qmpkit.spec.block import Disk, on_root_port
-from qmpkit.spec.machine import MachineSpec, family_of
+from qmpkit.spec.boards import board_of, family_of
+from qmpkit.spec.machine import MachineSpec
 
 __all__ = [
     "AGENT",
@@ -52,12 +53,20 @@ def fixed_devices(spec: MachineSpec) -> list[tuple[str, str]]:
         (VSERIAL, "agent", vserial),
         ("rng0", "rng", spec.rng),
         ("balloon0", "balloon", spec.balloon),
-        ("panic0", "panic", spec.panic and family_of(spec.machine) == "q35"),
+        ("panic0", "panic", spec.panic and family_of(spec.machine) != "microvm"),
         ("vsock0", "vsock", spec.vsock is not None),
+        ("keyboard0", "display", _keyboard_wanted(spec)),
     ]
     fixed = [(name, where) for name, where, on in wanted if on]
     controllers = [name for name in _scsi_controllers(spec).values() if name in FIXED_SLOTS]
     return fixed + [(name, "disks") for name in controllers]
+
+
+def _keyboard_wanted(spec: MachineSpec) -> bool:
+    """On virt: for the screen, and for the power button that riscv64's lacks."""
+    board = board_of(spec.machine, spec.arch)
+    screen = spec.display != "none" and family_of(spec.machine) == "virt"
+    return screen or (board is not None and not board.button)
 
 
 def _scsi_controllers(spec: MachineSpec) -> dict[str | None, str]:
@@ -126,7 +135,7 @@ def pinned(spec: MachineSpec) -> MachineSpec:
     For a spec that follows a running machine: unplugging one disk must not move
     the next one's address in the command line of a migration's destination.
     """
-    if family_of(spec.machine) != "q35":
+    if family_of(spec.machine) == "microvm":
         return spec
     places = layout_of(spec).places
     return attrs.evolve(

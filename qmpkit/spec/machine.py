@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -13,11 +12,12 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.block import Disk, to_disks
 from qmpkit.spec.chardev import Serial, to_serials
 from qmpkit.spec.cpu import Cpu, to_cpu
+from qmpkit.spec.firmware import Firmware, to_firmware
 from qmpkit.spec.given import items_of, table_of
 from qmpkit.spec.memory import Memory, to_memory
 from qmpkit.spec.network import Nic, link_needed, to_nics
 
-__all__ = ["Accel", "Kernel", "MachineSpec", "Option", "channels", "family_of", "links"]
+__all__ = ["Accel", "Kernel", "MachineSpec", "Option", "channels", "links"]
 
 Accel = Literal["auto", "kvm", "tcg"]
 Option = str | int | bool
@@ -67,13 +67,15 @@ class MachineSpec:
     """A machine. Nothing is created or checked by writing one; `validate` finds its faults.
 
     `description`: what the machine is for, in one line, for lists.
-    `machine`: "q35", "microvm" or a versioned name ("pc-q35-7.2"), with
-    `machine_options` for `-machine`. `accel`: "auto" takes KVM when it serves, else TCG.
-    `memory` and `cpu` may be given as a size and a number. `firmware`: a BIOS file;
-    None is QEMU's own. `serials`: a number or names. `agent`: a channel for
+    `arch`, `machine`: "q35", "microvm" on "x86_64", "virt" on "aarch64" and "riscv64", or a
+    versioned name ("pc-q35-7.2"), with `machine_options` for `-machine`. `accel`: "auto"
+    takes KVM when it serves, else TCG. `memory` and `cpu` may be given as a size and a
+    number. `firmware`: "uefi" or `Uefi(…)`, a BIOS file; None is QEMU's own. `serials`: a
+    number or names. `agent`: a channel for
     qemu-guest-agent. `panic`: a device by which the guest reports its panic.
     `vmgenid`: "auto" or a UUID; `vsock`: the guest's CID. `display`: "std" is a VGA
-    card that screenshots show. `root_ports`: empty ports for hotplug on q35.
+    card, on virt a virtio one with a keyboard, that screenshots show. `root_ports`:
+    empty ports for hotplug, on boards with PCI.
     `no_reboot`: a reboot ends the machine. `uuid`: the SMBIOS UUID. `sandbox`:
     QEMU's seccomp filter. `run_as`: the user QEMU becomes after its start. `launcher`:
     words put before the command, a program that becomes it (exec) or waits for it: the
@@ -90,7 +92,7 @@ class MachineSpec:
     cpu: Cpu = attrs.field(default=Cpu(), converter=to_cpu)
     memory: Memory = attrs.field(default=Memory(), converter=to_memory)
     kernel: Kernel | None = attrs.field(default=None, converter=_kernel)
-    firmware: str | None = attrs.field(default=None, converter=_optional_path)
+    firmware: Firmware = attrs.field(default=None, converter=to_firmware)
     disks: tuple[Disk, ...] = attrs.field(default=(), converter=to_disks)
     nics: tuple[Nic, ...] = attrs.field(default=(), converter=to_nics)
     serials: tuple[Serial, ...] = attrs.field(default=(Serial(),), converter=to_serials)
@@ -110,13 +112,6 @@ class MachineSpec:
     env: dict[str, str] = attrs.field(factory=dict, converter=_env)
     qemu: str | None = attrs.field(default=None, converter=_optional_path)
     extra_args: tuple[str, ...] = attrs.field(default=(), converter=_extra_args)
-
-
-def family_of(machine: str) -> Literal["q35", "microvm"] | None:
-    """What kind of board a machine type is, versioned or not; None when we do not know it."""
-    if re.fullmatch(r"q35|pc-q35-\d[\w.]*", machine, re.ASCII):
-        return "q35"
-    return "microvm" if machine == "microvm" else None
 
 
 def channels(spec: MachineSpec) -> tuple[str, ...]:

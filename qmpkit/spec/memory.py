@@ -59,7 +59,7 @@ def to_memory(value: Memory | str | int) -> Memory:
     return value if isinstance(value, Memory) else Memory(value)
 
 
-def memory_faults(memory: Memory, machine_family: str) -> Iterator[Fault]:
+def memory_faults(memory: Memory) -> Iterator[Fault]:
     """Everything that contradicts itself in `memory`."""
     if memory.size < MIB:
         yield Fault("memory.size", f"{format_size(memory.size)} is less than 1MiB")
@@ -69,9 +69,7 @@ def memory_faults(memory: Memory, machine_family: str) -> Iterator[Fault]:
         yield Fault("memory.mem_path", "the path is empty")
     if memory.maxmem is None and not memory.slots:
         return
-    if machine_family == "microvm":
-        yield Fault("memory.slots", "microvm has no memory hotplug", "leave slots and maxmem out")
-    elif memory.maxmem is None or not memory.slots:
+    if memory.maxmem is None or not memory.slots:
         missing = "maxmem" if memory.maxmem is None else "slots"
         yield Fault(f"memory.{missing}", "slots and maxmem are only of use together")
     elif memory.maxmem <= memory.size:

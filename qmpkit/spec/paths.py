@@ -11,6 +11,9 @@ Pattern = tuple[str, ...]
 
 PATHS: tuple[Pattern, ...] = (
     ("firmware",),
+    ("firmware", "code"),
+    ("firmware", "template"),
+    ("firmware", "vars"),
     ("kernel", "image"),
     ("kernel", "initrd"),
     ("memory", "mem_path"),

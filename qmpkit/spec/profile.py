@@ -62,7 +62,8 @@ def _load(path: Path, chain: list[Path]) -> dict[str, Any]:
     chain.append(path)
     if fault := schema_fault(data):
         raise SpecInvalid([fault], source)
-    data = unfolded(map_fields(data, PATHS, lambda _, text: _absolute(text, path.parent)))
+    # First of all unfolded: firmware = "uefi" is no path.
+    data = map_fields(unfolded(data), PATHS, lambda _, text: _absolute(text, path.parent))
     extends = data.pop("extends", None)
     if extends is None:
         return data

@@ -43,7 +43,15 @@ def microvm(**fields: Any) -> MachineSpec:
 CASES: list[tuple[MachineSpec, str]] = [
     (MachineSpec(name="a\nb"), r"name: 'a\nb' holds a character that cannot be printed"),
     (MachineSpec(name=""), "name: a machine needs a name"),
-    (MachineSpec(arch="aarch64"), "arch: 'aarch64' is not supported (x86_64)"),
+    (
+        MachineSpec(arch="mips", machine="virt"),
+        "arch: 'mips' is not supported (one of x86_64, aarch64, riscv64)",
+    ),
+    (MachineSpec(arch="aarch64"), "machine: 'q35' is a board of x86_64, not of aarch64 (virt)"),
+    (
+        MachineSpec(machine="virt-7.2"),
+        "machine: 'virt-7.2' is a board of aarch64 and riscv64, not of x86_64 (q35 or microvm)",
+    ),
     (MachineSpec(machine="pc"), "machine: 'pc' is not a machine type (q35 or microvm)"),
     (MachineSpec(machine="q35,smm=off"), "machine: 'q35,smm=off' is not a machine type"),
     (
@@ -147,7 +155,7 @@ CASES: list[tuple[MachineSpec, str]] = [
     (disk(id="serial0"), "serials[0].name: 'serial0' is already the name of disks[0].id"),
     (MachineSpec(serials=["a,b"]), "serials[0].name: 'a,b' is not a name QEMU takes"),
     (MachineSpec(serials=["qmp"]), "serials[0].name: 'qmp' is the name of another channel"),
-    (MachineSpec(serials=5), "serials: a PC has 4 serial ports"),
+    (MachineSpec(serials=5), "serials: q35 has 4 serial ports"),
     (
         MachineSpec(serials=[Serial(f"hvc{n}", "virtio") for n in range(31)]),
         "serials: a virtio controller has room for 30 consoles",

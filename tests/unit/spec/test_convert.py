@@ -124,7 +124,7 @@ def test_all_faults_of_a_table_are_reported_at_once_each_with_its_path() -> None
             "nics[0].kind: must be one of 'user', 'tap', 'stream', 'dgram', not 'usr'"
             " (did you mean 'user'?)",
             "nics[1].kind: is missing (one of 'user', 'tap', 'stream', 'dgram')",
-            'serials: a PC has 4 serial ports (use kind = "virtio")',
+            'serials: q35 has 4 serial ports (kind = "virtio" for the others)',
         ]
     )
 
