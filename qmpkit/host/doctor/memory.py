@@ -23,7 +23,7 @@ _MODES = {"never": "off", "madvise": "on where a program asks", "always": "alway
 def memory(host: Host) -> Iterator[Finding]:
     """How much guests may have, and of which kind."""
     yield from _ram(host)
-    yield from _huge_pages(host)
+    yield _huge_pages(host)
     yield from _transparent(host)
     yield _numa(host)
 
@@ -80,65 +80,74 @@ def _ram(host: Host) -> Iterator[Finding]:
         )
 
 
-def _huge_pages(host: Host) -> Iterator[Finding]:
+@attrs.frozen
+class _Pool:
+    """The huge pages of one size, in bytes."""
+
+    size: int
+    total: int
+    free: int
+
+    def __str__(self) -> str:
+        return f"{self.free} of {self.total} pages of {size(self.size)} free"
+
+
+def _pools(host: Host) -> list[_Pool]:
     folder = "/sys/kernel/mm/hugepages"
-    pools = {}
+    found = []
     for name in host.names(folder):
         kib = name.removeprefix("hugepages-").removesuffix("kB")
         total = host.number(f"{folder}/{name}/nr_hugepages")
         free = host.number(f"{folder}/{name}/free_hugepages")
         if kib.isdigit() and total is not None and free is not None:
-            pools[int(kib) * KIB] = (total, free)
-    mounts = _mounts(host, "hugetlbfs")
-    usable = [path for path in mounts if host.may_use(host.at(path))]
-    free = sum(each * left for each, (_, left) in pools.items())
-    filled = [
-        f"{left} of {total} pages of {size(each)} free"
-        for each, (total, left) in sorted(pools.items())
-        if total
-    ]
-    ready = bool(free and usable)
-    yield Finding(
+            found.append(_Pool(int(kib) * KIB, total, free))
+    return sorted(found, key=lambda pool: pool.size)
+
+
+def _huge_pages(host: Host) -> Finding:
+    pools, mounts = _pools(host), _mounts(host, "hugetlbfs")
+    facts = {"pools": [attrs.asdict(pool) for pool in pools], "mounts": mounts}
+    if not pools:
+        return Finding(
+            topic="memory",
+            name="huge pages",
+            verdict="note",
+            found="not in this kernel",
+            lacks=("hugepages",),
+            facts=facts,
+        )
+    free = sum(pool.size * pool.free for pool in pools)
+    usable = any(host.may_use(host.at(path)) for path in mounts)
+    ready = bool(free) and usable
+    filled = ", ".join(str(pool) for pool in pools if pool.total)
+    where = f"mounted on {mounts[0]}" if mounts else "not mounted"
+    return Finding(
         topic="memory",
         name="huge pages",
         verdict="ok" if ready else "note",
-        found=(", ".join(filled) or ("none reserved" if pools else "not in this kernel"))
-        + (f", mounted on {mounts[0]}" if mounts else ", not mounted" if pools else ""),
+        found=f"{filled or 'none reserved'}, {where}",
         enough_for=f"guests of {size(free)} in huge pages" if ready else "",
         lacks=() if ready else ("hugepages",),
-        cure="" if ready else _cure_of_huge_pages(host, pools, free, mounts, usable),
-        facts={
-            "pools": [
-                {"size": each, "total": total, "free": left}
-                for each, (total, left) in sorted(pools.items())
-            ],
-            "mounts": mounts,
-        },
+        cure="; ".join(_towards_huge_pages(host, mounts, reserved=bool(free), usable=usable)),
+        facts=facts,
     )
+
+
+def _towards_huge_pages(
+    host: Host, mounts: list[str], *, reserved: bool, usable: bool
+) -> Iterator[str]:
+    if not reserved:
+        each = _meminfo(host).get("Hugepagesize", 2 * MIB)
+        yield f"{host.sudo}sysctl vm.nr_hugepages=N (N = {GIB // each} for 1 GiB)"
+    if not mounts:
+        yield f"{host.sudo}mount -t hugetlbfs none /dev/hugepages"
+    elif not usable:
+        yield f"{host.sudo}chmod 1777 {mounts[0]}"
 
 
 def _mounts(host: Host, kind: str) -> list[str]:
     lines = (line.split() for line in host.read("/proc/mounts", 256 * KIB).splitlines())
     return [words[1] for words in lines if len(words) > 2 and words[2] == kind]
-
-
-def _cure_of_huge_pages(
-    host: Host, pools: dict[int, tuple[int, int]], free: int, mounts: list[str], usable: list[str]
-) -> str:
-    if not pools:
-        return ""
-    steps = []
-    if not free:
-        steps.append(f"{host.sudo}sysctl vm.nr_hugepages=N ({_pages_of_a_gib(min(pools))})")
-    if not mounts:
-        steps.append(f"{host.sudo}mount -t hugetlbfs none /dev/hugepages")
-    elif not usable:
-        steps.append(f"{host.sudo}chmod 1777 {mounts[0]}")
-    return "; ".join(steps)
-
-
-def _pages_of_a_gib(each: int) -> str:
-    return f"N = {GIB // each} for 1 GiB"
 
 
 def _transparent(host: Host) -> Iterator[Finding]:

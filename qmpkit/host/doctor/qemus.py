@@ -12,7 +12,7 @@ from qmpkit.errors import HostLacks, QmpkitError
 from qmpkit.host.accel import decide
 from qmpkit.host.binary import package_of
 from qmpkit.host.capabilities import Capabilities, Stamp
-from qmpkit.host.doctor.finding import Finding, Need, Verdict
+from qmpkit.host.doctor.finding import NEEDS, Finding, Need
 from qmpkit.host.doctor.place import Host
 from qmpkit.host.doctor.words import listing, plural
 from qmpkit.host.kvm import KvmFacts
@@ -20,6 +20,7 @@ from qmpkit.host.kvm import KvmFacts
 __all__ = ["Answer", "ask_all", "qemus"]
 
 _PREFIX = "qemu-system-"
+_AUTO = 'accel = "auto"'
 _SUPPORTED: tuple[Need, ...] = ("x86_64", "aarch64", "riscv64")
 # Each asks with a process of its own; more than this only wait for processors.
 _AT_ONCE = 4
@@ -97,28 +98,19 @@ def _serves(answer: Answer | None) -> bool:
 def _supported(
     host: Host, answer: Answer | None, arch: Need, lacks: tuple[Need, ...], *, native: bool
 ) -> Finding:
-    package = package_of(arch)
-    verdict: Verdict = "warn" if native or "run" in lacks else "note"
     if answer is None:
         return Finding(
             topic="QEMU",
             name=arch,
-            verdict=verdict,
+            verdict="warn" if native or "run" in lacks else "note",
             found=f"no {_PREFIX}{arch} on PATH",
             lacks=lacks,
-            cure=host.install(package),
+            cure=host.install(package_of(arch)),
         )
     if answer.known is None:
-        return Finding(
-            topic="QEMU",
-            name=arch,
-            verdict="warn",
-            found=f"{answer.path} is broken: {answer.problem}",
-            lacks=lacks,
-            cure=host.install(package, again=True),
-            facts=_facts(answer),
-        )
+        return _broken(host, answer, lacks)
     if not answer.known.sandbox:
+        install = host.install(package_of(arch))
         return Finding(
             topic="QEMU",
             name=arch,
@@ -126,7 +118,7 @@ def _supported(
             found=f"{_described(answer)}, built without -sandbox, which machines have by default",
             enough_for=f"{arch} guests with sandbox = false",
             lacks=lacks,
-            cure=f"sandbox = false in the profile, or a QEMU with seccomp: {host.install(package)}",
+            cure=f"sandbox = false in the profile, or a QEMU with seccomp: {install}",
             facts=_facts(answer),
         )
     return Finding(
@@ -135,6 +127,18 @@ def _supported(
         verdict="ok",
         found=_described(answer),
         enough_for=f"{arch} guests",
+        facts=_facts(answer),
+    )
+
+
+def _broken(host: Host, answer: Answer, lacks: tuple[Need, ...] = ()) -> Finding:
+    return Finding(
+        topic="QEMU",
+        name=answer.name,
+        verdict="warn" if lacks else "note",
+        found=f"{answer.path} is broken: {answer.problem}",
+        lacks=lacks,
+        cure=host.install(package_of(answer.name), again=True),
         facts=_facts(answer),
     )
 
@@ -170,14 +174,7 @@ def _others(host: Host, answers: Iterable[Answer]) -> Iterator[Finding]:
     alike: dict[str, list[Answer]] = {}
     for answer in answers:
         if answer.known is None:
-            yield Finding(
-                topic="QEMU",
-                name=answer.name,
-                verdict="note",
-                found=f"{answer.path} is broken: {answer.problem}",
-                cure=host.install(package_of(answer.name), again=True),
-                facts=_facts(answer),
-            )
+            yield _broken(host, answer)
         else:
             alike.setdefault(_version(answer.known), []).append(answer)
     for version, group in alike.items():
@@ -193,41 +190,38 @@ def _others(host: Host, answers: Iterable[Answer]) -> Iterator[Finding]:
 
 def _choice(host: Host, kvm: KvmFacts, known: Capabilities) -> Finding:
     """What `accel = "auto"` comes to, by the same decision that a start takes."""
-    speed = f"{host.arch} guests at the CPU's own speed"
     accelerators = known.accelerators
     try:
         chosen = decide(
             "auto", kvm, guest_arch=host.arch, host_arch=host.arch, accelerators=accelerators
         )
     except HostLacks as lacking:
-        # Nothing is left to run on, unless KVM is asked for by name.
         return Finding(
             topic="QEMU",
-            name='accel = "auto"',
+            name=_AUTO,
             verdict="warn",
             found=lacking.what,
             lacks=("kvm", "run"),
             cure=lacking.cure,
         )
-    facts = {"accel": chosen.accel}
     if chosen.accel == "kvm":
         return Finding(
             topic="QEMU",
-            name='accel = "auto"',
+            name=_AUTO,
             verdict="ok",
             found="takes KVM",
-            enough_for=speed,
-            facts=facts,
+            enough_for=f"{host.arch} {NEEDS['kvm']}",
+            facts={"accel": "kvm"},
         )
     built_in = "kvm" in accelerators
     return Finding(
         topic="QEMU",
-        name='accel = "auto"',
+        name=_AUTO,
         verdict="warn",
         found="takes TCG, which emulates the CPU"
         + ("" if built_in else ": this QEMU was built without KVM"),
         enough_for=f"{host.arch} guests many times slower",
         lacks=("kvm",),
         cure="" if built_in else host.install(package_of(host.arch)),
-        facts=facts,
+        facts={"accel": "tcg"},
     )
