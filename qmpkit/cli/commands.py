@@ -67,7 +67,7 @@ async def argv(
     It can be read, and pasted into a shell. It is what `run` would start on this host,
     with sockets to connect to where `run` uses inherited ones. Nothing is created.
     """
-    from qmpkit.cli.listing import print_argv
+    from qmpkit.cli.argv import print_argv
 
     await print_argv(profile, set, paused=paused, sockets=sockets, as_json=json)
 

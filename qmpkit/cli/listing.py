@@ -1,23 +1,18 @@
-"""`qmpkit profiles` and `qmpkit argv`, and how every command reads its profile."""
+"""`qmpkit profiles`, and how every command reads its profile."""
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from qmpkit.cli.exits import Refusal
 from qmpkit.cli.overrides import apply_overrides
-from qmpkit.cli.talk import print_json, stdout_console, talk
+from qmpkit.cli.talk import print_json, stdout_console
 from qmpkit.spec.data import spec_from_dict, spec_to_dict
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.profile import load_profile, profile_names
 from qmpkit.spec.sizes import format_size
 
-__all__ = ["chosen_spec", "list_profiles", "overridden", "print_argv"]
+__all__ = ["chosen_spec", "list_profiles", "overridden"]
 
 
 def chosen_spec(profile: str, overrides: Sequence[str]) -> MachineSpec:
@@ -61,39 +56,3 @@ def _row(name: str, spec: MachineSpec) -> dict[str, Any]:
         "cpus": spec.cpu.cpus,
         "description": spec.description,
     }
-
-
-async def print_argv(
-    profile: str, overrides: Sequence[str], *, paused: bool, sockets: Path, as_json: bool
-) -> None:
-    """Print the command that starts the profile on this host; starts nothing but QEMU's probe."""
-    from qmpkit.host.resolve import resolve
-    from qmpkit.spec.argv import pretty, render
-    from qmpkit.spec.chardev import Endpoint, PathEndpoint
-    from qmpkit.spec.machine import channels, links
-
-    resolution = await resolve(chosen_spec(profile, overrides), check=False)
-    for warning in resolution.warnings:
-        talk.warn(warning)
-    spec = resolution.spec
-    if cables := links(spec):
-        raise Refusal(
-            f"{', '.join(cables)}: this NIC's cable is a socket that only a running program "
-            "can hand over. Cure: give the NIC an address"
-        )
-    endpoints: dict[str, Endpoint] = {
-        channel: PathEndpoint(str(sockets / f"{spec.name}-{channel}.sock"))
-        for channel in channels(spec)
-    }
-    argv = render(spec, resolution.facts, endpoints, paused=paused)
-    _note_missing_files(spec)
-    print(json.dumps(argv, ensure_ascii=False) if as_json else pretty(argv))
-    if sys.stdout.isatty() and not as_json:
-        monitor = sockets / f"{spec.name}-qmp.sock"
-        talk.note(f"Once it runs: qmpkit qmp {shlex.quote(str(monitor))} query-status")
-
-
-def _note_missing_files(spec: MachineSpec) -> None:
-    for disk in spec.disks:
-        if disk.make is not None and not Path(disk.file).exists():
-            talk.note(f"{disk.file} does not exist yet: `qmpkit run` makes it, this command not")

@@ -79,6 +79,12 @@ def test_options_of_an_image_do_not_fit_a_profile(
     assert err == f"error: {told}, and 'q35' is a profile. Cure: --set changes a profile\n"
 
 
+def test_argv_is_for_profiles(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    qcow2(here / "disk.qcow2")
+    assert main(["argv", "disk.qcow2"]) == 2
+    assert capsys.readouterr().err.startswith("error: 'disk.qcow2' is a disk image, and this")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
