@@ -20,6 +20,7 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.headers import read_header
 from qmpkit.images.look import Looked, image_fault, look_at
 from qmpkit.images.machine import SSH, Wishes, machine_around
+from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Forward, to_forward
 from qmpkit.spec.profile import profile_names
@@ -166,5 +167,4 @@ def _loader(spec: MachineSpec) -> str:
         return "a kernel of its own"
     if spec.firmware is None:
         return "BIOS"
-    named = isinstance(spec.firmware, str) and spec.firmware != "uefi"
-    return "firmware of its own" if named else "UEFI"
+    return "UEFI" if isinstance(spec.firmware, Uefi) else "firmware of its own"

@@ -15,6 +15,7 @@ from qmpkit.host.headers import backing_path, read_header
 from qmpkit.host.kvm import host_arch, read_text
 from qmpkit.images.look import Looked, look_at
 from qmpkit.spec.block import BaseFormat, Disk, DiskFormat, DiskInterface, Overlay
+from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import MACHINE_NAME_LIMIT, machine_name_problem
 from qmpkit.spec.network import Forward, UserNic
@@ -43,7 +44,7 @@ async def machine_for(
     write: bool = False,
     format: str | None = None,
     arch: str | None = None,
-    firmware: str | None = None,
+    firmware: str | Uefi | None = None,
     memory: int | str | None = None,
     cpus: int | None = None,
     forwards: Iterable[Forward | str] = (SSH,),
@@ -60,7 +61,7 @@ async def machine_for(
 
     The rest is found out when it is not given.  *format*: from the header, confirmed
     by qemu-img.  *arch* ("x86_64", "aarch64", "riscv64"): from the partition table,
-    else the host's.  *firmware* ("bios", "uefi" or a file): a PC whose disk has boot
+    else the host's.  *firmware* ("bios", "uefi", `Uefi(…)` or a file): a PC whose disk has boot
     code gets a BIOS, which starts faster; a disk with an EFI system partition alone, and
     every other architecture, UEFI.  *memory* (bytes or "4GiB"): 2 GiB, less on a
     small host, at least 512 MiB.  *cpus*: 2, less on a small host.  *forwards*: any
@@ -92,7 +93,7 @@ class Wishes:
     overlay: Path | None = attrs.field(default=None, converter=_optional_path)
     write: bool = False
     arch: str | None = None
-    firmware: str | None = None
+    firmware: str | Uefi | None = None
     memory: int | str | None = None
     cpus: int | None = None
     forwards: Iterable[Forward | str] = (SSH,)
@@ -129,10 +130,10 @@ def _arch_here() -> str:
     return here if here in _BOARDS else "x86_64"
 
 
-def _firmware(looked: Looked, arch: str, wanted: str | None) -> str | None:
+def _firmware(looked: Looked, arch: str, wanted: str | Uefi | None) -> str | Uefi | None:
     if wanted is None:
         by_bios = arch == "x86_64" and (looked.boot.bios or not looked.boot.uefi)
-        return None if by_bios else "uefi"
+        return None if by_bios else Uefi()
     return None if wanted == "bios" else wanted
 
 

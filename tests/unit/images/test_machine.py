@@ -19,6 +19,7 @@ from qmpkit.images.boot import LOOK_AT
 from qmpkit.images.machine import name_from
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.check import faults_of
+from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.network import Forward, UserNic
@@ -79,11 +80,11 @@ async def test_written_into(disk: Path) -> None:
     ("label", "parts", "code", "arch", "machine", "firmware"),
     [
         ("gpt", [BIOS_BOOT, ESP, ROOT_X86], True, "x86_64", "q35", None),
-        ("gpt", [ESP, ROOT_X86], False, "x86_64", "q35", "uefi"),
-        ("gpt", [ESP, ROOT_ARM], False, "aarch64", "virt", "uefi"),
-        ("gpt", [ESP, ROOT_RISCV], False, "riscv64", "virt", "uefi"),
+        ("gpt", [ESP, ROOT_X86], False, "x86_64", "q35", Uefi()),
+        ("gpt", [ESP, ROOT_ARM], False, "aarch64", "virt", Uefi()),
+        ("gpt", [ESP, ROOT_RISCV], False, "riscv64", "virt", Uefi()),
         ("dos", ["83"], True, "x86_64", "q35", None),
-        ("dos", ["ef"], False, None, None, "uefi"),
+        ("dos", ["ef"], False, None, None, Uefi()),
     ],
 )
 async def test_board_and_firmware_by_the_partitions(
@@ -92,7 +93,7 @@ async def test_board_and_firmware_by_the_partitions(
     code: bool,
     arch: str | None,
     machine: str | None,
-    firmware: str | None,
+    firmware: Uefi | None,
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "x.raw"
@@ -100,10 +101,10 @@ async def test_board_and_firmware_by_the_partitions(
     spec = await machine_for(path, write=True)
     assert spec.arch == (arch or platform.machine())
     assert machine is None or spec.machine == machine
-    assert (spec.firmware is None) == (firmware is None)
+    assert spec.firmware == firmware
     asked = await machine_for(path, write=True, arch="aarch64")
     assert (asked.arch, asked.machine) == ("aarch64", "virt")
-    assert asked.firmware is not None
+    assert asked.firmware == Uefi()
     pc = await machine_for(path, write=True, arch="x86_64", firmware="bios")
     assert (pc.machine, pc.firmware) == ("q35", None)
 
