@@ -35,6 +35,7 @@ def _processors(host: Host) -> Finding:
         name="processors",
         verdict="ok",
         found=f"{model}, {plural(number, 'processor')}" if number else model,
+        enough_for=f"guests of up to {plural(number, 'processor')}" if number else "",
         facts={"model": model, "usable": number, "arch": host.arch},
     )
 
@@ -103,6 +104,7 @@ def _device(host: Host, kvm: KvmFacts) -> Finding:
         name="/dev/kvm",
         verdict="ok",
         found=f"{mode}, group {group}; {host.user.name} created a VM on it",
+        enough_for='accel = "kvm"',
         facts=facts,
     )
 
