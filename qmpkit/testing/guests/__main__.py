@@ -1,7 +1,7 @@
 """`python -m qmpkit.testing.guests [--refresh] NAME…`: make what live tests need, say where it is.
 
-NAME is `tiny`, `kvm-tiny`, `debian` (test guests) or `qemu` (a second QEMU beside the
-distribution's).
+NAME is `tiny`, `tiny-aarch64`, `tiny-riscv64`, `kvm-tiny`, `debian` (test guests) or `qemu`
+(a second QEMU beside the distribution's).
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from pathlib import Path
 
 from qmpkit.errors import QmpkitError
 from qmpkit.testing.guests import build_debian, build_kvm_tiny, build_tiny
+from qmpkit.testing.guests.architectures import TINY
 from qmpkit.testing.guests.qemus import fetch_other_qemu
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m qmpkit.testing.guests", description=__doc__)
-    names = ["tiny", "kvm-tiny", "debian", "qemu"]
+    names = [*(tiny.name for tiny in TINY.values()), "kvm-tiny", "debian", "qemu"]
     parser.add_argument("names", nargs="+", choices=names, metavar="NAME")
     parser.add_argument("--refresh", action="store_true", help="ask Debian for newer packages")
     parser.add_argument("--quiet", action="store_true", help="only say what had to be done")
     options = parser.parse_args()
     builders: dict[str, Callable[..., Path]] = {
-        "tiny": partial(build_tiny, refresh=options.refresh),
+        **{t.name: partial(build_tiny, arch, refresh=options.refresh) for arch, t in TINY.items()},
         "kvm-tiny": build_kvm_tiny,
         "debian": partial(build_debian, refresh=options.refresh),
         "qemu": partial(fetch_other_qemu, refresh=options.refresh),

@@ -30,7 +30,7 @@ _CONFIGURATION = """\
 #clear DPkg::Post-Invoke;
 #clear DPkg::Pre-Install-Pkgs;
 APT::Sandbox::User "";
-APT::Architecture "amd64";
+APT::Architecture "{architecture}";
 APT::Architectures "";
 APT::Default-Release "{preferred}";
 Acquire::Languages "none";
@@ -74,12 +74,20 @@ class Package:
 
 
 class Apt:
-    """apt for one Debian release, with a state of its own in *directory*.
+    """apt for one Debian release and *architecture*, with a state of its own in *directory*.
 
+    Packages of another architecture than this host's are only unpacked, so any will do.
     Hold `locked` around all use: the directory serves one at a time.
     """
 
-    def __init__(self, directory: Path, release: str, *, backports: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        release: str,
+        *,
+        backports: bool = False,
+        architecture: str = "amd64",
+    ) -> None:
         if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
             raise HostLacks("apt-get and dpkg-deb are not here", _CURE)
         host = sources.host_codename()
@@ -92,7 +100,10 @@ class Apt:
         _write(directory / "apt.sources", sources.render(found))
         # Backports are preferred only where asked for; security updates win by version.
         preferred = f"{release}-backports" if backports else ""
-        _write(self._configuration, _CONFIGURATION.format(root=directory, preferred=preferred))
+        configuration = _CONFIGURATION.format(
+            root=directory, architecture=architecture, preferred=preferred
+        )
+        _write(self._configuration, configuration)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import lzma
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,13 +12,27 @@ from pathlib import Path
 import attrs
 from elftools.elf.elffile import ELFFile
 
-__all__ = ["Module", "module_closure", "modules_alias", "modules_dep", "read_modules", "vmlinux"]
+__all__ = [
+    "Module",
+    "boot_image",
+    "built_in",
+    "module_closure",
+    "module_content",
+    "modules_alias",
+    "modules_dep",
+    "read_modules",
+    "vmlinux",
+]
 
 _SETUP_SECTORS = 0x1F1  # bzImage header: sectors of real-mode code after the first
 _SIGNATURE = 0x202  # "HdrS"
 _PAYLOAD_OFFSET = 0x248  # of the compressed kernel, from the end of the setup code
 _PAYLOAD_LENGTH = 0x24C
 _LZ4_LEGACY = b"\x02\x21\x4c\x18"
+
+_IMAGE_MAGIC = 0x38  # in the header that arm64's and riscv's kernels share
+_IMAGE_MAGICS = (b"ARM\x64", b"RSC\x05")
+_GZIP = b"\x1f\x8b"
 
 
 def vmlinux(image: bytes) -> bytes:
@@ -54,9 +71,20 @@ def _unlz4(payload: bytes) -> bytes:
     return elf
 
 
+def boot_image(kernel: bytes) -> bytes:
+    """The uncompressed Image that QEMU starts on aarch64 and riscv64, out of Debian's *kernel*.
+
+    Raises ValueError for anything that does not hold one, plain or as gzip.
+    """
+    image = gzip.decompress(kernel) if kernel.startswith(_GZIP) else kernel
+    if image[_IMAGE_MAGIC : _IMAGE_MAGIC + 4] not in _IMAGE_MAGICS:
+        raise ValueError(f"not an Image for aarch64 or riscv64 (it begins with {image[:4].hex()})")
+    return image
+
+
 @attrs.frozen
 class Module:
-    """A kernel module: its file below the modules directory and its .modinfo."""
+    """A kernel module: its file below the modules directory, uncompressed, and its .modinfo."""
 
     name: str
     path: str
@@ -68,10 +96,28 @@ class Module:
 def read_modules(directory: Path) -> dict[str, Module]:
     """Every module file below *directory* by name, its .modinfo not read yet."""
     found = {}
-    for path in sorted(directory.rglob("*.ko")):
-        name = path.stem.replace("-", "_")
-        found[name] = Module(name, path.relative_to(directory).as_posix())
+    for path in sorted([*directory.rglob("*.ko"), *directory.rglob("*.ko.xz")]):
+        plain = path.relative_to(directory).as_posix().removesuffix(".xz")
+        name = _name(plain)
+        found[name] = Module(name, plain)
     return found
+
+
+def built_in(directory: Path) -> frozenset[str]:
+    """The names of what could be a module and is part of the kernel itself."""
+    return frozenset(map(_name, (directory / "modules.builtin").read_text().split()))
+
+
+def _name(path: str) -> str:
+    return Path(path).stem.replace("-", "_")
+
+
+def module_content(directory: Path, module: Module) -> bytes:
+    """The uncompressed file of *module*."""
+    path = directory / module.path
+    if path.exists():
+        return path.read_bytes()
+    return lzma.decompress(path.with_name(f"{path.name}.xz").read_bytes())
 
 
 def module_closure(
@@ -95,17 +141,21 @@ def module_closure(
 
 
 def _with_modinfo(directory: Path, module: Module) -> Module:
-    with (directory / module.path).open("rb") as file:
-        section = ELFFile(file).get_section_by_name(".modinfo")
-        if section is None:
-            raise ValueError(f"{module.path} is not a kernel module: it has no .modinfo")
-        pairs = [item.partition(b"=") for item in section.data().split(b"\0") if item]
+    elf = ELFFile(io.BytesIO(module_content(directory, module)))
+    section = elf.get_section_by_name(".modinfo")
+    if section is None:
+        raise ValueError(f"{module.path} is not a kernel module: it has no .modinfo")
+    pairs = [item.partition(b"=") for item in section.data().split(b"\0") if item]
     values: dict[str, list[str]] = {}
     for key, _, value in pairs:
         values.setdefault(key.decode(), []).append(value.decode())
     return attrs.evolve(
         module,
-        depends=tuple(name for name in ",".join(values.get("depends", ())).split(",") if name),
+        depends=tuple(
+            name.replace("-", "_")
+            for name in ",".join(values.get("depends", ())).split(",")
+            if name
+        ),
         softdep=_softdeps(values.get("softdep", ())),
         aliases=tuple(values.get("alias", ())),
     )

@@ -11,7 +11,7 @@ from elftools.elf.segments import InterpSegment
 
 __all__ = ["library_closure", "needed"]
 
-_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "lib", "usr/lib")
+_FOLDERS = ("lib/{arch}-linux-gnu", "usr/lib/{arch}-linux-gnu", "lib64", "lib", "usr/lib")
 
 
 def needed(program: Path) -> tuple[str, ...]:
@@ -26,19 +26,20 @@ def needed(program: Path) -> tuple[str, ...]:
 
 
 def library_closure(
-    programs: Iterable[Path], roots: Sequence[Path]
+    programs: Iterable[Path], roots: Sequence[Path], arch: str = "x86_64"
 ) -> tuple[dict[str, Path], tuple[str, ...]]:
     """What *programs* need, as (path in the guest → file, sonames not found in any of *roots*).
 
-    Each root is a tree of unpacked packages.  Symbolic links are followed inside
-    their root, so the guest gets each library once, under the name asked for.
+    *arch* is that of the programs, in QEMU's words.  Each root is a tree of unpacked
+    packages.  Symbolic links are followed inside their root, so the guest gets each
+    library once, under the name asked for.
     """
     found: dict[str, Path] = {}
     missing: list[str] = []
     queue = list(programs)
     while queue:
         for name in needed(queue.pop()):
-            place = _find(name, roots)
+            place = _find(name, roots, arch)
             if place is None:
                 missing.append(name)
             elif place[0] not in found:
@@ -47,13 +48,24 @@ def library_closure(
     return found, tuple(dict.fromkeys(missing))
 
 
-def _find(name: str, roots: Sequence[Path]) -> tuple[str, Path] | None:
-    names = [name.lstrip("/")] if "/" in name else [f"{folder}/{name}" for folder in _FOLDERS]
+def _find(name: str, roots: Sequence[Path], arch: str) -> tuple[str, Path] | None:
+    if "/" in name:
+        return _find_loader(name.lstrip("/"), roots)
     for root in roots:
-        for inside in names:
+        for folder in _FOLDERS:
+            inside = f"{folder.format(arch=arch)}/{name}"
             file = _resolved(root, inside)
             if file is not None:
                 return inside, file
+    return None
+
+
+def _find_loader(name: str, roots: Sequence[Path]) -> tuple[str, Path] | None:
+    """It is looked for under the name the kernel will ask for; packages may have it in /usr."""
+    for root in roots:
+        file = _resolved(root, name) or _resolved(root, f"usr/{name}")
+        if file is not None:
+            return name, file
     return None
 
 
