@@ -83,7 +83,7 @@ def _qcow2(fd: int, start: bytes) -> Header:
         return Header("qcow2")
     version, offset, length, cluster_bits, size = struct.unpack_from(">IQIIQ", start, 4)
     named = offset and 0 < length <= _LONGEST_NAME
-    backing = os.fsdecode(os.pread(fd, length, offset)) if named else ""
+    backing = _name(os.pread(fd, length, offset)) if named else ""
     extensions = _extensions(fd, start, version, 1 << min(cluster_bits, _LARGEST_CLUSTER))
     return Header(
         "qcow2",
@@ -92,6 +92,10 @@ def _qcow2(fd: int, start: bytes) -> Header:
         data_file=extensions.get(_DATA_FILE, "") if _has_data_file(start, version) else "",
         size=size,
     )
+
+
+def _name(raw: bytes) -> str:
+    return os.fsdecode(raw.partition(b"\0")[0])  # QEMU reads it as a C string
 
 
 def _has_data_file(start: bytes, version: int) -> bool:
@@ -106,7 +110,7 @@ def _extensions(fd: int, start: bytes, version: int, end: int) -> dict[int, str]
         kind, length = struct.unpack(">II", os.pread(fd, 8, at).ljust(8, b"\0"))
         if not kind or at + 8 > end:
             break
-        found.setdefault(kind, os.fsdecode(os.pread(fd, min(length, _LONGEST_NAME), at + 8)))
+        found.setdefault(kind, _name(os.pread(fd, min(length, _LONGEST_NAME), at + 8)))
         at += 8 + (length + 7) // 8 * 8
     return found
 

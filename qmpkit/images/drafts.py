@@ -225,9 +225,9 @@ def _free_place(path: Path, *, doing: str = "create", replace: bool = False) -> 
 
     Publishing decides; this only spares the work, and names the folder that is missing.
     """
+    asked = Asked.of(doing, path)
     # A link stays: what it leads to is replaced.
-    target = path.resolve() if replace else path.absolute()
-    asked = Asked(doing, target)
+    target = path.resolve() if replace else asked.path
     if os.path.lexists(target) and not (replace and target.is_file()):
         raise _exists(asked, replace=replace)
     if not target.parent.is_dir():

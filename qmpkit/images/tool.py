@@ -58,6 +58,10 @@ class Asked:
     path: Path
     draft: str = ""
 
+    def __attrs_post_init__(self) -> None:
+        if "\0" in str(self.path):
+            raise self.failed("a file's name cannot hold a NUL")
+
     @classmethod
     def of(cls, doing: str, path: str | os.PathLike[str]) -> Asked:
         """With *path* made absolute, so that a colon in it means nothing to qemu-img."""

@@ -331,6 +331,17 @@ async def test_what_is_no_image(qemu_img: str, tmp_path: Path, content: bytes, w
         await images.info(tmp_path / "disk")
 
 
+async def test_a_name_that_no_file_can_have(qemu_img: str, tmp_path: Path) -> None:
+    for ask in (
+        lambda: images.info("a\0b"),
+        lambda: images.create("a\0b", "1MiB", "raw"),
+        lambda: images.create(tmp_path / ("n" * 256), "1MiB", "raw"),
+    ):
+        with pytest.raises(ImageFailed, match=r"cannot hold a NUL|File name too long"):
+            await ask()
+    assert left(tmp_path) == set()
+
+
 async def test_a_stated_format_is_not_questioned(qemu_img: str, tmp_path: Path) -> None:
     """A raw disk whose guest wrote a qcow2 header on it."""
     path = qcow2(tmp_path / "disk", "/etc/shadow")

@@ -100,13 +100,16 @@ async def killed_program(code: str, *argv: object, after: float) -> bytes:
     assert program.stdout is not None
     printed = b""
     async with program.stdout:
-        while not printed.endswith(b"\n"):  # unbuffered, Python writes the newline by itself
-            more = await program.stdout.receive_some(3)
-            assert more, "the program has ended"
-            printed += more
-        await trio.sleep(after)
-        program.kill()
-        await program.wait()
+        try:
+            while not printed.endswith(b"\n"):  # unbuffered, Python writes the newline by itself
+                more = await program.stdout.receive_some(3)
+                assert more, "the program has ended"
+                printed += more
+            await trio.sleep(after)
+        finally:
+            program.kill()
+            with trio.CancelScope(shield=True):
+                await program.wait()
         printed = b"".join([chunk async for chunk in program.stdout])
     with trio.move_on_after(2):
         while living_with(token):  # noqa: ASYNC110  processes that are not ours tell us nothing

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qmpkit.host.chain import MAX_CHAIN, Broken, walk_chain
 from qmpkit.host.headers import Header, read_header
@@ -127,3 +129,19 @@ def test_data_file(tmp_path: Path) -> None:
     assert broken.why == f"the data file {data!r} of {str(top)!r} does not exist"
     raw(tmp_path / "content")
     assert names(top) == ["top"]
+
+
+@given(content=st.binary(max_size=1500))
+def test_any_bytes_have_an_end(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any chain"
+    path.write_bytes(b"QFI\xfb" + content)
+    found = walk_chain(path)
+    assert found.layers[0].path == path
+
+
+def test_a_name_with_a_nul_ends_there(tmp_path: Path) -> None:
+    raw(tmp_path / "base")
+    assert names(qcow2(tmp_path / "top", "base\0/../x", backing_format="raw")) == ["top", "base"]
+    found = walk_chain(qcow2(tmp_path / "top", data_file="a\0b"))
+    assert found.broken is not None
+    assert found.broken.why.startswith(f"the data file {str(tmp_path / 'a')!r} of ")
