@@ -50,6 +50,9 @@ def _image(link: Path) -> Path:
 
 
 def _build_now(link: Path, wanted: str, progress: Progress) -> None:
+    # Of killed builds: nobody else builds now, and an ordinary user needs more than rmtree.
+    for leftover in link.parent.glob(f".{link.name}-*"):
+        tree.remove(leftover)
     apt = Apt(cache_dir() / "apt" / recipe.RELEASE, recipe.RELEASE)
     with apt.locked():
         progress("asking Debian's archive")

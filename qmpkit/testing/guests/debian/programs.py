@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from qmpkit.errors import HostLacks, QmpkitError
 
-__all__ = ["BuildFailed", "as_owner", "check_programs", "run"]
+__all__ = ["BuildFailed", "as_owner", "check_programs", "in_own_mounts", "run"]
 
 _PROGRAMS = {  # program → Debian's package
     "mmdebstrap": "mmdebstrap",
@@ -20,9 +20,10 @@ _PROGRAMS = {  # program → Debian's package
     "mkfs.vfat": "dosfstools",
     "qemu-img": "qemu-utils",
     "setpriv": "util-linux",
+    "unshare": "util-linux",
     "tar": "tar",
 }
-_WITHOUT_ROOT = {"unshare": "util-linux", "newuidmap": "uidmap"}
+_WITHOUT_ROOT = {"newuidmap": "uidmap"}
 
 # An ordinary user's PATH on Debian has neither mke2fs nor sfdisk.
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
@@ -61,6 +62,22 @@ def as_owner(argv: Sequence[str]) -> list[str]:
     if _root():
         return list(argv)
     return ["unshare", "--map-root-user", "--map-auto", "--", *argv]
+
+
+def in_own_mounts(argv: Sequence[str]) -> list[str]:
+    """*argv*, to be run so that what it mounts is seen by nobody else and ends with it.
+
+    mmdebstrap mounts /proc, /sys and parts of /dev, and when it is killed does not
+    unmount them: whoever cleans up after it must not find them there.
+    """
+    private = ["unshare", "--mount", "--"]
+    if not _root():
+        return list(argv)  # it makes itself a namespace
+    try:
+        run([*private, "true"])
+    except BuildFailed:
+        return list(argv)  # a container, where nothing can be mounted either
+    return [*private, *argv]
 
 
 def run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import attrs
 
 from qmpkit.testing.guests import sources
 from qmpkit.testing.guests.debian import recipe
-from qmpkit.testing.guests.debian.programs import as_owner, run
+from qmpkit.testing.guests.debian.programs import as_owner, in_own_mounts, run
 
 __all__ = ["install", "remove", "unpack"]
 
@@ -46,7 +45,7 @@ def install(uuid: str, work: Path, progress: Callable[[str], None]) -> Path:
     # Before the packages, because the initramfs is made while they are installed.
     command.append(f"--essential-hook=tar-in {own} /")
     run(
-        [*command, recipe.RELEASE, str(target), str(mirrors)],
+        in_own_mounts([*command, recipe.RELEASE, str(target), str(mirrors)]),
         progress=lambda line: progress(line.removeprefix("I: ")),
         # Root's build leaves its files where the next one removes them; an ordinary
         # user's runs under ids that may not even look into the cache directory.
@@ -79,7 +78,5 @@ def _guest_sources() -> str:
 
 
 def remove(work: Path) -> None:
-    """Remove *work* with all files in it, whoever owns them."""
-    shutil.rmtree(work, ignore_errors=True)
-    if work.exists():
-        run(as_owner(["rm", "-rf", "--", str(work)]))
+    """Remove *work* with all files in it, whoever owns them; nothing that is mounted there."""
+    run(as_owner(["rm", "-rf", "--one-file-system", "--", str(work)]))
