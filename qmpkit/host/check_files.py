@@ -22,7 +22,7 @@ from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["check_disks", "check_plain_files"]
+__all__ = ["check_disks", "check_plain_files", "file_in_use", "unreadable"]
 
 _QEMU_FORMATS = ("raw", "qcow2", "qed", "vmdk", "vhdx", "vpc", "vdi", "luks", "parallels")
 FileId = tuple[int, int]
@@ -35,7 +35,7 @@ def check_plain_files(spec: MachineSpec) -> Iterator[Problem]:
         wanted += [("kernel.image", spec.kernel.image), ("kernel.initrd", spec.kernel.initrd)]
     for where, name in wanted:
         if name is not None and _sound(name):
-            yield from _unreadable(Path(name), where)
+            yield from unreadable(Path(name), where)
 
 
 def check_disks(spec: MachineSpec) -> Iterator[Problem]:
@@ -107,16 +107,16 @@ class _Check:
     def _usable(self) -> Iterator[Problem]:
         at, image = f"{self.where}.file", Path(self.disk.file)
         hint = "" if self.disk.is_readonly else _MAKE_HINT
-        unreadable = list(_unreadable(image, at, hint=hint))
-        yield from unreadable
-        if unreadable:
+        problems = list(unreadable(image, at, hint=hint))
+        yield from problems
+        if problems:
             return
         if not self.disk.is_readonly and not os.access(image, os.W_OK, effective_ids=True):
             yield Problem(Fault(at, f"{self.disk.file!r} may not be written", "readonly = true"))
         yield from self._driver(image, at)
         yield from _format_problems(image, self.disk.format, self.where, at)
         yield from self._sharing(image, at)
-        yield from _in_use(image, at, for_writing=not self.disk.is_readonly)
+        yield from file_in_use(image, at, for_writing=not self.disk.is_readonly)
 
     def _driver(self, image: Path, at: str) -> Iterator[Problem]:
         is_device = stat.S_ISBLK(image.stat().st_mode)
@@ -152,17 +152,18 @@ class _Check:
 
     def _base(self, make: Overlay) -> Iterator[Problem]:
         at, base = f"{self.where}.make.file", Path(make.file)
-        unreadable = list(_unreadable(base, at))
-        yield from unreadable
-        if not unreadable:
+        problems = list(unreadable(base, at))
+        yield from problems
+        if not problems:
             yield from _format_problems(base, make.format, f"{self.where}.make", at)
-            yield from _in_use(base, at, for_writing=False)
+            yield from file_in_use(base, at, for_writing=False)
 
 
 _MAKE_HINT = 'make = "10GiB" has it made at start'
 
 
-def _unreadable(path: Path, where: str, hint: str = "") -> Iterator[Problem]:
+def unreadable(path: Path, where: str, hint: str = "") -> Iterator[Problem]:
+    """That *path* is not there or cannot be read; *hint* is the last resort of a cure."""
     try:
         _open_once(path)
     except FileNotFoundError:
@@ -236,10 +237,17 @@ def _chain_problems(image: Path, at: str) -> Iterator[Problem]:
     if chain.broken is not None:
         yield Problem(Fault(at, chain.broken.why, chain.broken.cure))
     for layer in chain.layers[1:]:
-        yield from _in_use(layer.path, at, for_writing=False)
+        yield from file_in_use(layer.path, at, for_writing=False)
 
 
-def _in_use(image: Path, at: str, *, for_writing: bool) -> Iterator[Problem]:
+def file_in_use(
+    image: Path,
+    at: str,
+    cure: str = "stop that machine, or use an overlay of its base",
+    *,
+    for_writing: bool,
+) -> Iterator[Problem]:
+    """That another QEMU has *image* open in a way that keeps us out, and who it is."""
     try:
         locked = image_locked(image, for_writing=for_writing)
     except OSError:
@@ -247,6 +255,5 @@ def _in_use(image: Path, at: str, *, for_writing: bool) -> Iterator[Problem]:
     if locked:
         name = str(image)
         holders = ", ".join(map(str, holders_of(image))) or "another process"
-        cure = "stop that machine, or use an overlay of its base"
         alone = ImageInUse(name, "use", f"{holders} has it open", cure)
         yield Problem(Fault(at, f"{name!r} is in use: {holders} has it open", cure), alone)

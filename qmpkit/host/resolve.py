@@ -14,6 +14,7 @@ from qmpkit.host.accel import Decision, decide
 from qmpkit.host.binary import capabilities_of, find_binary, known_capabilities
 from qmpkit.host.capabilities import Capabilities, Stamp
 from qmpkit.host.findings import Problem, lacking, raise_problems
+from qmpkit.host.flash import look_at_flash
 from qmpkit.host.kvm import KvmFacts, host_arch, kvm_facts
 from qmpkit.host.preflight import memory_warning, preflight
 from qmpkit.host.variables import NAMES, host_variables
@@ -21,12 +22,16 @@ from qmpkit.spec.boards import board_of
 from qmpkit.spec.check import faults_of, type_faults
 from qmpkit.spec.convert import structure, unstructure
 from qmpkit.spec.cpu import model_of
-from qmpkit.spec.facts import Facts
+from qmpkit.spec.facts import Facts, Flash
+from qmpkit.spec.firmware import Firmware, Uefi
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.paths import PATHS, map_fields
 from qmpkit.spec.variables import expand, variables_in
 
 __all__ = ["Resolution", "resolve"]
+
+# Until then pflash 0 was for machine mode, in OpenSBI's place.
+_RISCV_FLASH = (8, 1)
 
 
 @attrs.frozen
@@ -62,7 +67,23 @@ async def resolve(spec: MachineSpec, *, check: bool = True) -> Resolution:
     known = survey.capabilities
     if known is None and survey.stamp is not None:
         known = await _ask(survey.stamp, spec.name)
-    return _conclude(survey, known)
+    flash, problems = await _flash(survey.spec, known, check)
+    return _conclude(attrs.evolve(survey, problems=survey.problems + problems), known, flash)
+
+
+async def _flash(
+    spec: MachineSpec, known: Capabilities | None, check: bool
+) -> tuple[Flash | None, tuple[Problem, ...]]:
+    if not isinstance(spec.firmware, Uefi):
+        return None, ()
+    machine = known.machine(spec.machine) if known is not None else None
+    name = machine.name if machine is not None else None
+
+    def look() -> tuple[Flash | None, tuple[Problem, ...]]:
+        assert isinstance(spec.firmware, Uefi)
+        return look_at_flash(spec.firmware, spec.arch, name, check=check)
+
+    return await trio.to_thread.run_sync(look)
 
 
 async def _ask(stamp: Stamp, machine: str) -> Capabilities:
@@ -142,7 +163,7 @@ def _find(spec: MachineSpec, problems: list[Problem]) -> Stamp | None:
     return None
 
 
-def _conclude(survey: _Survey, known: Capabilities | None) -> Resolution:
+def _conclude(survey: _Survey, known: Capabilities | None, flash: Flash | None) -> Resolution:
     spec = survey.spec
     problems = list(survey.problems)
     decision = _decide(spec, survey.kvm, known, problems)
@@ -163,6 +184,7 @@ def _conclude(survey: _Survey, known: Capabilities | None) -> Resolution:
         machine_options={**board.options, **spec.machine_options},
         accel=decision.accel,
         cpu=attrs.evolve(spec.cpu, model=model),
+        firmware=_named(spec.firmware, flash),
         qemu=survey.stamp.path if spec.qemu is not None else None,
     )
     facts = Facts(
@@ -170,9 +192,17 @@ def _conclude(survey: _Survey, known: Capabilities | None) -> Resolution:
         accel=decision.accel,
         cpu_flags=decision.cpu_flags,
         run_with_user=known.run_with_user,
+        flash=flash,
     )
     warnings = tuple(text for text in (decision.warning, survey.warning) if text)
     return Resolution(resolved, facts, warnings, known, survey.kvm)
+
+
+def _named(firmware: Firmware, flash: Flash | None) -> Firmware:
+    """UEFI with the files it turned out to be, so that a saved machine finds them again."""
+    if not isinstance(firmware, Uefi) or flash is None:
+        return firmware
+    return attrs.evolve(firmware, code=flash.code, template=flash.template)
 
 
 def _decide(
@@ -211,6 +241,9 @@ def _misfits(
         where = "cpu.cpus" if spec.cpu.maxcpus is None else "cpu.maxcpus"
         message = f"{machine.name} takes at most {machine.max_cpus} processors"
         yield Problem(Fault(where, message))
+    if spec.arch == "riscv64" and isinstance(spec.firmware, Uefi) and known.version < _RISCV_FLASH:
+        message = f"QEMU {version} has no flash for the UEFI of riscv64, it came with 8.1"
+        yield Problem(Fault("firmware", message, "use a newer QEMU, or a kernel"))
     if fault := _cpu_model_fault(spec, known, decision):
         yield Problem(fault)
 

@@ -12,7 +12,9 @@ import trio
 from qmpkit.host.holders import image_locked
 from qmpkit.images.drafts import Placed
 from qmpkit.images.new import place_empty, place_overlay
+from qmpkit.images.varstore import place_store
 from qmpkit.spec.block import Disk, Overlay
+from qmpkit.spec.firmware import Firmware, Uefi
 from qmpkit.spec.machine import MachineSpec
 
 __all__ = ["MadeImages", "prepared_disks"]
@@ -44,6 +46,12 @@ class MadeImages:
         elif disk.make is not None:
             self._made.append(await place_empty(disk.file, disk.make, disk.format))
 
+    async def _make_store(self, firmware: Firmware) -> None:
+        if not isinstance(firmware, Uefi) or not firmware.vars or not firmware.template:
+            return
+        if not await trio.to_thread.run_sync(os.path.lexists, firmware.vars):
+            self._made.append(await place_store(firmware.vars, firmware.template))
+
     def _unmake(self) -> None:
         while self._made:
             made = self._made.pop()
@@ -57,7 +65,7 @@ class MadeImages:
 
 @asynccontextmanager
 async def prepared_disks(spec: MachineSpec) -> AsyncIterator[MadeImages]:
-    """Make the images that the `make=` of *spec*'s disks ask for, for the block.
+    """Make the images that the `make=` of *spec*'s disks ask for, and its store of variables.
 
     A file that exists is used as it is, never replaced.  When the block fails or is
     cancelled before `keep()`, what was made is removed, unless somebody has written
@@ -70,6 +78,7 @@ async def prepared_disks(spec: MachineSpec) -> AsyncIterator[MadeImages]:
     try:
         for disk in await _missing(spec):
             await made._make(disk)
+        await made._make_store(spec.firmware)
         yield made
     except BaseException:
         with trio.move_on_after(_CLEANUP_GRACE, shield=True):

@@ -19,6 +19,7 @@ import trio
 from qmpkit._trio import service_nursery
 from qmpkit.errors import Fault, HostLacks, LaunchFailed, SpecInvalid
 from qmpkit.host.resolve import Resolution
+from qmpkit.images.varstore import private_store
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
 from qmpkit.process.child import Child, ChildLike, child
@@ -29,6 +30,7 @@ from qmpkit.qmp.opening import open_session
 from qmpkit.qmp.session import Observer, Session
 from qmpkit.spec.argv import TOOLS, render
 from qmpkit.spec.chardev import Endpoint, FdEndpoint
+from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec, channels, links
 
 __all__ = ["LaunchOptions", "Started", "Starter", "launched", "start_qemu"]
@@ -85,10 +87,26 @@ async def start_qemu(resolution: Resolution, options: LaunchOptions) -> AsyncIte
     async with AsyncExitStack() as ours:
         with ExitStack() as theirs:
             wiring = _wire(spec, options, ours, theirs)
-            argv = render(spec, resolution.facts, wiring.endpoints, incoming=options.incoming)
+            if (template := _wanted_store(resolution)) is not None:
+                made = await trio.to_thread.run_sync(private_store, template)
+                wiring.store = wiring.take(theirs.enter_context(made).fileno())
+            argv = render(
+                spec,
+                resolution.facts,
+                wiring.endpoints,
+                incoming=options.incoming,
+                store=wiring.store,
+            )
             process = await _run(ours, spec, argv, wiring, options)
         # Their ends are closed here now: QEMU's death is an end of file on ours.
         yield Started(process, tuple(argv), wiring.ours)
+
+
+def _wanted_store(resolution: Resolution) -> str | None:
+    """The template of the UEFI variables that end with the machine, when it has such."""
+    uefi, flash = resolution.spec.firmware, resolution.facts.flash
+    wanted = isinstance(uefi, Uefi) and uefi.vars is None
+    return flash.template if wanted and flash is not None else None
 
 
 async def _run(
@@ -118,11 +136,16 @@ class _Wiring:
         self.ours: dict[str, socket.socket] = {}
         self.theirs: dict[int, int] = {}
         self.endpoints: dict[str, Endpoint] = {}
+        self.store: int | None = None
 
     def hand_over(self, channel: str, sock: socket.socket, *, listen: bool = False) -> None:
-        fd = _FIRST_FD + len(self.theirs)
-        self.theirs[fd] = sock.fileno()
-        self.endpoints[channel] = FdEndpoint(fd, listen=listen)
+        self.endpoints[channel] = FdEndpoint(self.take(sock.fileno()), listen=listen)
+
+    def take(self, fd: int) -> int:
+        """The number that our *fd* has in the child."""
+        number = _FIRST_FD + len(self.theirs)
+        self.theirs[number] = fd
+        return number
 
 
 def _wire(

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec import devices as parts
-from qmpkit.spec.boards import board_of, family_of
+from qmpkit.spec.boards import Board, board_of, family_of
 from qmpkit.spec.chardev import Endpoint, chardev_option, monitor_option
 from qmpkit.spec.check import validate
 from qmpkit.spec.cpu import cpu_option, model_of, smp_option
 from qmpkit.spec.facts import Facts
+from qmpkit.spec.firmware import Uefi
+from qmpkit.spec.flash import flash_machine_options, flash_options
 from qmpkit.spec.layout import layout_of
 from qmpkit.spec.machine import MachineSpec, channels, links
 from qmpkit.spec.memory import memory_option
@@ -32,6 +34,7 @@ def render(
     paused: bool = True,
     incoming: bool = False,
     actions: Mapping[str, str] | None = None,
+    store: int | None = None,
 ) -> list[str]:
     """The argv that starts `spec`, the launcher's words and the binary first.
 
@@ -39,6 +42,7 @@ def render(
     may hold `TOOLS`. `paused` starts with the processors stopped (`-S`) until `cont`,
     `incoming` waits for `migrate-incoming` to fill the machine (`-incoming defer`).
     `actions` is `-action`: what QEMU does on "shutdown", "panic", "reboot".
+    `store` is the descriptor of the UEFI variables of a machine that keeps none.
     Raises `SpecInvalid` with every fault of the spec, `ValueError` for a wrong endpoint.
     """
     validate(spec)
@@ -47,7 +51,7 @@ def render(
     _check_endpoints(spec, endpoints)
     argv = [*spec.launcher, spec.qemu or facts.binary]
     argv += _base(spec, facts)
-    argv += _boot(spec)
+    argv += _boot(spec, facts, store)
     if paused:
         argv.append("-S")
     if incoming:
@@ -89,16 +93,23 @@ def _base(spec: MachineSpec, facts: Facts) -> list[str]:
     argv += ["-nodefaults", "-no-user-config", "-display", "none"]
     argv += _confinement(spec, facts)
     argv += ["-enable-kvm"] if facts.accel == "kvm" else ["-accel", "tcg"]
-    options = [("memory-backend", RAM_ID), *spec.machine_options.items()]
-    argv += ["-machine", keyvals(spec.machine, options)]
-    board = board_of(spec.machine, spec.arch)
-    assert board is not None, "another is a fault"
+    board = _board(spec)
+    options = {"memory-backend": RAM_ID, **spec.machine_options}
+    if isinstance(spec.firmware, Uefi):
+        options |= flash_machine_options(spec.firmware, board)
+    argv += ["-machine", keyvals(spec.machine, options.items())]
     model = model_of(spec.cpu, facts.accel, board.tcg_cpu)
     argv += ["-cpu", cpu_option(spec.cpu, model, facts.cpu_flags)]
     argv += ["-smp", smp_option(spec.cpu), "-m", memory_option(spec.memory)]
     if spec.uuid is not None:
         argv += ["-uuid", spec.uuid]
     return argv
+
+
+def _board(spec: MachineSpec) -> Board:
+    board = board_of(spec.machine, spec.arch)
+    assert board is not None, "that there is none is a fault"
+    return board
 
 
 def _confinement(spec: MachineSpec, facts: Facts) -> Iterator[str]:
@@ -123,9 +134,13 @@ def _confinement(spec: MachineSpec, facts: Facts) -> Iterator[str]:
         yield from ("-runas", spec.run_as)
 
 
-def _boot(spec: MachineSpec) -> Iterator[str]:
+def _boot(spec: MachineSpec, facts: Facts, store: int | None) -> Iterator[str]:
     if isinstance(spec.firmware, str):
         yield from ("-bios", spec.firmware)
+    elif spec.firmware is not None:
+        if facts.flash is None:
+            raise ValueError("the facts do not tell which firmware the UEFI is")
+        yield from flash_options(spec.firmware, _board(spec), facts.flash, store)
     if spec.kernel is not None and spec.kernel.image is not None:
         yield from ("-kernel", spec.kernel.image)
         if spec.kernel.initrd is not None:

@@ -20,6 +20,7 @@ def board_faults(spec: MachineSpec) -> Iterator[Fault]:
         return
     if isinstance(spec.firmware, Uefi):
         yield from firmware_faults(spec.firmware, board)
+        yield from _smm_faults(spec, spec.firmware, board)
     yield from _hotplug_faults(spec, board)
     yield from _device_faults(spec, board)
 
@@ -34,6 +35,12 @@ def _no_board(spec: MachineSpec) -> Iterator[Fault]:
     elif known:
         message = f"{spec.machine!r} is a board of {' and '.join(others)}, not of {spec.arch}"
         yield Fault("machine", message, " or ".join(known))
+
+
+def _smm_faults(spec: MachineSpec, uefi: Uefi, board: Board) -> Iterator[Fault]:
+    smm = spec.machine_options.get("smm", True)
+    if uefi.secure_boot and board.secure_boot == "smm" and smm not in (True, "on"):
+        yield Fault("machine_options.smm", "Secure Boot needs it", "leave it out")
 
 
 def _hotplug_faults(spec: MachineSpec, board: Board) -> Iterator[Fault]:

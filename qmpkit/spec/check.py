@@ -21,7 +21,7 @@ from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.layout import AGENT, fixed_devices, layout_of, scsi_faults
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.memory import memory_faults
-from qmpkit.spec.names import file_node, mac_of, machine_name_problem
+from qmpkit.spec.names import file_node, flash_node, mac_of, machine_name_problem
 from qmpkit.spec.network import UserNic, nic_faults
 from qmpkit.spec.options import text_problem
 
@@ -165,6 +165,9 @@ def _names_twice(spec: MachineSpec) -> Iterator[Fault]:
 
 def _nodes_twice(spec: MachineSpec) -> Iterator[Fault]:
     first: dict[str, str] = {}
+    if isinstance(spec.firmware, Uefi):
+        chips = (flash_node(0), flash_node(1))
+        first = {name: "firmware" for chip in chips for name in (chip, f"{chip}-file")}
     for number, disk in enumerate(spec.disks):
         where = f"disks[{number}]"
         for node in (file_node(disk.id), disk_node(disk)):
@@ -184,6 +187,8 @@ def _files_twice(spec: MachineSpec) -> Iterator[Fault]:
         other = first.setdefault(disk.file, (where, disk))
         if other[1] is not disk and not (disk.is_readonly and other[1].is_readonly):
             yield Fault(f"{where}.file", f"{disk.file!r} is already the image of {other[0]}")
+        if isinstance(spec.firmware, Uefi) and spec.firmware.vars == disk.file:
+            yield Fault(f"{where}.file", f"{disk.file!r} is already firmware.vars")
 
 
 def _boot_twice(spec: MachineSpec) -> Iterator[Fault]:

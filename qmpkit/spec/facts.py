@@ -6,7 +6,17 @@ from typing import Literal
 
 import attrs
 
-__all__ = ["Facts"]
+__all__ = ["Facts", "Flash"]
+
+
+@attrs.frozen(kw_only=True)
+class Flash:
+    """The firmware that a `Uefi` turned out to be: its code, the store to begin with, formats."""
+
+    code: str
+    template: str
+    code_format: str = "raw"
+    store_format: str = "raw"
 
 
 @attrs.frozen(kw_only=True)
@@ -16,9 +26,11 @@ class Facts:
     `binary`: path of qemu-system-…; `accel`: the accelerator decided on;
     `cpu_flags`: appended to the CPU model (e.g. "-arch-capabilities");
     `run_with_user`: the binary has `-run-with user=` (9.1) in place of `-runas`.
+    `flash`: for a machine with `Uefi`.
     """
 
     binary: str = "qemu-system-x86_64"
     accel: Literal["kvm", "tcg"] = "tcg"
     cpu_flags: tuple[str, ...] = ()
     run_with_user: bool = False
+    flash: Flash | None = None

@@ -18,6 +18,7 @@ __all__ = [
     "RAM_ID",
     "chardev_id",
     "file_node",
+    "flash_node",
     "format_node",
     "id_problem",
     "iothread_id",
@@ -90,6 +91,11 @@ def format_node(disk_id: str) -> str:
 def file_node(disk_id: str) -> str:
     """The protocol node below `format_node`."""
     return f"qk-{disk_id}-file"
+
+
+def flash_node(number: int) -> str:
+    """The node of a flash chip: 0 holds UEFI's code, 1 its variables."""
+    return f"qk-pflash{number}"
 
 
 def chardev_id(channel: str) -> str:
