@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import signal
@@ -10,13 +11,15 @@ import subprocess
 from pathlib import Path
 
 import attrs
+import pycdlib
 import pytest
 import trio
 
 import qmpkit
 from qmpkit import images
-from qmpkit.testing.guests.boot_sector import BANNER, boot_disk
+from qmpkit.testing.guests.boot_sector import BANNER, boot_disk, boot_sector
 from tests.live.commands import COMMAND, ask, on, piped, rest, said, terminal
+from tests.live.efi import EFI_BANNER, efi_disk
 
 pytestmark = pytest.mark.live
 
@@ -61,7 +64,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def options(qemu: str, tools: Path) -> list[str]:
-    return [*on(qemu), "--memory=64MiB", "--powerdown-grace=0", f"--tools-socket={tools}"]
+    return [*on(qemu), "--memory=256MiB", "--powerdown-grace=0", f"--tools-socket={tools}"]
 
 
 def mark(tools: Path) -> None:
@@ -221,3 +224,38 @@ async def test_the_same_from_python(qemu: str, image: Path) -> None:
         assert (ssh.address, ssh.guest_port) == ("127.0.0.1", 22)
     assert checksum(image) == before
     assert names(image.parent) == [image.name, "work.qcow2"]
+
+
+def bootable_cd(path: Path) -> Path:
+    disc = pycdlib.PyCdlib()
+    disc.new()
+    code = boot_sector().ljust(2048, b"\0")
+    disc.add_fp(io.BytesIO(code), len(code), "/BOOT.;1")
+    disc.add_eltorito("/BOOT.;1", bootcatfile="/BOOT.CAT;1", boot_load_size=4)
+    disc.write(str(path))
+    disc.close()
+    return path
+
+
+async def test_a_cd_is_booted_from_a_drive(qemu: str, tmp_path: Path, scratch: Path) -> None:
+    disc = bootable_cd(tmp_path / "live.iso")
+    async with terminal("run", str(disc), *options(qemu, tmp_path / "tools")) as person:
+        await person.expect("live: what a CD shows on a screen only, this console does not show")
+        await person.expect(BANNER)
+        person.process.send_signal(signal.SIGTERM)
+        await person.expect("it was stopped on request after")
+
+
+async def test_an_efi_system_partition_alone_means_uefi(
+    qemu: str, tmp_path: Path, scratch: Path
+) -> None:
+    disk = await trio.to_thread.run_sync(efi_disk, tmp_path / "efi.raw")
+    before = checksum(disk)
+    words = options(qemu, tmp_path / "tools")
+    async with terminal("run", str(disk), *words) as person:
+        await person.expect("raw (it has no header), 48 MiB, booted by UEFI")
+        await person.expect(EFI_BANNER)
+        assert names(scratch) == []
+        person.process.send_signal(signal.SIGTERM)
+        await person.expect("it was stopped on request after")
+    assert checksum(disk) == before
