@@ -44,15 +44,13 @@ class Broken:
 
 @attrs.frozen
 class Chain:
-    """The layers from the top down.
+    """The layers from the top down, and what is wrong with the chain.
 
-    `broken`: what is wrong with the chain.  `elsewhere`: the base of the last layer when
-    that is no plain file (`nbd://…`, `json:…`), which is QEMU's to open.
+    It ends at a base that is no plain file (`nbd://…`, `json:…`): that is QEMU's to open.
     """
 
     layers: tuple[Layer, ...]
     broken: Broken | None = None
-    elsewhere: str = ""
 
 
 def walk_chain(image: Path, format: str | None = None) -> Chain:
@@ -80,11 +78,9 @@ def walk_chain(image: Path, format: str | None = None) -> Chain:
             return Chain(tuple(layers))
         if header.data_file and (broken := _lacks_data(image, header.data_file)):
             return Chain(tuple(layers), broken)
-        if not header.backing:
-            return Chain(tuple(layers))
-        base = backing_path(image, header.backing)
+        base = backing_path(image, header.backing) if header.backing else None
         if base is None:
-            return Chain(tuple(layers), elsewhere=header.backing)
+            return Chain(tuple(layers))
         image, format = base, header.backing_format
 
 

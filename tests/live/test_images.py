@@ -342,6 +342,16 @@ async def test_a_name_that_no_file_can_have(qemu_img: str, tmp_path: Path) -> No
     assert left(tmp_path) == set()
 
 
+@pytest.mark.parametrize("name", ["nbd://127.0.0.1:1/x", 'json:{"driver": "null-co"}'])
+async def test_a_base_that_is_no_plain_file(qemu_img: str, tmp_path: Path, name: str) -> None:
+    """It is shown, and not opened."""
+    top = tmp_path / "top"
+    words = ["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", name, str(top), "1M"]
+    await said(qemu_img, *words)
+    (found,) = await images.chain(top)
+    assert (found.backing, found.backing_format, found.backing_path) == (name, "raw", None)
+
+
 async def test_a_stated_format_is_not_questioned(qemu_img: str, tmp_path: Path) -> None:
     """A raw disk whose guest wrote a qcow2 header on it."""
     path = qcow2(tmp_path / "disk", "/etc/shadow")
