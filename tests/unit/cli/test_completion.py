@@ -57,7 +57,7 @@ def bash(tmp_path: Path) -> Bash:
 @pytest.mark.parametrize("command", ["run", "argv"])
 def test_a_profiles_name(bash: Bash, command: str) -> None:
     assert bash.complete(command, "") == list(profile_names())
-    assert bash.complete(command, "q3") == ["q35"]
+    assert bash.complete(command, "q3") == ["q35", "q35-uefi"]
     assert bash.complete(command, "--paused", "micro") == ["microvm"]
 
 
