@@ -115,6 +115,8 @@ def _make_programs(apt: Apt, tree: Path, final: Path) -> None:
     programs = [tree / "usr/bin" / _program(arch) for arch in _ARCHITECTURES]
     for other in {*(tree / "usr/bin").glob("qemu-system-*")}.difference(programs):
         other.unlink()  # up to thirty more architectures, 15 MB each
+    # Beside a program QEMU takes this for "/": else 10.0 reads the host's firmware and modules.
+    (tree / "usr/bin/qemu-bundle").symlink_to("../..")
     (tree / "bin").mkdir(exist_ok=True)
     _, missing = libraries.library_closure(programs, [tree, Path("/")])
     if missing:
