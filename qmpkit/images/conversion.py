@@ -92,7 +92,9 @@ class _Work:
         chain = await trio.to_thread.run_sync(checked_chain, self.asked, self.source_format)
         limits = self.limits or limits_of_chain(len(chain.layers))
         doing = "convert to"
-        async with new_image(target, self.format, doing=doing, replace=replace) as draft:
+        async with new_image(
+            target, self.format, doing=doing, replace=replace, lasting=True
+        ) as draft:
             await trio.to_thread.run_sync(partial(_refuse_used_target, draft))
             words = self._words(draft)
             told = percentages(progress)

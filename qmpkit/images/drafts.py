@@ -12,7 +12,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -60,7 +60,7 @@ class _Store(Protocol):
     """What it inherits for that."""
 
     def publish(self, target: Path, replace: bool) -> None:
-        """Give the draft, safe on disk, the name *target*."""
+        """Give the draft the name *target*, once its content is safe on disk."""
 
     def discard(self) -> None:
         """Remove what there is of the draft."""
@@ -82,7 +82,8 @@ class _Unnamed:
         self.fds: Mapping[int, int] = {_CHILD_FD: self._fd}
 
     def publish(self, target: Path, replace: bool) -> None:
-        os.fsync(self._fd)
+        # Not fsync: where qemu-img has flushed already, this costs no second journal commit.
+        os.fdatasync(self._fd)
         if replace:
             # No system call links over an existing name.
             meanwhile = _hidden_name()
@@ -90,7 +91,6 @@ class _Unnamed:
             _rename(meanwhile, target.name, self._folder)
         else:
             self._link(target.name)
-        os.fsync(self._folder)
 
     def _link(self, name: str) -> None:
         # Given a directory, even to an absolute source, Python follows the link that /proc has.
@@ -112,12 +112,11 @@ class _Named:
         self.path = str(self._file)
 
     def publish(self, target: Path, replace: bool) -> None:
-        _fsync(self._file)
+        _sync(self._file, os.fdatasync)
         if replace:
             self._file.rename(target)
         else:
             _place(self._file, target)
-        _fsync(target.parent)
 
     def discard(self) -> None:
         shutil.rmtree(self._folder)
@@ -137,10 +136,10 @@ def _rename(name: str, target: str, folder: int) -> None:
         raise
 
 
-def _fsync(path: Path) -> None:
+def _sync(path: Path, how: Callable[[int], None]) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        how(fd)
     finally:
         os.close(fd)
 
@@ -165,6 +164,7 @@ class Draft:
     asked: Asked
     _store: _Store
     _replace: bool
+    _lasting: bool
     _placed: Placed | None = None
 
     @property
@@ -185,39 +185,51 @@ class Draft:
     def _publish(self) -> None:
         try:
             self._store.publish(self.target, self._replace)
+            if self._lasting:  # fdatasync would leave out a directory's new entry
+                _sync(self.target.parent, os.fsync)
             self._placed = Placed.of(self.target)
         except FileExistsError as error:
             raise _exists(self.asked) from error
         except OSError as error:
             raise self.asked.failed(error.strerror or str(error)) from error
+        with suppress(OSError):  # the image is in its place, whatever remains beside it
+            self._store.discard()
 
 
 @asynccontextmanager
 async def new_image(
-    path: StrPath, format: str, *, doing: str = "create", replace: bool = False
+    path: StrPath,
+    format: str,
+    *,
+    doing: str = "create",
+    replace: bool = False,
+    lasting: bool = False,
 ) -> AsyncIterator[Draft]:
-    """A draft of the image *path*, safe on disk and in its place once the block has ended well.
+    """A draft of the image *path*, in its place once the block has ended well.
 
-    With *replace* it takes the place of the file there in one step; else that is an
-    error.  There is no checkpoint between the image's appearance and the end.
+    Its content is safe on disk before it has its name, so a power cut leaves all of it
+    or what was there; with *lasting* the name is safe too, for content that cannot be
+    made again.  With *replace* it takes the place of the file there in one step; else
+    that is an error.  There is no checkpoint between the image's appearance and the end.
     Raises `ImageFailed`; failed or cancelled, the target is as it was.
     """
-    draft = await trio.to_thread.run_sync(_begin, Path(path), format, doing, replace)
+    draft = await trio.to_thread.run_sync(_begin, Path(path), format, doing, replace, lasting)
     try:
         yield draft
         await trio.to_thread.run_sync(draft._publish)
     finally:
-        with trio.move_on_after(_CLEANUP_GRACE, shield=True):
-            await trio.to_thread.run_sync(draft._store.discard, abandon_on_cancel=True)
+        if draft._placed is None:
+            with trio.move_on_after(_CLEANUP_GRACE, shield=True):
+                await trio.to_thread.run_sync(draft._store.discard, abandon_on_cancel=True)
 
 
-def _begin(path: Path, format: str, doing: str, replace: bool) -> Draft:
+def _begin(path: Path, format: str, doing: str, replace: bool, lasting: bool) -> Draft:
     target = _free_place(path, doing=doing, replace=replace)
     try:
         store = _store(target, format)
     except OSError as error:
         raise Asked(doing, target).failed(error.strerror or str(error)) from error
-    return Draft(target, Asked(doing, target, store.path), store, replace)
+    return Draft(target, Asked(doing, target, store.path), store, replace, lasting)
 
 
 def _free_place(path: Path, *, doing: str = "create", replace: bool = False) -> Path:

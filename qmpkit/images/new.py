@@ -39,8 +39,8 @@ async def create(
     *format* is QEMU's name (`qcow2`, `raw`, …).  *preallocation*: "falloc" takes the disk
     space at once, "full" writes all of it, "metadata" (qcow2) only lays the tables out;
     None takes space as the guest writes.  The image gets its name only when it
-    is whole and safe on disk, so *path* is never half an image, not even after a
-    SIGKILL.  Its mode is 0644 less the umask.  `ImageFailed` when *path* exists, qemu-img
+    is whole and on disk, so *path* is never half an image, not even after a SIGKILL or a
+    power cut.  Its mode is 0644 less the umask.  `ImageFailed` when *path* exists, qemu-img
     fails or meets one of *limits*, `BinaryMissing` without qemu-img.  Cancelled or
     failed, nothing is left.
     """

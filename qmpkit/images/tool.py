@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit.errors import ImageFailed, ImageInUse
+from qmpkit.errors import BinaryMissing, ImageFailed, ImageInUse
 from qmpkit.host.holders import holders_of
 from qmpkit.host.tools import qemu_img
 from qmpkit.process.limits import Limits
@@ -87,8 +87,13 @@ async def run_qemu_img(
     *opens*: the images besides that of *asked* that it may find in use.
     Raises `BinaryMissing` without qemu-img.  Cancellation kills it.
     """
-    tool = await trio.to_thread.run_sync(qemu_img)
-    done = await run([tool, *words], fds=fds, on_stdout=on_stdout, limits=limits, name="qemu-img")
+    try:
+        done = await run(
+            ["qemu-img", *words], fds=fds, on_stdout=on_stdout, limits=limits, name="qemu-img"
+        )
+    except BinaryMissing:
+        await trio.to_thread.run_sync(qemu_img)  # which knows the package
+        raise
     if done.status.code in well and not done.timed_out:
         return done
     if " lock" in done.err and "Failed to get" in done.err:
