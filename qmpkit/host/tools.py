@@ -6,7 +6,23 @@ import shutil
 
 from qmpkit.errors import BinaryMissing
 
-__all__ = ["qemu_img"]
+__all__ = ["BUILD_PROGRAMS", "BUILD_WITHOUT_ROOT", "qemu_img"]
+
+BUILD_PROGRAMS = {
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "sfdisk": "fdisk",
+    "mcopy": "mtools",
+    "mkfs.vfat": "dosfstools",
+    "qemu-img": "qemu-utils",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
+    "tar": "tar",
+}
+"""What builds a Debian image, and Debian's packages with it."""
+
+BUILD_WITHOUT_ROOT = {"newuidmap": "uidmap"}
+"""What an ordinary user needs for it beside those."""
 
 
 def qemu_img() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,13 +13,7 @@ import trio
 import qmpkit
 from qmpkit import Disk, ImageInUse, MachineSpec, SpecInvalid, images
 
-pytestmark = pytest.mark.live
-
-
-@pytest.fixture(autouse=True)
-def qemu_img(qemu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The qemu-img beside each QEMU."""
-    monkeypatch.setenv("PATH", f"{Path(qemu).resolve().parent}:{os.environ['PATH']}")
+pytestmark = [pytest.mark.live, pytest.mark.usefixtures("qemu_img")]
 
 
 @asynccontextmanager

@@ -9,8 +9,9 @@ import trio
 
 from qmpkit.host.doctor.finding import Finding, Need
 from qmpkit.host.doctor.place import Host
+from qmpkit.host.tools import BUILD_PROGRAMS, BUILD_WITHOUT_ROOT
 
-__all__ = ["BUILD_PROGRAMS", "BUILD_WITHOUT_ROOT", "builds", "programs"]
+__all__ = ["builds", "programs"]
 
 
 @attrs.frozen
@@ -34,21 +35,6 @@ _TOOLS = (
     Tool("swtpm", "swtpm", "guests with a TPM", "tpm"),
     Tool("passt", "passt", "NICs through passt", "passt"),
 )
-
-BUILD_PROGRAMS = {
-    "mmdebstrap": "mmdebstrap",
-    "mke2fs": "e2fsprogs",
-    "sfdisk": "fdisk",
-    "mcopy": "mtools",
-    "mkfs.vfat": "dosfstools",
-    "qemu-img": "qemu-utils",
-    "setpriv": "util-linux",
-    "tar": "tar",
-}
-"""What builds a Debian image, and Debian's packages with it."""
-
-BUILD_WITHOUT_ROOT = {"unshare": "util-linux", "newuidmap": "uidmap"}
-"""What an ordinary user needs for it beside those."""
 
 
 async def programs(host: Host) -> list[Finding]:

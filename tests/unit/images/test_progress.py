@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 from qmpkit.images.progress import Progress, percentages
 
 PRINTED = (
-    b"".join(b"    (%d.%02d/100%%)\r" % (n, n) for n in range(0, 100, 3)) + b"(100.00/100%)\r\n"
+    b"".join(b"    (%d.%02d/100%%)\r" % (n, n) for n in range(0, 100, 3)) + b"    (100.00/100%)\r\n"
 )
 LAST = 0.9999
 

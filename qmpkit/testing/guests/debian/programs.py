@@ -9,21 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from qmpkit.errors import HostLacks, QmpkitError
+from qmpkit.host.tools import BUILD_PROGRAMS, BUILD_WITHOUT_ROOT
 
 __all__ = ["BuildFailed", "as_owner", "check_programs", "in_own_mounts", "run"]
-
-_PROGRAMS = {  # program → Debian's package
-    "mmdebstrap": "mmdebstrap",
-    "mke2fs": "e2fsprogs",
-    "sfdisk": "fdisk",
-    "mcopy": "mtools",
-    "mkfs.vfat": "dosfstools",
-    "qemu-img": "qemu-utils",
-    "setpriv": "util-linux",
-    "unshare": "util-linux",
-    "tar": "tar",
-}
-_WITHOUT_ROOT = {"newuidmap": "uidmap"}
 
 # An ordinary user's PATH on Debian has neither mke2fs nor sfdisk.
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
@@ -37,7 +25,7 @@ class BuildFailed(QmpkitError):
 
 def check_programs() -> None:
     """Raises HostLacks that names everything a build needs and does not find."""
-    wanted = {**_PROGRAMS, **({} if _root() else _WITHOUT_ROOT)}
+    wanted = {**BUILD_PROGRAMS, **({} if _root() else BUILD_WITHOUT_ROOT)}
     missing = [name for name in wanted if shutil.which(name, path=_PATH) is None]
     if missing:
         packages = " ".join(sorted({wanted[name] for name in missing}))

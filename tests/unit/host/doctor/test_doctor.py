@@ -12,11 +12,9 @@ import trio
 from qmpkit.host.capabilities import Capabilities, Stamp
 from qmpkit.host.doctor import Finding, Host, HostReport, examine_host, place, qemus
 from qmpkit.host.doctor.place import first_line_of_version
-from qmpkit.host.doctor.programs import BUILD_PROGRAMS, BUILD_WITHOUT_ROOT
 from qmpkit.host.doctor.words import count_of_list, listing, plural, size
 from qmpkit.host.kvm import User
 from qmpkit.process.limits import Limits
-from qmpkit.testing.guests.debian import programs as builder
 from tests.unit.host.doctor.recorded import recorded
 
 
@@ -182,10 +180,6 @@ async def test_versions_of_odd_programs(tmp_path: Path, monkeypatch: pytest.Monk
     hangs = script(tmp_path / "hangs", f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
     with trio.fail_after(5):
         assert await first_line_of_version(hangs) is None
-
-
-def test_what_builds_an_image_is_what_the_builder_calls() -> None:
-    assert (BUILD_PROGRAMS, BUILD_WITHOUT_ROOT) == (builder._PROGRAMS, builder._WITHOUT_ROOT)
 
 
 def test_words() -> None:
