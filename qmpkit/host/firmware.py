@@ -121,41 +121,70 @@ def _descriptors(root: Path) -> list[Path]:
     return [by_name[name] for name in sorted(by_name)]
 
 
-def _folders(root: Path) -> tuple[Path, ...]:
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    folders = ("usr/share", "etc", config.relative_to(config.anchor))
-    return tuple(root / folder / "qemu/firmware" for folder in folders)
+def _folders(root: Path) -> list[Path]:
+    folders = ["/usr/share", "/etc"]
+    config = os.environ.get("XDG_CONFIG_HOME", "")
+    if not config.startswith("/"):  # a relative one does not count, says its specification
+        config = os.path.expanduser("~/.config")  # noqa: PTH111  which fails without a home
+    if config.startswith("/"):
+        folders.append(config)
+    return [_below(root, f"{folder}/qemu/firmware") for folder in folders]
+
+
+def _below(root: Path, path: str) -> Path:
+    return root / path.lstrip("/")
 
 
 def _complete(descriptors: Iterable[Path], root: Path) -> Iterator[FirmwareFiles]:
     for path in descriptors:
         try:
             found = _parse(json.loads(path.read_bytes() or b"null"), path)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             continue  # not ours to judge: what is missing in the end is told
-        # Debian 12 describes a file for aarch64 that it does not ship.
-        if found and all((root / name.lstrip("/")).is_file() for name in found.files):
+        # Debian 12 describes a file for aarch64 that it does not ship.  Not Path.is_file,
+        # which raises when a directory on the way is closed to us.
+        if found and all(os.path.isfile(_below(root, name)) for name in found.files):  # noqa: PTH113
             yield found
 
 
 def _parse(told: Any, path: Path) -> FirmwareFiles | None:
     """What a descriptor says of a pair of images for flash; None when it is of another kind."""
-    if told is None or "uefi" not in told["interface-types"]:
+    if told is None or "uefi" not in _texts(told["interface-types"]):
         return None
     mapping = told["mapping"]
     if mapping["device"] != "flash" or mapping.get("mode", "split") != "split":
         return None
     code, template = mapping["executable"], mapping["nvram-template"]
     return FirmwareFiles(
-        code=code["filename"],
-        template=template["filename"],
-        code_format=code["format"],
-        template_format=template["format"],
+        code=_absolute(code["filename"]),
+        template=_absolute(template["filename"]),
+        code_format=_text(code["format"]),
+        template_format=_text(template["format"]),
         descriptor=str(path),
         targets=tuple(
-            (target["architecture"], pattern)
+            (_text(target["architecture"]), pattern)
             for target in told["targets"]
-            for pattern in target["machines"]
+            for pattern in _texts(target["machines"])
         ),
-        features=frozenset(told.get("features", ())),
+        features=frozenset(_texts(told.get("features", []))),
     )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _texts(value: object) -> list[str]:
+    # A text in place of a list would pass for the list of its letters.
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return [_text(item) for item in value]
+
+
+def _absolute(value: object) -> str:
+    path = _text(value)
+    if not path.startswith("/"):
+        raise ValueError(f"{path!r} depends on where one stands")
+    return path
