@@ -67,23 +67,29 @@ async def resolve(spec: MachineSpec, *, check: bool = True) -> Resolution:
     known = survey.capabilities
     if known is None and survey.stamp is not None:
         known = await _ask(survey.stamp, spec.name)
-    flash, problems = await _flash(survey.spec, known, check)
+    flash, problems = await _flash(survey, known, check)
     return _conclude(attrs.evolve(survey, problems=survey.problems + problems), known, flash)
 
 
 async def _flash(
-    spec: MachineSpec, known: Capabilities | None, check: bool
+    survey: _Survey, known: Capabilities | None, check: bool
 ) -> tuple[Flash | None, tuple[Problem, ...]]:
-    if not isinstance(spec.firmware, Uefi):
+    spec, uefi = survey.spec, survey.spec.firmware
+    if not isinstance(uefi, Uefi) or not survey.concrete or _senseless(survey):
         return None, ()
     machine = known.machine(spec.machine) if known is not None else None
     name = machine.name if machine is not None else None
+    return await trio.to_thread.run_sync(lambda: look_at_flash(uefi, spec.arch, name, check=check))
 
-    def look() -> tuple[Flash | None, tuple[Problem, ...]]:
-        assert isinstance(spec.firmware, Uefi)
-        return look_at_flash(spec.firmware, spec.arch, name, check=check)
 
-    return await trio.to_thread.run_sync(look)
+def _senseless(survey: _Survey) -> bool:
+    """No host has UEFI for a board without flash, or the files of a spec that is wrong there.
+
+    To say so of this host too would send people to install a package in vain.
+    """
+    if board_of(survey.spec.machine, survey.spec.arch) is None:
+        return True
+    return any(problem.fault.path.split(".")[0] == "firmware" for problem in survey.problems)
 
 
 async def _ask(stamp: Stamp, machine: str) -> Capabilities:
@@ -98,9 +104,10 @@ async def _ask(stamp: Stamp, machine: str) -> Capabilities:
 
 @attrs.frozen
 class _Survey:
-    """What one trip to a worker thread brought back."""
+    """What one trip to a worker thread brought back; `concrete`: its variables are filled in."""
 
     spec: MachineSpec
+    concrete: bool
     problems: tuple[Problem, ...]
     warning: str | None
     kvm: KvmFacts
@@ -116,6 +123,7 @@ def _survey(declared: MachineSpec, check: bool) -> _Survey:
         problems += preflight(spec)
     return _Survey(
         spec=spec or declared,
+        concrete=spec is not None,
         problems=tuple(problems),
         warning=memory_warning(declared) if check else None,
         kvm=kvm_facts(),

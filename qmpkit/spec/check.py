@@ -39,7 +39,8 @@ _OWN_OPTIONS = {
     "firmware": "firmware",
 }
 _AHCI_PORTS = 6
-_IN_JSON = ("disks", "nics", "memory")
+# Not "firmware" itself: a BIOS file is an argument of its own, of any bytes.
+_IN_JSON = ("disks", "nics", "memory", "firmware.code", "firmware.vars")
 
 
 def validate(spec: MachineSpec) -> None:
