@@ -11,6 +11,7 @@ from qmpkit.host.check_files import file_in_use, unreadable
 from qmpkit.host.findings import Problem, lacking
 from qmpkit.host.firmware import FirmwareFiles, choose_firmware, installed_firmware, no_firmware
 from qmpkit.host.headers import read_header
+from qmpkit.host.platform_key import has_platform_key
 from qmpkit.spec.facts import Flash
 from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.sizes import format_size
@@ -41,7 +42,7 @@ def look_at_flash(
     if uefi.secure_boot:
         problems += _lax(flash, installed)
     if check and uefi.vars and not problems:
-        problems += _store_problems(Path(uefi.vars), flash)
+        problems += _store_problems(Path(uefi.vars), flash, secure_boot=uefi.secure_boot)
     return flash, tuple(problems)
 
 
@@ -86,7 +87,7 @@ def _lax(flash: Flash, installed: Iterable[FirmwareFiles]) -> Iterator[Problem]:
             yield Problem(Fault(at, f"{path!r} {lacks}", hint))
 
 
-def _store_problems(store: Path, flash: Flash) -> Iterator[Problem]:
+def _store_problems(store: Path, flash: Flash, *, secure_boot: bool) -> Iterator[Problem]:
     at = "firmware.vars"
     if not os.path.lexists(store):
         yield from _unmakeable(store.parent, at)
@@ -102,6 +103,8 @@ def _store_problems(store: Path, flash: Flash) -> Iterator[Problem]:
     if not os.access(store, os.W_OK, effective_ids=True):
         yield Problem(Fault(at, f"{str(store)!r} may not be written"))
     yield from _other_kind(store, flash, at)
+    if secure_boot:
+        yield from _keyless(store, flash, at)
     yield from file_in_use(store, at, "give each machine a store of its own", for_writing=True)
 
 
@@ -124,6 +127,16 @@ def _other_kind(store: Path, flash: Flash, at: str) -> Iterator[Problem]:
     elif (size := store.stat().st_size) != (wanted := template.stat().st_size):
         sizes = f"{format_size(size)}, not the {format_size(wanted)}"
         yield Problem(Fault(at, f"{told} has {sizes} of its template", hint))
+
+
+def _keyless(store: Path, flash: Flash, at: str) -> Iterator[Problem]:
+    """A store of the time before Secure Boot was asked for: with it nothing is refused."""
+    # Only where the template has a key that we see is its absence one.
+    if flash.store_format != "raw" or not has_platform_key(Path(flash.template)):
+        return
+    if not has_platform_key(store):
+        message = f"{str(store)!r} has no keys enrolled, so that Secure Boot would be off"
+        yield Problem(Fault(at, message, "move it away: a new one is made, with keys"))
 
 
 def _unmakeable(folder: Path, at: str) -> Iterator[Problem]:

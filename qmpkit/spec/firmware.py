@@ -29,7 +29,8 @@ class Uefi:
     the one that belongs to `code`. `vars`: this machine's own store, copied from
     `template` when it is missing, never over an existing file; None is a private one
     that ends with the machine. `secure_boot`: code and template that run only what is
-    signed by the enrolled keys, on q35 guarded by SMM.
+    signed by the enrolled keys, on q35 guarded by SMM; files that are known to run
+    anything are refused.
     """
 
     code: str | None = attrs.field(default=None, converter=_optional_path)

@@ -17,6 +17,7 @@ from qmpkit.host.flash import look_at_flash
 from qmpkit.spec.facts import Flash
 from qmpkit.spec.firmware import Uefi
 from tests.unit.host.images_on_disk import qcow2
+from tests.unit.host.uefi_store import variable
 
 ARM = (("aarch64", "virt-*"),)
 PC = (("x86_64", "pc-q35-*"),)
@@ -222,6 +223,20 @@ def test_a_store_without_keys(firmware: Firmware, tmp_path: Path) -> None:
     assert told(Uefi(enrolled.code, able.template, secure_boot=True)) == [fault]
     # What is in the user's own store is the user's to know.
     assert told(Uefi(able.code, file(tmp_path / "mine"), secure_boot=True)) == []
+
+
+def test_a_store_from_before_secure_boot(firmware: Firmware, tmp_path: Path) -> None:
+    """It has the size that is expected, and would start anything without a word."""
+    enrolled = firmware("enrolled", features=SECURE)
+    path = file(tmp_path / "web.vars")
+    assert told(Uefi(vars=path, secure_boot=True)) == [], "nothing is known of such a template"
+    Path(enrolled.template).write_bytes(variable("PK").ljust(4096, b"\xff"))
+    assert told(Uefi(vars=path, secure_boot=True)) == [
+        f"firmware.vars: {path!r} has no keys enrolled, so that Secure Boot would be off "
+        "(move it away: a new one is made, with keys)"
+    ]
+    Path(path).write_bytes(Path(enrolled.template).read_bytes())
+    assert told(Uefi(vars=path, secure_boot=True)) == []
 
 
 # --- the machine's own store
