@@ -8,11 +8,12 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
 from tests.counts import KVM, Counts
-from tests.sizes import QEMU_VERSIONS
+from tests.sizes import ARCHITECTURES, QEMU_VERSIONS
 
 AsyncTest = Callable[..., Awaitable[None]]
 BOUND = 60.0  # seconds an async test may take; `@pytest.mark.bound(n)` for another
@@ -22,14 +23,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--demand-hosts",
         action="store_true",
-        help="fail when no test ran on one of the QEMU versions, or on KVM",
+        help="fail when no test ran on one of the QEMU versions or architectures, or on KVM",
     )
     parser.addoption("--no-kvm", action="store_true", help="this host has no KVM: do without")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "bound(seconds): how long an async test may take")
+    config.addinivalue_line("markers", "architectures(*names): those that `board` is limited to")
     wanted = [f"QEMU {version}" for version in QEMU_VERSIONS]
+    wanted += [f"{arch} on {version}" for arch in ARCHITECTURES for version in QEMU_VERSIONS]
     if not config.getoption("--no-kvm"):
         wanted.append(KVM)
     demanded = bool(config.getoption("--demand-hosts"))
@@ -37,17 +40,46 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @functools.cache
-def binaries() -> dict[str, str]:
-    """The QEMUs of this host by version ("7.2", "10.0")."""
+def binaries(arch: str = "x86_64") -> dict[str, str]:
+    """The QEMUs of this host for guests of *arch*, by version ("7.2", "10.0")."""
     from qmpkit.testing.guests.qemus import qemu_binaries
 
-    return {version: os.fspath(path) for version, path in qemu_binaries().items()}
+    return {version: os.fspath(path) for version, path in qemu_binaries(arch).items()}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `qemu` runs once for each QEMU version there is."""
+    """A test that takes `qemu` runs once for each QEMU version there is.
+
+    One that takes `board` runs for each architecture but x86_64 too, wanted or there.
+    """
     if "qemu" in metafunc.fixturenames:
         metafunc.parametrize("qemu_version", list(binaries()), ids=lambda v: f"qemu-{v}")
+    if "board" in metafunc.fixturenames:
+        mark = metafunc.definition.get_closest_marker("architectures")
+        pairs = [
+            (arch, v) for arch in (mark.args if mark else ARCHITECTURES) for v in QEMU_VERSIONS
+        ]
+        metafunc.parametrize("on", pairs, ids=lambda pair: "-".join(pair))
+
+
+@attrs.frozen
+class Board:
+    """An architecture, and a QEMU that has it."""
+
+    arch: str
+    version: str
+    qemu: str
+
+
+@pytest.fixture
+def board(on: tuple[str, str], record_property: Callable[[str, object], None]) -> Board:
+    """One architecture after the other, on one QEMU version after the other."""
+    arch, version = on
+    if version not in binaries(arch):
+        pytest.skip(f"needs QEMU {version} for {arch}: scripts/setup --tests")
+    record_property("qemu", f"QEMU {version}")
+    record_property("qemu", f"{arch} on {version}")
+    return Board(arch, version, binaries(arch)[version])
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Counts what ran on which QEMU and on KVM, so that nothing is silently not tested."""
+"""Counts what ran on which QEMU, for which guests, and on KVM: nothing is silently not tested."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KVM = "KVM"
 
 
 class Counts:
-    """A pytest plugin: passed tests for each wanted QEMU version, and for KVM."""
+    """A pytest plugin: passed tests for each wanted QEMU and architecture, and for KVM."""
 
     def __init__(self, wanted: list[str], *, demanded: bool) -> None:
         self.wanted = wanted

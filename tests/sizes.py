@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 QEMU_VERSIONS = ("7.2", "10.0")  # the live tests run on each of them
+ARCHITECTURES = ("aarch64", "riscv64")  # and those that take `board` on each of these too
 
 LONG = os.environ.get("QMPKIT_LONG") == "1"
 

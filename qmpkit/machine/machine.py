@@ -20,6 +20,7 @@ from qmpkit.process.status import ExitStatus
 from qmpkit.qmp.errors import MonitorGarbled, MonitorLost
 from qmpkit.qmp.events import Event, Subscription
 from qmpkit.qmp.session import Session
+from qmpkit.spec.boards import board_of
 from qmpkit.spec.facts import Facts
 from qmpkit.spec.machine import MachineSpec
 
@@ -270,11 +271,13 @@ class Machine:
             expected._see(state)
 
     def _finish(self, status: ExitStatus) -> None:
+        board = board_of(self.spec.machine, self.spec.arch)
         cause = judge(
             asked=self._stop_asked,
             reason=self._shutdown_reason,
             panicked=self._panic is not None,
             status=status,
+            silent_poweroff=board is not None and board.silent_poweroff,
         )
         self.report = ExitReport(
             machine=self.name,

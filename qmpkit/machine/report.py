@@ -89,12 +89,20 @@ _BY_REASON = {
 }
 
 
-def judge(*, asked: bool, reason: str | None, panicked: bool, status: ExitStatus) -> ExitCause:
+def judge(
+    *,
+    asked: bool,
+    reason: str | None,
+    panicked: bool,
+    status: ExitStatus,
+    silent_poweroff: bool = False,
+) -> ExitCause:
     """Derive the cause from what was seen before the end.
 
     *asked*: we had told QEMU to end (quit or a signal).  *reason*: from the last
-    SHUTDOWN event, None without one.  An abnormal status outranks all else: a
-    QEMU that crashes while it shuts down has crashed, also when we had told it to.
+    SHUTDOWN event, None without one.  *silent_poweroff*: the board's QEMU may exit
+    well without that event when its guest powers off.  An abnormal status outranks all
+    else: a QEMU that crashes while it shuts down has crashed, also when told to.
     """
     if status.signal is not None and status.signal not in _SENT_FROM_OUTSIDE:
         return ExitCause.CRASHED
@@ -106,6 +114,8 @@ def judge(*, asked: bool, reason: str | None, panicked: bool, status: ExitStatus
         return ExitCause.CRASHED
     if panicked:
         return ExitCause.GUEST_PANIC
+    if reason is None and status.code == 0 and silent_poweroff:
+        return ExitCause.GUEST_SHUTDOWN
     return _BY_REASON.get(reason or "", ExitCause.CRASHED)
 
 

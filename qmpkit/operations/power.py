@@ -12,6 +12,7 @@ from qmpkit.machine.machine import Machine, check_grace
 from qmpkit.machine.report import ExitReport
 from qmpkit.machine.state import State
 from qmpkit.qmp.errors import MonitorLost
+from qmpkit.spec.boards import board_of
 
 __all__ = ["pause", "paused", "powerdown", "reset", "resume", "shutdown"]
 
@@ -74,13 +75,20 @@ async def reset(machine: Machine) -> None:
 async def powerdown(machine: Machine, ask: AskGuest | None = None) -> None:
     """Ask the guest to shut itself down; returns at once, `machine.wait()` tells when it has.
 
-    *ask* replaces the ACPI power button (QMP `system_powerdown`), for instance by the
-    guest agent's `shutdown`.
+    *ask* replaces the power button (QMP `system_powerdown`, on a board without one the
+    power key of its keyboard), for instance by the guest agent's `shutdown`.
     """
-    if ask is None:
+    await (_press_button(machine) if ask is None else ask())
+
+
+async def _press_button(machine: Machine) -> None:
+    board = board_of(machine.spec.machine, machine.spec.arch)
+    if board is None or board.button:
         await machine.execute("system_powerdown")
-    else:
-        await ask()
+        return
+    key = {"type": "qcode", "data": "power"}
+    strokes = [{"type": "key", "data": {"down": down, "key": key}} for down in (True, False)]
+    await machine.execute("input-send-event", {"events": strokes})
 
 
 async def shutdown(

@@ -20,8 +20,10 @@ class Board:
 
     `serials`: its own serial ports. `flash`: for UEFI. `secure_boot`: what of it guards
     the variables. `memory_hotplug`: "uefi" is only with that. `button`: one that
-    `system_powerdown` presses; a board without gets a keyboard that has it. `options`:
-    of `-machine`, for a spec that does not say them. `tcg_cpu`: the model under TCG.
+    `system_powerdown` presses; a board without gets a keyboard that has it.
+    `silent_poweroff`: a QEMU before 8.2 exits when its guest powers off, and says nothing.
+    `options`: of `-machine`, for a spec that does not say them. `tcg_cpu`: the model
+    under TCG.
     """
 
     family: Family
@@ -35,6 +37,7 @@ class Board:
     cpu_hotplug: bool = False
     memory_hotplug: Literal["always", "uefi", "never"] = "never"
     button: bool = True
+    silent_poweroff: bool = False
     tcg_cpu: str = "max"
     options: Mapping[str, str] = attrs.field(factory=dict)
 
@@ -66,7 +69,14 @@ _BOARDS = (
         # QEMU's own choice, GICv2, ends at 8 processors.
         options={"gic-version": "max"},
     ),
-    Board(family="virt", arch="riscv64", serials=1, button=False, tcg_cpu="rv64"),
+    Board(
+        family="virt",
+        arch="riscv64",
+        serials=1,
+        button=False,
+        silent_poweroff=True,
+        tcg_cpu="rv64",
+    ),
 )
 
 ARCHITECTURES = tuple(dict.fromkeys(board.arch for board in _BOARDS))

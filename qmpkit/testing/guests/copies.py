@@ -66,7 +66,7 @@ async def booted(
 
 async def template_of(spec: MachineSpec) -> Template:
     """The saved state of *spec*, a *tiny* guest, booted and saved now when there is none."""
-    await trio.to_thread.run_sync(build_tiny)
+    await trio.to_thread.run_sync(build_tiny, spec.arch)
     resolution = await resolve(spec)
     link = store.guests_dir() / f"saved-{spec.name}"
     directory = link.with_name(f"{link.name}-{store.digest(_facts(resolution))}")

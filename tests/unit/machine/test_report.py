@@ -44,6 +44,23 @@ def test_judge(
     assert judge(asked=asked, reason=reason, panicked=panicked, status=status) is cause
 
 
+@pytest.mark.parametrize(
+    ("reason", "status", "cause"),
+    [
+        (None, OK, C.GUEST_SHUTDOWN),
+        (None, FAILED, C.CRASHED),
+        (None, KILLED, C.KILLED),
+        (None, UNKNOWN, C.CRASHED),
+        ("host-signal", OK, C.KILLED),
+    ],
+)
+def test_a_board_whose_qemu_says_nothing_of_a_poweroff(
+    reason: str | None, status: ExitStatus, cause: C
+) -> None:
+    seen = judge(asked=False, reason=reason, panicked=False, status=status, silent_poweroff=True)
+    assert seen is cause
+
+
 def test_only_deaths_out_of_the_blue_are_unexpected() -> None:
     assert {cause for cause in C if not cause.expected} == {C.KILLED, C.CRASHED}
 

@@ -1,4 +1,4 @@
-"""Real QEMU takes every command line we render: each device kind, on both boards."""
+"""Real QEMU takes every command line we render: each device kind, on every board."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from qmpkit.spec.memory import Memory
 from qmpkit.spec.network import DgramNic, Forward, StreamNic, UserNic
 from qmpkit.spec.profile import load_profile, profile_names
 from qmpkit.spec.variables import expand
+from tests.conftest import Board, binaries
 
 pytestmark = pytest.mark.live
 
@@ -76,6 +77,13 @@ def start_and_quit(spec: MachineSpec, facts: Facts, **more: Endpoint) -> str:
 def facts(qemu: str) -> Facts:
     helps = subprocess.run([qemu, "-help"], capture_output=True, check=True, text=True).stdout
     return Facts(binary=qemu, accel="tcg", run_with_user=bool(re.search("-run-with.*user=", helps)))
+
+
+def of_arch(facts: Facts, arch: str, version: str) -> Facts:
+    """The same for the QEMU of that version for guests of *arch*."""
+    if version not in binaries(arch):
+        pytest.skip(f"needs QEMU {version} for {arch}: scripts/setup --tests")
+    return attrs.evolve(facts, binary=binaries(arch)[version])
 
 
 @pytest.fixture
@@ -169,10 +177,54 @@ def test_a_full_q35_starts(facts: Facts, tmp_path: Path) -> None:
     assert start_and_quit(spec, facts) == ""
 
 
+def test_a_virt_with_everything_starts(board: Board, tmp_path: Path) -> None:
+    facts = Facts(binary=board.qemu, accel="tcg")
+    a, b, c, d, e = images(tmp_path, 5)
+    spec = MachineSpec(
+        arch=board.arch,
+        machine="virt",
+        cpu=3,
+        disks=[
+            Disk(a, format="raw", iothread="io", boot=1, serial="a,b c", discard=False),
+            Disk(b, format="raw", interface="virtio-scsi", iothread="io", cache="writethrough"),
+            Disk(c, format="raw", interface="nvme", cache="none", aio="native"),
+            Disk(d, format="raw", interface="scsi-cdrom", boot=0),
+            Disk(e, format="raw", readonly=True, bus="spare-port1"),
+        ],
+        nics=[UserNic(forwards=[Forward(0, 22)]), UserNic(model="e1000e"), StreamNic(), DgramNic()],
+        serials=[Serial("com1"), Serial("hvc0", "virtio"), Serial("hvc1", "virtio")],
+        agent=True,
+        rng=True,
+        balloon=True,
+        display="std",
+        root_ports=4,
+        no_reboot=True,
+        uuid="0b5ef1e0-8fb1-4b0c-9a4c-0c3d7ab7a9b0",
+    )
+    assert start_and_quit(spec, facts) == ""
+
+
+def test_a_full_virt_starts(board: Board, tmp_path: Path) -> None:
+    facts = Facts(binary=board.qemu, accel="tcg")
+    disks = [Disk(path, format="raw") for path in images(tmp_path, 48)]
+    spec = MachineSpec(
+        arch=board.arch,
+        machine="virt",
+        disks=disks,
+        nics=[UserNic()] * 16,
+        root_ports=32,
+        memory="64MiB",
+    )
+    assert start_and_quit(spec, facts) == ""
+
+
 @pytest.mark.parametrize("name", profile_names())
-def test_every_shipped_profile_starts(facts: Facts, name: str, tmp_path: Path) -> None:
+def test_every_shipped_profile_starts(
+    facts: Facts, qemu_version: str, name: str, tmp_path: Path
+) -> None:
     # The files that a profile wants are another test's concern: here it gets dummies.
     spec = expand(load_profile(name), {"cache": os.fspath(tmp_path), "tsc_khz": "2000000"})
+    facts = of_arch(facts, spec.arch, qemu_version)
     firmware = None
     if spec.firmware is not None:
         firmware = tmp_path / "firmware.bin"
