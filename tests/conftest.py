@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.counts import KVM, Counts
-from tests.sizes import ARCHITECTURES, QEMU_VERSIONS
+from tests.sizes import BOARDS, QEMU_VERSIONS
 
 AsyncTest = Callable[..., Awaitable[None]]
 BOUND = 60.0  # seconds an async test may take; `@pytest.mark.bound(n)` for another
@@ -30,9 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "bound(seconds): how long an async test may take")
-    config.addinivalue_line("markers", "architectures(*names): those that `board` is limited to")
+    config.addinivalue_line("markers", "boards(*pairs): those that `board` is limited to")
     wanted = [f"QEMU {version}" for version in QEMU_VERSIONS]
-    wanted += [f"{arch} on {version}" for arch in ARCHITECTURES for version in QEMU_VERSIONS]
+    wanted += [f"{arch} on {version}" for arch, version in BOARDS]
     if not config.getoption("--no-kvm"):
         wanted.append(KVM)
     demanded = bool(config.getoption("--demand-hosts"))
@@ -55,11 +55,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "qemu" in metafunc.fixturenames:
         metafunc.parametrize("qemu_version", list(binaries()), ids=lambda v: f"qemu-{v}")
     if "board" in metafunc.fixturenames:
-        mark = metafunc.definition.get_closest_marker("architectures")
-        pairs = [
-            (arch, v) for arch in (mark.args if mark else ARCHITECTURES) for v in QEMU_VERSIONS
-        ]
-        metafunc.parametrize("on", pairs, ids=lambda pair: "-".join(pair))
+        mark = metafunc.definition.get_closest_marker("boards")
+        metafunc.parametrize("on", mark.args if mark else BOARDS, ids=lambda pair: "-".join(pair))
 
 
 @attrs.frozen

@@ -32,6 +32,11 @@ LATE_KILL_AFTER = size(ci=2, long=15)  # seconds after a start that Python is ki
 _DEBIAN = [(version, firmware) for firmware in (None, "uefi") for version in QEMU_VERSIONS]
 DEBIAN_BOOTS = _DEBIAN[: size(ci=1, long=len(_DEBIAN))]
 
+# tiny on the other architectures, by (architecture, QEMU): CI divides the boots between them
+BOARDS = [(arch, version) for arch in ARCHITECTURES for version in QEMU_VERSIONS]
+WHOLE_LIVES = BOARDS if LONG else [("aarch64", "10.0"), ("riscv64", "7.2")]
+IGNORED_BUTTONS = BOARDS if LONG else [("aarch64", "7.2"), ("riscv64", "10.0")]
+
 # Images
 IMAGE_KILLS = size(ci=8, long=100)  # SIGKILLs of Python while it makes or changes an image
 IMAGE_CHAINS = size(ci=12, long=300)  # chains of images made up and compared with qemu-img

@@ -16,6 +16,7 @@ from qmpkit.spec.layout import layout_of
 from qmpkit.spec.network import UserNic
 from qmpkit.testing import guests
 from tests.conftest import Board
+from tests.sizes import IGNORED_BUTTONS, WHOLE_LIVES
 
 pytestmark = pytest.mark.live
 
@@ -36,6 +37,7 @@ def disk(folder: Path, name: str, size: int) -> Path:
 
 
 @pytest.mark.bound(120)
+@pytest.mark.boards(*WHOLE_LIVES)
 async def test_it_boots_takes_a_disk_reboots_and_powers_down(
     spec: MachineSpec, tmp_path: Path
 ) -> None:
@@ -108,6 +110,7 @@ async def _reboot(vm: qmpkit.VM) -> None:
 
 
 @pytest.mark.bound(120)
+@pytest.mark.boards(*IGNORED_BUTTONS)
 async def test_a_guest_that_ignores_the_button_is_stopped_all_the_same(spec: MachineSpec) -> None:
     assert spec.kernel is not None
     kernel = attrs.evolve(spec.kernel, append=f"{spec.kernel.append} tiny.ignore_powerdown")
