@@ -13,16 +13,19 @@ run from a shell as `python -m qmpkit.testing.guests tiny kvm-tiny`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qmpkit.errors import HostLacks
 from qmpkit.testing.guests import boot_sector, store
 from qmpkit.testing.guests.boot_sector import COUNTER_ADDRESS
 from qmpkit.testing.guests.debian import build_debian
-from qmpkit.testing.guests.tiny import PROMPT, build_tiny
 
 if TYPE_CHECKING:
     from qmpkit.testing.guests.copies import booted as booted
+    from qmpkit.testing.guests.tiny import PROMPT as PROMPT
+    from qmpkit.testing.guests.tiny import build_tiny as build_tiny
 
 __all__ = [
     "COUNTER_ADDRESS",
@@ -39,13 +42,22 @@ TINY_READY = "qmpkit tiny guest ready"
 KVM_TINY_READY = boot_sector.BANNER
 
 
-def __getattr__(name: str) -> object:
-    # Building needs neither trio nor QEMU: only who boots guests pays for them.
-    if name == "booted":
-        from qmpkit.testing.guests.copies import booted
+# Building needs neither trio nor QEMU, and Debian not even the extra: only who asks pays.
+_LATER = {"booted": "copies", "build_tiny": "tiny", "PROMPT": "tiny"}
+_EXTRA = ("elftools", "lz4")
 
-        return booted
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f"{__name__}.{_LATER[name]}")
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        what = f"the test guests need {missing.name}, which is not installed"
+        raise HostLacks(what, "pip install 'qmpkit[testing]'") from missing
+    return getattr(module, name)
 
 
 def build_kvm_tiny(*, progress: Callable[[str], None] = lambda line: None) -> Path:

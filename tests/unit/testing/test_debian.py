@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -87,3 +88,22 @@ def test_the_guests_own_python_is_not_told_how_ours_runs(monkeypatch: pytest.Mon
     script = "import os; print([key for key in os.environ if key.startswith('PYTHON')])"
     programs.run([sys.executable, "-c", script], progress=said.append)
     assert said == ["[]"]
+
+
+def test_the_command_alone_is_enough_to_build_debian() -> None:
+    """`qmpkit[cli]` has it; tiny needs the extra for tests, and says so in one line."""
+    program = """
+import sys
+sys.modules["elftools"] = sys.modules["lz4"] = None
+from qmpkit.testing import guests
+assert callable(guests.build_debian)
+try:
+    guests.build_tiny
+except Exception as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.startswith("the test guests need elftools")
+    assert "pip install 'qmpkit[testing]'" in done.stdout
