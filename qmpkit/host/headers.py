@@ -32,7 +32,7 @@ _VDI_OFFSET, _VDI_MAGIC = 64, b"\x7f\x10\xda\xbe"
 # its signature at byte 510.
 _BOOT_SIGNATURE = b"\x55\xaa"
 _LONGEST_NAME = 1023  # of a backing file, by the qcow2 specification
-_LARGEST_CLUSTER = 21  # bits
+_SMALLEST_CLUSTER, _LARGEST_CLUSTER = 9, 21  # bits
 _BACKING_FORMAT, _DATA_FILE = 0xE2792ACA, 0x44415441
 _MOST_EXTENSIONS = 32  # five kinds are known
 
@@ -57,7 +57,10 @@ class Header:
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read the header of *path*; blocking, raises OSError."""
+    """Read the header of *path*; blocking, raises OSError.
+
+    Whatever a damaged header claims has a meaning here; what QEMU refuses is left out.
+    """
     # Non-blocking: opening a FIFO would wait for a writer for ever.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -82,9 +85,11 @@ def _qcow2(fd: int, start: bytes) -> Header:
     if len(start) < 32:
         return Header("qcow2")
     version, offset, length, cluster_bits, size = struct.unpack_from(">IQIIQ", start, 4)
-    named = offset and 0 < length <= _LONGEST_NAME
+    cluster = 1 << min(max(cluster_bits, _SMALLEST_CLUSTER), _LARGEST_CLUSTER)
+    # QEMU takes a name from the first cluster alone; the kernel knows no offset beyond 2^63.
+    named = offset and 0 < length <= min(_LONGEST_NAME, cluster - offset)
     backing = _name(os.pread(fd, length, offset)) if named else ""
-    extensions = _extensions(fd, start, version, 1 << min(cluster_bits, _LARGEST_CLUSTER))
+    extensions = _extensions(fd, start, version, cluster)
     return Header(
         "qcow2",
         backing,

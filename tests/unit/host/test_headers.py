@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,50 @@ def test_any_bytes_are_judged(tmp_path_factory: pytest.TempPathFactory, content:
     header = read_header(path)
     assert header.format == "qcow2"
     assert len(os.fsencode(header.backing)) <= 1023
+
+
+FIELDS = {4: 4, 8: 8, 16: 4, 20: 4, 24: 8, 72: 8, 100: 4}  # of a qcow2 header, and their sizes
+VALUES = st.one_of(
+    st.integers(0, 2**64 - 1),
+    st.builds(
+        lambda power, near: max(0, (1 << power) + near), st.integers(0, 63), st.integers(-9, 9)
+    ),
+)
+
+
+@given(
+    damage=st.lists(st.tuples(st.sampled_from(sorted(FIELDS)), VALUES), max_size=4),
+    noise=st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), max_size=30),
+    version=st.sampled_from([2, 3]),
+)
+def test_any_damage_has_a_meaning(
+    tmp_path_factory: pytest.TempPathFactory,
+    damage: list[tuple[int, int]],
+    noise: list[tuple[int, int]],
+    version: int,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    qcow2(path, "base", backing_format="raw", data_file="x", version=version)
+    content = bytearray(path.read_bytes())
+    for at, byte in noise:
+        content[at] = byte
+    for at, value in damage:
+        size = FIELDS[at]
+        content[at : at + size] = (value % (1 << 8 * size)).to_bytes(size, "big")
+    path.write_bytes(content)
+    header = read_header(path)
+    assert len(os.fsencode(header.backing)) <= 1023
+
+
+@pytest.mark.parametrize("offset", [1 << 63 | 5, (1 << 63) - 1, 1 << 40, 65536, 65500])
+def test_a_name_beyond_the_first_cluster_is_none(tmp_path: Path, offset: int) -> None:
+    """QEMU opens no such image."""
+    path = qcow2(tmp_path / "top", "base")
+    with path.open("r+b") as file:
+        file.truncate(1 << 20)
+        file.seek(8)
+        file.write(struct.pack(">QI", offset, 100))
+    assert read_header(path).backing == ""
 
 
 def test_a_fifo_does_not_block(tmp_path: Path) -> None:
