@@ -9,20 +9,18 @@ length, so that a socket's path always fits the 107 bytes the kernel takes.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
-import shutil
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-import attrs
 import trio
 
 from qmpkit.errors import HostLacks
+from qmpkit.process.held_dirs import HeldDir, hold_new_dir, sweep
 
 __all__ = ["machine_dir", "owner_of", "runtime_root", "socket_path"]
 
@@ -101,13 +99,6 @@ def socket_path(directory: Path, name: str) -> Path:
     return path
 
 
-@attrs.frozen
-class _Held:
-    path: Path
-    lock: int
-    owner: int = attrs.field(factory=os.getpid)
-
-
 @asynccontextmanager
 async def machine_dir(name: str) -> AsyncIterator[Path]:
     """A new directory (0700) for one run of the machine *name*, removed with the block.
@@ -122,61 +113,19 @@ async def machine_dir(name: str) -> AsyncIterator[Path]:
         yield held.path
     finally:
         with trio.move_on_after(REMOVE_GRACE, shield=True):
-            await trio.to_thread.run_sync(_remove, held, limiter=limiter, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(held.remove, limiter=limiter, abandon_on_cancel=True)
 
 
-def _make(name: str) -> _Held:
+def _make(name: str) -> HeldDir:
     root = runtime_root()
     if root not in _swept:
         _swept.add(root)
-        _sweep(root)
+        sweep(root, _DIRECTORY)
     slug = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:NAME_LIMIT] or "vm"
-    while True:
-        path = root / f"{slug}.{os.getpid()}.{secrets.token_hex(2)}"
-        with suppress(FileExistsError):
-            path.mkdir(mode=0o700)
-            return _Held(path, _lock(path))
-
-
-def _lock(path: Path) -> int:
-    """Hold a lock on *path* that the kernel drops when we die."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _remove(held: _Held) -> None:
-    if os.getpid() != held.owner:  # a fork of ours leaves the block too
-        return
-    try:
-        shutil.rmtree(held.path, ignore_errors=True)
-    finally:
-        os.close(held.lock)
+    return hold_new_dir(root, lambda: f"{slug}.{os.getpid()}.{secrets.token_hex(2)}")
 
 
 def owner_of(directory: Path) -> int | None:
     """The process that made a machine's directory; None when it is not one."""
     match = _DIRECTORY.fullmatch(directory.name)
     return int(match[1]) if match else None
-
-
-def _sweep(root: Path) -> None:
-    """Remove the directories of programs that were killed.
-
-    Such a program is no more, or its number is another's: then its lock is free.
-    One that is just making its directory has no lock yet, but lives.
-    """
-    for path in root.iterdir():
-        pid = owner_of(path)
-        if pid is None or Path(f"/proc/{pid}").exists():
-            continue
-        with suppress(OSError):
-            lock = _lock(path)
-            try:
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(lock)

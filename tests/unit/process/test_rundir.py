@@ -15,6 +15,7 @@ import trio
 
 from qmpkit.errors import HostLacks
 from qmpkit.process import rundir
+from qmpkit.process.held_dirs import hold_new_dir
 from qmpkit.process.rundir import ROOT_LIMIT, machine_dir, owner_of, runtime_root, socket_path
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
@@ -151,13 +152,6 @@ async def test_cancelled_anywhere_the_directory_goes(root: Path) -> None:
     assert await cancel_at_every_checkpoint(use_a_directory) >= 2
 
 
-async def test_in_a_fork_the_directory_stays(root: Path) -> None:
-    async with machine_dir("vm") as directory:
-        held = rundir._Held(directory, lock=-1, owner=os.getpid() + 1)
-        rundir._remove(held)
-        assert directory.exists()
-
-
 LEFT = """
 import os, signal, trio
 from qmpkit.process.rundir import machine_dir
@@ -181,16 +175,17 @@ async def test_what_a_killed_program_left_is_swept(root: Path) -> None:
 
 
 async def test_what_a_living_program_holds_is_not_swept(root: Path) -> None:
-    """Its number looks free here (another pid namespace), but its lock is not."""
-    runtime_root()
-    foreign = root / "vm.9999999.abcd"
-    foreign.mkdir()
-    holder = rundir._lock(foreign)
-    try:
-        async with machine_dir("new"):
-            assert foreign.exists()
-    finally:
-        os.close(holder)
+    """Its number may look free here (another pid namespace), but its lock is not."""
+    held = hold_new_dir(runtime_root(), lambda: "vm.9999999.abcd")
+    async with machine_dir("new"):
+        assert held.path.exists()
+    held.remove()
+
+
+async def test_a_number_that_lives_again_keeps_nothing(root: Path) -> None:
+    (runtime_root() / f"vm.{os.getpid()}.abcd").mkdir()
+    async with machine_dir("new") as new:
+        assert names(root) == [new.name]
 
 
 def test_where_nothing_can_be_made_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
