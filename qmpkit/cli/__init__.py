@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from qmpkit.cli.streams import provide_streams
+
 __all__ = ["main"]
 
 _EXTRA = ("attrs", "cyclopts", "rich")
@@ -15,6 +17,7 @@ _EXTRA = ("attrs", "cyclopts", "rich")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with *argv* (default: this process's) and return its exit status."""
+    provide_streams()
     try:
         from qmpkit.cli.app import run
     except ModuleNotFoundError as missing:

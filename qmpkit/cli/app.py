@@ -13,9 +13,10 @@ from cyclopts import App, CycloptsError, Parameter
 
 from qmpkit import __version__
 from qmpkit.cli import commands, image_commands
-from qmpkit.cli.exits import EXIT_TABLE, Exit, exit_of
+from qmpkit.cli.exits import EXIT_TABLE, Exit, Refusal, exit_of
+from qmpkit.cli.safe import one_line
 from qmpkit.cli.talk import route_log, talk
-from qmpkit.errors import LaunchFailed
+from qmpkit.errors import Fault, LaunchFailed, SpecInvalid
 
 __all__ = ["app", "run"]
 
@@ -116,7 +117,7 @@ def _unread() -> int:
 def _report(error: BaseException) -> int:
     status = exit_of(error)
     if status is None or talk.debug:
-        traceback.print_exception(error)
+        talk.trace("".join(traceback.format_exception(error)).rstrip())
     if status is None:
         talk.error("this is a bug in qmpkit, please report it with the lines above")
         return Exit.FAILED
@@ -133,7 +134,15 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+        return one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
     if isinstance(error, LaunchFailed) and not talk.debug:
         return f"{error.brief}\n(`--debug` shows QEMU's command.)"
-    return str(error)
+    if isinstance(error, SpecInvalid):  # its lines are its faults, and no name may add one
+        return str(
+            SpecInvalid([_one_line(fault) for fault in error.faults], one_line(error.source))
+        )
+    return one_line(error) if isinstance(error, Refusal) else str(error)
+
+
+def _one_line(fault: Fault) -> Fault:
+    return Fault(one_line(fault.path), one_line(fault.message), one_line(fault.hint))

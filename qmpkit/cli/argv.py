@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ import trio
 from qmpkit.cli.chosen import means_image
 from qmpkit.cli.exits import Refusal
 from qmpkit.cli.listing import chosen_spec
-from qmpkit.cli.talk import talk
+from qmpkit.cli.safe import shell_word
+from qmpkit.cli.talk import print_json, talk
 from qmpkit.host.resolve import resolve
 from qmpkit.spec.argv import pretty, render
 from qmpkit.spec.chardev import Endpoint, PathEndpoint
@@ -46,10 +46,21 @@ async def print_argv(
     }
     argv = render(spec, resolution.facts, endpoints, paused=paused)
     _note_missing_files(spec)
-    print(json.dumps(argv, ensure_ascii=False) if as_json else pretty(argv))
+    if as_json:
+        print_json(argv, compact=True)
+    else:
+        print(_pasteable(argv))
     if sys.stdout.isatty() and not as_json:
         monitor = sockets / f"{spec.name}-qmp.sock"
-        talk.note(f"Once it runs: qmpkit qmp {shlex.quote(str(monitor))} query-status")
+        talk.note(f"Once it runs: qmpkit qmp {shell_word(monitor)} query-status")
+
+
+def _pasteable(argv: list[str]) -> str:
+    text = pretty(argv)
+    for word in argv:
+        if not word.isprintable():  # an image's name may command the terminal
+            text = text.replace(shlex.quote(word), shell_word(word))
+    return text
 
 
 def _note_missing_files(spec: MachineSpec) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ import trio
 from qmpkit._running import opened
 from qmpkit.cli.chosen import Chosen, ImageOptions, chosen_machine
 from qmpkit.cli.exits import Exit
+from qmpkit.cli.safe import one_line, shell_word
 from qmpkit.cli.status import Changes, show_status
 from qmpkit.cli.stopping import Stopper, stop_signals
 from qmpkit.cli.talk import note_later, print_json, talk
@@ -68,7 +68,7 @@ async def run_machine(request: Request) -> int:
                 report = await _run(chosen, request, stopper)
             nursery.cancel_scope.cancel()
     if report is None:
-        talk.error(f"{name}: interrupted while it was starting")
+        talk.error(f"{one_line(name)}: interrupted while it was starting")
         return Exit.INTERRUPTED
     return _conclude(report, request.as_json)
 
@@ -150,7 +150,7 @@ class _Foreground:
             talk.note(f"{vm.name}: name a kernel (--set kernel.image=…), or disks in a file")
         if not vm.consoles and not self._request.headless:
             talk.note(f"{vm.name}: it has no serial console to attach")
-        ask = f"qmpkit qmp {shlex.quote(str(self._tools))}"
+        ask = f"qmpkit qmp {shell_word(self._tools)}"
         talk.note(f"{vm.name}: its monitor for other programs: {ask} …")
         if self._request.paused:
             talk.note(f"{vm.name}: paused before its first instruction; {ask} cont lets it run")

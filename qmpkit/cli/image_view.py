@@ -10,7 +10,8 @@ from typing import Any
 import attrs
 
 from qmpkit.cli.sizes import exact_size, human_size
-from qmpkit.cli.talk import stdout_console, talk
+from qmpkit.cli.tables import print_line, print_table
+from qmpkit.cli.talk import talk
 from qmpkit.images import CheckReport, ImageInfo, Snapshot
 
 __all__ = ["image_to_dict", "print_chain", "print_report", "report_to_dict"]
@@ -34,25 +35,22 @@ def _plain(_: object, __: object, value: Any) -> Any:
 
 def print_chain(images: Sequence[ImageInfo], format: str) -> None:
     """The image and its bases, the top first, and what else is to be known of each."""
-    from rich.table import Table
-    from rich.text import Text
-
     top = images[0]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("IMAGE", "FORMAT", "SIZE", "ON DISK"):
-        table.add_column(heading, no_wrap=True)
-    for depth, image in enumerate(images):
-        name = str(image.path) if depth == 0 else f"{'  ' * (depth - 1)}└ {_seen_from(top, image)}"
-        sizes = exact_size(image.virtual_size), exact_size(image.disk_size)
-        table.add_row(Text(name), image.format, *sizes)
-    console = stdout_console()
-    console.print(table)
+    rows = [_row(top, image, depth) for depth, image in enumerate(images)]
+    print_table(("IMAGE", "FORMAT", "SIZE", "ON DISK"), rows, prose=False)
     for line in (format, *(line for image in images for line in _remarks(image, top))):
-        console.print(Text(line), soft_wrap=True)
+        print_line(line)
     for image in images:
         if image.snapshots:
-            console.print(Text(f"\nSnapshots in {image.path.name}:"), soft_wrap=True)
-            console.print(_snapshot_table(image.snapshots))
+            print_line("")
+            print_line(f"Snapshots in {image.path.name}:")
+            rows = list(map(_snapshot, image.snapshots))
+            print_table(("ID", "NAME", "TAKEN", "MACHINE STATE"), rows, prose=False)
+
+
+def _row(top: ImageInfo, image: ImageInfo, depth: int) -> tuple[str, ...]:
+    name = str(image.path) if depth == 0 else f"{'  ' * (depth - 1)}└ {_seen_from(top, image)}"
+    return name, image.format, exact_size(image.virtual_size), exact_size(image.disk_size)
 
 
 def _seen_from(top: ImageInfo, image: ImageInfo) -> str:
@@ -84,18 +82,10 @@ def _remarks(image: ImageInfo, top: ImageInfo) -> Iterator[str]:
         yield f"{who}bitmap {bitmap.name!r}, a bit for {step}, {state}"
 
 
-def _snapshot_table(snapshots: Sequence[Snapshot]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("ID", "NAME", "TAKEN", "MACHINE STATE"):
-        table.add_column(heading, no_wrap=True)
-    for snapshot in snapshots:
-        taken = datetime.fromtimestamp(snapshot.taken).astimezone().isoformat(" ", "seconds")
-        state = human_size(snapshot.vm_size) if snapshot.vm_size else "none, the disk alone"
-        table.add_row(Text(snapshot.id), Text(snapshot.name), taken, state)
-    return table
+def _snapshot(snapshot: Snapshot) -> tuple[str, ...]:
+    taken = datetime.fromtimestamp(snapshot.taken).astimezone().isoformat(" ", "seconds")
+    state = human_size(snapshot.vm_size) if snapshot.vm_size else "none, the disk alone"
+    return snapshot.id, snapshot.name, taken, state
 
 
 def print_report(report: CheckReport, format: str) -> None:
@@ -107,7 +97,7 @@ def print_report(report: CheckReport, format: str) -> None:
     done = " and ".join(text for text in (mended, freed) if text)
     verdict = "sound" if report.ok else "damaged"
     what = f"{report.path}: {verdict}{', ' if found else ''}{', '.join(found)}"
-    stdout_console().print(what, soft_wrap=True, highlight=False, markup=False)
+    print_line(what)
     talk.note(format)
     if done:
         talk.note(f"mended: {done}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qmpkit.cli.overrides import apply_overrides
-from qmpkit.cli.talk import print_json, stdout_console
+from qmpkit.cli.talk import print_json
 from qmpkit.spec.data import spec_from_dict, spec_to_dict
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.profile import load_profile, profile_names
@@ -34,17 +34,15 @@ def list_profiles(*, as_json: bool) -> None:
     if as_json:
         print_json([_row(name, spec) for name, spec in specs.items()])
         return
-    from rich.table import Table
+    from qmpkit.cli.tables import print_table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("NAME", "MACHINE", "ACCEL", "MEMORY", "CPUS"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("DESCRIPTION")
-    for name, spec in specs.items():
-        size = format_size(spec.memory.size)
-        cpus = str(spec.cpu.cpus)
-        table.add_row(name, spec.machine, spec.accel, size, cpus, spec.description)
-    stdout_console().print(table)
+    headings = ("NAME", "MACHINE", "ACCEL", "MEMORY", "CPUS", "DESCRIPTION")
+    print_table(headings, [_cells(name, spec) for name, spec in specs.items()], prose=True)
+
+
+def _cells(name: str, spec: MachineSpec) -> tuple[object, ...]:
+    size = format_size(spec.memory.size)
+    return name, spec.machine, spec.accel, size, spec.cpu.cpus, spec.description
 
 
 def _row(name: str, spec: MachineSpec) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from qmpkit.cli.safe import one_line
 from qmpkit.cli.talk import talk
 
 __all__ = ["show_progress"]
@@ -38,6 +39,6 @@ async def show_progress(what: str, fractions: AsyncIterable[float]) -> None:
         redirect_stdout=False,
         redirect_stderr=False,
     ) as bar:
-        task = bar.add_task(what, total=1.0)
+        task = bar.add_task(one_line(what), total=1.0)
         async for fraction in fractions:
             bar.update(task, completed=fraction, refresh=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -13,6 +14,7 @@ import trio
 
 from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.overrides import arguments_from
+from qmpkit.cli.safe import several_lines
 from qmpkit.cli.talk import noted, print_json, talk
 from qmpkit.errors import QmpkitError
 from qmpkit.qmp.connect import connect
@@ -69,7 +71,8 @@ class _Unknown(QmpkitError):
 
 def _print_reply(reply: Any, as_json: bool) -> None:
     if isinstance(reply, str) and not as_json:
-        print(reply.replace("\r\n", "\n"), end="" if reply.endswith("\n") else "\n", flush=True)
+        text = several_lines(reply) if sys.stdout.isatty() else reply.replace("\r\n", "\n")
+        print(text, end="" if text.endswith("\n") else "\n", flush=True)
     else:
         print_json(reply, compact=as_json)
 

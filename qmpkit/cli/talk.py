@@ -9,12 +9,15 @@ import errno
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
+
+from qmpkit.cli.safe import one_line, several_lines
 
 if TYPE_CHECKING:
     import trio
@@ -50,7 +53,23 @@ class _Stderr:
         return sys.stderr.fileno()
 
 
-class _DataConsole(Console):
+class _SafeConsole(Console):
+    """A console that shows a terminal's commands and does not pass them on.
+
+    What is made of others' text escapes it by itself, so that its width is known; this is
+    for what was forgotten.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """What is to be written, piece by piece."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(several_lines(text), style)
+
+
+class _DataConsole(_SafeConsole):
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError(errno.EPIPE, "nobody reads the output")
 
@@ -67,33 +86,36 @@ class Talk:
     def console(self) -> Console:
         """The console on stderr."""
         if self._console is None:
-            self._console = Console(file=self._stream, emoji=False)  # type: ignore[arg-type]
+            self._console = _SafeConsole(file=self._stream, emoji=False)  # type: ignore[arg-type]
         return self._console
 
     def raw_terminal(self, raw: bool) -> None:
         """Tell whether a guest's console has the terminal at the moment."""
         self._stream.raw = raw
 
-    def say(self, message: str, *, label: str = "", style: str = "") -> None:
-        """One message; *label* ("error") goes before it in *style*."""
-        text = Text()
-        if label:
-            text.append(f"{label}: ", style=style)
-        text.append(message)
-        # soft_wrap: what is said gets copied, so only the terminal may break its lines.
-        self.console.print(text, soft_wrap=True, highlight=False)
+    def say(self, message: str) -> None:
+        """What has been done."""
+        self._print(Text(one_line(message)))
 
     def note(self, message: str) -> None:
         """Something that happens as it should."""
-        self.console.print(Text(message, style="dim"), soft_wrap=True, highlight=False)
+        self._print(Text(one_line(message), style="dim"))
 
     def warn(self, message: str) -> None:
         """Something that works, but not as one would hope."""
-        self.say(message, label="warning", style="bold yellow")
+        self._print(Text.assemble(("warning: ", "bold yellow"), one_line(message)))
 
     def error(self, message: str) -> None:
-        """Why the command does not do what was asked."""
-        self.say(message, label="error", style="bold red")
+        """Why the command does not do what was asked; QEMU's own words may have lines."""
+        self._print(Text.assemble(("error: ", "bold red"), several_lines(message)))
+
+    def trace(self, report: str) -> None:
+        """Lines for whoever looks for a fault in this program."""
+        self._print(Text(several_lines(report)))
+
+    def _print(self, text: Text) -> None:
+        # soft_wrap: what is said gets copied, so only the terminal may break its lines.
+        self.console.print(text, soft_wrap=True, highlight=False)
 
 
 talk = Talk()
@@ -109,7 +131,7 @@ class LogToTalk(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message = self.format(record)
         if record.levelno < logging.WARNING:
-            talk.note(f"{record.name}: {message}")
+            talk.trace(f"{record.name}: {message}")
         elif message not in self._told:
             self._told.add(message)
             talk.warn(message)
@@ -132,13 +154,17 @@ def stdout_console() -> Console:
 
 
 def print_json(value: Any, *, compact: bool = False) -> None:
-    """*value* as JSON on stdout: in colours on a terminal, *compact* on one line."""
+    r"""*value* as JSON on stdout: in colours on a terminal, *compact* on one line.
+
+    ASCII only, which is valid wherever it goes.  A byte of a file name that is not UTF-8
+    is written as `\udcXX`: in Python `os.fsencode(json.loads(…))` gives the name's bytes.
+    """
     if compact or not sys.stdout.isatty():
-        print(json.dumps(value, indent=None if compact else 2, ensure_ascii=False), flush=True)
+        print(json.dumps(value, indent=None if compact else 2), flush=True)
         return
     from rich.json import JSON
 
-    _DataConsole(emoji=False).print(JSON.from_data(value), soft_wrap=True)
+    _DataConsole(emoji=False).print(JSON.from_data(value, ensure_ascii=True), soft_wrap=True)
 
 
 async def note_later(message: str, scope: trio.CancelScope, after: float = 1.0) -> None:
