@@ -43,6 +43,9 @@ _OTHER_PACKAGE = "qemu-system-misc"
 _STATUS_FOLLOWS = 5.0
 _QMP_FD = 3
 _ACCELERATORS = ("kvm", "tcg")
+# The first that is there.  A QEMU without TCG would by itself take KVM, which is not everybody's
+# to open; what it answers is the same by qtest, which runs no guest.
+_TO_ASK = ("tcg", "qtest", "kvm")
 
 _remembered: dict[Stamp, Capabilities] = {}
 _asking: RunVar[dict[Stamp, trio.Lock]] = RunVar("qmpkit_binary_locks")
@@ -127,6 +130,8 @@ def _lock(stamp: Stamp) -> trio.Lock:
 async def _ask(path: str) -> tuple[Capabilities, Schema]:
     chardev = f"socket,id=qmp,fd={_QMP_FD}"
     argv = [path, "-M", "none", "-S", "-nodefaults", "-no-user-config", "-display", "none"]
+    for accelerator in _TO_ASK:
+        argv += ["-accel", accelerator]
     argv += ["-chardev", chardev, "-mon", "chardev=qmp,mode=control"]
     name = f"probe of {path}"
     ours, theirs = socket.socketpair()

@@ -139,16 +139,20 @@ def _backend(kvm: KvmFacts) -> Finding:
 def _nested(host: Host, kvm: KvmFacts) -> Finding:
     words = {True: "on", False: "off", None: "not known of this backend"}
     cure = ""
+    on = bool(kvm.nested and kvm.usable)
+    found = words[kvm.nested] if kvm.kind != "none" else "no KVM to nest"
+    if kvm.nested and not kvm.usable:
+        found += ", but of no use while /dev/kvm is not"
     if kvm.nested is False and kvm.usable:
         options = f"options {kvm.backend} nested=1"
         cure = f"echo {options} | {host.sudo}tee /etc/modprobe.d/{kvm.backend}.conf, then reboot"
     return Finding(
         topic="KVM",
         name="nested",
-        verdict="ok" if kvm.nested else "note",
-        found=words[kvm.nested] if kvm.kind != "none" else "no KVM to nest",
-        enough_for="KVM inside guests" if kvm.nested else "",
-        lacks=() if kvm.nested else ("nested",),
+        verdict="ok" if on else "note",
+        found=found,
+        enough_for="KVM inside guests" if on else "",
+        lacks=() if on else ("nested",),
         cure=cure,
         facts={"nested": kvm.nested},
     )

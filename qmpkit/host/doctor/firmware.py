@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
 
-from qmpkit.host.doctor.finding import Finding, Need
+from qmpkit.host.doctor.finding import Finding
 from qmpkit.host.doctor.place import Host
+from qmpkit.host.firmware import FirmwareFiles, installed_firmware
 
 __all__ = ["firmware"]
 
-_DESCRIPTORS = ("/etc/qemu/firmware", "/usr/share/qemu/firmware", "/usr/local/share/qemu/firmware")
+_DESCRIPTORS = "/usr/share/qemu/firmware"
 _DATA = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/qemu-kvm", "/usr/local/share/qemu")
 _BUILT_IN = {  # what QEMU loads when nothing is said: file, name, Debian's package
     "x86_64": ("bios-256k.bin", "BIOS", "seabios"),
@@ -22,13 +21,14 @@ _UEFI_PACKAGES = {"x86_64": "ovmf", "aarch64": "qemu-efi-aarch64"}
 
 def firmware(host: Host, archs: Collection[str]) -> Iterator[Finding]:
     """The firmware for guests of the host's architecture and of *archs*."""
-    descriptors = list(_descriptors(host))
+    installed = installed_firmware(host.root)
     native = host.arch if host.arch in _UEFI_PACKAGES else "x86_64"
     for arch in sorted({native, *archs}, key=lambda arch: (arch != native, arch)):
         if arch in _BUILT_IN:
             yield _built_in(host, arch)
         if arch in _UEFI_PACKAGES:
-            yield from _uefi(host, arch, descriptors, native=arch == native)
+            fit = [files for files in installed if files.is_for(arch, None)]
+            yield from _uefi(host, arch, fit, native=arch == native)
 
 
 def _built_in(host: Host, arch: str) -> Finding:
@@ -46,56 +46,33 @@ def _built_in(host: Host, arch: str) -> Finding:
 
 
 def _uefi(
-    host: Host, arch: str, descriptors: list[dict[str, Any]], *, native: bool
+    host: Host, arch: str, fit: Sequence[FirmwareFiles], *, native: bool
 ) -> Iterator[Finding]:
-    usable = [found for found in descriptors if _is_for(found, arch) and _complete(host, found)]
-    plain = [found for found in usable if "secure-boot" not in found.get("features", ())]
-    secure = [found for found in usable if "enrolled-keys" in found.get("features", ())]
-    for name, chosen, need in (("UEFI", plain, "uefi"), ("Secure Boot", secure, "secure-boot")):
-        if not chosen and name == "Secure Boot" and (not native or not plain):
-            continue  # of use to few, and where UEFI is lacking its line says it
-        lacks: tuple[Need, ...] = ("uefi", "secure-boot") if need == "uefi" else ("secure-boot",)
-        yield Finding(
-            topic="firmware",
-            name=f"{name} {arch}",
-            verdict="ok" if chosen else "note",
-            found=_code(chosen[0]) if chosen else f"no descriptor in {_DESCRIPTORS[1]} fits",
-            enough_for=f"{arch} guests that boot by UEFI"
-            + (" with Secure Boot" if need == "secure-boot" else "")
-            if chosen
-            else "",
-            lacks=lacks if native and not chosen else (),
-            cure="" if chosen else host.install(_UEFI_PACKAGES[arch]),
-            facts={"code": [_code(found) for found in chosen]},
-        )
-
-
-def _descriptors(host: Host) -> Iterator[dict[str, Any]]:
-    """QEMU's firmware descriptors in their order of preference; unreadable ones are left out."""
-    seen = set()
-    for folder in _DESCRIPTORS:
-        for name in host.names(folder):
-            if name.endswith(".json") and name not in seen:
-                seen.add(name)
-                try:
-                    found = json.loads(host.read(f"{folder}/{name}", 1 << 16))
-                    _code(found)
-                except (ValueError, KeyError, TypeError):
-                    continue
-                yield found
-
-
-def _code(descriptor: dict[str, Any]) -> str:
-    return str(descriptor["mapping"]["executable"]["filename"])
-
-
-def _is_for(descriptor: dict[str, Any], arch: str) -> bool:
-    targets = descriptor.get("targets", ())
-    return "uefi" in descriptor.get("interface-types", ()) and any(
-        target.get("architecture") == arch for target in targets
+    plain = [files.code for files in fit if files.plain]
+    secure = [files.code for files in fit if files.secure_boot]
+    yield Finding(
+        topic="firmware",
+        name=f"UEFI {arch}",
+        verdict="ok" if plain else "note",
+        found=plain[0] if plain else f"no descriptor in {_DESCRIPTORS} fits",
+        enough_for=f"{arch} guests that boot by UEFI" if plain else "",
+        lacks=("uefi", "secure-boot") if native and not plain else (),
+        cure="" if plain else host.install(_UEFI_PACKAGES[arch]),
+        facts={"code": plain},
     )
+    if secure or (native and plain):  # of use to few, and where UEFI is lacking its line says it
+        yield _secure_boot(host, arch, secure, native=native)
 
 
-def _complete(host: Host, descriptor: dict[str, Any]) -> bool:
-    template = descriptor["mapping"].get("nvram-template", {}).get("filename")
-    return host.exists(_code(descriptor)) and (template is None or host.exists(template))
+def _secure_boot(host: Host, arch: str, codes: Sequence[str], *, native: bool) -> Finding:
+    return Finding(
+        topic="firmware",
+        name=f"Secure Boot {arch}",
+        verdict="ok" if codes else "note",
+        found=codes[0] if codes else f"no descriptor in {_DESCRIPTORS} has it with keys enrolled",
+        enough_for=f"{arch} guests that boot by UEFI with Secure Boot" if codes else "",
+        lacks=("secure-boot",) if native and not codes else (),
+        # The package is there, since UEFI is: its files are not, or not whole.
+        cure="" if codes else host.install(_UEFI_PACKAGES[arch], again=True),
+        facts={"code": list(codes)},
+    )

@@ -53,8 +53,10 @@ def _ram(host: Host) -> Iterator[Finding]:
     swap = known.get("SwapTotal", 0)
     words = f"{size(available)} of {size(known['MemTotal'])} available"
     words += f", {size(swap)} of swap" if swap else ", no swap"
+    more = "end other programs"
     if allowed is not None and allowed < available:
         words += f"; our cgroup may have {size(allowed)} more"
+        more = "raise this cgroup's limit (docker: --memory)"
     enough = usable >= _DEFAULT_GUEST
     yield Finding(
         topic="memory",
@@ -62,7 +64,7 @@ def _ram(host: Host) -> Iterator[Finding]:
         verdict="ok" if enough else "warn",
         found=words,
         enough_for=f"guests of {size(usable)} together",
-        cure="" if enough else "end other programs, or give the guests less: --set memory=128MiB",
+        cure="" if enough else f"{more}, or give the guests less: --set memory=128MiB",
         facts={
             "total": known["MemTotal"],
             "available": available,
@@ -159,10 +161,10 @@ def _transparent(host: Host) -> Iterator[Finding]:
     switch = "/sys/kernel/mm/transparent_hugepage/enabled"
     yield Finding(
         topic="memory",
-        name="transparent",
+        name="THP",
         verdict="note" if off else "ok",
         found=f"transparent huge pages are {_MODES.get(mode, mode)}",
-        enough_for="" if off else "guest memory: QEMU asks for them",
+        enough_for="" if off else "guest memory, for which QEMU asks",
         cure=f"echo madvise | {host.sudo}tee {switch}" if off else "",
         facts={"mode": mode},
     )

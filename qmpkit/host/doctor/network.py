@@ -85,7 +85,7 @@ def _bridges(host: Host) -> Finding:
     bridges = [link for link in links if host.exists(f"/sys/class/net/{link}/bridge")]
     taps = [link for link in links if host.exists(f"/sys/class/net/{link}/tun_flags")]
     state = host.module("bridge")
-    found = f"bridges: {listing(bridges)}" if bridges else "no bridge"
+    found = listing(bridges) if bridges else "none"
     found += f"; tap devices: {listing(taps)}" if taps else "; no tap device"
     if not bridges and state == "absent":
         found += "; this kernel has no bridges"

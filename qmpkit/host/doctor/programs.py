@@ -105,7 +105,9 @@ def builds(host: Host) -> Iterator[Finding]:
         topic="programs",
         name="image build",
         verdict="note" if missing else "ok",
-        found=f"not installed: {', '.join(missing)}" if missing else f"all {len(wanted)} programs",
+        found=f"not installed: {', '.join(missing)}"
+        if missing
+        else f"all {len(wanted)} programs are here",
         enough_for="" if missing else "building a Debian image",
         lacks=("build",) if missing else (),
         cure=host.install(*packages) if missing else "",

@@ -29,11 +29,15 @@ _ANSWER_WITHIN = 20.0  # seconds: for a wedged binary on a busy host
 
 @attrs.frozen
 class Answer:
-    """One binary, by the path that its host knows, and what it can do or why it did not say."""
+    """One binary, by the path that its host knows, and what it can do or why it did not say.
+
+    `broken`: the reason is its own, not that this host cannot start a program for us.
+    """
 
     path: PurePosixPath
     known: Capabilities | None
     problem: str = ""
+    broken: bool = True
 
     @property
     def name(self) -> str:
@@ -63,6 +67,8 @@ async def _answer(host: Host, path: Path) -> Answer:
         try:
             stamp = await trio.to_thread.run_sync(Stamp.of, path)
             return Answer(shown, await host.ask(stamp))
+        except HostLacks as lacking:
+            return Answer(shown, None, lacking.what, broken=False)
         except (QmpkitError, OSError) as error:
             problem = _brief(error)
     return Answer(shown, None, problem)
@@ -136,9 +142,9 @@ def _broken(host: Host, answer: Answer, lacks: tuple[Need, ...] = ()) -> Finding
         topic="QEMU",
         name=answer.name,
         verdict="warn" if lacks else "note",
-        found=f"{answer.path} is broken: {answer.problem}",
+        found=f"{answer.path} {'is broken' if answer.broken else 'is not asked'}: {answer.problem}",
         lacks=lacks,
-        cure=host.install(package_of(answer.name), again=True),
+        cure=host.install(package_of(answer.name), again=True) if answer.broken else "",
         facts=_facts(answer),
     )
 
@@ -220,7 +226,7 @@ def _choice(host: Host, kvm: KvmFacts, known: Capabilities) -> Finding:
         verdict="warn",
         found="takes TCG, which emulates the CPU"
         + ("" if built_in else ": this QEMU was built without KVM"),
-        enough_for=f"{host.arch} guests many times slower",
+        enough_for=f"{host.arch} guests, many times slower",
         lacks=("kvm",),
         cure="" if built_in else host.install(package_of(host.arch)),
         facts={"accel": "tcg"},

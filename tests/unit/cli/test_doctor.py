@@ -103,17 +103,22 @@ def test_json_says_the_same(
     assert all(found["found"] in text and found["cure"] in text for found in report["findings"])
 
 
+@pytest.mark.parametrize("columns", [40, 80])
 def test_narrow_terminals_stay_readable(
-    name: str, host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    columns: int,
+    name: str,
+    host: Host,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Only cures are left to the terminal to break, so that they can be copied."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("NO_COLOR", "1")
     _, out = _command(host, monkeypatch, capsys)
     text = _ESCAPE.sub("", out)
     lines = [line for line in text.splitlines() if not line.startswith("        cure: ")]
-    assert max(len(line) for line in lines[1:]) <= 80
+    assert max(len(line) for line in lines[1:]) <= columns
     assert "…" not in text.replace("qmpkit …", "")
     assert not re.search("\x1b\\[[0-9;]*3[0-9]m", out), "NO_COLOR is heeded"
 
@@ -131,6 +136,14 @@ def test_a_need_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert main(["doctor", "--require", "?"]) == 2
     assert "choose from run, kvm, nested" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["", ",", "run,", " "])
+def test_no_need_at_all_is_none_that_is_met(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unset variable of a script must not pass for a check."""
+    assert main(["doctor", "--require", words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: --require: a name is missing (choose from run, kvm, nested,")
 
 
 def test_the_help_explains_every_need(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import attrs
 import pytest
 import trio
 
+from qmpkit.errors import HostLacks
 from qmpkit.host.capabilities import Capabilities, Stamp
 from qmpkit.host.doctor import Finding, Host, HostReport, examine_host, place, qemus
 from qmpkit.host.doctor.place import first_line_of_version
@@ -109,6 +111,17 @@ async def test_a_broken_qemu_of_our_own_architecture(tmp_path: Path) -> None:
     assert not report.ok
 
 
+async def test_a_qemu_that_we_cannot_start_is_not_broken(tmp_path: Path) -> None:
+    async def ask(stamp: Stamp) -> Capabilities:
+        raise HostLacks("cannot start the spawner: no")
+
+    host = attrs.evolve(recorded("container", tmp_path), ask=ask)
+    found = named(await examine_host(host=host), "x86_64")
+    assert found.verdict == "fail"
+    assert found.found == "/usr/bin/qemu-system-x86_64 is not asked: cannot start the spawner: no"
+    assert found.cure == ""
+
+
 async def test_a_qemu_without_seccomp_runs_only_what_says_so(tmp_path: Path) -> None:
     report = await examine_host(host=answering(recorded("container", tmp_path), sandbox=False))
     found = named(report, "x86_64")
@@ -189,3 +202,35 @@ def test_words() -> None:
     assert [count_of_list(text) for text in ("0-3,8", "5", "", "all")] == [5, 1, 0, 0]
     assert listing(list("abc"), most=2) == "a, b and 1 more"
     assert listing(list("ab"), most=2) == "a, b"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        '{"targets": ["x86_64"]}',
+        '{"targets": null}',
+        '{"mapping": {"nvram-template": null}}',
+        '{"mapping": null}',
+        '{"interface-types": "uefi"}',
+        "[]",
+        "",
+    ],
+)
+async def test_an_odd_firmware_descriptor_is_passed_over(odd: str, tmp_path: Path) -> None:
+    """It is no reason to fail, nor to say that a host has no UEFI which has one."""
+    host = recorded("intel", tmp_path)
+    folder = tmp_path / "usr/share/qemu/firmware"
+    good = json.loads((folder / "60-edk2-x86_64.json").read_text())
+    told = json.loads(odd) if odd else None
+    if isinstance(told, dict):
+        mapping = told.get("mapping", {})
+        told = {**good, **told, "mapping": mapping and {**good["mapping"], **mapping}}
+    (folder / "10-odd.json").write_text("" if told is None else json.dumps(told))
+    report = await examine_host(["uefi"], host=host)
+    assert report.ok
+    assert named(report, "UEFI x86_64").found == "/usr/share/OVMF/OVMF_CODE_4M.fd"
+
+
+async def test_nested_without_kvm_is_of_no_use(tmp_path: Path) -> None:
+    report = await examine_host(host=recorded("amd_denied", tmp_path))
+    assert not report.can("nested")
