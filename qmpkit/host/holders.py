@@ -13,7 +13,16 @@ from pathlib import Path
 
 import attrs
 
-__all__ = ["Holder", "holders_of", "image_locked", "processes_with", "socket_inodes"]
+__all__ = [
+    "Holder",
+    "allow_writing",
+    "deny_writing",
+    "file_locked",
+    "holders_of",
+    "image_locked",
+    "processes_with",
+    "socket_inodes",
+]
 
 # QEMU marks what it does with an image by locks on single bytes: 100 + permission for what it
 # holds, 200 + permission for what it denies to others.  Permission 1 is writing.
@@ -30,23 +39,46 @@ def image_locked(path: str | os.PathLike[str], *, for_writing: bool) -> bool:
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        if _byte_locked(fd, _HOLDS_WRITE):
-            return True
-        return for_writing and _byte_locked(fd, _DENIES_WRITE)
+        return file_locked(fd, for_writing=for_writing)
     finally:
         os.close(fd)
 
 
+def file_locked(fd: int, *, for_writing: bool) -> bool:
+    """`image_locked`, for a descriptor: its own locks do not count."""
+    if _byte_locked(fd, _HOLDS_WRITE):
+        return True
+    return for_writing and _byte_locked(fd, _DENIES_WRITE)
+
+
+def deny_writing(fd: int) -> None:
+    """Have QEMU programs refuse to open the file behind *fd* for writing, until it is closed.
+
+    It keeps out who comes; who writes already is told by `file_locked`, asked afterwards.
+    Any descriptor will do that can read.  Raises OSError.
+    """
+    _lock(fd, fcntl.F_OFD_SETLK, fcntl.F_RDLCK, _DENIES_WRITE)
+
+
+def allow_writing(fd: int) -> None:
+    """Take back `deny_writing`, though a child that was forked may have a copy of *fd* yet."""
+    _lock(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, _DENIES_WRITE)
+
+
 def _byte_locked(fd: int, byte: int) -> bool:
-    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+    return _lock(fd, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, byte) != fcntl.F_UNLCK
+
+
+def _lock(fd: int, command: int, kind: int, byte: int) -> int:
+    """The kernel's answer: the kind of lock."""
+    asked = struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0)
     try:
-        told = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
+        told: int = struct.unpack(_FLOCK, fcntl.fcntl(fd, command, asked))[0]
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP):
-            return False  # this file system has no locks, so QEMU could take none either
+            return fcntl.F_UNLCK  # this file system has no locks, so QEMU could take none either
         raise
-    kind: int = struct.unpack(_FLOCK, told)[0]
-    return kind != fcntl.F_UNLCK
+    return told
 
 
 @attrs.frozen

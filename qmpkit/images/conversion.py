@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import attrs
@@ -12,7 +11,7 @@ import trio
 
 from qmpkit._trio import raise_collapsed
 from qmpkit.images.drafts import Draft, StrPath, new_image
-from qmpkit.images.in_use import checked_chain, refuse_used
+from qmpkit.images.in_use import checked_chain
 from qmpkit.images.progress import Progress, percentages
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
 from qmpkit.process.limits import Limits
@@ -34,8 +33,10 @@ async def convert(
 
     Both formats are stated, by QEMU's names.  *compress* makes a smaller qcow2 or vmdk,
     slowly.  The target gets its name only when it is whole and safe on disk; with
-    *replace* it takes the place of the file there in one step (*source* itself, too),
-    without it an existing file is an error.  Its mode is 0644 less the umask.
+    *replace* it takes the place of the file there in one step (*source* itself, too) and
+    keeps its mode and, as far as this user may, its owner; no QEMU can open that file for
+    writing meanwhile.  Without it an existing file is an error, and the mode 0644 less
+    the umask.
 
     `ImageFailed` when qemu-img fails, the chain is broken, *target* exists or one of
     *limits* is met (None: memory alone, 1 GiB and 40 MiB for each image of the chain);
@@ -95,7 +96,6 @@ class _Work:
         async with new_image(
             target, self.format, doing=doing, replace=replace, lasting=True
         ) as draft:
-            await trio.to_thread.run_sync(partial(_refuse_used_target, draft))
             words = self._words(draft)
             told = percentages(progress)
             opens = [layer.path for layer in chain.layers]
@@ -111,9 +111,3 @@ class _Work:
         if self.compress:
             words.append("-c")
         return [*words, "--", str(self.asked.path), draft.path]
-
-
-def _refuse_used_target(draft: Draft) -> None:
-    """What is to be replaced may be somebody's."""
-    if draft.target.exists():
-        refuse_used(Asked(draft.asked.doing, draft.target), for_writing=True)

@@ -148,7 +148,7 @@ def _look(asked: Asked, format: str | None) -> _Looked:
         # Looking through all processes is left out where no lock says that there is one.
         holders = holders_of(image) if image_locked(image, for_writing=True) else ()
     except OSError as error:
-        raise asked.failed(error.strerror or str(error)) from error
+        raise asked.failed_by(error) from error
     if format is None and header.format in _COMPRESSIONS:
         raise asked.failed(f"it is compressed ({header.format})", "unpack it")
     return _Looked(format or header.format or "raw", header, holders)

@@ -3,17 +3,19 @@
 A file opened with O_TMPFILE has no name, so nothing is left of it when this program,
 the spawner or the host is killed.  qemu-img reaches it as a descriptor.  Where the file
 system cannot do that (NFS, FAT), or where the format writes its own name into the image,
-the draft is in a hidden directory beside its place.
+the draft is in a hidden directory beside its place: what a killed program leaves of
+that, the next one removes that drafts there in this way.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
-import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +23,9 @@ import attrs
 import trio
 
 from qmpkit.errors import ImageFailed
+from qmpkit.images.replacing import Replaced
 from qmpkit.images.tool import Asked
+from qmpkit.process.held_dirs import hold_new_dir, sweep
 
 __all__ = ["Draft", "Placed", "StrPath", "new_image"]
 
@@ -31,6 +35,7 @@ _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, err
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 _CHILD_FD = 3
 _FORMATS_WITH_NAMES = ("vmdk",)  # its descriptor names the file it is in
+_HIDDEN = re.compile(r"\.qk-[0-9a-f]{12}\.tmp")
 _MODE = 0o644  # less the umask: what qemu-img gives its files
 
 StrPath = str | os.PathLike[str]
@@ -59,7 +64,7 @@ class _Store(Protocol):
     fds: Mapping[int, int]
     """What it inherits for that."""
 
-    def publish(self, target: Path, replace: bool) -> None:
+    def publish(self, target: Path, replaced: Replaced | None) -> None:
         """Give the draft the name *target*, once its content is safe on disk."""
 
     def discard(self) -> None:
@@ -81,16 +86,23 @@ class _Unnamed:
         self.path = f"/proc/self/fd/{_CHILD_FD}"
         self.fds: Mapping[int, int] = {_CHILD_FD: self._fd}
 
-    def publish(self, target: Path, replace: bool) -> None:
+    def publish(self, target: Path, replaced: Replaced | None) -> None:
         # Not fsync: where qemu-img has flushed already, this costs no second journal commit.
         os.fdatasync(self._fd)
-        if replace:
-            # No system call links over an existing name.
-            meanwhile = _hidden_name()
-            self._link(meanwhile)
-            _rename(meanwhile, target.name, self._folder)
-        else:
+        if replaced is None:
             self._link(target.name)
+            return
+        replaced.hand_on(self._fd)
+        # No system call links over an existing name.
+        meanwhile = _hidden_name()
+        self._link(meanwhile)
+        try:
+            replaced.check()
+            os.rename(meanwhile, target.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(meanwhile, dir_fd=self._folder)
+            raise
 
     def _link(self, name: str) -> None:
         # Given a directory, even to an absolute source, Python follows the link that /proc has.
@@ -106,34 +118,28 @@ class _Named:
     fds: Mapping[int, int] = {}
 
     def __init__(self, target: Path) -> None:
-        self._folder = target.with_name(_hidden_name())
-        self._folder.mkdir(0o700)
-        self._file = self._folder / target.name
+        with suppress(OSError):  # a directory that may be written, but not read
+            sweep(target.parent, _HIDDEN)
+        self._folder = hold_new_dir(target.parent, _hidden_name)
+        self._file = self._folder.path / target.name
         self.path = str(self._file)
 
-    def publish(self, target: Path, replace: bool) -> None:
+    def publish(self, target: Path, replaced: Replaced | None) -> None:
         _sync(self._file, os.fdatasync)
-        if replace:
-            self._file.rename(target)
-        else:
+        if replaced is None:
             _place(self._file, target)
+            return
+        _sync(self._file, replaced.hand_on)
+        replaced.check()
+        self._file.rename(target)
 
     def discard(self) -> None:
-        shutil.rmtree(self._folder)
+        self._folder.remove()
 
 
 def _hidden_name() -> str:
     # Short, because the target may have the longest name that the file system takes.
     return f".qk-{secrets.token_hex(6)}.tmp"
-
-
-def _rename(name: str, target: str, folder: int) -> None:
-    try:
-        os.rename(name, target, src_dir_fd=folder, dst_dir_fd=folder)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(name, dir_fd=folder)
-        raise
 
 
 def _sync(path: Path, how: Callable[[int], None]) -> None:
@@ -163,7 +169,7 @@ class Draft:
     target: Path
     asked: Asked
     _store: _Store
-    _replace: bool
+    _replaced: Replaced | None
     _lasting: bool
     _placed: Placed | None = None
 
@@ -184,16 +190,21 @@ class Draft:
 
     def _publish(self) -> None:
         try:
-            self._store.publish(self.target, self._replace)
+            self._store.publish(self.target, self._replaced)
             if self._lasting:  # fdatasync would leave out a directory's new entry
                 _sync(self.target.parent, os.fsync)
             self._placed = Placed.of(self.target)
         except FileExistsError as error:
             raise _exists(self.asked) from error
         except OSError as error:
-            raise self.asked.failed(error.strerror or str(error)) from error
-        with suppress(OSError):  # the image is in its place, whatever remains beside it
+            raise self.asked.failed_by(error) from error
+        self._discard()
+
+    def _discard(self) -> None:
+        with suppress(OSError):  # the image is in its place, or not, whatever remains beside it
             self._store.discard()
+        if self._replaced is not None:
+            self._replaced.release()
 
 
 @asynccontextmanager
@@ -203,49 +214,70 @@ async def new_image(
     *,
     doing: str = "create",
     replace: bool = False,
+    private: bool = False,
     lasting: bool = False,
 ) -> AsyncIterator[Draft]:
     """A draft of the image *path*, in its place once the block has ended well.
 
     Its content is safe on disk before it has its name, so a power cut leaves all of it
     or what was there; with *lasting* the name is safe too, for content that cannot be
-    made again.  With *replace* it takes the place of the file there in one step; else
-    that is an error.  There is no checkpoint between the image's appearance and the end.
-    Raises `ImageFailed`; failed or cancelled, the target is as it was.
+    made again.  With *replace* it takes the place of the file there in one step, with
+    its mode, and where that may be with its owner and group; else that is an error.  No
+    QEMU can open that file for writing meanwhile.  *private*: the mode is 0600 then, and
+    who reads the old one may go on.  There is no checkpoint between the image's
+    appearance and the end.
+    Raises `ImageFailed`, `ImageInUse`; failed or cancelled, the target is as it was.
     """
-    draft = await trio.to_thread.run_sync(_begin, Path(path), format, doing, replace, lasting)
+    begin = partial(_begin, Path(path), format, doing, replace, private, lasting)
+    draft = await trio.to_thread.run_sync(begin)
     try:
         yield draft
         await trio.to_thread.run_sync(draft._publish)
     finally:
         if draft._placed is None:
             with trio.move_on_after(_CLEANUP_GRACE, shield=True):
-                await trio.to_thread.run_sync(draft._store.discard, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(draft._discard, abandon_on_cancel=True)
 
 
-def _begin(path: Path, format: str, doing: str, replace: bool, lasting: bool) -> Draft:
-    target = _free_place(path, doing=doing, replace=replace)
+def _begin(
+    path: Path, format: str, doing: str, replace: bool, private: bool, lasting: bool
+) -> Draft:
+    asked = Asked.of(doing, path)
+    replaced = None
     try:
+        target = _place_for(asked, replace=replace)
+        if os.path.lexists(target):
+            replaced = Replaced.held(Asked(doing, target), target, private=private)
         store = _store(target, format)
-    except OSError as error:
-        raise Asked(doing, target).failed(error.strerror or str(error)) from error
-    return Draft(target, Asked(doing, target, store.path), store, replace, lasting)
+    except BaseException as error:
+        if replaced is not None:
+            replaced.release()
+        if isinstance(error, OSError):
+            raise asked.failed_by(error) from error
+        raise
+    return Draft(target, Asked(doing, target, store.path), store, replaced, lasting)
 
 
-def _free_place(path: Path, *, doing: str = "create", replace: bool = False) -> Path:
-    """Where a file can be made, absolute; `ImageFailed` if it cannot be there.  Blocking.
+def _place_for(asked: Asked, *, replace: bool) -> Path:
+    """Where the file can be made, absolute; `ImageFailed` or OSError if it cannot be there.
 
     Publishing decides; this only spares the work, and names the folder that is missing.
     """
-    asked = Asked.of(doing, path)
     # A link stays: what it leads to is replaced.
-    target = path.resolve() if replace else asked.path
+    target = _end_of_links(asked.path) if replace else asked.path
     if os.path.lexists(target) and not (replace and target.is_file()):
         raise _exists(asked, replace=replace)
     if not target.parent.is_dir():
         folder = str(target.parent)
         raise asked.failed(f"there is no directory {folder!r}", "create it")
     return target
+
+
+def _end_of_links(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except RuntimeError as error:  # Python's answer to a circle, before 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
 
 
 def _store(target: Path, format: str) -> _Store:

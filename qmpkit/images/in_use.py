@@ -5,7 +5,7 @@ from __future__ import annotations
 from qmpkit.errors import ImageInUse
 from qmpkit.host.chain import Chain, walk_chain
 from qmpkit.host.holders import holders_of, image_locked
-from qmpkit.images.tool import Asked
+from qmpkit.images.tool import Asked, cure_of
 
 __all__ = ["checked_chain", "refuse_used"]
 
@@ -22,7 +22,7 @@ def refuse_used(asked: Asked, *, for_writing: bool, cure: str = _STOP) -> None:
     try:
         locked = image_locked(path, for_writing=for_writing)
     except OSError as error:
-        raise asked.failed(error.strerror or str(error)) from error
+        raise asked.failed_by(error) from error
     if locked:
         holders = ", ".join(map(str, holders_of(path))) or "another process"
         doing = "has it open" if for_writing else "writes to it"
@@ -33,7 +33,8 @@ def checked_chain(asked: Asked, format: str) -> Chain:
     """The chain of the image, which can be followed and which nobody writes to."""
     chain = walk_chain(asked.path, format)
     if chain.broken is not None:
-        raise asked.failed(chain.broken.why, chain.broken.cure)
+        why = chain.broken.why
+        raise asked.failed(why, chain.broken.cure or cure_of(why))
     for layer in chain.layers:
         refuse_used(Asked(asked.doing, layer.path), for_writing=False)
     return chain

@@ -125,15 +125,18 @@ def _size_of_base(asked: Asked, base_format: str, format: str) -> int | None:
         raise asked.failed(f"it would be deeper than {MAX_CHAIN} images", "use a base further down")
     header = chain.layers[0].header
     if base_format == "raw":
-        return _raw_size(asked.path)
+        return _raw_size(asked)
     if header.format != base_format:
         raise asked.failed(f"it is {header.format or 'raw'}, not {base_format}", "state its format")
     return header.size if base_format == "qcow2" else None
 
 
-def _raw_size(base: Path) -> int:
-    fd = os.open(base, os.O_RDONLY | os.O_CLOEXEC)
+def _raw_size(asked: Asked) -> int:
     try:
-        return -(-os.lseek(fd, 0, os.SEEK_END) // _SECTOR) * _SECTOR  # block devices too
-    finally:
-        os.close(fd)
+        fd = os.open(asked.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return -(-os.lseek(fd, 0, os.SEEK_END) // _SECTOR) * _SECTOR  # block devices too
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise asked.failed_by(error) from error

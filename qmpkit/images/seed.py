@@ -74,7 +74,7 @@ async def make_seed(
     cancelled or failed, *path* is as it was.
     """
     image = await trio.to_thread.run_sync(_iso, seed_files(init))
-    async with new_image(path, "raw", replace=replace) as draft:
+    async with new_image(path, "raw", replace=replace, private=True) as draft:
         await trio.to_thread.run_sync(_write, draft, image)
     return draft.target
 
@@ -208,7 +208,7 @@ def _write(draft: Draft, image: bytes) -> None:
             os.fchmod(file.fileno(), 0o600)
             file.write(image)
     except OSError as error:
-        raise draft.asked.failed(error.strerror or str(error)) from error
+        raise draft.asked.failed_by(error) from error
 
 
 def _iso(files: Mapping[str, bytes]) -> bytes:

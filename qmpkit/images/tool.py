@@ -17,7 +17,7 @@ from qmpkit.process.limits import Limits
 from qmpkit.process.tools import Completed, run
 from qmpkit.spec.sizes import GIB, MIB, format_size
 
-__all__ = ["INFO_LIMITS", "WRITE_LIMITS", "Asked", "limits_of_chain", "run_qemu_img"]
+__all__ = ["INFO_LIMITS", "WRITE_LIMITS", "Asked", "cure_of", "limits_of_chain", "run_qemu_img"]
 
 INFO_LIMITS = Limits(cpu=30, memory=1 * GIB, time=120)
 """What reading an image's metadata may take: milliseconds and megabytes of a sound one."""
@@ -27,11 +27,17 @@ WRITE_LIMITS = Limits(memory=1 * GIB)
 
 _CACHES = 40 * MIB  # of metadata, for each open image of a large disk
 
+# What the kernel says, through qemu-img or to ourselves, and what qemu-img says.
 _CURES = {
     "No space left on device": "free some space there, or choose another place",
     "Disk quota exceeded": "free some of the quota, or choose another place",
     "Permission denied": "give this user the permission, or choose another place",
+    "Operation not permitted": "give this user the permission, or choose another place",
     "Read-only file system": "choose another place",
+    "Too many levels of symbolic links": "the link leads in a circle: name the file itself",
+    "File name too long": "choose a shorter name",
+    "Too many open files": "raise the limit on open files: ulimit -n",
+    "Not a directory": "a part of the path is a file: choose another place",
     "Image is not in": "state the format that `qmpkit image info` shows",
     "Could not open backing": "put the base back, or name another with qemu-img rebase -u",
     "Unknown file format": "state raw, qcow2, vmdk, vdi, vhdx or vpc",
@@ -65,11 +71,19 @@ class Asked:
     @classmethod
     def of(cls, doing: str, path: str | os.PathLike[str]) -> Asked:
         """With *path* made absolute, so that a colon in it means nothing to qemu-img."""
-        return cls(doing, Path(path).absolute())
+        try:
+            return cls(doing, Path(path).absolute())
+        except OSError as error:  # the working directory is gone
+            raise cls(doing, Path(path)).failed_by(error) from error
 
     def failed(self, said: str, cure: str = "") -> ImageFailed:
         """The error, to be raised."""
         return ImageFailed(str(self.path), self.doing, said, cure)
+
+    def failed_by(self, error: OSError) -> ImageFailed:
+        """What the kernel refused, as the error to be raised, with its cure."""
+        said = error.strerror or str(error)
+        return self.failed(said, cure_of(said))
 
 
 async def run_qemu_img(
@@ -108,15 +122,21 @@ def _failed(done: Completed, asked: Asked) -> ImageFailed:
     said = said or f"qemu-img ended with {done.status}"
     if asked.draft:
         said = said.replace(asked.draft, str(asked.path))
-    cure = next((cure for text, cure in _CURES.items() if text in said), "")
-    return asked.failed(said, cure)
+    return asked.failed(said, cure_of(said))
+
+
+def cure_of(said: str) -> str:
+    """What helps against what the kernel or qemu-img said; "" when nothing is known."""
+    said = said.lower()
+    return next((cure for text, cure in _CURES.items() if text.lower() in said), "")
 
 
 def _in_use(asked: Asked, opens: Sequence[Path]) -> ImageInUse:
     """Of the images it would open, qemu-img does not say which one it is."""
     why = "another process has it or one of its bases open"
     for path in (asked.path, *opens):
-        holders = holders_of(path)
+        # We may have it open ourselves, to replace it.
+        holders = [holder for holder in holders_of(path) if holder.pid != os.getpid()]
         if holders:
             which = "it" if path == asked.path else repr(str(path))
             why = f"{', '.join(map(str, holders))} has {which} open"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -144,6 +145,39 @@ async def test_who_takes_it_between_our_look_and_qemu_imgs(
             await images.resize(image, "2MiB", "qcow2")
         with pytest.raises(ImageInUse, match=f"pid {pid}"):
             await images.convert(image, tmp_path / "new", source_format="qcow2", format="raw")
+
+
+@pytest.mark.parametrize("itself", [False, True])
+async def test_who_starts_on_the_target_in_the_middle(
+    qemu: str, tmp_path: Path, draft: str, itself: bool
+) -> None:
+    """QEMU refuses, by its own lock: else it would write into a file without a name."""
+    source = tmp_path / "source"
+    source.write_bytes(random.Random(1).randbytes(16 << 20))
+    target = await images.convert(
+        source, tmp_path / "target", source_format="raw", format="qcow2", compress=True
+    )
+    if itself:
+        source = target
+    async with images.converting(
+        source,
+        target,
+        source_format="qcow2" if itself else "raw",
+        format="qcow2",
+        compress=True,
+        replace=True,
+    ) as progress:
+        async for fraction in progress:
+            if fraction:
+                break
+        node = f"driver=qcow2,node-name=d,file.driver=file,file.filename={target}"
+        argv = [qemu, "-M", "none", "-nodefaults", "-display", "none", "-blockdev", node]
+        done = await trio.run_process(argv, check=False, capture_stderr=True)
+        assert b'Failed to get "write" lock' in done.stderr
+        assert progress.fraction < 1.0
+    async with stranger(qemu, target):
+        assert (await images.info(target)).in_use
+    assert left(tmp_path) == {"source", "target"}
 
 
 @pytest.mark.parametrize("kind", ["deep", "loop"])

@@ -33,8 +33,8 @@ import sys, trio
 from qmpkit import images
 async def main():
     print("go", flush=True)
-    await images.convert(sys.argv[1], sys.argv[2], source_format="raw", format="qcow2",
-                         replace=len(sys.argv) > 3)
+    await images.convert(sys.argv[1], sys.argv[2], source_format="raw", format=sys.argv[3],
+                         replace=len(sys.argv) > 4)
     print("done", flush=True)
 trio.run(main)
 """
@@ -126,7 +126,9 @@ async def test_python_is_killed_in_a_conversion(tmp_path: Path, raw: Path) -> No
     before, outcomes = content(raw), set()
     target = tmp_path / "target"
     for number in range(IMAGE_KILLS):
-        printed = await killed_program(CONVERT, raw, target, after=0.08 * number / IMAGE_KILLS)
+        printed = await killed_program(
+            CONVERT, raw, target, "qcow2", after=0.08 * number / IMAGE_KILLS
+        )
         assert left(tmp_path) <= {"raw", "target"}
         outcomes.add(target.exists())
         if target.exists():
@@ -144,9 +146,25 @@ async def test_python_is_killed_while_it_replaces(tmp_path: Path, raw: Path) -> 
     for number in range(IMAGE_KILLS // 2):
         target.write_bytes(b"precious")
         after = 0.16 * number / IMAGE_KILLS
-        await killed_program(CONVERT, raw, target, "replace", after=after)
+        await killed_program(CONVERT, raw, target, "qcow2", "replace", after=after)
         if content(target) != b"precious":
             assert (await images.check(target, "qcow2")).ok
+
+
+@pytest.mark.bound(300)
+async def test_python_is_killed_where_the_draft_has_a_name(tmp_path: Path, raw: Path) -> None:
+    """What is left of it goes with the next one."""
+    remained = False
+    for number in range(IMAGE_KILLS // 2):
+        after = 0.16 * number / IMAGE_KILLS
+        await killed_program(CONVERT, raw, tmp_path / "target", "vmdk", after=after)
+        drafts_left = {name for name in left(tmp_path) if name.startswith(".qk-")}
+        assert len(drafts_left) <= 1
+        remained |= bool(drafts_left)
+        (tmp_path / "target").unlink(missing_ok=True)
+    assert remained
+    await images.create(tmp_path / "next", "1MiB", "vmdk")
+    assert left(tmp_path) == {"raw", "next"}
 
 
 @pytest.mark.bound(300)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,7 +13,8 @@ import trio
 
 from qmpkit.errors import BinaryMissing, ImageFailed, ImageInUse
 from qmpkit.host.headers import backing_path, read_header
-from qmpkit.images import create, drafts, overlay
+from qmpkit.images import convert, create, drafts, overlay
+from qmpkit.images.drafts import new_image
 from qmpkit.process.tools import run
 
 NAMES = [
@@ -37,6 +39,10 @@ def no_tmpfile(folder: Path) -> NoReturn:
 
 def left(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
+
+
+def touch(draft: drafts.Draft) -> None:
+    Path(draft.path).touch()
 
 
 async def compare(one: Path, other: Path) -> None:
@@ -153,6 +159,64 @@ async def test_what_qemu_img_says_is_told(
         await create(tmp_path / "disk", size, format)
     assert words in caught.value.stderr
     assert left(tmp_path) == []
+
+
+@pytest.fixture
+def nobody(tmp_path: Path) -> Iterator[Path]:
+    """A directory that this user may not enter."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "base").write_bytes(bytes(4096))
+    closed.chmod(0)
+    if os.geteuid() == 0:  # who may enter any
+        os.seteuid(65534)
+        yield closed
+        os.seteuid(0)
+    else:
+        yield closed
+    closed.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["disk", "sub/disk"])
+async def test_without_permission(nobody: Path, tmp_path: Path, name: str) -> None:
+    cure = r"[Pp]ermission denied\. Cure: give this user the permission"
+    path = nobody / name
+    with pytest.raises(ImageFailed, match=f"cannot create {str(path)!r}: {cure}"):
+        await create(path, "1MiB", "qcow2")
+    with pytest.raises(ImageFailed, match=cure):
+        await overlay(tmp_path / "top", nobody / "base", "raw")
+    with pytest.raises(ImageFailed, match=cure):
+        await convert(path, path, source_format="raw", format="raw", replace=True)
+
+
+async def test_a_base_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> NoReturn:
+        raise OSError(errno.EIO, "Input/output error")
+
+    await create(tmp_path / "base", 4096, "raw")
+    monkeypatch.setattr(os, "lseek", refuse)
+    with pytest.raises(ImageFailed, match=r"cannot make an overlay of .*: Input/output error"):
+        await overlay(tmp_path / "top", tmp_path / "base", "raw")
+
+
+async def test_a_name_too_long(tmp_path: Path) -> None:
+    with pytest.raises(ImageFailed, match=r"name too long\. Cure: choose a shorter name"):
+        await create(tmp_path / ("n" * 256), "1MiB", "qcow2")
+
+
+async def test_what_a_killed_draft_left_is_swept_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = tmp_path / ".qk-0123456789ab.tmp"
+    dead.mkdir()
+    (dead / "disk").touch()
+    (tmp_path / ".qk-mine.tmp").mkdir()
+    async with new_image(tmp_path / "one", "vmdk") as living:
+        assert not dead.exists()
+        touch(living)
+        async with new_image(tmp_path / "two", "vmdk") as other:
+            touch(other)
+    assert left(tmp_path) == [".qk-mine.tmp", "one", "two"]
 
 
 async def test_missing_directory(tmp_path: Path) -> None:

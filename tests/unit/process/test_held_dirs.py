@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from qmpkit.process import held_dirs
 from qmpkit.process.held_dirs import HeldDir, hold_new_dir, sweep
 
 OURS = re.compile(r"d[0-9]+")
@@ -71,7 +70,8 @@ def test_swept_between_making_and_locking_it_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     module = os if moment == "open" else fcntl
-    really, swept = getattr(module, moment), []
+    really = getattr(module, moment)
+    swept: list[bool] = []
 
     def sweep_first(*args: object, **more: object) -> object:
         if not swept:
@@ -91,7 +91,7 @@ def test_without_locks_it_is_made_and_nothing_is_swept(
     def refuse(fd: int, how: int) -> None:
         raise OSError(9, "Bad file descriptor")
 
-    monkeypatch.setattr(held_dirs.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     (tmp_path / "d1").mkdir()
     held = hold_new_dir(tmp_path, lambda: "d2")
     sweep(tmp_path, OURS)
