@@ -79,6 +79,8 @@ async def chosen_machine(
 
 def means_image(word: str) -> bool:
     """Whether *word* is a disk image and not a profile; blocking, raises when it is neither."""
+    if not word:
+        raise Refusal("the name is empty: name a disk image, a profile or a profile's file")
     if word.endswith(".toml") or ("/" not in word and word in profile_names()):
         return False
     path = Path(word)
@@ -114,6 +116,8 @@ async def _around_image(
     word: str, overrides: tuple[str, ...], options: ImageOptions, folder: Scratch
 ) -> Chosen:
     looked = await look_at(word, format=options.format)
+    if options.write and not looked.is_cd:
+        await trio.to_thread.run_sync(_check_writable, looked.path)
     overlay = options.keep
     if overlay is None and not options.write and not looked.is_cd:
         overlay = await folder.path("disk.qcow2")
@@ -134,6 +138,14 @@ async def _around_image(
     return Chosen(spec, user=options.user, from_image=True, has_started=folder.remove)
 
 
+def _check_writable(image: Path) -> None:
+    if not os.access(image, os.W_OK, effective_ids=True):
+        what = f"{str(image)!r} may not be written"
+        raise SpecInvalid(
+            [Fault("--write", what, "leave --write out: the image then stays as it is")]
+        )
+
+
 def _tell(looked: Looked, spec: MachineSpec, options: ImageOptions) -> None:
     guessed = "it has no header" if looked.format == "raw" else "from its header"
     how = "as stated" if options.format else guessed
@@ -143,6 +155,8 @@ def _tell(looked: Looked, spec: MachineSpec, options: ImageOptions) -> None:
     if looked.info.backing:
         talk.note(f"{spec.name}: it is an overlay itself and shows {looked.info.backing} below")
     if looked.is_cd:
+        if not looked.boot.bios and spec.kernel is None:
+            talk.warn(f"{spec.name}: it does not boot: the CD has no loader (El Torito)")
         talk.note(f"{spec.name}: what a CD shows on a screen only, this console does not show")
         return
     if not (looked.boot.bios or looked.boot.uefi or spec.kernel):

@@ -21,6 +21,10 @@ def _profile_names(_: object) -> list[str]:
     return list(profile_names())
 
 
+def _firmware_words(_: object) -> list[str]:
+    return ["bios", "uefi"]
+
+
 Profile = Annotated[
     str,
     Parameter(
@@ -152,14 +156,21 @@ async def run(
     ] = (),
     firmware: Annotated[
         str | None,
-        Parameter(group=_IMAGE, help="bios, uefi or a file. Default: as the disk wants it."),
+        Parameter(
+            group=_IMAGE,
+            help="bios, uefi or a file. Default: as the disk wants it.",
+            completer=_firmware_words,
+        ),
     ] = None,
     arch: Annotated[
         Literal["x86_64", "aarch64", "riscv64"] | None,
-        Parameter(group=_IMAGE, help="Default: as the disk says, else this host's."),
+        Parameter(
+            group=_IMAGE,
+            help="The guest's architecture. Default: as the disk says, else this host's.",
+        ),
     ] = None,
     format: Annotated[
-        str | None,
+        Literal["qcow2", "raw", "vmdk", "vdi", "vhdx", "vpc", "qed"] | None,
         Parameter(group=_IMAGE, help="The image's format. Default: what its header says."),
     ] = None,
 ) -> int:

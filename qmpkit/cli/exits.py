@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from qmpkit.errors import HostLacks, ImageInUse, QmpkitError, SpecInvalid
+from qmpkit.errors import HostLacks, ImageFailed, ImageInUse, QmpkitError, SpecInvalid
 
 __all__ = ["EXIT_TABLE", "Exit", "Refusal", "exit_of"]
 
@@ -33,6 +33,16 @@ Exit status:
 """
 
 
+# Why a file that was named cannot be read or made.
+_OF_A_NAMED_FILE = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
+
 class Refusal(QmpkitError):
     """A mistake in the command line that no spec has a place for."""
 
@@ -47,6 +57,8 @@ def exit_of(error: BaseException) -> Exit | None:
         case KeyboardInterrupt():
             return Exit.INTERRUPTED
         case SpecInvalid() | ImageInUse() | Refusal():
+            return Exit.MISTAKE
+        case ImageFailed(__cause__=OSError() as cause) if isinstance(cause, _OF_A_NAMED_FILE):
             return Exit.MISTAKE
         case HostLacks():
             return Exit.HOST

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
+import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,10 +14,12 @@ from qmpkit import images
 from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.image_view import image_to_dict, print_chain, print_report, report_to_dict
 from qmpkit.cli.interrupt import interruptible
+from qmpkit.cli.places import check_cache, check_place, size_judged
 from qmpkit.cli.progress import show_progress
+from qmpkit.cli.safe import one_line, shell_word
 from qmpkit.cli.sizes import exact_size, human_size
 from qmpkit.cli.talk import noted, print_json, talk
-from qmpkit.errors import SpecInvalid
+from qmpkit.errors import QmpkitError, SpecInvalid
 from qmpkit.images import ImageInfo
 from qmpkit.images.look import image_fault
 from qmpkit.spec.sizes import to_bytes
@@ -25,18 +29,26 @@ __all__ = ["build", "check", "convert", "create", "overlay", "resize", "show_inf
 
 async def create(file: Path, size: str, format: str) -> None:
     """Make an empty image and say so."""
-    length = to_bytes(size, "SIZE")
-    async with interruptible():
-        await images.create(file, length, format)
-        made = await images.info(file, format=format)  # qemu-img makes whole sectors of it
-    talk.say(f"{file}: an empty {format} of {exact_size(made.virtual_size)} is made")
+    length: int = to_bytes(size, "SIZE")
+    async with interruptible() as work:
+        await trio.to_thread.run_sync(check_place, file)
+        with size_judged(length, format):
+            await images.create(file, length, format)
+        work.done = True
+        with suppress(QmpkitError):  # it is made, whatever hinders a look at it
+            # qemu-img makes whole sectors of it.
+            made = await images.info(file, format=format)
+            length = made.virtual_size
+    talk.say(f"{file}: an empty {format} of {exact_size(length)} is made")
 
 
 async def overlay(file: Path, base: Path, base_format: str | None) -> None:
     """Make an overlay and say what is below it."""
-    async with interruptible():
+    async with interruptible() as work:
+        await trio.to_thread.run_sync(check_place, file)
         below = await _known(base, base_format)
         await images.overlay(file, base, below.format)
+        work.done = True
     talk.say(f"{file}: an overlay of {exact_size(below.virtual_size)} is made")
     talk.note(f"{base}: {_format(below, base_format)}; from now on it must not change")
 
@@ -79,7 +91,8 @@ async def resize(file: Path, size: str, format: str | None, *, shrink: bool) -> 
                 f"{file} has {exact_size(before.virtual_size)}: what lies in the last {lost} would "
                 "be lost. Cure: --shrink, once the guest's file systems and partitions are smaller"
             )
-        after = await images.resize(file, wanted, before.format, shrink=shrink)
+        with size_judged(wanted, before.format):
+            after = await images.resize(file, wanted, before.format, shrink=shrink)
     old, new = exact_size(before.virtual_size), exact_size(after.virtual_size)
     talk.say(f"{file}: resized from {old} to {new}")
     talk.note(f"{_format(before, format)}; its partitions are the guest's to change")
@@ -104,22 +117,29 @@ async def convert(
     replace: bool,
 ) -> None:
     """Copy the image, with a bar on a terminal."""
-    async with interruptible():
+    made: ImageInfo | None = None
+    async with interruptible() as work:
         told = await _known(source, source_format)
-        if target.exists() and not replace:  # noqa: ASYNC240 - one stat, before any work
-            raise Refusal(f"{target} exists already. Cure: --replace puts the copy in its place")
-        async with images.converting(
-            source,
-            target,
-            source_format=told.format,
-            format=format,
-            compress=compress,
-            replace=replace,
-        ) as progress:
-            await show_progress(f"{source.name} → {target.name}", progress)
-        made = await images.info(target, format=format)
-    sizes = f"{human_size(made.virtual_size)}, {human_size(made.disk_size)} on disk"
-    talk.say(f"{target}: {format}, {sizes}, is made of {source}")
+        cure = "--replace puts the copy in its place"
+        await trio.to_thread.run_sync(partial(check_place, target, replace=replace, cure=cure))
+        progress: images.Progress | None = None
+        try:
+            async with images.converting(
+                source,
+                target,
+                source_format=told.format,
+                format=format,
+                compress=compress,
+                replace=replace,
+            ) as progress:
+                await show_progress(f"{source.name} → {target.name}", progress)
+        finally:
+            # An interruption may come when the target is in its place already.
+            work.done = progress is not None and progress.fraction == 1.0
+        with suppress(QmpkitError):
+            made = await images.info(target, format=format)
+    sizes = made and f"{human_size(made.virtual_size)}, {human_size(made.disk_size)} on disk"
+    talk.say(f"{target}: {format}, {f'{sizes}, ' if sizes else ''}is made of {source}")
     talk.note(f"{source}: {_format(told, source_format)}")
 
 
@@ -128,10 +148,11 @@ def build(guest: Literal["debian"], *, refresh: bool) -> None:
     from qmpkit.testing import guests
 
     assert guest == "debian"
+    check_cache()
     # No event loop: Ctrl-C ends the program that works, and what is half done goes.
     path = guests.build_debian(refresh=refresh, progress=talk.note)
-    print(path, flush=True)
-    talk.note(f"run it with: qmpkit run {shlex.quote(str(path))} --user NAME")
+    print(one_line(path) if sys.stdout.isatty() else path, flush=True)
+    talk.note(f"run it with: qmpkit run {shell_word(path)} --user NAME")
 
 
 async def _known(file: Path, format: str | None) -> ImageInfo:

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 __all__ = ["ALL"]
 
-Image = Annotated[Path, Parameter(help="The image's file.")]
+# Stated, so that a name that is misspelt is told, and Tab knows them.
+Writable = Literal["qcow2", "raw", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels"]
+Readable = Literal[
+    "qcow2", "raw", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels",
+    "qcow", "luks", "dmg", "bochs", "cloop",
+]  # fmt: skip
+
+
+def _named(_: object, tokens: Sequence[Token]) -> Path:
+    # Path("") is the current directory, which an unset variable of a script does not mean.
+    if not tokens[0].value:
+        raise ValueError("The name is empty.")
+    return Path(tokens[0].value)
+
+
+def _file(help: str) -> Parameter:
+    return Parameter(help=help, converter=_named)
+
+
+Image = Annotated[Path, _file("The image's file.")]
+NewImage = Annotated[Path, _file("Where to make it; nothing may be there.")]
 StatedFormat = Annotated[
-    str | None,
+    Readable | None,
     Parameter(name="--format", help="Its format (qcow2, raw, …). Default: what its header says."),
 ]
 AsJson = Annotated[bool, Parameter(name="--json", help="JSON; sizes in bytes.")]
 NewFormat = Annotated[
-    str, Parameter(name="--format", help="The new image's format. Default: qcow2.")
+    Writable, Parameter(name="--format", help="The new image's format. Default: qcow2.")
 ]
 
 
 async def create(
-    file: Annotated[Path, Parameter(help="Where to make it; nothing may be there.")],
+    file: NewImage,
     size: Annotated[str, Parameter(help="What the guest sees: 10GiB, 512MiB, or bytes.")],
     /,
     *,
@@ -35,12 +55,12 @@ async def create(
 
 
 async def overlay(
-    file: Annotated[Path, Parameter(help="Where to make it; nothing may be there.")],
-    base: Annotated[Path, Parameter(help="The image it shows; from now on only to be read.")],
+    file: NewImage,
+    base: Annotated[Path, _file("The image it shows; from now on only to be read.")],
     /,
     *,
     base_format: Annotated[
-        str | None, Parameter(help="The base's format. Default: what its header says.")
+        Readable | None, Parameter(help="The base's format. Default: what its header says.")
     ] = None,
 ) -> None:
     """Make an image that holds only what differs from a base."""
@@ -102,13 +122,13 @@ async def resize(
 
 
 async def convert(
-    source: Annotated[Path, Parameter(help="The image to copy.")],
-    target: Annotated[Path, Parameter(help="Where to write the copy.")],
+    source: Annotated[Path, _file("The image to copy.")],
+    target: Annotated[Path, _file("Where to write the copy.")],
     /,
     *,
     format: NewFormat = "qcow2",
     source_format: Annotated[
-        str | None, Parameter(help="The source's format. Default: what its header says.")
+        Readable | None, Parameter(help="The source's format. Default: what its header says.")
     ] = None,
     compress: Annotated[bool, Parameter(help="Compress the copy (qcow2).")] = False,
     replace: Annotated[bool, Parameter(help="Put it in the place of a file that exists.")] = False,

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import trio
 
+from qmpkit import images
+from qmpkit.cli import image as commands
+from qmpkit.errors import ImageFailed
 from qmpkit.testing import guests
 from tests.live.commands import COMMAND, piped, rest, said, terminal
 
@@ -47,8 +51,8 @@ def test_a_life_of_an_image(tmp_path: Path) -> None:
     made = image("create", "a disk.qcow2", "1GiB", cwd=tmp_path)
     assert made == (0, "", "a disk.qcow2: an empty qcow2 of 1 GiB (1073741824 bytes) is made\n")
     again = image("create", "a disk.qcow2", "2GiB", cwd=tmp_path)
-    assert (again.status, again.out) == (1, "")
-    assert "it exists already. Cure: choose another name" in again.err
+    assert (again.status, again.out) == (2, "")
+    assert again.err.startswith("error: a disk.qcow2 exists already. Cure: choose another name")
 
     over = image("overlay", "top.qcow2", "a disk.qcow2", cwd=tmp_path)
     assert over.err.splitlines() == [
@@ -145,8 +149,15 @@ def test_who_has_it_open_and_what_is_in_it(tmp_path: Path, qemu: str) -> None:
         (["info", "."], 2, "error: .: this is a directory, not a disk image\n"),
         (["check", "a.raw"], 2, "error: a.raw is raw, which has no bookkeeping"),
         (["create", "b.qcow2", "1X"], 2, "error: SIZE: '1X' has an unknown unit 'X'"),
-        (["create", "b.foo", "1M", "--format=foo"], 1, "Unknown file format 'foo'"),
-        (["create", "no/b.qcow2", "1M"], 1, "there is no directory"),
+        (["create", "b.foo", "1M", "--format=foo"], 2, 'Choose from: "qcow2", "raw"'),
+        (["create", "no/b.qcow2", "1M"], 2, "error: no/b.qcow2: there is no directory 'no'"),
+        (["overlay", "no/b.qcow2", "a.raw"], 2, "error: no/b.qcow2: there is no directory 'no'"),
+        (["convert", "a.raw", "no/b.qcow2"], 2, "error: no/b.qcow2: there is no directory 'no'"),
+        (["overlay", "a.raw", "a.raw"], 2, "error: a.raw exists already. Cure: choose another"),
+        (["convert", "a.raw", "a.raw"], 2, "error: a.raw exists already. Cure: --replace puts"),
+        (["create", "b.qcow2", "8388608TiB"], 2, "error: SIZE: 9223372036854775808 bytes are more"),
+        (["create", "b.qcow2", "100000TiB"], 2, "error: SIZE: 109951162777600000 bytes are more"),
+        (["create", "b.vpc", "3TiB", "--format=vpc"], 2, "are more than a vpc image can have"),
         (["resize", "a.raw", "huge"], 2, "error: SIZE: 'huge' is not a size"),
         (["convert", "a.raw", "b", "--source-format=qcow2"], 1, "error: "),
         (["build", "fedora"], 2, 'Choose from: "debian"'),
@@ -181,6 +192,69 @@ async def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         assert await rest(run.stderr) == "error: interrupted\n"
         assert await run.wait() == 130
     assert names(tmp_path) == ["a.raw"]
+
+
+async def interrupted(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    await trio.sleep_forever()
+
+
+async def failing(*_: object, **__: object) -> None:
+    raise ImageFailed("a.qcow2", "read", "gone")
+
+
+@pytest.mark.parametrize("look", [interrupted, failing])
+async def test_what_is_made_is_told_whatever_comes_then(
+    look: object,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "a.qcow2"
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "info", look)
+        await commands.create(path, "1MiB", "qcow2")
+    assert capsys.readouterr().err == f"{path}: an empty qcow2 of 1 MiB (1048576 bytes) is made\n"
+    assert path.exists()
+
+
+async def test_a_copy_in_its_place_is_told_whatever_comes_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def show(_: str, progress: images.Progress) -> None:
+        async for _fraction in progress:
+            pass
+        await interrupted()
+
+    monkeypatch.setattr(commands, "show_progress", show)
+    source, target = tmp_path / "a.raw", tmp_path / "b.qcow2"
+    source.write_bytes(bytes(4096))
+    await commands.convert(source, target, None, "qcow2", compress=False, replace=False)
+    assert f"{target}: qcow2, is made of {source}\n" in capsys.readouterr().err
+    assert target.exists()
+
+
+def test_a_strangers_names_at_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "a.qcow2"
+    image("create", "a.qcow2", "1MiB", cwd=tmp_path)
+    name = "s\x1b]0;pwned\x07\x1b[31mred"
+    subprocess.run(["qemu-img", "snapshot", "-c", name, path], check=True)
+    words = ["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", name]
+    subprocess.run(["qemu-img", *words, tmp_path / "b.qcow2", "1M"], check=True)
+    told = image("info", "a.qcow2", cwd=tmp_path)
+    assert "\x1b" not in told.out
+    assert r"s\x1b]0;pwned\x07\x1b[31mred" in told.out
+    broken = image("info", "b.qcow2", cwd=tmp_path)
+    assert "\x1b" not in broken.err
+    assert r"pwned\x07\x1b[31mred" in broken.err
+
+
+def test_json_of_a_name_that_is_no_text(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.qcow2")
+    image("create", name, "1MiB", cwd=tmp_path)
+    told = image("info", "--json", name, cwd=tmp_path)
+    assert told.out.isascii()
+    assert os.fsencode(json.loads(told.out)[0]["path"]).endswith(b"/\xff.qcow2")
 
 
 def test_build_prints_the_path_alone(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qmpkit.cli import main
-from qmpkit.cli.chosen import means_image
+from qmpkit.cli.chosen import ImageOptions, chosen_machine, means_image
 from qmpkit.cli.exits import Refusal
 from qmpkit.errors import SpecInvalid
 from tests.unit.host.images_on_disk import qcow2, raw
@@ -93,6 +93,7 @@ def test_argv_is_for_profiles(here: Path, capsys: pytest.CaptureFixture[str]) ->
         (["--memory=1X"], "memory.size: '1X' has an unknown unit 'X'"),
         (["--cpus=0"], 'Invalid value "0" for --cpus'),
         (["--arch=mips"], '"x86_64", "aarch64", "riscv64"'),
+        (["--format=qcow3"], 'Invalid value "qcow3" for --format. Choose from: "qcow2", "raw"'),
         (["--user=me"], "there is no public key (*.pub) in "),
         (["--user=me", "--ssh-key=key"], "--ssh-key key: this is the private key. Cure: name key"),
         (["--user=me", "--ssh-key=no"], "--ssh-key no: cannot be read: No such file or directory"),
@@ -116,6 +117,41 @@ def test_mistakes_with_an_image(
     assert (out, err.count("\n")) == ("", 1)
     assert told in err
     assert list((here / "scratch").iterdir()) == []
+
+
+def test_an_empty_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a script's unset variable; a path that is empty is the current directory."""
+    assert main(["run", ""]) == 2
+    told = "error: the name is empty: name a disk image, a profile or a profile's file\n"
+    assert capsys.readouterr().err == told
+    assert main(["image", "info", ""]) == 2
+    assert capsys.readouterr().err.startswith("error: The name is empty. Try")
+
+
+def test_an_image_that_may_not_be_written(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw(here / "disk.raw", b"\xff" * 4096)
+    monkeypatch.setattr("os.access", lambda path, *_, **__: not str(path).endswith("disk.raw"))
+    assert main(["run", "disk.raw", "--write"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --write: '{here}/disk.raw' may not be written "
+        "(leave --write out: the image then stays as it is)\n"
+    )
+
+
+async def test_a_cd_without_a_loader(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, loads in (("loads.iso", True), ("data.iso", False)):
+        cd = bytearray(128 << 10)
+        cd[32769:32774] = b"CD001"
+        if loads:
+            cd[34816 : 34816 + 30] = b"\0CD001\1EL TORITO SPECIFICATION"
+        (here / name).write_bytes(cd)
+        async with chosen_machine(name, (), ImageOptions(arch="x86_64")):
+            told = capsys.readouterr().err
+        assert ("it does not boot: the CD has no loader (El Torito)" in told) is not loads
 
 
 def test_no_place_for_what_is_thrown_away(

@@ -67,17 +67,24 @@ def test_no_profile_fits_so_readline_completes_paths(bash: Bash) -> None:
 
 def test_commands_and_options(bash: Bash) -> None:
     words = ["doctor", "run", "profiles", "argv", "qmp", "image", "completion"]
+    words_of_image = ["info", "create", "overlay", "check", "resize", "convert", "build"]
     assert bash.complete("") == words
     assert bash.complete("pro") == ["profiles"]
     assert bash.complete("run", "--he") == ["--headless", "--help"]
     assert bash.complete("completion", "b") == ["bash"]
     assert bash.complete("image", "co") == ["convert"]
+    assert bash.complete("image", "") == words_of_image
     assert bash.complete("image", "check", "--repair", "a") == ["all"]
+    assert bash.complete("image", "create", "--format", "v") == ["vmdk", "vdi", "vhdx", "vpc"]
+    assert bash.complete("image", "info", "--format", "qc") == ["qcow2", "qcow"]
+    assert bash.complete("image", "build", "") == ["debian"]
+    assert bash.complete("run", "--firmware", "") == ["bios", "uefi"]
+    assert bash.complete("doctor", "--require", "vh") == ["vhost-net"]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_the_other_shells_get_a_script(shell: Literal["zsh", "fish"]) -> None:
     script = completion_script(app, shell)
     assert "qmpkit" in script
-    for word in ("profiles", "headless", "tools-socket", "__complete"):
+    for word in ("profiles", "headless", "tools-socket", "__complete", "source-format", "require"):
         assert word in script

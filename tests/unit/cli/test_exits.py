@@ -10,6 +10,7 @@ from qmpkit.errors import (
     Fault,
     GuestRefused,
     HostLacks,
+    ImageFailed,
     ImageInUse,
     KvmUnavailable,
     LaunchFailed,
@@ -28,6 +29,12 @@ from qmpkit.qmp.errors import (
 
 INVALID = SpecInvalid([Fault("name", "is missing")])
 REFUSED = CommandRefused("vm", "cont", {}, {"error": {"class": "GenericError", "desc": "no"}})
+
+
+def _image_failed(cause: OSError | None) -> ImageFailed:
+    error = ImageFailed("a.qcow2", "create", "no")
+    error.__cause__ = cause
+    return error
 
 
 @pytest.mark.parametrize(
@@ -50,6 +57,10 @@ REFUSED = CommandRefused("vm", "cont", {}, {"error": {"class": "GenericError", "
         (MonitorTorn("vm", b"{"), 4),
         (MonitorGarbled("vm", "no JSON"), 4),
         (PermissionError(13, "Permission denied", "/x"), 1),
+        (_image_failed(None), 1),
+        (_image_failed(OSError(28, "No space left on device")), 1),
+        (_image_failed(FileExistsError(17, "File exists")), 2),
+        (_image_failed(PermissionError(13, "Permission denied")), 2),
         (KeyboardInterrupt(), 130),
         (KeyError("a bug"), None),
         (OSError("a bug without errno"), None),

@@ -223,8 +223,9 @@ async def test_an_odd_firmware_descriptor_is_passed_over(odd: str, tmp_path: Pat
     good = json.loads((folder / "60-edk2-x86_64.json").read_text())
     told = json.loads(odd) if odd else None
     if isinstance(told, dict):
-        mapping = told.get("mapping", {})
-        told = {**good, **told, "mapping": mapping and {**good["mapping"], **mapping}}
+        if mapping := told.get("mapping"):
+            told["mapping"] = {**good["mapping"], **mapping}
+        told = {**good, **told}
     (folder / "10-odd.json").write_text("" if told is None else json.dumps(told))
     report = await examine_host(["uefi"], host=host)
     assert report.ok
