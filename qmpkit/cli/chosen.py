@@ -115,7 +115,7 @@ def _forwards(ports: tuple[str, ...]) -> tuple[Forward, ...]:
 async def _around_image(
     word: str, overrides: tuple[str, ...], options: ImageOptions, folder: Scratch
 ) -> Chosen:
-    looked = await look_at(word, format=options.format)
+    looked = await look_at(word, format=options.format, option="--format")
     if options.write and not looked.is_cd:
         await trio.to_thread.run_sync(_check_writable, looked.path)
     overlay = options.keep

@@ -21,7 +21,7 @@ from qmpkit.cli.sizes import exact_size, human_size
 from qmpkit.cli.talk import noted, print_json, talk
 from qmpkit.errors import QmpkitError, SpecInvalid
 from qmpkit.images import ImageInfo
-from qmpkit.images.look import image_fault
+from qmpkit.images.look import image_fault, usable_format
 from qmpkit.spec.sizes import to_bytes
 
 __all__ = ["build", "check", "convert", "create", "overlay", "resize", "show_info"]
@@ -46,7 +46,7 @@ async def overlay(file: Path, base: Path, base_format: str | None) -> None:
     """Make an overlay and say what is below it."""
     async with interruptible() as work:
         await trio.to_thread.run_sync(check_place, file)
-        below = await _known(base, base_format)
+        below = await _usable(base, base_format, "--base-format")
         await images.overlay(file, base, below.format)
         work.done = True
     talk.say(f"{file}: an overlay of {exact_size(below.virtual_size)} is made")
@@ -69,7 +69,7 @@ async def check(
 ) -> int:
     """Check, or mend, the image's metadata; the exit status tells whether it is sound."""
     async with interruptible(), noted(f"{file}: checking …"):
-        image = await _known(file, format)
+        image = await _usable(file, format)
         if image.format == "raw":
             raise Refusal(f"{file} is raw, which has no bookkeeping that could be checked")
         report = await images.check(file, image.format, repair=repair)
@@ -83,7 +83,7 @@ async def check(
 async def resize(file: Path, size: str, format: str | None, *, shrink: bool) -> None:
     """Change the image's size and say from what to what."""
     async with interruptible():
-        before = await _known(file, format)
+        before = await _usable(file, format)
         wanted = _new_size(size, before.virtual_size)
         if wanted < before.virtual_size and not shrink:
             lost = human_size(before.virtual_size - wanted)
@@ -119,7 +119,7 @@ async def convert(
     """Copy the image, with a bar on a terminal."""
     made: ImageInfo | None = None
     async with interruptible() as work:
-        told = await _known(source, source_format)
+        told = await _usable(source, source_format, "--source-format")
         cure = "--replace puts the copy in its place"
         await trio.to_thread.run_sync(partial(check_place, target, replace=replace, cure=cure))
         progress: images.Progress | None = None
@@ -153,6 +153,12 @@ def build(guest: Literal["debian"], *, refresh: bool) -> None:
     path = guests.build_debian(refresh=refresh, progress=talk.note)
     print(one_line(path) if sys.stdout.isatty() else path, flush=True)
     talk.note(f"run it with: qmpkit run {shell_word(path)} --user NAME")
+
+
+async def _usable(file: Path, format: str | None, option: str = "--format") -> ImageInfo:
+    """What the image is that is to be opened; its format may have to be stated, with *option*."""
+    stated = await trio.to_thread.run_sync(partial(usable_format, file, format, option=option))
+    return await images.info(file, format=stated)
 
 
 async def _known(file: Path, format: str | None) -> ImageInfo:

@@ -46,11 +46,13 @@ class Broken:
 class Chain:
     """The layers from the top down, and what is wrong with the chain.
 
-    It ends at a base that is no plain file (`nbd://…`, `json:…`): that is QEMU's to open.
+    It ends at a base that is no plain file (`nbd://…`, `json:…`, `fat:…`): QEMU would ask
+    a host, or read a directory, because an image says so.  `outside` names it.
     """
 
     layers: tuple[Layer, ...]
     broken: Broken | None = None
+    outside: Broken | None = None
 
 
 def walk_chain(image: Path, format: str | None = None) -> Chain:
@@ -79,14 +81,27 @@ def walk_chain(image: Path, format: str | None = None) -> Chain:
         if header.data_file and (broken := _lacks_data(image, header.data_file)):
             return Chain(tuple(layers), broken)
         base = backing_path(image, header.backing) if header.backing else None
-        if base is None:
-            return Chain(tuple(layers))
+        outside = _outside(image, header)
+        if base is None or outside is not None:
+            return Chain(tuple(layers), outside=outside)
         image, format = base, header.backing_format
 
 
 def _read(image: Path) -> tuple[Header, FileId]:
     found = image.stat()
     return read_header(image), (found.st_dev, found.st_ino)
+
+
+def _outside(image: Path, header: Header) -> Broken | None:
+    """What an image names that is no plain file."""
+    if header.data_file and backing_path(image, header.data_file) is None:
+        why = f"the data file {header.data_file!r} of {str(image)!r} is no plain file"
+        return Broken(image, why, "copy it with qemu-img convert, if you trust the image")
+    if header.backing and backing_path(image, header.backing) is None:
+        why = f"the base {header.backing!r} of {str(image)!r} is no plain file"
+        cure = f"name a file: qemu-img rebase -u -F FORMAT -b BASE {str(image)!r}"
+        return Broken(image, why, f"{cure}; or, if you trust it, run it as a Disk of a spec")
+    return None
 
 
 def _lacks_data(image: Path, name: str) -> Broken | None:

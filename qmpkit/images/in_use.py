@@ -1,13 +1,14 @@
-"""Images that a running QEMU has open: refused with their holders named.  Blocking."""
+"""Images that may not be opened: a QEMU has them, or their chain is not sound.  Blocking."""
 
 from __future__ import annotations
 
 from qmpkit.errors import ImageInUse
 from qmpkit.host.chain import Chain, walk_chain
 from qmpkit.host.holders import holders_of, image_locked
+from qmpkit.images.guessed import refuse_guessed_bases
 from qmpkit.images.tool import Asked, cure_of
 
-__all__ = ["checked_chain", "refuse_used"]
+__all__ = ["checked_chain", "refuse_used", "sound_chain"]
 
 _STOP = "stop that machine first"
 
@@ -30,11 +31,17 @@ def refuse_used(asked: Asked, *, for_writing: bool, cure: str = _STOP) -> None:
 
 
 def checked_chain(asked: Asked, format: str) -> Chain:
-    """The chain of the image, which can be followed and which nobody writes to."""
-    chain = walk_chain(asked.path, format)
-    if chain.broken is not None:
-        why = chain.broken.why
-        raise asked.failed(why, chain.broken.cure or cure_of(why))
+    """The chain of the image, which is sound and which nobody writes to."""
+    chain = sound_chain(asked, format)
     for layer in chain.layers:
         refuse_used(Asked(asked.doing, layer.path), for_writing=False)
+    return chain
+
+
+def sound_chain(asked: Asked, format: str) -> Chain:
+    """The chain of the image, of plain files down to its end; before any program opens it."""
+    chain = walk_chain(asked.path, format)
+    if (fault := chain.broken or chain.outside) is not None:
+        raise asked.failed(fault.why, fault.cure or cure_of(fault.why))
+    refuse_guessed_bases(asked, chain)
     return chain

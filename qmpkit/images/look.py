@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import stat
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -14,10 +15,12 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.headers import read_header
 from qmpkit.images.boot import LOOK_AT, BootSigns, boot_signs
 from qmpkit.images.details import ImageInfo, info
+from qmpkit.images.guessed import taken_format
+from qmpkit.images.in_use import sound_chain
 from qmpkit.images.tool import INFO_LIMITS, Asked, run_qemu_img
 from qmpkit.process.spawner import shared_spawner
 
-__all__ = ["Looked", "first_bytes", "image_fault", "look_at"]
+__all__ = ["Looked", "first_bytes", "image_fault", "look_at", "usable_format"]
 
 StrPath = str | os.PathLike[str]
 
@@ -50,22 +53,22 @@ class Looked:
         return self.boot.iso and self.format == "raw"
 
 
-async def look_at(path: StrPath, *, format: str | None = None) -> Looked:
+async def look_at(path: StrPath, *, format: str | None = None, option: str = "") -> Looked:
     """Find out what the image at *path* is; nothing is written, it may be in use.
 
     *format* states its format; None takes it from the header, where no magic means
-    raw, and has it confirmed by qemu-img.  Runs qemu-img twice (about 25 ms), for
-    a raw image once.
+    raw, and has it confirmed by qemu-img.  *option* is how a user states it, for the
+    error.  Runs qemu-img twice (about 25 ms), for a raw image once.
 
     Raises `SpecInvalid` when there is no such image or it is something else (a
-    directory, compressed, encrypted), `ImageFailed` when it is damaged,
-    `BinaryMissing` without qemu-img.
+    directory, compressed, encrypted), `ImageFailed` when it is damaged, when its chain
+    is broken or leads out of this host's files, or when its format has to be stated
+    (`taken_format`); `BinaryMissing` without qemu-img.
     """
-    image, fault = await trio.to_thread.run_sync(_find, Path(path))
-    if fault is not None:
-        raise SpecInvalid([fault], str(path))
+    look = partial(_look, Path(path), format, option)
+    image, stated = await trio.to_thread.run_sync(look)
     async with shared_spawner():
-        told = await info(image, format=format)
+        told = await info(image, format=stated)
         if told.encrypted:
             why = "is encrypted, and qmpkit has no way to be told its key"
             raise SpecInvalid([Fault("", why, "decrypt it with qemu-img convert")], str(path))
@@ -91,8 +94,29 @@ async def first_bytes(path: Path, format: str, length: int = LOOK_AT) -> bytes:
         os.close(memory)
 
 
-def _find(path: Path) -> tuple[Path, Fault | None]:
-    return path.absolute(), image_fault(path)
+def _look(path: Path, format: str | None, option: str) -> tuple[Path, str]:
+    """Where the image is and its format, after every reason not to open it."""
+    format = usable_format(path, format, option=option)
+    asked = Asked.of("read", path)
+    sound_chain(asked, format)
+    return asked.path, format
+
+
+def usable_format(path: Path, format: str | None, *, option: str = "") -> str:
+    """The format of the image at *path*: as stated, else as its header says; blocking.
+
+    Raises `SpecInvalid` when it is no image, `ImageFailed` when its format has to be
+    stated, with *option*.
+    """
+    if (fault := image_fault(path)) is not None:
+        raise SpecInvalid([fault], str(path))
+    if format is not None:
+        return format
+    asked = Asked.of("read", path)
+    try:
+        return taken_format(asked, read_header(asked.path), option=option)
+    except OSError as error:
+        raise asked.failed_by(error) from error
 
 
 def _head(path: Path, length: int) -> bytes:
@@ -109,6 +133,8 @@ def image_fault(path: Path) -> Fault | None:
             return Fault("", f"this is {what}, not a disk image")
         header = read_header(path)
     except FileNotFoundError:
+        if path.is_symlink():
+            return Fault("", f"this is a link to {str(path.readlink())!r}, which does not exist")
         return Fault("", "there is no such file", _similar(path))
     except OSError as error:
         return Fault("", f"cannot be read: {(error.strerror or str(error)).lower()}")

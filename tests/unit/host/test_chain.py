@@ -66,9 +66,29 @@ def test_a_format_that_is_not_recorded_is_that_of_the_header(tmp_path: Path) -> 
     ]
 
 
-@pytest.mark.parametrize("name", ["nbd://host/export", 'json:{"driver": "file"}'])
+@pytest.mark.parametrize("name", ["nbd://host/export", 'json:{"driver": "file"}', "fat:/etc/apt"])
 def test_a_base_that_is_no_plain_file(tmp_path: Path, name: str) -> None:
-    assert names(qcow2(tmp_path / "top", name)) == ["top"]
+    top = qcow2(tmp_path / "top", name)
+    assert names(top) == ["top"]
+    outside = walk_chain(top).outside
+    assert outside is not None
+    assert outside.why == f"the base {name!r} of {str(top)!r} is no plain file"
+    assert f"rebase -u -F FORMAT -b BASE {str(top)!r}" in outside.cure
+
+
+def test_a_data_file_that_is_no_plain_file(tmp_path: Path) -> None:
+    middle = qcow2(tmp_path / "middle", "base", data_file="nbd://host/export")
+    raw(tmp_path / "base")
+    found = walk_chain(qcow2(tmp_path / "top", "middle"))
+    assert found.outside is not None
+    assert found.outside.why.startswith(f"the data file 'nbd://host/export' of {str(middle)!r} is ")
+
+
+def test_a_plain_file_by_its_protocol(tmp_path: Path) -> None:
+    raw(tmp_path / "base")
+    top = qcow2(tmp_path / "top", "file:base", backing_format="raw")
+    assert names(top) == ["top", "base"]
+    assert walk_chain(top).outside is None
 
 
 def test_missing_base(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def qemu_img(*words: str) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 async def test_every_format_shows_what_a_guest_would_see(format: str, tmp_path: Path) -> None:
-    path = image(tmp_path / "a disk, with: odd name", format)
+    path = image(tmp_path / f"a disk, with: odd name.{format}", format)
     before = path.read_bytes()
     looked = await look_at(path)
     assert (looked.path, looked.format, looked.is_cd) == (path, format, False)
@@ -43,7 +43,7 @@ async def test_every_format_shows_what_a_guest_would_see(format: str, tmp_path: 
 
 async def test_an_overlay_shows_its_base(tmp_path: Path) -> None:
     image(tmp_path / "base", "qcow2")
-    top = tmp_path / "top"
+    top = tmp_path / "top.qcow2"
     qemu_img("create", "-f", "qcow2", "-F", "qcow2", "-b", "base", str(top))
     assert (await look_at(top)).boot == BootSigns(bios=True)
 
@@ -80,6 +80,15 @@ async def test_what_is_no_image(
         await look_at(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert why in str(caught.value)
+
+
+async def test_a_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "dang").symlink_to("nowhere")
+    with pytest.raises(SpecInvalid) as caught:
+        await look_at(tmp_path / "dang")
+    assert str(caught.value) == (
+        f"{tmp_path / 'dang'}: this is a link to 'nowhere', which does not exist"
+    )
 
 
 async def test_an_encrypted_image(tmp_path: Path) -> None:
