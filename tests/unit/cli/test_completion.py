@@ -88,3 +88,4 @@ def test_the_other_shells_get_a_script(shell: Literal["zsh", "fish"]) -> None:
     assert "qmpkit" in script
     for word in ("profiles", "headless", "tools-socket", "__complete", "source-format", "require"):
         assert word in script
+    assert ("compadd -d _cyc_disp -a _cyc_vals || _files\n" in script) is (shell == "zsh")
