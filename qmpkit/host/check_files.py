@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -22,7 +23,7 @@ from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["check_disks", "check_plain_files", "file_in_use", "unreadable"]
+__all__ = ["check_disks", "check_plain_files", "file_in_use", "raw_warnings", "unreadable"]
 
 _QEMU_FORMATS = ("raw", "qcow2", "qed", "vmdk", "vhdx", "vpc", "vdi", "luks", "parallels")
 FileId = tuple[int, int]
@@ -46,6 +47,35 @@ def check_disks(spec: MachineSpec) -> Iterator[Problem]:
             yield from _Check(disk, f"disks[{number}]", writers).problems()
     if len(spec.disks) > 1:
         yield from _bases_written(spec, writers)
+
+
+def raw_warnings(spec: MachineSpec) -> Iterator[str]:
+    """A sentence for each disk that is stated to be raw and does not look so."""
+    for number, disk in enumerate(spec.disks):
+        where, file, stated = f"disks[{number}]", disk.file, str(disk.format)
+        if disk.make is not None and _to_make(disk):
+            if not isinstance(disk.make, Overlay):
+                continue
+            where, file, stated = f"{where}.make", disk.make.file, str(disk.make.format)
+        if stated == "raw" and _sound(file):
+            with suppress(OSError):  # which is a fault, and told as one
+                yield from _looks_otherwise(where, file, read_header(file))
+
+
+def _looks_otherwise(where: str, file: str, header: Header) -> Iterator[str]:
+    if not header.format:
+        return
+    what, cure = f"a {header.format} image", "convert it"
+    if header.format == "qcow2":
+        cure = 'format = "qcow2" is right'
+        what += f" with the base {header.backing!r}" if header.backing else ""
+        what += f" with its content in {header.data_file!r}" if header.data_file else ""
+    elif header.format not in _QEMU_FORMATS:
+        what, cure = f"a compressed file ({header.format})", "unpack it"
+    yield (
+        f"{where}: {file!r} is used as raw, which is stated, but it begins as {what} does: "
+        f"{cure} only if it is that, and not a disk whose guest has written it"
+    )
 
 
 def _sound(name: str) -> bool:
@@ -112,7 +142,8 @@ class _Check:
         if problems:
             return
         if not self.disk.is_readonly and not os.access(image, os.W_OK, effective_ids=True):
-            yield Problem(Fault(at, f"{self.disk.file!r} may not be written", "readonly = true"))
+            why = "is on a read-only file system" if _read_only(image) else "may not be written"
+            yield Problem(Fault(at, f"{self.disk.file!r} {why}", "readonly = true"))
         yield from self._driver(image, at)
         yield from _format_problems(image, self.disk.format, self.where, at)
         yield from self._sharing(image, at)
@@ -142,7 +173,9 @@ class _Check:
             hint = f"mkdir -p {folder}"
             yield Problem(Fault(at, f"the directory {str(folder)!r} does not exist", hint))
         elif not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-            yield Problem(Fault(at, f"no file can be made in {str(folder)!r}: no permission"))
+            why = "its file system is read-only" if _read_only(folder) else "no permission"
+            message = f"no file can be made in {str(folder)!r}: {why}"
+            yield Problem(Fault(at, message, "choose another place"))
         try:
             qemu_img()
         except BinaryMissing as error:
@@ -159,6 +192,14 @@ class _Check:
             yield from file_in_use(base, at, for_writing=False)
 
 
+def _read_only(path: Path) -> bool:
+    """Whether nobody may write there, not even root."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
 _MAKE_HINT = 'make = "10GiB" has it made at start'
 
 
@@ -167,6 +208,10 @@ def unreadable(path: Path, where: str, hint: str = "") -> Iterator[Problem]:
     try:
         _open_once(path)
     except FileNotFoundError:
+        if path.is_symlink():
+            message = f"{str(path)!r} is a link to {str(path.readlink())!r}, which does not exist"
+            yield Problem(Fault(where, message))
+            return
         cure = _guest_builder(path) or _similar(path) or hint
         yield Problem(Fault(where, f"{str(path)!r} does not exist", cure))
     except OSError as error:
@@ -215,17 +260,16 @@ def _format_problems(image: Path, stated: str, where: str, at: str) -> Iterator[
 
 
 def _mismatch(image: Path, stated: str, header: Header) -> tuple[str, str] | None:
-    if stated == "raw":
-        if not header.format:
-            return None
-    elif header.format == stated:
+    # Stated raw is raw, whatever its guest wrote into the first sector: `raw_warnings`.
+    if stated in ("raw", header.format):
         return None
     name = repr(str(image))
     if header.empty:
         return f"{name} is empty, not {stated}", 'remove it and have it made with make = "10GiB"'
-    if header.format in ("raw", "qcow2") or not header.format:
-        real = header.format or "raw"
-        return f"{name} is {real}, not {stated}", f'format = "{real}"'
+    if not header.format:
+        return f"{name} is raw, not {stated}", 'format = "raw"'
+    if header.format == "qcow2":
+        return f"{name} is qcow2, not {stated}", 'format = "qcow2"'
     if header.format in _QEMU_FORMATS:
         hint = f"qemu-img convert -f {header.format} -O qcow2"
         return f"{name} is {header.format}, not {stated}", hint

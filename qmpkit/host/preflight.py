@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qmpkit.errors import BinaryMissing, Fault, HostLacks
-from qmpkit.host.check_files import check_disks, check_plain_files
+from qmpkit.host.check_files import check_disks, check_plain_files, raw_warnings
 from qmpkit.host.check_network import check_network
 from qmpkit.host.findings import Problem, lacking
 from qmpkit.host.kvm import read_text
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.sizes import format_size
 
-__all__ = ["memory_warning", "preflight"]
+__all__ = ["host_warnings", "memory_warning", "preflight"]
 
 _UID_GID = re.compile(r"\d+:\d+", re.ASCII)
 
@@ -79,6 +79,13 @@ def _check_launcher(spec: MachineSpec) -> Iterator[Problem]:
     if spec.launcher and shutil.which(spec.launcher[0]) is None:
         error = BinaryMissing(f"the launcher {spec.launcher[0]!r} is not on PATH", "install it")
         yield lacking("launcher[0]", error)
+
+
+def host_warnings(spec: MachineSpec) -> Iterator[str]:
+    """What does not prevent a start, but is to be known; blocking."""
+    if (memory := memory_warning(spec)) is not None:
+        yield memory
+    yield from raw_warnings(spec)
 
 
 def memory_warning(spec: MachineSpec, root: Path = Path("/")) -> str | None:

@@ -16,7 +16,7 @@ from qmpkit.host.capabilities import Capabilities, Stamp
 from qmpkit.host.findings import Problem, lacking, raise_problems
 from qmpkit.host.flash import look_at_flash
 from qmpkit.host.kvm import KvmFacts, host_arch, kvm_facts
-from qmpkit.host.preflight import memory_warning, preflight
+from qmpkit.host.preflight import host_warnings, preflight
 from qmpkit.host.variables import NAMES, host_variables
 from qmpkit.spec.boards import board_of
 from qmpkit.spec.check import faults_of, type_faults
@@ -109,7 +109,7 @@ class _Survey:
     spec: MachineSpec
     concrete: bool
     problems: tuple[Problem, ...]
-    warning: str | None
+    warnings: tuple[str, ...]
     kvm: KvmFacts
     stamp: Stamp | None
     capabilities: Capabilities | None
@@ -125,7 +125,7 @@ def _survey(declared: MachineSpec, check: bool) -> _Survey:
         spec=spec or declared,
         concrete=spec is not None,
         problems=tuple(problems),
-        warning=memory_warning(declared) if check else None,
+        warnings=tuple(host_warnings(spec or declared)) if check else (),
         kvm=kvm_facts(),
         stamp=stamp,
         capabilities=known_capabilities(stamp) if stamp is not None else None,
@@ -202,7 +202,7 @@ def _conclude(survey: _Survey, known: Capabilities | None, flash: Flash | None) 
         run_with_user=known.run_with_user,
         flash=flash,
     )
-    warnings = tuple(text for text in (decision.warning, survey.warning) if text)
+    warnings = tuple(text for text in (decision.warning, *survey.warnings) if text)
     return Resolution(resolved, facts, warnings, known, survey.kvm)
 
 

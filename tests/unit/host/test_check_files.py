@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -11,6 +12,7 @@ import pytest
 
 from qmpkit.errors import BinaryMissing, ImageInUse
 from qmpkit.host import check_files
+from qmpkit.host.check_files import raw_warnings
 from qmpkit.host.preflight import preflight
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.machine import Kernel, MachineSpec
@@ -67,11 +69,43 @@ def test_missing_image_with_a_similar_name(tmp_path: Path) -> None:
     ]
 
 
-def test_qcow2_said_to_be_raw(tmp_path: Path) -> None:
-    path = qcow2(tmp_path / "image")
-    assert told(one_disk(path, "raw")) == [
-        f'disks[0].format: {str(path)!r} is qcow2, not raw (format = "qcow2")'
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({}, "a qcow2 image"),
+        ({"backing": "/etc/shadow"}, "a qcow2 image with the base '/etc/shadow'"),
+        ({"data_file": "/etc/shadow"}, "a qcow2 image with its content in '/etc/shadow'"),
+    ],
+)
+def test_qcow2_said_to_be_raw_is_raw(tmp_path: Path, more: dict[str, str], what: str) -> None:
+    """Its guest may have written that header: to believe it would show the guest the base."""
+    path = qcow2(tmp_path / "image", **more)  # type: ignore[arg-type]
+    spec = one_disk(path, "raw")
+    assert told(spec) == []
+    assert list(raw_warnings(spec)) == [
+        f"disks[0]: {str(path)!r} is used as raw, which is stated, but it begins as {what} does: "
+        'format = "qcow2" is right only if it is that, and not a disk whose guest has written it'
     ]
+
+
+def test_a_base_said_to_be_raw_is_raw(tmp_path: Path) -> None:
+    base = qcow2(tmp_path / "base")
+    spec = one_disk(tmp_path / "top", make=Overlay(base, format="raw"))
+    assert told(spec) == []
+    (found,) = raw_warnings(spec)
+    assert found.startswith(f"disks[0].make: {str(base)!r} is used as raw, which is stated, but ")
+    qcow2(tmp_path / "top")  # from now on it says itself what its base is
+    assert list(raw_warnings(spec)) == []
+
+
+def test_what_is_raw_or_not_there_is_no_surprise(tmp_path: Path) -> None:
+    disks = (
+        Disk(raw(tmp_path / "raw"), format="raw"),
+        Disk(tmp_path / "absent", format="raw"),
+        Disk(tmp_path / "new", format="raw", make="1GiB"),
+        Disk(qcow2(tmp_path / "image"), format="qcow2"),
+    )
+    assert list(raw_warnings(MachineSpec(disks=disks))) == []
 
 
 def test_raw_said_to_be_qcow2(tmp_path: Path) -> None:
@@ -94,11 +128,19 @@ def test_other_formats(tmp_path: Path, content: bytes, ending: str) -> None:
     assert told(one_disk(path)) == [f"disks[0].format: {str(path)!r} {ending}"]
 
 
-def test_a_compressed_raw_image(tmp_path: Path) -> None:
-    path = raw(tmp_path / "image.xz", b"\xfd7zXZ\0")
-    assert told(one_disk(path, "raw")) == [
-        f"disks[0].format: {str(path)!r} is compressed (xz), not raw (unpack it)"
-    ]
+@pytest.mark.parametrize(
+    ("content", "what", "cure"),
+    [
+        (b"\xfd7zXZ\0", "a compressed file (xz)", "unpack it"),
+        (b"KDMV", "a vmdk image", "convert it"),
+    ],
+)
+def test_what_else_is_said_to_be_raw(tmp_path: Path, content: bytes, what: str, cure: str) -> None:
+    path = raw(tmp_path / "image", content)
+    spec = one_disk(path, "raw")
+    assert told(spec) == []
+    (found,) = raw_warnings(spec)
+    assert f"begins as {what} does: {cure} only if it is that" in found
 
 
 def test_a_directory(tmp_path: Path) -> None:
@@ -232,7 +274,30 @@ def test_missing_directory(tmp_path: Path) -> None:
 def test_directory_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode, **_: mode == os.X_OK)
     (found,) = told(one_disk(tmp_path / "disk", make="1GiB"))
-    assert found.startswith(f"disks[0].file: no file can be made in {str(tmp_path)!r}")
+    assert found == (
+        f"disks[0].file: no file can be made in {str(tmp_path)!r}: no permission "
+        "(choose another place)"
+    )
+
+
+def test_a_read_only_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = raw(tmp_path / "image")
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: not mode & os.W_OK)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    assert told(one_disk(tmp_path / "disk", make="1GiB")) == [
+        f"disks[0].file: no file can be made in {str(tmp_path)!r}: its file system is read-only "
+        "(choose another place)"
+    ]
+    assert told(one_disk(path, "raw")) == [
+        f"disks[0].file: {str(path)!r} is on a read-only file system (readonly = true)"
+    ]
+
+
+def test_a_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "dang").symlink_to("nowhere")
+    assert told(one_disk(tmp_path / "dang", "raw")) == [
+        f"disks[0].file: {str(tmp_path / 'dang')!r} is a link to 'nowhere', which does not exist"
+    ]
 
 
 def test_base_to_be_overlaid(tmp_path: Path) -> None:
