@@ -21,7 +21,7 @@ def image_to_dict(image: ImageInfo) -> dict[str, Any]:
     """The image as `qmpkit image info --json` prints it; sizes in bytes."""
     table = attrs.asdict(image, value_serializer=_plain)
     del table["raw"]  # qemu-img's own words: `qemu-img info --output=json` prints them
-    return {**table, "in_use": image.in_use}
+    return table
 
 
 def report_to_dict(report: CheckReport) -> dict[str, Any]:
@@ -60,8 +60,9 @@ def _seen_from(top: ImageInfo, image: ImageInfo) -> str:
 
 def _remarks(image: ImageInfo, top: ImageInfo) -> Iterator[str]:
     who = "" if image is top else f"{_seen_from(top, image)}: "
-    if image.holders:
-        yield f"{who}in use by {', '.join(map(str, image.holders))}"
+    if image.in_use:
+        holders = ", ".join(map(str, image.holders)) or "a process that this user may not see"
+        yield f"{who}in use by {holders}"
     if image.corrupt:
         yield f"{who}marked as corrupt: qmpkit image check --repair all"
     elif image.dirty:

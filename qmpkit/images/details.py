@@ -62,8 +62,9 @@ class ImageInfo:
     recorded format, None when there is none recorded, so that QEMU would guess;
     `backing_path`: the file that it leads to, None for `nbd://…` and the like.
     `data_file`: the file that holds the content of this qcow2, None when it does itself.
-    `holders`: the processes that have it open, when one of them is a QEMU program that
-    locks it.  `raw`: all that qemu-img said.
+    `in_use`: a QEMU program has it open and has locked it.  `holders`: the processes that
+    have it open then; those of other users are not seen, so there may be none.
+    `raw`: all that qemu-img said.
     """
 
     path: Path
@@ -80,13 +81,9 @@ class ImageInfo:
     data_file: Path | None
     snapshots: tuple[Snapshot, ...]
     bitmaps: tuple[Bitmap, ...]
+    in_use: bool
     holders: tuple[Holder, ...]
     raw: Mapping[str, Any] = attrs.field(repr=False)
-
-    @property
-    def in_use(self) -> bool:
-        """Whether a QEMU program has it open."""
-        return bool(self.holders)
 
 
 async def info(
@@ -137,6 +134,7 @@ async def chain(
 class _Looked:
     format: str
     header: Header
+    in_use: bool
     holders: tuple[Holder, ...]
 
 
@@ -146,12 +144,13 @@ def _look(asked: Asked, format: str | None) -> _Looked:
     try:
         header = read_header(image)
         # Looking through all processes is left out where no lock says that there is one.
-        holders = holders_of(image) if image_locked(image, for_writing=True) else ()
+        in_use = image_locked(image, for_writing=True)
+        holders = holders_of(image) if in_use else ()
     except OSError as error:
         raise asked.failed_by(error) from error
     if format is None and header.format in _COMPRESSIONS:
         raise asked.failed(f"it is compressed ({header.format})", "unpack it")
-    return _Looked(format or header.format or "raw", header, holders)
+    return _Looked(format or header.format or "raw", header, in_use, holders)
 
 
 def _typed(image: Path, looked: _Looked, said: dict[str, Any]) -> ImageInfo:
@@ -175,6 +174,7 @@ def _typed(image: Path, looked: _Looked, said: dict[str, Any]) -> ImageInfo:
         data_file=backing_path(image, header.data_file) if header.data_file else None,
         snapshots=tuple(map(_snapshot, said.get("snapshots", ()))),
         bitmaps=tuple(map(_bitmap, specific.get("bitmaps", ()))),
+        in_use=looked.in_use,
         holders=looked.holders,
         raw=said,
     )

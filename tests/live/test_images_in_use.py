@@ -99,6 +99,19 @@ async def test_our_machine(qemu: str, tmp_path: Path) -> None:
     assert (await images.check(image, "qcow2")).ok
 
 
+async def test_a_holder_that_may_not_be_seen(
+    qemu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root's QEMU is to an ordinary user: the lock tells all the same."""
+    image, top = await make(tmp_path)
+    async with stranger(qemu, image):
+        for module in ("details", "in_use", "replacing"):
+            monkeypatch.setattr(f"qmpkit.images.{module}.holders_of", lambda path: ())
+        found = await images.info(image)
+        assert (found.in_use, found.holders) == (True, ())
+        await assert_refused(image, top, "another process")
+
+
 @pytest.mark.parametrize("name", [(), ("-name", "their vm,process=odd")])
 async def test_a_strangers_qemu(qemu: str, tmp_path: Path, name: tuple[str, ...]) -> None:
     image, top = await make(tmp_path)

@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from qmpkit.cli import main
 from qmpkit.cli.exits import Refusal
-from qmpkit.cli.image_view import print_chain
+from qmpkit.cli.image_view import image_to_dict, print_chain
 from qmpkit.cli.interrupt import interruptible
 from qmpkit.cli.places import check_place, size_judged
 from qmpkit.errors import ImageFailed
@@ -118,6 +118,13 @@ def test_nothing_of_an_image_is_cut_off(
     assert "none, the disk alone" in shown
     assert "…" not in shown
     assert ("\n  size: 3 GiB" in shown) is (columns < 200)
+
+
+def test_in_use_by_whom_this_user_may_not_see(capsys: pytest.CaptureFixture[str]) -> None:
+    image = some_image("/a.qcow2", in_use=True)
+    print_chain([image], "format x")
+    assert "in use by a process that this user may not see" in capsys.readouterr().out
+    assert image_to_dict(image)["in_use"] is True
 
 
 def test_nothing_of_a_profile_is_cut_off(
