@@ -14,11 +14,13 @@ from qmpkit.images.drafts import StrPath
 from qmpkit.images.in_use import checked_chain, refuse_used
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
 from qmpkit.process.limits import Limits
+from qmpkit.process.tools import Completed
 
 __all__ = ["CheckReport", "check"]
 
 _CURE = "stop that machine first; what it has not written yet would look like damage"
-_CORRUPT, _LEAKS = 2, 3  # exit statuses of `qemu-img check`
+# Exit statuses of `qemu-img check`.  Errors of the check itself have a report as a rule.
+_SOUND, _ERRORS, _CORRUPT, _LEAKS = 0, 1, 2, 3
 
 
 @attrs.frozen(kw_only=True)
@@ -57,8 +59,9 @@ async def check(
     *limits* None: memory alone, 1 GiB and 40 MiB for each image of the chain.
 
     What is found is returned, not raised.  `ImageFailed` when it cannot be checked at
-    all (raw images hold nothing to check), `ImageInUse` when a QEMU runs on it: what it
-    has not written yet would look like damage.  qemu-img tells no progress of a check.
+    all (raw images hold nothing to check) or not be mended, `ImageInUse` when a QEMU
+    runs on it: what it has not written yet would look like damage.  qemu-img tells no
+    progress of a check.
     Cancelled in a repair, the image is as far as the repair was; check it again.
     """
     asked = Asked.of("check" if repair is None else "repair", path)
@@ -72,12 +75,18 @@ async def check(
         [*words, "--", str(asked.path)],
         asked,
         limits or limits_of_chain(depth),
-        well=(0, _CORRUPT, _LEAKS),
+        well=_reported,
+        cure="copy the file before repairing it",
     )
     try:
         return _typed(asked.path, json.loads(done.stdout.decode(errors="replace")))
     except (ValueError, KeyError) as error:
         raise asked.failed(f"qemu-img's answer is not understood: {error!r}") from error
+
+
+def _reported(done: Completed) -> bool:
+    code = done.status.code
+    return code in (_SOUND, _CORRUPT, _LEAKS) or (code == _ERRORS and bool(done.stdout.strip()))
 
 
 def _checkable(asked: Asked, format: str, *, for_writing: bool) -> int:

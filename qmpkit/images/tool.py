@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -44,10 +44,11 @@ _CURES = {
     "Unknown driver": "state raw, qcow2, vmdk, vdi, vhdx or vpc",
     "--shrink": "say shrink=True if what is beyond the new end may be lost",
     "does not support checks": "only formats with metadata can be checked, as qcow2",
-    "Image is corrupt": "qmpkit image check --repair all",
+    "Image is corrupt": "copy the file, then qmpkit image check --repair all",
 }
 _OUT_OF_MEMORY = ("allocate memory", "failed to allocate", "could not allocate", "failed to map")
 _NO_DELETION = "Error when deleting file /proc/self/fd/"
+_MOST_LINES = 8  # of what it says at the beginning, and at the end; a damaged image has thousands
 _ABORTS = (signal.SIGABRT, signal.SIGTRAP, signal.SIGSEGV)
 
 
@@ -86,6 +87,10 @@ class Asked:
         return self.failed(said, cure_of(said))
 
 
+def _success(done: Completed) -> bool:
+    return done.status.success
+
+
 async def run_qemu_img(
     words: Sequence[str],
     asked: Asked,
@@ -93,12 +98,14 @@ async def run_qemu_img(
     *,
     fds: Mapping[int, int] | None = None,
     on_stdout: Callable[[bytes], object] | None = None,
-    well: Collection[int] = (0,),
+    well: Callable[[Completed], bool] = _success,
     opens: Sequence[Path] = (),
+    cure: str = "",
 ) -> Completed:
-    """Run qemu-img; an exit status not in *well* is `ImageFailed` or `ImageInUse`.
+    """Run qemu-img; what is not *well* is `ImageFailed` or `ImageInUse`.
 
     *opens*: the images besides that of *asked* that it may find in use.
+    *cure*: what helps when nothing better is known.
     Raises `BinaryMissing` without qemu-img.  Cancellation kills it.
     """
     try:
@@ -108,21 +115,29 @@ async def run_qemu_img(
     except BinaryMissing:
         await trio.to_thread.run_sync(qemu_img)  # which knows the package
         raise
-    if done.status.code in well and not done.timed_out:
+    if well(done) and not done.timed_out:
         return done
     if " lock" in done.err and "Failed to get" in done.err:
         raise await trio.to_thread.run_sync(_in_use, asked, opens)
-    raise _exceeded(done, asked, limits) or _failed(done, asked)
+    raise _exceeded(done, asked, limits) or _failed(done, asked, cure)
 
 
-def _failed(done: Completed, asked: Asked) -> ImageFailed:
+def _failed(done: Completed, asked: Asked, cure: str) -> ImageFailed:
     # A draft without a name cannot be deleted, and vanishes by itself.
     lines = [line.removeprefix("qemu-img: ") for line in done.err.splitlines()]
-    said = "\n".join(line for line in lines if not line.startswith(_NO_DELETION)).strip()
+    said = _bounded([line for line in lines if not line.startswith(_NO_DELETION)]).strip()
     said = said or f"qemu-img ended with {done.status}"
     if asked.draft:
         said = said.replace(asked.draft, str(asked.path))
-    return asked.failed(said, cure_of(said))
+    return asked.failed(said, cure_of(said) or cure)
+
+
+def _bounded(lines: Sequence[str]) -> str:
+    left_out = len(lines) - 2 * _MOST_LINES
+    if left_out <= 0:
+        return "\n".join(lines)
+    begin, end = lines[:_MOST_LINES], lines[-_MOST_LINES:]
+    return "\n".join([*begin, f"… {left_out} lines more …", *end])
 
 
 def cure_of(said: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,42 @@ async def test_leaks_and_corruptions_are_found_and_mended(qemu_img: str, tmp_pat
     assert mended.ok
     assert (mended.corruptions_fixed > 0, mended.leaks_fixed) == (True, 1)
     assert (await images.check(path, "qcow2")).leaks == 0
+
+
+async def wrecked(folder: Path) -> Path:
+    """An image whose tables are noise: qemu-img has a complaint for each cluster."""
+    raw = folder / "raw"
+    raw.write_bytes(random.Random(1).randbytes(8 * MIB))
+    path = await images.convert(raw, folder / "disk", source_format="raw", format="qcow2")
+    content, noise = bytearray(path.read_bytes()), random.Random(2)
+    clusters, refcounts = (int.from_bytes(content[at : at + 8], "big") for at in (40, 48))
+    tables = int.from_bytes(content[clusters : clusters + 8], "big") & 0x00FFFFFFFFFFFE00
+    for table in (tables, refcounts):
+        content[table : table + 65536] = noise.randbytes(65536)
+    path.write_bytes(content)
+    return path
+
+
+async def test_a_wreck_has_a_verdict(qemu_img: str, tmp_path: Path) -> None:
+    """qemu-img ends with a failure, and has reported all the same."""
+    report = await images.check(await wrecked(tmp_path), "qcow2")
+    assert not report.ok
+    assert report.errors > 0
+    assert report.corruptions > 1000
+
+
+async def test_a_wreck_that_cannot_be_mended_is_told_in_short(
+    qemu_img: str, tmp_path: Path
+) -> None:
+    path = await wrecked(tmp_path)
+    with pytest.raises(ImageFailed) as caught:
+        await images.check(path, "qcow2", repair="all")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 17
+    assert lines[0].startswith(f"cannot repair {str(path)!r}: ERROR")
+    assert re.fullmatch(r"… \d{4,} lines more …", lines[8])
+    assert lines[-1].startswith("Check failed: ")
+    assert lines[-1].endswith("Cure: copy the file before repairing it")
 
 
 async def test_raw_cannot_be_checked(qemu_img: str, tmp_path: Path) -> None:
