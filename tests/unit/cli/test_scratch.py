@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import stat
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from qmpkit.cli.scratch import scratch
+from qmpkit.errors import HostLacks
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 
 
@@ -55,3 +58,41 @@ async def test_cancelled_at_every_checkpoint(place: Path) -> None:
             await folder.remove()
 
     assert await cancel_at_every_checkpoint(use, after=partial(assert_empty, place)) > 1
+
+
+LEFT = """
+import os, signal, trio
+from qmpkit.errors import HostLacks
+from qmpkit.cli.scratch import scratch
+
+async def main():
+    async with scratch() as folder:
+        (await folder.path("disk.qcow2")).write_bytes(b"x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+trio.run(main)
+"""
+
+
+async def test_what_a_killed_run_left_is_swept_by_the_next(place: Path) -> None:
+    await trio.run_process([sys.executable, "-c", LEFT], check=False)
+    assert len(left(place)) == 1
+    for name in ("qmpkit-1000", "qmpkit-abcdefgh", "other"):  # not a run's
+        (place / name).mkdir()
+    async with scratch() as folder, scratch() as another:
+        own = await folder.path("disk.qcow2")
+        other = await another.path("disk.qcow2")
+        names = {entry.name for entry in left(place)}
+        kept = {"qmpkit-1000", "qmpkit-abcdefgh", "other"}
+        assert names == {own.parent.name, other.parent.name} | kept
+
+
+async def test_where_nothing_can_be_made(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(place / "absent"))
+    async with scratch() as folder:
+        with pytest.raises(HostLacks) as caught:
+            await folder.path("x")
+    assert str(caught.value) == (
+        f"no directory can be made in {str(place / 'absent')!r}: No such file or directory. "
+        "Cure: name another place: TMPDIR=…"
+    )
