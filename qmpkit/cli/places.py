@@ -22,12 +22,16 @@ def check_place(
     file: Path, *, replace: bool = False, cure: str = "choose another name, or remove it first"
 ) -> None:
     """Refuse a name that is taken, or in a directory that is not there; blocking."""
-    target = file.resolve() if replace else file
+    target = Path(os.path.realpath(file)) if replace else file  # of a circle of links: a link
     if os.path.lexists(target) and not (replace and target.is_file()):
         if replace:
             raise Refusal(f"{file} is no regular file, which alone is replaced")
         raise Refusal(f"{file} exists already. Cure: {cure}")
-    if not target.parent.is_dir():
+    try:
+        found = target.parent.is_dir()
+    except PermissionError:  # whoever makes the file tells it
+        return
+    if not found:
         raise Refusal(f"{file}: there is no directory {str(target.parent)!r}. Cure: create it")
 
 

@@ -120,6 +120,23 @@ def test_nothing_of_an_image_is_cut_off(
     assert ("\n  size: 3 GiB" in shown) is (columns < 200)
 
 
+def test_a_circle_of_links_is_nothing_to_replace(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    with pytest.raises(Refusal, match="one is no regular file, which alone is replaced"):
+        check_place(tmp_path / "one", replace=True)
+
+
+def test_a_place_that_may_not_be_looked_at_is_left_to_the_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    check_place(tmp_path / "disk")
+
+
 def test_in_use_by_whom_this_user_may_not_see(capsys: pytest.CaptureFixture[str]) -> None:
     image = some_image("/a.qcow2", in_use=True)
     print_chain([image], "format x")
