@@ -168,7 +168,7 @@ class _Foreground:
             place = f"{forwarded.proto} port {forwarded.guest_port}"
             return f"{host}:{forwarded.port} leads to the guest's {place}"
         user = f"{self._chosen.user}@" if self._chosen.user else ""
-        return f"once the guest is up: ssh -p {forwarded.port} {user}{host}"
+        return f"once the guest is up: ssh -p {forwarded.port} {user or 'USER@'}{host}"
 
     async def _present(self) -> None:
         replay = True

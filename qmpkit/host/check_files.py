@@ -16,14 +16,21 @@ from qmpkit._paths import cache_dir
 from qmpkit.errors import BinaryMissing, Fault, ImageInUse
 from qmpkit.host.chain import walk_chain
 from qmpkit.host.findings import Problem, lacking
-from qmpkit.host.headers import Header, read_header
+from qmpkit.host.headers import Header, backing_path, read_header
 from qmpkit.host.holders import holders_of, image_locked
 from qmpkit.host.tools import qemu_img
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["check_disks", "check_plain_files", "file_in_use", "raw_warnings", "unreadable"]
+__all__ = [
+    "base_warnings",
+    "check_disks",
+    "check_plain_files",
+    "file_in_use",
+    "raw_warnings",
+    "unreadable",
+]
 
 _QEMU_FORMATS = ("raw", "qcow2", "qed", "vmdk", "vhdx", "vpc", "vdi", "luks", "parallels")
 FileId = tuple[int, int]
@@ -60,6 +67,21 @@ def raw_warnings(spec: MachineSpec) -> Iterator[str]:
         if stated == "raw" and _sound(file):
             with suppress(OSError):  # which is a fault, and told as one
                 yield from _looks_otherwise(where, file, read_header(file))
+
+
+def base_warnings(spec: MachineSpec) -> Iterator[str]:
+    """A sentence for each disk that is there already, on another base than `make` names."""
+    for number, disk in enumerate(spec.disks):
+        if isinstance(disk.make, Overlay) and _sound(disk.file) and not _to_make(disk):
+            with suppress(OSError):
+                header = read_header(disk.file)
+                found = backing_path(Path(disk.file), header.backing) if header.backing else None
+                if found is None or _identity(found) != _identity(Path(disk.make.file)):
+                    yield (
+                        f"disks[{number}]: {disk.file!r} exists and is used as it is: its base is "
+                        f"{'none' if found is None else repr(str(found))}, "
+                        f"not {disk.make.file!r} as `make` says"
+                    )
 
 
 def _looks_otherwise(where: str, file: str, header: Header) -> Iterator[str]:

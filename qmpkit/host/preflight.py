@@ -14,7 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qmpkit.errors import BinaryMissing, Fault, HostLacks
-from qmpkit.host.check_files import check_disks, check_plain_files, raw_warnings
+from qmpkit.host.check_files import (
+    base_warnings,
+    check_disks,
+    check_plain_files,
+    raw_warnings,
+)
 from qmpkit.host.check_network import check_network
 from qmpkit.host.findings import Problem, lacking
 from qmpkit.host.kvm import read_text
@@ -30,7 +35,7 @@ def preflight(spec: MachineSpec, root: Path = Path("/")) -> tuple[Problem, ...]:
     """Every problem of *spec* on this host; blocking, about 0.2 ms when there is none.
 
     *spec* has its variables expanded.  A disk whose `make` target exists is used
-    as it is: its format is checked, its size and its base are not compared.
+    as it is: its format is checked, its size is not compared, another base is a warning.
     *root* holds the `proc`, `sys` and `dev` that are asked about devices and ports.
     """
     return tuple(_problems(spec, root))
@@ -86,6 +91,7 @@ def host_warnings(spec: MachineSpec) -> Iterator[str]:
     if (memory := memory_warning(spec)) is not None:
         yield memory
     yield from raw_warnings(spec)
+    yield from base_warnings(spec)
 
 
 def memory_warning(spec: MachineSpec, root: Path = Path("/")) -> str | None:

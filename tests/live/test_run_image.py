@@ -104,7 +104,7 @@ async def test_headless_with_json(qemu: str, image: Path, scratch: Path) -> None
     tools = scratch.parent / "tools"
     async with piped("run", str(image), *options(qemu, tools), "--json", "--port=0:80") as run:
         heard = await said(run, ": running\n")
-        assert re.search(r"once the guest is up: ssh -p \d+ 127\.0\.0\.1\n", heard)
+        assert re.search(r"once the guest is up: ssh -p \d+ USER@127\.0\.0\.1\n", heard)
         assert re.search(r"127\.0\.0\.1:\d+ leads to the guest's tcp port 80\n", heard)
         run.send_signal(signal.SIGTERM)
         out = await rest(run.stdout)

@@ -12,7 +12,7 @@ import pytest
 
 from qmpkit.errors import BinaryMissing, ImageInUse
 from qmpkit.host import check_files
-from qmpkit.host.check_files import raw_warnings
+from qmpkit.host.check_files import base_warnings, raw_warnings
 from qmpkit.host.preflight import preflight
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.machine import Kernel, MachineSpec
@@ -325,3 +325,28 @@ def test_kernel_initrd_and_firmware(tmp_path: Path) -> None:
         "kernel.image",
         "kernel.initrd",
     ]
+
+
+@pytest.mark.parametrize(
+    ("backing", "found"),
+    [("./a/../base", None), ("other", "'{}/other'"), ("", "none"), ("lost", "'{}/lost'")],
+)
+def test_an_existing_overlay_of_another_base_is_told(
+    tmp_path: Path, backing: str, found: str | None
+) -> None:
+    (tmp_path / "a").mkdir()
+    base = raw(tmp_path / "base")
+    raw(tmp_path / "other")
+    image = qcow2(tmp_path / "top", backing)
+    spec = one_disk(image, make=Overlay(base, format="raw"))
+    warning = (
+        f"disks[0]: {str(image)!r} exists and is used as it is: its base is "
+        f"{(found or '').format(tmp_path)}, not {str(base)!r} as `make` says"
+    )
+    assert list(base_warnings(spec)) == ([] if found is None else [warning])
+
+
+def test_an_overlay_yet_to_be_made_has_its_base(tmp_path: Path) -> None:
+    base = raw(tmp_path / "base")
+    spec = one_disk(tmp_path / "top", make=Overlay(base, format="raw"))
+    assert list(base_warnings(spec)) == []
