@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import trio
 
 from qmpkit.cli.exits import Refusal
-from qmpkit.images.seed import CloudInit, make_seed
+from qmpkit.images.seed import make_seed
 from qmpkit.spec.block import Disk
+from qmpkit.spec.cloud_init import CloudInit, host_name
 
 __all__ = ["host_name", "public_keys", "seed_disk"]
-
-_LABEL_LIMIT = 63
 
 
 async def seed_disk(path: Path, machine: str, user: str | None, files: Sequence[Path]) -> Disk:
@@ -53,9 +51,3 @@ def _keys(files: Iterable[Path]) -> Iterable[str]:
             raise Refusal(f"--ssh-key {path}: this is the private key. Cure: name {path}.pub")
         lines = [line.strip() for line in text.splitlines()]
         yield from (line for line in lines if line and not line.startswith("#"))
-
-
-def host_name(machine: str) -> str:
-    """A machine's name as a host name: letters, digits and hyphens."""
-    plain = re.sub(r"[^A-Za-z0-9]+", "-", machine, flags=re.ASCII)[:_LABEL_LIMIT].strip("-")
-    return plain or "vm"
