@@ -1,4 +1,4 @@
-"""The values of `${tsc_khz}` and `${cache}`: what profiles take from the host they run on.
+"""The values of `spec.variables.HOST_VARIABLES`: what profiles take from their host.
 
 Each is found out at most once a process, and only when a spec mentions it.
 """
@@ -11,10 +11,11 @@ from pathlib import Path
 from qmpkit._paths import cache_dir
 from qmpkit.host._kvm_device import tsc_khz_of
 from qmpkit.host.kvm import cpu_flags, host_arch, read_text
+from qmpkit.spec.variables import HOST_VARIABLES
 
 __all__ = ["NAMES", "host_variables", "read_tsc_khz"]
 
-NAMES = ("tsc_khz", "cache")
+NAMES = HOST_VARIABLES
 
 
 def host_variables(used: frozenset[str]) -> dict[str, str | None]:

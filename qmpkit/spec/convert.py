@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import attrs
 import cattrs
@@ -24,7 +24,17 @@ from qmpkit.spec.network import NIC_KINDS, Forward, Nic, to_forward
 from qmpkit.spec.sizes import Size, format_size, parse_size
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["Wrong", "kind_of", "structure", "unfolded", "unstructure"]
+__all__ = [
+    "Wrong",
+    "kind_of",
+    "structure",
+    "structure_as",
+    "unfolded",
+    "unstructure",
+    "unstructure_any",
+]
+
+_T = TypeVar("_T")
 
 _MAKE = Size | Overlay | None
 
@@ -64,6 +74,13 @@ def _scalar(wanted: type, called: str) -> Callable[[object, object], object]:
 def _shown(value: object) -> str:
     called = kind_of(value)
     return f"{called}: {value!r}" if isinstance(value, str | int | float) else called
+
+
+def _seconds(value: object, _: object) -> float:
+    """A float of ours is a time or a ratio, which people also write as a whole number."""
+    if type(value) not in (int, float):
+        raise Wrong(f"must be a number, not {_shown(value)}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _literal(value: object, wanted: Any) -> object:
@@ -221,6 +238,7 @@ def _origin_is(origin: Any) -> Callable[[Any], bool]:
 def _readers(converter: cattrs.Converter) -> None:
     for wanted, called in ((str, "a text"), (int, "a whole number"), (bool, "true or false")):
         converter.register_structure_hook(wanted, _scalar(wanted, called))
+    converter.register_structure_hook(float, _seconds)
     converter.register_structure_hook_func(_origin_is(Literal), _literal)
     converter.register_structure_hook_func(_origin_is(tuple), _row)
     converter.register_structure_hook_func(_origin_is(dict), _dict)
@@ -256,6 +274,16 @@ _writers(_SHORT)
 def structure(data: Mapping[str, object]) -> MachineSpec:
     """A spec from its table; raises cattrs' grouped errors (see `faults.collect`)."""
     return _CONVERTER.structure(data, MachineSpec)
+
+
+def structure_as(data: object, kind: type[_T]) -> _T:
+    """`structure` for any other of our classes: as strict, with the same errors."""
+    return _CONVERTER.structure(data, kind)
+
+
+def unstructure_any(value: object) -> Any:
+    """A value of any other of our classes as plain data, None included."""
+    return _CONVERTER.unstructure(value)
 
 
 def unstructure(spec: MachineSpec, *, defaults: bool = True) -> dict[str, Any]:

@@ -21,12 +21,15 @@ __all__ = [
     "flash_node",
     "format_node",
     "id_problem",
+    "ifname_problem",
     "iothread_id",
     "job_id",
     "mac_of",
     "machine_name_problem",
     "netdev_id",
+    "network_name_problem",
     "node_problem",
+    "tap_name",
 ]
 
 NODE_NAME_LIMIT = 31
@@ -38,10 +41,17 @@ DEVICE_ID_LIMIT = 20
 MACHINE_NAME_LIMIT = 64
 """In bytes: the name is a directory in the path of a socket, which fits 107 bytes."""
 
+NETWORK_NAME_LIMIT = 31
+"""In characters, all ASCII: a network's name is part of a socket's path too."""
+
+IFNAME_LIMIT = 15
+"""The kernel keeps the names of network devices in 16 bytes."""
+
 RAM_ID = "ram0"
 """The memory backend. States saved by every version of qmpkit depend on this name."""
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
+_NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 
 
 def id_problem(name: str, limit: int = DEVICE_ID_LIMIT) -> str:
@@ -81,6 +91,30 @@ def machine_name_problem(name: str) -> str:
     if len(name.encode()) > MACHINE_NAME_LIMIT:
         return f"{name!r} is longer than {MACHINE_NAME_LIMIT} bytes"
     return ""
+
+
+def network_name_problem(name: str) -> str:
+    """What is wrong with a network's name, a part of paths; empty when it is fine."""
+    if not _NETWORK.fullmatch(name):
+        rule = "a letter or digit, then letters, digits, '-', '.', '_'"
+        return f"{name!r} is not a network's name: {rule}"
+    if len(name) > NETWORK_NAME_LIMIT:
+        return f"{name!r} is longer than {NETWORK_NAME_LIMIT} characters"
+    return ""
+
+
+def ifname_problem(name: str) -> str:
+    """What is wrong with the name of a network device of the host; empty when it is fine."""
+    bad = re.search(r"[/\s%]", name) or name in ("", ".", "..")
+    if bad or len(name.encode()) > IFNAME_LIMIT:
+        return f"{name!r} is not the name of a network device"
+    return ""
+
+
+def tap_name(machine: str, network: str) -> str:
+    """The tap device by which a machine is on a bridge: the same two names give the same one."""
+    digest = hashlib.sha256(f"{machine}\0{network}".encode()).hexdigest()
+    return f"qk{digest[:12]}"
 
 
 def format_node(disk_id: str) -> str:

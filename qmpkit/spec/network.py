@@ -13,7 +13,7 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.addresses import Place
 from qmpkit.spec.chardev import Endpoint, FdEndpoint
 from qmpkit.spec.given import items_of
-from qmpkit.spec.names import id_problem, mac_of, netdev_id
+from qmpkit.spec.names import id_problem, ifname_problem, mac_of, netdev_id
 from qmpkit.spec.options import Json
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
 NicModel = Literal["virtio-net", "e1000e"]
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 _INET = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):(\d{1,5})", re.ASCII)
-_IFNAME_LIMIT = 15
 
 
 @attrs.frozen
@@ -299,9 +298,8 @@ def _is_ipv4(text: str) -> bool:
 
 
 def _tap_faults(nic: TapNic, where: str) -> Iterator[Fault]:
-    bad = re.search(r"[/\s%]", nic.ifname) or nic.ifname in ("", ".", "..")
-    if bad or len(nic.ifname.encode()) > _IFNAME_LIMIT:
-        yield Fault(f"{where}.ifname", f"{nic.ifname!r} is not the name of a network device")
+    if problem := ifname_problem(nic.ifname):
+        yield Fault(f"{where}.ifname", problem)
     if not 1 <= nic.queues <= 256:
         yield Fault(f"{where}.queues", f"must be from 1 to 256, not {nic.queues}")
     if nic.queues > 1 and nic.model != "virtio-net":

@@ -14,7 +14,7 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.paths import PATHS, map_fields
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["load_profile", "profile_names", "profiles_dir"]
+__all__ = ["absolute", "load_profile", "merged", "profile_names", "profile_table", "profiles_dir"]
 
 
 def profiles_dir() -> Path:
@@ -37,10 +37,19 @@ def load_profile(name_or_path: str | os.PathLike[str]) -> MachineSpec:
     those that begin with `${` are left to `expand`. Reads files, nothing else.
     Raises `SpecInvalid` with every fault.
     """
+    data, source = profile_table(name_or_path, Path.cwd())
+    return spec_from_dict(data, source=source)
+
+
+def profile_table(name_or_path: str | os.PathLike[str], folder: Path) -> tuple[dict[str, Any], str]:
+    """A profile's table with all it extends, every path absolute, and where it came from.
+
+    A file's name counts from *folder*. The fields are not looked at: `spec_from_dict` does.
+    """
     chain: list[Path] = []
-    data = _load(_find(name_or_path, Path.cwd(), "", ""), chain)
+    data = _load(_find(name_or_path, folder, "", ""), chain)
     first, *bases = map(str, chain)
-    return spec_from_dict(data, source=f"{first} (extends {', '.join(bases)})" if bases else first)
+    return data, f"{first} (extends {', '.join(bases)})" if bases else first
 
 
 def _find(name: str | os.PathLike[str], folder: Path, where: str, source: str) -> Path:
@@ -63,7 +72,7 @@ def _load(path: Path, chain: list[Path]) -> dict[str, Any]:
     if fault := schema_fault(data):
         raise SpecInvalid([fault], source)
     # First of all unfolded: firmware = "uefi" is no path.
-    data = map_fields(unfolded(data), PATHS, lambda _, text: _absolute(text, path.parent))
+    data = map_fields(unfolded(data), PATHS, lambda _, text: absolute(text, path.parent))
     extends = data.pop("extends", None)
     if extends is None:
         return data
@@ -73,7 +82,7 @@ def _load(path: Path, chain: list[Path]) -> dict[str, Any]:
     # Not Path.resolve: a loop of symlinks is the reader's to complain about.
     if os.path.realpath(base) in map(os.path.realpath, chain):
         raise SpecInvalid([Fault("extends", f"{extends!r} extends itself")], source)
-    return _merged(_load(base, chain), data)
+    return merged(_load(base, chain), data)
 
 
 def _read(path: Path, chain: list[Path]) -> str:
@@ -87,19 +96,20 @@ def _read(path: Path, chain: list[Path]) -> str:
         raise SpecInvalid([Fault("", f"this is not UTF-8: {error}")], str(path)) from error
 
 
-def _absolute(text: str, folder: Path) -> str:
+def absolute(text: str, folder: Path) -> str:
+    """A path that a file in *folder* holds; one that begins with a variable is left to it."""
     if not text or text.startswith("${"):
         return text
     return os.path.normpath(folder.absolute() / text)
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` on `base`, table by table."""
-    merged = dict(base)
+    result = dict(base)
     for key, value in over.items():
-        below = merged.get(key)
+        below = result.get(key)
         if isinstance(below, dict) and isinstance(value, dict):
-            merged[key] = _merged(below, value)
+            result[key] = merged(below, value)
         else:
-            merged[key] = value
-    return merged
+            result[key] = value
+    return result

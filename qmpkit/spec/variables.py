@@ -17,7 +17,10 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.paths import EXPANDED, map_fields
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["expand", "variables_in"]
+__all__ = ["HOST_VARIABLES", "expand", "variables_in"]
+
+HOST_VARIABLES = ("tsc_khz", "cache")
+"""What every host is asked for: its time-stamp counter in kHz, its cache directory."""
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^}]*)\}?")
 
