@@ -70,6 +70,9 @@ if TYPE_CHECKING:
     from qmpkit.spec.data import spec_from_toml as spec_from_toml
     from qmpkit.spec.data import spec_to_dict as spec_to_dict
     from qmpkit.spec.data import spec_to_toml as spec_to_toml
+    from qmpkit.spec.farm import Farm as Farm
+    from qmpkit.spec.farm import FarmMachine as FarmMachine
+    from qmpkit.spec.farm_load import load_farm as load_farm
     from qmpkit.spec.firmware import Uefi as Uefi
     from qmpkit.spec.machine import Kernel as Kernel
     from qmpkit.spec.machine import MachineSpec as MachineSpec
@@ -124,6 +127,8 @@ _MODULES = {
     "qmpkit.spec.chardev": "Serial",
     "qmpkit.spec.cpu": "Cpu",
     "qmpkit.spec.data": "spec_from_dict spec_from_toml spec_to_dict spec_to_toml",
+    "qmpkit.spec.farm": "Farm FarmMachine",
+    "qmpkit.spec.farm_load": "load_farm",
     "qmpkit.spec.firmware": "Uefi",
     "qmpkit.spec.machine": "Kernel MachineSpec",
     "qmpkit.spec.memory": "Memory",

@@ -14,7 +14,15 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.paths import PATHS, map_fields
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["absolute", "load_profile", "merged", "profile_names", "profile_table", "profiles_dir"]
+__all__ = [
+    "absolute",
+    "is_path",
+    "load_profile",
+    "merged",
+    "profile_names",
+    "profile_table",
+    "profiles_dir",
+]
 
 
 def profiles_dir() -> Path:
@@ -52,10 +60,15 @@ def profile_table(name_or_path: str | os.PathLike[str], folder: Path) -> tuple[d
     return data, f"{first} (extends {', '.join(bases)})" if bases else first
 
 
+def is_path(name: str) -> bool:
+    """Whether a text names a profile's file, not a shipped one."""
+    return "/" in name or name.endswith(".toml")
+
+
 def _find(name: str | os.PathLike[str], folder: Path, where: str, source: str) -> Path:
     if "\0" in os.fspath(name):
         raise SpecInvalid([Fault(where, f"{os.fspath(name)!r} holds a NUL character")], source)
-    if not isinstance(name, str) or "/" in name or name.endswith(".toml"):
+    if not isinstance(name, str) or is_path(name):
         return folder / name
     names = profile_names()
     if name in names:

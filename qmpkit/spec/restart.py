@@ -9,7 +9,7 @@ import attrs
 
 from qmpkit.errors import Fault, SpecInvalid
 
-__all__ = ["Policy", "Restart", "restart_faults", "to_restart"]
+__all__ = ["NEVER", "Policy", "Restart", "restart_faults", "to_restart"]
 
 Policy = Literal["never", "on-failure", "always"]
 
@@ -46,6 +46,9 @@ def to_restart(value: str | Restart | None) -> Restart:
         hint = " or ".join(f'"{word}"' for word in get_args(Policy))
         raise SpecInvalid([Fault("restart", f"cannot be {value!r}", hint)])
     return Restart(policy=value)  # type: ignore[arg-type]
+
+
+NEVER = Restart(policy="never")
 
 
 def restart_faults(restart: Restart) -> Iterator[Fault]:

@@ -1,0 +1,115 @@
+"""The files of a farm: the one asked for, and what it includes, each as its tables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.spec.data import parse_toml, schema_fault
+from qmpkit.spec.farm_faults import Faults, Layer, table_at
+from qmpkit.spec.suggest import suggestion
+
+__all__ = ["FarmFile", "read_files", "read_text"]
+
+_TABLES = ("variables", "defaults", "networks", "machines")
+_KEYS = ("schema", "include", *_TABLES)
+_SIZE_LIMIT = 4 << 20
+_FILE_LIMIT = 100
+
+
+@attrs.frozen
+class FarmFile:
+    """One file: where it is, its name in faults ("" for the first), its four tables."""
+
+    path: Path
+    label: str
+    tables: dict[str, dict[str, Any]]
+
+    def layer(self, *prefix: str) -> Layer:
+        """The table at *prefix* as a layer."""
+        table: Any = self.tables
+        for step in prefix:
+            table = table[step]
+        return Layer(self.label, prefix, table)
+
+
+class _Reader:
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+        self.files: list[FarmFile] = []
+        self._seen: set[str] = set()
+
+    def read(self, path: Path, data: dict[str, Any], label: str, chain: tuple[str, ...]) -> None:
+        """The file and, before it, what it includes: what is read later wins."""
+        real = os.path.realpath(path)
+        self._seen.add(real)
+        at = Layer(label, (), data)
+        if fault := schema_fault(data):
+            self.faults.add_all([fault], at.where)
+        if fault and isinstance(data.get("schema"), int):
+            return  # a newer file may mean something else by everything that follows
+        for key in sorted(data.keys() - set(_KEYS)):
+            self.faults.add(at.where((key,)), "unknown key", suggestion(key, _KEYS))
+        for number, name in enumerate(self._names(at)):
+            self._include(path.parent, name, at.where(("include", number)), (*chain, real))
+        tables = {
+            key: table_at(data.get(key, {}), at.where((key,)), self.faults) for key in _TABLES
+        }
+        self.files.append(FarmFile(path, label, tables))
+
+    def _names(self, at: Layer) -> list[object]:
+        names = at.table.get("include", [])
+        if isinstance(names, list):
+            return names
+        self.faults.add(at.where(("include",)), "must be a list of files")
+        return []
+
+    def _include(self, folder: Path, name: object, where: str, chain: tuple[str, ...]) -> None:
+        if not isinstance(name, str) or not name or "\0" in name:
+            self.faults.add(where, f"must be a file's name, not {name!r}")
+        elif name.startswith(("/", "~")) or "${" in name:
+            # What a farm consists of is seen in its files, and the same on every host.
+            message = f"{name!r} must be relative, and the same everywhere"
+            self.faults.add(where, message, "it counts from this file")
+        elif (real := os.path.realpath(folder / name)) in chain:
+            self.faults.add(where, f"{name!r} includes itself")
+        elif len(self._seen) >= _FILE_LIMIT:
+            self.faults.add(where, f"these are more than {_FILE_LIMIT} files")
+        elif real not in self._seen:
+            path = Path(os.path.normpath(folder / name))
+            try:
+                data = parse_toml(read_text(path), "")
+            except SpecInvalid as error:
+                self.faults.add(where, f"{path}: {error.faults[0].message}")
+            else:
+                self.read(path, data, str(path), chain)
+
+
+def read_files(path: Path, faults: Faults) -> list[FarmFile]:
+    """The file and all it includes, the included first; SpecInvalid when it cannot be read."""
+    reader = _Reader(faults)
+    try:
+        data = parse_toml(read_text(path), str(path))
+    except SpecInvalid as error:
+        raise SpecInvalid(error.faults, str(path)) from None
+    reader.read(path, data, "", ())
+    return reader.files
+
+
+def read_text(path: Path) -> str:
+    """A text file of reasonable size; SpecInvalid, with one fault without a path."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_SIZE_LIMIT + 1)
+        if len(content) <= _SIZE_LIMIT:
+            return content.decode()
+        message = f"is larger than {_SIZE_LIMIT >> 20} MiB"
+    except OSError as error:
+        message = f"cannot be read: {error.strerror or error}"
+    except UnicodeDecodeError as error:
+        message = f"this is not UTF-8: {error}"
+    raise SpecInvalid([Fault("", message)])

@@ -1,0 +1,107 @@
+"""Bad farm files: every fault at once, at its place, in words for its author."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qmpkit.errors import SpecInvalid
+from qmpkit.spec.farm_load import load_farm
+from tests.unit.spec.bad_farms import MACHINES
+from tests.unit.spec.bad_farms_around import AROUND
+
+
+def faults(path: Path) -> list[str]:
+    with pytest.raises(SpecInvalid) as caught:
+        load_farm(path)
+    assert caught.value.source == str(path)
+    return [str(fault) for fault in caught.value.faults]
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+BAD = {**MACHINES, **AROUND}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file(tmp_path: Path, case: str) -> None:
+    text, expected = BAD[case]
+    path = write(tmp_path / "farm.toml", f"schema = 1\n{text}")
+    assert faults(path) == [line.replace("/F/", f"{tmp_path}/") for line in expected]
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(BAD) >= 30
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "schema: is missing (schema = 1)"),
+        ("schema = 2\nx = 1", "schema: 2 is newer than the 1 this qmpkit reads (update qmpkit)"),
+        ("schema = '1'", "schema: must be a number from 1, not a text"),
+        ("schema = true", "schema: must be a number from 1, not true or false"),
+    ],
+)
+def test_schemas(tmp_path: Path, text: str, fault: str) -> None:
+    assert faults(write(tmp_path / "farm.toml", text)) == [fault]
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert faults(tmp_path / "farm.toml") == ["cannot be read: No such file or directory"]
+    assert faults(tmp_path) == ["cannot be read: Is a directory"]
+    (tmp_path / "a.toml").write_bytes(b"schema = 1 # \xff")
+    assert faults(tmp_path / "a.toml")[0].startswith("this is not UTF-8: ")
+    (tmp_path / "big.toml").write_bytes(b"#" * (5 << 20))
+    assert faults(tmp_path / "big.toml") == ["is larger than 4 MiB"]
+
+
+def test_faults_of_included_files_name_them(tmp_path: Path) -> None:
+    top = write(
+        tmp_path / "farm.toml",
+        'schema = 1\ninclude = ["parts/db.toml", "parts/old.toml"]\n[machines.web]\ncpu = 0\n',
+    )
+    db = write(
+        tmp_path / "parts/db.toml",
+        'schema = 1\ninclude = ["../farm.toml", "no.toml"]\n[defaults]\nagent = 1\n'
+        '[machines.db]\naccel = "kvn"\n[machines.web]\n[netwroks]\n',
+    )
+    old = write(tmp_path / "parts/old.toml", "schema = 9\nmachine = 1\n")
+    assert faults(top) == [
+        f"{db}: netwroks: unknown key (did you mean 'networks'?)",
+        f"{db}: include[0]: '../farm.toml' includes itself",
+        f"{db}: include[1]: {tmp_path}/parts/no.toml: cannot be read: No such file or directory",
+        f"{old}: schema: 9 is newer than the 1 this qmpkit reads (update qmpkit)",
+        f"machines.web: is already in {db}",
+        f"{db}: machines.db.accel: must be one of 'auto', 'kvm', 'tcg', not 'kvn'"
+        " (did you mean 'kvm'?)",
+        f"{db}: defaults.agent: must be true or false, not a number: 1",
+    ]
+
+
+def test_faults_of_a_profile_name_it_once(tmp_path: Path) -> None:
+    lab = write(
+        tmp_path / "lab.toml",
+        'schema = 1\nextends = "q35"\ncpu = 0\n[[nics]]\nkind = "user"\n'
+        'mac = "52:54:00:00:00:01"\n',
+    )
+    top = write(
+        tmp_path / "farm.toml",
+        'schema = 1\ndefaults.profile = "lab.toml"\n[machines.a]\n[machines.b]\n',
+    )
+    source = f"{lab} (extends {Path(lab).parents[0]}/q35)"
+    found = faults(top)
+    assert len(found) == 1
+    assert found[0].endswith(": cpu.cpus: a machine has at least one processor, not 0")
+    assert found[0].startswith(source.partition(" (")[0])
+    write(lab, lab.read_text().replace("cpu = 0\n", ""))
+    (shared,) = faults(top)
+    assert shared.startswith(f"{lab} (extends ")
+    assert shared.endswith(
+        "nics[0].mac: MAC 52:54:00:00:00:01 is of both 'a' and 'b' (put {n} into it)"
+    )
