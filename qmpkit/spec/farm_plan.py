@@ -1,0 +1,174 @@
+"""What it takes to make the machines there are into those declared: decided, not done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from qmpkit.spec.farm import Farm, FarmMachine
+from qmpkit.spec.farm_data import machine_from_dict, machine_to_dict
+from qmpkit.spec.farm_order import start_order
+
+__all__ = ["Add", "Change", "ChangeLive", "Known", "Plan", "Remove", "RestartNeeded"]
+__all__ += ["Step", "Unchanged", "plan"]
+
+
+@attrs.frozen
+class Known:
+    """A machine as the journal has it (`machine_to_dict`), and whether it has a process now."""
+
+    machine: Mapping[str, Any]
+    running: bool = True
+
+
+@attrs.frozen
+class Change:
+    """One field that differs ("spec.memory.size"), as plain data; None where there was nothing.
+
+    Of what cloud-init is told, which may hold secrets, only digests.
+    """
+
+    field: str
+    old: object
+    new: object
+
+
+@attrs.frozen
+class Add:
+    """A machine that is declared and not known."""
+
+    machine: FarmMachine
+
+    @property
+    def name(self) -> str:
+        """The machine's name."""
+        return self.machine.name
+
+
+@attrs.frozen
+class Remove:
+    """A machine that is known and not declared; it is stopped first when it is running."""
+
+    name: str
+    running: bool
+
+
+@attrs.frozen
+class Unchanged:
+    """A machine that is as declared."""
+
+    name: str
+    running: bool
+
+
+@attrs.frozen
+class ChangeLive:
+    """Changes that need no restart: of the supervisor's own matter, of ports, or of a machine
+    that is not running.
+    """
+
+    name: str
+    changes: tuple[Change, ...]
+    running: bool
+
+
+@attrs.frozen
+class RestartNeeded:
+    """Changes of which some are seen by a running machine only after a restart.
+
+    `needing`: those; `changes`: all of them.
+    """
+
+    name: str
+    changes: tuple[Change, ...]
+    needing: tuple[Change, ...]
+
+
+Step = Add | Remove | Unchanged | ChangeLive | RestartNeeded
+
+
+@attrs.frozen
+class Plan:
+    """What to do, in this order: removals, the last to start first; then the others as they start.
+
+    So a name, a port or a disk is free before another machine takes it.
+    """
+
+    steps: tuple[Step, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything is as declared."""
+        return all(isinstance(step, Unchanged) for step in self.steps)
+
+
+# Whoever supervises the machine reads these anew; networks themselves are the host's, not the
+# machine's; a forward is QEMU's to add and take away (hostfwd_add).
+_LIVE = re.compile(
+    r"(group|restart|health|after|requires|networks|spec\.description)([.\[].*)?"
+    r"|spec\.nics\[\d+\]\.forwards([.\[].*)?"
+)
+_HIDDEN = ("user_data", "meta_data", "network_config")
+
+
+def plan(declared: Farm, known: Mapping[str, Known]) -> Plan:
+    """The steps from *known*, by name, to *declared*; those that need nothing are told too.
+
+    Raises `SpecInvalid` for a recorded machine that cannot be read.
+    """
+    recorded = {
+        name: machine_from_dict(item.machine, source=f"recorded machine {name!r}")
+        for name, item in known.items()
+    }
+    wanted = {machine.name: machine for machine in declared.machines}
+    steps: list[Step] = [
+        Remove(name, known[name].running)
+        for name in reversed(start_order(_before(recorded)))
+        if name not in wanted
+    ]
+    for name in start_order(_before(wanted)):
+        if name in recorded:
+            steps.append(_step(recorded[name], wanted[name], running=known[name].running))
+        else:
+            steps.append(Add(wanted[name]))
+    return Plan(tuple(steps))
+
+
+def _before(machines: Mapping[str, FarmMachine]) -> dict[str, tuple[str, ...]]:
+    return {name: item.waits_for for name, item in machines.items()}
+
+
+def _step(old: FarmMachine, new: FarmMachine, *, running: bool) -> Step:
+    changes = tuple(_differences(_shown(old), _shown(new), ""))
+    if not changes:
+        return Unchanged(new.name, running)
+    needing = tuple(change for change in changes if not _LIVE.fullmatch(change.field))
+    if needing and running:
+        return RestartNeeded(new.name, changes, needing)
+    return ChangeLive(new.name, changes, running)
+
+
+def _shown(machine: FarmMachine) -> dict[str, Any]:
+    data = machine_to_dict(machine)
+    seed = data.get("seed", {})
+    for key in seed.keys() & set(_HIDDEN):
+        text = json.dumps(seed[key], sort_keys=True)
+        seed[key] = f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return data
+
+
+def _differences(old: object, new: object, path: str) -> Iterator[Change]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys((*old, *new)):
+            inner = f"{path}.{key}" if path else key
+            yield from _differences(old.get(key), new.get(key), inner)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (left, right) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(left, right, f"{path}[{number}]")
+    elif old != new or type(old) is not type(new):
+        yield Change(path, old, new)
