@@ -303,4 +303,22 @@ async def doctor(
     return await show_report(require, as_json=json)
 
 
-ALL: tuple[Callable[..., Any], ...] = (doctor, run, profiles, argv, qmp)
+def validate(
+    file: Annotated[Path, Parameter(help="A file that describes many machines: farm.toml")],
+    /,
+    *,
+    json: Annotated[
+        bool, Parameter(help="Everything as JSON, faults too; sizes as in the file.")
+    ] = False,
+) -> int:
+    """Check a file that describes many machines, and show what it describes.
+
+    All faults are told at once, each with its place. Nothing is made or started, and the
+    images it names need not be there.
+    """
+    from qmpkit.cli.farm import validate_farm
+
+    return validate_farm(file, as_json=json)
+
+
+ALL: tuple[Callable[..., Any], ...] = (doctor, run, profiles, argv, validate, qmp)

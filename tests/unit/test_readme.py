@@ -14,6 +14,7 @@ import pytest
 import qmpkit
 from qmpkit import Disk, Forward, Overlay, UserNic
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEvvZ2hlcmUgaXMgYSBrZXkgZm9yIHRlc3RpbmcgaXQ="
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
@@ -32,6 +33,24 @@ def test_the_file_is_the_spec_beside_it(tmp_path: Path) -> None:
     )
     nic = UserNic(forwards=[Forward(host=2222, guest=22)], id=spec.nics[0].id)
     assert spec.nics == (nic,)
+
+
+def test_the_farm_is_what_is_said_of_it(tmp_path: Path) -> None:
+    (farm_text,) = (block for block in blocks("toml") if "[machines.web]" in block)
+    (tmp_path / "farm.toml").write_text(farm_text)
+    (tmp_path / "me.pub").write_text(f"{KEY} me\n")
+    farm = qmpkit.load_farm(tmp_path / "farm.toml")
+    assert [machine.name for machine in farm.machines] == ["db", "web1", "web2", "web3"]
+    db, web, *_ = farm.machines
+    base = Overlay("/srv/images/debian.qcow2", format="qcow2")
+    assert (web.spec.disks[0].file, web.spec.disks[0].make) == (
+        f"{tmp_path}/disks/web1.qcow2",
+        base,
+    )
+    assert (web.requires, web.restart.policy, web.health[0].kind) == (("db",), "on-failure", "tcp")
+    assert db.seed is not None
+    assert (db.seed.hostname, db.seed.user, db.seed.ssh_keys) == ("db", "me", (f"{KEY} me",))
+    assert "10.1.0.2/24" in str(db.seed.network_config)
 
 
 @pytest.mark.parametrize("code", blocks("python"))
