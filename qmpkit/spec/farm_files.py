@@ -102,6 +102,8 @@ def read_files(path: Path, faults: Faults) -> list[FarmFile]:
 
 def read_text(path: Path) -> str:
     """A text file of reasonable size; SpecInvalid, with one fault without a path."""
+    if path.is_fifo():  # nobody may ever write to it
+        raise SpecInvalid([Fault("", "is a pipe, not a file")])
     try:
         with path.open("rb") as file:
             content = file.read(_SIZE_LIMIT + 1)

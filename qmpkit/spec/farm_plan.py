@@ -11,11 +11,11 @@ from typing import Any
 import attrs
 
 from qmpkit.spec.farm import Farm, FarmMachine
-from qmpkit.spec.farm_data import machine_from_dict, machine_to_dict
+from qmpkit.spec.farm_data import machine_from_dict, machine_to_dict, scale
 from qmpkit.spec.farm_order import start_order
 
 __all__ = ["Add", "Change", "ChangeLive", "Known", "Plan", "Remove", "RestartNeeded"]
-__all__ += ["Step", "Unchanged", "plan"]
+__all__ += ["Step", "Unchanged", "plan", "scale"]
 
 
 @attrs.frozen

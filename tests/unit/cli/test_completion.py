@@ -72,6 +72,7 @@ def test_commands_and_options(bash: Bash) -> None:
     assert bash.complete("pro") == ["profiles"]
     assert bash.complete("run", "--he") == ["--headless", "--help"]
     assert bash.complete("completion", "b") == ["bash"]
+    assert bash.complete("validate", "--j") == ["--json"]
     assert bash.complete("image", "co") == ["convert"]
     assert bash.complete("image", "") == words_of_image
     assert bash.complete("image", "check", "--repair", "a") == ["all"]

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
+import tomli_w
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qmpkit.errors import SpecInvalid
+from qmpkit.spec.farm_data import farm_from_dict, farm_to_dict
+from qmpkit.spec.farm_group import Group
 from qmpkit.spec.farm_load import load_farm
+from qmpkit.spec.farm_seed import SeedTable
+from qmpkit.spec.machine import MachineSpec
 from tests.unit.spec.bad_farms import MACHINES
 from tests.unit.spec.bad_farms_around import AROUND
 
@@ -61,6 +71,24 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert faults(tmp_path / "big.toml") == ["is larger than 4 MiB"]
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    path = write(
+        tmp_path / "farm.toml",
+        'schema = 1\ninclude = ["pipe"]\n[machines.a.cloud_init]\nuser_data_file = "pipe"\n',
+    )
+    assert faults(path) == [
+        f"include[0]: {tmp_path}/pipe: is a pipe, not a file",
+        "machines.a.cloud_init.user_data_file: 'pipe': is a pipe, not a file",
+    ]
+
+
+def test_a_symlink_is_the_file_it_leads_to(tmp_path: Path) -> None:
+    path = write(tmp_path / "farm.toml", 'schema = 1\ninclude = ["again.toml"]\n')
+    (tmp_path / "again.toml").symlink_to("farm.toml")
+    assert faults(path) == ["include[0]: 'again.toml' includes itself"]
+
+
 def test_faults_of_included_files_name_them(tmp_path: Path) -> None:
     top = write(
         tmp_path / "farm.toml",
@@ -105,3 +133,33 @@ def test_faults_of_a_profile_name_it_once(tmp_path: Path) -> None:
     assert shared.endswith(
         "nics[0].mac: MAC 52:54:00:00:00:01 is of both 'a' and 'b' (put {n} into it)"
     )
+
+
+KEYS = [field.name for kind in (Group, MachineSpec, SeedTable) for field in attrs.fields(kind)]
+keys = st.sampled_from([*KEYS, "kind", "file", "format", "make", "path", "profile", "x", "{", ""])
+junk: st.SearchStrategy[Any] = st.recursive(
+    st.booleans() | st.integers(-2, 2) | st.floats() | st.sampled_from(["", "{n}", "${a}", "../a"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=8,
+)
+tables = st.dictionaries(keys, junk, max_size=4)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    machines=st.dictionaries(st.sampled_from(["a", "b", "../c"]), tables | junk, max_size=3),
+    networks=st.dictionaries(st.sampled_from(["lan", ".."]), tables | junk, max_size=2),
+    defaults=tables | junk,
+    variables=st.dictionaries(st.sampled_from("ab"), junk, max_size=2),
+)
+def test_junk_is_refused_or_taken_and_never_a_bug(
+    tmp_path_factory: pytest.TempPathFactory, **data: Any
+) -> None:
+    path = tmp_path_factory.mktemp("farm", numbered=True) / "farm.toml"
+    path.write_text(tomli_w.dumps({"schema": 1, **data}), encoding="utf-8")
+    try:
+        farm = load_farm(path)
+    except SpecInvalid as error:
+        assert error.faults
+    else:
+        assert farm_from_dict(farm_to_dict(farm)).tables == farm.tables

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qmpkit.errors import SpecInvalid
 from qmpkit.spec.farm import Farm
-from qmpkit.spec.farm_data import farm_from_dict, machine_digest, machine_to_dict, scale
+from qmpkit.spec.farm_data import farm_from_dict, machine_digest, machine_to_dict
 from qmpkit.spec.farm_order import circle, start_order
 from qmpkit.spec.farm_plan import (
     Add,
@@ -25,6 +25,7 @@ from qmpkit.spec.farm_plan import (
     Step,
     Unchanged,
     plan,
+    scale,
 )
 from tests.unit.spec.farms import load
 
