@@ -17,7 +17,7 @@ __all__ = ["FarmFile", "read_files", "read_text"]
 
 _TABLES = ("variables", "defaults", "networks", "machines")
 _KEYS = ("schema", "include", *_TABLES)
-_SIZE_LIMIT = 4 << 20
+_SIZE_LIMIT = 1 << 20
 _FILE_LIMIT = 100
 
 

@@ -18,7 +18,7 @@ __all__ = ["braces_doubled", "fill", "pattern_problem", "resolved", "substituted
 Value = str | int | bool
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^}]*)\}?")
 _DEPTH_LIMIT = 20
-_LENGTH_LIMIT = 1 << 16
+_LENGTH_LIMIT = 1 << 12
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 # `${…}` is a variable of the host, filled in at start: not ours to touch.
 _HOST = r"\$\$\{|\$\{[^{}]*\}?"
@@ -73,10 +73,6 @@ def _resolve(
         for other in sorted(inner):
             _resolve(other, table, done, (*outer, name), where, faults)
         value = _filled(value, done, where[name], faults)
-        # Ten variables, each of the one before ten times over, would be gigabytes.
-        if isinstance(value, str) and len(value) > _LENGTH_LIMIT:
-            faults.add(where[name], f"is longer than {_LENGTH_LIMIT} characters when filled in")
-            value = ""
     done[name] = value
 
 
@@ -118,8 +114,10 @@ def _filled(text: str, variables: Mapping[str, Any], path: str, faults: Faults) 
     whole = _REFERENCE.fullmatch(text)
     if whole and whole[1] in variables and text.endswith("}"):
         return variables[whole[1]]
+    room = _LENGTH_LIMIT
 
     def value_of(match: re.Match[str]) -> str:
+        nonlocal room
         name = match[1]
         if match[0] == "$${" or (name in HOST_VARIABLES and match[0].endswith("}")):
             return match[0]
@@ -131,10 +129,16 @@ def _filled(text: str, variables: Mapping[str, Any], path: str, faults: Faults) 
             faults.add(path, f"unknown variable ${{{name}}}", hint)
         else:
             value = variables[name]
-            return str(value).lower() if isinstance(value, bool) else str(value)
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            room -= len(text)
+            if room >= 0:
+                return text
+            # Ten variables, each of the one before ten times over, would be gigabytes.
+            faults.add(path, f"variables add more than {_LENGTH_LIMIT} characters to it")
         return ""
 
-    return _REFERENCE.sub(value_of, text)
+    done = _REFERENCE.sub(value_of, text)
+    return done if room >= 0 else ""
 
 
 def pattern_problem(

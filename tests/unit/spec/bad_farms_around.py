@@ -155,7 +155,7 @@ AROUND: dict[str, tuple[str, list[str]]] = {
             f'{name} = "{("${" + below + "}") * 100}"\n'
             for below, name in zip("abcdefgh", "bcdefghi", strict=True)
         ),
-        ["variables.c: is longer than 65536 characters when filled in"],
+        ["variables.b: variables add more than 4096 characters to it"],
     ),
     "profiles": (
         '[machines.a]\nprofile = "q53"\n[machines.b]\nprofile = "zzz"\n[machines.c]\nprofile = 5\n'

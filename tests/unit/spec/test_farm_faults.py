@@ -67,8 +67,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert faults(tmp_path) == ["cannot be read: Is a directory"]
     (tmp_path / "a.toml").write_bytes(b"schema = 1 # \xff")
     assert faults(tmp_path / "a.toml")[0].startswith("this is not UTF-8: ")
-    (tmp_path / "big.toml").write_bytes(b"#" * (5 << 20))
-    assert faults(tmp_path / "big.toml") == ["is larger than 4 MiB"]
+    (tmp_path / "big.toml").write_bytes(b"#" * (2 << 20))
+    assert faults(tmp_path / "big.toml") == ["is larger than 1 MiB"]
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
