@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from qmpkit.cli.exits import Exit
-from qmpkit.cli.talk import print_json, stdout_console, talk
+from qmpkit.cli.tables import print_table
+from qmpkit.cli.talk import print_json, talk
 from qmpkit.errors import SpecInvalid
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.farm import Farm, FarmMachine, Joined
@@ -41,25 +42,13 @@ def validate_farm(path: Path, *, as_json: bool) -> int:
 
 def _print(farm: Farm) -> None:
     headings = ("MACHINE", "BOARD", "MEMORY", "CPUS", "DISKS", "NETWORKS", "PORTS", "RESTART")
-    _print_table((*headings, "AFTER"), map(_row, farm.machines))
+    print_table((*headings, "AFTER"), map(_row, farm.machines), prose=False)
     if farm.networks:
         print()
         rows = [_network_row(name, network) for name, network in farm.networks.items()]
-        _print_table(("NETWORK", "KIND", "MADE OF"), rows)
+        print_table(("NETWORK", "KIND", "MADE OF"), rows, prose=True)
     machines, networks = len(farm.machines), len(farm.networks)
     talk.note(f"no faults: {_counted(machines, 'machine')}, {_counted(networks, 'network')}")
-
-
-def _print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell if cell.isprintable() else repr(cell)) for cell in row))
-    stdout_console().print(table)
 
 
 def _row(machine: FarmMachine) -> tuple[str, ...]:
