@@ -1,4 +1,4 @@
-"""The spawner: starts children, and kills them all when its client is gone.
+"""The spawner: starts children, and kills all but the kept ones when its client is gone.
 
 Run by `qmpkit.process.spawner` in an isolated Python (`-I -S`), with two file
 descriptors: the control socket and a pidfd of the client.  It is a process of
@@ -16,6 +16,7 @@ request                    reply
                            or ("failed", stage, errno, path)
 ("reap", pid)              ("ended", wait status), None if it has not ended
 ("kill", pid)              ("ended", wait status), once it has ended
+("keep", pid)              ("kept", whether it lived); it outlives us from now on
 =========================  ==================================================
 
 The fds of a spawn are a memfd with the body (argv, env, candidates, cwd,
@@ -66,9 +67,10 @@ class Spawner:
         self._control = _socket.socket(fileno=control)
         self._owner = owner
         self._children: set[int] = set()
+        self._kept: set[int] = set()
 
     def serve(self) -> None:
-        """Answer until the client is gone; children are killed however this ends."""
+        """Answer until the client is gone; however this ends, children that are not kept die."""
         poll = select.poll()
         poll.register(self._control.fileno(), select.POLLIN)
         # A fork of the client may hold the other end of the socket: its pidfd does not lie.
@@ -82,7 +84,7 @@ class Spawner:
                 if self._owner in ready or not self._answer():
                     return
         finally:
-            for pid in self._children:
+            for pid in self._children - self._kept:
                 _kill_group(pid)
 
     def _answer(self) -> bool:
@@ -122,6 +124,8 @@ class Spawner:
                 self._children.discard(pid)
                 os.waitpid(pid, 0)
                 raise
+        if request[0] == "keep":
+            return ("kept", self._keep(request[1])), []
         if request[0] == "kill" and request[1] in self._children:
             _kill_group(request[1])
             os.waitid(os.P_PID, request[1], os.WEXITED | os.WNOWAIT)
@@ -147,6 +151,12 @@ class Spawner:
         self._children.add(pid)
         return pid, limits
 
+    def _keep(self, pid: int) -> bool:
+        if pid not in self._children:
+            return False
+        self._kept.add(pid)
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
+
     def _reap(self, pid: int) -> int | None:
         """The wait status of a child that has ended, and the end of its process group."""
         if pid not in self._children:
@@ -156,6 +166,7 @@ class Spawner:
         # While the leader is a zombie its number cannot be given to another process.
         _kill_group(pid)
         self._children.discard(pid)
+        self._kept.discard(pid)
         return os.waitpid(pid, 0)[1]
 
 

@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 
 from qmpkit.errors import QmpkitError
+from qmpkit.process.identity import Standing
 
-__all__ = ["SpawnFailed", "SpawnerLost", "ProcessStuck"]
+__all__ = ["SpawnFailed", "SpawnerLost", "ProcessStuck", "ProcessVanished"]
 
 
 class SpawnFailed(QmpkitError):
@@ -59,3 +60,15 @@ class ProcessStuck(QmpkitError):
 
     def __str__(self) -> str:
         return f"{self.name} (pid {self.pid}) is still alive {self.grace:g} s after SIGKILL"
+
+
+class ProcessVanished(QmpkitError):
+    """A process that was to be adopted is not alive; `standing` says what became of it."""
+
+    def __init__(self, pid: int, standing: Standing) -> None:
+        self.pid = pid
+        self.standing = standing
+        super().__init__(pid, standing)
+
+    def __str__(self) -> str:
+        return f"the process {self.pid} is no more: {self.standing.value}"

@@ -72,6 +72,10 @@ class Process:
         """How the process, which has ended, ended; kills what remains of its group."""
         return await self._spawner.reap(self.pid)
 
+    async def keep(self) -> bool:
+        """Let the process outlive us from now on; see `Spawner.keep`."""
+        return await self._spawner.keep(self.pid)
+
     def close(self) -> None:
         """Give up the pidfd."""
         pidfd, self._pidfd = self._pidfd, -1
@@ -155,6 +159,19 @@ class Spawner:
             await self._exchange(("kill", pid))
         if scope.cancelled_caught:
             self._give_up()
+
+    async def keep(self, pid: int) -> bool:
+        """Let the child *pid* outlive the spawner and us; False when it has ended already.
+
+        Not to be called before it is on record somewhere, for nobody kills it any more.
+        A cancellation waits for the answer (`REPLY_GRACE` at most), so the caller knows
+        which it is.  Raises `SpawnerLost`: then the child is being killed.
+        """
+        async with self._lock:
+            with trio.move_on_after(REPLY_GRACE, shield=True):
+                return bool(await self._exchange(("keep", pid)))
+            self._give_up()
+            raise SpawnerLost
 
     async def reap(self, pid: int) -> ExitStatus:
         """How the ended child *pid* ended; unknown when the spawner is gone."""
