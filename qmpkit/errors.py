@@ -1,8 +1,10 @@
 """One exception tree, sorted by whose fault it is.
 
 ===================  ==========================================================
-the caller's         `SpecInvalid`, `ImageInUse`, `MachineGone`, `EventsLost`
-the host's           `HostLacks` (`KvmUnavailable`, `BinaryMissing`)
+the caller's         `SpecInvalid`, `ImageInUse`, `MachineGone`, `EventsLost`,
+                     `SupervisorRunning`
+the host's           `HostLacks` (`KvmUnavailable`, `BinaryMissing`, `JournalFailed`,
+                     `JournalNewer`)
 QEMU's               `LaunchFailed`, `MachineDied`, `ImageFailed`, and in
                      `qmpkit.qmp.errors` `CommandRefused` and the `Monitor…` errors
 the guest's          `GuestRefused` (`AgentSilent`)
@@ -37,6 +39,9 @@ __all__ = [
     "AgentSilent",
     "ImageFailed",
     "ImageInUse",
+    "JournalFailed",
+    "JournalNewer",
+    "SupervisorRunning",
 ]
 
 
@@ -102,6 +107,47 @@ class KvmUnavailable(HostLacks):
 
 class BinaryMissing(HostLacks):
     """A program qmpkit runs (`qemu-system-…`, `qemu-img`) is not installed."""
+
+
+class JournalFailed(HostLacks):
+    """What was to be remembered could not be written safely; `path` is where.
+
+    What the journal held before still stands there.
+    """
+
+    def __init__(self, path: str, why: str) -> None:
+        self.path = path
+        self.why = why
+        cure = "free some space there, make it writable, or name another in QMPKIT_STATE_DIR"
+        super().__init__(f"cannot write {path} safely: {why}", cure)
+        self.args = (path, why)
+
+
+class JournalNewer(HostLacks):
+    """A later qmpkit has written this record, and this one does not know what it says."""
+
+    def __init__(self, path: str, schema: int) -> None:
+        self.path = path
+        self.schema = schema
+        super().__init__(f"{path} was written by a newer qmpkit (schema {schema})", "update qmpkit")
+        self.args = (path, schema)
+
+
+class SupervisorRunning(QmpkitError):
+    """Another supervisor has this directory; `pid` is its process, None when it did not say."""
+
+    def __init__(self, name: str, directory: str, pid: int | None) -> None:
+        self.name = name
+        self.directory = directory
+        self.pid = pid
+        super().__init__(name, directory, pid)
+
+    def __str__(self) -> str:
+        who = "another process" if self.pid is None else f"process {self.pid}"
+        return (
+            f"the supervisor {self.name!r} ({self.directory}) is already run by {who}. "
+            "Cure: ask that one, end it, or choose another name"
+        )
 
 
 class LaunchFailed(QmpkitError):

@@ -22,7 +22,7 @@ import trio
 from qmpkit.errors import HostLacks
 from qmpkit.process.held_dirs import HeldDir, hold_new_dir, sweep
 
-__all__ = ["machine_dir", "owner_of", "runtime_root", "socket_path"]
+__all__ = ["machine_dir", "owner_of", "root_by_rule", "runtime_root", "socket_path", "verify"]
 
 SOCKET_PATH_LIMIT = 107
 NAME_LIMIT = 10
@@ -44,18 +44,19 @@ def runtime_root() -> Path:
     another user, is writable by others, or is too long for socket paths.
     Does a few quick system calls.
     """
-    root = _root_by_rule()
+    root = root_by_rule()
     if len(os.fsencode(root)) > ROOT_LIMIT:
         raise HostLacks(
             f"the runtime directory {root} is longer than {ROOT_LIMIT} bytes, "
             "so the paths of sockets in it would be too long",
             "set QMPKIT_RUNTIME_DIR to a shorter path",
         )
-    _verify(root)
+    verify(root)
     return root
 
 
-def _root_by_rule() -> Path:
+def root_by_rule() -> Path:
+    """Where the root is by the rules above, not looked at."""
     if own := os.environ.get("QMPKIT_RUNTIME_DIR"):
         return Path(own).absolute()
     uid = os.geteuid()
@@ -67,25 +68,27 @@ def _root_by_rule() -> Path:
     return Path("/run/qmpkit") if uid == 0 else Path(f"/tmp/qmpkit-{uid}")
 
 
-def _verify(root: Path) -> None:
-    cure = "remove it, or set QMPKIT_RUNTIME_DIR to a directory of your own"
+def verify(
+    root: Path, what: str = "runtime directory", variable: str = "QMPKIT_RUNTIME_DIR"
+) -> None:
+    """Make the directory (0700) if it is missing, and refuse one that is not ours alone.
+
+    *what* it is and the *variable* that moves it are for the `HostLacks` raised.
+    """
+    cure = f"remove it, or set {variable} to a directory of your own"
     try:
         with suppress(FileExistsError):
             root.mkdir(mode=0o700)
         found = root.lstat()
     except OSError as error:
-        raise HostLacks(
-            f"cannot make the runtime directory {root}: {error.strerror}", cure
-        ) from error
+        raise HostLacks(f"cannot make the {what} {root}: {error.strerror}", cure) from error
     if not stat.S_ISDIR(found.st_mode):
         kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a directory"
-        raise HostLacks(f"the runtime directory {root} is {kind}", cure)
+        raise HostLacks(f"the {what} {root} is {kind}", cure)
     if found.st_uid != os.geteuid():
-        raise HostLacks(
-            f"the runtime directory {root} belongs to user {found.st_uid}, not to us", cure
-        )
+        raise HostLacks(f"the {what} {root} belongs to user {found.st_uid}, not to us", cure)
     if found.st_mode & 0o022:
-        raise HostLacks(f"the runtime directory {root} is writable by others", f"chmod 700 {root}")
+        raise HostLacks(f"the {what} {root} is writable by others", f"chmod 700 {root}")
 
 
 def socket_path(directory: Path, name: str) -> Path:

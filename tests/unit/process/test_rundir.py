@@ -56,7 +56,7 @@ def test_then_the_sessions_directory(short: Path, monkeypatch: pytest.MonkeyPatc
 def test_then_the_systems(xdg: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QMPKIT_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", xdg)
-    monkeypatch.setattr(rundir, "_verify", lambda root: None)
+    monkeypatch.setattr(rundir, "verify", lambda root: None)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert runtime_root() == Path("/run/qmpkit")
     monkeypatch.setattr(os, "geteuid", lambda: 1234)
@@ -69,7 +69,7 @@ def test_the_session_of_another_user_is_not_ours(
     """As under sudo, which may keep the variable."""
     monkeypatch.delenv("QMPKIT_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
-    monkeypatch.setattr(rundir, "_verify", lambda root: None)
+    monkeypatch.setattr(rundir, "verify", lambda root: None)
     other = os.geteuid() + 1
     monkeypatch.setattr(os, "geteuid", lambda: other)
     assert runtime_root() == Path(f"/tmp/qmpkit-{other}")

@@ -1,0 +1,196 @@
+"""Where a supervisor's kept machines are: what must last, and what a reboot may take.
+
+    state directory                          runtime directory
+        lock            who supervises           .state   a link to the state directory
+        machines/<machine>.json                  <machine>/qmp, tools, serial0, agent
+        logs/<machine>/stderr.log, …
+
+The state directory is `$QMPKIT_STATE_DIR/NAME`, else `/var/lib/qmpkit/NAME` for root,
+else `$XDG_STATE_HOME/qmpkit/NAME` (`~/.local/state`).  The runtime directory is `NAME` in
+the runtime root of `rundir`; where the paths of sockets would be longer than the kernel
+takes, a short one with a hash for a name, in that root or in `/run/qmpkit` or `/tmp/qmpkit-<uid>`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import attrs
+
+from qmpkit.errors import HostLacks, SupervisorRunning
+from qmpkit.process.rundir import (
+    SOCKET_NAME_LIMIT,
+    SOCKET_PATH_LIMIT,
+    owner_of,
+    root_by_rule,
+    verify,
+)
+
+__all__ = ["Places", "claimed_places", "discard", "fresh", "state_root"]
+
+_HASH = 12
+_OWNER = ".state"  # no machine's name begins with a dot
+# "/k.<hash>/m.<hash>/socket" is the shortest form.
+_SHORT = 2 * (1 + 2 + _HASH) + 1 + SOCKET_NAME_LIMIT
+
+
+@attrs.frozen
+class Places:
+    """The directories of one supervisor; all of them are there, for its user alone."""
+
+    state: Path
+    runtime: Path
+
+    @property
+    def records(self) -> Path:
+        """Where the journal writes."""
+        return self.state / "machines"
+
+    def logs(self, machine: str) -> Path:
+        """The directory of a machine's logs; not made yet."""
+        return self.state / "logs" / machine
+
+    def sockets(self, machine: str) -> Path:
+        """The directory of a machine's sockets, whose paths fit; not made yet."""
+        plain = self.runtime / machine
+        if len(os.fsencode(plain)) + 1 + SOCKET_NAME_LIMIT <= SOCKET_PATH_LIMIT:
+            return plain
+        return self.runtime / f"m.{_hash(machine)}"
+
+
+def state_root() -> Path:
+    """What the state directories of all supervisors are in; not made."""
+    if own := os.environ.get("QMPKIT_STATE_DIR"):
+        return Path(own).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/qmpkit")
+    xdg = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(xdg) if xdg.startswith("/") else Path.home() / ".local" / "state") / "qmpkit"
+
+
+@contextmanager
+def claimed_places(name: str) -> Iterator[Places]:
+    """The directories of the supervisor *name*, made when missing, and ours within the block.
+
+    The lock is in the state directory: that is what two supervisors must not write, and
+    the runtime directory of a login session may be another than that of a service.  The
+    kernel drops it when we die.  Blocking: a few system calls.
+
+    Raises `SupervisorRunning` with the holder's process when another has it, `HostLacks`
+    when a directory cannot be made or is not ours alone.
+    """
+    state = _made(state_root() / name)
+    lock = _lock(state, name)
+    try:
+        places = Places(state, _runtime(state, name))
+        _made(places.records)
+        yield places
+        _leave(places.runtime)
+    finally:
+        os.close(lock)
+
+
+def _made(directory: Path) -> Path:
+    try:
+        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"cannot make the state directory {directory}: {error.strerror}"
+        raise HostLacks(what, "set QMPKIT_STATE_DIR to a directory of your own") from error
+    verify(directory, "state directory", "QMPKIT_STATE_DIR")
+    return directory
+
+
+def _lock(state: Path, name: str) -> int:
+    """Hold the supervisor's lock, with our process number in it for whoever comes second."""
+    path = state / "lock"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        what = f"cannot open the lock {path}: {error.strerror}"
+        raise HostLacks(what, "make the file system writable, or free some space") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _sign(fd)
+    except BlockingIOError:
+        holder = os.pread(fd, 20, 0).strip()
+        os.close(fd)
+        raise SupervisorRunning(name, str(state), int(holder) if holder.isdigit() else None) from (
+            None
+        )
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _sign(fd: int) -> None:
+    with suppress(OSError):  # a full disk: the lock itself needs no space
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+
+
+def _runtime(state: Path, name: str) -> Path:
+    root = root_by_rule()
+    plain = root / name
+    # One that looks like a block's machine would be swept away with those.
+    if _fits(plain, 1 + 2 + _HASH + 1 + SOCKET_NAME_LIMIT) and owner_of(plain) is None:
+        verify(root, "runtime directory", "QMPKIT_RUNTIME_DIR")
+        if _taken(plain, state):
+            return plain
+    if not _fits(root, _SHORT):
+        root = Path("/run/qmpkit") if os.geteuid() == 0 else Path(f"/tmp/qmpkit-{os.geteuid()}")
+        verify(root, "runtime directory", "QMPKIT_RUNTIME_DIR")
+    hashed = root / f"k.{_hash(str(state))}"
+    _taken(hashed, state)
+    return hashed
+
+
+def _taken(directory: Path, state: Path) -> bool:
+    """Make a runtime directory that of *state*; False when it is another state directory's."""
+    verify(directory, "runtime directory", "QMPKIT_RUNTIME_DIR")
+    link = directory / _OWNER
+    try:
+        link.symlink_to(state)
+    except FileExistsError:
+        return link.readlink() == state
+    except OSError as error:
+        what = f"cannot write in the runtime directory {directory}: {error.strerror}"
+        raise HostLacks(what, "make the file system writable, or free some space") from error
+    return True
+
+
+def _leave(directory: Path) -> None:
+    """Remove a runtime directory in which no machine has sockets."""
+    with suppress(OSError):
+        if [entry.name for entry in directory.iterdir()] == [_OWNER]:
+            (directory / _OWNER).unlink()
+            directory.rmdir()
+
+
+def _fits(directory: Path, rest: int) -> bool:
+    return len(os.fsencode(directory)) + rest <= SOCKET_PATH_LIMIT
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:_HASH]
+
+
+def fresh(directory: Path) -> None:
+    """Make *directory* (0700), without what may be left in it of an earlier run.  Blocking."""
+    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        directory.mkdir(mode=0o700)
+    except OSError as error:
+        what = f"cannot make the directory for sockets {directory}: {error.strerror}"
+        raise HostLacks(what, "make the file system writable, or free some space") from error
+
+
+def discard(directory: Path) -> None:
+    """Remove *directory* and what is in it.  Blocking."""
+    shutil.rmtree(directory, ignore_errors=True)
