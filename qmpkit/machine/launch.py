@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -25,7 +25,7 @@ from qmpkit.machine.state import State
 from qmpkit.process.child import Child, ChildLike, child
 from qmpkit.process.errors import SpawnFailed
 from qmpkit.process.sockets import listening_socket, remover_of
-from qmpkit.qmp.errors import MonitorGarbled, MonitorLost, MonitorSilent
+from qmpkit.qmp.errors import MonitorAbsent, MonitorGarbled, MonitorLost, MonitorSilent
 from qmpkit.qmp.opening import open_session
 from qmpkit.qmp.session import Observer, Session
 from qmpkit.spec.argv import TOOLS, render
@@ -34,6 +34,7 @@ from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec, channels, links
 
 __all__ = ["LaunchOptions", "Started", "Starter", "launched", "start_qemu"]
+__all__ += ["Wiring", "check_links", "failing_launch", "give_store"]  # for machines that are kept
 
 # When QEMU closes its monitor before it greeted, its exit status follows at once.
 _STATUS_FOLLOWS = 5.0
@@ -87,9 +88,7 @@ async def start_qemu(resolution: Resolution, options: LaunchOptions) -> AsyncIte
     async with AsyncExitStack() as ours:
         with ExitStack() as theirs:
             wiring = _wire(spec, options, ours, theirs)
-            if (template := _wanted_store(resolution)) is not None:
-                made = await trio.to_thread.run_sync(private_store, template)
-                wiring.store = wiring.take(theirs.enter_context(made).fileno())
+            await give_store(resolution, wiring, theirs)
             argv = render(
                 spec,
                 resolution.facts,
@@ -102,18 +101,19 @@ async def start_qemu(resolution: Resolution, options: LaunchOptions) -> AsyncIte
         yield Started(process, tuple(argv), wiring.ours)
 
 
-def _wanted_store(resolution: Resolution) -> str | None:
-    """The template of the UEFI variables that end with the machine, when it has such."""
+async def give_store(resolution: Resolution, wiring: Wiring, theirs: ExitStack) -> None:
+    """Hand over the UEFI variables that end with the machine, when it has such."""
     uefi, flash = resolution.spec.firmware, resolution.facts.flash
-    wanted = isinstance(uefi, Uefi) and uefi.vars is None
-    return flash.template if wanted and flash is not None else None
+    if isinstance(uefi, Uefi) and uefi.vars is None and flash is not None:
+        made = await trio.to_thread.run_sync(private_store, flash.template)
+        wiring.store = wiring.take(theirs.enter_context(made).fileno())
 
 
 async def _run(
     ours: AsyncExitStack,
     spec: MachineSpec,
     argv: list[str],
-    wiring: _Wiring,
+    wiring: Wiring,
     options: LaunchOptions,
 ) -> Child:
     process = child(
@@ -129,7 +129,7 @@ async def _run(
         raise LaunchFailed(spec.name, argv, None, str(failed), failed.cure) from failed
 
 
-class _Wiring:
+class Wiring:
     """The channels of one start: our sockets, the child's fds, and how argv names them."""
 
     def __init__(self) -> None:
@@ -139,6 +139,7 @@ class _Wiring:
         self.store: int | None = None
 
     def hand_over(self, channel: str, sock: socket.socket, *, listen: bool = False) -> None:
+        """Give the child one end of a channel, connected or listening."""
         self.endpoints[channel] = FdEndpoint(self.take(sock.fileno()), listen=listen)
 
     def take(self, fd: int) -> int:
@@ -150,14 +151,14 @@ class _Wiring:
 
 def _wire(
     spec: MachineSpec, options: LaunchOptions, ours: AsyncExitStack, theirs: ExitStack
-) -> _Wiring:
-    wiring = _Wiring()
+) -> Wiring:
+    wiring = Wiring()
     for channel in channels(spec):
         mine, its = socket.socketpair()
         wiring.ours[channel] = ours.enter_context(mine)
         wiring.hand_over(channel, theirs.enter_context(its))
         mine.setblocking(False)
-    _check_links(spec, options)
+    check_links(spec, options)
     for nic, link in options.links.items():
         wiring.hand_over(nic, link)
     if options.tools_socket is not None:
@@ -175,7 +176,8 @@ def _listen(path: Path, machine: str) -> socket.socket:
         raise
 
 
-def _check_links(spec: MachineSpec, options: LaunchOptions) -> None:
+def check_links(spec: MachineSpec, options: LaunchOptions) -> None:
+    """Refuse NICs without their socket, and sockets without their NIC."""
     wanted = links(spec)
     faults = [
         Fault(
@@ -236,8 +238,7 @@ async def launched(
 async def _greet(
     stack: AsyncExitStack, name: str, started: Started, options: LaunchOptions
 ) -> Session:
-    """Open the QMP session; whatever prevents it is a failed launch, told with QEMU's words."""
-    try:
+    async with failing_launch(name, started.child, started.argv):
         return await stack.enter_async_context(
             open_session(
                 started.sockets["qmp"],
@@ -246,29 +247,38 @@ async def _greet(
                 observer=options.observer,
             )
         )
+
+
+@asynccontextmanager
+async def failing_launch(name: str, child: ChildLike, argv: Sequence[str]) -> AsyncIterator[None]:
+    """Whatever prevents the QMP session is a failed launch, told with QEMU's words."""
+    try:
+        yield
     except MonitorSilent as silent:
         waited = f"it was silent for {silent.waited:g} s and was killed"
         cure = f"{waited}; raise `ready_within` if this host is that slow"
-        raise await _failed(name, started, cure) from silent
-    except MonitorLost as lost:
+        raise await _failed(name, child, argv, cure) from silent
+    except (MonitorLost, MonitorAbsent) as lost:
         with trio.move_on_after(_STATUS_FOLLOWS):
-            await started.child.wait()
+            await child.wait()
         cure = "it closed its monitor, went on and was killed; look at what starts it (`launcher`)"
-        raise await _failed(name, started, cure) from lost
+        raise await _failed(name, child, argv, cure) from lost
     except MonitorGarbled as garbled:
         cure = f"what answered is no QEMU ({garbled.why}) and was killed; look at `qemu`"
-        raise await _failed(name, started, cure) from garbled
+        raise await _failed(name, child, argv, cure) from garbled
 
 
-async def _failed(name: str, started: Started, cure_if_alive: str) -> LaunchFailed:
+async def _failed(
+    name: str, child: ChildLike, argv: Sequence[str], cure_if_alive: str
+) -> LaunchFailed:
     """The error for a QEMU that ended, or that has to be killed, before it was ready."""
-    status = started.child.status
+    status = child.status
     if status is None:
-        started.child.kill()
-        await started.child.wait()
-    tail = started.child.stderr_tail
+        child.kill()
+        await child.wait()
+    tail = child.stderr_tail
     cure = cure_if_alive if status is None else _cure_for(tail)
-    return LaunchFailed(name, started.argv, None if status is None else str(status), tail, cure)
+    return LaunchFailed(name, argv, None if status is None else str(status), tail, cure)
 
 
 def _streams(started: Started) -> dict[str, trio.abc.Stream]:

@@ -13,7 +13,7 @@ import trio
 from qmpkit._trio import ServiceNursery
 from qmpkit.errors import MachineDied, MachineGone
 from qmpkit.machine.report import ExitReport, judge
-from qmpkit.machine.state import EVENTS, State, Trigger, step, trigger_of
+from qmpkit.machine.state import EVENTS, State, Trigger, state_of, step, trigger_of
 from qmpkit.process.child import ChildLike
 from qmpkit.process.escalate import stop_child
 from qmpkit.process.status import ExitStatus
@@ -34,6 +34,8 @@ _ENDS_MEET = 5.0
 # Events are taken as they come; a bound that a storm of I/O errors cannot reach meanwhile.
 _NEVER_FULL = 100_000
 
+
+_DOWN = (State.SHUTDOWN, State.PANICKED, State.GONE)
 
 # Called with the new state and what brought it; must not block.
 StateObserver = Callable[[State, str], None]
@@ -214,6 +216,20 @@ class Machine:
             nursery.cancel_scope.deadline = trio.current_time() + _ENDS_MEET
         self._finish(status)
 
+    def found(self, status: str, age: float) -> None:
+        """Take over a QEMU with this run state (`query-status`) that was started *age* s ago.
+
+        To be called before `follow` runs.  What ended the guest is only known by the
+        run state: the events came when nobody listened.
+        """
+        self.state = state_of(status)
+        self.started_at = trio.current_time() - age
+        if self.state is State.SHUTDOWN:
+            # Or a reboot with `no_reboot`: QEMU does not tell the two apart afterwards.
+            self._shutdown_reason = "guest-shutdown"
+        if self.state is State.PANICKED:
+            self._panic = {}
+
     async def stop(self, graces: Graces | None = None) -> ExitReport:
         """End QEMU now: `quit`, then SIGTERM, then SIGKILL, each after its grace.
 
@@ -254,12 +270,16 @@ class Machine:
 
     def _take(self, event: Event) -> None:
         trigger = trigger_of(event.name, event.data)
-        if trigger is Trigger.SHUTDOWN:
+        if trigger is Trigger.SHUTDOWN and self.state is not State.SHUTDOWN:
+            # Of a guest that is down already, what QEMU says next is how QEMU itself ends.
             self._shutdown_reason = event.data.get("reason")
         if trigger is Trigger.GUEST_PANICKED:
             self._panic = event.data.get("info") or {}
         if trigger is not None:
-            self._enter(step(self.state, trigger), event.data.get("reason") or event.name)
+            state = step(self.state, trigger)
+            if self.state in _DOWN and state not in _DOWN:
+                self._shutdown_reason = self._panic = None  # it was brought back to life
+            self._enter(state, event.data.get("reason") or event.name)
 
     def _enter(self, state: State, cause: str) -> None:
         if state is self.state:

@@ -70,6 +70,8 @@ class ExitReport:
             case ExitCause.KILLED:
                 by = "SIGTERM" if self.reason == "host-signal" else str(self.status)
                 return f"QEMU was killed from outside ({by})"
+            case ExitCause.CRASHED if self.status == ExitStatus():
+                return "QEMU vanished, and nobody saw how"
             case ExitCause.CRASHED:
                 return f"QEMU crashed ({self.status})"
 

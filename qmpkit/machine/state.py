@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-__all__ = ["EVENTS", "TABLE", "State", "Trigger", "step", "trigger_of"]
+__all__ = ["EVENTS", "TABLE", "State", "Trigger", "state_of", "step", "trigger_of"]
 
 
 class State(Enum):
@@ -114,3 +114,20 @@ def trigger_of(name: str, data: Mapping[str, Any]) -> Trigger | None:
     if trigger is Trigger.GUEST_PANICKED and data.get("action") == "run":
         return None
     return trigger
+
+
+_BY_STATUS = {
+    "inmigrate": S.INCOMING,
+    "running": S.RUNNING,
+    "suspended": S.SUSPENDED,
+    "guest-panicked": S.PANICKED,
+    "shutdown": S.SHUTDOWN,
+    "io-error": S.FAILED,
+    "internal-error": S.FAILED,
+    "watchdog": S.FAILED,
+}
+
+
+def state_of(status: str) -> State:
+    """The state of a QEMU with this run state: those we have no name for stand still."""
+    return _BY_STATUS.get(status, S.PAUSED)
