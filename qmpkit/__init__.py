@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from qmpkit.errors import HostLacks as HostLacks
     from qmpkit.errors import ImageFailed as ImageFailed
     from qmpkit.errors import ImageInUse as ImageInUse
+    from qmpkit.errors import JournalFailed as JournalFailed
+    from qmpkit.errors import JournalNewer as JournalNewer
     from qmpkit.errors import KvmUnavailable as KvmUnavailable
     from qmpkit.errors import LaunchFailed as LaunchFailed
     from qmpkit.errors import MachineDied as MachineDied
     from qmpkit.errors import MachineGone as MachineGone
     from qmpkit.errors import QmpkitError as QmpkitError
     from qmpkit.errors import SpecInvalid as SpecInvalid
+    from qmpkit.errors import SupervisorRunning as SupervisorRunning
     from qmpkit.host.doctor.examination import examine_host as examine_host
     from qmpkit.host.doctor.finding import Finding as Finding
     from qmpkit.host.doctor.finding import HostReport as HostReport
@@ -84,8 +87,10 @@ if TYPE_CHECKING:
     from qmpkit.spec.network import UserNic as UserNic
     from qmpkit.spec.profile import load_profile as load_profile
     from qmpkit.spec.profile import profile_names as profile_names
+    from qmpkit.spec.restart import Restart as Restart
     from qmpkit.supervisor.events import Happening as Happening
     from qmpkit.supervisor.events import Happenings as Happenings
+    from qmpkit.supervisor.kept import Kept as Kept
     from qmpkit.supervisor.supervisor import Supervisor as Supervisor
     from qmpkit.supervisor.table import Row as Row
     from qmpkit.vm import VM as VM
@@ -96,7 +101,8 @@ _MODULES = {
     "qmpkit._running": "running",
     "qmpkit.errors": (
         "AgentSilent BinaryMissing Fault GuestRefused HostLacks ImageFailed ImageInUse "
-        "KvmUnavailable LaunchFailed MachineDied MachineGone QmpkitError SpecInvalid"
+        "JournalFailed JournalNewer KvmUnavailable LaunchFailed MachineDied MachineGone "
+        "QmpkitError SpecInvalid SupervisorRunning"
     ),
     "qmpkit.host.doctor.examination": "examine_host",
     "qmpkit.host.doctor.finding": "Finding HostReport",
@@ -134,7 +140,9 @@ _MODULES = {
     "qmpkit.spec.memory": "Memory",
     "qmpkit.spec.network": "DgramNic Forward StreamNic TapNic UserNic",
     "qmpkit.spec.profile": "load_profile profile_names",
+    "qmpkit.spec.restart": "Restart",
     "qmpkit.supervisor.events": "Happening Happenings",
+    "qmpkit.supervisor.kept": "Kept",
     "qmpkit.supervisor.supervisor": "Supervisor",
     "qmpkit.supervisor.table": "Row",
     "qmpkit.vm": "VM",

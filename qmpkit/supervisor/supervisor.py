@@ -9,6 +9,7 @@ from contextlib import (
     AbstractContextManager,
     AsyncExitStack,
     asynccontextmanager,
+    nullcontext,
 )
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +20,17 @@ import trio
 from qmpkit._running import opened
 from qmpkit._trio import raise_collapsed
 from qmpkit.errors import Fault, MachineDied, MachineGone, QmpkitError, SpecInvalid
+from qmpkit.machine.keep import Ground, QemuGround
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.machine.machine import check_grace
 from qmpkit.process.limits import raise_nofile
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.restart import Restart
 from qmpkit.supervisor.events import EventLog, Happenings
+from qmpkit.supervisor.keeper import Keeper
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.record import Declared
 from qmpkit.supervisor.table import Row
 from qmpkit.vm import VM
 
@@ -36,11 +42,20 @@ log = logging.getLogger("qmpkit.supervisor")
 class Supervisor:
     """Runs many machines; `async with qmpkit.Supervisor("lab") as lab:`.
 
+    Machines of two lifetimes.  Those of `start` end with the block.  With `keep=True`
+    those of `ensure` outlive it, and this program: what they are and what is wanted of
+    them is written down in the supervisor's directory, and whoever opens a supervisor of
+    that *name* next adopts them.  Only one at a time can.
+
     *starts* machines are brought up at the same time (default: one a CPU), further
     ones wait in a queue.  A machine that dies is reported in `table` and `subscribe`
     and cancels neither its siblings nor the block.  The end of the block, however it
     comes, stops every machine: with *powerdown_grace* the guests first get that many
     seconds, all at the same time, to shut themselves down.
+
+    *options* hold for kept machines, *start* and *ground* are for tests.  Entering raises
+    `SupervisorRunning` when another one has the directory, `JournalNewer` when a later
+    qmpkit has written in it, `HostLacks` when it cannot be had.
     """
 
     def __init__(
@@ -50,7 +65,10 @@ class Supervisor:
         starts: int | None = None,
         powerdown_grace: float = 0.0,
         logs: str | os.PathLike[str] | None = None,
+        keep: bool = False,
         start: Starter = start_qemu,
+        ground: Ground | None = None,
+        options: LaunchOptions | None = None,
     ) -> None:
         self.name = name
         check_grace("powerdown_grace", powerdown_grace)
@@ -62,6 +80,16 @@ class Supervisor:
         self._limit = trio.CapacityLimiter(starts or os.cpu_count() or 1)
         self._records: dict[str, _Record] = {}
         self._log = EventLog(f"supervisor {name!r}")
+        self._keeper: Keeper | None = None
+        if keep:
+            self._keeper = Keeper(
+                name,
+                events=self._log,
+                ground=ground or QemuGround(),
+                starts=self._limit,
+                options=options or LaunchOptions(),
+                powerdown_grace=powerdown_grace,
+            )
         self._stack = AsyncExitStack()
         self._nursery: trio.Nursery | None = None
 
@@ -81,12 +109,21 @@ class Supervisor:
 
     @property
     def machines(self) -> Mapping[str, VM]:
-        """The machines that are up, by name."""
-        return {name: r.vm for name, r in self._records.items() if r.vm and not r.vm.report}
+        """The machines that are up, by name; of the kept ones those whose monitor answers."""
+        holders: dict[str, _Record | Kept] = {**self._records, **self.kept}
+        return {name: it.vm for name, it in holders.items() if it.vm and not it.vm.report}
+
+    @property
+    def kept(self) -> Mapping[str, Kept]:
+        """The kept machines, up or down, by name."""
+        return {} if self._keeper is None else dict(self._keeper.machines)
 
     def table(self) -> tuple[Row, ...]:
-        """A row for every machine ever started here, also those that have ended."""
-        return tuple(record.row() for record in self._records.values())
+        """A row for every machine ever started here, also those that have ended, and every
+        kept one.
+        """
+        rows = [record.row() for record in self._records.values()]
+        return (*rows, *(kept.row() for kept in self.kept.values()))
 
     def subscribe(self, buffer: int = 10_000) -> AbstractContextManager[Happenings]:
         """Follow what happens to all machines: `with lab.subscribe() as events: async for …`."""
@@ -106,8 +143,54 @@ class Supervisor:
         vm: VM = await self._open_nursery().start(self._keep, record, spec, paused, options)
         return vm
 
+    async def ensure(
+        self, spec: MachineSpec, *, restart: str | Restart | None = "on-failure"
+    ) -> Kept:
+        """Have a kept machine that is as *spec* says, declared running; start it when it is down.
+
+        *restart*: "never", "on-failure", "always", or a `Restart`.  Returns when QEMU is
+        up and outlives us; `Kept.wait_running` waits for the guest.  The declaration is
+        safe on disk before anything is started.
+
+        Raises SpecInvalid, HostLacks or LaunchFailed as `qmpkit.running` does,
+        JournalFailed when the journal cannot be written, SpecInvalid too when a machine
+        of that name is up with another spec.  Failed or cancelled, a machine that was
+        down is down again, and what was declared before holds.
+        """
+        keeper = self._kept_machines()
+        if (known := self._records.get(spec.name)) and not known.over.is_set():
+            fault = Fault("name", f"{spec.name!r} is taken by a machine of this block")
+            raise SpecInvalid([fault], source=f"supervisor {self.name!r}")
+        return await keeper.ensure(spec, restart)
+
+    async def declare(
+        self, name: str, state: Declared, *, powerdown_grace: float | None = None
+    ) -> Kept:
+        """Say what a kept machine is to be, "running", "paused" or "stopped", and wait until it is.
+
+        It is written down first: a stop is never answered by the restart policy, and a
+        change that is interrupted by our death is finished by the next supervisor.  To
+        stop, a guest that runs is asked to power down, and ended when it has not within
+        the grace (default: the supervisor's own).
+
+        A journal that cannot be written raises JournalFailed, but for "stopped": that is
+        done all the same, and `Kept.not_durable` says that the next supervisor will not
+        know.  Raises SpecInvalid for an unknown name, CommandRefused when QEMU says no,
+        what `ensure` does when it has to be started.  Cancelled, it is still made true.
+        """
+        if powerdown_grace is not None:
+            check_grace("powerdown_grace", powerdown_grace)
+        return await self._kept_machines().declare(name, state, powerdown_grace)
+
+    async def forget(self, name: str) -> None:
+        """Forget a kept machine that is down, with its logs; its disks stay.
+
+        Raises SpecInvalid for one that is up or unknown, JournalFailed.
+        """
+        await self._kept_machines().forget(name)
+
     async def stop(self, *, powerdown_grace: float | None = None) -> None:
-        """Stop every machine, all at the same time, and return when none is left.
+        """Stop every machine but the kept ones, all at once, and return when none is left.
 
         A guest that runs is asked to power down and ended when it has not within the
         grace (default: the supervisor's own; 0 ends it at once).  Starts under way are
@@ -124,7 +207,11 @@ class Supervisor:
     async def _open(self) -> AsyncIterator[None]:
         raise_nofile()  # a machine takes about 8 descriptors
         try:
-            async with shared_spawner(), trio.open_nursery() as nursery:
+            async with (
+                shared_spawner(),
+                nullcontext() if self._keeper is None else self._keeper.open(),
+                trio.open_nursery() as nursery,
+            ):
                 self._nursery = nursery
                 try:
                     yield
@@ -149,8 +236,17 @@ class Supervisor:
             raise RuntimeError("this supervisor is not open: use `async with Supervisor() as lab`")
         return self._nursery
 
+    def _kept_machines(self) -> Keeper:
+        self._open_nursery()
+        if self._keeper is None:
+            raise RuntimeError("this supervisor keeps no machines: make it with keep=True")
+        return self._keeper
+
     async def _admit(self, spec: MachineSpec) -> _Record:
         self._open_nursery()
+        if spec.name in self.kept:
+            fault = Fault("name", f"{spec.name!r} is taken by a kept machine")
+            raise SpecInvalid([fault], source=f"supervisor {self.name!r}")
         while (known := self._records.get(spec.name)) and not known.over.is_set():
             if known.vm is None or known.vm.report is None:
                 fault = Fault("name", f"{spec.name!r} is taken by a machine of this supervisor")

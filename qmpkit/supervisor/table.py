@@ -12,7 +12,8 @@ class Row:
     """What a supervisor knows of one machine.
 
     `since` is the seconds it has been in `state`, `cause` what brought it there;
-    `pid` and `accel` are None until QEMU has started.
+    `pid` and `accel` are None until QEMU has started.  `declared` is what is wanted of a
+    kept machine, None for one that ends with its block.
     """
 
     machine: str
@@ -21,3 +22,4 @@ class Row:
     cause: str
     pid: int | None = None
     accel: str | None = None
+    declared: str | None = None

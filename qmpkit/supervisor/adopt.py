@@ -1,0 +1,176 @@
+"""Finding a machine again: after our own restart, or when only its monitor was lost."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import trio
+
+from qmpkit.errors import QmpkitError
+from qmpkit.machine.keep import WrongMachine, attached
+from qmpkit.machine.machine import Machine
+from qmpkit.machine.report import ExitCause
+from qmpkit.machine.state import State
+from qmpkit.process.errors import ProcessStuck, ProcessVanished
+from qmpkit.process.escalate import stop_child
+from qmpkit.process.identity import Standing, boot_id
+from qmpkit.process.kept import KeptLike
+from qmpkit.qmp.errors import MonitorAbsent, MonitorGarbled, MonitorLost, MonitorSilent
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.life import Means, attend
+from qmpkit.supervisor.record import Declared, End, Record
+from qmpkit.vm import VM
+
+__all__ = ["end_found", "found"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+LATER_PATIENCE = 30.0
+"""Seconds a monitor that has been silent is listened to before the second is tried again."""
+
+_STATUS_FOLLOWS = 5.0
+
+Seen = Callable[[], None]
+
+
+async def found(kept: Kept, means: Means, seen: Seen) -> End:
+    """Find the machine of a record and stay with it to its end, or tell how it has ended.
+
+    *seen* is called as soon as something is known of it.  One whose monitor does not
+    answer is waited for; meanwhile it can be declared stopped, which ends it by signals.
+    """
+    record = kept.record
+    if record.identity is None or record.phase == "down":
+        return end_found(record, Standing.GONE, boot_id())
+    try:
+        async with means.ground.adopt(record.identity, kept.home) as child:
+            return await _hold(kept, means, child, seen)
+    except ProcessVanished as vanished:
+        return end_found(record, vanished.standing, boot_id())
+
+
+def end_found(record: Record, standing: Standing, boot: str) -> End:
+    """How a machine has ended whose process is not alive.  Pure but for the time."""
+    now, end = time.time(), record.end
+    if standing is Standing.REBOOTED or (end and record.phase == "down" and end.boot != boot):
+        return End(None, "the host was rebooted", 0.0, now, boot, interrupted=True)
+    if end is not None and record.phase in ("ending", "down"):
+        return end
+    if record.phase in ("starting", "down"):
+        why = "its start was interrupted by the end of its supervisor"
+        return End(None, why, 0.0, now, boot, interrupted=True)
+    if record.declared == "stopped":
+        return End(ExitCause.HOST_QUIT, "it was stopped on request", 0.0, now, boot)
+    why = f"QEMU vanished while nobody looked: {standing.value}"
+    return End(ExitCause.CRASHED, why, 0.0, now, boot)
+
+
+async def _hold(kept: Kept, means: Means, child: KeptLike, seen: Seen) -> End:
+    patience = means.patience
+    while child.status is None:
+        end = await _try(kept, means, child, patience, seen)
+        if end is not None:
+            return end
+        patience = LATER_PATIENCE
+    return _unseen(kept.record, child)
+
+
+async def _try(
+    kept: Kept, means: Means, child: KeptLike, patience: float, seen: Seen
+) -> End | None:
+    """Connect and attend to it; None when the monitor does not answer, or no more."""
+    end = None
+    async with trio.open_nursery() as guards:
+        guards.start_soon(_end_without_monitor, kept, means, child)
+        guards.start_soon(_give_up_at_end, kept, child, guards.cancel_scope)
+        try:
+            async with attached(
+                kept.spec,
+                kept.record.facts,
+                kept.record.argv,
+                child,
+                kept.home,
+                patience=patience,
+                graces=means.options.graces,
+            ) as machine:
+                end = await _with_monitor(kept, means, machine, seen)
+        except (MonitorAbsent, MonitorSilent, MonitorLost, MonitorGarbled, WrongMachine) as error:
+            _show(kept, error)
+            seen()
+            await _wait_for_change(child, error)
+        guards.cancel_scope.cancel()
+    return end
+
+
+async def _with_monitor(kept: Kept, means: Means, machine: Machine, seen: Seen) -> End | None:
+    if kept.record.phase == "starting":
+        kept.note(phase="up")
+        means.journal.post(kept.record)
+    vm = VM(machine, logs=kept.home.logs)
+    kept.attach(vm, "adopted")
+    _compare(kept, vm.state)
+    seen()
+    try:
+        return await attend(kept, means, vm)
+    finally:
+        kept.detach()
+
+
+_AS_DECLARED: dict[Declared, tuple[State, ...]] = {
+    "running": (State.RUNNING, State.SUSPENDED),
+    "paused": (State.PAUSED,),
+    "stopped": (),
+}
+
+
+def _compare(kept: Kept, state: State) -> None:
+    """Tell of what is not as declared; `attend` makes it so where that is possible."""
+    if state not in _AS_DECLARED[kept.declared]:
+        kept.tell("differs", f"it is declared {kept.declared} and was found {state.value}")
+
+
+def _show(kept: Kept, error: QmpkitError) -> None:
+    word = "silent" if isinstance(error, MonitorSilent | MonitorLost) else "unreachable"
+    log.warning("machine %r lives and is %s: %s", kept.name, word, error)
+    if kept.state != word:
+        kept.enter(word, str(error))
+
+
+async def _wait_for_change(child: KeptLike, error: QmpkitError) -> None:
+    """Wait as long as connecting again makes no sense."""
+    if isinstance(error, MonitorSilent):
+        return  # it is listened to, from now on with more patience
+    if isinstance(error, MonitorLost):
+        with trio.move_on_after(_STATUS_FOLLOWS):
+            await child.wait()
+        return
+    await child.wait()  # nothing ever comes to a place without a socket
+
+
+async def _end_without_monitor(kept: Kept, means: Means, child: KeptLike) -> None:
+    """End it by signals when it is declared stopped while its monitor does not answer."""
+    await kept.until(lambda: kept.declared == "stopped" and kept.state in ("silent", "unreachable"))
+    graces = means.options.graces
+    try:
+        await stop_child(child, term_grace=graces.term, kill_grace=graces.kill)
+    except ProcessStuck as stuck:
+        kept.refusal = stuck
+        kept.tell("refused", str(stuck))
+        kept.notify()
+
+
+async def _give_up_at_end(kept: Kept, child: KeptLike, trying: trio.CancelScope) -> None:
+    """End the wait for its monitor when the process has ended."""
+    await child.wait()
+    if kept.vm is None:  # else whoever attends to it sees the end, and its last words
+        trying.cancel()
+
+
+def _unseen(record: Record, child: KeptLike) -> End:
+    """The end of a process that nobody could talk to."""
+    cause = ExitCause.HOST_QUIT if record.declared == "stopped" else ExitCause.CRASHED
+    stopped = "it was stopped on request, by a signal"
+    why = stopped if record.declared == "stopped" else f"QEMU ended ({child.status})"
+    return End(cause, why, record.identity.age if record.identity else 0.0, time.time(), boot_id())

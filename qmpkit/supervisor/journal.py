@@ -1,0 +1,222 @@
+"""The journal: what is declared and known of each machine, safe on disk.
+
+One file a machine, written beside, synced, renamed, and its directory synced: a reader
+finds the old text or the new one, whenever the writer was killed.  One thread at a time
+writes, and takes all that has come in meanwhile together: the event loop never syncs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit._trio import service_nursery
+from qmpkit.errors import JournalFailed, JournalNewer
+from qmpkit.supervisor.record import Malformed, NewerSchema, Record
+
+__all__ = ["Journal", "Lost", "Ticket", "read_records"]
+
+FLUSH_GRACE = 10.0
+"""Seconds that what has not been written yet may take at the end."""
+
+log = logging.getLogger("qmpkit.supervisor")
+
+_DRAFT = ".draft"
+
+
+@attrs.frozen
+class Lost:
+    """A record that cannot be read: whose it was, why, and where its file is now."""
+
+    machine: str
+    why: str
+    path: Path
+
+
+class Ticket:
+    """One entry on its way to the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._done = trio.Event()
+        self._error: OSError | None = None
+
+    async def durable(self) -> None:
+        """Wait until it is safe on disk; raises JournalFailed when it is not.
+
+        Cancelled, it is written all the same.
+        """
+        await self._done.wait()
+        if self._error is not None:
+            why = self._error.strerror or str(self._error)
+            raise JournalFailed(str(self._path), why) from self._error
+
+    def _settle(self, error: OSError | None) -> None:
+        self._error = error
+        self._done.set()
+
+
+class Journal:
+    """Writes records into *directory*, which is there; `run` is its service."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._pending: dict[str, str | None] = {}
+        self._tickets: list[tuple[str, Ticket]] = []
+        self._wake = trio.Event()
+        self._idle = trio.Event()
+        self._idle.set()
+
+    def post(self, record: Record) -> Ticket:
+        """Queue *record*, in place of what is queued of its machine.  Never blocks."""
+        return self._queue(record.name, record.to_json())
+
+    async def put(self, record: Record) -> None:
+        """Write *record* and wait until it is safe; JournalFailed when it is not."""
+        await self.post(record).durable()
+
+    async def remove(self, name: str) -> None:
+        """Forget a machine, safely; JournalFailed when that is not possible."""
+        await self._queue(name, None).durable()
+
+    async def run(self) -> None:
+        """Write until cancelled, then what is left (`FLUSH_GRACE` at most)."""
+        async with service_nursery() as services:
+            services.start_soon(self._write, name=f"journal of {self.directory}")
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.move_on_after(FLUSH_GRACE, shield=True):
+                    await self._idle.wait()
+
+    def _queue(self, name: str, text: str | None) -> Ticket:
+        ticket = Ticket(self.directory / _file(name))
+        self._pending[name] = text
+        self._tickets.append((name, ticket))
+        if self._idle.is_set():
+            self._idle = trio.Event()
+        self._wake.set()
+        return ticket
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            batch, self._pending = self._pending, {}
+            tickets, self._tickets = self._tickets, []
+            # A limiter of its own: a slow disk must not take the threads of everybody else.
+            errors = await trio.to_thread.run_sync(
+                commit, self.directory, batch, limiter=trio.CapacityLimiter(1)
+            )
+            for name, ticket in tickets:
+                ticket._settle(errors.get(name))
+            if not self._pending:
+                self._idle.set()
+
+
+def commit(directory: Path, batch: Mapping[str, str | None]) -> dict[str, OSError]:
+    """Write a batch of texts (None: remove) and return what failed.  Blocking.
+
+    All that could be written is safe when this returns.
+    """
+    errors: dict[str, OSError] = {}
+    for name, text in batch.items():
+        try:
+            _draft(directory / (_file(name) + _DRAFT), text)
+        except OSError as error:
+            errors[name] = error
+    for name, text in batch.items():
+        if name not in errors:
+            try:
+                _publish(directory / _file(name), text)
+            except OSError as error:
+                errors[name] = error
+    try:
+        _sync(directory)
+    except OSError as error:
+        return dict.fromkeys(batch, error)
+    return errors
+
+
+def _file(name: str) -> str:
+    return f"{name}.json"
+
+
+def _draft(path: Path, text: str | None) -> None:
+    if text is None:
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        try:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                path.unlink()
+            raise
+
+
+def _publish(path: Path, text: str | None) -> None:
+    if text is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.with_name(path.name + _DRAFT).replace(path)
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_records(directory: Path) -> tuple[list[Record], list[Lost]]:
+    """Every record there, by name, and those that were lost.  Blocking.
+
+    A file that is no record is set aside as `<name>.json.corrupt-<n>`.  Raises
+    `JournalNewer`, having changed nothing, when a later qmpkit has written one.
+    """
+    records: list[Record] = []
+    corrupt: list[tuple[Path, str]] = []
+    drafts: list[Path] = []
+    for path in sorted(directory.iterdir()):
+        if path.name.endswith(_DRAFT):
+            drafts.append(path)
+        elif path.name.endswith(".json"):
+            try:
+                records.append(_read(path))
+            except NewerSchema as newer:
+                raise JournalNewer(str(path), newer.schema) from None
+            except (Malformed, OSError) as error:
+                corrupt.append((path, str(error)))
+    for path in drafts:  # of a writer that was killed: the one before stands
+        with suppress(OSError):
+            path.unlink()
+    return records, [_set_aside(path, why) for path, why in corrupt]
+
+
+def _read(path: Path) -> Record:
+    record = Record.from_json(path.read_bytes())
+    if _file(record.name) != path.name:
+        raise Malformed(f"it is the record of {record.name!r}")
+    return record
+
+
+def _set_aside(path: Path, why: str) -> Lost:
+    names = (path.with_name(f"{path.name}.corrupt-{number}") for number in count(1))
+    aside = next(name for name in names if not name.exists())
+    try:
+        path.rename(aside)
+    except OSError as error:
+        log.warning("cannot set %s aside: %s", path, error)
+        aside = path
+    return Lost(path.name.removesuffix(".json"), why, aside)

@@ -1,0 +1,365 @@
+"""All kept machines of one directory: adopted, made, declared, forgotten."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import attrs
+import trio
+
+from qmpkit._trio import raise_collapsed, service_nursery
+from qmpkit.errors import Fault, JournalFailed, SpecInvalid
+from qmpkit.host.resolve import Resolution, resolve
+from qmpkit.machine.keep import Ground, Home
+from qmpkit.machine.launch import LaunchOptions
+from qmpkit.process.kept import trim_log
+from qmpkit.process.places import Places, claimed_places, discard
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.names import machine_name_problem
+from qmpkit.spec.restart import Restart, restart_faults, to_restart
+from qmpkit.spec.suggest import suggestion
+from qmpkit.supervisor.adopt import found
+from qmpkit.supervisor.events import EventLog
+from qmpkit.supervisor.journal import Journal, read_records
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.life import Means, attempt, comes_again, started
+from qmpkit.supervisor.record import Declared, End, Record, digest_of
+
+__all__ = ["Keeper"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+UNDO_GRACE = 5.0
+"""Seconds that taking back the record of a failed start may take."""
+
+_TRIM_EVERY = 60.0
+
+Life = Callable[[trio.TaskStatus[None]], Awaitable[None]]
+
+
+class Keeper:
+    """The kept machines of the supervisor *name*; `open` adopts them, its end leaves them."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        events: EventLog,
+        ground: Ground,
+        starts: trio.CapacityLimiter,
+        options: LaunchOptions,
+        powerdown_grace: float,
+    ) -> None:
+        if problem := machine_name_problem(name):
+            fault = Fault("name", problem.replace("a machine", "a supervisor"))
+            raise SpecInvalid([fault], "supervisor")
+        self.name = name
+        self.machines: dict[str, Kept] = {}
+        self._events = events
+        self._means = partial(
+            Means,
+            ground=ground,
+            starts=starts,
+            options=options,
+            powerdown_grace=powerdown_grace,
+        )
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Claim the directory and adopt what is on record there.
+
+        Entered once something is known of every machine, a few seconds at most: one
+        that is silent holds up nobody else.
+        """
+        claim = claimed_places(self.name)
+        self._places: Places = await trio.to_thread.run_sync(claim.__enter__)
+        try:
+            async with service_nursery() as services:
+                self._journal = Journal(self._places.records)
+                self.means: Means = self._means(journal=self._journal)
+                services.start_soon(self._journal.run)
+                services.start_soon(self._trim_logs)
+                async with self._adopted():
+                    yield
+        finally:
+            with trio.CancelScope(shield=True):  # some system calls
+                await trio.to_thread.run_sync(claim.__exit__, None, None, None)
+
+    @asynccontextmanager
+    async def _adopted(self) -> AsyncIterator[None]:
+        records, lost = await trio.to_thread.run_sync(read_records, self._places.records)
+        for record in records:
+            home = Home(Path(record.sockets), self._places.logs(record.name))
+            self.machines[record.name] = Kept(record, home, self._events)
+        for loss in lost:
+            why = f"its record was unreadable ({loss.why}) and is now {loss.path}"
+            log.error("machine %r: %s", loss.machine, why)
+            self._events.tell(loss.machine, "record-lost", why)
+        await self._report_strangers()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                async with trio.open_nursery() as adopting:
+                    for kept in self.machines.values():
+                        adopting.start_soon(nursery.start, self._tend, kept, self._resumed(kept))
+                try:
+                    yield
+                finally:
+                    nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise_collapsed(group)
+
+    async def ensure(self, spec: MachineSpec, restart: str | Restart | None) -> Kept:
+        """See `Supervisor.ensure`."""
+        policy = to_restart(restart)
+        if faults := tuple(restart_faults(policy)):
+            raise SpecInvalid(faults, f"machine {spec.name!r}")
+        while True:
+            kept = self.machines.get(spec.name)
+            if kept is None:
+                return await self._make(spec, policy)
+            async with kept.turn:
+                if self.machines.get(spec.name) is kept:
+                    await self._ensure_known(kept, spec, policy)
+                    return kept
+
+    async def _make(self, spec: MachineSpec, policy: Restart) -> Kept:
+        if problem := machine_name_problem(spec.name):
+            raise SpecInvalid([Fault("name", problem)])
+        sockets = self._places.sockets(spec.name)
+        record = Record(
+            name=spec.name,
+            declared="running",
+            spec=spec,
+            asked=digest_of(spec),
+            restart=policy,
+            sockets=str(sockets),
+        )
+        kept = Kept(record, Home(sockets, self._places.logs(spec.name)), self._events)
+        async with kept.turn:
+            self.machines[spec.name] = kept  # the name is taken from here on
+            try:
+                resolution = await self._resolved(spec)
+                await self._start(kept, attrs.evolve(record, spec=resolution.spec), resolution)
+            except BaseException:
+                del self.machines[spec.name]
+                raise
+        return kept
+
+    async def _ensure_known(self, kept: Kept, spec: MachineSpec, policy: Restart) -> None:
+        wanted = attrs.evolve(kept.record, declared="running", restart=policy)
+        resolution = None
+        if digest_of(spec) != kept.record.asked:
+            if kept.tended:
+                hint = f'declare({kept.name!r}, "stopped") first'
+                fault = Fault("", "it is up with another spec", hint)
+                raise SpecInvalid([fault], f"machine {kept.name!r}")
+            resolution = await self._resolved(spec, kept.spec.uuid)
+            wanted = attrs.evolve(wanted, spec=resolution.spec, asked=digest_of(spec))
+        if kept.tended:
+            await self._redeclare(kept, wanted)
+        else:
+            await self._start(kept, wanted, resolution)
+
+    async def _resolved(self, spec: MachineSpec, known: str | None = None) -> Resolution:
+        """With a UUID, by which its monitor can be told from another's."""
+        if spec.uuid is None:
+            spec = attrs.evolve(spec, uuid=known or str(uuid.uuid4()))
+        return await resolve(spec)
+
+    async def declare(
+        self, name: str, state: Declared, powerdown_grace: float | None = None
+    ) -> Kept:
+        """See `Supervisor.declare`."""
+        if state not in get_args(Declared):
+            known = " or ".join(map(repr, get_args(Declared)))
+            raise SpecInvalid([Fault("", f"cannot be declared {state!r}", known)], _whose(name))
+        kept = self.known(name)
+        async with kept.turn:
+            kept.grace = powerdown_grace
+            wanted = attrs.evolve(kept.record, declared=state)
+            if kept.tended:
+                await self._redeclare(kept, wanted)
+                await self._made_true(kept, state)
+            elif state == "stopped":
+                kept.record = wanted
+                await kept.write(self._journal)
+            else:
+                await self._start(kept, wanted, None)
+                await self._made_true(kept, state)
+        return kept
+
+    async def forget(self, name: str) -> None:
+        """See `Supervisor.forget`."""
+        kept = self.known(name)
+        async with kept.turn:
+            if kept.tended:
+                fault = Fault("", "it is up, or about to be", f'declare({name!r}, "stopped") first')
+                raise SpecInvalid([fault], _whose(name))
+            await self._journal.remove(name)
+            self.machines.pop(name, None)
+            await trio.to_thread.run_sync(discard, kept.home.logs)
+
+    def known(self, name: str) -> Kept:
+        """The machine of that name; SpecInvalid when there is none."""
+        if (kept := self.machines.get(name)) is None:
+            fault = Fault("name", "no kept machine has it", suggestion(name, tuple(self.machines)))
+            raise SpecInvalid([fault], _whose(name))
+        return kept
+
+    async def _redeclare(self, kept: Kept, wanted: Record) -> None:
+        """Write down what is wanted of a machine that is up, then let its task make it true."""
+        before, kept.record = kept.record, wanted
+        kept.refusal = None
+        if not await kept.write(self._journal) and wanted.declared != "stopped":
+            # Meanwhile its end may have been noted: only what was declared is taken back.
+            kept.note(declared=before.declared, restart=before.restart)
+            assert kept.not_durable is not None
+            raise kept.not_durable
+        kept.notify()
+
+    async def _made_true(self, kept: Kept, state: Declared) -> None:
+        await kept.until(
+            lambda: not kept.tended or kept.refusal is not None or _is_true(kept, state)
+        )
+        if kept.refusal is not None:
+            raise kept.refusal
+
+    async def _start(self, kept: Kept, wanted: Record, resolution: Resolution | None) -> None:
+        """Declare a machine that is down, then start it; a failure takes the declaration back."""
+        before, kept.record = kept.record, attrs.evolve(wanted, phase="starting", identity=None)
+        kept.refusal = None
+        try:
+            await self._journal.put(kept.record)
+            await self._nursery.start(self._tend, kept, self._first(kept, resolution))
+        except BaseException as error:
+            kept.record = before
+            with trio.move_on_after(UNDO_GRACE, shield=True):
+                await self._take_back(kept, before)
+            if kept.state in ("queued", "starting"):
+                kept.enter("failed", str(error) or "the start was cancelled")
+            raise
+
+    async def _take_back(self, kept: Kept, before: Record) -> None:
+        with suppress(JournalFailed):
+            if before.phase == "starting":
+                await self._journal.remove(kept.name)
+            else:
+                await self._journal.put(before)
+            await trio.to_thread.run_sync(discard, kept.home.sockets)
+
+    # The tasks of the machines
+
+    async def _tend(self, kept: Kept, life: Life, task_status: trio.TaskStatus[None]) -> None:
+        """One kept machine, start to rest.  The one place where its failure is caught."""
+        handed_over = False
+
+        class Status:
+            def started(self, value: None = None) -> None:
+                nonlocal handed_over
+                if not handed_over:
+                    handed_over = True
+                    task_status.started()
+
+        kept.tended = True
+        try:
+            await life(Status())
+        except Exception as error:
+            if not handed_over:
+                raise
+            # Also what is no error of ours: the siblings are not to pay for it.
+            log.exception("machine %r failed, and is left as it is", kept.name)
+            kept.enter("failed", str(error))
+        finally:
+            kept.tended = False
+            kept.notify()
+
+    def _first(self, kept: Kept, resolution: Resolution | None) -> Life:
+        async def life(task_status: trio.TaskStatus[None]) -> None:
+            async def hand_over() -> None:
+                task_status.started()
+                # Had the caller been cancelled at this moment, it strikes here, and the
+                # machine is taken down again.
+                await trio.lowlevel.checkpoint_if_cancelled()
+
+            end = await started(kept, self.means, resolution, hand_over)
+            await self._from(kept, end, task_status.started)
+
+        return life
+
+    def _resumed(self, kept: Kept) -> Life:
+        async def life(task_status: trio.TaskStatus[None]) -> None:
+            end = await found(kept, self.means, task_status.started)
+            task_status.started()
+            await self._from(kept, end, task_status.started)
+
+        return life
+
+    async def _from(self, kept: Kept, end: End | None, seen: Callable[[], None]) -> None:
+        while True:
+            if end is None:  # QEMU lives and its monitor was lost
+                end = await found(kept, self.means, seen)
+            if not await comes_again(kept, self.means, end):
+                return
+            end = await attempt(kept, self.means)
+
+    # Around them
+
+    async def _report_strangers(self) -> None:
+        """Tell of sockets without a record, and remove those that nobody listens at."""
+        known = {kept.home.sockets for kept in self.machines.values()}
+        runtime = self._places.runtime
+        for directory in await trio.to_thread.run_sync(_strangers, runtime, known):
+            why = f"a QEMU answers at {directory}/qmp and no machine on record has it"
+            log.error("%s", why)
+            self._events.tell(directory.name, "stranger", why)
+
+    async def _trim_logs(self) -> None:
+        while True:
+            await trio.sleep(_TRIM_EVERY)
+            files = [kept.home.stderr for kept in self.machines.values()]
+            await trio.to_thread.run_sync(_trim_all, files)
+
+
+def _trim_all(files: list[Path]) -> None:
+    for file in files:
+        trim_log(file)
+
+
+def _is_true(kept: Kept, state: Declared) -> bool:
+    return state != "stopped" and kept.state == state
+
+
+def _whose(name: str) -> str:
+    return f"machine {name!r}"
+
+
+def _strangers(runtime: Path, known: set[Path]) -> list[Path]:
+    """Directories of sockets that nobody knows and somebody listens at.  Blocking."""
+    alive = []
+    for directory in runtime.iterdir():
+        if directory.is_symlink() or not directory.is_dir() or directory in known:
+            continue
+        if _listened_at(directory / "qmp"):
+            alive.append(directory)
+        else:
+            discard(directory)
+    return alive
+
+
+def _listened_at(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+        try:
+            sock.connect(str(path))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True

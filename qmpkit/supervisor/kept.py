@@ -1,0 +1,171 @@
+"""One kept machine, as its supervisor sees it: what is declared, what is observed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import trio
+
+from qmpkit.errors import JournalFailed, MachineGone
+from qmpkit.machine.keep import Home
+from qmpkit.machine.report import ExitReport
+from qmpkit.machine.state import State
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.restart import Restart
+from qmpkit.supervisor.events import EventLog
+from qmpkit.supervisor.journal import Journal
+from qmpkit.supervisor.record import Declared, End, Record
+from qmpkit.supervisor.table import Row
+from qmpkit.vm import VM
+
+__all__ = ["Kept"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+
+class Kept:
+    """A machine that outlives its supervisor; `Supervisor.ensure` gives it.
+
+    `vm` is the machine as long as its monitor answers, and another one after each
+    restart.  `state` is what is observed: the states of `State`, or "queued", "starting",
+    "silent" (its QEMU lives and says nothing), "unreachable" (it has no sockets any
+    more, or another machine's), "restarting" (it waits for its policy), "crash-loop"
+    and "failed" (it waits for a person).  `not_durable` is why the last change could
+    not be written down, None when it was.
+    """
+
+    def __init__(self, record: Record, home: Home, events: EventLog) -> None:
+        self.record = record
+        self.home = home
+        self.vm: VM | None = None
+        self.report: ExitReport | None = None
+        self.state = "gone"
+        self.cause = "" if record.end is None else record.end.why
+        self.not_durable: JournalFailed | None = None
+        self.turn = trio.Lock()  # one change at a time
+        self.tended = False  # a task keeps it as declared
+        self.refusal: Exception | None = None
+        self.grace: float | None = None
+        self._events = events
+        self._entered = trio.current_time()
+        self._changed = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Kept {self.name!r} {self.state}, declared {self.declared}>"
+
+    @property
+    def name(self) -> str:
+        """The machine's name, as in its spec."""
+        return self.record.name
+
+    @property
+    def declared(self) -> Declared:
+        """What its owner wants: "running", "paused" or "stopped"."""
+        return self.record.declared
+
+    @property
+    def spec(self) -> MachineSpec:
+        """The spec it is started from: versioned machine type, variables expanded."""
+        return self.record.spec
+
+    @property
+    def restart(self) -> Restart:
+        """What happens when it ends without being asked to."""
+        return self.record.restart
+
+    @property
+    def end(self) -> End | None:
+        """How it ended last."""
+        return self.record.end
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process id; None while there is none."""
+        identity = self.record.identity
+        return None if identity is None else identity.pid
+
+    async def wait_running(self) -> None:
+        """Wait until the guest's vCPUs run, through restarts.
+
+        Raises MachineGone when it has come to rest instead: stopped, ended for good,
+        in a crash loop.
+        """
+        await self.until(lambda: self.state == State.RUNNING.value or not self.tended)
+        if self.state != State.RUNNING.value:
+            raise MachineGone(self.name, "reaching the state running", self.report)
+
+    async def wait_rest(self) -> End | None:
+        """Wait until it is down and will not start by itself; how it ended."""
+        await self.until(lambda: not self.tended)
+        return self.end
+
+    async def until(self, met: Callable[[], bool]) -> None:
+        """Wait until a condition on this object is met."""
+        await trio.lowlevel.checkpoint()
+        while not met():
+            await self._changed.wait()
+
+    def changed(self) -> trio.Event:
+        """Set at the next change of anything here; take it before you look."""
+        return self._changed
+
+    def row(self) -> Row:
+        """Its row in the table."""
+        return Row(
+            machine=self.name,
+            state=self.state,
+            since=trio.current_time() - self._entered,
+            cause=self.cause,
+            pid=self.pid,
+            accel=self.record.facts.accel,
+            declared=self.declared,
+        )
+
+    # What its supervisor's tasks do
+
+    def enter(self, state: str, cause: str) -> None:
+        """Note and tell what is observed."""
+        self.state, self.cause, self._entered = state, cause, trio.current_time()
+        self._events.tell(self.name, state, cause)
+        self.notify()
+
+    def tell(self, what: str, why: str) -> None:
+        """Tell of something that is no state of it."""
+        self._events.tell(self.name, what, why)
+
+    def notify(self) -> None:
+        """Wake whoever waits for a change."""
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    def attach(self, vm: VM, cause: str) -> None:
+        """Its monitor answers."""
+        self.vm = vm
+        self.enter(vm.state.value, cause)
+        vm.machine.on_state = lambda state, why: self.enter(state.value, why)
+
+    def detach(self) -> None:
+        """It has ended, or its monitor has."""
+        if self.vm is not None:
+            self.report = self.vm.report or self.report
+        self.vm = None
+
+    def note(self, **changes: Any) -> None:
+        """Change what is on record; in memory, until it is written."""
+        self.record = attrs.evolve(self.record, **changes)
+        self.notify()
+
+    async def write(self, journal: Journal) -> bool:
+        """Write the record; a journal that cannot is told of, and keeps nobody from going on."""
+        try:
+            await journal.put(self.record)
+        except JournalFailed as failed:
+            log.warning("machine %r: this is not durable: %s", self.name, failed)
+            self.not_durable = failed
+            self.tell("not-durable", str(failed))
+            return False
+        self.not_durable = None
+        return True

@@ -1,0 +1,217 @@
+"""The life of one kept machine: started or adopted, kept as declared, ended, started again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import attrs
+import trio
+
+from qmpkit.errors import LaunchFailed, MachineDied, MachineGone, QmpkitError
+from qmpkit.host.resolve import Resolution, resolve
+from qmpkit.images.prepare import prepared_disks
+from qmpkit.machine.keep import Ground, begun
+from qmpkit.machine.launch import LaunchOptions
+from qmpkit.machine.machine import Machine
+from qmpkit.machine.report import ExitCause
+from qmpkit.machine.state import State
+from qmpkit.process.identity import boot_id
+from qmpkit.process.places import discard
+from qmpkit.supervisor.decide import Again, CrashLoop, decide
+from qmpkit.supervisor.journal import Journal
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.record import End
+from qmpkit.vm import VM
+
+__all__ = ["Means", "attempt", "attend", "comes_again", "started"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+HandOver = Callable[[], Awaitable[None]]
+
+
+@attrs.frozen
+class Means:
+    """What the lives of a supervisor's machines share.
+
+    `patience`: seconds that a monitor is given to answer at an adoption.
+    """
+
+    ground: Ground
+    journal: Journal
+    starts: trio.CapacityLimiter
+    options: LaunchOptions
+    powerdown_grace: float
+    patience: float = 2.0
+
+
+async def started(
+    kept: Kept, means: Means, resolution: Resolution | None, hand_over: HandOver
+) -> End | None:
+    """Start the machine, call *hand_over* once it is kept, and stay with it to its end.
+
+    None when its monitor has gone and QEMU has not.  Raises what `running` does, and
+    JournalFailed; then nothing of it is left.  So it is when *hand_over* fails.
+    """
+    kept.enter("queued", "it is to start")
+    async with AsyncExitStack() as stack:
+        async with means.starts:
+            kept.enter("starting", "its turn has come")
+            vm = await _bring_up(stack, kept, means, resolution)
+        kept.attach(vm, "QEMU is up")
+        try:
+            try:
+                await hand_over()
+            except BaseException:
+                with trio.move_on_after(means.options.graces.total, shield=True):
+                    await vm.quit()
+                raise
+            return await attend(kept, means, vm)
+        finally:
+            kept.detach()
+
+
+async def _bring_up(
+    stack: AsyncExitStack, kept: Kept, means: Means, resolution: Resolution | None
+) -> VM:
+    if resolution is None:
+        resolution = await resolve(kept.spec)
+    for warning in resolution.warnings:
+        log.warning("machine %r: %s", kept.name, warning)
+    made = await stack.enter_async_context(prepared_disks(resolution.spec))
+    start = await stack.enter_async_context(means.ground.start(resolution, kept.home))
+    kept.note(
+        phase="starting",
+        identity=start.child.identity,
+        argv=start.argv,
+        facts=resolution.facts,
+    )
+    # Written while QEMU gets ready.  It dies with us until it is on record.
+    ticket = means.journal.post(kept.record)
+    machine = await stack.enter_async_context(begun(resolution, start, kept.home, means.options))
+    await ticket.durable()
+    if not await start.child.keep():
+        report = await machine.wait()
+        raise LaunchFailed(kept.name, start.argv, str(report.status), report.stderr_tail)
+    # From here to the hand-over there is no checkpoint: nobody is cancelled in between.
+    kept.note(phase="up")
+    means.journal.post(kept.record)  # were it lost, an adoption would find out
+    made.keep()
+    return VM(machine, logs=kept.home.logs)
+
+
+async def attend(kept: Kept, means: Means, vm: VM) -> End | None:
+    """Keep a living machine as declared until it ends; None when only its monitor has gone."""
+    end: End | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_obey, kept, means, vm)
+        nursery.start_soon(_see_off, kept, means, vm)
+        nursery.start_soon(_notice_loss, vm.machine, nursery.cancel_scope)
+        end = End.of(await vm.wait(), boot_id())
+        nursery.cancel_scope.cancel()
+    return end
+
+
+async def _obey(kept: Kept, means: Means, vm: VM) -> None:
+    """Make each declaration true."""
+    obeyed = None
+    while True:
+        changed, wanted = kept.changed(), kept.declared
+        if wanted != obeyed:
+            try:
+                await _make_true(wanted, vm, _grace(kept, means))
+            except (MachineGone, MachineDied):
+                return
+            except QmpkitError as error:
+                log.warning("machine %r cannot be made %s: %s", kept.name, wanted, error)
+                kept.refusal = error
+                kept.tell("refused", f"it is declared {wanted}: {error}")
+                kept.notify()
+            obeyed = wanted
+        else:
+            await changed.wait()
+
+
+def _grace(kept: Kept, means: Means) -> float:
+    return means.powerdown_grace if kept.grace is None else kept.grace
+
+
+async def _make_true(wanted: str, vm: VM, grace: float) -> None:
+    match wanted:
+        case "running" if vm.state is State.PAUSED:
+            await vm.resume()
+        case "paused" if vm.state is State.RUNNING:
+            await vm.pause()
+        case "stopped" if grace:
+            await vm.shutdown(grace=grace)
+        case "stopped":
+            await vm.quit()
+
+
+async def _see_off(kept: Kept, means: Means, vm: VM) -> None:
+    """When the guest is down: write down why, then end QEMU, which waits for that."""
+    try:
+        state = await vm.machine.reached(State.SHUTDOWN, State.PANICKED)
+        panicked = state is State.PANICKED
+        cause = ExitCause.GUEST_PANIC if panicked else ExitCause.GUEST_SHUTDOWN
+        why = "the guest panicked" if panicked else "the guest shut itself down"
+        uptime = trio.current_time() - vm.machine.started_at
+        end = End(cause, why, uptime, time.time(), boot_id())
+        kept.note(phase="ending", end=end)
+        await kept.write(means.journal)
+        await vm.quit()
+    except (MachineGone, MachineDied):
+        return
+    except QmpkitError:
+        log.exception("machine %r could not be ended", kept.name)
+
+
+async def _notice_loss(machine: Machine, attending: trio.CancelScope) -> None:
+    await machine.qmp.wait_lost()
+    if await machine.verdict() is None:
+        attending.cancel()
+
+
+async def comes_again(kept: Kept, means: Means, end: End) -> bool:
+    """Write the end down, and wait until it is to start again; False when it is to stay down."""
+    kept.note(phase="down", identity=None, end=end)
+    await trio.to_thread.run_sync(discard, kept.home.sockets)
+    await kept.write(means.journal)
+    match decide(kept.record, end):
+        case Again(after):
+            return await _wait_for_turn(kept, end, after)
+        case CrashLoop(restarts, period):
+            why = f"{end.why}; that was after {restarts} restarts within {period:g} s"
+            kept.enter("crash-loop", why)
+        case _:
+            kept.enter("failed" if end.cause is None else State.GONE.value, end.why)
+    return False
+
+
+async def _wait_for_turn(kept: Kept, end: End, after: float) -> bool:
+    wait = min(after, max(0.0, end.time + after - time.time()))
+    kept.enter("restarting", f"{end.why}; it starts again in {wait:.1f} s")
+    with trio.move_on_after(wait):
+        await kept.until(lambda: kept.declared == "stopped")
+    if kept.declared == "stopped":
+        kept.enter(State.GONE.value, "it was stopped on request")
+        return False
+    if not end.interrupted:
+        kept.record = kept.record.with_restart_at(time.time())
+    return True
+
+
+async def attempt(kept: Kept, means: Means) -> End | None:
+    """Start it once more; a start that fails is an end too."""
+
+    async def to_nobody() -> None:
+        """Nobody waits for it, so nobody can give it up."""
+
+    try:
+        return await started(kept, means, None, to_nobody)
+    except QmpkitError as error:
+        why = f"it did not start: {error}"
+        return End(None, why, 0.0, time.time(), boot_id())

@@ -1,0 +1,183 @@
+"""What is remembered of a kept machine: plain data, and its form on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import attrs
+
+from qmpkit.errors import QmpkitError
+from qmpkit.machine.report import ExitCause, ExitReport
+from qmpkit.process.identity import Identity
+from qmpkit.spec.data import spec_from_dict, spec_to_dict
+from qmpkit.spec.facts import Facts, Flash
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.restart import Restart
+
+__all__ = ["SCHEMA", "Declared", "End", "Malformed", "NewerSchema", "Record", "digest_of"]
+
+SCHEMA = 1
+"""The format's number. A reader refuses what is newer than itself."""
+
+RESTARTS_KEPT = 100
+"""Times of restarts that are remembered: enough for any intensity that makes sense."""
+
+Declared = Literal["running", "paused", "stopped"]
+Phase = Literal["starting", "up", "ending", "down"]
+
+
+class Malformed(ValueError):
+    """A text that is no record of a machine."""
+
+
+class NewerSchema(Exception):
+    """A record of a later qmpkit; `schema` is its number."""
+
+    def __init__(self, schema: int) -> None:
+        self.schema = schema
+        super().__init__(schema)
+
+
+@attrs.frozen
+class End:
+    """How a kept machine ended last.
+
+    `cause` is None for what is no end of QEMU's, which `why` tells: a start that failed, or
+    one that was `interrupted`, as by a reboot of the host, through no fault of the machine.
+    `uptime` is in seconds, `time` in seconds since the epoch,
+    `boot` the host's boot in which it was noticed.
+    """
+
+    cause: ExitCause | None
+    why: str
+    uptime: float
+    time: float
+    boot: str
+    interrupted: bool = False
+
+    @classmethod
+    def of(cls, report: ExitReport, boot: str) -> End:
+        """The end that *report* tells of, now."""
+        return cls(report.cause, str(report), report.uptime, time.time(), boot)
+
+    @property
+    def asked(self) -> bool:
+        """True when the owner wanted it."""
+        return self.cause is ExitCause.HOST_QUIT
+
+    @property
+    def failure(self) -> bool:
+        """True unless the guest or the owner ended it in order, or it was interrupted."""
+        good = (ExitCause.GUEST_SHUTDOWN, ExitCause.GUEST_RESET, ExitCause.HOST_QUIT)
+        return self.cause not in good and not self.interrupted
+
+
+@attrs.frozen(kw_only=True)
+class Record:
+    """One kept machine.
+
+    `declared` is what its owner wants.  `spec` is the spec as it was resolved, with the
+    UUID its monitor must answer with; `asked` a digest of the spec it was made from.
+    `phase`: "starting" until the process outlives us, then "up", "ending" once its guest is
+    down and `end` says why, "down" when the process is gone; `identity` is its process,
+    `end` how it ended last, `restarts` when its policy started it again.  `argv`, `facts`:
+    of the process.  `sockets`: the directory where they are.
+    """
+
+    name: str
+    declared: Declared
+    spec: MachineSpec
+    asked: str
+    restart: Restart
+    sockets: str
+    phase: Phase = "starting"
+    identity: Identity | None = None
+    argv: tuple[str, ...] = ()
+    facts: Facts = attrs.field(factory=Facts)
+    end: End | None = None
+    restarts: tuple[float, ...] = ()
+    time: float = attrs.field(factory=time.time)
+
+    def to_json(self) -> str:
+        """The text that is written."""
+        plain = attrs.asdict(self, filter=lambda field, _: field.name not in _OWN_FORM)
+        plain |= {
+            "schema": SCHEMA,
+            "spec": spec_to_dict(self.spec),
+            "identity": None if self.identity is None else self.identity.to_dict(),
+            "end": None if self.end is None else _end_to_dict(self.end),
+        }
+        return json.dumps(plain, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Record:
+        """The reverse of `to_json`; raises `Malformed`, or `NewerSchema`."""
+        try:
+            plain = json.loads(text)
+            schema = plain["schema"]
+            if type(schema) is int and schema > SCHEMA:
+                raise NewerSchema(schema)
+            return _record(plain)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise Malformed(f"{type(error).__name__}: {error}") from error
+        except QmpkitError as error:
+            raise Malformed(str(error)) from error
+
+    def with_restart_at(self, when: float) -> Record:
+        """With one more restart in the list."""
+        return attrs.evolve(self, restarts=(*self.restarts, when)[-RESTARTS_KEPT:])
+
+
+_OWN_FORM = ("spec", "identity", "end")
+
+
+def digest_of(spec: MachineSpec) -> str:
+    """A short text that is the same for equal specs."""
+    plain = json.dumps(spec_to_dict(spec, defaults=False), sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+def _record(plain: Mapping[str, Any]) -> Record:
+    identity, end, flash = plain["identity"], plain["end"], plain["facts"]["flash"]
+    flags = tuple(plain["facts"]["cpu_flags"])
+    facts = {**plain["facts"], "cpu_flags": flags, "flash": Flash(**flash) if flash else None}
+    return Record(
+        name=_text(plain["name"]),
+        declared=_one_of(plain["declared"], Declared),
+        spec=spec_from_dict(plain["spec"]),
+        asked=_text(plain["asked"]),
+        restart=Restart(**plain["restart"]),
+        sockets=_text(plain["sockets"]),
+        phase=_one_of(plain["phase"], Phase),
+        identity=None if identity is None else Identity.from_dict(identity),
+        argv=tuple(map(_text, plain["argv"])),
+        facts=Facts(**facts),
+        end=None if end is None else _end_from_dict(end),
+        restarts=tuple(map(float, plain["restarts"])),
+        time=float(plain["time"]),
+    )
+
+
+def _end_to_dict(end: End) -> dict[str, Any]:
+    return attrs.asdict(end) | {"cause": None if end.cause is None else end.cause.value}
+
+
+def _end_from_dict(plain: Mapping[str, Any]) -> End:
+    cause = None if plain["cause"] is None else ExitCause(plain["cause"])
+    return End(**{**plain, "cause": cause})
+
+
+def _text(value: object) -> str:
+    if type(value) is not str:
+        raise TypeError(f"expected a text, not {value!r}")
+    return value
+
+
+def _one_of(value: object, choices: Any) -> Any:
+    if value not in get_args(choices):
+        raise ValueError(f"{value!r} is none of {get_args(choices)}")
+    return value
