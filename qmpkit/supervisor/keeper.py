@@ -163,10 +163,7 @@ class Keeper:
                 raise SpecInvalid([fault], f"machine {kept.name!r}")
             resolution = await self._resolved(spec, kept.spec.uuid)
             wanted = attrs.evolve(wanted, spec=resolution.spec, asked=digest_of(spec))
-        if kept.tended:
-            await self._redeclare(kept, wanted)
-        else:
-            await self._start(kept, wanted, resolution)
+        await self._change(kept, wanted, resolution)
 
     async def _resolved(self, spec: MachineSpec, known: str | None = None) -> Resolution:
         """With a UUID, by which its monitor can be told from another's."""
@@ -185,16 +182,22 @@ class Keeper:
         async with kept.turn:
             kept.grace = powerdown_grace
             wanted = attrs.evolve(kept.record, declared=state)
-            if kept.tended:
-                await self._redeclare(kept, wanted)
-                await self._made_true(kept, state)
-            elif state == "stopped":
-                kept.record = wanted
-                await kept.write(self._journal)
-            else:
-                await self._start(kept, wanted, None)
-                await self._made_true(kept, state)
+            await self._change(kept, wanted, None)
         return kept
+
+    async def _change(self, kept: Kept, wanted: Record, resolution: Resolution | None) -> None:
+        """Declare, and make it true."""
+        if kept.tended:
+            await self._redeclare(kept, wanted)
+            if await self._made_true(kept, wanted.declared):
+                return
+            # It came to rest before its task saw the declaration.
+            wanted = attrs.evolve(kept.record, declared=wanted.declared)
+        if wanted.declared != "stopped":
+            await self._start(kept, wanted, resolution)
+        elif kept.record != wanted or kept.not_durable:
+            kept.record = wanted
+            await kept.write(self._journal)
 
     async def forget(self, name: str) -> None:
         """See `Supervisor.forget`."""
@@ -225,12 +228,14 @@ class Keeper:
             raise kept.not_durable
         kept.notify()
 
-    async def _made_true(self, kept: Kept, state: Declared) -> None:
+    async def _made_true(self, kept: Kept, state: Declared) -> bool:
+        """Wait until it is as declared; False when it has come to rest before."""
         await kept.until(
             lambda: not kept.tended or kept.refusal is not None or _is_true(kept, state)
         )
         if kept.refusal is not None:
             raise kept.refusal
+        return state == "stopped" or _is_true(kept, state)
 
     async def _start(self, kept: Kept, wanted: Record, resolution: Resolution | None) -> None:
         """Declare a machine that is down, then start it; a failure takes the declaration back."""

@@ -30,6 +30,9 @@ __all__ = ["Means", "attempt", "attend", "comes_again", "started"]
 
 log = logging.getLogger("qmpkit.supervisor")
 
+RESUME_GRACE = 5.0
+"""Seconds that letting a guest run may take when its supervisor is being left."""
+
 HandOver = Callable[[], Awaitable[None]]
 
 
@@ -49,12 +52,14 @@ class Means:
 
 
 async def started(
-    kept: Kept, means: Means, resolution: Resolution | None, hand_over: HandOver
+    kept: Kept, means: Means, resolution: Resolution | None, hand_over: HandOver | None
 ) -> End | None:
-    """Start the machine, call *hand_over* once it is kept, and stay with it to its end.
+    """Start the machine and stay with it to its end.
 
-    None when its monitor has gone and QEMU has not.  Raises what `running` does, and
-    JournalFailed; then nothing of it is left.  So it is when *hand_over* fails.
+    *hand_over* is called once it outlives us and is as declared, for whoever waits for
+    it; when that fails or is cancelled the machine is ended again.  None when its monitor
+    has gone and QEMU has not.  Raises what `running` does, and JournalFailed; then
+    nothing of it is left.
     """
     kept.enter("queued", "it is to start")
     async with AsyncExitStack() as stack:
@@ -63,15 +68,24 @@ async def started(
             vm = await _bring_up(stack, kept, means, resolution)
         kept.attach(vm, "QEMU is up")
         try:
-            try:
-                await hand_over()
-            except BaseException:
-                with trio.move_on_after(means.options.graces.total, shield=True):
-                    await vm.quit()
-                raise
+            await _let_go(kept, means, vm, hand_over)
             return await attend(kept, means, vm)
         finally:
             kept.detach()
+
+
+async def _let_go(kept: Kept, means: Means, vm: VM, hand_over: HandOver | None) -> None:
+    try:
+        if kept.declared == "running":
+            # Not to be left standing with nobody there to see it.
+            with trio.move_on_after(RESUME_GRACE, shield=True):
+                await vm.resume()
+        if hand_over is not None:
+            await hand_over()
+    except BaseException:
+        with trio.move_on_after(means.options.graces.total, shield=True):
+            await vm.quit()
+        raise
 
 
 async def _bring_up(
@@ -177,9 +191,10 @@ async def _notice_loss(machine: Machine, attending: trio.CancelScope) -> None:
 
 async def comes_again(kept: Kept, means: Means, end: End) -> bool:
     """Write the end down, and wait until it is to start again; False when it is to stay down."""
-    kept.note(phase="down", identity=None, end=end)
-    await trio.to_thread.run_sync(discard, kept.home.sockets)
-    await kept.write(means.journal)
+    if kept.record.phase != "down" or kept.record.end != end:
+        kept.note(phase="down", identity=None, end=end)
+        await trio.to_thread.run_sync(discard, kept.home.sockets)
+        await kept.write(means.journal)
     match decide(kept.record, end):
         case Again(after):
             return await _wait_for_turn(kept, end, after)
@@ -206,12 +221,8 @@ async def _wait_for_turn(kept: Kept, end: End, after: float) -> bool:
 
 async def attempt(kept: Kept, means: Means) -> End | None:
     """Start it once more; a start that fails is an end too."""
-
-    async def to_nobody() -> None:
-        """Nobody waits for it, so nobody can give it up."""
-
     try:
-        return await started(kept, means, None, to_nobody)
+        return await started(kept, means, None, None)
     except QmpkitError as error:
         why = f"it did not start: {error}"
         return End(None, why, 0.0, time.time(), boot_id())

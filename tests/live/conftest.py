@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from qmpkit.images import drafts
+from tests.live.kept import Places
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Places]:
+    """Directories for kept machines; a test that fails leaves none running either."""
+    runtime = Path(tempfile.mkdtemp(prefix="qk-"))  # short, as the paths of sockets are to be
+    found = Places(tmp_path / "state", runtime)
+    monkeypatch.setenv("QMPKIT_STATE_DIR", str(found.state))
+    monkeypatch.setenv("QMPKIT_RUNTIME_DIR", str(runtime))
+    yield found
+    for pid in found.qemus():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(runtime)
 
 
 @pytest.fixture

@@ -1,0 +1,65 @@
+"""What the tests of kept machines share: directories of their own, and their end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit import Kept, Supervisor
+from qmpkit.process.identity import boot_id
+from qmpkit.testing.leaks import living_with
+
+__all__ = ["Places", "boot_of_the_past", "count", "end_all", "lab"]
+
+
+@attrs.frozen
+class Places:
+    """The directories of one test."""
+
+    state: Path
+    runtime: Path
+
+    def records(self) -> list[Path]:
+        """What the journal of the supervisor "lab" holds."""
+        return sorted(self.state.glob("lab/machines/*"))
+
+    def qemus(self) -> list[int]:
+        """The living QEMUs that were started under these directories."""
+        return [
+            pid
+            for pid in living_with(f"QMPKIT_RUNTIME_DIR={self.runtime}")
+            if b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+
+
+@asynccontextmanager
+async def lab(*, starts: int | None = None) -> AsyncIterator[Supervisor]:
+    async with Supervisor("lab", keep=True, starts=starts) as supervisor:
+        yield supervisor
+
+
+async def end_all() -> None:
+    """Stop and forget all that the supervisor has."""
+    async with lab() as supervisor:
+        async with trio.open_nursery() as nursery:
+            for name in supervisor.kept:
+                nursery.start_soon(supervisor.declare, name, "stopped")
+        for name in supervisor.kept:
+            await supervisor.forget(name)
+
+
+async def count(kept: Kept) -> int:
+    """kvm-tiny's counter in guest memory."""
+    assert kept.vm is not None
+    reply = await kept.vm.execute("human-monitor-command", {"command-line": "xp /1wx 0x1000"})
+    return int(str(reply).split(":")[1], 16)
+
+
+def boot_of_the_past(places: Places) -> None:
+    """Make what is on record older than the host's last boot."""
+    for path in places.records():
+        path.write_text(path.read_text().replace(boot_id(), "another-boot"))

@@ -1,0 +1,163 @@
+"""The supervisor of kept machines is killed at random moments: nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import attrs
+import pytest
+import trio
+
+from qmpkit import MachineSpec, Supervisor
+from qmpkit.testing import guests
+from qmpkit.testing.leaks import leaks
+from tests.live.kept import Places, count, end_all, lab
+from tests.sizes import ADOPTED, KEPT_MACHINES, SUPERVISOR_KILLS
+
+pytestmark = [pytest.mark.live, pytest.mark.usefixtures("places")]
+
+# The steady machines are made once and left alone; the others are changed all the time.
+PROGRAM = """
+import random, sys, attrs, qmpkit, trio
+
+qemu, steady, changing, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+dice = random.Random(seed)
+kvm_tiny = attrs.evolve(qmpkit.load_profile("kvm-tiny"), qemu=qemu, accel="tcg")
+bare = qmpkit.MachineSpec(qemu=qemu, accel="tcg", memory="16MiB")
+
+def say(*words):
+    print(*words, flush=True)
+
+async def change(lab, name):
+    while True:
+        wanted = dice.choice(["running", "paused", "stopped"])
+        try:
+            await lab.ensure(attrs.evolve(bare, name=name))
+            say("have", name)
+            await lab.declare(name, wanted)
+        except qmpkit.QmpkitError as error:
+            say("error", name, type(error).__name__, str(error).splitlines()[0])
+        await trio.sleep(dice.random() * 0.2)
+
+async def main():
+    say("open")
+    async with qmpkit.Supervisor("lab", keep=True) as lab:
+        say("adopted", *sorted(f"{k.name}={k.pid}" for k in lab.kept.values()))
+        async with trio.open_nursery() as nursery:
+            for number in range(steady):
+                nursery.start_soon(lab.ensure, attrs.evolve(kvm_tiny, name=f"steady{number}"))
+        say("steady", *(lab.kept[f"steady{number}"].pid for number in range(steady)))
+        async with trio.open_nursery() as nursery:
+            for number in range(changing):
+                nursery.start_soon(change, lab, f"changing{number}")
+
+trio.run(main)
+"""
+
+
+@asynccontextmanager
+async def program(*argv: object) -> AsyncIterator[trio.Process]:
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", PROGRAM, *map(str, argv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        yield process
+    finally:
+        with trio.CancelScope(shield=True):
+            process.kill()
+            await process.wait()
+            await process.stdout.aclose()
+            await process.stderr.aclose()
+
+
+async def said_until(process: trio.Process, wanted: str) -> list[str]:
+    """What it says, up to the line that begins with *wanted*."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    text = b""
+    while not any(line.startswith(wanted) for line in text.decode().split("\n")[:-1]):
+        more = await process.stdout.receive_some()
+        assert more, f"it ended: {text.decode()}{bytes(await process.stderr.receive_some())!r}"
+        text += more
+    return text.decode().splitlines()
+
+
+async def said_within(process: trio.Process, seconds: float) -> list[str]:
+    assert process.stdout is not None
+    text = b""
+    with trio.move_on_after(seconds):
+        while more := await process.stdout.receive_some():
+            text += more
+    return text.decode().splitlines()
+
+
+@pytest.mark.bound(60 + 6 * SUPERVISOR_KILLS * max(1, KEPT_MACHINES // 16))
+async def test_the_supervisor_is_killed_again_and_again(qemu: str, places: Places) -> None:
+    guests.build_kvm_tiny()
+    dice = random.Random(4)
+    steady = KEPT_MACHINES // 2
+    argv = [qemu, steady, KEPT_MACHINES - steady]
+    known: set[str] = set()
+    errors: list[str] = []
+    async with leaks():
+        async with program(*argv, "first") as process:
+            pids = (await said_until(process, "steady"))[-1]
+            assert pids.startswith("steady")
+        for kill in range(SUPERVISOR_KILLS):
+            async with program(*argv, kill) as process:
+                lines = await said_until(process, "open")
+                # From the first moment of the adoption to the middle of starts and stops.
+                lines += await said_within(process, dice.random() ** 2 * 1.5)
+            known |= {line.split()[1] for line in lines if line.startswith("have ")}
+            errors += [line for line in lines if line.startswith("error")]
+            assert all(line == pids for line in lines if line.startswith("steady"))
+        assert errors == []
+        async with lab() as supervisor:
+            await _all_as_declared(supervisor, places)
+            assert known <= set(supervisor.kept)
+            steadies = [supervisor.kept[f"steady{number}"] for number in range(steady)]
+            assert pids.split()[1:] == [str(kept.pid) for kept in steadies]
+            for kept in steadies:
+                assert await count(kept) > 0
+        await end_all()
+    assert places.qemus() == []
+
+
+async def _all_as_declared(supervisor: Supervisor, places: Places) -> None:
+    """Every machine is what it is declared to be, and no QEMU but theirs is there."""
+    for kept in supervisor.kept.values():
+        if kept.declared == "stopped":
+            await kept.wait_rest()
+        else:
+            await kept.until(lambda kept=kept: kept.state == kept.declared)  # type: ignore[misc]
+    on_record = sorted(kept.pid for kept in supervisor.kept.values() if kept.pid is not None)
+    assert sorted(places.qemus()) == on_record
+
+
+@pytest.mark.bound(60 + 4 * ADOPTED)
+async def test_many_are_adopted_at_once(qemu: str, places: Places) -> None:
+    bare = MachineSpec(qemu=qemu, accel="tcg", memory="16MiB")
+    async with leaks():
+        async with lab() as first, trio.open_nursery() as nursery:
+            for number in range(ADOPTED):
+                nursery.start_soon(_paused, first, attrs.evolve(bare, name=f"vm{number}"))
+        begun = trio.current_time()
+        async with lab() as second:
+            took = trio.current_time() - begun
+            assert {kept.state for kept in second.kept.values()} == {"paused"}
+            assert len(second.machines) == ADOPTED == len(places.qemus())
+        assert took < 1, f"{took:.2f} s"
+        await end_all()
+
+
+async def _paused(supervisor: Supervisor, spec: MachineSpec) -> None:
+    await supervisor.ensure(spec)
+    await supervisor.declare(spec.name, "paused")
