@@ -57,13 +57,15 @@ class CommandTable(ABC):
 
     `status` is its run state; `ended` is set when it has quit or crashed, with
     `exit_code` (None: killed or crashed); `obeys_powerdown` is whether its guest
-    heeds the power button; `pauses_on_shutdown` is `-action shutdown=pause`.
+    heeds the power button; `pauses_on_shutdown` is `-action shutdown=pause`, `uuid` what
+    `query-uuid` answers.
     """
 
     def __init__(self) -> None:
         self.status = "prelaunch"
         self.obeys_powerdown = True
         self.pauses_on_shutdown = False
+        self.uuid = "00000000-0000-0000-0000-000000000000"
         self._afterwards: list[Callable[[], None]] = []
         self.exit_code: int | None = None
         self.ended = trio.Event()
@@ -184,6 +186,9 @@ class CommandTable(ABC):
     def _do_query_commands(self, _: dict[str, Any]) -> object:
         own = [name[4:].replace("_", "-") for name in dir(self) if name.startswith("_do_")]
         return [{"name": name} for name in sorted({*own, *_EMPTY_LISTS, *_ACCEPTED})]
+
+    def _do_query_uuid(self, _: dict[str, Any]) -> object:
+        return {"UUID": self.uuid}
 
     def _do_query_name(self, _: dict[str, Any]) -> object:
         return {"name": "fake"}

@@ -49,7 +49,8 @@ async def main():
         say("adopted", *sorted(f"{k.name}={k.pid}" for k in lab.kept.values()))
         async with trio.open_nursery() as nursery:
             for number in range(steady):
-                nursery.start_soon(lab.ensure, attrs.evolve(kvm_tiny, name=f"steady{number}"))
+                kind = bare if number else kvm_tiny  # the first counts, and takes all it can get
+                nursery.start_soon(lab.ensure, attrs.evolve(kind, name=f"steady{number}"))
         say("steady", *(lab.kept[f"steady{number}"].pid for number in range(steady)))
         async with trio.open_nursery() as nursery:
             for number in range(changing):
@@ -125,8 +126,7 @@ async def test_the_supervisor_is_killed_again_and_again(qemu: str, places: Place
             assert known <= set(supervisor.kept)
             steadies = [supervisor.kept[f"steady{number}"] for number in range(steady)]
             assert pids.split()[1:] == [str(kept.pid) for kept in steadies]
-            for kept in steadies:
-                assert await count(kept) > 0
+            assert await count(steadies[0]) > 0
         await end_all()
     assert places.qemus() == []
 

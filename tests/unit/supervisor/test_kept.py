@@ -1,0 +1,364 @@
+"""Kept machines on fakes: what is declared is written first, then made true, and adopted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from qmpkit.errors import (
+    JournalFailed,
+    JournalNewer,
+    LaunchFailed,
+    MachineGone,
+    SpecInvalid,
+    SupervisorRunning,
+)
+from qmpkit.machine.launch import LaunchOptions
+from qmpkit.machine.machine import Graces
+from qmpkit.machine.report import ExitCause
+from qmpkit.process.identity import Standing
+from qmpkit.spec.restart import Restart
+from qmpkit.supervisor import journal
+from qmpkit.supervisor.supervisor import Supervisor
+from qmpkit.testing.cancel import cancel_at_every_checkpoint
+from qmpkit.testing.fake import Refuse
+from qmpkit.testing.fake_kept import FakeGround, FakeKept, fake_ground
+from qmpkit.testing.leaks import leaks
+from tests.unit.supervisor.conftest import spec
+
+AT_ONCE = Restart(policy="on-failure", delay=0.0, jitter=0.0, intensity=3)
+HASTY = LaunchOptions(graces=Graces(quit=0.2, term=0.2, kill=5))
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QMPKIT_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path / "state" / "lab"
+
+
+@asynccontextmanager
+async def lab(ground: FakeGround) -> AsyncIterator[Supervisor]:
+    async with Supervisor("lab", keep=True, ground=ground, options=HASTY) as supervisor:
+        yield supervisor
+
+
+def on_disk(state: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((state / "machines" / f"{name}.json").read_text())
+    return found
+
+
+async def test_a_machine_is_left_and_adopted(state: Path) -> None:
+    async with leaks(), fake_ground() as ground:
+        async with lab(ground) as first:
+            kept = await first.ensure(spec("a"))
+            assert (kept.state, kept.declared, kept.pid) == ("running", "running", ground["a"].pid)
+        assert on_disk(state, "a")["phase"] == "up"
+        assert ground["a"].status is None
+        async with lab(ground) as second:
+            kept = second.kept["a"]
+            assert (kept.state, kept.cause, kept.pid) == ("running", "adopted", ground["a"].pid)
+            assert await second.ensure(spec("a")) is kept
+        assert len(ground.started) == 1
+
+
+async def test_it_is_on_record_before_it_outlives_us(state: Path) -> None:
+    seen: list[str] = []
+
+    def prepare(fake: FakeKept) -> None:
+        seen.append(on_disk(state, "a")["declared"])  # before it is started
+        keep = fake.keep
+
+        async def watched() -> bool:
+            record = on_disk(state, "a")
+            seen.append(record["phase"])
+            assert record["identity"]["pid"] == fake.pid
+            return await keep()
+
+        fake.keep = watched  # type: ignore[method-assign]
+
+    async with fake_ground() as ground:
+        ground.prepare = prepare
+        async with lab(ground) as supervisor:
+            await supervisor.ensure(spec("a"))
+    assert seen == ["running", "starting"]
+
+
+@pytest.mark.parametrize("present", [True, False])
+async def test_a_guests_end_is_written_before_qemu_is_ended(state: Path, *, present: bool) -> None:
+    written: list[str] = []
+
+    def quit_(_: dict[str, Any]) -> object:
+        record = on_disk(state, "a")
+        written.append(f"{record['phase']}: {record['end']['cause']}")
+        return ground["a"].qemu.run("quit", {}, [])
+
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            kept = await first.ensure(spec("a"))
+            ground["a"].qemu.on("quit", quit_)
+            if present:
+                ground["a"].qemu.guest_shutdown()
+                await kept.wait_rest()
+        if not present:
+            ground["a"].qemu.guest_shutdown()
+        async with lab(ground) as second:
+            kept = second.kept["a"]
+            end = await kept.wait_rest()
+            assert end is not None
+            assert end.cause is ExitCause.GUEST_SHUTDOWN
+            assert (kept.state, kept.declared) == ("gone", "running")
+            assert second.table()[0].pid is None
+        assert written == ["ending: guest shutdown"]
+        assert ground.alive == []
+
+
+async def test_a_crash_is_answered_until_it_is_a_loop() -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as supervisor:
+            kept = await supervisor.ensure(spec("a"), restart=AT_ONCE)
+            for number in range(4):
+                await kept.until(lambda n=number: len(ground.started) == n + 1)  # type: ignore[misc]
+                await kept.wait_running()
+                ground["a"].end(signal.SIGSEGV)
+                await kept.until(lambda: kept.state != "running")
+            await kept.wait_rest()
+            assert kept.state == "crash-loop"
+            assert "after 3 restarts within 600 s" in kept.cause
+            with pytest.raises(MachineGone, match="reaching the state running"):
+                await kept.wait_running()
+        async with lab(ground) as second:
+            kept = second.kept["a"]
+            await kept.wait_rest()
+            assert kept.state == "crash-loop", "also for the next supervisor"
+            await second.declare("a", "running")
+            assert kept.state == "running"
+
+
+async def test_a_panic_is_a_failure() -> None:
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        kept = await supervisor.ensure(spec("a"), restart=AT_ONCE)
+        ground["a"].qemu.guest_panic()
+        await kept.until(lambda: len(ground.started) == 2 and kept.state == "running")
+        assert kept.end is not None
+        assert kept.end.cause is ExitCause.GUEST_PANIC
+
+
+@pytest.mark.parametrize(
+    "standing", [Standing.GONE, Standing.REUSED, Standing.ZOMBIE], ids=lambda s: s.name
+)
+async def test_one_that_vanished_is_told_of(standing: Standing) -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            await first.ensure(spec("a"), restart="never")
+        ground["a"].standing = standing
+        ground["a"].end(signal.SIGKILL)
+        async with lab(ground) as second:
+            kept = second.kept["a"]
+            await kept.wait_rest()
+            assert (kept.state, kept.pid) == ("gone", None)
+            assert kept.cause == f"QEMU vanished while nobody looked: {standing.value}"
+
+
+async def test_an_interrupted_start_is_finished_whatever_the_policy(state: Path) -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            await first.ensure(spec("a"), restart="never")
+        ground["a"].end(signal.SIGKILL)
+        record = on_disk(state, "a") | {"phase": "starting"}
+        (state / "machines" / "a.json").write_text(json.dumps(record))
+        async with lab(ground) as second:
+            await second.kept["a"].wait_running()
+        assert len(ground.started) == 2
+
+
+async def test_an_interrupted_stop_is_finished(state: Path) -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            await first.ensure(spec("a"), restart="always")
+        record = on_disk(state, "a") | {"declared": "stopped"}
+        (state / "machines" / "a.json").write_text(json.dumps(record))
+        async with lab(ground) as second:
+            kept = second.kept["a"]
+            await kept.wait_rest()
+            assert kept.end is not None
+            assert kept.end.cause is ExitCause.HOST_QUIT
+        assert ground.alive == []
+
+
+async def test_what_differs_is_told_and_mended() -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            await first.ensure(spec("a"))
+        ground["a"].qemu.run("stop", {}, [])
+        async with lab(ground) as second:
+            await second.kept["a"].wait_running()
+
+
+async def test_a_silent_machine_can_be_stopped_and_holds_up_nobody() -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            await first.ensure(spec("a"))
+            await first.ensure(spec("b"))
+        ground["a"].qemu.silent = True
+        with trio.fail_after(20):
+            async with lab(ground) as second:
+                assert second.kept["b"].state == "running"
+                assert second.kept["a"].state == "silent"
+                await second.declare("a", "stopped")
+                assert ground["a"].signals == [signal.SIGTERM]
+                assert second.kept["a"].declared == "stopped"
+
+
+async def test_another_uuid_is_another_machine() -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            await first.ensure(spec("a"))
+        ground["a"].qemu.uuid = "12345678-0000-0000-0000-000000000000"
+        async with lab(ground) as second:
+            kept = second.kept["a"]
+            assert kept.state == "unreachable"
+            assert "it is another machine, and is left alone" in kept.cause
+
+
+async def test_a_monitor_that_is_lost_is_found_again() -> None:
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        kept = await supervisor.ensure(spec("a"))
+        first = kept.vm
+        ground["a"].qemu.hang_up()
+        await kept.until(lambda: kept.vm is not None and kept.vm is not first)
+        assert (kept.state, len(ground.started)) == ("running", 1)
+
+
+async def test_refusals() -> None:
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await supervisor.ensure(spec("a"))
+        with pytest.raises(SpecInvalid, match="it is up with another spec"):
+            await supervisor.ensure(attrs.evolve(spec("a"), memory="32MiB"))
+        with pytest.raises(SpecInvalid, match="it is up, or about to be"):
+            await supervisor.forget("a")
+        with pytest.raises(SpecInvalid, match="no kept machine has it"):
+            await supervisor.declare("b", "running")
+        with pytest.raises(SpecInvalid, match="cannot be declared 'dead'"):
+            await supervisor.declare("a", "dead")  # type: ignore[arg-type]
+        with pytest.raises(SpecInvalid, match="taken by a kept machine"):
+            await supervisor.start(spec("a"))
+        with pytest.raises(SupervisorRunning, match=f"process {os.getpid()}"):
+            async with lab(ground):
+                pytest.fail("it was let in")
+        ground["a"].qemu.on("stop", _refuse)
+        with pytest.raises(Exception, match="not now"):
+            await supervisor.declare("a", "paused")
+        await supervisor.declare("a", "stopped")
+        changed = await supervisor.ensure(attrs.evolve(spec("a"), memory="32MiB"))
+        assert changed.spec.memory.size == 32 << 20
+
+
+def _refuse(_: dict[str, Any]) -> object:
+    raise Refuse("not now")
+
+
+async def test_without_keep_nothing_is_kept() -> None:
+    async with Supervisor("lab") as supervisor:
+        with pytest.raises(RuntimeError, match="keep=True"):
+            await supervisor.ensure(spec("a"))
+
+
+async def test_a_start_that_fails_leaves_what_was(state: Path) -> None:
+    async with leaks(), fake_ground() as ground, lab(ground) as supervisor:
+        ground.prepare = lambda fake: fake.end(1)
+        with pytest.raises(LaunchFailed):
+            await supervisor.ensure(spec("a"))
+        assert supervisor.kept == {}
+        assert not [*(state / "machines").iterdir()]
+        ground.prepare = lambda fake: None
+        await supervisor.ensure(spec("a"))
+        await supervisor.declare("a", "stopped")
+        before = on_disk(state, "a")
+        ground.prepare = lambda fake: fake.end(1)
+        with pytest.raises(LaunchFailed):
+            await supervisor.declare("a", "running")
+        assert on_disk(state, "a") == before
+        assert supervisor.kept["a"].declared == "stopped"
+
+
+async def test_a_stop_is_done_though_it_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(path: Path, text: str | None) -> None:
+        raise OSError(28, "No space left on device")
+
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        kept = await supervisor.ensure(spec("a"))
+        monkeypatch.setattr(journal, "_draft", full)
+        for change in (supervisor.ensure(spec("b")), supervisor.declare("a", "paused")):
+            with pytest.raises(JournalFailed, match=r"No space left on device. Cure: free some"):
+                await change
+        assert (kept.state, kept.declared) == ("running", "running")
+        assert set(supervisor.kept) == {"a"}
+        await supervisor.declare("a", "stopped")
+        assert kept.pid is None
+        assert isinstance(kept.not_durable, JournalFailed)
+        assert ground.alive == []
+
+
+async def test_a_corrupt_record_is_set_aside_and_told_of(state: Path) -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            await first.ensure(spec("a"))
+            await first.ensure(spec("b"))
+        (state / "machines" / "a.json").write_text('{"schema": 1, "name"')
+        async with lab(ground) as second:
+            assert set(second.kept) == {"b"}
+            assert (state / "machines" / "a.json.corrupt-1").exists()
+        record = on_disk(state, "b") | {"schema": 2}
+        (state / "machines" / "b.json").write_text(json.dumps(record))
+        with pytest.raises(JournalNewer, match="update qmpkit"):
+            async with lab(ground):
+                pytest.fail("it was let in")
+
+
+# Cancelled anywhere
+
+
+async def test_a_cancelled_ensure_leaves_nothing_or_a_machine_on_record(state: Path) -> None:
+    async with fake_ground() as ground, lab(ground) as supervisor:
+
+        async def clean() -> None:
+            assert len(ground.alive) == len(supervisor.kept)
+            assert len([*(state / "machines").glob("*.json")]) == len(supervisor.kept)
+            if supervisor.kept:
+                await supervisor.declare("a", "stopped")
+                await supervisor.forget("a")
+
+        runs = await cancel_at_every_checkpoint(
+            lambda: supervisor.ensure(spec("a")), every=3, after=clean
+        )
+        assert runs > 5
+
+
+async def test_cancelled_adoptions_leave_the_machine() -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            await first.ensure(spec("a"), restart="never")
+
+        async def adopt() -> None:
+            async with lab(ground):
+                await trio.lowlevel.checkpoint()
+
+        async def alive() -> None:
+            assert len(ground.alive) == 1
+
+        async with leaks():
+            await cancel_at_every_checkpoint(adopt, every=3, after=alive)
+            async with lab(ground) as last:
+                assert last.kept["a"].state == "running"
+        assert len(ground.started) == 1
