@@ -45,4 +45,4 @@ IMAGE_CHAINS = size(ci=12, long=300)  # chains of images made up and compared wi
 KEPT_MACHINES = size(ci=8, long=50)  # that one supervisor has while it is killed again and again
 SUPERVISOR_KILLS = size(ci=15, long=100)  # SIGKILLs of the supervising Python at random moments
 ADOPTED = size(ci=12, long=50)  # paused machines adopted at once, in under a second
-JOURNAL_KILLS = size(ci=12, long=200)  # SIGKILLs of a process that writes its journal
+JOURNAL_KILLS = size(ci=8, long=200)  # SIGKILLs of a process that writes its journal
