@@ -39,6 +39,9 @@ log = logging.getLogger("qmpkit.supervisor")
 UNDO_GRACE = 5.0
 """Seconds that taking back the record of a failed start may take."""
 
+RELEASE_GRACE = 5.0
+"""Seconds that giving up the directory may take: some system calls."""
+
 _TRIM_EVERY = 60.0
 
 Life = Callable[[trio.TaskStatus[None]], Awaitable[None]]
@@ -63,7 +66,7 @@ class Keeper:
         self.name = name
         self.machines: dict[str, Kept] = {}
         self._events = events
-        self._means = partial(
+        self._with = partial(
             Means,
             ground=ground,
             starts=starts,
@@ -83,14 +86,16 @@ class Keeper:
         try:
             async with service_nursery() as services:
                 self._journal = Journal(self._places.records)
-                self.means: Means = self._means(journal=self._journal)
+                self._means = self._with(journal=self._journal, home=self._home)
                 services.start_soon(self._journal.run)
                 services.start_soon(self._trim_logs)
                 async with self._adopted():
                     yield
         finally:
-            with trio.CancelScope(shield=True):  # some system calls
-                await trio.to_thread.run_sync(claim.__exit__, None, None, None)
+            with trio.move_on_after(RELEASE_GRACE, shield=True):
+                await trio.to_thread.run_sync(
+                    claim.__exit__, None, None, None, abandon_on_cancel=True
+                )
 
     @asynccontextmanager
     async def _adopted(self) -> AsyncIterator[None]:
@@ -133,16 +138,16 @@ class Keeper:
     async def _make(self, spec: MachineSpec, policy: Restart) -> Kept:
         if problem := machine_name_problem(spec.name):
             raise SpecInvalid([Fault("name", problem)])
-        sockets = self._places.sockets(spec.name)
+        home = self._home(spec.name)
         record = Record(
             name=spec.name,
             declared="running",
             spec=spec,
             asked=digest_of(spec),
             restart=policy,
-            sockets=str(sockets),
+            sockets=str(home.sockets),
         )
-        kept = Kept(record, Home(sockets, self._places.logs(spec.name)), self._events)
+        kept = Kept(record, home, self._events)
         async with kept.turn:
             self.machines[spec.name] = kept  # the name is taken from here on
             try:
@@ -164,6 +169,9 @@ class Keeper:
             resolution = await self._resolved(spec, kept.spec.uuid)
             wanted = attrs.evolve(wanted, spec=resolution.spec, asked=digest_of(spec))
         await self._change(kept, wanted, resolution)
+
+    def _home(self, name: str) -> Home:
+        return Home(self._places.sockets(name), self._places.logs(name))
 
     async def _resolved(self, spec: MachineSpec, known: str | None = None) -> Resolution:
         """With a UUID, by which its monitor can be told from another's."""
@@ -187,6 +195,9 @@ class Keeper:
 
     async def _change(self, kept: Kept, wanted: Record, resolution: Resolution | None) -> None:
         """Declare, and make it true."""
+        if not kept.tended and kept.record.identity is not None:
+            # Its task has failed and its QEMU may live: never start a second one.
+            await self._nursery.start(self._tend, kept, self._resumed(kept))
         if kept.tended:
             await self._redeclare(kept, wanted)
             if await self._made_true(kept, wanted.declared):
@@ -203,7 +214,7 @@ class Keeper:
         """See `Supervisor.forget`."""
         kept = self.known(name)
         async with kept.turn:
-            if kept.tended:
+            if kept.tended or kept.record.identity is not None:
                 fault = Fault("", "it is up, or about to be", f'declare({name!r}, "stopped") first')
                 raise SpecInvalid([fault], _whose(name))
             await self._journal.remove(name)
@@ -219,7 +230,8 @@ class Keeper:
 
     async def _redeclare(self, kept: Kept, wanted: Record) -> None:
         """Write down what is wanted of a machine that is up, then let its task make it true."""
-        before, kept.record = kept.record, wanted
+        before = kept.record
+        kept.record = attrs.evolve(before, declared=wanted.declared, restart=wanted.restart)
         kept.refusal = None
         if not await kept.write(self._journal) and wanted.declared != "stopped":
             # Meanwhile its end may have been noted: only what was declared is taken back.
@@ -294,14 +306,14 @@ class Keeper:
                 # machine is taken down again.
                 await trio.lowlevel.checkpoint_if_cancelled()
 
-            end = await started(kept, self.means, resolution, hand_over)
+            end = await started(kept, self._means, resolution, hand_over)
             await self._from(kept, end, task_status.started)
 
         return life
 
     def _resumed(self, kept: Kept) -> Life:
         async def life(task_status: trio.TaskStatus[None]) -> None:
-            end = await found(kept, self.means, task_status.started)
+            end = await found(kept, self._means, task_status.started)
             task_status.started()
             await self._from(kept, end, task_status.started)
 
@@ -310,10 +322,10 @@ class Keeper:
     async def _from(self, kept: Kept, end: End | None, seen: Callable[[], None]) -> None:
         while True:
             if end is None:  # QEMU lives and its monitor was lost
-                end = await found(kept, self.means, seen)
-            if not await comes_again(kept, self.means, end):
+                end = await found(kept, self._means, seen)
+            if not await comes_again(kept, self._means, end):
                 return
-            end = await attempt(kept, self.means)
+            end = await attempt(kept, self._means)
 
     # Around them
 

@@ -13,7 +13,7 @@ import trio
 from qmpkit.errors import LaunchFailed, MachineDied, MachineGone, QmpkitError
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.images.prepare import prepared_disks
-from qmpkit.machine.keep import Ground, begun
+from qmpkit.machine.keep import Ground, Home, begun
 from qmpkit.machine.launch import LaunchOptions
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.report import ExitCause
@@ -40,11 +40,13 @@ HandOver = Callable[[], Awaitable[None]]
 class Means:
     """What the lives of a supervisor's machines share.
 
-    `patience`: seconds that a monitor is given to answer at an adoption.
+    `home`: where a machine that is started has its sockets and logs.  `patience`: seconds
+    that a monitor is given to answer at an adoption.
     """
 
     ground: Ground
     journal: Journal
+    home: Callable[[str], Home]
     starts: trio.CapacityLimiter
     options: LaunchOptions
     powerdown_grace: float
@@ -96,9 +98,11 @@ async def _bring_up(
     for warning in resolution.warnings:
         log.warning("machine %r: %s", kept.name, warning)
     made = await stack.enter_async_context(prepared_disks(resolution.spec))
+    kept.home = means.home(kept.name)  # the runtime directory may be another one today
     start = await stack.enter_async_context(means.ground.start(resolution, kept.home))
     kept.note(
         phase="starting",
+        sockets=str(kept.home.sockets),
         identity=start.child.identity,
         argv=start.argv,
         facts=resolution.facts,

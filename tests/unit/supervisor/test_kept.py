@@ -27,7 +27,7 @@ from qmpkit.machine.machine import Graces
 from qmpkit.machine.report import ExitCause
 from qmpkit.process.identity import Standing
 from qmpkit.spec.restart import Restart
-from qmpkit.supervisor import journal
+from qmpkit.supervisor import journal, life
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.fake import Refuse
@@ -236,6 +236,37 @@ async def test_a_monitor_that_is_lost_is_found_again() -> None:
         ground["a"].qemu.hang_up()
         await kept.until(lambda: kept.vm is not None and kept.vm is not first)
         assert (kept.state, len(ground.started)) == ("running", 1)
+
+
+async def test_one_whose_task_failed_is_never_started_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def broken(*args: object) -> None:
+        raise RuntimeError("a defect")
+
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        sibling = await supervisor.ensure(spec("b"))
+        with monkeypatch.context() as patch:
+            patch.setattr(life, "_obey", broken)
+            kept = await supervisor.ensure(spec("a"))
+            await kept.wait_rest()
+        assert (kept.state, sibling.state) == ("failed", "running")
+        assert ground["a"].status is None
+        with pytest.raises(SpecInvalid, match="it is up, or about to be"):
+            await supervisor.forget("a")
+        await supervisor.declare("a", "paused")
+        assert (kept.state, len(ground.started)) == ("paused", 2)
+
+
+async def test_a_stop_while_it_waits_for_its_restart() -> None:
+    policy = attrs.evolve(AT_ONCE, delay=1000.0, max_delay=1000.0)
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        kept = await supervisor.ensure(spec("a"), restart=policy)
+        ground["a"].end(signal.SIGSEGV)
+        await kept.until(lambda: kept.state == "restarting")
+        assert "it starts again in 1000.0 s" in kept.cause
+        await supervisor.declare("a", "stopped")
+        assert (kept.state, len(ground.started)) == ("gone", 1)
 
 
 async def test_refusals() -> None:
