@@ -170,7 +170,8 @@ async def _give_up_at_end(kept: Kept, child: KeptLike, trying: trio.CancelScope)
 
 def _unseen(record: Record, child: KeptLike) -> End:
     """The end of a process that nobody could talk to."""
-    cause = ExitCause.HOST_QUIT if record.declared == "stopped" else ExitCause.CRASHED
-    stopped = "it was stopped on request, by a signal"
-    why = stopped if record.declared == "stopped" else f"QEMU ended ({child.status})"
-    return End(cause, why, record.identity.age if record.identity else 0.0, time.time(), boot_id())
+    uptime = record.identity.age if record.identity else 0.0
+    cause, why = ExitCause.CRASHED, f"QEMU vanished while its monitor was silent ({child.status})"
+    if record.declared == "stopped":
+        cause, why = ExitCause.HOST_QUIT, "it was stopped on request, by a signal"
+    return End(cause, why, uptime, time.time(), boot_id())

@@ -181,7 +181,7 @@ async def test_one_that_vanished_in_our_absence(bare: MachineSpec) -> None:
             await kept.wait_rest()
             assert kept.end is not None
             assert kept.end.cause is ExitCause.CRASHED
-            assert "QEMU vanished while nobody looked" in kept.cause
+            assert "QEMU vanished while" in kept.cause
         await end_all()
 
 
