@@ -14,10 +14,12 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn
 
+from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.block import Overlay
 from qmpkit.spec.chardev import Serial, to_serials
 from qmpkit.spec.cpu import Cpu
 from qmpkit.spec.firmware import UEFI, Firmware, Uefi
+from qmpkit.spec.health import CHECK_KINDS, Check, FunctionCheck, to_checks
 from qmpkit.spec.machine import MachineSpec, Option
 from qmpkit.spec.memory import Memory
 from qmpkit.spec.network import NIC_KINDS, Forward, Nic, to_forward
@@ -143,17 +145,31 @@ def _dict(value: object, kind: Any) -> dict[str, object]:
     return dict(zip(table, _items(table.items(), get_args(kind)[1], "table"), strict=True))
 
 
-def _tagged(value: object, kind: Any) -> object:
-    """A NIC: the table's `kind` names the class, the other keys are its fields."""
+def _tagged(value: object, kinds: Mapping[str, Any]) -> object:
+    """The table's `kind` names the class, the other keys are its fields."""
     table = dict(_table(value))
-    name = _at_key("kind", lambda: _kind(table))
-    return _CONVERTER.structure(table, NIC_KINDS[str(name)])
+    name = _at_key("kind", lambda: _kind(table, kinds))
+    return _CONVERTER.structure(table, kinds[str(name)])
 
 
-def _kind(table: dict[str, object]) -> object:
+def _kind(table: dict[str, object], kinds: Mapping[str, Any]) -> object:
     if "kind" not in table:
-        raise Wrong("is missing", f"one of {', '.join(map(repr, NIC_KINDS))}")
-    return _literal(table.pop("kind"), Literal[tuple(NIC_KINDS)])
+        raise Wrong("is missing", f"one of {', '.join(map(repr, kinds))}")
+    return _literal(table.pop("kind"), Literal[tuple(kinds)])
+
+
+def _nic(value: object, _: object) -> object:
+    return _tagged(value, NIC_KINDS)
+
+
+def _check(value: object, _: object) -> object:
+    if not isinstance(value, str):
+        return _tagged(value, CHECK_KINDS)
+    try:
+        return to_checks(value)[0]
+    except SpecInvalid as error:
+        (fault,) = error.faults
+        raise Wrong(fault.message, fault.hint) from None
 
 
 def _at_key(key: str, work: Callable[[], object]) -> object:
@@ -245,7 +261,8 @@ def _readers(converter: cattrs.Converter) -> None:
     converter.register_structure_hook_factory(attrs.has, _class_hook)
     converter.register_structure_hook_func(lambda kind: kind is Size, _size)
     converter.register_structure_hook_func(lambda kind: kind == Option, _option)
-    converter.register_structure_hook_func(lambda kind: kind == Nic, _tagged)
+    converter.register_structure_hook_func(lambda kind: kind == Nic, _nic)
+    converter.register_structure_hook_func(lambda kind: kind == Check, _check)
     converter.register_structure_hook_func(lambda kind: kind == _MAKE, _made)
     converter.register_structure_hook_func(lambda kind: kind == tuple[Serial, ...], _serials)
     converter.register_structure_hook_func(lambda kind: kind == Firmware, _firmware)
@@ -256,11 +273,18 @@ def _writers(converter: cattrs.Converter) -> None:
         kind = next(name for name, cls in NIC_KINDS.items() if cls is type(value))
         return {"kind": kind, **converter.unstructure(value)}
 
+    def check(value: Check) -> dict[str, object]:
+        if isinstance(value, FunctionCheck):
+            message = f"{str(value)!r} is a function, which is nothing that can be written"
+            raise SpecInvalid([Fault("health.checks", message)])
+        return {"kind": value.kind, **converter.unstructure(value)}
+
     def made(value: Size | Overlay | None) -> object:
         return format_size(value) if isinstance(value, int) else converter.unstructure(value)
 
     converter.register_unstructure_hook_func(lambda kind: kind is Size, format_size)
     converter.register_unstructure_hook_func(lambda kind: kind == Nic, nic)
+    converter.register_unstructure_hook_func(lambda kind: kind == Check, check)
     converter.register_unstructure_hook_func(lambda kind: kind == _MAKE, made)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import attrs
 
 from qmpkit.spec.cloud_init import CloudInit
-from qmpkit.spec.farm_health import HealthCheck
 from qmpkit.spec.farm_networks import Network
+from qmpkit.spec.health import Health
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.restart import NEVER, Restart
 
@@ -33,7 +33,7 @@ class FarmMachine:
     """One machine of a farm, nothing left open: MACs, node names and paths are in `spec`.
 
     `group`: the table it came from, which `count` multiplies.  `seed`: what cloud-init is
-    told, None: no seed.  `restart`: "never" by default.  `health`: checks, by default none.
+    told, None: no seed.  `restart`: "never" by default.  `health`: None: no checks.
     `after`: machines that are up before this one starts.  `requires`: the same, and without
     them it does not start.  Both name machines, not tables.
     """
@@ -44,7 +44,7 @@ class FarmMachine:
     seed: CloudInit | None = None
     networks: tuple[Joined, ...] = ()
     restart: Restart = NEVER
-    health: tuple[HealthCheck, ...] = ()
+    health: Health | None = None
     after: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
 

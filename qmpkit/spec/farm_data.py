@@ -17,9 +17,9 @@ from qmpkit.spec.data import SCHEMA, schema_fault, spec_from_dict, spec_to_dict
 from qmpkit.spec.farm import Farm, FarmMachine, Joined
 from qmpkit.spec.farm_expand import expand_farm
 from qmpkit.spec.farm_faults import Faults, Layer, structured, table_at
-from qmpkit.spec.farm_health import HealthCheck, health_faults, to_checks
 from qmpkit.spec.farm_networks import network_of, network_to_table
 from qmpkit.spec.farm_tables import Merged
+from qmpkit.spec.health import Health, health_faults
 from qmpkit.spec.restart import NEVER, Restart
 from qmpkit.spec.suggest import suggestion
 
@@ -102,7 +102,7 @@ class _Recorded:
     seed: _Seed | None = None
     networks: tuple[_Join, ...] = ()
     restart: Restart = NEVER
-    health: tuple[dict[str, Any], ...] = ()
+    health: Health | None = None
     after: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
 
@@ -116,10 +116,11 @@ def machine_to_dict(machine: FarmMachine) -> dict[str, Any]:
         "spec": spec_to_dict(machine.spec),
         "networks": [_join_to_dict(join) for join in machine.networks],
         "restart": unstructure_any(machine.restart),
-        "health": [_check_to_dict(check) for check in machine.health],
         "after": list(machine.after),
         "requires": list(machine.requires),
     }
+    if machine.health is not None:
+        data["health"] = unstructure_any(machine.health)
     if machine.seed is not None:
         seed = {field.name: getattr(machine.seed, field.name) for field in attrs.fields(CloudInit)}
         seed["ssh_keys"] = list(machine.seed.ssh_keys)
@@ -130,10 +131,6 @@ def machine_to_dict(machine: FarmMachine) -> dict[str, Any]:
 def _join_to_dict(join: Joined) -> dict[str, Any]:
     ip = {} if join.ip is None else {"ip": join.ip}
     return {"name": join.name, "nic": join.nic, **ip, "network": network_to_table(join.network)}
-
-
-def _check_to_dict(check: HealthCheck) -> dict[str, Any]:
-    return {"kind": check.kind, **deepcopy(check.settings)}
 
 
 def machine_from_dict(data: Mapping[str, Any], *, source: str = "") -> FarmMachine:
@@ -149,7 +146,8 @@ def machine_from_dict(data: Mapping[str, Any], *, source: str = "") -> FarmMachi
     read, _ = structured(fields, _Recorded, at.where, faults)
     if read is None or faults.found:
         raise SpecInvalid(faults.found, source)
-    faults.add_all(health_faults(read.health), at.where)
+    if read.health is not None:
+        faults.add_all(health_faults(read.health), at.where)
     joined = []
     for number, join in enumerate(read.networks):
         place = Layer("", ("networks", number, "network"), join.network)
@@ -165,7 +163,7 @@ def machine_from_dict(data: Mapping[str, Any], *, source: str = "") -> FarmMachi
         seed=None if read.seed is None else CloudInit(**attrs.asdict(read.seed, recurse=False)),
         networks=tuple(joined),
         restart=read.restart,
-        health=to_checks(read.health),
+        health=read.health,
         after=read.after,
         requires=read.requires,
     )

@@ -13,7 +13,7 @@ from qmpkit.spec.farm_faults import Faults
 from qmpkit.spec.farm_group import Group, group_of, names_of, path_faults, spec_part
 from qmpkit.spec.farm_machine import machine_of
 from qmpkit.spec.farm_networks import Join, Network, network_of
-from qmpkit.spec.farm_order import circle
+from qmpkit.spec.farm_order import circles
 from qmpkit.spec.farm_tables import Merged
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.suggest import suggestion
@@ -146,9 +146,9 @@ class _Expansion:
     def look_for_circles(self, placed: Sequence[Placed]) -> None:
         """Machines that would wait for one another for ever."""
         before = {item.machine.name: item.machine.waits_for for item in placed}
-        if not (names := circle(before)):
-            return
-        (first,) = [item for item in placed if item.machine.name == names[0]]
-        key = "after" if names[1] in first.machine.after else "requires"
-        message = f"these wait for one another: {' → '.join(names)}"
-        self.faults.add(first.merged.where((key,)), message)
+        items = {item.machine.name: item for item in placed}
+        for path in circles(before):
+            first = items[path[0]]
+            key = "requires" if path[1] in first.machine.requires else "after"
+            message = f"none of them could start first: {' → '.join(path)}"
+            self.faults.add(first.merged.where((key,)), message, "take one of these out")

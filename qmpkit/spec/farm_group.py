@@ -9,10 +9,10 @@ import attrs
 
 from qmpkit.errors import Fault
 from qmpkit.spec.farm_faults import Faults, Where, steps_of, structured
-from qmpkit.spec.farm_health import health_faults
 from qmpkit.spec.farm_networks import Join
 from qmpkit.spec.farm_seed import SeedTable, seed_table_faults
 from qmpkit.spec.farm_text import fill, pattern_problem
+from qmpkit.spec.health import Health, health_faults
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.network import Forward
@@ -34,7 +34,8 @@ class Group:
     a pattern with `{n}`, from 1; by default the table's name, with `{n}` after it when there
     is a `count`.  `networks` take the place of the profile's NICs.  `ports` lead into the
     machine through its first "nat" network, or NIC of kind "user".  `after` and `requires`
-    name tables, for all their machines, or single machines.
+    name tables, for all their machines, or single machines.  `health` with an empty list of
+    checks is none, whatever the defaults say.
     """
 
     count: int | None = None
@@ -42,7 +43,7 @@ class Group:
     networks: tuple[Join, ...] = ()
     ports: tuple[Forward, ...] = ()
     restart: Restart = NEVER
-    health: tuple[dict[str, Any], ...] = ()
+    health: Health | None = None
     after: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     cloud_init: SeedTable | None = None
@@ -60,6 +61,8 @@ def group_of(key: str, table: Mapping[str, Any], where: Where, faults: Faults) -
     if problem := machine_name_problem(key) or _brace_problem(key):
         faults.add(where(()), problem)
     own = {name: value for name, value in table.items() if name in _OWN}
+    if isinstance(health := own.get("health"), dict) and health.get("checks") == []:
+        del own["health"]
     read, bad = structured(own, Group, where, faults)
     group = read or Group()
     found = list(_group_faults(group))
@@ -96,7 +99,8 @@ def _group_faults(group: Group) -> Iterator[Fault]:
         yield Fault("count", f"must be from 0 to {COUNT_LIMIT}, not {count}")
     yield from _pattern_faults(group)
     yield from restart_faults(group.restart)
-    yield from health_faults(group.health)
+    if group.health is not None:
+        yield from health_faults(group.health)
     if group.cloud_init is not None:
         for fault in seed_table_faults(group.cloud_init):
             yield attrs.evolve(fault, path=f"cloud_init.{fault.path}")

@@ -15,10 +15,10 @@ from qmpkit.spec.data import SCHEMA, spec_from_dict
 from qmpkit.spec.farm import FarmMachine, Joined
 from qmpkit.spec.farm_faults import Steps, steps_of
 from qmpkit.spec.farm_group import Group
-from qmpkit.spec.farm_health import to_checks
 from qmpkit.spec.farm_networks import Join, Nat, Network, address_problem, nic_table, subnet_of
 from qmpkit.spec.farm_seed import seed_of
 from qmpkit.spec.farm_text import fill
+from qmpkit.spec.health import Health, health_needs
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import format_node, mac_of
 from qmpkit.spec.network import Nic
@@ -77,6 +77,8 @@ def machine_of(
         spec = _settled(spec_from_dict({**fields, "schema": SCHEMA, "name": name}))
     except SpecInvalid as error:
         faults += [(layout.steps(fault.path), fault) for fault in error.faults]
+    else:
+        faults += _unmet(group.health, spec)
     if faults:
         return None, layout, faults
     joined = tuple(_joined(joins, networks, spec.nics[layout.own_nics :]))
@@ -86,7 +88,7 @@ def machine_of(
         spec=spec,
         networks=joined,
         restart=group.restart,
-        health=to_checks(group.health),
+        health=group.health,
         after=group.after,
         requires=group.requires,
     )
@@ -152,6 +154,13 @@ def _joined(
 ) -> Iterator[Joined]:
     for join, nic in zip(joins, nics, strict=True):
         yield Joined(name=join.name, network=networks[join.name], nic=nic.id, ip=join.ip)
+
+
+def _unmet(health: Health | None, spec: MachineSpec) -> Iterator[tuple[Steps, Fault]]:
+    if health is None:
+        return
+    for fault in health_needs(health, agent=spec.agent, nics=spec.nics, serials=spec.serials):
+        yield steps_of(fault.path), fault
 
 
 def _seed_faults(seed: CloudInit) -> Iterator[tuple[Steps, Fault]]:

@@ -130,7 +130,16 @@ def _joins(value: object) -> object:
     return [{"name": item} if isinstance(item, str) else item for item in value]
 
 
-_SHORT: dict[str, Callable[[object], object]] = {"restart": _restart, "networks": _joins}
+def _health(value: object) -> object:
+    checks = [value] if isinstance(value, str) else value
+    return {"checks": checks} if isinstance(checks, list) else value
+
+
+_SHORT: dict[str, Callable[[object], object]] = {
+    "health": _health,
+    "networks": _joins,
+    "restart": _restart,
+}
 
 
 class _FileTexts:

@@ -10,6 +10,7 @@ import cattrs
 
 from qmpkit.errors import Fault
 from qmpkit.spec.convert import Wrong
+from qmpkit.spec.health import CHECK_KINDS
 from qmpkit.spec.network import NIC_KINDS
 from qmpkit.spec.suggest import suggestion
 
@@ -68,4 +69,5 @@ def _step(error: BaseException) -> tuple[Step, ...]:
 
 def _keys_of(cls: Any) -> list[str]:
     names = [field.name for field in attrs.fields(cls)]
-    return [*names, "kind"] if cls in NIC_KINDS.values() else names
+    tagged = (*NIC_KINDS.values(), *CHECK_KINDS.values())
+    return [*names, "kind"] if cls in tagged else names

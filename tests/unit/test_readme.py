@@ -13,6 +13,7 @@ import pytest
 
 import qmpkit
 from qmpkit import Disk, Forward, Overlay, UserNic
+from qmpkit.spec.health import Health
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEvvZ2hlcmUgaXMgYSBrZXkgZm9yIHRlc3RpbmcgaXQ="
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,8 @@ def test_the_farm_is_what_is_said_of_it(tmp_path: Path) -> None:
         f"{tmp_path}/disks/web1.qcow2",
         base,
     )
-    assert (web.requires, web.restart.policy, web.health[0].kind) == (("db",), "on-failure", "tcp")
+    assert (web.requires, web.restart.policy) == (("db",), "on-failure")
+    assert web.health == Health(checks="tcp:80")
     assert db.seed is not None
     assert (db.seed.hostname, db.seed.user, db.seed.ssh_keys) == ("db", "me", (f"{KEY} me",))
     assert "10.1.0.2/24" in str(db.seed.network_config)

@@ -106,14 +106,41 @@ AROUND: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "health": (
-        '[machines.a]\nhealth = "agent"\n[machines.b]\nhealth = [{ port = 80 }, { kind = 5 }, '
-        '{ kind = "tcp", at = 2020-01-01 }]\n',
+        '[machines.a]\nhealth = "agnet"\n[machines.b]\nhealth = [{ port = 80 }, { kind = 5 }, '
+        '{ kind = "tcp", prot = 1, port = "1" }, { kind = "http" }, 5]\n'
+        "[machines.c]\nhealth = { interval = 0, retires = 1 }\n"
+        '[machines.d]\nhealth = ["tcp:0", "qmp", "qmp"]\n[machines.e]\nhealth = 5\n'
+        "[machines.f.health]\nretries = 0\n",
         [
-            "machines.a.health: must be a list, not a text: 'agent'",
-            'machines.b.health[0].kind: is missing (kind = "agent")',
-            "machines.b.health[1].kind: must be a text, not 5",
-            "machines.b.health[2]: cannot be written as JSON: Object of type date is not JSON"
-            " serializable",
+            "machines.a.health.checks[0]: 'agnet' is not a check (did you mean 'agent'?)",
+            "machines.b.health.checks[0].kind: is missing (one of 'process', 'qmp', 'agent',"
+            " 'tcp', 'http', 'console')",
+            "machines.b.health.checks[1].kind: must be one of 'process', 'qmp', 'agent', 'tcp',"
+            " 'http', 'console', not 5",
+            "machines.b.health.checks[2].port: must be a whole number, not a text: '1'",
+            "machines.b.health.checks[2].prot: unknown key (did you mean 'port'?)",
+            "machines.b.health.checks[3].port: is missing",
+            "machines.b.health.checks[4]: must be a table, not a number: 5",
+            "machines.c.health.retires: unknown key (did you mean 'retries'?)",
+            "machines.d.health.checks[0].port: 0 is not a port",
+            "machines.d.health.checks[2]: 'qmp' is there twice",
+            "machines.e.health: must be a table, not a number: 5",
+            'machines.f.health.checks: there is none ("process", "qmp", "agent", "tcp:22",'
+            ' "http:80/path", "console:login:")',
+            "machines.f.health.retries: must be 1 or more",
+        ],
+    ),
+    "health-of-no-way-in": (
+        '[networks.lan]\nkind = "bridge"\nbridge = "br0"\n'
+        '[defaults]\nhealth = ["agent", "tcp:22"]\n'
+        '[machines.a]\ncount = 2\nnetworks = ["lan"]\n[machines.b]\nagent = true\n'
+        'health = ["agent", { kind = "console", text = "login:", serial = "serial1" }]\n',
+        [
+            "defaults.health.checks[0]: the machine has no channel for an agent (agent = true)",
+            "defaults.health.checks[1].port: no forward leads to port 22"
+            ' (a user NIC with forwards = ["0:22"])',
+            "machines.b.health.checks[1].serial: there is no console 'serial1'"
+            " (did you mean 'serial0'?)",
         ],
     ),
     "order": (
@@ -126,8 +153,15 @@ AROUND: dict[str, tuple[str, list[str]]] = {
     ),
     "order-in-a-circle": (
         '[machines.a]\nafter = ["b"]\n[machines.b]\nrequires = ["c"]\n'
-        '[machines.c]\nafter = ["a"]\n',
-        ["machines.a.after: these wait for one another: a → b → c → a"],
+        '[machines.c]\nafter = ["a"]\n[machines.e]\ncount = 2\nrequires = ["d"]\n'
+        '[machines.d]\nafter = ["e", "a"]\n[machines.f]\nafter = ["f"]\n',
+        [
+            "machines.a.after: none of them could start first: a → b → c → a"
+            " (take one of these out)",
+            "machines.e.requires: none of them could start first: e1 → d → e1"
+            " (take one of these out)",
+            "machines.f.after: none of them could start first: f → f (take one of these out)",
+        ],
     ),
     "variables": (
         '[variables]\nimages = "/srv"\ncache = "/c"\n"1a" = "x"\nfar = 1.5\n'

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from qmpkit.spec.convert import unstructure_any
 from qmpkit.spec.data import spec_to_dict
 from qmpkit.spec.farm_text import braces_doubled
+from qmpkit.spec.health import AgentCheck, Check, ConsoleCheck, Health, ProcessCheck, QmpCheck
+from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.paths import PATHS, map_fields
 from qmpkit.spec.restart import Restart
 from tests.unit.spec.strategies import machines, optional, texts
@@ -45,16 +47,32 @@ seeds = st.fixed_dictionaries(
         ),
     },
 )
-checks = st.lists(
-    st.fixed_dictionaries({"kind": st.sampled_from(["agent", "tcp"])}, optional={"port": plain}),
-    max_size=2,
-)
+
+
+@st.composite
+def healths(draw: st.DrawFn, spec: MachineSpec) -> dict[str, Any]:
+    """Checks that can pass."""
+    able: list[st.SearchStrategy[Check]] = [st.just(QmpCheck()), st.just(ProcessCheck())]
+    if spec.agent:
+        able.append(st.just(AgentCheck()))
+    if names := [serial.name for serial in spec.serials]:
+        console = st.builds(ConsoleCheck, texts.filter(bool), st.sampled_from(names))
+        able.append(console)
+    health = st.builds(
+        Health,
+        checks=st.lists(st.one_of(able), min_size=1, max_size=3, unique_by=str),
+        interval=st.integers(1, 9) | st.floats(0.5, 9),
+        restart=st.booleans(),
+    )
+    made: dict[str, Any] = unstructure_any(draw(health))
+    return made
 
 
 @st.composite
 def groups(draw: st.DrawFn, number: int) -> dict[str, Any]:
     """A table that can be multiplied: every file has `{name}` in it."""
-    spec = spec_to_dict(draw(machines()), defaults=draw(st.booleans()))
+    made = draw(machines())
+    spec = spec_to_dict(made, defaults=draw(st.booleans()))
     left_out = ("schema", "name", "nics", "uuid", "vsock", "vmgenid")
     table: dict[str, Any] = {key: value for key, value in spec.items() if key not in left_out}
     table = map_fields(table, PATHS, lambda _, text: braces_doubled(text))
@@ -74,7 +92,7 @@ def groups(draw: st.DrawFn, number: int) -> dict[str, Any]:
     own = {
         "count": optional(st.integers(0, 3)),
         "restart": optional(restarts),
-        "health": optional(checks),
+        "health": optional(healths(made)),
         "cloud_init": optional(seeds),
         "requires": st.just([f"m{number - 1}"] if number else None),
     }

@@ -9,10 +9,10 @@ import pytest
 
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.farm import Farm
-from qmpkit.spec.farm_health import HealthCheck
 from qmpkit.spec.farm_load import load_farm
 from qmpkit.spec.farm_networks import Segment
 from qmpkit.spec.firmware import Uefi
+from qmpkit.spec.health import AgentCheck, ConsoleCheck, Health, TcpCheck
 from qmpkit.spec.restart import Restart
 from qmpkit.spec.sizes import GIB, MIB
 from tests.unit.spec.farms import load, names, one, write
@@ -81,7 +81,8 @@ def test_a_machine_wins_over_the_defaults_and_they_over_the_profile(folder: Path
 def test_without_a_word_nothing_restarts_and_nothing_is_joined(folder: Path) -> None:
     machine = one(folder, "[machines.a]\n")
     assert machine.restart == Restart(policy="never")
-    assert (machine.networks, machine.seed, machine.health, machine.spec.nics) == ((), None, (), ())
+    assert (machine.networks, machine.spec.nics) == ((), ())
+    assert (machine.seed, machine.health) == (None, None)
 
 
 def test_every_machine_has_disks_and_a_store_of_its_own(folder: Path) -> None:
@@ -254,13 +255,44 @@ def test_order_names_tables_and_machines(folder: Path) -> None:
     assert farm.machines[-1].after == ()
 
 
-def test_health_checks_are_kept_as_they_are(folder: Path) -> None:
-    checks = '[{ kind = "agent" }, { kind = "tcp", port = 80, every = 2.5 }]'
-    machine = one(folder, f"[machines.a]\nhealth = {checks}\n")
-    assert machine.health == (
-        HealthCheck("agent"),
-        HealthCheck("tcp", {"port": 80, "every": 2.5}),
+@pytest.mark.parametrize(
+    ("text", "health"),
+    [
+        ('"console:login:"', Health(checks=[ConsoleCheck("login:")])),
+        ('["agent", "tcp:22"]', Health(checks=[AgentCheck(), TcpCheck(22)])),
+        ('[{ kind = "tcp", port = 22 }]', Health(checks=[TcpCheck(22)])),
+        (
+            '{ checks = [{ kind = "console", text = "up" }], interval = 2, restart = false }',
+            Health(checks=[ConsoleCheck("up")], interval=2.0, restart=False),
+        ),
+        ("[]", None),
+        ("{ checks = [], interval = 2 }", None),
+    ],
+)
+def test_health_checks(folder: Path, text: str, health: Health | None) -> None:
+    parts = 'agent = true\nnics = [{ kind = "user", forwards = ["0:22"] }]\n'
+    assert one(folder, f"[machines.a]\n{parts}health = {text}\n").health == health
+
+
+def test_health_has_defaults_of_its_own(folder: Path) -> None:
+    farm = load(
+        folder,
+        """
+        [defaults.health]
+        checks = ["qmp"]
+        interval = 2
+        [machines.plain]
+        [machines.own]
+        health = ["process"]
+        [machines.none]
+        health = []
+        """,
     )
+    assert [machine.health for machine in farm.machines] == [
+        Health(checks="qmp", interval=2.0),
+        Health(checks="process", interval=2.0),
+        None,
+    ]
 
 
 def test_the_same_file_is_the_same_farm(folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import tomli_w
 from hypothesis import HealthCheck, given, settings
@@ -23,6 +24,7 @@ from qmpkit.spec.farm_data import (
 )
 from qmpkit.spec.farm_load import load_farm
 from qmpkit.spec.farm_text import braces_doubled, fill, pattern_problem
+from qmpkit.spec.health import FunctionCheck, Health
 from tests.unit.spec.farm_strategies import farm_dicts
 from tests.unit.spec.farms import load, names, one
 from tests.unit.spec.strategies import texts
@@ -88,13 +90,13 @@ def test_a_machines_dict_states_everything(tmp_path: Path) -> None:
     ]
     assert data["spec"]["schema"] == 1
     assert data["restart"]["policy"] == "never"
-    assert "seed" not in data
+    assert not {"seed", "health"} & data.keys()
 
 
 def test_what_an_older_version_did_not_write_has_its_default(tmp_path: Path) -> None:
     machine = one(tmp_path, "[machines.web]\n")
     data = machine_to_dict(machine)
-    for key in ("networks", "restart", "health", "after", "requires"):
+    for key in ("networks", "restart", "after", "requires"):
         del data[key]
     del data["spec"]["sandbox"]
     assert machine_from_dict(data) == machine
@@ -113,7 +115,11 @@ def test_what_an_older_version_did_not_write_has_its_default(tmp_path: Path) -> 
                 "after: must be a list, not a text: 'a'",
             ],
         ),
-        ({"health": [{}]}, ['health[0].kind: is missing (kind = "agent")']),
+        (
+            {"health": {"checks": [{}]}},
+            ["health.checks[0].kind: is missing (one of 'process', 'qmp', 'agent', 'tcp',"],
+        ),
+        ({"health": {"checks": [], "retries": 0}}, ["health.checks: there is none", "health.retr"]),
         (
             {"networks": [{"name": "a", "nic": "nic0", "network": {"kind": "cloud"}}]},
             ["networks[0].network.kind: must be one of 'segment', 'nat', 'bridge', not 'cloud'"],
@@ -147,12 +153,22 @@ def test_a_bad_farm(data: dict[str, Any], fault: str) -> None:
 
 
 def test_a_dict_is_not_shared_with_the_farm(tmp_path: Path) -> None:
-    farm = load(tmp_path, "[machines.web]\nenv = { A = '1' }\nhealth = [{ kind = 'a', b = [] }]\n")
+    farm = load(tmp_path, "[machines.web]\nenv = { A = '1' }\nhealth = ['qmp']\n")
     digest = machine_digest(farm.machines[0])
     farm_to_dict(farm)["machines"]["web"]["env"]["A"] = "2"
-    machine_to_dict(farm.machines[0])["health"][0]["b"].append(1)
+    machine_to_dict(farm.machines[0])["health"]["checks"].append(1)
     assert farm.tables["web"]["env"] == {"A": "1"}
     assert machine_digest(farm.machines[0]) == digest
+
+
+def test_a_function_is_not_written_down(tmp_path: Path) -> None:
+    async def well(_: object) -> bool:
+        return True
+
+    health = Health(checks=[FunctionCheck(well)])
+    machine = attrs.evolve(one(tmp_path, "[machines.web]\n"), health=health)
+    with pytest.raises(SpecInvalid, match="'well' is a function"):
+        machine_to_dict(machine)
 
 
 WEB = """
@@ -175,7 +191,7 @@ WEB = """
         ('"segment"', '"nat"'),
         ("count = 2", "count = 2\nrestart = 'always'"),
         ("count = 2", "count = 2\nafter = ['db']"),
-        ("count = 2", "count = 2\nhealth = [{ kind = 'agent' }]"),
+        ("count = 2", "count = 2\nhealth = 'qmp'"),
     ],
 )
 def test_the_digest_sees_every_change(tmp_path: Path, old: str, new: str) -> None:

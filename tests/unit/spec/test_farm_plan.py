@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qmpkit.errors import SpecInvalid
 from qmpkit.spec.farm import Farm
 from qmpkit.spec.farm_data import farm_from_dict, machine_digest, machine_to_dict
-from qmpkit.spec.farm_order import circle, start_order
+from qmpkit.spec.farm_order import circles, start_order
 from qmpkit.spec.farm_plan import (
     Add,
     Change,
@@ -41,7 +41,7 @@ TEXT = """
     networks = ["out", { name = "lan", ip = "10.1.0.5" }]
     ports = ["8080:80"]
     restart = "on-failure"
-    health = [{ kind = "tcp", port = 80 }]
+    health = { checks = ["qmp"], retries = 4 }
     disks = [{ file = "/d/{name}", format = "raw" }]
     cloud_init = { user = "ada", user_data = { password = "secret" } }
 """
@@ -79,7 +79,7 @@ LIVE: list[tuple[str, str, list[Change]]] = [
             Change("restart.delay", 1.0, 2.0),
         ],
     ),
-    ("port = 80", "port = 81", [Change("health[0].port", 80, 81)]),
+    ("retries = 4", "retries = 5", [Change("health.retries", 4, 5)]),
     ("the web", "a web", [Change("spec.description", "the web", "a web")]),
     ("8080:80", "8081:80", [Change("spec.nics[0].forwards[0].host", 8080, 8081)]),
     (
@@ -207,7 +207,7 @@ def test_a_record_that_cannot_be_read_is_named() -> None:
 def test_a_default_that_came_later_is_no_change(tmp_path: Path) -> None:
     farm = load(tmp_path, "[machines.a]\n")
     old = machine_to_dict(farm.machines[0])
-    del old["health"], old["spec"]["sandbox"]
+    del old["after"], old["spec"]["sandbox"]
     assert plan(farm, {"a": Known(old)}).is_empty
 
 
@@ -244,11 +244,14 @@ def test_the_plan_leads_from_one_farm_to_the_other(old: Farm, new: Farm) -> None
 @given(st.dictionaries(st.integers(0, 9), st.sets(st.integers(0, 9), max_size=3)))
 def test_orders_and_circles(edges: dict[int, set[int]]) -> None:
     before = {str(name): [str(other) for other in others] for name, others in edges.items()}
-    if found := circle(before):
-        assert found[0] == found[-1]
+    seen: set[str] = set()
+    for found in circles(before):
+        assert found[0] == found[-1] == min(found, key=list(before).index)
         for name, other in pairwise(found):
             assert other in before[name]
-    else:
+        assert not seen & set(found)
+        seen |= set(found)
+    if not seen:
         order = start_order(before)
         assert sorted(order) == sorted(before)
         for name in order:
@@ -258,5 +261,20 @@ def test_orders_and_circles(edges: dict[int, set[int]]) -> None:
 
 def test_a_chain_longer_than_pythons_stack() -> None:
     before = {str(number): [str(number + 1)] for number in range(5000)}
-    assert circle(before) == ()
+    assert not [*circles(before)]
     assert start_order(before)[0] == "4999"
+    whole = {**before, "4999": ["0"]}
+    assert [len(path) for path in circles(whole)] == [5001]
+
+
+def test_many_circles_take_no_time() -> None:
+    """Each of 400 waits for 400 others, and they for it; then 400 pairs."""
+    ends = [[f"{side}{number}" for number in range(400)] for side in "ab"]
+    tangled = {
+        name: other for names, other in zip(ends, reversed(ends), strict=True) for name in names
+    }
+    assert len([*circles(tangled)]) == 1
+    pairs = {
+        name: [other] for names in (ends, ends[::-1]) for name, other in zip(*names, strict=True)
+    }
+    assert len([*circles(pairs)]) == 400
