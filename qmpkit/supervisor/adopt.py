@@ -20,6 +20,7 @@ from qmpkit.process.kept import KeptLike
 from qmpkit.qmp.errors import MonitorAbsent, MonitorGarbled, MonitorLost, MonitorSilent
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means, attend
+from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import Declared, End, Record
 from qmpkit.vm import VM
 
@@ -55,12 +56,12 @@ def end_found(record: Record, standing: Standing, boot: str) -> End:
     """How a machine has ended whose process is not alive.  Pure but for the time."""
     now, end = time.time(), record.end
     if standing is Standing.REBOOTED or (end and record.phase == "down" and end.boot != boot):
-        return End(None, "the host was rebooted", 0.0, now, boot, interrupted=True)
+        return End(Mishap.HOST_REBOOT, "the host was rebooted", 0.0, now, boot)
     if end is not None and record.phase in ("ending", "down"):
         return end
     if record.phase in ("starting", "down"):
         why = "its start was interrupted by the end of its supervisor"
-        return End(None, why, 0.0, now, boot, interrupted=True)
+        return End(Mishap.INTERRUPTED, why, 0.0, now, boot)
     if record.declared == "stopped":
         return End(ExitCause.HOST_QUIT, "it was stopped on request", 0.0, now, boot)
     why = f"QEMU vanished while nobody looked: {standing.value}"
@@ -106,7 +107,7 @@ async def _try(
 
 async def _with_monitor(kept: Kept, means: Means, machine: Machine, seen: Seen) -> End | None:
     if kept.record.phase == "starting":
-        kept.note(phase="up")
+        kept.note(phase="up", history=kept.record.history.came_up(time.time()))
         means.journal.post(kept.record)
     vm = VM(machine, logs=kept.home.logs)
     kept.attach(vm, "adopted")

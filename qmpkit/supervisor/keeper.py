@@ -251,7 +251,8 @@ class Keeper:
 
     async def _start(self, kept: Kept, wanted: Record, resolution: Resolution | None) -> None:
         """Declare a machine that is down, then start it; a failure takes the declaration back."""
-        before, kept.record = kept.record, attrs.evolve(wanted, phase="starting", identity=None)
+        before, anew = kept.record, wanted.history.forgiven()
+        kept.record = attrs.evolve(wanted, phase="starting", identity=None, history=anew)
         kept.refusal = None
         try:
             await self._journal.put(kept.record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -20,9 +21,9 @@ from qmpkit.machine.report import ExitCause
 from qmpkit.machine.state import State
 from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
-from qmpkit.supervisor.decide import Again, CrashLoop, decide
 from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.policy import History, Mishap, after_end
 from qmpkit.supervisor.record import End
 from qmpkit.vm import VM
 
@@ -63,6 +64,7 @@ async def started(
     has gone and QEMU has not.  Raises what `running` does, and JournalFailed; then
     nothing of it is left.
     """
+    kept.note(history=kept.record.history.starting(time.time()))
     kept.enter("queued", "it is to start")
     async with AsyncExitStack() as stack:
         async with means.starts:
@@ -115,7 +117,7 @@ async def _bring_up(
         report = await machine.wait()
         raise LaunchFailed(kept.name, start.argv, str(report.status), report.stderr_tail)
     # From here to the hand-over there is no checkpoint: nobody is cancelled in between.
-    kept.note(phase="up")
+    kept.note(phase="up", history=kept.record.history.came_up(time.time()))
     means.journal.post(kept.record)  # were it lost, an adoption would find out
     made.keep()
     return VM(machine, logs=kept.home.logs)
@@ -194,32 +196,39 @@ async def _notice_loss(machine: Machine, attending: trio.CancelScope) -> None:
 
 
 async def comes_again(kept: Kept, means: Means, end: End) -> bool:
-    """Write the end down, and wait until it is to start again; False when it is to stay down."""
+    """Write the end down with what follows from it, and wait until it is to start again.
+
+    False when it is to stay down.  An end that is on record already has been decided on.
+    """
     if kept.record.phase != "down" or kept.record.end != end:
-        kept.note(phase="down", identity=None, end=end)
+        kept.note(phase="down", identity=None, end=end, history=_after(kept, end))
         await trio.to_thread.run_sync(discard, kept.home.sockets)
         await kept.write(means.journal)
-    match decide(kept.record, end):
-        case Again(after):
-            return await _wait_for_turn(kept, end, after)
-        case CrashLoop(restarts, period):
-            why = f"{end.why}; that was after {restarts} restarts within {period:g} s"
-            kept.enter("crash-loop", why)
-        case _:
-            kept.enter("failed" if end.cause is None else State.GONE.value, end.why)
+    history = kept.record.history
+    if history.crash_loop is not None and kept.declared != "stopped":
+        kept.enter("crash-loop", f"{end.why}; {history.crash_loop}")
+    elif history.stays is not None or kept.declared == "stopped":
+        failed = end.cause is Mishap.START_FAILED
+        kept.enter("failed" if failed else State.GONE.value, end.why)
+    else:
+        return await _wait_for_turn(kept, end)
     return False
 
 
-async def _wait_for_turn(kept: Kept, end: End, after: float) -> bool:
-    wait = min(after, max(0.0, end.time + after - time.time()))
+def _after(kept: Kept, end: End) -> History:
+    asked = kept.declared == "stopped"
+    history = kept.record.history
+    return after_end(kept.restart, history, end.cause, end.time, random.random(), asked=asked)[1]
+
+
+async def _wait_for_turn(kept: Kept, end: End) -> bool:
+    wait = kept.record.history.left(kept.restart, time.time())
     kept.enter("restarting", f"{end.why}; it starts again in {wait:.1f} s")
     with trio.move_on_after(wait):
         await kept.until(lambda: kept.declared == "stopped")
     if kept.declared == "stopped":
         kept.enter(State.GONE.value, "it was stopped on request")
         return False
-    if not end.interrupted:
-        kept.record = kept.record.with_restart_at(time.time())
     return True
 
 
@@ -229,4 +238,4 @@ async def attempt(kept: Kept, means: Means) -> End | None:
         return await started(kept, means, None, None)
     except QmpkitError as error:
         why = f"it did not start: {error}"
-        return End(None, why, 0.0, time.time(), boot_id())
+        return End(Mishap.START_FAILED, why, 0.0, time.time(), boot_id())

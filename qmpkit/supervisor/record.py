@@ -17,14 +17,12 @@ from qmpkit.spec.data import spec_from_dict, spec_to_dict
 from qmpkit.spec.facts import Facts, Flash
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.restart import Restart
+from qmpkit.supervisor.policy import Cause, History, Mishap
 
 __all__ = ["SCHEMA", "Declared", "End", "Malformed", "NewerSchema", "Record", "digest_of"]
 
 SCHEMA = 1
 """The format's number. A reader refuses what is newer than itself."""
-
-RESTARTS_KEPT = 100
-"""Times of restarts that are remembered: enough for any intensity that makes sense."""
 
 Declared = Literal["running", "paused", "stopped"]
 Phase = Literal["starting", "up", "ending", "down"]
@@ -46,34 +44,21 @@ class NewerSchema(Exception):
 class End:
     """How a kept machine ended last.
 
-    `cause` is None for what is no end of QEMU's, which `why` tells: a start that failed, or
-    one that was `interrupted`, as by a reboot of the host, through no fault of the machine.
-    `uptime` is in seconds, `time` in seconds since the epoch,
+    `cause` is a `Mishap` for what is no end of QEMU's, such as a start that failed; `why`
+    tells more.  `uptime` is in seconds, `time` in seconds since the epoch,
     `boot` the host's boot in which it was noticed.
     """
 
-    cause: ExitCause | None
+    cause: Cause
     why: str
     uptime: float
     time: float
     boot: str
-    interrupted: bool = False
 
     @classmethod
     def of(cls, report: ExitReport, boot: str) -> End:
         """The end that *report* tells of, now."""
         return cls(report.cause, str(report), report.uptime, time.time(), boot)
-
-    @property
-    def asked(self) -> bool:
-        """True when the owner wanted it."""
-        return self.cause is ExitCause.HOST_QUIT
-
-    @property
-    def failure(self) -> bool:
-        """True unless the guest or the owner ended it in order, or it was interrupted."""
-        good = (ExitCause.GUEST_SHUTDOWN, ExitCause.GUEST_RESET, ExitCause.HOST_QUIT)
-        return self.cause not in good and not self.interrupted
 
 
 @attrs.frozen(kw_only=True)
@@ -84,8 +69,8 @@ class Record:
     UUID its monitor must answer with; `asked` a digest of the spec it was made from.
     `phase`: "starting" until the process outlives us, then "up", "ending" once its guest is
     down and `end` says why, "down" when the process is gone; `identity` is its process,
-    `end` how it ended last, `restarts` when its policy started it again.  `argv`, `facts`:
-    of the process.  `sockets`: the directory where they are.
+    `end` how it ended last, `history` what its policy made of that and the ends before.
+    `argv`, `facts`: of the process.  `sockets`: the directory where they are.
     """
 
     name: str
@@ -99,7 +84,7 @@ class Record:
     argv: tuple[str, ...] = ()
     facts: Facts = attrs.field(factory=Facts)
     end: End | None = None
-    restarts: tuple[float, ...] = ()
+    history: History = attrs.field(factory=History)
     time: float = attrs.field(factory=time.time)
 
     def to_json(self) -> str:
@@ -110,6 +95,7 @@ class Record:
             "spec": spec_to_dict(self.spec),
             "identity": None if self.identity is None else self.identity.to_dict(),
             "end": None if self.end is None else _end_to_dict(self.end),
+            "history": self.history.to_dict(),
         }
         return json.dumps(plain, indent=1)
 
@@ -127,12 +113,9 @@ class Record:
         except QmpkitError as error:
             raise Malformed(str(error)) from error
 
-    def with_restart_at(self, when: float) -> Record:
-        """With one more restart in the list."""
-        return attrs.evolve(self, restarts=(*self.restarts, when)[-RESTARTS_KEPT:])
 
-
-_OWN_FORM = ("spec", "identity", "end")
+_OWN_FORM = ("spec", "identity", "end", "history")
+_CAUSES: dict[str, Cause] = {cause.value: cause for cause in (*ExitCause, *Mishap)}
 
 
 def digest_of(spec: MachineSpec) -> str:
@@ -157,18 +140,17 @@ def _record(plain: Mapping[str, Any]) -> Record:
         argv=tuple(map(_text, plain["argv"])),
         facts=Facts(**facts),
         end=None if end is None else _end_from_dict(end),
-        restarts=tuple(map(float, plain["restarts"])),
+        history=History.from_dict(plain["history"]),
         time=float(plain["time"]),
     )
 
 
 def _end_to_dict(end: End) -> dict[str, Any]:
-    return attrs.asdict(end) | {"cause": None if end.cause is None else end.cause.value}
+    return attrs.asdict(end) | {"cause": end.cause.value}
 
 
 def _end_from_dict(plain: Mapping[str, Any]) -> End:
-    cause = None if plain["cause"] is None else ExitCause(plain["cause"])
-    return End(**{**plain, "cause": cause})
+    return End(**{**plain, "cause": _CAUSES[plain["cause"]]})
 
 
 def _text(value: object) -> str:

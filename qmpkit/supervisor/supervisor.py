@@ -171,7 +171,8 @@ class Supervisor:
         It is written down first: a stop is never answered by the restart policy, and a
         change that is interrupted by our death is finished by the next supervisor.  To
         stop, a guest that runs is asked to power down, and ended when it has not within
-        the grace (default: the supervisor's own).
+        the grace (default: the supervisor's own).  One that is down and is to be up starts
+        with a clean slate: its crash loop is forgiven, its restarts count from 0.
 
         A journal that cannot be written raises JournalFailed, but for "stopped": that is
         done all the same, and `Kept.not_durable` says that the next supervisor will not

@@ -129,7 +129,7 @@ async def test_a_panic_in_our_absence_is_answered_by_the_policy(qemu: str, place
             assert kept.end is not None
             assert kept.end.cause in (ExitCause.GUEST_PANIC, ExitCause.GUEST_SHUTDOWN)
             await kept.wait_running()
-            assert len(kept.record.restarts) == 1
+            assert len(kept.record.history.restarts) == 1
         await end_all()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from qmpkit.spec.machine import MachineSpec
@@ -12,6 +14,13 @@ from qmpkit.testing.fake_machine import FakeHost
 def host() -> FakeHost:
     """Where the fakes are started; its handles say what they do."""
     return FakeHost()
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the supervisor "lab" has what is on record."""
+    monkeypatch.setenv("QMPKIT_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path / "state" / "lab"
 
 
 def spec(name: str) -> MachineSpec:

@@ -26,8 +26,10 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.restart import Restart
 from qmpkit.supervisor import journal
 from qmpkit.supervisor.journal import Journal, commit, read_records
+from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import End, Malformed, Record
 from tests.sizes import JOURNAL_KILLS
+from tests.unit.supervisor.test_policy import histories
 
 
 def record(name: str = "a", **fields: object) -> Record:
@@ -46,12 +48,11 @@ def record(name: str = "a", **fields: object) -> Record:
 
 ends = st.builds(
     End,
-    cause=st.none() | st.sampled_from(ExitCause),
+    cause=st.sampled_from([*ExitCause, *Mishap]),
     why=st.text(),
     uptime=st.floats(0, 1e9),
     time=st.floats(0, 1e12),
     boot=st.text(),
-    interrupted=st.booleans(),
 )
 records = st.builds(
     record,
@@ -67,7 +68,7 @@ records = st.builds(
         flash=st.none() | st.builds(Flash, code=st.text(), template=st.text()),
     ),
     end=st.none() | ends,
-    restarts=st.lists(st.floats(0, 1e12)).map(tuple),
+    history=histories,
 )
 
 

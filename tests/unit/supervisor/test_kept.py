@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +16,20 @@ from qmpkit.errors import (
     JournalFailed,
     JournalNewer,
     LaunchFailed,
-    MachineGone,
     SpecInvalid,
     SupervisorRunning,
 )
-from qmpkit.machine.launch import LaunchOptions
-from qmpkit.machine.machine import Graces
 from qmpkit.machine.report import ExitCause
-from qmpkit.process.identity import Standing
-from qmpkit.spec.restart import Restart
 from qmpkit.supervisor import journal, life
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.fake import Refuse
-from qmpkit.testing.fake_kept import FakeGround, FakeKept, fake_ground
+from qmpkit.testing.fake_kept import FakeKept, fake_ground
 from qmpkit.testing.leaks import leaks
 from tests.unit.supervisor.conftest import spec
+from tests.unit.supervisor.kept import lab, on_disk
 
-AT_ONCE = Restart(policy="on-failure", delay=0.0, jitter=0.0, intensity=3)
-HASTY = LaunchOptions(graces=Graces(quit=0.2, term=0.2, kill=5))
-
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("QMPKIT_STATE_DIR", str(tmp_path / "state"))
-    return tmp_path / "state" / "lab"
-
-
-@asynccontextmanager
-async def lab(ground: FakeGround) -> AsyncIterator[Supervisor]:
-    async with Supervisor("lab", keep=True, ground=ground, options=HASTY) as supervisor:
-        yield supervisor
-
-
-def on_disk(state: Path, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((state / "machines" / f"{name}.json").read_text())
-    return found
+pytestmark = pytest.mark.usefixtures("state")
 
 
 async def test_a_machine_is_left_and_adopted(state: Path) -> None:
@@ -121,79 +97,6 @@ async def test_a_guests_end_is_written_before_qemu_is_ended(state: Path, *, pres
         assert ground.alive == []
 
 
-async def test_a_crash_is_answered_until_it_is_a_loop() -> None:
-    async with fake_ground() as ground:
-        async with lab(ground) as supervisor:
-            kept = await supervisor.ensure(spec("a"), restart=AT_ONCE)
-            for number in range(4):
-                await kept.until(lambda n=number: len(ground.started) == n + 1)  # type: ignore[misc]
-                await kept.wait_running()
-                ground["a"].end(signal.SIGSEGV)
-                await kept.until(lambda: kept.state != "running")
-            await kept.wait_rest()
-            assert kept.state == "crash-loop"
-            assert "after 3 restarts within 600 s" in kept.cause
-            with pytest.raises(MachineGone, match="reaching the state running"):
-                await kept.wait_running()
-        async with lab(ground) as second:
-            kept = second.kept["a"]
-            await kept.wait_rest()
-            assert kept.state == "crash-loop", "also for the next supervisor"
-            await second.declare("a", "running")
-            assert kept.state == "running"
-
-
-async def test_a_panic_is_a_failure() -> None:
-    async with fake_ground() as ground, lab(ground) as supervisor:
-        kept = await supervisor.ensure(spec("a"), restart=AT_ONCE)
-        ground["a"].qemu.guest_panic()
-        await kept.until(lambda: len(ground.started) == 2 and kept.state == "running")
-        assert kept.end is not None
-        assert kept.end.cause is ExitCause.GUEST_PANIC
-
-
-@pytest.mark.parametrize(
-    "standing", [Standing.GONE, Standing.REUSED, Standing.ZOMBIE], ids=lambda s: s.name
-)
-async def test_one_that_vanished_is_told_of(standing: Standing) -> None:
-    async with fake_ground() as ground:
-        async with lab(ground) as first:
-            await first.ensure(spec("a"), restart="never")
-        ground["a"].standing = standing
-        ground["a"].end(signal.SIGKILL)
-        async with lab(ground) as second:
-            kept = second.kept["a"]
-            await kept.wait_rest()
-            assert (kept.state, kept.pid) == ("gone", None)
-            assert kept.cause == f"QEMU vanished while nobody looked: {standing.value}"
-
-
-async def test_an_interrupted_start_is_finished_whatever_the_policy(state: Path) -> None:
-    async with fake_ground() as ground:
-        async with lab(ground) as first:
-            await first.ensure(spec("a"), restart="never")
-        ground["a"].end(signal.SIGKILL)
-        record = on_disk(state, "a") | {"phase": "starting"}
-        (state / "machines" / "a.json").write_text(json.dumps(record))
-        async with lab(ground) as second:
-            await second.kept["a"].wait_running()
-        assert len(ground.started) == 2
-
-
-async def test_an_interrupted_stop_is_finished(state: Path) -> None:
-    async with fake_ground() as ground:
-        async with lab(ground) as first:
-            await first.ensure(spec("a"), restart="always")
-        record = on_disk(state, "a") | {"declared": "stopped"}
-        (state / "machines" / "a.json").write_text(json.dumps(record))
-        async with lab(ground) as second:
-            kept = second.kept["a"]
-            await kept.wait_rest()
-            assert kept.end is not None
-            assert kept.end.cause is ExitCause.HOST_QUIT
-        assert ground.alive == []
-
-
 async def test_what_differs_is_told_and_mended() -> None:
     async with fake_ground() as ground:
         async with lab(ground) as first:
@@ -256,17 +159,6 @@ async def test_one_whose_task_failed_is_never_started_twice(
             await supervisor.forget("a")
         await supervisor.declare("a", "paused")
         assert (kept.state, len(ground.started)) == ("paused", 2)
-
-
-async def test_a_stop_while_it_waits_for_its_restart() -> None:
-    policy = attrs.evolve(AT_ONCE, delay=1000.0, max_delay=1000.0)
-    async with fake_ground() as ground, lab(ground) as supervisor:
-        kept = await supervisor.ensure(spec("a"), restart=policy)
-        ground["a"].end(signal.SIGSEGV)
-        await kept.until(lambda: kept.state == "restarting")
-        assert "it starts again in 1000.0 s" in kept.cause
-        await supervisor.declare("a", "stopped")
-        assert (kept.state, len(ground.started)) == ("gone", 1)
 
 
 async def test_refusals() -> None:

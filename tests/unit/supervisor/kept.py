@@ -1,0 +1,29 @@
+"""Supervisors of kept machines over fakes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from qmpkit.machine.launch import LaunchOptions
+from qmpkit.machine.machine import Graces
+from qmpkit.spec.restart import Restart
+from qmpkit.supervisor.supervisor import Supervisor
+from qmpkit.testing.fake_kept import FakeGround
+
+AT_ONCE = Restart(policy="on-failure", delay=0.0, jitter=0.0, intensity=3)
+HASTY = LaunchOptions(graces=Graces(quit=0.2, term=0.2, kill=5))
+
+
+@asynccontextmanager
+async def lab(ground: FakeGround) -> AsyncIterator[Supervisor]:
+    async with Supervisor("lab", keep=True, ground=ground, options=HASTY) as supervisor:
+        yield supervisor
+
+
+def on_disk(state: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((state / "machines" / f"{name}.json").read_text())
+    return found
