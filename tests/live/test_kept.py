@@ -45,6 +45,7 @@ async def test_a_machine_outlives_its_supervisor_and_is_adopted(counting: Machin
             pid = kept.pid
             assert kept.vm is not None
             await kept.vm.console.expect(guests.KVM_TINY_READY)
+            await kept.vm.console.expect(".")  # it counts only after its banner
             before = await count(kept)
         async with lab() as second:
             kept = second.kept["kvm-tiny"]
