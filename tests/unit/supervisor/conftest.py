@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +20,13 @@ def host() -> FakeHost:
 
 
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the supervisor "lab" has what is on record."""
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the supervisor "lab" has what is on record; all of it in places of the test's own."""
     monkeypatch.setenv("QMPKIT_STATE_DIR", str(tmp_path / "state"))
-    return tmp_path / "state" / "lab"
+    runtime = tempfile.mkdtemp(prefix="qk-")  # short, as the paths of sockets are to be
+    monkeypatch.setenv("QMPKIT_RUNTIME_DIR", runtime)
+    yield tmp_path / "state" / "lab"
+    shutil.rmtree(runtime)
 
 
 def spec(name: str) -> MachineSpec:

@@ -43,6 +43,7 @@ async def test_a_machine_is_left_and_adopted(state: Path) -> None:
             kept = second.kept["a"]
             assert (kept.state, kept.cause, kept.pid) == ("running", "adopted", ground["a"].pid)
             assert await second.ensure(spec("a")) is kept
+            await second.declare("a", "stopped")
         assert len(ground.started) == 1
 
 
