@@ -30,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "bound(seconds): how long an async test may take")
+    config.addinivalue_line("markers", "qemus(*versions): those that `qemu` is limited to")
     config.addinivalue_line("markers", "boards(*pairs): those that `board` is limited to")
     wanted = [f"QEMU {version}" for version in QEMU_VERSIONS]
     wanted += [f"{arch} on {version}" for arch, version in BOARDS]
@@ -53,7 +54,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     One that takes `board` runs for each architecture but x86_64 too, wanted or there.
     """
     if "qemu" in metafunc.fixturenames:
-        metafunc.parametrize("qemu_version", list(binaries()), ids=lambda v: f"qemu-{v}")
+        mark = metafunc.definition.get_closest_marker("qemus")
+        versions = [v for v in binaries() if mark is None or v in mark.args]
+        metafunc.parametrize("qemu_version", versions, ids=lambda v: f"qemu-{v}")
     if "board" in metafunc.fixturenames:
         mark = metafunc.definition.get_closest_marker("boards")
         metafunc.parametrize("on", mark.args if mark else BOARDS, ids=lambda pair: "-".join(pair))

@@ -47,7 +47,7 @@ async def test_debian_boots_takes_its_seed_and_obeys(
         await _takes_its_seed(vm, tmp_path)
         if LONG:
             assert await _says(vm, "systemctl is-system-running --wait") == "running"
-        await _reboots(vm)
+            await _reboots(vm)
         await vm.powerdown()
         report = await vm.wait()
         assert report.cause is qmpkit.ExitCause.GUEST_SHUTDOWN

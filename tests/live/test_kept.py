@@ -16,8 +16,13 @@ from qmpkit.supervisor import journal
 from qmpkit.testing import guests
 from qmpkit.testing.leaks import leaks
 from tests.live.kept import Places, boot_of_the_past, count, end_all, lab
+from tests.sizes import NEWEST
 
-pytestmark = [pytest.mark.live, pytest.mark.usefixtures("places")]
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.qemus(*NEWEST),
+    pytest.mark.usefixtures("places"),
+]
 
 
 @pytest.fixture

@@ -16,9 +16,13 @@ from qmpkit import MachineSpec, Supervisor
 from qmpkit.testing import guests
 from qmpkit.testing.leaks import leaks
 from tests.live.kept import Places, count, end_all, lab
-from tests.sizes import ADOPTED, KEPT_MACHINES, SUPERVISOR_KILLS
+from tests.sizes import ADOPTED, KEPT_MACHINES, NEWEST, SUPERVISOR_KILLS
 
-pytestmark = [pytest.mark.live, pytest.mark.usefixtures("places")]
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.qemus(*NEWEST),
+    pytest.mark.usefixtures("places"),
+]
 
 # The steady machines are made once and left alone; the others are changed all the time.
 PROGRAM = """

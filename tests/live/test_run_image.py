@@ -20,8 +20,9 @@ from qmpkit import images
 from qmpkit.testing.guests.boot_sector import BANNER, boot_disk, boot_sector
 from tests.live.commands import COMMAND, ask, on, piped, rest, said, terminal
 from tests.live.efi import EFI_BANNER, efi_disk
+from tests.sizes import OLDEST
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*OLDEST)]
 
 ESCAPE, CTRL_C = b"\x1d", b"\x03"
 MARK = "write -P 0x5a 512k 4k"  # what the guest would do, done by QEMU's own debugging command

@@ -26,9 +26,9 @@ from qmpkit.testing import guests
 from qmpkit.testing.guests.qemus import qemu_binaries
 from qmpkit.testing.leaks import leaks
 from tests.live.efi import EFI_BANNER, efi_disk
-from tests.sizes import QEMU_VERSIONS
+from tests.sizes import NEWEST, QEMU_VERSIONS
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
 
 
 @pytest.fixture(scope="module")
