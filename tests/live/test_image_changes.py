@@ -14,8 +14,9 @@ from qmpkit.images import Limits
 from qmpkit.images.new import place_empty
 from qmpkit.process.spawner import shared_spawner
 from tests.live.image_tools import MIB, assert_same, left, written
+from tests.sizes import NEWEST
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
 
 
 # --- check

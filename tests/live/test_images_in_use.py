@@ -13,8 +13,9 @@ import trio
 
 import qmpkit
 from qmpkit import Disk, ImageInUse, MachineSpec, SpecInvalid, images
+from tests.sizes import OLDEST
 
-pytestmark = [pytest.mark.live, pytest.mark.usefixtures("qemu_img")]
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*OLDEST), pytest.mark.usefixtures("qemu_img")]
 
 
 @asynccontextmanager
