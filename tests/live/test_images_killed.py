@@ -22,9 +22,9 @@ from qmpkit.images.new import place_overlay
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks, living_with
-from tests.sizes import IMAGE_KILLS, OLDEST
+from tests.sizes import IMAGE_KILLS
 
-pytestmark = [pytest.mark.live, pytest.mark.qemus(*OLDEST)]
+pytestmark = pytest.mark.live
 
 MIB, GIB = 1 << 20, 1 << 30
 
