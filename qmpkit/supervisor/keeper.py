@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import attrs
 import trio
@@ -21,16 +20,19 @@ from qmpkit.machine.keep import Ground, Home
 from qmpkit.machine.launch import LaunchOptions
 from qmpkit.process.kept import trim_log
 from qmpkit.process.places import Places, claimed_places, discard
+from qmpkit.spec.health import health_faults
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
-from qmpkit.spec.restart import Restart, restart_faults, to_restart
+from qmpkit.spec.restart import restart_faults
 from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.adopt import found
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.journal import Journal, read_records
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means, attempt, comes_again, started
-from qmpkit.supervisor.record import Declared, End, Record, digest_of
+from qmpkit.supervisor.networks import Networks
+from qmpkit.supervisor.record import MATTERS, Declared, End, Record, Wanted, digest_of
+from qmpkit.supervisor.strangers import strangers
 
 __all__ = ["Keeper"]
 
@@ -56,6 +58,7 @@ class Keeper:
         *,
         events: EventLog,
         ground: Ground,
+        networks: Networks,
         starts: trio.CapacityLimiter,
         options: LaunchOptions,
         powerdown_grace: float,
@@ -66,9 +69,11 @@ class Keeper:
         self.name = name
         self.machines: dict[str, Kept] = {}
         self._events = events
+        self._networks = networks
         self._with = partial(
             Means,
             ground=ground,
+            networks=networks,
             starts=starts,
             options=options,
             powerdown_grace=powerdown_grace,
@@ -89,7 +94,7 @@ class Keeper:
                 self._means = self._with(journal=self._journal, home=self._home)
                 services.start_soon(self._journal.run)
                 services.start_soon(self._trim_logs)
-                async with self._adopted():
+                async with self._networks.open(self._places), self._adopted():
                     yield
         finally:
             with trio.move_on_after(RELEASE_GRACE, shield=True):
@@ -121,54 +126,64 @@ class Keeper:
         except BaseExceptionGroup as group:
             raise_collapsed(group)
 
-    async def ensure(self, spec: MachineSpec, restart: str | Restart | None) -> Kept:
+    async def ensure(self, wanted: Wanted, *, wait: bool) -> Kept:
         """See `Supervisor.ensure`."""
-        policy = to_restart(restart)
-        if faults := tuple(restart_faults(policy)):
-            raise SpecInvalid(faults, f"machine {spec.name!r}")
+        name = wanted.spec.name
+        faults = [*restart_faults(wanted.restart)]
+        faults += [] if wanted.health is None else health_faults(wanted.health)
+        if faults:
+            raise SpecInvalid(faults, _whose(name))
         while True:
-            kept = self.machines.get(spec.name)
+            kept = self.machines.get(name)
             if kept is None:
-                return await self._make(spec, policy)
+                return await self._make(wanted, wait)
             async with kept.turn:
-                if self.machines.get(spec.name) is kept:
-                    await self._ensure_known(kept, spec, policy)
+                if self.machines.get(name) is kept:
+                    await self._ensure_known(kept, wanted, wait)
                     return kept
 
-    async def _make(self, spec: MachineSpec, policy: Restart) -> Kept:
+    async def _make(self, wanted: Wanted, wait: bool) -> Kept:
+        spec = wanted.spec
         if problem := machine_name_problem(spec.name):
             raise SpecInvalid([Fault("name", problem)])
         home = self._home(spec.name)
         record = Record(
             name=spec.name,
-            declared="running",
+            declared=wanted.declared,
             spec=spec,
             asked=digest_of(spec),
-            restart=policy,
+            restart=wanted.restart,
             sockets=str(home.sockets),
-        )
+        ).wanting(wanted)
         kept = Kept(record, home, self._events)
         async with kept.turn:
             self.machines[spec.name] = kept  # the name is taken from here on
             try:
-                resolution = await self._resolved(spec)
-                await self._start(kept, attrs.evolve(record, spec=resolution.spec), resolution)
+                await self._change(kept, *await self._at_rest(record, spec), wait=wait)
             except BaseException:
                 del self.machines[spec.name]
+                with trio.move_on_after(UNDO_GRACE, shield=True):
+                    await self._networks.drop(spec.name, record.joined)
                 raise
         return kept
 
-    async def _ensure_known(self, kept: Kept, spec: MachineSpec, policy: Restart) -> None:
-        wanted = attrs.evolve(kept.record, declared="running", restart=policy)
-        resolution = None
-        if digest_of(spec) != kept.record.asked:
+    async def _ensure_known(self, kept: Kept, wanted: Wanted, wait: bool) -> None:
+        record, resolution = kept.record.wanting(wanted), None
+        if digest_of(wanted.spec) != kept.record.asked:
             if kept.tended:
                 hint = f'declare({kept.name!r}, "stopped") first'
                 fault = Fault("", "it is up with another spec", hint)
                 raise SpecInvalid([fault], f"machine {kept.name!r}")
-            resolution = await self._resolved(spec, kept.spec.uuid)
-            wanted = attrs.evolve(wanted, spec=resolution.spec, asked=digest_of(spec))
-        await self._change(kept, wanted, resolution)
+            record, resolution = await self._at_rest(record, wanted.spec, kept.spec.uuid)
+        await self._change(kept, record, resolution, wait=wait)
+
+    async def _at_rest(
+        self, record: Record, spec: MachineSpec, known: str | None = None
+    ) -> tuple[Record, Resolution]:
+        """The record with a spec that it is not up with, once this host can start that."""
+        await self._networks.make(record.name, record.joined)
+        resolution = await self._resolved(spec, known)
+        return attrs.evolve(record, spec=resolution.spec, asked=digest_of(spec)), resolution
 
     def _home(self, name: str) -> Home:
         return Home(self._places.sockets(name), self._places.logs(name))
@@ -193,19 +208,23 @@ class Keeper:
             await self._change(kept, wanted, None)
         return kept
 
-    async def _change(self, kept: Kept, wanted: Record, resolution: Resolution | None) -> None:
-        """Declare, and make it true."""
+    async def _change(
+        self, kept: Kept, wanted: Record, resolution: Resolution | None, *, wait: bool = True
+    ) -> None:
+        """Declare, and make it true; without *wait* that is left to its task."""
         if not kept.tended and kept.record.identity is not None:
             # Its task has failed and its QEMU may live: never start a second one.
             await self._nursery.start(self._tend, kept, self._resumed(kept))
         if kept.tended:
             await self._redeclare(kept, wanted)
+            if not wait and kept.tended:
+                return
             if await self._made_true(kept, wanted.declared):
                 return
             # It came to rest before its task saw the declaration.
             wanted = attrs.evolve(kept.record, declared=wanted.declared)
         if wanted.declared != "stopped":
-            await self._start(kept, wanted, resolution)
+            await self._start(kept, wanted, resolution, wait)
         elif kept.record != wanted or kept.not_durable:
             kept.record = wanted
             await kept.write(self._journal)
@@ -219,6 +238,7 @@ class Keeper:
                 raise SpecInvalid([fault], _whose(name))
             await self._journal.remove(name)
             self.machines.pop(name, None)
+            await self._networks.drop(name, kept.record.joined)
             await trio.to_thread.run_sync(discard, kept.home.logs)
 
     def known(self, name: str) -> Kept:
@@ -231,11 +251,11 @@ class Keeper:
     async def _redeclare(self, kept: Kept, wanted: Record) -> None:
         """Write down what is wanted of a machine that is up, then let its task make it true."""
         before = kept.record
-        kept.record = attrs.evolve(before, declared=wanted.declared, restart=wanted.restart)
+        kept.record = attrs.evolve(before, declared=wanted.declared, **_matters(wanted))
         kept.refusal = None
         if not await kept.write(self._journal) and wanted.declared != "stopped":
             # Meanwhile its end may have been noted: only what was declared is taken back.
-            kept.note(declared=before.declared, restart=before.restart)
+            kept.note(declared=before.declared, **_matters(before))
             assert kept.not_durable is not None
             raise kept.not_durable
         kept.notify()
@@ -249,14 +269,20 @@ class Keeper:
             raise kept.refusal
         return state == "stopped" or _is_true(kept, state)
 
-    async def _start(self, kept: Kept, wanted: Record, resolution: Resolution | None) -> None:
-        """Declare a machine that is down, then start it; a failure takes the declaration back."""
+    async def _start(
+        self, kept: Kept, wanted: Record, resolution: Resolution | None, wait: bool
+    ) -> None:
+        """Declare a machine that is down, then start it; a failure takes the declaration back.
+
+        Without *wait*, once it is declared a start that fails is its policy's matter.
+        """
         before, anew = kept.record, wanted.history.forgiven()
         kept.record = attrs.evolve(wanted, phase="starting", identity=None, history=anew)
         kept.refusal = None
         try:
             await self._journal.put(kept.record)
-            await self._nursery.start(self._tend, kept, self._first(kept, resolution))
+            life = self._first(kept, resolution) if wait else self._enlisted(kept)
+            await self._nursery.start(self._tend, kept, life)
         except BaseException as error:
             kept.record = before
             with trio.move_on_after(UNDO_GRACE, shield=True):
@@ -312,6 +338,13 @@ class Keeper:
 
         return life
 
+    def _enlisted(self, kept: Kept) -> Life:
+        async def life(task_status: trio.TaskStatus[None]) -> None:
+            task_status.started()
+            await self._from(kept, await attempt(kept, self._means), task_status.started)
+
+        return life
+
     def _resumed(self, kept: Kept) -> Life:
         async def life(task_status: trio.TaskStatus[None]) -> None:
             end = await found(kept, self._means, task_status.started)
@@ -334,7 +367,7 @@ class Keeper:
         """Tell of sockets without a record, and remove those that nobody listens at."""
         known = {kept.home.sockets for kept in self.machines.values()}
         runtime = self._places.runtime
-        for directory in await trio.to_thread.run_sync(_strangers, runtime, known):
+        for directory in await trio.to_thread.run_sync(strangers, runtime, known):
             why = f"a QEMU answers at {directory}/qmp and no machine on record has it"
             log.error("%s", why)
             self._events.tell(directory.name, "stranger", why)
@@ -351,33 +384,13 @@ def _trim_all(files: list[Path]) -> None:
         trim_log(file)
 
 
+def _matters(record: Record) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in MATTERS}
+
+
 def _is_true(kept: Kept, state: Declared) -> bool:
     return state != "stopped" and kept.state == state
 
 
 def _whose(name: str) -> str:
     return f"machine {name!r}"
-
-
-def _strangers(runtime: Path, known: set[Path]) -> list[Path]:
-    """Directories of sockets that nobody knows and somebody listens at.  Blocking."""
-    alive = []
-    for directory in runtime.iterdir():
-        if directory.is_symlink() or not directory.is_dir() or directory in known:
-            continue
-        if _listened_at(directory / "qmp"):
-            alive.append(directory)
-        else:
-            discard(directory)
-    return alive
-
-
-def _listened_at(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
-        try:
-            sock.connect(str(path))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return True

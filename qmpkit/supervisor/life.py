@@ -23,6 +23,7 @@ from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
 from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.policy import History, Mishap, after_end
 from qmpkit.supervisor.record import End
 from qmpkit.vm import VM
@@ -46,6 +47,7 @@ class Means:
     """
 
     ground: Ground
+    networks: Networks
     journal: Journal
     home: Callable[[str], Home]
     starts: trio.CapacityLimiter
@@ -95,8 +97,11 @@ async def _let_go(kept: Kept, means: Means, vm: VM, hand_over: HandOver | None) 
 async def _bring_up(
     stack: AsyncExitStack, kept: Kept, means: Means, resolution: Resolution | None
 ) -> VM:
+    joined = kept.record.joined
+    await means.networks.make(kept.name, joined)
     if resolution is None:
         resolution = await resolve(kept.spec)
+    resolution = attrs.evolve(resolution, spec=means.networks.wired(resolution.spec, joined))
     for warning in resolution.warnings:
         log.warning("machine %r: %s", kept.name, warning)
     made = await stack.enter_async_context(prepared_disks(resolution.spec))

@@ -9,17 +9,23 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import attrs
+import cattrs
 
 from qmpkit.errors import QmpkitError
 from qmpkit.machine.report import ExitCause, ExitReport
 from qmpkit.process.identity import Identity
+from qmpkit.spec.convert import structure_as, unstructure_any
 from qmpkit.spec.data import spec_from_dict, spec_to_dict
 from qmpkit.spec.facts import Facts, Flash
+from qmpkit.spec.farm import FarmMachine, Joined
+from qmpkit.spec.farm_data import machine_from_dict, machine_to_dict
+from qmpkit.spec.health import FunctionCheck, Health
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.restart import Restart
 from qmpkit.supervisor.policy import Cause, History, Mishap
 
-__all__ = ["SCHEMA", "Declared", "End", "Malformed", "NewerSchema", "Record", "digest_of"]
+__all__ = ["SCHEMA", "Declared", "End", "Malformed", "NewerSchema", "Record"]
+__all__ += ["MATTERS", "Wanted", "digest_of"]
 
 SCHEMA = 1
 """The format's number. A reader refuses what is newer than itself."""
@@ -62,6 +68,22 @@ class End:
 
 
 @attrs.frozen(kw_only=True)
+class Wanted:
+    """What an owner wants of a kept machine; `Record` and `Supervisor.ensure` say more."""
+
+    spec: MachineSpec
+    restart: Restart
+    health: Health | None = None
+    after: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    farm: FarmMachine | None = None
+    declared: Declared = "running"
+
+
+MATTERS = ("restart", "health", "after", "requires", "farm")
+
+
+@attrs.frozen(kw_only=True)
 class Record:
     """One kept machine.
 
@@ -71,6 +93,8 @@ class Record:
     down and `end` says why, "down" when the process is gone; `identity` is its process,
     `end` how it ended last, `history` what its policy made of that and the ends before.
     `argv`, `facts`: of the process.  `sockets`: the directory where they are.
+    `health`, `after`, `requires`: as in `Supervisor.ensure`.  `farm`: the machine as the
+    farm file has it that it comes from, None for one that a program made.
     """
 
     name: str
@@ -79,6 +103,10 @@ class Record:
     asked: str
     restart: Restart
     sockets: str
+    health: Health | None = None
+    after: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    farm: FarmMachine | None = None
     phase: Phase = "starting"
     identity: Identity | None = None
     argv: tuple[str, ...] = ()
@@ -87,14 +115,26 @@ class Record:
     history: History = attrs.field(factory=History)
     time: float = attrs.field(factory=time.time)
 
+    @property
+    def joined(self) -> tuple[Joined, ...]:
+        """Its places in the networks of its farm."""
+        return () if self.farm is None else self.farm.networks
+
+    def wanting(self, wanted: Wanted) -> Record:
+        """With what its owner wants now but for the spec, which a start needs to change."""
+        own = {name: getattr(wanted, name) for name in MATTERS}
+        return attrs.evolve(self, declared=wanted.declared, **own)
+
     def to_json(self) -> str:
-        """The text that is written."""
+        """The text that is written; checks that are functions are in no text."""
         plain = attrs.asdict(self, filter=lambda field, _: field.name not in _OWN_FORM)
         plain |= {
             "schema": SCHEMA,
             "spec": spec_to_dict(self.spec),
             "identity": None if self.identity is None else self.identity.to_dict(),
             "end": None if self.end is None else _end_to_dict(self.end),
+            "health": _health_to_dict(self.health),
+            "farm": None if self.farm is None else machine_to_dict(self.farm),
             "history": self.history.to_dict(),
         }
         return json.dumps(plain, indent=1)
@@ -110,11 +150,11 @@ class Record:
             return _record(plain)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Malformed(f"{type(error).__name__}: {error}") from error
-        except QmpkitError as error:
+        except (QmpkitError, cattrs.BaseValidationError) as error:
             raise Malformed(str(error)) from error
 
 
-_OWN_FORM = ("spec", "identity", "end", "history")
+_OWN_FORM = ("spec", "identity", "end", "history", "health", "farm")
 _CAUSES: dict[str, Cause] = {cause.value: cause for cause in (*ExitCause, *Mishap)}
 
 
@@ -135,6 +175,10 @@ def _record(plain: Mapping[str, Any]) -> Record:
         asked=_text(plain["asked"]),
         restart=Restart(**plain["restart"]),
         sockets=_text(plain["sockets"]),
+        health=None if (health := plain.get("health")) is None else structure_as(health, Health),
+        after=tuple(map(_text, plain.get("after", ()))),
+        requires=tuple(map(_text, plain.get("requires", ()))),
+        farm=None if (farm := plain.get("farm")) is None else machine_from_dict(farm),
         phase=_one_of(plain["phase"], Phase),
         identity=None if identity is None else Identity.from_dict(identity),
         argv=tuple(map(_text, plain["argv"])),
@@ -143,6 +187,13 @@ def _record(plain: Mapping[str, Any]) -> Record:
         history=History.from_dict(plain["history"]),
         time=float(plain["time"]),
     )
+
+
+def _health_to_dict(health: Health | None) -> dict[str, Any] | None:
+    checks = (
+        [check for check in health.checks if not isinstance(check, FunctionCheck)] if health else ()
+    )
+    return unstructure_any(attrs.evolve(health, checks=checks)) if health and checks else None
 
 
 def _end_to_dict(end: End) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import (
     AbstractContextManager,
     AsyncExitStack,
@@ -17,20 +17,23 @@ from typing import Self
 
 import trio
 
-from qmpkit._running import opened
 from qmpkit._trio import raise_collapsed
-from qmpkit.errors import Fault, MachineDied, MachineGone, QmpkitError, SpecInvalid
+from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.machine.keep import Ground, QemuGround
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.machine.machine import check_grace
 from qmpkit.process.limits import raise_nofile
 from qmpkit.process.spawner import shared_spawner
+from qmpkit.spec.farm import FarmMachine
+from qmpkit.spec.health import Health, to_health
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.restart import Restart
+from qmpkit.spec.restart import Restart, to_restart
 from qmpkit.supervisor.events import EventLog, Happenings
+from qmpkit.supervisor.held import Held, Holder
 from qmpkit.supervisor.keeper import Keeper
 from qmpkit.supervisor.kept import Kept
-from qmpkit.supervisor.record import Declared
+from qmpkit.supervisor.networks import Networks, NoNetworks
+from qmpkit.supervisor.record import Declared, Wanted
 from qmpkit.supervisor.table import Row
 from qmpkit.vm import VM
 
@@ -68,17 +71,15 @@ class Supervisor:
         keep: bool = False,
         start: Starter = start_qemu,
         ground: Ground | None = None,
+        networks: Networks | None = None,
         options: LaunchOptions | None = None,
     ) -> None:
         self.name = name
         check_grace("powerdown_grace", powerdown_grace)
         self.powerdown_grace = powerdown_grace
-        self._logs = None if logs is None else Path(logs).absolute()
-        self._start = start
         if starts is not None and starts < 1:
             raise ValueError(f"starts={starts!r}: no machine would ever be started")
-        self._limit = trio.CapacityLimiter(starts or os.cpu_count() or 1)
-        self._records: dict[str, _Record] = {}
+        limit = trio.CapacityLimiter(starts or os.cpu_count() or 1)
         self._log = EventLog(f"supervisor {name!r}")
         self._keeper: Keeper | None = None
         if keep:
@@ -86,15 +87,25 @@ class Supervisor:
                 name,
                 events=self._log,
                 ground=ground or QemuGround(),
-                starts=self._limit,
+                networks=networks or NoNetworks(),
+                starts=limit,
                 options=options or LaunchOptions(),
                 powerdown_grace=powerdown_grace,
             )
+        self._holder = Holder(
+            f"supervisor {name!r}",
+            events=self._log,
+            starts=limit,
+            start=start,
+            logs=None if logs is None else Path(logs).absolute(),
+            powerdown_grace=powerdown_grace,
+            kept=() if self._keeper is None else self._keeper.machines,
+        )
         self._stack = AsyncExitStack()
-        self._nursery: trio.Nursery | None = None
+        self._opened = False
 
     async def __aenter__(self) -> Self:
-        if self._log.closed or self._nursery is not None:
+        if self._log.closed or self._opened:
             raise RuntimeError("a Supervisor is entered once: make another")
         await self._stack.enter_async_context(self._open())
         return self
@@ -110,7 +121,7 @@ class Supervisor:
     @property
     def machines(self) -> Mapping[str, VM]:
         """The machines that are up, by name; of the kept ones those whose monitor answers."""
-        holders: dict[str, _Record | Kept] = {**self._records, **self.kept}
+        holders: dict[str, Held | Kept] = {**self._holder.machines, **self.kept}
         return {name: it.vm for name, it in holders.items() if it.vm and not it.vm.report}
 
     @property
@@ -122,7 +133,7 @@ class Supervisor:
         """A row for every machine ever started here, also those that have ended, and every
         kept one.
         """
-        rows = [record.row() for record in self._records.values()]
+        rows = [record.row() for record in self._holder.machines.values()]
         return (*rows, *(kept.row() for kept in self.kept.values()))
 
     def subscribe(self, buffer: int = 10_000) -> AbstractContextManager[Happenings]:
@@ -139,18 +150,30 @@ class Supervisor:
         MachineGone when `stop` or the block's end overtakes it.  Cancelled, the machine
         is taken down again.
         """
-        record = await self._admit(spec)
-        vm: VM = await self._open_nursery().start(self._keep, record, spec, paused, options)
-        return vm
+        self._check_open()
+        return await self._holder.start(spec, paused, options)
 
     async def ensure(
-        self, spec: MachineSpec, *, restart: str | Restart | None = "on-failure"
+        self,
+        spec: MachineSpec,
+        *,
+        restart: str | Restart | None = "on-failure",
+        health: Health | Iterable[str] | str | None = None,
+        after: Iterable[str] = (),
+        requires: Iterable[str] = (),
+        farm: FarmMachine | None = None,
+        wait: bool = True,
     ) -> Kept:
         """Have a kept machine that is as *spec* says, declared running; start it when it is down.
 
-        *restart*: "never", "on-failure", "always", or a `Restart`.  Returns when QEMU is
-        up and outlives us; `Kept.wait_running` waits for the guest.  The declaration is
-        safe on disk before anything is started.
+        *restart*: "never", "on-failure", "always", or a `Restart`.  *health*: how it is
+        found out whether it does its work.  It starts once the kept machines of *after*
+        have come up or will not, and those of *requires* are up.  *farm*: the machine of
+        the farm file it comes from.
+
+        Returns when QEMU is up and outlives us; `Kept.wait_running` waits for the guest.
+        Without *wait*, as soon as it is declared: then its start, if it fails, is answered
+        by its policy.  The declaration is safe on disk before anything is started.
 
         Raises SpecInvalid, HostLacks or LaunchFailed as `qmpkit.running` does,
         JournalFailed when the journal cannot be written, SpecInvalid too when a machine
@@ -158,10 +181,18 @@ class Supervisor:
         down is down again, and what was declared before holds.
         """
         keeper = self._kept_machines()
-        if (known := self._records.get(spec.name)) and not known.over.is_set():
+        if (known := self._holder.machines.get(spec.name)) and not known.over.is_set():
             fault = Fault("name", f"{spec.name!r} is taken by a machine of this block")
             raise SpecInvalid([fault], source=f"supervisor {self.name!r}")
-        return await keeper.ensure(spec, restart)
+        wanted = Wanted(
+            spec=spec,
+            restart=to_restart(restart),
+            health=None if health is None else to_health(health),
+            after=tuple(after),
+            requires=tuple(requires),
+            farm=farm,
+        )
+        return await keeper.ensure(wanted, wait=wait)
 
     async def declare(
         self, name: str, state: Declared, *, powerdown_grace: float | None = None
@@ -199,10 +230,7 @@ class Supervisor:
         """
         grace = self.powerdown_grace if powerdown_grace is None else powerdown_grace
         check_grace("powerdown_grace", grace)
-        async with trio.open_nursery() as nursery:
-            for record in self._records.values():
-                if not record.over.is_set():
-                    nursery.start_soon(_stop_one, record, grace)
+        await self._holder.stop(grace)
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
@@ -211,177 +239,24 @@ class Supervisor:
             async with (
                 shared_spawner(),
                 nullcontext() if self._keeper is None else self._keeper.open(),
-                trio.open_nursery() as nursery,
+                self._holder.open(),
             ):
-                self._nursery = nursery
+                self._opened = True
                 try:
                     yield
                 finally:
-                    self._nursery = None
-                    await self._stop_all()
+                    self._opened = False
         except BaseExceptionGroup as group:
             raise_collapsed(group)
         finally:
             self._log.close()
 
-    async def _stop_all(self) -> None:
-        bound = self.powerdown_grace + LaunchOptions().graces.total
-        with trio.move_on_after(bound, shield=True):
-            await self.stop()
-        # Whoever is left is taken down by its own cleanup, which has a bound of its own.
-        for record in self._records.values():
-            record.scope.cancel()
-
-    def _open_nursery(self) -> trio.Nursery:
-        if self._nursery is None:
+    def _check_open(self) -> None:
+        if not self._opened:
             raise RuntimeError("this supervisor is not open: use `async with Supervisor() as lab`")
-        return self._nursery
 
     def _kept_machines(self) -> Keeper:
-        self._open_nursery()
+        self._check_open()
         if self._keeper is None:
             raise RuntimeError("this supervisor keeps no machines: make it with keep=True")
         return self._keeper
-
-    async def _admit(self, spec: MachineSpec) -> _Record:
-        self._open_nursery()
-        if spec.name in self.kept:
-            fault = Fault("name", f"{spec.name!r} is taken by a kept machine")
-            raise SpecInvalid([fault], source=f"supervisor {self.name!r}")
-        while (known := self._records.get(spec.name)) and not known.over.is_set():
-            if known.vm is None or known.vm.report is None:
-                fault = Fault("name", f"{spec.name!r} is taken by a machine of this supervisor")
-                raise SpecInvalid([fault], source=f"supervisor {self.name!r}")
-            # It has ended, and the last of it vanishes in this moment.
-            await known.over.wait()
-        record = self._records[spec.name] = _Record(spec.name, self._log)
-        return record
-
-    async def _keep(
-        self,
-        record: _Record,
-        spec: MachineSpec,
-        paused: bool,
-        options: LaunchOptions | None,
-        task_status: trio.TaskStatus[VM],
-    ) -> None:
-        """One machine's whole life.  The one place where a machine's failure is caught."""
-        try:
-            with record.scope:
-                await self._live(record, spec, paused, options, task_status)
-        except Exception:
-            if not record.handed_over:
-                raise
-            # Also what is no error of ours: the siblings are not to pay for it.
-            log.exception("machine %r failed while it was taken down", record.name)
-        finally:
-            record.end()
-        if not record.handed_over:
-            raise MachineGone(record.name, "its start")
-
-    async def _live(
-        self,
-        record: _Record,
-        spec: MachineSpec,
-        paused: bool,
-        options: LaunchOptions | None,
-        task_status: trio.TaskStatus[VM],
-    ) -> None:
-        async with AsyncExitStack() as stack:
-            try:
-                vm = await self._bring_up(stack, record, spec, paused, options)
-            except Exception as error:
-                record.enter("failed", str(error))
-                raise
-            record.handed_over = True
-            task_status.started(vm)
-            # Had the caller been cancelled at this moment, the task is still the caller's:
-            # its cancellation strikes here, and a shield would keep it waiting for ever.
-            await trio.lowlevel.checkpoint_if_cancelled()
-            # From here on it belongs to the supervisor: only `stop` ends it.
-            record.scope.shield = True
-            await vm.wait()
-
-    async def _bring_up(
-        self,
-        stack: AsyncExitStack,
-        record: _Record,
-        spec: MachineSpec,
-        paused: bool,
-        options: LaunchOptions | None,
-    ) -> VM:
-        record.enter("queued", "start was asked for")
-        logs = None if self._logs is None else self._logs / record.name
-        async with self._limit:
-            record.enter("starting", "its turn has come")
-            vm = await stack.enter_async_context(
-                opened(spec, logs=logs, options=options, start=self._start)
-            )
-            record.attach(vm)
-            if not paused:
-                await vm.resume()
-        return vm
-
-
-class _Record:
-    """What the supervisor keeps of one machine."""
-
-    def __init__(self, name: str, events: EventLog) -> None:
-        self.name = name
-        self.vm: VM | None = None
-        self.handed_over = False  # to the caller of `start`
-        self.over = trio.Event()
-        self.scope = trio.CancelScope()
-        self._events = events
-        self._state = ""
-        self._cause = ""
-        self._entered = trio.current_time()
-
-    def attach(self, vm: VM) -> None:
-        self.vm = vm
-        self.enter(vm.state.value, "QEMU is up")
-        vm.machine.on_state = lambda state, cause: self.enter(state.value, cause)
-
-    def enter(self, state: str, cause: str) -> None:
-        self._state, self._cause, self._entered = state, cause, trio.current_time()
-        self._events.tell(self.name, state, cause)
-
-    def end(self) -> None:
-        if self._state in ("queued", "starting"):
-            self.enter("failed", "the start was cancelled")
-        self.over.set()
-
-    def row(self) -> Row:
-        live = self.vm is not None and self.vm.report is None
-        return Row(
-            machine=self.name,
-            state=self._state,
-            since=trio.current_time() - self._entered,
-            cause=self._cause,
-            pid=self.vm.pid if live and self.vm else None,
-            accel=self.vm.accel if self.vm else None,
-        )
-
-
-async def _stop_one(record: _Record, grace: float) -> None:
-    """Stop one machine; what goes wrong with it is no reason to leave the others."""
-    vm = record.vm
-    if vm is None or not record.handed_over:
-        record.scope.cancel()
-    else:
-        try:
-            await _end(vm, grace)
-        except QmpkitError:
-            log.exception("machine %r could not be stopped in order", vm.name)
-            record.scope.cancel()
-    await record.over.wait()
-
-
-async def _end(vm: VM, grace: float) -> None:
-    try:
-        if grace:
-            await vm.shutdown(grace=grace)
-        else:
-            await vm.quit()
-    except (MachineDied, MachineGone):
-        log.info("machine %r ended while it was being stopped: %s", vm.name, vm.report)
