@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -25,14 +25,14 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.restart import restart_faults
 from qmpkit.spec.suggest import suggestion
-from qmpkit.supervisor.adopt import found
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.journal import Journal, read_records
 from qmpkit.supervisor.kept import Kept
-from qmpkit.supervisor.life import Means, attempt, comes_again, started
+from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.networks import Networks
-from qmpkit.supervisor.record import MATTERS, Declared, End, Record, Wanted, digest_of
+from qmpkit.supervisor.record import MATTERS, Declared, Record, Wanted, digest_of
 from qmpkit.supervisor.strangers import strangers
+from qmpkit.supervisor.tending import Tending
 
 __all__ = ["Keeper"]
 
@@ -46,7 +46,8 @@ RELEASE_GRACE = 5.0
 
 _TRIM_EVERY = 60.0
 
-Life = Callable[[trio.TaskStatus[None]], Awaitable[None]]
+AMENDABLE = ("nics", "description")
+"""Fields of a spec that may change under a QEMU that is up: of NICs only their forwards."""
 
 
 class Keeper:
@@ -79,6 +80,11 @@ class Keeper:
             powerdown_grace=powerdown_grace,
         )
 
+    @property
+    def places(self) -> Places:
+        """Its directories."""
+        return self._places
+
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Claim the directory and adopt what is on record there.
@@ -91,7 +97,7 @@ class Keeper:
         try:
             async with service_nursery() as services:
                 self._journal = Journal(self._places.records)
-                self._means = self._with(journal=self._journal, home=self._home)
+                self._tasks = Tending(self._with(journal=self._journal, home=self._home))
                 services.start_soon(self._journal.run)
                 services.start_soon(self._trim_logs)
                 async with self._networks.open(self._places), self._adopted():
@@ -118,7 +124,9 @@ class Keeper:
                 self._nursery = nursery
                 async with trio.open_nursery() as adopting:
                     for kept in self.machines.values():
-                        adopting.start_soon(nursery.start, self._tend, kept, self._resumed(kept))
+                        adopting.start_soon(
+                            nursery.start, self._tasks.tend, kept, self._tasks.resumed(kept)
+                        )
                 try:
                     yield
                 finally:
@@ -185,6 +193,20 @@ class Keeper:
         resolution = await self._resolved(spec, known)
         return attrs.evolve(record, spec=resolution.spec, asked=digest_of(spec)), resolution
 
+    async def amend(self, wanted: Wanted) -> Kept:
+        """See `Supervisor.amend`."""
+        kept = self.known(wanted.spec.name)
+        async with kept.turn:
+            before = kept.record
+            seen = {name: getattr(wanted.spec, name) for name in AMENDABLE}
+            spec = attrs.evolve(before.spec, **seen)
+            kept.note(spec=spec, asked=digest_of(wanted.spec), **_matters(before.wanting(wanted)))
+            if not await kept.write(self._journal):
+                kept.note(spec=before.spec, asked=before.asked, **_matters(before))
+                assert kept.not_durable is not None
+                raise kept.not_durable
+        return kept
+
     def _home(self, name: str) -> Home:
         return Home(self._places.sockets(name), self._places.logs(name))
 
@@ -214,7 +236,7 @@ class Keeper:
         """Declare, and make it true; without *wait* that is left to its task."""
         if not kept.tended and kept.record.identity is not None:
             # Its task has failed and its QEMU may live: never start a second one.
-            await self._nursery.start(self._tend, kept, self._resumed(kept))
+            await self._nursery.start(self._tasks.tend, kept, self._tasks.resumed(kept))
         if kept.tended:
             await self._redeclare(kept, wanted)
             if not wait and kept.tended:
@@ -281,8 +303,8 @@ class Keeper:
         kept.refusal = None
         try:
             await self._journal.put(kept.record)
-            life = self._first(kept, resolution) if wait else self._enlisted(kept)
-            await self._nursery.start(self._tend, kept, life)
+            life = self._tasks.first(kept, resolution) if wait else self._tasks.enlisted(kept)
+            await self._nursery.start(self._tasks.tend, kept, life)
         except BaseException as error:
             kept.record = before
             with trio.move_on_after(UNDO_GRACE, shield=True):
@@ -298,68 +320,6 @@ class Keeper:
             else:
                 await self._journal.put(before)
             await trio.to_thread.run_sync(discard, kept.home.sockets)
-
-    # The tasks of the machines
-
-    async def _tend(self, kept: Kept, life: Life, task_status: trio.TaskStatus[None]) -> None:
-        """One kept machine, start to rest.  The one place where its failure is caught."""
-        handed_over = False
-
-        class Status:
-            def started(self, value: None = None) -> None:
-                nonlocal handed_over
-                if not handed_over:
-                    handed_over = True
-                    task_status.started()
-
-        kept.tended = True
-        try:
-            await life(Status())
-        except Exception as error:
-            if not handed_over:
-                raise
-            # Also what is no error of ours: the siblings are not to pay for it.
-            log.exception("machine %r failed, and is left as it is", kept.name)
-            kept.enter("failed", str(error))
-        finally:
-            kept.tended = False
-            kept.notify()
-
-    def _first(self, kept: Kept, resolution: Resolution | None) -> Life:
-        async def life(task_status: trio.TaskStatus[None]) -> None:
-            async def hand_over() -> None:
-                task_status.started()
-                # Had the caller been cancelled at this moment, it strikes here, and the
-                # machine is taken down again.
-                await trio.lowlevel.checkpoint_if_cancelled()
-
-            end = await started(kept, self._means, resolution, hand_over)
-            await self._from(kept, end, task_status.started)
-
-        return life
-
-    def _enlisted(self, kept: Kept) -> Life:
-        async def life(task_status: trio.TaskStatus[None]) -> None:
-            task_status.started()
-            await self._from(kept, await attempt(kept, self._means), task_status.started)
-
-        return life
-
-    def _resumed(self, kept: Kept) -> Life:
-        async def life(task_status: trio.TaskStatus[None]) -> None:
-            end = await found(kept, self._means, task_status.started)
-            task_status.started()
-            await self._from(kept, end, task_status.started)
-
-        return life
-
-    async def _from(self, kept: Kept, end: End | None, seen: Callable[[], None]) -> None:
-        while True:
-            if end is None:  # QEMU lives and its monitor was lost
-                end = await found(kept, self._means, seen)
-            if not await comes_again(kept, self._means, end):
-                return
-            end = await attempt(kept, self._means)
 
     # Around them
 

@@ -28,6 +28,7 @@ from qmpkit.spec.farm import FarmMachine
 from qmpkit.spec.health import Health, to_health
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.restart import Restart, to_restart
+from qmpkit.supervisor.drain import Drained, Told, drain
 from qmpkit.supervisor.events import EventLog, Happenings
 from qmpkit.supervisor.held import Held, Holder
 from qmpkit.supervisor.keeper import Keeper
@@ -213,6 +214,68 @@ class Supervisor:
         if powerdown_grace is not None:
             check_grace("powerdown_grace", powerdown_grace)
         return await self._kept_machines().declare(name, state, powerdown_grace)
+
+    async def amend(
+        self,
+        spec: MachineSpec,
+        *,
+        restart: str | Restart | None,
+        health: Health | None = None,
+        after: Iterable[str] = (),
+        requires: Iterable[str] = (),
+        farm: FarmMachine | None = None,
+    ) -> Kept:
+        """Note how a kept machine has changed that is up: *spec* is what it is now.
+
+        Its supervisor obeys the new policy and order at once.  Of the spec nothing can differ
+        but the forwards of NICs, which whoever calls this has changed, and the description.
+        Raises SpecInvalid for an unknown name, JournalFailed.
+        """
+        wanted = Wanted(
+            spec=spec,
+            restart=to_restart(restart),
+            health=health,
+            after=tuple(after),
+            requires=tuple(requires),
+            farm=farm,
+        )
+        return await self._kept_machines().amend(wanted)
+
+    async def stop_kept(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        powerdown_grace: float | None = None,
+        deadline: float = float("inf"),
+        told: Told = lambda name, done, total: None,
+    ) -> tuple[Drained, ...]:
+        """Declare kept machines stopped (default: all), and wait until they are down.
+
+        In the reverse of their order of start, those that do not wait for one another at
+        the same time, each guest with the grace of `declare`.  After *deadline* seconds
+        all that are left are ended at once.  Gives how each went: one that cannot be
+        stopped keeps up nobody.  *told* is called as each is down.
+        Raises SpecInvalid for an unknown name.  Cancelled, what was declared is still made true.
+        """
+        keeper = self._kept_machines()
+        wanted = [keeper.known(name).name for name in (self.kept if names is None else names)]
+
+        async def stop(name: str, grace: float | None) -> None:
+            await self.declare(name, "stopped", powerdown_grace=grace)
+
+        return await drain(
+            keeper.machines, wanted, stop, grace=powerdown_grace, deadline=deadline, told=told
+        )
+
+    @property
+    def state_dir(self) -> Path:
+        """The state directory of a supervisor that keeps machines; it is its user's alone."""
+        return self._kept_machines().places.state
+
+    @property
+    def runtime_dir(self) -> Path:
+        """The directory of its machines' sockets, which a reboot may take."""
+        return self._kept_machines().places.runtime
 
     async def forget(self, name: str) -> None:
         """Forget a kept machine that is down, with its logs; its disks stay.

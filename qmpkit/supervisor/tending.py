@@ -1,0 +1,94 @@
+"""The tasks that stay with kept machines, one each: the place where a failure is caught."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from qmpkit.host.resolve import Resolution
+from qmpkit.supervisor.adopt import found
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.life import Means, attempt, comes_again, started
+from qmpkit.supervisor.record import End
+
+__all__ = ["Life", "Tending"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+Life = Callable[[trio.TaskStatus[None]], Awaitable[None]]
+"""A machine's life from one point on; its status is set when it is in other hands than ours."""
+
+
+class Tending:
+    """Makes the lives of kept machines, by the same means for all."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+
+    async def tend(self, kept: Kept, life: Life, task_status: trio.TaskStatus[None]) -> None:
+        """One kept machine, start to rest.  The one place where its failure is caught."""
+        handed_over = False
+
+        class Status:
+            def started(self, value: None = None) -> None:
+                nonlocal handed_over
+                if not handed_over:
+                    handed_over = True
+                    task_status.started()
+
+        kept.tended = True
+        try:
+            await life(Status())
+        except Exception as error:
+            if not handed_over:
+                raise
+            # Also what is no error of ours: the siblings are not to pay for it.
+            log.exception("machine %r failed, and is left as it is", kept.name)
+            kept.enter("failed", str(error))
+        finally:
+            kept.tended = False
+            kept.notify()
+
+    def first(self, kept: Kept, resolution: Resolution | None) -> Life:
+        """It starts for somebody who waits for that, and who is told of a failure."""
+
+        async def life(task_status: trio.TaskStatus[None]) -> None:
+            async def hand_over() -> None:
+                task_status.started()
+                # Had the caller been cancelled at this moment, it strikes here, and the
+                # machine is taken down again.
+                await trio.lowlevel.checkpoint_if_cancelled()
+
+            end = await started(kept, self._means, resolution, hand_over)
+            await self._from(kept, end, task_status.started)
+
+        return life
+
+    def enlisted(self, kept: Kept) -> Life:
+        """It starts for nobody in particular: a failure is an end like others."""
+
+        async def life(task_status: trio.TaskStatus[None]) -> None:
+            task_status.started()
+            await self._from(kept, await attempt(kept, self._means), task_status.started)
+
+        return life
+
+    def resumed(self, kept: Kept) -> Life:
+        """It goes on from what its record says."""
+
+        async def life(task_status: trio.TaskStatus[None]) -> None:
+            end = await found(kept, self._means, task_status.started)
+            task_status.started()
+            await self._from(kept, end, task_status.started)
+
+        return life
+
+    async def _from(self, kept: Kept, end: End | None, seen: Callable[[], None]) -> None:
+        while True:
+            if end is None:  # QEMU lives and its monitor was lost
+                end = await found(kept, self._means, seen)
+            if not await comes_again(kept, self._means, end):
+                return
+            end = await attempt(kept, self._means)
