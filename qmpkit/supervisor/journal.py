@@ -21,7 +21,7 @@ from qmpkit._trio import service_nursery
 from qmpkit.errors import JournalFailed, JournalNewer
 from qmpkit.supervisor.record import Malformed, NewerSchema, Record
 
-__all__ = ["Journal", "Lost", "Ticket", "read_records"]
+__all__ = ["Journal", "Lost", "Ticket", "read_records", "write_durably"]
 
 FLUSH_GRACE = 10.0
 """Seconds that what has not been written yet may take at the end."""
@@ -143,6 +143,13 @@ def commit(directory: Path, batch: Mapping[str, str | None]) -> dict[str, OSErro
     except OSError as error:
         return dict.fromkeys(batch, error)
     return errors
+
+
+def write_durably(path: Path, text: str | None) -> None:
+    """Put *text* at *path* (None: remove it), whole and safe on disk.  Blocking; OSError."""
+    _draft(path.with_name(path.name + _DRAFT), text)
+    _publish(path, text)
+    _sync(path.parent)
 
 
 def _file(name: str) -> str:

@@ -16,6 +16,7 @@ from qmpkit.machine.state import State
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.restart import Restart
 from qmpkit.supervisor.events import EventLog
+from qmpkit.supervisor.health import Verdict
 from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.record import Declared, End, Record
 from qmpkit.supervisor.table import Row
@@ -47,6 +48,7 @@ class Kept:
         self.not_durable: JournalFailed | None = None
         self.turn = trio.Lock()  # one change at a time
         self.tended = False  # a task keeps it as declared
+        self.health: Verdict | None = None
         self.refusal: Exception | None = None
         self.grace: float | None = None
         self._events = events

@@ -23,7 +23,10 @@ LAYERS = [
     {"machine"},
     {"operations"},
     {"vm", "_running"},
+    {"networks"},
     {"supervisor"},
+    {"farm"},
+    {"server"},
     {"testing"},
     {"cli"},  # `qmpkit image build` makes a guest's disk
 ]

@@ -1,0 +1,240 @@
+"""Making the kept machines of a supervisor into those of a farm, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import attrs
+import trio
+
+from qmpkit.errors import Fault, QmpkitError, SpecInvalid
+from qmpkit.farm.leave import of_farm, removed
+from qmpkit.farm.outcome import Did, Outcome, Progress, Result, Tell
+from qmpkit.farm.preflight import preflight
+from qmpkit.farm.saved import read_farm, save_farm
+from qmpkit.farm.seeds import seeded, write_seed
+from qmpkit.farm.settle import settled
+from qmpkit.operations.ports import change_forwards
+from qmpkit.spec import farm_plan
+from qmpkit.spec.farm import Farm, FarmMachine
+from qmpkit.spec.farm_data import machine_to_dict
+from qmpkit.spec.farm_plan import (
+    Add,
+    ChangeLive,
+    Known,
+    Plan,
+    Remove,
+    RestartNeeded,
+    Step,
+    Unchanged,
+)
+from qmpkit.spec.network import UserNic
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.supervisor import Supervisor
+
+__all__ = ["plan_up", "scale", "up"]
+
+_AT_ONCE = 16
+"""Machines that are declared at the same time; how many start, the supervisor says."""
+
+Chosen = Callable[[FarmMachine], bool]
+
+
+async def plan_up(lab: Supervisor, farm: Farm) -> Plan:
+    """What `up` would do, from what the supervisor has; nothing is changed.
+
+    Raises SpecInvalid when names are taken by machines that no farm's file has.
+    """
+    await trio.lowlevel.checkpoint()
+    _check_names(lab, farm)
+    known = {
+        name: Known(machine_to_dict(machine), running=lab.kept[name].tended)
+        for name, machine in of_farm(lab).items()
+    }
+    return farm_plan.plan(farm, known)
+
+
+async def up(
+    lab: Supervisor,
+    farm: Farm,
+    *,
+    restart: bool = False,
+    grace: float | None = None,
+    tell: Tell = lambda progress: None,
+) -> Outcome:
+    """Have the machines of *farm* and no others of a farm's file; wait until all have settled.
+
+    Machines that the farm no longer has are stopped (*grace*: seconds to power down,
+    default: the supervisor's) and forgotten; new ones are declared running, and so are those
+    that are down.  One that runs and whose changes need a restart is left as it is, and
+    told; with *restart* it is restarted.  Other changes are made while it runs.
+
+    Settled is a machine that runs, and is healthy if it has checks, or that has failed or
+    waits for one that has: told in the outcome, and no reason for the others not to go on.
+    What can be found out beforehand is, for all machines, before anything is changed.
+
+    Raises SpecInvalid or HostLacks, in a group when there are several, JournalFailed.
+    Cancelled, what was declared stays so; running `up` again goes on from there.
+    """
+    return await _converge(lab, farm, lambda _: True, restart, grace, tell)
+
+
+async def scale(
+    lab: Supervisor, group: str, count: int, *, tell: Tell = lambda progress: None
+) -> Outcome:
+    """Have *count* machines of the table *group* of the farm that was declared last.
+
+    As if its file said so, of that table alone.  Raises SpecInvalid without such a table,
+    and what `up` does.
+    """
+    farm = await read_farm(lab.state_dir)
+    if farm is None:
+        fault = Fault("", "nothing was declared yet", "`qmpkit up farm.toml`")
+        raise SpecInvalid([fault], f"farm {lab.name!r}")
+    wanted = farm_plan.scale(farm, group, count)
+    return await _converge(lab, wanted, lambda it: it.group == group, False, None, tell)
+
+
+async def _converge(
+    lab: Supervisor, farm: Farm, chosen: Chosen, restart: bool, grace: float | None, tell: Tell
+) -> Outcome:
+    plan = await plan_up(lab, farm)
+    known, wanted = of_farm(lab), {machine.name: machine for machine in farm.machines}
+    steps = [step for step in plan.steps if chosen(wanted.get(step.name) or known[step.name])]
+    await preflight(lab, _to_start(steps, wanted, restart), _to_stop(steps, restart))
+    await save_farm(lab.state_dir, farm)
+    work = _Work(lab, wanted, known, restart, grace, tell, len(steps))
+    gone = [step.name for step in steps if isinstance(step, Remove)]
+    for result in await removed(lab, gone, grace=grace, tell=lambda _: None):
+        work.tell(result)
+    limit = trio.CapacityLimiter(_AT_ONCE)
+    async with trio.open_nursery() as nursery:
+        for step in steps:
+            if not isinstance(step, Remove):
+                nursery.start_soon(work.do, step, limit)
+    return Outcome({step.name: work.results[step.name] for step in steps})
+
+
+def _check_names(lab: Supervisor, farm: Farm) -> None:
+    known = of_farm(lab)
+    faults = [
+        Fault(
+            f"machines.{machine.group}",
+            f"{machine.name!r} is a machine that a program keeps in {lab.name!r}",
+            "give it another name, or take that one down",
+        )
+        for machine in farm.machines
+        if machine.name in lab.kept and machine.name not in known
+    ]
+    if faults:
+        raise SpecInvalid(faults, f"farm {lab.name!r}")
+
+
+def _to_start(
+    steps: Iterable[Step], wanted: dict[str, FarmMachine], restart: bool
+) -> Iterator[FarmMachine]:
+    for step in steps:
+        match step:
+            case Add() | Unchanged(running=False) | ChangeLive(running=False):
+                yield wanted[step.name]
+            case RestartNeeded() if restart:
+                yield wanted[step.name]
+
+
+def _to_stop(steps: Iterable[Step], restart: bool) -> Iterator[str]:
+    for step in steps:
+        if isinstance(step, Remove) or (restart and isinstance(step, RestartNeeded)):
+            yield step.name
+
+
+@attrs.define
+class _Work:
+    lab: Supervisor
+    wanted: dict[str, FarmMachine]
+    known: dict[str, FarmMachine]
+    restart: bool
+    grace: float | None
+    _tell: Tell
+    total: int
+    results: dict[str, Result] = attrs.field(factory=dict)
+
+    def tell(self, result: Result) -> None:
+        """One machine is through."""
+        self.results[result.name] = result
+        self._tell(Progress(result.name, result.did, len(self.results), self.total))
+
+    async def do(self, step: Step, limit: trio.CapacityLimiter) -> None:
+        """One step, and the place where it is caught that a machine does not come up."""
+        try:
+            async with limit:
+                did = await self._declare(step)
+            if did in ("unchanged", "restart-needed"):
+                result = Result(step.name, did, _needing(step))
+            else:
+                result = await settled(self.lab.kept[step.name], did)
+        except QmpkitError as error:
+            result = Result(step.name, "failed", str(error))
+        self.tell(result)
+
+    async def _declare(self, step: Step) -> Did:
+        match step:
+            case Unchanged(running=True):
+                return "unchanged"
+            case ChangeLive(running=True):
+                await self._change(self.wanted[step.name])
+                return "changed"
+            case RestartNeeded() if not self.restart:
+                return "restart-needed"
+            case RestartNeeded():
+                await self.lab.declare(step.name, "stopped", powerdown_grace=self.grace)
+                await self._start(self.wanted[step.name])
+                return "restarted"
+        await self._start(self.wanted[step.name])
+        return "added" if isinstance(step, Add) else "started"
+
+    async def _start(self, machine: FarmMachine) -> None:
+        await write_seed(self.lab.state_dir, machine, self.known.get(machine.name))
+        await self.lab.ensure(
+            seeded(self.lab.state_dir, machine),
+            restart=machine.restart,
+            health=machine.health,
+            after=machine.after,
+            requires=machine.requires,
+            farm=machine,
+            wait=False,
+        )
+
+    async def _change(self, machine: FarmMachine) -> None:
+        kept, old = self.lab.kept[machine.name], self.known[machine.name]
+        await _forward(kept, old, machine)
+        await self.lab.amend(
+            seeded(self.lab.state_dir, machine),
+            restart=machine.restart,
+            health=machine.health,
+            after=machine.after,
+            requires=machine.requires,
+            farm=machine,
+        )
+
+
+async def _forward(kept: Kept, old: FarmMachine, new: FarmMachine) -> None:
+    """Change the forwards of a machine that runs; when one cannot be had, take all back."""
+    for before, after in zip(old.spec.nics, new.spec.nics, strict=True):
+        if not (isinstance(before, UserNic) and isinstance(after, UserNic)):
+            continue
+        if before.forwards == after.forwards:
+            continue
+        if kept.vm is None:
+            fault = Fault("nics", f"its ports cannot be changed: it is {kept.state}")
+            raise SpecInvalid([fault], f"machine {kept.name!r}")
+        try:
+            await change_forwards(kept.vm, kept.name, after.id, after.forwards)
+        except QmpkitError:
+            await change_forwards(kept.vm, kept.name, before.id, before.forwards)
+            raise
+
+
+def _needing(step: Step) -> str:
+    if not isinstance(step, RestartNeeded):
+        return ""
+    return f"after a restart: {', '.join(change.field for change in step.needing)}"

@@ -1,0 +1,120 @@
+"""Taking machines of a farm down: stopped in order, forgotten, their disks left or removed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import trio
+
+from qmpkit.errors import Fault, QmpkitError, SpecInvalid
+from qmpkit.farm.outcome import Outcome, Progress, Result, Tell
+from qmpkit.farm.saved import save_farm
+from qmpkit.farm.seeds import discard_seed
+from qmpkit.spec.block import Overlay
+from qmpkit.spec.farm import FarmMachine
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.suggest import suggestion
+from qmpkit.supervisor.supervisor import Supervisor
+
+__all__ = ["down", "of_farm", "removed"]
+
+
+def of_farm(lab: Supervisor) -> dict[str, FarmMachine]:
+    """The kept machines that come from a farm's file, as it had them when they came up."""
+    return {name: kept.record.farm for name, kept in lab.kept.items() if kept.record.farm}
+
+
+async def down(
+    lab: Supervisor,
+    *,
+    names: Sequence[str] | None = None,
+    grace: float | None = None,
+    deadline: float = float("inf"),
+    delete_disks: bool = False,
+    tell: Tell = lambda progress: None,
+) -> Outcome:
+    """Stop the machines of the farm, the last to start first, and forget them.
+
+    *names*: only those.  *grace*: seconds that each guest has to power down (default: the
+    supervisor's), *deadline* seconds for all, after which the rest is ended at once.  What a
+    program keeps in the same supervisor stays.  Disks stay too, and `up` uses them again:
+    only with *delete_disks* the files are removed that `make` had made and that no other
+    kept machine uses.
+
+    A machine that cannot be stopped is told of and stays; the others go on.  Raises
+    SpecInvalid for a name the farm does not have.  Cancelled, what was begun is still
+    stopped, and not forgotten.
+    """
+    known = of_farm(lab)
+    if names is not None and (strange := [name for name in names if name not in known]):
+        faults = [
+            Fault(name, "no machine of the farm", suggestion(name, known)) for name in strange
+        ]
+        raise SpecInvalid(faults, f"farm {lab.name!r}")
+    chosen = tuple(known if names is None else dict.fromkeys(names))
+    results = await removed(
+        lab, chosen, grace=grace, deadline=deadline, delete_disks=delete_disks, tell=tell
+    )
+    if not of_farm(lab):
+        await save_farm(lab.state_dir, None)
+    return Outcome({result.name: result for result in results})
+
+
+async def removed(
+    lab: Supervisor,
+    names: Iterable[str],
+    *,
+    grace: float | None,
+    deadline: float = float("inf"),
+    delete_disks: bool = False,
+    tell: Tell,
+) -> list[Result]:
+    """Stop and forget *names*, which are kept machines of the farm; how each went."""
+
+    def told(name: str, done: int, total: int) -> None:
+        tell(Progress(name, "stopped", done, total))
+
+    drained = await lab.stop_kept(names, powerdown_grace=grace, deadline=deadline, told=told)
+    results = []
+    for one in drained:
+        if one.failure is not None:
+            results.append(Result(one.name, "failed", str(one.failure)))
+            continue
+        results.append(await _forgotten(lab, one.name, delete_disks))
+    return results
+
+
+async def _forgotten(lab: Supervisor, name: str, delete_disks: bool) -> Result:
+    spec = lab.kept[name].spec
+    try:
+        await lab.forget(name)
+        await discard_seed(lab.state_dir, name)
+        deleted = await _deleted(lab, spec) if delete_disks else []
+    except (QmpkitError, OSError) as error:
+        return Result(name, "failed", f"it is stopped, and not forgotten: {error}")
+    return Result(name, "removed", f"deleted {', '.join(deleted)}" if deleted else "")
+
+
+async def _deleted(lab: Supervisor, spec: MachineSpec) -> list[str]:
+    """Remove the files that were made for *spec* and that nobody else has."""
+    used = {file for kept in lab.kept.values() for file in _files(kept.spec)}
+    made = [os.fspath(disk.file) for disk in spec.disks if disk.make is not None]
+    return await trio.to_thread.run_sync(_unlink_all, made, used)
+
+
+def _files(spec: MachineSpec) -> Iterator[str]:
+    for disk in spec.disks:
+        yield os.fspath(disk.file)
+        if isinstance(disk.make, Overlay):
+            yield os.fspath(disk.make.file)
+
+
+def _unlink_all(files: Iterable[str], used: Collection[str]) -> list[str]:
+    gone = []
+    for file in files:
+        if file not in used and os.path.lexists(file):
+            Path(file).unlink()
+            gone.append(file)
+    return gone

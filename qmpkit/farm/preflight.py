@@ -1,0 +1,49 @@
+"""What would keep a farm's machines from starting here, of all of them, before any is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import trio
+
+from qmpkit.errors import HostLacks, SpecInvalid
+from qmpkit.host.resolve import resolve
+from qmpkit.spec.farm import FarmMachine
+from qmpkit.spec.farm_networks import Bridge
+from qmpkit.supervisor.supervisor import Supervisor
+
+__all__ = ["preflight"]
+
+_AT_ONCE = 8
+
+
+async def preflight(
+    lab: Supervisor, starting: Iterable[FarmMachine], stopping: Iterable[str]
+) -> None:
+    """Look at all that are to start; raises what is found, in a group when it is several.
+
+    Not looked at are machines whose disks one holds that is stopped first, and those on a
+    bridge, whose tap devices are made later: their own starts tell.
+    """
+    held = {os.fspath(disk.file) for name in stopping for disk in lab.kept[name].spec.disks}
+    found: list[SpecInvalid | HostLacks] = []
+    limit = trio.CapacityLimiter(_AT_ONCE)
+
+    async def look(machine: FarmMachine) -> None:
+        async with limit:
+            try:
+                await resolve(machine.spec)
+            except (SpecInvalid, HostLacks) as error:
+                found.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for machine in starting:
+            files = {os.fspath(disk.file) for disk in machine.spec.disks}
+            bridged = any(isinstance(join.network, Bridge) for join in machine.networks)
+            if not bridged and not files & held:
+                nursery.start_soon(look, machine)
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise ExceptionGroup("the farm cannot come up on this host", found)
