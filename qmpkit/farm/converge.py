@@ -107,11 +107,14 @@ async def _converge(
     gone = [step.name for step in steps if isinstance(step, Remove)]
     for result in await removed(lab, gone, grace=grace, tell=lambda _: None):
         work.tell(result)
+    others = [step for step in steps if not isinstance(step, Remove)]
     limit = trio.CapacityLimiter(_AT_ONCE)
     async with trio.open_nursery() as nursery:
-        for step in steps:
-            if not isinstance(step, Remove):
-                nursery.start_soon(work.do, step, limit)
+        for step in others:
+            nursery.start_soon(work.declare, step, limit)
+    async with trio.open_nursery() as nursery:  # one may wait for any other
+        for step in others:
+            nursery.start_soon(work.settle, step)
     return Outcome({step.name: work.results[step.name] for step in steps})
 
 
@@ -157,24 +160,30 @@ class _Work:
     _tell: Tell
     total: int
     results: dict[str, Result] = attrs.field(factory=dict)
+    declared: dict[str, Did] = attrs.field(factory=dict)
 
     def tell(self, result: Result) -> None:
         """One machine is through."""
         self.results[result.name] = result
         self._tell(Progress(result.name, result.did, len(self.results), self.total))
 
-    async def do(self, step: Step, limit: trio.CapacityLimiter) -> None:
-        """One step, and the place where it is caught that a machine does not come up."""
+    async def declare(self, step: Step, limit: trio.CapacityLimiter) -> None:
+        """One step, and the place where it is caught that it cannot be taken."""
         try:
             async with limit:
                 did = await self._declare(step)
-            if did in ("unchanged", "restart-needed"):
-                result = Result(step.name, did, _needing(step))
-            else:
-                result = await settled(self.lab.kept[step.name], did)
         except QmpkitError as error:
-            result = Result(step.name, "failed", str(error))
-        self.tell(result)
+            self.tell(Result(step.name, "failed", str(error)))
+        else:
+            self.declared[step.name] = did
+
+    async def settle(self, step: Step) -> None:
+        """What has become of a machine that was declared."""
+        did = self.declared.get(step.name)
+        if did in ("unchanged", "restart-needed"):
+            self.tell(Result(step.name, did, _needing(step)))
+        elif did is not None:
+            self.tell(await settled(self.lab.kept[step.name], did))
 
     async def _declare(self, step: Step) -> Did:
         match step:

@@ -16,7 +16,10 @@ import attrs
 
 from qmpkit.spec.sizes import GIB, MIB, format_size
 
-__all__ = ["Admission", "Demand", "Host", "Limits", "Pool", "Waiting", "admit"]
+__all__ = ["Admission", "Demand", "Host", "Limits", "Pool", "TURN", "Waiting", "admit"]
+
+TURN = "its turn"
+"""How the reason begins of those that wait for other machines and for no resource."""
 
 _NAMES_TOLD = 3
 
@@ -204,10 +207,10 @@ class _Room:
         """Why it may not start now, behind *first* if there is one; empty when it may."""
         if len(self.starting) >= self.limits.starts:
             most = f"at most {self.limits.starts} at the same time"
-            return f"its turn: {_are(self.starting, 'starting')}, {most}"
+            return f"{TURN}: {_are(self.starting, 'starting')}, {most}"
         if first is not None:
             times = f"{first.overtaken} that came later have started before it"
-            return f"its turn: {first.name} is next, waits for {self._lack(first)}, and {times}"
+            return f"{TURN}: {first.name} is next, waits for {self._lack(first)}, and {times}"
         return self._lack(waiting)
 
     def _lack(self, waiting: Waiting) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,14 @@ from qmpkit.machine.keep import Ground, Home
 from qmpkit.machine.launch import LaunchOptions
 from qmpkit.process.kept import trim_log
 from qmpkit.process.places import Places, claimed_places, discard
+from qmpkit.spec.farm_order import circles
 from qmpkit.spec.health import health_faults
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.restart import restart_faults
 from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.events import EventLog
+from qmpkit.supervisor.gate import Gate
 from qmpkit.supervisor.journal import Journal, read_records
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
@@ -60,7 +62,7 @@ class Keeper:
         events: EventLog,
         ground: Ground,
         networks: Networks,
-        starts: trio.CapacityLimiter,
+        starts: int,
         options: LaunchOptions,
         powerdown_grace: float,
     ) -> None:
@@ -71,11 +73,12 @@ class Keeper:
         self.machines: dict[str, Kept] = {}
         self._events = events
         self._networks = networks
+        self._gate = Gate(self.machines, starts=starts)
         self._with = partial(
             Means,
             ground=ground,
             networks=networks,
-            starts=starts,
+            gate=self._gate,
             options=options,
             powerdown_grace=powerdown_grace,
         )
@@ -100,6 +103,7 @@ class Keeper:
                 self._tasks = Tending(self._with(journal=self._journal, home=self._home))
                 services.start_soon(self._journal.run)
                 services.start_soon(self._trim_logs)
+                services.start_soon(self._gate.run)
                 async with self._networks.open(self._places), self._adopted():
                     yield
         finally:
@@ -113,7 +117,7 @@ class Keeper:
         records, lost = await trio.to_thread.run_sync(read_records, self._places.records)
         for record in records:
             home = Home(Path(record.sockets), self._places.logs(record.name))
-            self.machines[record.name] = Kept(record, home, self._events)
+            self.machines[record.name] = self._kept(record, home)
         for loss in lost:
             why = f"its record was unreadable ({loss.why}) and is now {loss.path}"
             log.error("machine %r: %s", loss.machine, why)
@@ -139,6 +143,7 @@ class Keeper:
         name = wanted.spec.name
         faults = [*restart_faults(wanted.restart)]
         faults += [] if wanted.health is None else health_faults(wanted.health)
+        faults += self._circles(wanted)
         if faults:
             raise SpecInvalid(faults, _whose(name))
         while True:
@@ -149,6 +154,12 @@ class Keeper:
                 if self.machines.get(name) is kept:
                     await self._ensure_known(kept, wanted, wait)
                     return kept
+
+    def _circles(self, wanted: Wanted) -> Iterator[Fault]:
+        before = {name: (*k.record.after, *k.record.requires) for name, k in self.machines.items()}
+        before[wanted.spec.name] = (*wanted.after, *wanted.requires)
+        for circle in circles(before):
+            yield Fault("requires", f"none of them could start first: {' → '.join(circle)}")
 
     async def _make(self, wanted: Wanted, wait: bool) -> Kept:
         spec = wanted.spec
@@ -163,7 +174,7 @@ class Keeper:
             restart=wanted.restart,
             sockets=str(home.sockets),
         ).wanting(wanted)
-        kept = Kept(record, home, self._events)
+        kept = self._kept(record, home)
         async with kept.turn:
             self.machines[spec.name] = kept  # the name is taken from here on
             try:
@@ -173,6 +184,11 @@ class Keeper:
                 with trio.move_on_after(UNDO_GRACE, shield=True):
                     await self._networks.drop(spec.name, record.joined)
                 raise
+        return kept
+
+    def _kept(self, record: Record, home: Home) -> Kept:
+        kept = Kept(record, home, self._events)
+        kept.on_change = self._gate.wake
         return kept
 
     async def _ensure_known(self, kept: Kept, wanted: Wanted, wait: bool) -> None:
@@ -305,6 +321,8 @@ class Keeper:
             await self._journal.put(kept.record)
             life = self._tasks.first(kept, resolution) if wait else self._tasks.enlisted(kept)
             await self._nursery.start(self._tasks.tend, kept, life)
+            if not wait:
+                self._gate.look()  # nobody is to be seen as blocked for want of this one
         except BaseException as error:
             kept.record = before
             with trio.move_on_after(UNDO_GRACE, shield=True):

@@ -22,9 +22,13 @@ from qmpkit.supervisor.record import Declared, End, Record
 from qmpkit.supervisor.table import Row
 from qmpkit.vm import VM
 
-__all__ = ["Kept"]
+__all__ = ["STARTS", "Kept"]
 
 log = logging.getLogger("qmpkit.supervisor")
+
+
+STARTS = "it is to start"
+"""Why a machine is queued that nothing holds up yet."""
 
 
 class Kept:
@@ -33,7 +37,8 @@ class Kept:
     `vm` is the machine as long as its monitor answers, and another one after each
     restart.  `state` is what is observed: the states of `State`, or "queued", "starting",
     "silent" (its QEMU lives and says nothing), "unreachable" (it has no sockets any
-    more, or another machine's), "restarting" (it waits for its policy), "crash-loop"
+    more, or another machine's), "blocked" (it requires one that will not come up by
+    itself), "restarting" (it waits for its policy), "crash-loop"
     and "failed" (it waits for a person).  `not_durable` is why the last change could
     not be written down, None when it was.
     """
@@ -51,6 +56,7 @@ class Kept:
         self.health: Verdict | None = None
         self.refusal: Exception | None = None
         self.grace: float | None = None
+        self.on_change: Callable[[], object] = lambda: None
         self._events = events
         self._entered = trio.current_time()
         self._changed = trio.Event()
@@ -134,6 +140,13 @@ class Kept:
         self._events.tell(self.name, state, cause)
         self.notify()
 
+    def explain(self, state: str, cause: str) -> None:
+        """Note why it is in *state*; told only when it was in another: reasons come and go."""
+        if self.state != state or self.cause == STARTS:
+            self.enter(state, cause)
+        else:
+            self.cause = cause
+
     def tell(self, what: str, why: str) -> None:
         """Tell of something that is no state of it."""
         self._events.tell(self.name, what, why)
@@ -142,6 +155,7 @@ class Kept:
         """Wake whoever waits for a change."""
         changed, self._changed = self._changed, trio.Event()
         changed.set()
+        self.on_change()
 
     def attach(self, vm: VM, cause: str) -> None:
         """Its monitor answers."""

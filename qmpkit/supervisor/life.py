@@ -21,8 +21,10 @@ from qmpkit.machine.report import ExitCause
 from qmpkit.machine.state import State
 from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
+from qmpkit.supervisor.errors import StartCalledOff
+from qmpkit.supervisor.gate import Gate
 from qmpkit.supervisor.journal import Journal
-from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.kept import STARTS, Kept
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.policy import History, Mishap, after_end
 from qmpkit.supervisor.record import End
@@ -50,7 +52,7 @@ class Means:
     networks: Networks
     journal: Journal
     home: Callable[[str], Home]
-    starts: trio.CapacityLimiter
+    gate: Gate
     options: LaunchOptions
     powerdown_grace: float
     patience: float = 2.0
@@ -67,9 +69,9 @@ async def started(
     nothing of it is left.
     """
     kept.note(history=kept.record.history.starting(time.time()))
-    kept.enter("queued", "it is to start")
+    kept.enter("queued", STARTS)
     async with AsyncExitStack() as stack:
-        async with means.starts:
+        async with means.gate.turn(kept, patient=hand_over is None):
             kept.enter("starting", "its turn has come")
             vm = await _bring_up(stack, kept, means, resolution)
         kept.attach(vm, "QEMU is up")
@@ -241,6 +243,8 @@ async def attempt(kept: Kept, means: Means) -> End | None:
     """Start it once more; a start that fails is an end too."""
     try:
         return await started(kept, means, None, None)
+    except StartCalledOff as off:
+        return End(ExitCause.HOST_QUIT, str(off), 0.0, time.time(), boot_id())
     except QmpkitError as error:
         why = f"it did not start: {error}"
         return End(Mishap.START_FAILED, why, 0.0, time.time(), boot_id())

@@ -80,7 +80,7 @@ class Supervisor:
         self.powerdown_grace = powerdown_grace
         if starts is not None and starts < 1:
             raise ValueError(f"starts={starts!r}: no machine would ever be started")
-        limit = trio.CapacityLimiter(starts or os.cpu_count() or 1)
+        at_once = starts or os.cpu_count() or 1
         self._log = EventLog(f"supervisor {name!r}")
         self._keeper: Keeper | None = None
         if keep:
@@ -89,14 +89,14 @@ class Supervisor:
                 events=self._log,
                 ground=ground or QemuGround(),
                 networks=networks or NoNetworks(),
-                starts=limit,
+                starts=at_once,
                 options=options or LaunchOptions(),
                 powerdown_grace=powerdown_grace,
             )
         self._holder = Holder(
             f"supervisor {name!r}",
             events=self._log,
-            starts=limit,
+            starts=trio.CapacityLimiter(at_once),
             start=start,
             logs=None if logs is None else Path(logs).absolute(),
             powerdown_grace=powerdown_grace,

@@ -139,6 +139,21 @@ async def test_a_machine_that_does_not_start_keeps_up_nobody() -> None:
         assert "did not start" in failed.why
 
 
+async def test_one_that_waits_for_a_failed_one_is_told_as_blocked() -> None:
+    def prepare(fake: FakeKept) -> None:
+        raise LaunchFailed("db", ("qemu",), "1", "no")
+
+    wanted = farm(web={"requires": ["db"]}, db={}, other={"after": ["web"]})
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        outcome = await up(supervisor, wanted)
+        assert set(did(outcome).values()) == {"added"}
+        await down(supervisor)
+        ground.prepare = prepare
+        outcome = await up(supervisor, farm(web={"requires": ["db"]}, db={}))
+        assert did(outcome) == {"db": "failed", "web": "blocked"}
+        assert "it requires db, which has failed" in outcome.machines["web"].why
+
+
 async def test_scale_is_of_one_table_and_remembered() -> None:
     async with fake_ground() as ground, lab(ground) as supervisor:
         await up(supervisor, farm(web={"count": 1}, db={}))

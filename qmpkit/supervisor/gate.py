@@ -1,0 +1,191 @@
+"""The gate that every kept machine's start goes through: its order, and room on the host.
+
+Decisions are those of the pure modules `order` and `admission`; here they are asked anew
+whenever something has happened that may change them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+from qmpkit.errors import HostLacks
+from qmpkit.machine.state import State
+from qmpkit.supervisor.admission import TURN, Admission, Demand, Host, Limits, Waiting, admit
+from qmpkit.supervisor.errors import StartBlocked, StartCalledOff
+from qmpkit.supervisor.health import Healthy, Unhealthy
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.order import Needs, Ready, Seen, Standing, ready_to_start, start_order
+from qmpkit.supervisor.room import demand_of, host_now
+
+__all__ = ["Gate", "needs_of", "standing_of"]
+
+LOOK_EVERY = 2.0
+"""Seconds between two looks at the host's memory, which tells nobody when it gets free."""
+
+_RUNS = (State.RUNNING.value, State.SUSPENDED.value)
+
+
+@attrs.define(eq=False)
+class _Ticket:
+    """One machine that is to start."""
+
+    kept: Kept
+    demand: Demand
+    waiting: Waiting
+    blocked: str = ""
+    never: str = ""
+    admitted: bool = False
+    changed: trio.Event = attrs.field(factory=trio.Event)
+
+    def wake(self) -> None:
+        """Something about it was decided."""
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+class Gate:
+    """Lets *starts* machines start at the same time, each when its turn has come.
+
+    *machines* are all that the supervisor keeps.  `run` is its service.
+    """
+
+    def __init__(
+        self,
+        machines: Mapping[str, Kept],
+        *,
+        starts: int,
+        host: Callable[[], Host] | None = None,
+    ) -> None:
+        self._machines = machines
+        self._limits = Limits(starts=starts)
+        self._host = host or host_now
+        self._tickets: dict[str, _Ticket] = {}  # in the order of arrival
+        self._wake = trio.Event()
+        self._one_is_through = False
+        self._short_of_room = False
+        self._in_order = False
+
+    def wake(self) -> None:
+        """Something has happened to some machine: look again, soon."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look whenever something has happened."""
+        while True:
+            with trio.move_on_after(LOOK_EVERY if self._short_of_room else float("inf")):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            for ticket in self._tickets.values():
+                if ticket.kept.declared == "stopped":
+                    ticket.wake()
+            # With many in the queue a look is dear, and most of what happens frees nobody.
+            if self._one_is_through or self._short_of_room or self._in_order:
+                self.look()
+
+    @asynccontextmanager
+    async def turn(self, kept: Kept, *, patient: bool) -> AsyncIterator[None]:
+        """Wait until *kept* may start, which it does within the block.
+
+        Raises StartCalledOff when it is declared stopped meanwhile, HostLacks when it is
+        too big for this host; unless *patient*, StartBlocked when it waits for what will
+        not come by itself.
+        """
+        demand = demand_of(kept.spec)
+        ticket = _Ticket(kept, demand, Waiting(kept.name, demand))
+        self._tickets[kept.name] = ticket
+        try:
+            self.look()
+            await self._admitted(ticket, patient)
+            yield
+        finally:
+            del self._tickets[kept.name]
+            self._one_is_through = True
+            self.wake()
+
+    async def _admitted(self, ticket: _Ticket, patient: bool) -> None:
+        kept = ticket.kept
+        await trio.lowlevel.checkpoint()
+        while not ticket.admitted:
+            if kept.declared == "stopped":
+                raise StartCalledOff(kept.name)
+            if ticket.never:
+                what = f"machine {kept.name!r} does not fit on this host: {ticket.never}"
+                raise HostLacks(what, "give it less")
+            if ticket.blocked and not patient:
+                raise StartBlocked(kept.name, ticket.blocked)
+            await ticket.changed.wait()
+
+    def look(self) -> None:
+        """Decide on all that wait, now."""
+        self._one_is_through = False
+        waiting = {name: t for name, t in self._tickets.items() if not t.admitted}
+        ready = self._ready(waiting)
+        admission = self._admission(waiting, ready)
+        self._short_of_room = any(not why.startswith(TURN) for why in admission.waits.values())
+        self._in_order = bool(ready.waits or ready.blocked)
+        by_name = {item.name: item for item in admission.queue}
+        for name, ticket in waiting.items():
+            ticket.waiting = by_name.get(name, ticket.waiting)
+            ticket.blocked = ready.blocked.get(name, "")
+            ticket.never = admission.never.get(name, "")
+            ticket.admitted = name in admission.now
+            if ticket.blocked:
+                ticket.kept.explain("blocked", ticket.blocked)
+            elif why := ready.waits.get(name) or admission.waits.get(name):
+                ticket.kept.explain("queued", f"it waits for {why}")
+            ticket.wake()
+
+    def _ready(self, waiting: Mapping[str, _Ticket]) -> Ready:
+        if not any(t.kept.record.after or t.kept.record.requires for t in waiting.values()):
+            return Ready(tuple(waiting), {}, {})
+        seen = {
+            name: standing_of(kept, waits=name in waiting) for name, kept in self._machines.items()
+        }
+        needs = {name: needs_of(kept, self._machines) for name, kept in self._machines.items()}
+        for strange in {other for it in needs.values() for other in it.requires} - seen.keys():
+            needs[strange] = Needs()
+            seen[strange] = Seen(Standing.DOWN, "there is no such machine")
+        return ready_to_start(start_order(needs), needs, seen)
+
+    def _admission(self, waiting: Mapping[str, _Ticket], ready: Ready) -> Admission:
+        now = set(ready.now)
+        queue = [ticket.waiting for name, ticket in waiting.items() if name in now]
+        starting = {name: t.demand for name, t in self._tickets.items() if t.admitted}
+        running = {
+            name: demand_of(kept.spec)
+            for name, kept in self._machines.items()
+            if kept.record.identity is not None and name not in self._tickets
+        }
+        return admit(self._host(), running, starting, queue, self._limits)
+
+
+def needs_of(kept: Kept, known: Mapping[str, Kept]) -> Needs:
+    """What a machine comes after and cannot do without; to come after nobody is no order."""
+    record = kept.record
+    after = tuple(name for name in record.after if name in known)
+    return Needs(after=after, requires=record.requires)
+
+
+def standing_of(kept: Kept, *, waits: bool) -> Seen:
+    """How a machine stands to those that come after it.  Pure.
+
+    One with checks is up when it is healthy.  *waits*: at the gate.
+    """
+    if kept.declared == "stopped":
+        return Seen(Standing.STOPPING if kept.tended else Standing.DOWN)
+    if waits:
+        return Seen(Standing.WANTED)
+    if not kept.tended:
+        return Seen(Standing.FAILED, kept.cause)
+    if isinstance(kept.health, Unhealthy):
+        return Seen(Standing.STARTING, f"unhealthy: {kept.health.why}")
+    paused = kept.state == State.PAUSED.value and kept.declared == "paused"
+    if paused or kept.state in _RUNS:
+        if kept.record.health is None or isinstance(kept.health, Healthy) or paused:
+            return Seen(Standing.UP)
+        return Seen(Standing.STARTING, kept.health.why if kept.health else "")
+    return Seen(Standing.STARTING)
