@@ -34,7 +34,7 @@ async def test_each_comes_after_what_it_needs() -> None:
         last = await supervisor.ensure(spec("c"), requires=["b"], wait=False)
         await last.until(lambda: last.state == "blocked")
         assert "it requires b, which is stopped: there is no such machine" in last.cause
-        await supervisor.ensure(spec("b"), after=["a", "nobody"], wait=False)
+        await supervisor.ensure(spec("b"), after=["nobody"], requires=["a"], wait=False)
         await supervisor.ensure(spec("a"), wait=False)
         await last.wait_running()
         assert sorted(_order(ground, supervisor)[:2]) == ["a", "b"]
@@ -78,21 +78,21 @@ async def test_a_circle_is_refused() -> None:
 
 
 async def test_no_more_start_together_than_may() -> None:
-    most = 0
-
-    def prepare(fake: FakeKept) -> None:
-        nonlocal most
-        starting = [kept for kept in supervisor.kept.values() if kept.state == "starting"]
-        most = max(most, len(starting))
-
+    together, most = set[str](), 0
     async with fake_ground() as ground:
-        ground.prepare = prepare
         supervisor = Supervisor("lab", keep=True, ground=ground, options=HASTY, starts=2)
         async with supervisor:
-            for number in range(7):
-                await supervisor.ensure(spec(f"m{number}"), wait=False)
-            for kept in supervisor.kept.values():
-                await kept.wait_running()
+            with supervisor.subscribe() as happenings:
+                for number in range(7):
+                    await supervisor.ensure(spec(f"m{number}"), wait=False)
+                for kept in supervisor.kept.values():
+                    await kept.wait_running()
+        async for it in happenings:
+            if it.state == "starting":
+                together.add(it.machine)
+                most = max(most, len(together))
+            else:
+                together.discard(it.machine)
     assert most == 2
 
 
