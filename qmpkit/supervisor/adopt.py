@@ -110,7 +110,7 @@ async def _with_monitor(kept: Kept, means: Means, machine: Machine, seen: Seen) 
         kept.note(phase="up", history=kept.record.history.came_up(time.time()))
         means.journal.post(kept.record)
     vm = VM(machine, logs=kept.home.logs)
-    kept.attach(vm, "adopted")
+    kept.attach(vm, "adopted", adopted=True)
     _compare(kept, vm.state)
     seen()
     try:

@@ -40,7 +40,7 @@ class Kept:
     more, or another machine's), "blocked" (it requires one that will not come up by
     itself), "restarting" (it waits for its policy), "crash-loop"
     and "failed" (it waits for a person).  `not_durable` is why the last change could
-    not be written down, None when it was.
+    not be written down, None when it was.  `health` is what its checks have come to.
     """
 
     def __init__(self, record: Record, home: Home, events: EventLog) -> None:
@@ -53,7 +53,8 @@ class Kept:
         self.not_durable: JournalFailed | None = None
         self.turn = trio.Lock()  # one change at a time
         self.tended = False  # a task keeps it as declared
-        self.health: Verdict | None = None
+        self.adopted = False
+        self.health: Verdict | None = None  # None: it has no checks, or is not up
         self.refusal: Exception | None = None
         self.grace: float | None = None
         self.on_change: Callable[[], object] = lambda: None
@@ -130,6 +131,7 @@ class Kept:
             pid=self.pid,
             accel=self.record.facts.accel,
             declared=self.declared,
+            health=None if self.health is None else type(self.health).__name__.lower(),
         )
 
     # What its supervisor's tasks do
@@ -157,9 +159,9 @@ class Kept:
         changed.set()
         self.on_change()
 
-    def attach(self, vm: VM, cause: str) -> None:
-        """Its monitor answers."""
-        self.vm = vm
+    def attach(self, vm: VM, cause: str, *, adopted: bool = False) -> None:
+        """Its monitor answers; *adopted*: of a QEMU that was up before."""
+        self.vm, self.adopted, self.health = vm, adopted, None
         self.enter(vm.state.value, cause)
         vm.machine.on_state = lambda state, why: self.enter(state.value, why)
 
@@ -167,7 +169,7 @@ class Kept:
         """It has ended, or its monitor has."""
         if self.vm is not None:
             self.report = self.vm.report or self.report
-        self.vm = None
+        self.vm = self.health = None
 
     def note(self, **changes: Any) -> None:
         """Change what is on record; in memory, until it is written."""

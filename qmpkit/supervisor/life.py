@@ -17,7 +17,7 @@ from qmpkit.images.prepare import prepared_disks
 from qmpkit.machine.keep import Ground, Home, begun
 from qmpkit.machine.launch import LaunchOptions
 from qmpkit.machine.machine import Machine
-from qmpkit.machine.report import ExitCause
+from qmpkit.machine.report import ExitCause, ExitReport
 from qmpkit.machine.state import State
 from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
@@ -28,6 +28,7 @@ from qmpkit.supervisor.kept import STARTS, Kept
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.policy import History, Mishap, after_end
 from qmpkit.supervisor.record import End
+from qmpkit.supervisor.vitality import watch_over
 from qmpkit.vm import VM
 
 __all__ = ["Means", "attempt", "attend", "comes_again", "started"]
@@ -74,7 +75,7 @@ async def started(
         async with means.gate.turn(kept, patient=hand_over is None):
             kept.enter("starting", "its turn has come")
             vm = await _bring_up(stack, kept, means, resolution)
-        kept.attach(vm, "QEMU is up")
+            kept.attach(vm, "QEMU is up")
         try:
             await _let_go(kept, means, vm, hand_over)
             return await attend(kept, means, vm)
@@ -136,10 +137,19 @@ async def attend(kept: Kept, means: Means, vm: VM) -> End | None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_obey, kept, means, vm)
         nursery.start_soon(_see_off, kept, means, vm)
+        nursery.start_soon(watch_over, kept, means.journal, vm)
         nursery.start_soon(_notice_loss, vm.machine, nursery.cancel_scope)
-        end = End.of(await vm.wait(), boot_id())
+        end = _end_of(kept, await vm.wait())
         nursery.cancel_scope.cancel()
     return end
+
+
+def _end_of(kept: Kept, report: ExitReport) -> End:
+    """How it ended: as QEMU tells, unless we ended it for a reason that is on record."""
+    known = kept.record.end
+    if kept.record.phase == "ending" and known and isinstance(known.cause, Mishap):
+        return known
+    return End.of(report, boot_id())
 
 
 async def _obey(kept: Kept, means: Means, vm: VM) -> None:

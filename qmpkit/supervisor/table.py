@@ -13,7 +13,8 @@ class Row:
 
     `since` is the seconds it has been in `state`, `cause` what brought it there;
     `pid` and `accel` are None until QEMU has started.  `declared` is what is wanted of a
-    kept machine, None for one that ends with its block.
+    kept machine, None for one that ends with its block; `health` what its checks have come
+    to: "starting", "healthy", "unhealthy", None for one without checks.
     """
 
     machine: str
@@ -23,3 +24,4 @@ class Row:
     pid: int | None = None
     accel: str | None = None
     declared: str | None = None
+    health: str | None = None

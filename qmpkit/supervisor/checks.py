@@ -1,0 +1,162 @@
+"""Making the checks of a machine's health, each once: it passes, or it says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from qmpkit.errors import AgentSilent, QmpkitError
+from qmpkit.operations.errors import ConsoleEnded, OutputLost
+from qmpkit.operations.forwards import Forwarded
+from qmpkit.spec.health import (
+    AgentCheck,
+    Check,
+    ConsoleCheck,
+    FunctionCheck,
+    HttpCheck,
+    ProcessCheck,
+    QmpCheck,
+    TcpCheck,
+)
+from qmpkit.vm import VM
+
+__all__ = ["CheckFailed", "checked"]
+
+_ESTABLISHED = "TCP[ESTABLISHED]"
+_LOOK_EVERY = 0.1
+_STATUS_LINE_LIMIT = 4096
+
+
+class CheckFailed(QmpkitError):
+    """A check did not pass; `why` is what it saw."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(why)
+
+
+async def checked(check: Check, vm: VM) -> None:
+    """Make *check* once; raises CheckFailed, or what QEMU or the guest answered.
+
+    Has no bound of its own: a guest that says nothing keeps it waiting.
+    """
+    match check:
+        case ProcessCheck():
+            if vm.machine.child.status is not None:
+                raise CheckFailed("the process has ended")
+        case QmpCheck():
+            await vm.execute("query-status")
+        case AgentCheck():
+            await _ping(vm)
+        case TcpCheck():
+            async with await _connected(vm, check.port):
+                pass
+        case HttpCheck():
+            await _get(vm, check)
+        case ConsoleCheck():
+            await _seen(vm, check)
+        case FunctionCheck():
+            await _called(check.call, vm)
+
+
+async def _ping(vm: VM) -> None:
+    try:
+        await vm.agent.ping()
+    except AgentSilent as silent:
+        raise CheckFailed(str(silent)) from silent
+
+
+async def _forward(vm: VM, port: int) -> Forwarded:
+    for forward in await vm.forwards():
+        if (forward.proto, forward.guest_port) == ("tcp", port):
+            return forward
+    raise CheckFailed(f"no port of this host leads to {port}")
+
+
+async def _connected(vm: VM, port: int) -> trio.SocketStream:
+    """A connection that the guest has taken.
+
+    QEMU takes every connection itself and only then asks the guest: whether that has
+    answered is seen in its own table of connections, which no event tells of.
+    """
+    forward = await _forward(vm, port)
+    address = "127.0.0.1" if forward.address == "0.0.0.0" else forward.address
+    try:
+        stream = await trio.open_tcp_stream(address, forward.port)
+    except OSError as error:
+        raise CheckFailed(f"{address}:{forward.port} takes no connection: {error}") from error
+    try:
+        while not await _is_taken(vm, stream, forward):  # noqa: ASYNC110
+            await trio.sleep(_LOOK_EVERY)
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return stream
+
+
+async def _is_taken(vm: VM, stream: trio.SocketStream, forward: Forwarded) -> bool:
+    said: str = await vm.execute("human-monitor-command", {"command-line": "info usernet"})
+    ours = f"{forward.guest_address} {forward.guest_port} "
+    lines = [" ".join(line.split()) + " " for line in said.splitlines()]
+    of_port = [line for line in lines if ours in line and "HOST_FORWARD" not in line]
+    if any(line.startswith("TCP[SYN_SENT]") for line in of_port):
+        return False
+    if any(line.startswith(_ESTABLISHED) for line in of_port):
+        return True
+    # Gone from the table: the guest has refused it, or nobody has looked at it yet.
+    with trio.move_on_after(_LOOK_EVERY):
+        if not await _peek(stream):
+            raise CheckFailed(f"port {forward.guest_port} of the guest refuses connections")
+    return False
+
+
+async def _peek(stream: trio.SocketStream) -> bytes:
+    try:
+        return await stream.receive_some(1)
+    except trio.BrokenResourceError:
+        return b""
+
+
+async def _get(vm: VM, check: HttpCheck) -> None:
+    stream = await _connected(vm, check.port)
+    try:
+        request = f"GET {check.path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        await stream.send_all(request.encode())
+        words = (await _first_line(stream)).split(" ")
+    except trio.BrokenResourceError as error:
+        raise CheckFailed("the connection broke before the answer") from error
+    finally:
+        await trio.aclose_forcefully(stream)
+    if len(words) < 2 or not words[0].startswith("HTTP/") or not words[1].isdecimal():
+        raise CheckFailed("the answer is no HTTP")
+    if not 200 <= int(words[1]) <= 399:
+        raise CheckFailed(f"the answer is {' '.join(words[1:])}")
+
+
+async def _first_line(stream: trio.SocketStream) -> str:
+    seen = b""
+    while b"\r\n" not in seen and len(seen) < _STATUS_LINE_LIMIT:
+        if not (chunk := await stream.receive_some(1024)):
+            break
+        seen += chunk
+    return seen.split(b"\r\n")[0].decode("latin-1")
+
+
+async def _seen(vm: VM, check: ConsoleCheck) -> None:
+    console = vm.consoles.get(check.serial)
+    if console is None:
+        raise CheckFailed(f"there is no console {check.serial!r}")
+    try:
+        await console.reader(replay=True).expect(check.text)
+    except (ConsoleEnded, OutputLost) as error:
+        raise CheckFailed(str(error)) from error
+
+
+async def _called(call: Callable[[VM], Awaitable[bool]], vm: VM) -> None:
+    try:
+        passed = await call(vm)
+    except Exception as error:
+        raise CheckFailed(f"{type(error).__name__}: {error}") from error
+    if not passed:
+        raise CheckFailed("it says no")

@@ -1,0 +1,162 @@
+"""Watching over a living machine: its checks, its watchdog, what QEMU gave up on."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import trio
+
+from qmpkit.errors import MachineDied, MachineGone, QmpkitError
+from qmpkit.machine.state import State
+from qmpkit.process.identity import boot_id
+from qmpkit.qmp.errors import EventsLost
+from qmpkit.qmp.events import Subscription
+from qmpkit.spec.health import Check, ConsoleCheck, Health
+from qmpkit.supervisor.checks import checked
+from qmpkit.supervisor.health import Healthy, Result, Starting, Unhealthy, Verdict, Vitals
+from qmpkit.supervisor.journal import Journal
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.policy import Mishap
+from qmpkit.supervisor.record import End
+from qmpkit.vm import VM
+
+__all__ = ["put_down", "watch_over"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+_WORDS: dict[type[Verdict], str] = {
+    Starting: "checked",
+    Healthy: "healthy",
+    Unhealthy: "unhealthy",
+}
+
+
+async def watch_over(kept: Kept, journal: Journal, vm: VM) -> None:
+    """Make the machine's checks, as long as its record has some, and end it when they fail.
+
+    Also when its guest does not feed its watchdog, or QEMU gave up running it.
+    """
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_notice_mishaps, kept, journal, vm)
+        while True:
+            health = kept.record.health
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as checking:
+                    checking.start_soon(_stop_at_change, kept, health, scope)
+                    if health is not None:
+                        await _Watch(kept, journal, vm, health).run()
+
+
+async def _stop_at_change(kept: Kept, health: Health | None, scope: trio.CancelScope) -> None:
+    await kept.until(lambda: kept.record.health is not health)
+    kept.health = None
+    scope.cancel()
+
+
+class _Watch:
+    """The checks of one machine."""
+
+    def __init__(self, kept: Kept, journal: Journal, vm: VM, health: Health) -> None:
+        self._kept = kept
+        self._journal = journal
+        self._vm = vm
+        self._health = health
+        self._vitals = Vitals(health, vm.machine.started_at)
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            self._take_in()
+            for check in self._health.checks:
+                nursery.start_soon(self._repeat, check)
+
+    async def _repeat(self, check: Check) -> None:
+        """One check, again and again; a guest that stands still is not asked."""
+        while True:
+            await trio.sleep_until(self._vitals.due()[str(check)])
+            await self._kept.until(lambda: self._kept.state == State.RUNNING.value)
+            why = await self._failure(check)
+            result = Result(str(check), trio.current_time(), not why, why)
+            self._vitals = self._vitals.told(result)
+            if self._take_in() and await self._is_put_down():
+                return
+            if isinstance(check, ConsoleCheck) and not why:
+                return  # passed once, for good
+
+    async def _failure(self, check: Check) -> str:
+        """Why the check fails; empty when it passes."""
+        if isinstance(check, ConsoleCheck) and self._kept.adopted:
+            return ""  # what it said while nobody listened cannot be known, and it was up before
+        with trio.move_on_after(self._health.timeout) as bound:
+            try:
+                await checked(check, self._vm)
+            except (MachineGone, MachineDied):
+                await trio.sleep_forever()  # whoever attends to it sees the end
+            except QmpkitError as error:
+                return str(error)
+        return f"no answer within {self._health.timeout:g} s" if bound.cancelled_caught else ""
+
+    def _take_in(self) -> bool:
+        """Tell of a verdict that has changed; whether it has."""
+        before, verdict = self._kept.health, self._vitals.verdict
+        self._kept.health = verdict
+        if type(before) is type(verdict):
+            return False
+        if not isinstance(verdict, Starting):
+            why = verdict.why if isinstance(verdict, Unhealthy) else "all its checks pass"
+            self._kept.tell(_WORDS[type(verdict)], why)
+        self._kept.notify()
+        return True
+
+    async def _is_put_down(self) -> bool:
+        verdict = self._kept.health
+        if not isinstance(verdict, Unhealthy) or self._kept.restart.policy == "never":
+            return False
+        why = f"it was unhealthy: {verdict.why}"
+        await put_down(self._kept, self._journal, self._vm, Mishap.UNHEALTHY, why)
+        return True
+
+
+async def put_down(kept: Kept, journal: Journal, vm: VM, cause: Mishap, why: str) -> None:
+    """End a machine that is of no use any more; why is written down first."""
+    uptime = trio.current_time() - vm.machine.started_at
+    kept.note(phase="ending", end=End(cause, why, uptime, time.time(), boot_id()))
+    await kept.write(journal)
+    try:
+        await vm.quit()
+    except (MachineGone, MachineDied):
+        return
+    except QmpkitError:
+        log.exception("machine %r could not be ended", kept.name)
+
+
+async def _notice_mishaps(kept: Kept, journal: Journal, vm: VM) -> None:
+    try:
+        with vm.subscribe("WATCHDOG", "STOP") as events:
+            while (mishap := await _mishap(vm)) is None:
+                await _next(events, kept)
+        await put_down(kept, journal, vm, *mishap)
+    except QmpkitError:
+        return  # its end, or its monitor's, is somebody else's matter
+
+
+async def _next(events: Subscription, kept: Kept) -> None:
+    """Wait for what may be a mishap, and tell of a watchdog that barked."""
+    try:
+        event = await anext(events)
+    except EventsLost:
+        return
+    if event.name == "WATCHDOG":
+        action = event.data.get("action", "")
+        kept.tell("watchdog", f"the guest did not feed its watchdog: {action}")
+
+
+async def _mishap(vm: VM) -> tuple[Mishap, str] | None:
+    """What QEMU has stopped the guest for by itself."""
+    status = (await vm.execute("query-status"))["status"]
+    match status:
+        case "watchdog":
+            return Mishap.WATCHDOG, "the guest did not feed its watchdog"
+        case "internal-error":
+            return Mishap.INTERNAL_ERROR, "QEMU met an internal error and stopped the guest"
+    return None
