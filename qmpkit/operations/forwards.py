@@ -8,13 +8,19 @@ import attrs
 
 from qmpkit.operations._protocols import Monitor
 
-__all__ = ["Forwarded", "forwarded_ports", "read_usernet"]
+__all__ = ["Connection", "Forwarded", "connections", "forwarded_ports", "read_connections"]
+__all__ += ["read_usernet"]
 
 # One line of `info usernet`: TCP[HOST_FORWARD]  11  127.0.0.1 36207  10.0.2.15 22  0 0
 _NETDEV = re.compile(r"\S.*\((?P<netdev>[^()]+)\):\s*")
 _FORWARD = re.compile(
     r"\s+(?P<proto>TCP|UDP)\[HOST_FORWARD\]\s+\d+"
     r"\s+(?P<address>\S+)\s+(?P<port>\d+)"
+    r"\s+(?P<guest_address>\S+)\s+(?P<guest_port>\d+)\b.*",
+    re.ASCII,
+)
+_CONNECTION = re.compile(
+    r"\s+TCP\[(?P<state>[A-Z0-9_]+)\]\s+(?P<fd>\d+)\s+\S+\s+\d+"
     r"\s+(?P<guest_address>\S+)\s+(?P<guest_port>\d+)\b.*",
     re.ASCII,
 )
@@ -37,13 +43,45 @@ class Forwarded:
     guest_port: int
 
 
+@attrs.frozen
+class Connection:
+    """A TCP connection of a user-mode NIC, by QEMU's descriptor `fd`.
+
+    `state` is TCP's: SYN_SENT as long as the guest has not answered.
+    """
+
+    fd: int
+    state: str
+    guest_address: str
+    guest_port: int
+
+
+async def connections(monitor: Monitor) -> tuple[Connection, ...]:
+    """The TCP connections of the machine's user-mode NICs, those into the guest and out of it."""
+    return read_connections(await _usernet(monitor))
+
+
+def read_connections(text: str) -> tuple[Connection, ...]:
+    """What `info usernet` says of TCP connections."""
+    rows = filter(None, map(_CONNECTION.fullmatch, text.splitlines()))
+    return tuple(
+        Connection(int(row["fd"]), row["state"], row["guest_address"], int(row["guest_port"]))
+        for row in rows
+        if row["state"] != "HOST_FORWARD"
+    )
+
+
+async def _usernet(monitor: Monitor) -> str:
+    said: str = await monitor.execute("human-monitor-command", {"command-line": "info usernet"})
+    return said
+
+
 async def forwarded_ports(monitor: Monitor) -> tuple[Forwarded, ...]:
     """The forwarded ports of the machine's user-mode NICs, also while it is paused.
 
     QEMU tells them only to people (`info usernet`), in the same words from 7.2 to 10.0.
     """
-    said = await monitor.execute("human-monitor-command", {"command-line": "info usernet"})
-    return read_usernet(said)
+    return read_usernet(await _usernet(monitor))
 
 
 def read_usernet(text: str) -> tuple[Forwarded, ...]:

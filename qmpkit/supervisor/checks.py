@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 
 import trio
 
 from qmpkit.errors import AgentSilent, QmpkitError
 from qmpkit.operations.errors import ConsoleEnded, OutputLost
-from qmpkit.operations.forwards import Forwarded
+from qmpkit.operations.forwards import Forwarded, connections
 from qmpkit.spec.health import (
     AgentCheck,
     Check,
@@ -23,7 +23,6 @@ from qmpkit.vm import VM
 
 __all__ = ["CheckFailed", "checked"]
 
-_ESTABLISHED = "TCP[ESTABLISHED]"
 _LOOK_EVERY = 0.1
 _STATUS_LINE_LIMIT = 4096
 
@@ -82,12 +81,13 @@ async def _connected(vm: VM, port: int) -> trio.SocketStream:
     """
     forward = await _forward(vm, port)
     address = "127.0.0.1" if forward.address == "0.0.0.0" else forward.address
+    before = {it.fd for it in await connections(vm)}
     try:
         stream = await trio.open_tcp_stream(address, forward.port)
     except OSError as error:
         raise CheckFailed(f"{address}:{forward.port} takes no connection: {error}") from error
     try:
-        while not await _is_taken(vm, stream, forward):  # noqa: ASYNC110
+        while not await _is_taken(vm, stream, forward, before):  # noqa: ASYNC110
             await trio.sleep(_LOOK_EVERY)
     except BaseException:
         await trio.aclose_forcefully(stream)
@@ -95,16 +95,15 @@ async def _connected(vm: VM, port: int) -> trio.SocketStream:
     return stream
 
 
-async def _is_taken(vm: VM, stream: trio.SocketStream, forward: Forwarded) -> bool:
-    said: str = await vm.execute("human-monitor-command", {"command-line": "info usernet"})
-    ours = f"{forward.guest_address} {forward.guest_port} "
-    lines = [" ".join(line.split()) + " " for line in said.splitlines()]
-    of_port = [line for line in lines if ours in line and "HOST_FORWARD" not in line]
-    if any(line.startswith("TCP[SYN_SENT]") for line in of_port):
-        return False
-    if any(line.startswith(_ESTABLISHED) for line in of_port):
-        return True
-    # Gone from the table: the guest has refused it, or nobody has looked at it yet.
+async def _is_taken(
+    vm: VM, stream: trio.SocketStream, forward: Forwarded, before: Container[int]
+) -> bool:
+    """Whether the guest has answered; connections of *before* may linger for long."""
+    place = (forward.guest_address, forward.guest_port)
+    for it in await connections(vm):
+        if it.fd not in before and (it.guest_address, it.guest_port) == place:
+            return it.state != "SYN_SENT"
+    # Gone from the table: the guest has refused it, or QEMU has not taken it in yet.
     with trio.move_on_after(_LOOK_EVERY):
         if not await _peek(stream):
             raise CheckFailed(f"port {forward.guest_port} of the guest refuses connections")
@@ -113,7 +112,7 @@ async def _is_taken(vm: VM, stream: trio.SocketStream, forward: Forwarded) -> bo
 
 async def _peek(stream: trio.SocketStream) -> bytes:
     try:
-        return await stream.receive_some(1)
+        return bytes(await stream.receive_some(1))
     except trio.BrokenResourceError:
         return b""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpkit.operations.forwards import Forwarded, read_usernet
+from qmpkit.operations.forwards import Connection, Forwarded, read_connections, read_usernet
 
 # As QEMU 7.2 and 10.0 say it, with connections of the guest's own in between.
 SAID = """\
@@ -39,3 +39,7 @@ def test_no_usernet_is_no_forward() -> None:
 @given(st.text())
 def test_any_text_is_read(text: str) -> None:
     assert isinstance(read_usernet(text), tuple)
+
+
+def test_connections_that_are_no_forward() -> None:
+    assert read_connections(SAID) == (Connection(19, "ESTABLISHED", "10.0.2.15", 22),)
