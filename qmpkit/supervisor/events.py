@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 
-import attrs
 import trio
 
 from qmpkit.qmp.errors import EventsLost
+from qmpkit.supervisor.chronicle import Chronicle
+from qmpkit.supervisor.happening import Happening
 
 __all__ = ["EventLog", "Happening", "Happenings"]
 
-
-@attrs.frozen
-class Happening:
-    """One change of one machine.
-
-    `sequence` orders the happenings of a supervisor without gaps, `time` is seconds
-    since the epoch, `state` what the machine became ("queued", "starting", then the
-    states of `qmpkit.machine.state.State`, or "failed" for a start that did not
-    succeed), `cause` why.
-    """
-
-    machine: str
-    sequence: int
-    time: float
-    state: str
-    cause: str
+RING = 10_000
+"""Happenings that are remembered for those who start in the past, without a disk."""
 
 
 class EventLog:
@@ -41,12 +28,23 @@ class EventLog:
     def __init__(self, source: str) -> None:
         self.source = source
         self.closed = False
-        self._numbers = count()
+        self.ring: deque[Happening] = deque(maxlen=RING)
+        self.chronicle: Chronicle | None = None
+        self.next = 0
         self._subscribers: set[Happenings] = set()
+
+    def keep(self, chronicle: Chronicle, first: int) -> None:
+        """Write what happens from now on into *chronicle*, numbered from *first*."""
+        self.chronicle, self.next = chronicle, first
+        self.ring.clear()
 
     def tell(self, machine: str, state: str, cause: str) -> None:
         """Record one happening."""
-        happening = Happening(machine, next(self._numbers), time.time(), state, cause)
+        happening = Happening(machine, self.next, time.time(), state, cause)
+        self.next += 1
+        self.ring.append(happening)
+        if self.chronicle is not None:
+            self.chronicle.write(happening)
         for subscriber in self._subscribers:
             subscriber._put(happening)
 
@@ -57,9 +55,9 @@ class EventLog:
             subscriber._close()
 
     @contextmanager
-    def subscribe(self, buffer: int) -> Iterator[Happenings]:
-        """Follow what happens from now on, within the block."""
-        subscriber = Happenings(buffer, self.source)
+    def subscribe(self, buffer: int, since: int | None = None) -> Iterator[Happenings]:
+        """Follow what happens from now on, or what has after *since*, within the block."""
+        subscriber = Happenings(buffer, self, since)
         self._subscribers.add(subscriber)
         if self.closed:
             subscriber._close()
@@ -74,26 +72,53 @@ class Happenings:
     """An async iterator over happenings, which ends with the supervisor.
 
     One that falls behind by more than its buffer can read what is in it, then gets
-    EventsLost once, and goes on with what happens after that.
+    EventsLost once, and goes on with what happens after that.  So does one that wants to
+    begin in a past that is on record no longer.
     """
 
-    def __init__(self, buffer: int, source: str) -> None:
-        self._source = source
+    def __init__(self, buffer: int, events: EventLog, since: int | None) -> None:
+        self._events = events
         self._buffer = max(buffer, 1)
         self._send, self._receive = trio.open_memory_channel[Happening](self._buffer)
         self._overflowed = False
+        self._since = since
+        self._live = events.next  # from here on they come by the channel
+        self._past: deque[Happening] = deque()
 
     def __aiter__(self) -> Happenings:
         return self
 
     async def __anext__(self) -> Happening:
+        if self._since is not None and not self._past:
+            await self._look_back()
+        if self._past:
+            await trio.lowlevel.checkpoint()
+            return self._past.popleft()
         if self._overflowed and not self._receive.statistics().current_buffer_used:
             self._overflowed = False
-            raise EventsLost("", (), self._buffer, source=self._source)
+            raise self._lost()
         try:
             return await self._receive.receive()
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
+
+    async def _look_back(self) -> None:
+        """Read the next part of the past, from the disk as long as memory does not have it."""
+        assert self._since is not None
+        page = [it for it in self._events.ring if self._since < it.sequence < self._live]
+        oldest = self._events.ring[0].sequence if self._events.ring else self._live
+        chronicle = self._events.chronicle
+        if chronicle is not None and self._since + 1 < min(oldest, self._live):
+            found = await chronicle.pages(self._since, min(oldest, self._live))
+            if found is None:
+                self._since = await chronicle.oldest() - 1
+                raise self._lost()
+            page = list(found) or page
+        self._since = page[-1].sequence if page else None
+        self._past.extend(page)
+
+    def _lost(self) -> EventsLost:
+        return EventsLost("", (), self._buffer, source=self._events.source)
 
     def _put(self, happening: Happening) -> None:
         if self._overflowed:

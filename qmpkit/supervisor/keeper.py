@@ -26,6 +26,7 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.restart import restart_faults
 from qmpkit.spec.suggest import suggestion
+from qmpkit.supervisor.chronicle import Chronicle
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.gate import Gate
 from qmpkit.supervisor.journal import Journal, read_records
@@ -104,6 +105,9 @@ class Keeper:
                 services.start_soon(self._journal.run)
                 services.start_soon(self._trim_logs)
                 services.start_soon(self._gate.run)
+                chronicle = Chronicle(self._places.state / "events")
+                self._events.keep(chronicle, await trio.to_thread.run_sync(chronicle.open))
+                services.start_soon(chronicle.run)
                 async with self._networks.open(self._places), self._adopted():
                     yield
         finally:

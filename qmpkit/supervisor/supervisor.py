@@ -137,9 +137,15 @@ class Supervisor:
         rows = [record.row() for record in self._holder.machines.values()]
         return (*rows, *(kept.row() for kept in self.kept.values()))
 
-    def subscribe(self, buffer: int = 10_000) -> AbstractContextManager[Happenings]:
-        """Follow what happens to all machines: `with lab.subscribe() as events: async for …`."""
-        return self._log.subscribe(buffer)
+    def subscribe(
+        self, buffer: int = 10_000, *, since: int | None = None
+    ) -> AbstractContextManager[Happenings]:
+        """Follow what happens to all machines: `with lab.subscribe() as events: async for …`.
+
+        With *since* first what has happened after that number, as far as it is on record
+        (with `keep=True` also from the supervisors before): -1 for all of it.
+        """
+        return self._log.subscribe(buffer, since)
 
     async def start(
         self, spec: MachineSpec, *, paused: bool = False, options: LaunchOptions | None = None

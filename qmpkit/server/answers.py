@@ -1,0 +1,78 @@
+"""Answers of the API: JSON, and every error as one, translated in this one place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from qmpkit.errors import HostLacks, ImageInUse, MachineGone, QmpkitError, SpecInvalid
+
+__all__ = ["Refused", "answer", "error_body", "on_error"]
+
+log = logging.getLogger("qmpkit.server")
+
+
+class Refused(QmpkitError):
+    """A request that the API does not take; `status` is HTTP's."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        self.status = status
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def answer(content: object, status: int = 200) -> Response:
+    """*content* as JSON."""
+    return JSONResponse(content, status)
+
+
+def error_body(error: BaseException) -> dict[str, Any]:
+    """An error as data: its kind with those it is a kind of, its message, its faults.
+
+    Of what nobody has foreseen only the kind: the rest is in the log.
+    """
+    kinds = [cls.__name__ for cls in type(error).__mro__ if issubclass(cls, QmpkitError)]
+    if isinstance(error, BaseExceptionGroup):
+        inner = [error_body(one) for one in error.exceptions]
+        return {"kinds": inner[0]["kinds"], "message": "\n".join(one["message"] for one in inner)}
+    if not kinds:
+        return {"kinds": [type(error).__name__], "message": "a bug in qmpkit: see the daemon's log"}
+    body: dict[str, Any] = {"kinds": kinds, "message": str(error)}
+    if isinstance(error, SpecInvalid):
+        body["faults"] = [
+            {"path": fault.path, "message": fault.message, "hint": fault.hint}
+            for fault in error.faults
+        ]
+    return body
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """The answer to a request that failed."""
+    body = error_body(error)
+    status = _status(error)
+    if status == 500:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return answer({"error": body}, status)
+
+
+_STATUSES: Mapping[type[BaseException], int] = {
+    SpecInvalid: 400,
+    ImageInUse: 409,
+    MachineGone: 409,
+    HostLacks: 503,
+    QmpkitError: 502,
+}
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, Refused):
+        return error.status
+    if isinstance(error, BaseExceptionGroup):
+        return max(_status(one) for one in error.exceptions)
+    return next((code for cls, code in _STATUSES.items() if isinstance(error, cls)), 500)

@@ -1,0 +1,72 @@
+"""Reading what a client sends: never more than fits, never for longer than is decent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+from starlette.requests import ClientDisconnect, Request
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.server.answers import Refused
+from qmpkit.spec.convert import kind_of
+from qmpkit.spec.suggest import suggestion
+
+__all__ = ["BODY_LIMIT", "FILE_LIMIT", "read_body", "read_object"]
+
+BODY_LIMIT = 1 << 20
+FILE_LIMIT = 64 << 20
+
+PATIENCE = 30.0
+"""Seconds in which a body has to be here."""
+
+Keys = Mapping[str, type | tuple[type, ...]]
+
+
+async def read_body(request: Request, limit: int = BODY_LIMIT) -> bytes:
+    """The whole body; raises Refused for one of more than *limit* bytes, or that dawdles."""
+    parts, size = [], 0
+    try:
+        with trio.fail_after(PATIENCE):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise Refused(f"the body has more than {limit} bytes", 413)
+                parts.append(part)
+    except trio.TooSlowError:
+        raise Refused(f"the body was not here within {PATIENCE:g} s", 408) from None
+    except ClientDisconnect:
+        raise Refused("the client has gone", 400) from None
+    return b"".join(parts)
+
+
+async def read_object(request: Request, keys: Keys) -> dict[str, Any]:
+    """A JSON object with some of *keys* and no others, of their types; an empty body is {}.
+
+    Raises SpecInvalid with all that is wrong.
+    """
+    raw = await read_body(request)
+    try:
+        found = json.loads(raw) if raw.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"the body is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Refused(f"the body must be an object, not {kind_of(found)}")
+    faults = [
+        Fault(key, "unknown key", suggestion(key, tuple(keys))) for key in found if key not in keys
+    ]
+    faults += [
+        Fault(key, f"cannot be {kind_of(found[key])}")
+        for key, kind in keys.items()
+        if key in found and not _is(found[key], kind)
+    ]
+    if faults:
+        raise SpecInvalid(faults, "the request")
+    return found
+
+
+def _is(value: object, kind: type | tuple[type, ...]) -> bool:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)

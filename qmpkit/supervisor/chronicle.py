@@ -1,0 +1,142 @@
+"""The event log on disk: a line a happening, in files that are few and bounded.
+
+`<state>/events/<number of its first happening>.jsonl`.  Lines are appended by a thread as
+they come and are not synced: they tell what was, and nothing is decided by them.  After a
+SIGKILL the last ones may be missing, so the next supervisor's numbers begin past a gap that
+no number of the one before can be in.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit.supervisor.happening import Happening
+
+__all__ = ["Chronicle"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+FILE_LIMIT = 4 << 20
+"""Bytes after which a new file is begun."""
+
+FILES_KEPT = 8
+
+_GAP = 100_000
+_FLUSH_GRACE = 5.0
+_BACKLOG_LIMIT = 200_000  # happenings that wait for a disk that does not take them
+
+
+class Chronicle:
+    """Writes happenings into *folder* and reads them back; `run` is its service."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pending: list[Happening] = []
+        self._news = trio.Event()
+        self._failing = False
+
+    def open(self) -> int:
+        """Make the folder; the number that the next happening gets.  Blocking.
+
+        A folder that cannot be made is told of when something is to be written.
+        """
+        with suppress(OSError):
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+        files = _files(self.folder)
+        last = max((it.sequence for it in _read(files[-1])), default=files[-1][0]) if files else -1
+        return 0 if last < 0 else (last // _GAP + 1) * _GAP
+
+    def write(self, happening: Happening) -> None:
+        """Queue one; never blocks."""
+        if len(self._pending) < _BACKLOG_LIMIT:
+            self._pending.append(happening)
+        self._news.set()
+
+    async def run(self) -> None:
+        """Write until cancelled, then what is left."""
+        try:
+            while True:
+                await self._news.wait()
+                await self._flush()
+        finally:
+            with trio.move_on_after(_FLUSH_GRACE, shield=True):
+                await self._flush()
+
+    async def _flush(self) -> None:
+        self._news = trio.Event()
+        batch, self._pending = self._pending, []
+        if batch:
+            limiter = trio.CapacityLimiter(1)  # a slow disk must not take everybody's threads
+            error = await trio.to_thread.run_sync(_append, self.folder, batch, limiter=limiter)
+            if error is not None and not self._failing:
+                log.warning("the event log in %s is not written: %s", self.folder, error)
+            self._failing = error is not None
+
+    async def oldest(self) -> int:
+        """The number of the oldest that is still there, 0 when there is none."""
+        files = await trio.to_thread.run_sync(_files, self.folder)
+        return files[0][0] if files else 0
+
+    async def pages(self, since: int, before: int) -> Sequence[Happening] | None:
+        """A page of those after *since* and before *before*; empty: there are no more.
+
+        None when some of them are there no longer.
+        """
+        return await trio.to_thread.run_sync(_page, self.folder, since, before)
+
+
+def _files(folder: Path) -> list[tuple[int, Path]]:
+    """The files with the numbers of their first happenings, the oldest first."""
+    found = [(int(path.stem), path) for path in folder.glob("*.jsonl") if path.stem.isdecimal()]
+    return sorted(found)
+
+
+def _append(folder: Path, batch: Sequence[Happening]) -> OSError | None:
+    """Append a batch, and remove the oldest files.  Blocking."""
+    text = "".join(f"{json.dumps(attrs.asdict(it))}\n" for it in batch).encode()
+    try:
+        files = _files(folder)
+        whole = not files or files[-1][1].stat().st_size >= FILE_LIMIT
+        path = folder / f"{batch[0].sequence}.jsonl" if whole else files[-1][1]
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "ab") as file:
+            file.write(text)
+        for _, old in files[: max(0, len(files) + whole - FILES_KEPT)]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        return error
+    return None
+
+
+def _read(file: tuple[int, Path]) -> Iterator[Happening]:
+    """The happenings in a file; a line that was torn by a SIGKILL or a full disk is none."""
+    try:
+        lines = file[1].read_bytes().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            yield Happening(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+
+
+def _page(folder: Path, since: int, before: int) -> Sequence[Happening] | None:
+    files = _files(folder)
+    if files and files[0][0] > max(since + 1, 0) and files[0][0] < before:
+        return None
+    for number, file in enumerate(files):
+        following = files[number + 1][0] if number + 1 < len(files) else None
+        if following is not None and following <= since + 1:
+            continue
+        if found := [it for it in _read(file) if since < it.sequence < before]:
+            return found
+    return ()
