@@ -9,10 +9,10 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from qmpkit import __version__
-from qmpkit.cli import commands, image_commands
+from qmpkit.cli import commands, farm_commands, image_commands
 from qmpkit.cli.exits import EXIT_TABLE, Exit, Refusal, exit_of
 from qmpkit.cli.safe import one_line
 from qmpkit.cli.talk import route_log, talk
@@ -61,17 +61,19 @@ def completion(
 image = App(name="image", help="Make, look at and change disk images.")
 
 
-def _add(to: App, commands: Iterable[Callable[..., Any] | App]) -> None:
+def _add(to: App, commands: Iterable[Callable[..., Any] | App], group: Group | None = None) -> None:
     for place, command in enumerate(commands):
         if isinstance(command, App):
             command.sort_key = place
             to.command(command)
         else:
-            to.command(command, help=_flowing(command.__doc__ or ""), sort_key=place)
+            help_ = _flowing(command.__doc__ or "")
+            to.command(command, help=help_, sort_key=place, group=group)
 
 
 _add(image, image_commands.ALL)
 _add(app, [*commands.ALL, image, completion])
+_add(app, farm_commands.ALL, farm_commands.GROUP)
 
 app.meta.suppress_keyboard_interrupt = False  # not handed down; ours says something
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 from qmpkit.errors import HostLacks, ImageFailed, ImageInUse, QmpkitError, SpecInvalid
 
-__all__ = ["EXIT_TABLE", "Exit", "Refusal", "exit_of"]
+__all__ = ["EXIT_TABLE", "DaemonSaid", "Exit", "Refusal", "exit_of"]
 
 
 class Exit(IntEnum):
@@ -47,6 +48,18 @@ class Refusal(QmpkitError):
     """A mistake in the command line that no spec has a place for."""
 
 
+class DaemonSaid(QmpkitError):
+    """The daemon's own error: `kinds` are the classes it is of, `faults` its faults."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        self.kinds: tuple[str, ...] = tuple(error.get("kinds", ()))
+        self.faults: list[dict[str, str]] = error.get("faults", [])
+        super().__init__(error.get("message", "the daemon gave no reason"))
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 def exit_of(error: BaseException) -> Exit | None:
     """The status of a foreseen error; None for one that is a bug."""
     match error:
@@ -62,11 +75,25 @@ def exit_of(error: BaseException) -> Exit | None:
             return Exit.MISTAKE
         case HostLacks():
             return Exit.HOST
+        case DaemonSaid():
+            return _of_kinds(error.kinds)
         case QmpkitError():
             return Exit.MONITOR if _of_the_monitor(error) else Exit.FAILED
         case OSError() if error.errno is not None:
             return Exit.FAILED
     return None
+
+
+def _of_kinds(kinds: tuple[str, ...]) -> Exit:
+    for name, status in (
+        ("SpecInvalid", Exit.MISTAKE),
+        ("ImageInUse", Exit.MISTAKE),
+        ("Refused", Exit.MISTAKE),
+        ("HostLacks", Exit.HOST),
+    ):
+        if name in kinds:
+            return status
+    return Exit.FAILED
 
 
 def _of_the_monitor(error: QmpkitError) -> bool:

@@ -32,7 +32,8 @@ from qmpkit.process.rundir import (
     verify,
 )
 
-__all__ = ["Places", "claimed_places", "discard", "fresh", "state_root"]
+__all__ = ["Places", "claimed_places", "discard", "fresh", "known_supervisors", "runtime_of"]
+__all__ += ["state_root"]
 
 _HASH = 12
 _OWNER = ".state"  # no machine's name begins with a dot
@@ -62,6 +63,28 @@ class Places:
         if len(os.fsencode(plain)) + 1 + SOCKET_NAME_LIMIT <= SOCKET_PATH_LIMIT:
             return plain
         return self.runtime / f"m.{_hash(machine)}"
+
+
+def known_supervisors() -> list[str]:
+    """The names of those that have a state directory.  Blocking."""
+    with suppress(OSError):
+        return sorted(path.parent.name for path in state_root().glob("*/machines"))
+    return []
+
+
+def runtime_of(name: str) -> Path | None:
+    """The runtime directory of the supervisor *name*, without making or claiming anything.
+
+    None when it has none at the moment.  Blocking: some system calls.
+    """
+    state, root = state_root() / name, root_by_rule()
+    short = Path("/run/qmpkit") if os.geteuid() == 0 else Path(f"/tmp/qmpkit-{os.geteuid()}")
+    hashed = f"k.{_hash(str(state))}"
+    for directory in (root / name, root / hashed, short / hashed):
+        with suppress(OSError):
+            if (directory / _OWNER).readlink() == state:
+                return directory
+    return None
 
 
 def state_root() -> Path:

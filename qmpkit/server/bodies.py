@@ -14,7 +14,7 @@ from qmpkit.server.answers import Refused
 from qmpkit.spec.convert import kind_of
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["BODY_LIMIT", "FILE_LIMIT", "read_body", "read_object"]
+__all__ = ["BODY_LIMIT", "FILE_LIMIT", "Keys", "read_body", "read_object"]
 
 BODY_LIMIT = 1 << 20
 FILE_LIMIT = 64 << 20
@@ -23,6 +23,7 @@ PATIENCE = 30.0
 """Seconds in which a body has to be here."""
 
 Keys = Mapping[str, type | tuple[type, ...]]
+"""What an object may have, each with what it can be."""
 
 
 async def read_body(request: Request, limit: int = BODY_LIMIT) -> bytes:

@@ -12,7 +12,7 @@ import trio
 
 from qmpkit.server.answers import Refused, error_body
 
-__all__ = ["Job", "Jobs", "Step"]
+__all__ = ["Job", "Jobs", "Step", "Work"]
 
 log = logging.getLogger("qmpkit.server")
 
@@ -25,6 +25,7 @@ Step = Callable[[dict[str, Any]], None]
 """Takes a step's description, and never blocks."""
 
 Work = Callable[[Step], Awaitable[dict[str, Any]]]
+"""What a job does; it gives its result."""
 
 
 class Job:

@@ -17,12 +17,13 @@ from qmpkit.operations.errors import ConsoleEnded, OutputLost
 from qmpkit.qmp.errors import EventsLost
 from qmpkit.server.jobs import Job
 from qmpkit.server.views import happening_view
+from qmpkit.supervisor.events import Happening
 from qmpkit.supervisor.supervisor import Supervisor
 
-__all__ = ["ConsoleResponse", "event_stream", "job_stream", "log_stream", "tail_of_file"]
+__all__ = ["BEAT", "ConsoleResponse", "event_stream", "job_stream", "log_stream", "tail_of_file"]
 
 _SSE = {"cache-control": "no-store"}
-_BEAT = 15.0
+BEAT = 15.0
 """Seconds after which a silent stream says that it lives: so one that nobody reads is noticed."""
 
 _TAIL_LIMIT = 4 << 20
@@ -33,28 +34,50 @@ def _sse(event: str, data: object, ident: int | None = None) -> bytes:
     return f"{head}event: {event}\ndata: {json.dumps(data)}\n\n".encode()
 
 
-def event_stream(lab: Supervisor, machine: str | None, since: int | None) -> StreamingResponse:
-    """Happenings as server-sent events, of one machine or of all."""
-    return StreamingResponse(_events(lab, machine, since), 200, _SSE, "text/event-stream")
+def event_stream(
+    lab: Supervisor, machine: str | None, since: int | None, *, follow: bool, beat: float
+) -> StreamingResponse:
+    """Happenings as server-sent events, of one machine or of all; a sign of life each *beat*."""
+    start = lab.last_event if since is None else since  # the answer has begun with this request
+    told = _events(lab, machine, start, beat) if follow else _past(lab, machine, start)
+    return StreamingResponse(told, 200, _SSE, "text/event-stream")
 
 
-async def _events(lab: Supervisor, machine: str | None, since: int | None) -> AsyncIterator[bytes]:
+def _told(happening: Happening, machine: str | None) -> bytes:
+    if machine not in (None, happening.machine):
+        return b""
+    return _sse("happening", happening_view(happening), happening.sequence)
+
+
+async def _events(
+    lab: Supervisor, machine: str | None, since: int, every: float
+) -> AsyncIterator[bytes]:
     with lab.subscribe(since=since) as happenings:
-        yield b": listening\n\n"
         while True:
-            beat = b": still here\n\n"
+            line = b": still here\n\n"
             try:
-                with trio.move_on_after(_BEAT):
-                    happening = await anext(happenings)
-                    beat = b""
-                    if machine in (None, happening.machine):
-                        beat = _sse("happening", happening_view(happening), happening.sequence)
+                with trio.move_on_after(every):
+                    line = _told(await anext(happenings), machine)
             except EventsLost as lost:
-                beat = _sse("lost", {"message": str(lost)})
+                line = _sse("lost", {"message": str(lost)})
             except StopAsyncIteration:
                 return
-            if beat:
-                yield beat
+            if line:
+                yield line
+
+
+async def _past(lab: Supervisor, machine: str | None, since: int) -> AsyncIterator[bytes]:
+    with lab.subscribe(since=since) as happenings:
+        while True:
+            try:
+                happening = await happenings.past()
+            except EventsLost as lost:
+                yield _sse("lost", {"message": str(lost)})
+                continue
+            if happening is None:
+                return
+            if line := _told(happening, machine):
+                yield line
 
 
 def job_stream(job: Job) -> StreamingResponse:

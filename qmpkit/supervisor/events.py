@@ -89,11 +89,8 @@ class Happenings:
         return self
 
     async def __anext__(self) -> Happening:
-        if self._since is not None and not self._past:
-            await self._look_back()
-        if self._past:
-            await trio.lowlevel.checkpoint()
-            return self._past.popleft()
+        if (happening := await self.past()) is not None:
+            return happening
         if self._overflowed and not self._receive.statistics().current_buffer_used:
             self._overflowed = False
             raise self._lost()
@@ -101,6 +98,16 @@ class Happenings:
             return await self._receive.receive()
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
+
+    async def past(self) -> Happening | None:
+        """The next one from before this iterator began; None when there is none any more.
+
+        Raises EventsLost as the iteration does.
+        """
+        await trio.lowlevel.checkpoint()
+        while self._since is not None and not self._past:
+            await self._look_back()
+        return self._past.popleft() if self._past else None
 
     async def _look_back(self) -> None:
         """Read the next part of the past, from the disk as long as memory does not have it."""

@@ -147,6 +147,11 @@ class Supervisor:
         """
         return self._log.subscribe(buffer, since)
 
+    @property
+    def last_event(self) -> int:
+        """The number of the last happening, for `subscribe(since=…)`."""
+        return self._log.next - 1
+
     async def start(
         self, spec: MachineSpec, *, paused: bool = False, options: LaunchOptions | None = None
     ) -> VM:

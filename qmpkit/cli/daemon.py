@@ -1,0 +1,150 @@
+"""The client of a farm's daemon: HTTP over its unix socket, errors as exceptions."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from qmpkit.cli.exits import DaemonSaid, Refusal
+from qmpkit.errors import QmpkitError
+from qmpkit.server.door import doors
+
+__all__ = ["Daemon", "DaemonAbsent", "find_daemon"]
+
+_PATIENCE = 30.0
+"""Seconds that a daemon has to begin an answer that is not a stream."""
+
+
+class DaemonAbsent(QmpkitError):
+    """No daemon of the farm answers."""
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Daemon:
+    """The daemon that listens at *path*; each request has a connection of its own.
+
+    Everything raises DaemonAbsent when nobody answers and DaemonSaid for the daemon's
+    errors.  Blocking.
+    """
+
+    def __init__(self, farm: str, path: Path) -> None:
+        self.farm = farm
+        self.path = path
+
+    def get(self, *steps: str, **query: str | int) -> Any:
+        """GET a path as JSON."""
+        return json.loads(self.raw("GET", *steps, query=query))
+
+    def post(self, *steps: str, body: object = None, **query: str | int) -> Any:
+        """POST *body* as JSON."""
+        content = json.dumps({} if body is None else body).encode()
+        return json.loads(self.raw("POST", *steps, body=content, query=query))
+
+    def delete(self, *steps: str, **query: str | int) -> Any:
+        """DELETE a path."""
+        return json.loads(self.raw("DELETE", *steps, query=query))
+
+    def raw(
+        self, method: str, *steps: str, body: bytes = b"", query: dict[str, str | int] | None = None
+    ) -> bytes:
+        """Any request; the answer's body."""
+        with self.open(method, *steps, body=body, query=query, timeout=None) as response:
+            try:
+                return response.read()
+            except (OSError, http.client.HTTPException) as error:
+                raise self._vanished(error) from error
+
+    def open(
+        self,
+        method: str,
+        *steps: str,
+        body: bytes = b"",
+        query: dict[str, str | int] | None = None,
+        timeout: float | None = _PATIENCE,
+    ) -> http.client.HTTPResponse:
+        """Any request; the answer, to be read."""
+        connection = _Connection(self.path, timeout)
+        try:
+            connection.request(method, self.target(*steps, query=query), body or None)
+            response = connection.getresponse()
+            if response.status < 400:
+                return response
+            said = json.loads(response.read())
+        except FileNotFoundError as error:
+            raise self._absent() from error
+        except ConnectionRefusedError as error:
+            raise self._absent() from error
+        except PermissionError as error:
+            what = f"you may not use the daemon of farm {self.farm!r} ({self.path})"
+            raise Refusal(f"{what}. Cure: be its user, or a member of its --group") from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise self._vanished(error) from error
+        raise DaemonSaid(said.get("error", {}))
+
+    def events(self, *steps: str, **query: str | int) -> Iterator[tuple[str, Any]]:
+        """Server-sent events from this moment on: each one's name and data.
+
+        A comment, by which the daemon says that it lives, is ("", None).
+        """
+        return self._read_events(self.open("GET", *steps, query=query, timeout=None))
+
+    def _read_events(self, response: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:
+        name, data = "", ""
+        with response:
+            try:
+                for raw in response:
+                    line = raw.decode().rstrip("\n")
+                    if line.startswith("event: "):
+                        name = line.removeprefix("event: ")
+                    elif line.startswith("data: "):
+                        data = line.removeprefix("data: ")
+                    elif line.startswith(":"):
+                        yield "", None
+                    elif not line and data:
+                        yield name, json.loads(data)
+                        name, data = "", ""
+            except (OSError, http.client.HTTPException) as error:
+                raise self._vanished(error) from error
+
+    def target(self, *steps: str, query: dict[str, str | int] | None = None) -> str:
+        """A path with its query; no step can leave its place."""
+        path = "/".join(quote(step, safe="") for step in ("v1", *steps))
+        return f"/{path}?{urlencode(query)}" if query else f"/{path}"
+
+    def _absent(self) -> DaemonAbsent:
+        return absent(self.farm)
+
+    def _vanished(self, error: BaseException) -> DaemonAbsent:
+        return DaemonAbsent(f"the daemon of farm {self.farm!r} has gone while it answered: {error}")
+
+
+def absent(farm: str) -> DaemonAbsent:
+    """Nobody listens."""
+    cure = f"`qmpkit serve --farm {farm} --detach`, or `qmpkit up FILE`, starts one"
+    return DaemonAbsent(f"no daemon runs for farm {farm!r}. Cure: {cure}")
+
+
+def find_daemon(farm: str) -> Daemon:
+    """The daemon of *farm*; raises DaemonAbsent when there is no socket of one."""
+    for path in doors(farm):
+        try:
+            if path.is_socket():
+                return Daemon(farm, path)
+        except PermissionError:  # it is there, and connecting says what is wrong
+            return Daemon(farm, path)
+    raise absent(farm)

@@ -1,0 +1,259 @@
+"""What the commands about a farm do: plan, up, down, scale, ps and those about its machines."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from qmpkit.cli.daemon import Daemon, DaemonAbsent, find_daemon
+from qmpkit.cli.exits import DaemonSaid, Exit, Refusal
+from qmpkit.cli.farm_jobs import followed, print_outcome
+from qmpkit.cli.tables import print_table
+from qmpkit.cli.talk import print_json, talk
+from qmpkit.cli.which_farm import farm_of_file, which_farm
+from qmpkit.process.places import state_root
+from qmpkit.spec.farm_data import farm_to_dict
+from qmpkit.spec.farm_load import load_farm
+from qmpkit.spec.sizes import format_size
+from qmpkit.spec.suggest import suggestion
+
+__all__ = ["act", "bring_up", "chosen", "inspect", "plan", "ps", "remove", "scale", "take_down"]
+__all__ += ["wait_for"]
+
+
+def bring_up(
+    file: Path, farm: str | None, *, restart: bool, grace: float | None, as_json: bool
+) -> int:
+    """`up`: have the machines of a file and no others; starts the daemon when none runs."""
+    declared = load_farm(file)
+    name = farm_of_file(farm, file)
+    daemon = _running(name)
+    body: dict[str, Any] = {"farm": farm_to_dict(declared), "restart": restart}
+    body |= {} if grace is None else {"grace": grace}
+    return _ended(daemon, daemon.post("up", body=body), as_json)
+
+
+def _running(farm: str) -> Daemon:
+    """The daemon of a farm, started when there is none."""
+    from qmpkit.cli.serve import detach
+
+    try:
+        daemon = find_daemon(farm)
+        daemon.get()
+    except DaemonAbsent:
+        talk.note(f"no daemon runs for farm {farm!r}: one is started")
+        detach(farm)
+        daemon = find_daemon(farm)
+    return daemon
+
+
+def _ended(daemon: Daemon, job: dict[str, str], as_json: bool) -> int:
+    outcome = followed(daemon, job["job"])
+    if as_json:
+        print_json(outcome)
+    else:
+        print_outcome(outcome)
+    return Exit.OK if outcome["went_well"] else Exit.FAILED
+
+
+_SIGNS = {"Add": "+", "Remove": "-", "ChangeLive": "~", "RestartNeeded": "!", "Unchanged": " "}
+_SAYS = {
+    "Add": "is added",
+    "Remove": "is stopped and forgotten; its disks stay",
+    "ChangeLive": "is changed",
+    "RestartNeeded": "needs --restart for its changes",
+    "Unchanged": "is as declared",
+}
+
+
+def plan(file: Path, farm: str | None, *, as_json: bool) -> int:
+    """`plan`: what `up` would change."""
+    declared = load_farm(file)
+    name = farm_of_file(farm, file)
+    try:
+        found = find_daemon(name).post("plan", body={"farm": farm_to_dict(declared)})
+    except DaemonAbsent:
+        if (state_root() / name / "machines").exists():
+            raise
+        steps = [{"step": "Add", "name": machine.name} for machine in declared.machines]
+        found = {"is_empty": not steps, "steps": steps}
+    if as_json:
+        print_json(found)
+        return Exit.OK
+    for step in found["steps"]:
+        down = step["step"] == "Unchanged" and not step.get("running", True)
+        says = "is down and starts" if down else _SAYS[step["step"]]
+        print(f"{_SIGNS[step['step']]} {step['name']} {says}")
+        for change in step.get("changes", ()):
+            print(f"    {change['field']}: {change['old']!r} → {change['new']!r}")
+    if found["is_empty"]:
+        talk.note("nothing would change")
+    return Exit.OK
+
+
+def take_down(
+    names: Sequence[str],
+    farm: str | None,
+    *,
+    grace: float | None,
+    deadline: float | None,
+    delete_disks: bool,
+    as_json: bool,
+) -> int:
+    """`down`: stop machines of the farm in order and forget them."""
+    daemon = find_daemon(which_farm(farm))
+    body: dict[str, Any] = {"delete_disks": delete_disks}
+    given = {"grace": grace, "deadline": deadline, "names": list(names) or None}
+    body |= {key: value for key, value in given.items() if value is not None}
+    return _ended(daemon, daemon.post("down", body=body), as_json)
+
+
+def scale(words: Sequence[str], farm: str | None, *, as_json: bool) -> int:
+    """`scale web=3 …`: have so many machines of a table."""
+    wanted = [_scaled(word) for word in words]
+    daemon = find_daemon(which_farm(farm))
+    worst = Exit.OK
+    for group, count in wanted:
+        job = daemon.post("scale", body={"group": group, "count": count})
+        worst = max(worst, Exit(_ended(daemon, job, as_json)))
+    return worst
+
+
+def _scaled(word: str) -> tuple[str, int]:
+    group, _, count = word.partition("=")
+    if not group or not count.isdecimal():
+        raise Refusal(f"{word!r} is not TABLE=COUNT: web=3")
+    return group, int(count)
+
+
+def ps(farm: str | None, *, as_json: bool) -> int:
+    """`ps`: the machines, one line each."""
+    machines = find_daemon(which_farm(farm)).get("machines")["machines"]
+    if as_json:
+        print_json(machines)
+        return Exit.OK
+    headings = ("NAME", "STATE", "HEALTH", "DECLARED", "FOR", "PID", "MEMORY", "CPUS", "WHY")
+    print_table(headings, map(_row, machines), prose=True)
+    return Exit.OK
+
+
+def _row(machine: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        machine["name"],
+        machine["state"],
+        machine["health"] or "-",
+        machine["declared"],
+        _ago(machine["since"]),
+        str(machine["pid"] or "-"),
+        format_size(machine["memory"]),
+        str(machine["cpus"]),
+        machine["cause"],
+    )
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s"
+
+
+def chosen(daemon: Daemon, words: Iterable[str]) -> list[str]:
+    """The machines that names and patterns ("web*") mean, in the farm's order.
+
+    Raises Refusal for a word that means none.
+    """
+    known = [machine["name"] for machine in daemon.get("machines")["machines"]]
+    found: dict[str, None] = {}
+    for word in words:
+        matches = [name for name in known if fnmatch.fnmatchcase(name, word)]
+        if not matches:
+            hint = suggestion(word, known)
+            cure = f" ({hint})" if hint else f" (there are: {', '.join(known) or 'none'})"
+            raise Refusal(f"no machine of farm {daemon.farm!r} is called {word!r}{cure}")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+_DONE = {
+    "start": "runs",
+    "stop": "is stopped",
+    "restart": "runs again",
+    "pause": "is paused",
+    "resume": "runs",
+}
+
+
+def act(action: str, words: Sequence[str], farm: str | None, *, grace: float | None) -> int:
+    """`start`, `stop`, `restart`, `pause`, `resume`: all machines at the same time."""
+    daemon = find_daemon(which_farm(farm))
+    body = {} if grace is None else {"grace": grace}
+    jobs = {
+        name: daemon.post("machines", name, action, body=body)["job"]
+        for name in chosen(daemon, words)
+    }
+    return _each(daemon, jobs, _DONE[action])
+
+
+def remove(words: Sequence[str], farm: str | None, *, force: bool) -> int:
+    """`rm`: forget machines that are down."""
+    daemon = find_daemon(which_farm(farm))
+    jobs = {
+        name: daemon.delete("machines", name, force=int(force))["job"]
+        for name in chosen(daemon, words)
+    }
+    return _each(daemon, jobs, "is forgotten")
+
+
+def _each(daemon: Daemon, jobs: dict[str, str], done: str) -> int:
+    worst = Exit.OK
+    for name, job in jobs.items():
+        try:
+            followed(daemon, job, quiet=True)
+            talk.say(f"{name} {done}")
+        except DaemonSaid as error:
+            talk.error(str(error))
+            worst = Exit.FAILED
+    return worst
+
+
+def inspect(words: Sequence[str], farm: str | None) -> int:
+    """`inspect`: all that is known of machines, as JSON."""
+    daemon = find_daemon(which_farm(farm))
+    print_json([daemon.get("machines", name) for name in chosen(daemon, words)])
+    return Exit.OK
+
+
+def wait_for(words: Sequence[str], farm: str | None, *, state: str, timeout: float | None) -> int:
+    """`wait`: until all machines are as asked for; exit status 1 when that takes too long."""
+    daemon = find_daemon(which_farm(farm))
+    names = chosen(daemon, words)
+    until = None if timeout is None else time.monotonic() + timeout
+    events = daemon.events("events", beat=_beat(timeout))  # before the look: nothing is missed
+    waiting = _not_yet(daemon, names, state)
+    while waiting and (until is None or time.monotonic() < until):
+        name, _ = next(events)
+        if name:
+            waiting = _not_yet(daemon, names, state)
+    if waiting:
+        talk.error(f"not {state} after {timeout:g} s: {', '.join(waiting)}")
+    return Exit.FAILED if waiting else Exit.OK
+
+
+def _beat(timeout: float | None) -> int:
+    """How often the stream is to give us the chance to look at the clock, in ms."""
+    return 15_000 if timeout is None else max(100, min(1000, int(timeout * 100)))
+
+
+def _not_yet(daemon: Daemon, names: Sequence[str], state: str) -> list[str]:
+    seen = {machine["name"]: machine for machine in daemon.get("machines")["machines"]}
+    return [name for name in names if not _is(seen.get(name), state)]
+
+
+def _is(machine: dict[str, Any] | None, state: str) -> bool:
+    if machine is None or state == "stopped":
+        return machine is None or machine["state"] in ("gone", "failed", "crash-loop")
+    return state in (machine["state"], machine["health"])

@@ -1,0 +1,100 @@
+"""`qmpkit console`: the terminal on a machine's console, through the farm's daemon."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import h11
+import trio
+
+from qmpkit.cli.daemon import Daemon, find_daemon
+from qmpkit.cli.exits import DaemonSaid, Exit
+from qmpkit.cli.farm_actions import chosen
+from qmpkit.cli.talk import talk
+from qmpkit.cli.terminal import tidy
+from qmpkit.cli.which_farm import which_farm
+from qmpkit.operations.console import Console
+from qmpkit.operations.console_attach import AttachEnd
+
+__all__ = ["use_console"]
+
+_READ_SIZE = 65536
+
+
+async def use_console(name: str, serial: str | None, farm: str | None) -> int:
+    """Attach until Ctrl-] is typed, or the machine ends, which is exit status 1."""
+    daemon = await trio.to_thread.run_sync(lambda: find_daemon(which_farm(farm)))
+    (machine,) = await trio.to_thread.run_sync(chosen, daemon, [name])
+    talk.note(f"{machine}: Ctrl-] leaves the console")
+    async with trio.open_nursery() as nursery:
+        stream = await _opened(daemon, machine, serial)
+        console = Console(stream, name=machine, channel=serial or "serial0")
+        nursery.start_soon(console.run)
+        talk.raw_terminal(sys.stdin.isatty())
+        try:
+            end = await console.attach(replay=True)
+        finally:
+            talk.raw_terminal(False)
+            nursery.cancel_scope.cancel()
+    tidy(console.output_bytes[-1:])
+    if end is AttachEnd.MACHINE:
+        talk.error(f"machine {machine!r} has ended, or its daemon has")
+        return Exit.FAILED
+    return Exit.OK
+
+
+async def _opened(daemon: Daemon, machine: str, serial: str | None) -> _Duplex:
+    query: dict[str, str | int] = {} if serial is None else {"serial": serial}
+    target = daemon.target("machines", machine, "console", query=query)
+    stream = _Duplex(await trio.open_unix_socket(daemon.path))
+    try:
+        await stream.ask(target)
+    except BaseException:
+        await stream.aclose()
+        raise
+    return stream
+
+
+class _Duplex(trio.abc.Stream):
+    """A request whose body and answer go on side by side, as one stream of bytes."""
+
+    def __init__(self, transport: trio.SocketStream) -> None:
+        self._transport = transport
+        self._http = h11.Connection(h11.CLIENT)
+
+    async def ask(self, target: str) -> None:
+        """Send the request and read the answer's beginning; raises DaemonSaid."""
+        headers = [("Host", "localhost"), ("Transfer-Encoding", "chunked")]
+        await self._send(h11.Request(method="POST", target=target, headers=headers))
+        answer = await self._next()
+        if isinstance(answer, h11.Response) and answer.status_code >= 400:
+            said = b""
+            while isinstance(part := await self._next(), h11.Data):
+                said += part.data
+            raise DaemonSaid(json.loads(said)["error"])
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Keystrokes."""
+        await self._send(h11.Data(data=bytes(data)))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """As of any stream."""
+        await self._transport.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What the console says; empty at its end."""
+        event = await self._next()
+        return bytes(event.data) if isinstance(event, h11.Data) else b""
+
+    async def aclose(self) -> None:
+        """Hang up."""
+        await self._transport.aclose()
+
+    async def _send(self, event: h11.Request | h11.Data) -> None:
+        await self._transport.send_all(self._http.send(event) or b"")
+
+    async def _next(self) -> object:
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            self._http.receive_data(await self._transport.receive_some(_READ_SIZE))
+        return event

@@ -1,0 +1,63 @@
+"""Following a daemon's jobs to their end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qmpkit.cli.daemon import Daemon, DaemonAbsent
+from qmpkit.cli.exits import DaemonSaid
+from qmpkit.cli.talk import talk
+
+__all__ = ["followed", "print_outcome"]
+
+_WORDS = {
+    "added": "is up",
+    "started": "is up again",
+    "changed": "was changed while it runs",
+    "restarted": "was restarted",
+    "unchanged": "is as declared",
+    "restart-needed": "runs on; --restart makes the changes",
+    "removed": "was removed",
+    "failed": "FAILED",
+    "blocked": "is BLOCKED",
+}
+
+
+def followed(daemon: Daemon, job: str, *, quiet: bool = False) -> dict[str, Any]:
+    """The result of a job, its steps told as they come.
+
+    Ctrl-C gives it up: what was declared until then stays declared.
+    Raises DaemonSaid with what it failed of.
+    """
+    try:
+        for name, data in daemon.events("jobs", job, "events"):
+            if name == "end":
+                return _result(data)
+            if name == "progress" and not quiet:
+                step = f"{data['done']}/{data['total']}"
+                talk.note(f"{step} {data['machine']}: {data['what']}")
+    except KeyboardInterrupt:
+        daemon.delete("jobs", job)
+        talk.warn("given up; what was declared until now stays so")
+        raise
+    raise DaemonAbsent(f"the daemon of farm {daemon.farm!r} has ended before the job")
+
+
+def _result(job: dict[str, Any]) -> dict[str, Any]:
+    if job["state"] == "done":
+        result: dict[str, Any] = job["result"]
+        return result
+    if job["error"] is not None:
+        raise DaemonSaid(job["error"])
+    raise DaemonSaid({"kinds": ["QmpkitError"], "message": f"{job['what']} was cancelled"})
+
+
+def print_outcome(outcome: dict[str, Any]) -> None:
+    """What became of each machine, a line each; the failures in the colour of errors."""
+    for machine in outcome["machines"]:
+        why = f" ({machine['why']})" if machine["why"] else ""
+        line = f"{machine['name']} {_WORDS[machine['did']]}{why}"
+        if machine["did"] in ("failed", "blocked"):
+            talk.error(line)
+        else:
+            talk.say(line)

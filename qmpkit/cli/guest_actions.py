@@ -1,0 +1,187 @@
+"""What the commands about a farm's guests do: console, exec, cp, logs, events, ssh."""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qmpkit.cli.daemon import Daemon, find_daemon
+from qmpkit.cli.exits import Exit, Refusal
+from qmpkit.cli.farm_actions import chosen
+from qmpkit.cli.reach import Reach, config_of, inventory_of, reach_of
+from qmpkit.cli.safe import one_line
+from qmpkit.cli.talk import print_json, talk
+from qmpkit.cli.which_farm import which_farm
+from qmpkit.process.places import state_root
+
+__all__ = ["copy", "execute", "inventory", "show_events", "show_logs", "ssh", "ssh_config"]
+__all__ += ["take_screenshot"]
+
+_CHUNK = 65536
+
+
+def _one(daemon: Daemon, name: str) -> str:
+    """A machine's name, checked."""
+    if len(names := chosen(daemon, [name])) > 1:
+        raise Refusal(f"{name!r} means several machines: {', '.join(names)}")
+    return names[0]
+
+
+def execute(name: str, argv: Sequence[str], farm: str | None) -> int:
+    """`exec`: a program in the guest; its output and exit status become ours."""
+    daemon = find_daemon(which_farm(farm))
+    machine = _one(daemon, name)
+    stdin = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
+    body = {"argv": list(argv), "stdin_base64": base64.b64encode(stdin).decode()}
+    done = daemon.post("machines", machine, "exec", body=body)
+    sys.stdout.buffer.write(base64.b64decode(done["stdout_base64"]))
+    sys.stdout.buffer.flush()
+    sys.stderr.buffer.write(base64.b64decode(done["stderr_base64"]))
+    sys.stderr.buffer.flush()
+    if done["truncated"]:
+        talk.warn("it wrote more than the guest's agent keeps: the output is not whole")
+    status = done["exit"]
+    return 128 + int(done["signal"]) if status is None else int(status)
+
+
+def copy(source: str, target: str, farm: str | None) -> int:
+    """`cp`: a file into a guest or out of it."""
+    daemon = find_daemon(which_farm(farm))
+    into, out = _guest_path(target), _guest_path(source)
+    if (into is None) == (out is None):
+        raise Refusal("one of the two is NAME:/path in a guest, the other a file here")
+    if into is not None:
+        content = Path(source).read_bytes()
+        machine, path = _one(daemon, into[0]), into[1]
+        if path.endswith("/"):
+            path += Path(source).name
+        daemon.raw("PUT", "machines", machine, "files", body=content, query={"path": path})
+    elif out is not None:
+        machine, path = _one(daemon, out[0]), out[1]
+        content = daemon.raw("GET", "machines", machine, "files", query={"path": path})
+        file = Path(target)
+        if file.is_dir():
+            file /= Path(path).name
+        file.write_bytes(content)
+    talk.note(f"{len(content)} bytes")
+    return Exit.OK
+
+
+def _guest_path(word: str) -> tuple[str, str] | None:
+    name, colon, path = word.partition(":")
+    if not colon or "/" in name:
+        return None
+    if not path.startswith("/"):
+        raise Refusal(f"{word!r}: a path in a guest begins with /")
+    return name, path
+
+
+def show_logs(
+    name: str, farm: str | None, *, log: str | None, tail: int | None, follow: bool
+) -> int:
+    """`logs`: what a machine's console said, or QEMU itself."""
+    daemon = find_daemon(which_farm(farm))
+    query: dict[str, str | int] = {"follow": int(follow)}
+    query |= {} if log is None else {"log": log}
+    query |= {} if tail is None else {"tail": tail}
+    machine = _one(daemon, name)
+    with daemon.open("GET", "machines", machine, "logs", query=query, timeout=None) as said:
+        while chunk := said.read1(_CHUNK):
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+    return Exit.OK
+
+
+def show_events(
+    farm: str | None, *, machine: str | None, since: int | None, follow: bool, as_json: bool
+) -> int:
+    """`events`: what has happened, and with *follow* what happens."""
+    daemon = find_daemon(which_farm(farm))
+    query: dict[str, str | int] = {} if machine is None else {"machine": machine}
+    if since is not None or not follow:
+        query["since"] = -1 if since is None else since
+    for name, data in daemon.events("events", follow=int(follow), **query):
+        if name == "lost":
+            talk.warn("some events are gone: they are older than what is kept, or came too fast")
+        elif name:
+            _print_event(data, as_json)
+    return Exit.OK
+
+
+def _print_event(event: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(event, compact=True)
+        return
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
+    words = f"{event['sequence']:>8} {when} {event['machine']}: {event['state']}"
+    print(one_line(f"{words} ({event['cause']})" if event["cause"] else words), flush=True)
+
+
+def take_screenshot(name: str, farm: str | None, output: Path | None) -> int:
+    """`screenshot`: a PNG of the guest's screen."""
+    daemon = find_daemon(which_farm(farm))
+    machine = _one(daemon, name)
+    picture = daemon.raw("GET", "machines", machine, "screenshot")
+    file = output or Path(f"{machine}.png")
+    file.write_bytes(picture)
+    talk.say(f"{file}: {len(picture)} bytes")
+    return Exit.OK
+
+
+def ssh(name: str, words: Sequence[str], farm: str | None, user: str | None) -> int:
+    """`ssh`: becomes the system's ssh, to the machine."""
+    which = which_farm(farm)
+    daemon = find_daemon(which)
+    machine = daemon.get("machines", _one(daemon, name))
+    reach = reach_of(machine, user)
+    if reach is None:
+        cure = 'ports = ["0:22"] in its table, with a network of kind "nat"'
+        raise Refusal(f"no way leads to port 22 of machine {name!r}. Cure: {cure}")
+    options = reach.options(str(_known_hosts(which)))
+    flags = [word for key, value in options.items() for word in ("-o", f"{key}={_escaped(value)}")]
+    try:
+        os.execvp("ssh", ["ssh", *flags, reach.name, *words])
+    except FileNotFoundError:
+        raise Refusal("there is no ssh here. Cure: apt install openssh-client") from None
+
+
+def _escaped(value: str) -> str:
+    return f'"{value}"' if " " in value else value
+
+
+def ssh_config(words: Sequence[str], farm: str | None) -> int:
+    """`ssh-config`: a fragment for ~/.ssh/config."""
+    which = which_farm(farm)
+    sys.stdout.write(config_of(_reaches(which, words), str(_known_hosts(which))))
+    return Exit.OK
+
+
+def _reaches(farm: str, words: Sequence[str]) -> list[Reach]:
+    machines = _all(farm, words)
+    found = {machine["name"]: reach_of(machine) for machine in machines}
+    if unreached := [name for name, reach in found.items() if reach is None]:
+        talk.note(f"without a way to their port 22: {', '.join(unreached)}")
+    return [reach for reach in found.values() if reach is not None]
+
+
+def _all(farm: str, words: Sequence[str]) -> list[dict[str, Any]]:
+    daemon = find_daemon(farm)
+    return [daemon.get("machines", name) for name in chosen(daemon, words or ["*"])]
+
+
+def inventory(farm: str | None, host: str | None) -> int:
+    """`inventory`: what Ansible wants to know."""
+    which = which_farm(farm)
+    machines = _all(which, []) if find_daemon(which).get("machines")["machines"] else []
+    found = inventory_of(machines, str(_known_hosts(which)))
+    print_json(found if host is None else found["_meta"]["hostvars"].get(host, {}))
+    return Exit.OK
+
+
+def _known_hosts(farm: str) -> Path:
+    return state_root() / farm / "known_hosts"

@@ -1,0 +1,131 @@
+"""`qmpkit serve`: the daemon in the foreground, or detached from the terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from qmpkit.cli.exits import Exit, Refusal
+from qmpkit.cli.talk import talk
+from qmpkit.errors import HostLacks, QmpkitError
+from qmpkit.process.logs import Tail
+from qmpkit.process.places import state_root
+
+__all__ = ["detach", "serve_farm"]
+
+_PATIENCE = 60.0
+_LOG_LIMIT = 1 << 20
+_OWN_PLACES = ("QMPKIT_STATE_DIR", "QMPKIT_RUNTIME_DIR")
+
+
+class DaemonFailed(QmpkitError):
+    """A daemon that was to run in the background has ended instead."""
+
+
+async def serve_farm(farm: str, group: str | None, ready_fd: int | None) -> int:
+    """Serve until a signal or a client ends it; returns the exit status."""
+    try:
+        from qmpkit.server.daemon import run_daemon
+    except ImportError as error:
+        what = f"the daemon needs {error.name}, which is not installed"
+        raise HostLacks(what, "pip install 'qmpkit[farm]'") from error
+    _log_lines()
+
+    def ready(path: Path) -> None:
+        talk.say(f"farm {farm!r}: listening at {path}")
+        _notify(b"READY=1")
+        if ready_fd is not None:
+            os.write(ready_fd, b"ready\n")
+            os.close(ready_fd)
+
+    await run_daemon(farm, group=group, ready=ready)
+    return Exit.OK
+
+
+def _log_lines() -> None:
+    """A daemon's log is read later: each line with its time."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log = logging.getLogger("qmpkit")
+    log.handlers = [handler]
+    log.setLevel(min(log.level, logging.INFO))
+
+
+def _notify(message: bytes) -> None:
+    """Tell systemd, when it is systemd that runs us."""
+    if not (address := os.environ.get("NOTIFY_SOCKET")):
+        return
+    if address.startswith("@"):
+        address = f"\0{address[1:]}"
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(message, address)
+
+
+def detach(farm: str, group: str | None = None) -> None:
+    """Start the daemon in the background, and return when it answers.
+
+    Its log is `<state>/daemon.log`.  Raises DaemonFailed with the last lines of it.
+    """
+    folder = state_root() / farm
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log = _open_log(folder / "daemon.log")
+    except OSError as error:
+        raise Refusal(f"cannot write {folder}/daemon.log: {error.strerror}") from error
+    reads, writes = os.pipe()
+    words = ["serve", "--farm", farm, "--ready-fd", str(writes)]
+    words += [] if group is None else ["--group", group]
+    try:
+        subprocess.Popen(
+            [sys.executable, "-m", "qmpkit.cli", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[writes],
+            start_new_session=True,
+            cwd="/",
+            env=_environment(),
+        )
+    finally:
+        os.close(writes)
+        os.close(log)
+    try:
+        _wait_ready(reads, folder / "daemon.log")
+    finally:
+        os.close(reads)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with places that mean the same in another directory."""
+    places = {
+        name: os.path.realpath(os.environ[name]) for name in _OWN_PLACES if name in os.environ
+    }
+    return {**os.environ, **places}
+
+
+def _open_log(path: Path) -> int:
+    with suppress(OSError):
+        if path.stat().st_size > _LOG_LIMIT:
+            path.replace(path.with_name(f"{path.name}.1"))
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _wait_ready(reads: int, log: Path) -> None:
+    until = time.monotonic() + _PATIENCE
+    said = b""
+    while not said.endswith(b"ready\n"):
+        left = until - time.monotonic()
+        if left <= 0 or not select.select([reads], [], [], left)[0]:
+            raise DaemonFailed(f"the daemon is not ready after {_PATIENCE:g} s: see {log}")
+        if not (chunk := os.read(reads, 64)):
+            tail = Tail(lines=8)
+            tail.feed(log.read_bytes()[-16384:])
+            raise DaemonFailed(f"the daemon did not start:\n{tail}")
+        said += chunk

@@ -1,0 +1,45 @@
+"""Which farm a command is about."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from qmpkit.cli.exits import Refusal
+from qmpkit.process.places import known_supervisors
+from qmpkit.spec.names import machine_name_problem
+
+__all__ = ["FARM_VARIABLE", "farm_of_file", "which_farm"]
+
+FARM_VARIABLE = "QMPKIT_FARM"
+_DEFAULT = "qmpkit"
+
+
+def which_farm(given: str | None) -> str:
+    """The farm that was named, by option or environment; else the only one there is.
+
+    Raises Refusal when there are several.
+    """
+    if name := given or os.environ.get(FARM_VARIABLE):
+        return _checked(name)
+    known = known_supervisors()
+    if len(known) > 1:
+        raise Refusal(f"there are several farms: {', '.join(known)}. Cure: name one with --farm")
+    return known[0] if known else _DEFAULT
+
+
+def farm_of_file(given: str | None, file: Path) -> str:
+    """The farm that a file is for: as it is named, else called as the file or its directory."""
+    if name := given or os.environ.get(FARM_VARIABLE):
+        return _checked(name)
+    path = file.absolute()
+    called = path.parent.name if path.name == "farm.toml" else path.stem
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", called, flags=re.ASCII).strip("-_")
+    return plain[:64] if plain and not machine_name_problem(plain[:64]) else _DEFAULT
+
+
+def _checked(name: str) -> str:
+    if problem := machine_name_problem(name):
+        raise Refusal(f"--farm {name}: {problem.replace('a machine', 'a farm')}")
+    return name
