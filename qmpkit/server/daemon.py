@@ -17,7 +17,7 @@ from qmpkit.server.door import opened_door
 from qmpkit.server.jobs import Jobs
 from qmpkit.supervisor.supervisor import Supervisor
 
-__all__ = ["POWERDOWN_GRACE", "run_daemon"]
+__all__ = ["POWERDOWN_GRACE", "config_for", "run_daemon"]
 
 log = logging.getLogger("qmpkit.server")
 
@@ -53,7 +53,7 @@ async def run_daemon(
             nursery.start_soon(_ready, ready, path, lab)
             await serve_http(
                 app,  # type: ignore[arg-type]
-                _config(listener.fileno()),
+                config_for(listener.fileno()),
                 shutdown_trigger=end.wait,
                 mode="asgi",
             )
@@ -73,7 +73,8 @@ async def _obey(signals: AsyncIterator[int], end: trio.Event, all_: trio.CancelS
         end.set()
 
 
-def _config(fd: int) -> Config:
+def config_for(fd: int) -> Config:
+    """How HTTP is served at the listening socket *fd*."""
     config = Config()
     config.bind = [f"fd://{fd}"]
     config.include_server_header = False

@@ -1,0 +1,212 @@
+"""The API: each path does what it says, and what cannot be done is told, never hung on."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+import trio
+
+from qmpkit.spec.farm_data import farm_to_dict
+from qmpkit.testing.fake import Refuse
+from tests.unit.farm.farms import farm
+from tests.unit.server.conftest import Served, served
+from tests.unit.supervisor.conftest import spec
+
+pytestmark = pytest.mark.usefixtures("state")
+
+
+async def _names(daemon: Served) -> dict[str, str]:
+    _, said = await daemon.client.ask("GET", "/v1/machines")
+    return {machine["name"]: machine["state"] for machine in said["machines"]}
+
+
+async def test_a_farm_from_up_to_down() -> None:
+    wanted = farm_to_dict(farm(web={"count": 2}, db={}))
+    async with served() as daemon:
+        ask, done = daemon.client.ask, daemon.client.done
+        status, root = await ask("GET", "/v1")
+        assert (status, root["farm"]) == (200, "lab")
+        status, plan = await ask("POST", "/v1/plan", {"farm": wanted})
+        assert [step["step"] for step in plan["steps"]] == ["Add"] * 3
+        job = await done("POST", "/v1/up", {"farm": wanted})
+        assert job["state"] == "done"
+        assert {it["did"] for it in job["result"]["machines"]} == {"added"}
+        assert await _names(daemon) == dict.fromkeys(("web1", "web2", "db"), "running")
+        _, plan = await ask("POST", "/v1/plan", {"farm": wanted})
+        assert plan["is_empty"]
+        job = await done("POST", "/v1/scale", {"group": "web", "count": 1})
+        assert (job["result"]["went_well"], list(await _names(daemon))) == (True, ["web1", "db"])
+        _, saved = await ask("GET", "/v1/farm")
+        assert saved["farm"]["machines"]["web"]["count"] == 1
+        job = await done("POST", "/v1/down", {"grace": 0, "deadline": 5})
+        assert job["result"]["went_well"]
+        assert await _names(daemon) == {}
+
+
+async def test_a_machine_is_acted_on_and_inspected() -> None:
+    async with served() as daemon:
+        done = daemon.client.done
+        await daemon.lab.ensure(spec("a"))
+        assert (await done("POST", "/v1/machines/a/pause"))["result"]["state"] == "paused"
+        assert (await done("POST", "/v1/machines/a/resume"))["result"]["state"] == "running"
+        job = await done("POST", "/v1/machines/a/stop", {"grace": 0})
+        assert job["result"]["declared"] == "stopped"
+        assert (await done("POST", "/v1/machines/a/restart"))["result"]["state"] == "running"
+        _, seen = await daemon.client.ask("GET", "/v1/machines/a")
+        assert (seen["spec"]["name"], seen["restart"]["policy"]) == ("a", "on-failure")
+        failed = await done("DELETE", "/v1/machines/a")
+        assert (failed["state"], failed["error"]["kinds"][0]) == ("failed", "SpecInvalid")
+        assert (await done("DELETE", "/v1/machines/a?force=1"))["state"] == "done"
+        assert await _names(daemon) == {}
+
+
+async def test_events_from_the_past_and_on() -> None:
+    async with served() as daemon:
+        await daemon.lab.ensure(spec("a"))
+        _, said = await daemon.client.ask("GET", "/v1/events?since=-1&follow=0&machine=a")
+        states = [json.loads(line[6:])["state"] for line in _data(said)]
+        assert states == ["queued", "starting", "paused", "running"]
+        with daemon.client.listening("/v1/events?machine=a") as sock:
+            assert b"200" in await trio.to_thread.run_sync(sock.recv, 65536)
+            await daemon.lab.declare("a", "paused")
+            assert b'"paused"' in await trio.to_thread.run_sync(sock.recv, 65536)
+
+
+def _data(said: bytes) -> list[str]:
+    return [line for line in said.decode().splitlines() if line.startswith("data: ")]
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "status", "words"),
+    [
+        ("GET", "/v1/machines/nobody", None, 404, "no machine 'nobody'"),
+        ("GET", "/v1/machines/..%2f..%2fetc", None, 404, "there is no machine"),
+        ("GET", "/v1/machines/%2e%2e", None, 404, "there is no machine"),
+        ("POST", "/v1/machines/a/explode", None, 404, "no machine can 'explode'"),
+        ("POST", "/v1/machines", {}, 405, "Method Not Allowed"),
+        ("GET", "/v2", None, 404, "Not Found"),
+        ("POST", "/v1/up", {}, 400, "lacks farm"),
+        ("POST", "/v1/up", {"fram": {}, "restart": 1}, 400, "unknown key"),
+        ("POST", "/v1/up", [1], 400, "must be an object"),
+        ("POST", "/v1/scale", {"group": "web"}, 400, "lacks count"),
+        ("POST", "/v1/scale", {"group": "web", "count": True}, 400, "cannot be true or false"),
+        ("POST", "/v1/down", {"names": [1]}, 400, "list of texts"),
+        ("POST", "/v1/machines/a/stop", {"grace": "1"}, 400, "cannot be a text"),
+        ("POST", "/v1/machines/a/exec", {"argv": "ls"}, 400, "cannot be a text"),
+        ("POST", "/v1/machines/a/exec", {"argv": []}, 400, "list of texts"),
+        ("POST", "/v1/machines/a/exec", {"argv": ["ls"], "stdin_base64": "%"}, 400, "no base64"),
+        ("GET", "/v1/machines/a/files?path=etc", None, 400, "absolute"),
+        ("GET", "/v1/machines/a/logs?tail=x", None, 400, "whole number"),
+        ("GET", "/v1/machines/a/logs?log=..%2fx", None, 404, "no log"),
+        ("POST", "/v1/machines/a/console?serial=x", None, 404, "no console 'x'"),
+        ("GET", "/v1/jobs/nothing", None, 404, "no job"),
+        ("GET", "/v1/events?since=now", None, 400, "whole number"),
+    ],
+)
+async def test_what_is_wrong_is_told(
+    method: str, target: str, body: Any, status: int, words: str
+) -> None:
+    async with served() as daemon:
+        await daemon.lab.ensure(spec("a"))
+        got, said = await daemon.client.ask(method, target, body)
+        assert (got, words in said["error"]["message"]) == (status, True), said
+
+
+async def test_all_faults_of_a_farm_at_once() -> None:
+    bad = {"schema": 1, "machines": {"a": {"memory": "x"}, "b": {"machin": "q35"}}}
+    async with served() as daemon:
+        status, said = await daemon.client.ask("POST", "/v1/up", {"farm": bad})
+        paths = [fault["path"] for fault in said["error"]["faults"]]
+        assert (status, len(paths)) == (400, 2)
+        assert (paths[0].startswith("machines.a"), paths[1].startswith("machines.b")) == (
+            True,
+            True,
+        )
+
+
+async def test_a_body_that_is_no_json_or_too_long() -> None:
+    async with served() as daemon:
+        status, said = await daemon.client.ask("POST", "/v1/up", raw=b"{")
+        assert (status, "no JSON" in said["error"]["message"]) == (400, True)
+        long = b'{"farm": "' + b"x" * (1 << 20) + b'"}'
+        status, said = await daemon.client.ask("POST", "/v1/up", raw=long)
+        assert (status, "more than" in said["error"]["message"]) == (413, True)
+
+
+async def test_a_machine_that_is_down_has_no_guest_to_ask() -> None:
+    async with served() as daemon:
+        await daemon.lab.ensure(spec("a"))
+        await daemon.lab.declare("a", "stopped")
+        for method, path in (("GET", "screenshot"), ("POST", "console"), ("POST", "exec")):
+            body = {"argv": ["ls"]} if path == "exec" else None
+            status, said = await daemon.client.ask(method, f"/v1/machines/a/{path}", body)
+            assert (status, "'a'" in said["error"]["message"]) == (409, True), said
+
+
+async def test_one_that_says_no_is_quoted() -> None:
+    async with served() as daemon:
+        await daemon.lab.ensure(spec("a"))
+
+        def refuse(_: dict[str, Any]) -> object:
+            raise Refuse("not today")
+
+        daemon.ground["a"].qemu.on("stop", refuse)
+        job = await daemon.client.done("POST", "/v1/machines/a/pause")
+        assert (job["state"], "not today" in job["error"]["message"]) == ("failed", True)
+
+
+async def test_a_job_is_cancelled() -> None:
+    async with served() as daemon:
+        await daemon.lab.ensure(spec("b"), requires=["a"], wait=False)
+        started = await daemon.client.ask("POST", "/v1/machines/b/start")
+        ident = started[1]["job"]
+        status, _ = await daemon.client.ask("DELETE", f"/v1/jobs/{ident}")
+        assert status == 202
+        _, said = await daemon.client.ask("GET", f"/v1/jobs/{ident}/events")
+        assert json.loads(_data(said)[-1][6:])["state"] == "cancelled"
+        _, listed = await daemon.client.ask("GET", "/v1/jobs")
+        assert [job["state"] for job in listed["jobs"]] == ["cancelled"]
+
+
+async def test_idle_subscribers_and_clients_that_vanish_hold_up_nobody() -> None:
+    async with served() as daemon:
+        await daemon.lab.ensure(spec("a"))
+        socks = []
+        try:
+            for number in range(200):
+                sock = daemon.client.connected()
+                socks.append(sock)
+                target = "/v1/events" if number % 2 else "/v1/machines/a/console"
+                verb = "GET" if number % 2 else "POST"
+                length = "" if number % 2 else "Transfer-Encoding: chunked\r\n"
+                sock.sendall(f"{verb} {target} HTTP/1.1\r\nHost: x\r\n{length}\r\n".encode())
+            for sock in socks[:100]:
+                sock.close()
+            await daemon.lab.declare("a", "paused")
+            began = time.monotonic()
+            assert await _names(daemon) == {"a": "paused"}
+            assert time.monotonic() - began < 5
+        finally:
+            for sock in socks:
+                sock.close()
+
+
+async def test_a_list_of_many_takes_little() -> None:
+    async with served() as daemon:
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                nursery.start_soon(daemon.lab.ensure, spec(f"m{number}"))
+        await _names(daemon)
+        began = time.monotonic()
+        assert len(await _names(daemon)) == 60
+        assert time.monotonic() - began < 0.5
+
+
+async def test_the_daemon_ends_when_it_is_asked_to() -> None:
+    async with served() as daemon:
+        status, _ = await daemon.client.ask("POST", "/v1/shutdown")
+        assert status == 202
+        await daemon.over.wait()
