@@ -10,9 +10,11 @@ from __future__ import annotations
 import _socket
 import os
 import sys
+import time
 
 SHORTEST, LONGEST = 14, 65550  # an Ethernet header; the most that offloading makes of a frame
 MACS = 4096  # learned at most: a guest that makes up addresses costs no more memory
+SETTLED = 1_000_000_000  # ns
 
 
 class Switch:
@@ -47,8 +49,10 @@ class Switch:
         port = self._macs.get(target)
         if port == sender:
             return
-        if port is not None and self._send(frame, port):
-            return
+        if port is not None:
+            if self._send(frame, port):
+                return
+            del self._macs[target]
         for port in self._all_ports():
             if port != sender:
                 self._send(frame, port)
@@ -65,13 +69,13 @@ class Switch:
         except BlockingIOError:
             return True
         except OSError:
-            self._macs = {mac: path for mac, path in self._macs.items() if path != port}
             return False
         return True
 
     def _all_ports(self) -> list[str]:
         changed = os.stat(self._directory).st_mtime_ns  # noqa: PTH116
-        if changed != self._read_at:
+        # The clock of files is coarse: a change just after the last look may not show.
+        if changed != self._read_at or time.time_ns() - changed < SETTLED:
             names = os.listdir(self._directory)  # noqa: PTH208
             self._ports = [f"{self._directory}/{name}" for name in names if name != "switch"]
             self._read_at = changed
