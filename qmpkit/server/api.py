@@ -30,7 +30,7 @@ from qmpkit.server.streams import (
     log_stream,
     tail_of_file,
 )
-from qmpkit.server.views import machine_view, row_view
+from qmpkit.server.views import in_counting_order, machine_view, row_view
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.supervisor import Supervisor
@@ -74,7 +74,8 @@ class _Api:
 
     async def machines(self, request: Request) -> Response:
         """All, from memory alone: one that is silent holds up nobody."""
-        return answer({"machines": [row_view(kept) for kept in self.lab.kept.values()]})
+        kept = sorted(self.lab.kept.values(), key=lambda kept: in_counting_order(kept.name))
+        return answer({"machines": [row_view(it) for it in kept]})
 
     async def machine(self, request: Request) -> Response:
         """All that is known of one."""

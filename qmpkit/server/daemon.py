@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -76,7 +77,7 @@ async def _obey(signals: AsyncIterator[int], end: trio.Event, all_: trio.CancelS
 def config_for(fd: int) -> Config:
     """How HTTP is served at the listening socket *fd*."""
     config = Config()
-    config.bind = [f"fd://{fd}"]
+    config.bind = [f"fd://{os.dup(fd)}"]  # which hypercorn closes
     config.include_server_header = False
     config.include_date_header = False
     config.graceful_timeout = _END_GRACE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import attrs
@@ -13,10 +14,16 @@ from qmpkit.spec.network import UserNic
 from qmpkit.supervisor.events import Happening
 from qmpkit.supervisor.kept import Kept
 
-__all__ = ["happening_view", "machine_view", "row_view"]
+__all__ = ["happening_view", "in_counting_order", "machine_view", "row_view"]
 
 _PATIENCE = 2.0
 """Seconds in which a QEMU has to tell its forwards."""
+
+
+def in_counting_order(name: str) -> tuple[tuple[int, str], ...]:
+    """A key to sort by: web2 comes before web10."""
+    parts = re.split(r"([0-9]+)", name)
+    return tuple((int(part) if part.isdecimal() else 0, part) for part in parts)
 
 
 def row_view(kept: Kept) -> dict[str, Any]:

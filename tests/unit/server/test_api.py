@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
@@ -34,11 +35,11 @@ async def test_a_farm_from_up_to_down() -> None:
         job = await done("POST", "/v1/up", {"farm": wanted})
         assert job["state"] == "done"
         assert {it["did"] for it in job["result"]["machines"]} == {"added"}
-        assert await _names(daemon) == dict.fromkeys(("web1", "web2", "db"), "running")
+        assert await _names(daemon) == dict.fromkeys(("db", "web1", "web2"), "running")
         _, plan = await ask("POST", "/v1/plan", {"farm": wanted})
         assert plan["is_empty"]
         job = await done("POST", "/v1/scale", {"group": "web", "count": 1})
-        assert (job["result"]["went_well"], list(await _names(daemon))) == (True, ["web1", "db"])
+        assert (job["result"]["went_well"], list(await _names(daemon))) == (True, ["db", "web1"])
         _, saved = await ask("GET", "/v1/farm")
         assert saved["farm"]["machines"]["web"]["count"] == 1
         job = await done("POST", "/v1/down", {"grace": 0, "deadline": 5})
@@ -83,7 +84,7 @@ def _data(said: bytes) -> list[str]:
     ("method", "target", "body", "status", "words"),
     [
         ("GET", "/v1/machines/nobody", None, 404, "no machine 'nobody'"),
-        ("GET", "/v1/machines/..%2f..%2fetc", None, 404, "there is no machine"),
+        ("GET", "/v1/machines/..%2f..%2fetc", None, 404, "Not Found"),
         ("GET", "/v1/machines/%2e%2e", None, 404, "there is no machine"),
         ("POST", "/v1/machines/a/explode", None, 404, "no machine can 'explode'"),
         ("POST", "/v1/machines", {}, 405, "Method Not Allowed"),
@@ -110,7 +111,7 @@ async def test_what_is_wrong_is_told(
     method: str, target: str, body: Any, status: int, words: str
 ) -> None:
     async with served() as daemon:
-        await daemon.lab.ensure(spec("a"))
+        await daemon.lab.ensure(attrs.evolve(spec("a"), agent=True, serials=1))
         got, said = await daemon.client.ask(method, target, body)
         assert (got, words in said["error"]["message"]) == (status, True), said
 
@@ -121,10 +122,7 @@ async def test_all_faults_of_a_farm_at_once() -> None:
         status, said = await daemon.client.ask("POST", "/v1/up", {"farm": bad})
         paths = [fault["path"] for fault in said["error"]["faults"]]
         assert (status, len(paths)) == (400, 2)
-        assert (paths[0].startswith("machines.a"), paths[1].startswith("machines.b")) == (
-            True,
-            True,
-        )
+        assert [path.split(".")[1] for path in paths] == ["a", "b"]
 
 
 async def test_a_body_that_is_no_json_or_too_long() -> None:
@@ -177,7 +175,7 @@ async def test_idle_subscribers_and_clients_that_vanish_hold_up_nobody() -> None
         socks = []
         try:
             for number in range(200):
-                sock = daemon.client.connected()
+                sock = await trio.to_thread.run_sync(daemon.client.connected)
                 socks.append(sock)
                 target = "/v1/events" if number % 2 else "/v1/machines/a/console"
                 verb = "GET" if number % 2 else "POST"
