@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, validators
 
-__all__ = ["ALL", "GROUP"]
+__all__ = ["ALL", "GROUP", "Farm"]
 
 GROUP = Group("Farms", sort_key=1)
 
@@ -350,30 +350,6 @@ def inventory(
     return show(farm, host)
 
 
-async def serve(
-    *,
-    farm: Farm = None,
-    group: Annotated[
-        str | None, Parameter(help="A group whose members may use it too. Default: nobody else.")
-    ] = None,
-    detach: Annotated[bool, Parameter(help="In the background; returns when it is ready.")] = False,
-    ready_fd: Annotated[int | None, Parameter(show=False)] = None,
-) -> int:
-    """Run the daemon that keeps a farm: machines are watched, restarted, and can be asked for.
-
-    Access is by the mode of its unix socket: its user, and with --group its members.
-    SIGTERM or Ctrl-C ends it; the machines live on, and the next daemon adopts them.
-    """
-    from qmpkit.cli.serve import detach as serve_detached
-    from qmpkit.cli.serve import serve_farm
-    from qmpkit.cli.which_farm import which_farm
-
-    if detach:
-        serve_detached(which_farm(farm), group)
-        return 0
-    return await serve_farm(which_farm(farm), group, ready_fd)
-
-
 exec_.__name__ = "exec"
 ssh_config.__name__ = "ssh-config"
 
@@ -400,5 +376,4 @@ ALL: tuple[Callable[..., Any], ...] = (
     logs,
     events,
     screenshot,
-    serve,
 )
