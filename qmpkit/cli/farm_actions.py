@@ -14,9 +14,7 @@ from qmpkit.cli.farm_jobs import followed, print_outcome
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.which_farm import farm_of_file, which_farm
-from qmpkit.process.places import state_root
-from qmpkit.spec.farm_data import farm_to_dict
-from qmpkit.spec.farm_load import load_farm
+from qmpkit.process.roots import state_root
 from qmpkit.spec.sizes import format_size
 from qmpkit.spec.suggest import suggestion
 
@@ -28,9 +26,11 @@ def bring_up(
     file: Path, farm: str | None, *, restart: bool, grace: float | None, as_json: bool
 ) -> int:
     """`up`: have the machines of a file and no others; starts the daemon when none runs."""
+    from qmpkit.spec.farm_data import farm_to_dict
+    from qmpkit.spec.farm_load import load_farm
+
     declared = load_farm(file)
-    name = farm_of_file(farm, file)
-    daemon = _running(name)
+    daemon = _running(farm_of_file(farm, file))
     body: dict[str, Any] = {"farm": farm_to_dict(declared), "restart": restart}
     body |= {} if grace is None else {"grace": grace}
     return _ended(daemon, daemon.post("up", body=body), as_json)
@@ -71,6 +71,9 @@ _SAYS = {
 
 def plan(file: Path, farm: str | None, *, as_json: bool) -> int:
     """`plan`: what `up` would change."""
+    from qmpkit.spec.farm_data import farm_to_dict
+    from qmpkit.spec.farm_load import load_farm
+
     declared = load_farm(file)
     name = farm_of_file(farm, file)
     try:

@@ -20,7 +20,7 @@ def _machine_names(_: object) -> list[str]:
 
 
 def _farm_names(_: object) -> list[str]:
-    from qmpkit.process.places import known_supervisors
+    from qmpkit.process.roots import known_supervisors
 
     return known_supervisors()
 

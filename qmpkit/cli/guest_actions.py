@@ -17,7 +17,7 @@ from qmpkit.cli.reach import Reach, config_of, inventory_of, reach_of
 from qmpkit.cli.safe import one_line
 from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.which_farm import which_farm
-from qmpkit.process.places import state_root
+from qmpkit.process.roots import state_root
 
 __all__ = ["copy", "execute", "inventory", "show_events", "show_logs", "ssh", "ssh_config"]
 __all__ += ["take_screenshot"]

@@ -6,7 +6,7 @@ import os
 
 from qmpkit.cli.exits import Refusal
 from qmpkit.cli.which_farm import which_farm
-from qmpkit.process.places import state_root
+from qmpkit.process.roots import state_root
 
 __all__ = ["machine_names"]
 

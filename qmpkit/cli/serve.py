@@ -16,7 +16,7 @@ from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.talk import talk
 from qmpkit.errors import HostLacks, QmpkitError
 from qmpkit.process.logs import Tail
-from qmpkit.process.places import state_root
+from qmpkit.process.roots import state_root
 
 __all__ = ["detach", "serve_farm"]
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from qmpkit.cli.exits import Refusal
-from qmpkit.process.places import known_supervisors
+from qmpkit.process.roots import known_supervisors
 from qmpkit.spec.names import machine_name_problem
 
 __all__ = ["FARM_VARIABLE", "farm_of_file", "which_farm"]

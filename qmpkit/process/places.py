@@ -14,7 +14,6 @@ takes, a short one with a hash for a name, in that root or in `/run/qmpkit` or `
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,21 +23,18 @@ from pathlib import Path
 import attrs
 
 from qmpkit.errors import HostLacks, SupervisorRunning
+from qmpkit.process.roots import HASH, OWNER, hash_of, root_by_rule, state_root
 from qmpkit.process.rundir import (
     SOCKET_NAME_LIMIT,
     SOCKET_PATH_LIMIT,
     owner_of,
-    root_by_rule,
     verify,
 )
 
-__all__ = ["Places", "claimed_places", "discard", "fresh", "known_supervisors", "runtime_of"]
-__all__ += ["state_root"]
+__all__ = ["Places", "claimed_places", "discard", "fresh", "state_root"]
 
-_HASH = 12
-_OWNER = ".state"  # no machine's name begins with a dot
 # "/k.<hash>/m.<hash>/socket" is the shortest form.
-_SHORT = 2 * (1 + 2 + _HASH) + 1 + SOCKET_NAME_LIMIT
+_SHORT = 2 * (1 + 2 + HASH) + 1 + SOCKET_NAME_LIMIT
 
 
 @attrs.frozen
@@ -62,39 +58,7 @@ class Places:
         plain = self.runtime / machine
         if len(os.fsencode(plain)) + 1 + SOCKET_NAME_LIMIT <= SOCKET_PATH_LIMIT:
             return plain
-        return self.runtime / f"m.{_hash(machine)}"
-
-
-def known_supervisors() -> list[str]:
-    """The names of those that have a state directory.  Blocking."""
-    with suppress(OSError):
-        return sorted(path.parent.name for path in state_root().glob("*/machines"))
-    return []
-
-
-def runtime_of(name: str) -> Path | None:
-    """The runtime directory of the supervisor *name*, without making or claiming anything.
-
-    None when it has none at the moment.  Blocking: some system calls.
-    """
-    state, root = state_root() / name, root_by_rule()
-    short = Path("/run/qmpkit") if os.geteuid() == 0 else Path(f"/tmp/qmpkit-{os.geteuid()}")
-    hashed = f"k.{_hash(str(state))}"
-    for directory in (root / name, root / hashed, short / hashed):
-        with suppress(OSError):
-            if (directory / _OWNER).readlink() == state:
-                return directory
-    return None
-
-
-def state_root() -> Path:
-    """What the state directories of all supervisors are in; not made."""
-    if own := os.environ.get("QMPKIT_STATE_DIR"):
-        return Path(own).absolute()
-    if os.geteuid() == 0:
-        return Path("/var/lib/qmpkit")
-    xdg = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(xdg) if xdg.startswith("/") else Path.home() / ".local" / "state") / "qmpkit"
+        return self.runtime / f"m.{hash_of(machine)}"
 
 
 @contextmanager
@@ -162,14 +126,14 @@ def _runtime(state: Path, name: str) -> Path:
     root = root_by_rule()
     plain = root / name
     # One that looks like a block's machine would be swept away with those.
-    if _fits(plain, 1 + 2 + _HASH + 1 + SOCKET_NAME_LIMIT) and owner_of(plain) is None:
+    if _fits(plain, 1 + 2 + HASH + 1 + SOCKET_NAME_LIMIT) and owner_of(plain) is None:
         verify(root, "runtime directory", "QMPKIT_RUNTIME_DIR")
         if _taken(plain, state):
             return plain
     if not _fits(root, _SHORT):
         root = Path("/run/qmpkit") if os.geteuid() == 0 else Path(f"/tmp/qmpkit-{os.geteuid()}")
         verify(root, "runtime directory", "QMPKIT_RUNTIME_DIR")
-    hashed = root / f"k.{_hash(str(state))}"
+    hashed = root / f"k.{hash_of(str(state))}"
     _taken(hashed, state)
     return hashed
 
@@ -177,7 +141,7 @@ def _runtime(state: Path, name: str) -> Path:
 def _taken(directory: Path, state: Path) -> bool:
     """Make a runtime directory that of *state*; False when it is another state directory's."""
     verify(directory, "runtime directory", "QMPKIT_RUNTIME_DIR")
-    link = directory / _OWNER
+    link = directory / OWNER
     try:
         link.symlink_to(state)
     except FileExistsError:
@@ -191,17 +155,13 @@ def _taken(directory: Path, state: Path) -> bool:
 def _leave(directory: Path) -> None:
     """Remove a runtime directory in which no machine has sockets."""
     with suppress(OSError):
-        if [entry.name for entry in directory.iterdir()] == [_OWNER]:
-            (directory / _OWNER).unlink()
+        if [entry.name for entry in directory.iterdir()] == [OWNER]:
+            (directory / OWNER).unlink()
             directory.rmdir()
 
 
 def _fits(directory: Path, rest: int) -> bool:
     return len(os.fsencode(directory)) + rest <= SOCKET_PATH_LIMIT
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(os.fsencode(text)).hexdigest()[:_HASH]
 
 
 def fresh(directory: Path) -> None:

@@ -21,8 +21,9 @@ import trio
 
 from qmpkit.errors import HostLacks
 from qmpkit.process.held_dirs import HeldDir, hold_new_dir, sweep
+from qmpkit.process.roots import root_by_rule
 
-__all__ = ["machine_dir", "owner_of", "root_by_rule", "runtime_root", "socket_path", "verify"]
+__all__ = ["machine_dir", "owner_of", "runtime_root", "socket_path", "verify"]
 
 SOCKET_PATH_LIMIT = 107
 NAME_LIMIT = 10
@@ -53,19 +54,6 @@ def runtime_root() -> Path:
         )
     verify(root)
     return root
-
-
-def root_by_rule() -> Path:
-    """Where the root is by the rules above, not looked at."""
-    if own := os.environ.get("QMPKIT_RUNTIME_DIR"):
-        return Path(own).absolute()
-    uid = os.geteuid()
-    xdg = os.environ.get("XDG_RUNTIME_DIR", "")
-    # Under sudo the variable may still name the directory of another user.
-    with suppress(OSError):
-        if xdg.startswith("/") and Path(xdg).stat().st_uid == uid:
-            return Path(xdg) / "qmpkit"
-    return Path("/run/qmpkit") if uid == 0 else Path(f"/tmp/qmpkit-{uid}")
 
 
 def verify(

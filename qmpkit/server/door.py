@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qmpkit.errors import HostLacks
-from qmpkit.process.places import runtime_of
-from qmpkit.process.rundir import root_by_rule
+from qmpkit.process.roots import root_by_rule, runtime_of
 
 __all__ = ["doors", "opened_door"]
 

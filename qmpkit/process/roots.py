@@ -1,0 +1,67 @@
+"""Where directories are by the rules, nothing made or claimed; loads nothing heavy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["HASH", "OWNER", "hash_of", "known_supervisors", "root_by_rule", "runtime_of"]
+__all__ += ["state_root"]
+
+HASH = 12
+"""Characters of a name that stands for one that would be too long."""
+
+OWNER = ".state"
+"""A runtime directory's link to its state directory; no machine's name begins with a dot."""
+
+
+def root_by_rule() -> Path:
+    """Where the root is by the rules above, not looked at."""
+    if own := os.environ.get("QMPKIT_RUNTIME_DIR"):
+        return Path(own).absolute()
+    uid = os.geteuid()
+    xdg = os.environ.get("XDG_RUNTIME_DIR", "")
+    # Under sudo the variable may still name the directory of another user.
+    with suppress(OSError):
+        if xdg.startswith("/") and Path(xdg).stat().st_uid == uid:
+            return Path(xdg) / "qmpkit"
+    return Path("/run/qmpkit") if uid == 0 else Path(f"/tmp/qmpkit-{uid}")
+
+
+def known_supervisors() -> list[str]:
+    """The names of those that have a state directory.  Blocking."""
+    with suppress(OSError):
+        return sorted(path.parent.name for path in state_root().glob("*/machines"))
+    return []
+
+
+def runtime_of(name: str) -> Path | None:
+    """The runtime directory of the supervisor *name*, without making or claiming anything.
+
+    None when it has none at the moment.  Blocking: some system calls.
+    """
+    state, root = state_root() / name, root_by_rule()
+    short = Path("/run/qmpkit") if os.geteuid() == 0 else Path(f"/tmp/qmpkit-{os.geteuid()}")
+    hashed = f"k.{hash_of(str(state))}"
+    for directory in (root / name, root / hashed, short / hashed):
+        with suppress(OSError):
+            if (directory / OWNER).readlink() == state:
+                return directory
+    return None
+
+
+def state_root() -> Path:
+    """What the state directories of all supervisors are in; not made."""
+    if own := os.environ.get("QMPKIT_STATE_DIR"):
+        return Path(own).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/qmpkit")
+    xdg = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(xdg) if xdg.startswith("/") else Path.home() / ".local" / "state") / "qmpkit"
+
+
+def hash_of(text: str) -> str:
+    """A short name for what would be too long."""
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:HASH]
