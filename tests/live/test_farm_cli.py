@@ -1,0 +1,147 @@
+"""A farm from its file, at the shell: up, watched, used, changed, its daemon killed, down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qmpkit.testing import guests
+from tests.live.kept import Places
+from tests.sizes import NEWEST
+
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
+
+FARM = """
+schema = 1
+[defaults]
+qemu = "{qemu}"
+accel = "tcg"
+restart = "on-failure"
+[networks.out]
+kind = "nat"
+[machines.web]
+profile = "tiny-microvm"
+count = {count}
+networks = ["out"]
+ports = ["0:{port}"]
+requires = ["db"]
+[machines.db]
+profile = "tiny-microvm"
+description = "{description}"
+health = ["agent"]
+[machines.counter]
+profile = "kvm-tiny"
+after = ["db"]
+"""
+
+
+class Shell:
+    """Runs the command in a directory that has a farm.toml."""
+
+    def __init__(self, folder: Path, qemu: str) -> None:
+        self.folder = folder
+        self.qemu = qemu
+
+    def write(self, **values: object) -> None:
+        given = {"count": 2, "port": 80, "description": "", "qemu": self.qemu, **values}
+        (self.folder / "farm.toml").write_text(FARM.format(**given))
+
+    def run(self, *words: str, status: int = 0, stdin: str = "") -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "qmpkit.cli", *words],
+            cwd=self.folder,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == status, (words, done.stdout, done.stderr)
+        return done.stdout + done.stderr if status else done.stdout
+
+    def states(self) -> dict[str, str]:
+        return {it["name"]: it["state"] for it in json.loads(self.run("ps", "--json"))}
+
+
+@pytest.fixture
+def shell(tmp_path: Path, qemu: str, places: Places) -> Shell:
+    guests.build_kvm_tiny()
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    return Shell(folder, qemu)
+
+
+def _daemon(places: Places) -> int:
+    return int((places.state / "lab" / "lock").read_text())
+
+
+def test_a_farm_from_up_to_down(shell: Shell, places: Places) -> None:
+    shell.write()
+    try:
+        _up_and_used(shell)
+        _changed(shell)
+        _adopted(shell, places)
+        down = json.loads(shell.run("down", "--grace", "1", "--json"))
+        assert down["went_well"]
+        assert shell.states() == {}
+        assert (places.qemus(), places.records()) == ([], [])
+    finally:
+        os.kill(_daemon(places), signal.SIGTERM)
+
+
+def _up_and_used(shell: Shell) -> None:
+    assert "+ web2 is added" in shell.run("plan", "farm.toml")
+    up = json.loads(shell.run("up", "farm.toml", "--json"))
+    assert [it["did"] for it in up["machines"]] == ["added"] * 4
+    assert shell.states() == dict.fromkeys(("counter", "db", "web1", "web2"), "running")
+    assert "healthy" in shell.run("ps")
+    assert shell.run("exec", "db", "--", "sh", "-c", "cat; exit 7", stdin="hello", status=7) == (
+        "hello"
+    )
+    shell.run("cp", "farm.toml", "db:/tmp/")
+    shell.run("cp", "db:/tmp/farm.toml", "back.toml")
+    assert (shell.folder / "back.toml").read_text() == (shell.folder / "farm.toml").read_text()
+    assert "tiny#" in shell.run("logs", "db")
+    events = shell.run("events", "--machine", "db")
+    assert "starting" in events
+    assert "healthy" in events
+    shell.run("pause", "web*")
+    assert shell.states()["web2"] == "paused"
+    shell.run("resume", "web*")
+    shell.run("stop", "counter", "--grace", "0")
+    shell.run("wait", "counter", "--for", "stopped")
+    assert "it is stopped" not in shell.run("start", "counter")
+    assert "there are: counter, db" in shell.run("stop", "nobody", status=2)
+
+
+def _changed(shell: Shell) -> None:
+    shell.write(port=81, description="another", count=1)
+    plan = shell.run("plan", "farm.toml")
+    assert "- web2" in plan
+    assert "80 → 81" in plan
+    up = json.loads(shell.run("up", "farm.toml", "--json"))
+    assert {it["name"]: it["did"] for it in up["machines"]} == {
+        "web2": "removed",
+        "web1": "changed",
+        "db": "changed",
+        "counter": "unchanged",
+    }
+    (web,) = json.loads(shell.run("inspect", "web1"))
+    assert [forward["guest_port"] for forward in web["forwards"]] == [81]
+    shell.run("scale", "web=2")
+    assert shell.states()["web2"] == "running"
+
+
+def _adopted(shell: Shell, places: Places) -> None:
+    before = {it["name"]: it["pid"] for it in json.loads(shell.run("ps", "--json"))}
+    os.kill(_daemon(places), signal.SIGKILL)
+    assert "no daemon runs for farm 'lab'" in shell.run("ps", status=1)
+    shell.run("serve", "--detach")
+    after = {it["name"]: it["pid"] for it in json.loads(shell.run("ps", "--json"))}
+    assert after == before
