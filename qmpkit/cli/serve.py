@@ -45,7 +45,10 @@ async def serve_farm(farm: str, group: str | None, ready_fd: int | None) -> int:
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
 
-    await run_daemon(farm, group=group, ready=ready)
+    try:
+        await run_daemon(farm, group=group, ready=ready)
+    finally:
+        _notify(b"STOPPING=1")
     return Exit.OK
 
 

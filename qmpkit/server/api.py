@@ -150,7 +150,11 @@ class _Api:
         if not argv or not all(isinstance(word, str) for word in argv):
             raise Refused("argv must be a list of texts, the first of them the program")
         stdin = _decoded(wanted.get("stdin_base64", ""))
-        limit = min(wanted.get("timeout", _EXEC_LIMIT), _EXEC_LIMIT)
+        if not all(isinstance(value, str) for value in wanted.get("env", {}).values()):
+            raise Refused("env must be an object of texts")
+        limit = wanted.get("timeout", _EXEC_LIMIT)
+        if not 0 < limit <= _EXEC_LIMIT:  # NaN is not either
+            raise Refused(f"timeout must be seconds, more than 0 and at most {_EXEC_LIMIT:g}")
         try:
             with trio.fail_after(limit):
                 done = await vm.agent.run(argv, input=stdin, env=wanted.get("env"))

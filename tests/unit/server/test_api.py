@@ -99,6 +99,8 @@ def _data(said: bytes) -> list[str]:
         ("POST", "/v1/machines/a/exec", {"argv": "ls"}, 400, "cannot be a text"),
         ("POST", "/v1/machines/a/exec", {"argv": []}, 400, "list of texts"),
         ("POST", "/v1/machines/a/exec", {"argv": ["ls"], "stdin_base64": "%"}, 400, "no base64"),
+        ("POST", "/v1/machines/a/exec", {"argv": ["ls"], "env": {"a": 1}}, 400, "of texts"),
+        ("POST", "/v1/machines/a/exec", {"argv": ["ls"], "timeout": -1}, 400, "more than 0"),
         ("GET", "/v1/machines/a/files?path=etc", None, 400, "absolute"),
         ("GET", "/v1/machines/a/logs?tail=x", None, 400, "whole number"),
         ("GET", "/v1/machines/a/logs?log=..%2fx", None, 404, "no log"),
