@@ -14,7 +14,7 @@ from qmpkit.cli.exits import DaemonSaid, Refusal
 from qmpkit.errors import QmpkitError
 from qmpkit.server.door import doors
 
-__all__ = ["Daemon", "DaemonAbsent", "find_daemon"]
+__all__ = ["Daemon", "DaemonAbsent", "absent", "find_daemon"]
 
 _PATIENCE = 30.0
 """Seconds that a daemon has to begin an answer that is not a stream."""
@@ -34,6 +34,24 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
 
+    def answer_to(self, method: str, target: str, body: bytes) -> http.client.HTTPResponse:
+        """Send a request; the answer's end is the connection's."""
+        try:
+            try:
+                self.request(method, target, body or None)
+            except (BrokenPipeError, ConnectionResetError):
+                if self.sock is None:
+                    raise
+                # It was answered before all of it was there: that answer says why.
+            response = self.getresponse()
+            if self.sock is not None:
+                self.sock.close()  # the response holds it open
+                self.sock = None
+        except BaseException:
+            self.close()
+            raise
+        return response
+
 
 class Daemon:
     """The daemon that listens at *path*; each request has a connection of its own.
@@ -50,20 +68,31 @@ class Daemon:
         """GET a path as JSON."""
         return json.loads(self.raw("GET", *steps, query=query))
 
-    def post(self, *steps: str, body: object = None, **query: str | int) -> Any:
+    def post(
+        self,
+        *steps: str,
+        body: object = None,
+        timeout: float | None = _PATIENCE,
+        **query: str | int,
+    ) -> Any:
         """POST *body* as JSON."""
         content = json.dumps({} if body is None else body).encode()
-        return json.loads(self.raw("POST", *steps, body=content, query=query))
+        return json.loads(self.raw("POST", *steps, body=content, query=query, timeout=timeout))
 
     def delete(self, *steps: str, **query: str | int) -> Any:
         """DELETE a path."""
         return json.loads(self.raw("DELETE", *steps, query=query))
 
     def raw(
-        self, method: str, *steps: str, body: bytes = b"", query: dict[str, str | int] | None = None
+        self,
+        method: str,
+        *steps: str,
+        body: bytes = b"",
+        query: dict[str, str | int] | None = None,
+        timeout: float | None = _PATIENCE,
     ) -> bytes:
-        """Any request; the answer's body."""
-        with self.open(method, *steps, body=body, query=query, timeout=None) as response:
+        """Any request; the answer's body.  *timeout*: seconds of silence, None: no bound."""
+        with self.open(method, *steps, body=body, query=query, timeout=timeout) as response:
             try:
                 return response.read()
             except (OSError, http.client.HTTPException) as error:
@@ -80,21 +109,33 @@ class Daemon:
         """Any request; the answer, to be read."""
         connection = _Connection(self.path, timeout)
         try:
-            connection.request(method, self.target(*steps, query=query), body or None)
-            response = connection.getresponse()
+            response = connection.answer_to(method, self.target(*steps, query=query), body)
             if response.status < 400:
                 return response
-            said = json.loads(response.read())
-        except FileNotFoundError as error:
-            raise self._absent() from error
-        except ConnectionRefusedError as error:
-            raise self._absent() from error
+            with response:
+                said = json.loads(response.read())
+            raise DaemonSaid(said["error"])
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise absent(self.farm) from error
         except PermissionError as error:
             what = f"you may not use the daemon of farm {self.farm!r} ({self.path})"
             raise Refusal(f"{what}. Cure: be its user, or a member of its --group") from error
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except TimeoutError as error:
+            what = f"the daemon of farm {self.farm!r} says nothing for {timeout:g} s"
+            raise DaemonAbsent(
+                f"{what}. Cure: end it and start another; machines live on"
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
             raise self._vanished(error) from error
-        raise DaemonSaid(said.get("error", {}))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DaemonAbsent(f"what answers at {self.path} is no daemon of qmpkit's") from error
+
+    def part_of(self, response: http.client.HTTPResponse, most: int) -> bytes:
+        """The next part of an answer as it comes; empty at its end."""
+        try:
+            return response.read1(most)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._vanished(error) from error
 
     def events(self, *steps: str, **query: str | int) -> Iterator[tuple[str, Any]]:
         """Server-sent events from this moment on: each one's name and data.
@@ -125,9 +166,6 @@ class Daemon:
         """A path with its query; no step can leave its place."""
         path = "/".join(quote(step, safe="") for step in ("v1", *steps))
         return f"/{path}?{urlencode(query)}" if query else f"/{path}"
-
-    def _absent(self) -> DaemonAbsent:
-        return absent(self.farm)
 
     def _vanished(self, error: BaseException) -> DaemonAbsent:
         return DaemonAbsent(f"the daemon of farm {self.farm!r} has gone while it answered: {error}")

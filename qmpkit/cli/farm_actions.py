@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpkit.cli.daemon import Daemon, DaemonAbsent, find_daemon
-from qmpkit.cli.exits import DaemonSaid, Exit, Refusal
+from qmpkit.cli.exits import DaemonSaid, Exit, Refusal, exit_of
 from qmpkit.cli.farm_jobs import followed, print_outcome
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
@@ -194,32 +194,32 @@ def act(action: str, words: Sequence[str], farm: str | None, *, grace: float | N
     """`start`, `stop`, `restart`, `pause`, `resume`: all machines at the same time."""
     daemon = find_daemon(which_farm(farm))
     body = {} if grace is None else {"grace": grace}
-    jobs = {
-        name: daemon.post("machines", name, action, body=body)["job"]
-        for name in chosen(daemon, words)
-    }
+    names = chosen(daemon, words)
+    jobs = [(name, daemon.post("machines", name, action, body=body)["job"]) for name in names]
     return _each(daemon, jobs, _DONE[action])
 
 
 def remove(words: Sequence[str], farm: str | None, *, force: bool) -> int:
     """`rm`: forget machines that are down."""
     daemon = find_daemon(which_farm(farm))
-    jobs = {
-        name: daemon.delete("machines", name, force=int(force))["job"]
-        for name in chosen(daemon, words)
-    }
+    names = chosen(daemon, words)
+    jobs = [(name, daemon.delete("machines", name, force=int(force))["job"]) for name in names]
     return _each(daemon, jobs, "is forgotten")
 
 
-def _each(daemon: Daemon, jobs: dict[str, str], done: str) -> int:
+def _each(daemon: Daemon, jobs: Sequence[tuple[str, str]], done: str) -> int:
     worst = Exit.OK
-    for name, job in jobs.items():
+    for place, (name, job) in enumerate(jobs):
         try:
             followed(daemon, job, quiet=True)
             talk.say(f"{name} {done}")
         except DaemonSaid as error:
             talk.error(str(error))
-            worst = Exit.FAILED
+            worst = max(worst, exit_of(error) or Exit.FAILED)
+        except KeyboardInterrupt:
+            for _, other in jobs[place + 1 :]:
+                daemon.delete("jobs", other)
+            raise
     return worst
 
 
@@ -238,12 +238,20 @@ def wait_for(words: Sequence[str], farm: str | None, *, state: str, timeout: flo
     events = daemon.events("events", beat=_beat(timeout))  # before the look: nothing is missed
     waiting = _not_yet(daemon, names, state)
     while waiting and (until is None or time.monotonic() < until):
-        name, _ = next(events)
-        if name:
+        event = next(events, None)
+        if event is None:
+            raise DaemonAbsent(f"the daemon of farm {daemon.farm!r} has ended")
+        if event[0]:
             waiting = _not_yet(daemon, names, state)
     if waiting:
         talk.error(f"not {state} after {timeout:g} s: {', '.join(waiting)}")
     return Exit.FAILED if waiting else Exit.OK
+
+
+def _rests(machine: dict[str, Any]) -> bool:
+    """Whether it is down and stays so; "failed" is also said of one whose guest was stopped."""
+    state: str = machine["state"]
+    return state in ("gone", "crash-loop") or (state == "failed" and machine["pid"] is None)
 
 
 def _beat(timeout: float | None) -> int:
@@ -253,10 +261,16 @@ def _beat(timeout: float | None) -> int:
 
 def _not_yet(daemon: Daemon, names: Sequence[str], state: str) -> list[str]:
     seen = {machine["name"]: machine for machine in daemon.get("machines")["machines"]}
-    return [name for name in names if not _is(seen.get(name), state)]
+    waiting = [name for name in names if not _is(seen.get(name), state)]
+    for name in waiting:
+        machine = seen.get(name)
+        if machine is None or (state != "stopped" and _rests(machine)):
+            why = "is forgotten" if machine is None else f"{machine['state']}: {machine['cause']}"
+            raise Refusal(f"{name} will not be {state} by itself: {why}")
+    return waiting
 
 
 def _is(machine: dict[str, Any] | None, state: str) -> bool:
     if machine is None or state == "stopped":
-        return machine is None or machine["state"] in ("gone", "failed", "crash-loop")
+        return machine is None or _rests(machine)
     return state in (machine["state"], machine["health"])

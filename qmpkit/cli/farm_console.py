@@ -8,8 +8,8 @@ import sys
 import h11
 import trio
 
-from qmpkit.cli.daemon import Daemon, find_daemon
-from qmpkit.cli.exits import DaemonSaid, Exit
+from qmpkit.cli.daemon import Daemon, absent, find_daemon
+from qmpkit.cli.exits import DaemonSaid, Exit, Refusal
 from qmpkit.cli.farm_actions import chosen
 from qmpkit.cli.talk import talk
 from qmpkit.cli.terminal import tidy
@@ -25,7 +25,10 @@ _READ_SIZE = 65536
 async def use_console(name: str, serial: str | None, farm: str | None) -> int:
     """Attach until Ctrl-] is typed, or the machine ends, which is exit status 1."""
     daemon = await trio.to_thread.run_sync(lambda: find_daemon(which_farm(farm)))
-    (machine,) = await trio.to_thread.run_sync(chosen, daemon, [name])
+    machines = await trio.to_thread.run_sync(chosen, daemon, [name])
+    if len(machines) > 1:
+        raise Refusal(f"{name!r} means several machines: {', '.join(machines)}")
+    machine = machines[0]
     talk.note(f"{machine}: Ctrl-] leaves the console")
     async with trio.open_nursery() as nursery:
         stream = await _opened(daemon, machine, serial)
@@ -47,7 +50,10 @@ async def use_console(name: str, serial: str | None, farm: str | None) -> int:
 async def _opened(daemon: Daemon, machine: str, serial: str | None) -> _Duplex:
     query: dict[str, str | int] = {} if serial is None else {"serial": serial}
     target = daemon.target("machines", machine, "console", query=query)
-    stream = _Duplex(await trio.open_unix_socket(daemon.path))
+    try:
+        stream = _Duplex(await trio.open_unix_socket(daemon.path))
+    except OSError as error:
+        raise absent(daemon.farm) from error
     try:
         await stream.ask(target)
     except BaseException:
@@ -95,6 +101,9 @@ class _Duplex(trio.abc.Stream):
         await self._transport.send_all(self._http.send(event) or b"")
 
     async def _next(self) -> object:
-        while (event := self._http.next_event()) is h11.NEED_DATA:
-            self._http.receive_data(await self._transport.receive_some(_READ_SIZE))
+        try:
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                self._http.receive_data(await self._transport.receive_some(_READ_SIZE))
+        except h11.RemoteProtocolError:
+            return h11.ConnectionClosed()  # it ended in the midst of its answer
         return event

@@ -23,6 +23,8 @@ __all__ = ["copy", "execute", "inventory", "show_events", "show_logs", "ssh", "s
 __all__ += ["take_screenshot"]
 
 _CHUNK = 65536
+_STDIN_LIMIT = 512 << 10  # in base64 it has to fit a request
+_FILE_LIMIT = 64 << 20
 
 
 def _one(daemon: Daemon, name: str) -> str:
@@ -37,8 +39,10 @@ def execute(name: str, argv: Sequence[str], farm: str | None) -> int:
     daemon = find_daemon(which_farm(farm))
     machine = _one(daemon, name)
     stdin = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
+    if len(stdin) > _STDIN_LIMIT:
+        raise Refusal("stdin has more than 512 KiB. Cure: `qmpkit cp` it into a file of the guest")
     body = {"argv": list(argv), "stdin_base64": base64.b64encode(stdin).decode()}
-    done = daemon.post("machines", machine, "exec", body=body)
+    done = daemon.post("machines", machine, "exec", body=body, timeout=None)
     sys.stdout.buffer.write(base64.b64decode(done["stdout_base64"]))
     sys.stdout.buffer.flush()
     sys.stderr.buffer.write(base64.b64decode(done["stderr_base64"]))
@@ -56,20 +60,31 @@ def copy(source: str, target: str, farm: str | None) -> int:
     if (into is None) == (out is None):
         raise Refusal("one of the two is NAME:/path in a guest, the other a file here")
     if into is not None:
-        content = Path(source).read_bytes()
+        content = _read(Path(source))
         machine, path = _one(daemon, into[0]), into[1]
         if path.endswith("/"):
             path += Path(source).name
-        daemon.raw("PUT", "machines", machine, "files", body=content, query={"path": path})
+        query: dict[str, str | int] = {"path": path}
+        daemon.raw("PUT", "machines", machine, "files", body=content, query=query, timeout=None)
     elif out is not None:
         machine, path = _one(daemon, out[0]), out[1]
-        content = daemon.raw("GET", "machines", machine, "files", query={"path": path})
+        query = {"path": path}
+        content = daemon.raw("GET", "machines", machine, "files", query=query, timeout=None)
         file = Path(target)
         if file.is_dir():
             file /= Path(path).name
         file.write_bytes(content)
     talk.note(f"{len(content)} bytes")
     return Exit.OK
+
+
+def _read(file: Path) -> bytes:
+    try:
+        if file.stat().st_size > _FILE_LIMIT:
+            raise Refusal(f"{file} has more than 64 MiB. Cure: `qmpkit ssh`, or a disk of its own")
+        return file.read_bytes()
+    except OSError as error:
+        raise Refusal(f"{file} cannot be read: {error.strerror}") from error
 
 
 def _guest_path(word: str) -> tuple[str, str] | None:
@@ -91,7 +106,7 @@ def show_logs(
     query |= {} if tail is None else {"tail": tail}
     machine = _one(daemon, name)
     with daemon.open("GET", "machines", machine, "logs", query=query, timeout=None) as said:
-        while chunk := said.read1(_CHUNK):
+        while chunk := daemon.part_of(said, _CHUNK):
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
     return Exit.OK

@@ -6,7 +6,7 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ class Client:
         connection = http.client.HTTPConnection("localhost", timeout=20)
         connection.sock = self.connected()
         try:
-            connection.request(method, target, content)
+            with suppress(BrokenPipeError, ConnectionResetError):  # it is answered already
+                connection.request(method, target, content)
             response = connection.getresponse()
             said = response.read()
         finally:

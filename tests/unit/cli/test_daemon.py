@@ -1,0 +1,115 @@
+"""The client of a daemon: whoever answers, and however, it is a sentence with a cure."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from qmpkit.cli.daemon import Daemon, DaemonAbsent, find_daemon
+from qmpkit.cli.exits import DaemonSaid, Exit, exit_of
+
+
+@contextmanager
+def answering(path: Path, answer: bytes | None) -> Iterator[Daemon]:
+    """A listener that says *answer* to one request and hangs up; None: it says nothing."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        held: list[socket.socket] = []
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            held.append(client)
+            client.recv(65536)
+            if answer is not None:
+                client.sendall(answer)
+                client.shutdown(socket.SHUT_RDWR)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield Daemon("lab", path)
+        finally:
+            thread.join()
+            for client in held:
+                client.close()
+
+
+def _http(status: str, body: str) -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def test_what_it_says(tmp_path: Path) -> None:
+    with answering(tmp_path / "s", _http("200 OK", '{"machines": []}')) as daemon:
+        assert daemon.get("machines") == {"machines": []}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "status"),
+    [
+        ('["SpecInvalid", "QmpkitError"]', Exit.MISTAKE),
+        ('["JournalFailed", "HostLacks", "QmpkitError"]', Exit.HOST),
+        ('["LaunchFailed", "QmpkitError"]', Exit.FAILED),
+    ],
+)
+def test_its_errors_are_ours(kinds: str, status: Exit, tmp_path: Path) -> None:
+    body = f'{{"error": {{"kinds": {kinds}, "message": "no"}}}}'
+    with (
+        answering(tmp_path / "s", _http("400 Bad", body)) as daemon,
+        pytest.raises(DaemonSaid, match="no") as caught,
+    ):
+        daemon.get("machines")
+    assert exit_of(caught.value) is status
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "has gone while it answered"),
+        (b"SSH-2.0 hello\r\n", "has gone while it answered"),
+        (_http("500 Oops", "no json"), "is no daemon of qmpkit's"),
+        (_http("500 Oops", "[1]"), "is no daemon of qmpkit's"),
+        (_http("500 Oops", '{"error": 1}'), "is no daemon of qmpkit's"),
+    ],
+)
+def test_strange_answers(answer: bytes, words: str, tmp_path: Path) -> None:
+    with (
+        answering(tmp_path / "s", answer) as daemon,
+        pytest.raises(DaemonAbsent, match=words),
+    ):
+        daemon.get("machines")
+
+
+def test_one_that_says_nothing(tmp_path: Path) -> None:
+    with (
+        answering(tmp_path / "s", None) as daemon,
+        pytest.raises(DaemonAbsent, match=r"nothing for 0\.1 s"),
+    ):
+        daemon.raw("GET", "machines", timeout=0.1)
+
+
+def test_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMPKIT_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("QMPKIT_RUNTIME_DIR", str(tmp_path / "run"))
+    with pytest.raises(DaemonAbsent, match="serve --farm lab --detach"):
+        find_daemon("lab")
+    with pytest.raises(DaemonAbsent, match="no daemon runs"):
+        Daemon("lab", tmp_path / "nothing").get()
+
+
+def test_events_until_it_ends(tmp_path: Path) -> None:
+    said = b': listening\n\nevent: happening\ndata: {"a": 1}\n\n'
+    answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + said
+    with answering(tmp_path / "s", answer) as daemon:
+        assert list(daemon.events("events")) == [("", None), ("happening", {"a": 1})]
+
+
+def test_no_step_leaves_its_place() -> None:
+    daemon = Daemon("lab", Path("/x"))
+    assert daemon.target("machines", "../../etc?x") == "/v1/machines/..%2F..%2Fetc%3Fx"
+    assert daemon.target("events", query={"since": -1}) == "/v1/events?since=-1"

@@ -1,0 +1,59 @@
+"""How a machine is reached by ssh, and told to OpenSSH and Ansible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qmpkit.cli.reach import config_of, inventory_of, reach_of
+
+
+def machine(**values: Any) -> dict[str, Any]:
+    plain = {"name": "web1", "group": "web", "users": [], "forwards": [], "networks": []}
+    return {**plain, "spec": {"nics": []}, **values}
+
+
+def forward(guest: int, address: str = "127.0.0.1") -> dict[str, Any]:
+    return {"proto": "tcp", "address": address, "port": 40022, "guest_port": guest}
+
+
+def test_by_the_port_that_leads_to_its_22() -> None:
+    reach = reach_of(machine(forwards=[forward(80), forward(22)], users=["me"]))
+    assert reach is not None
+    assert (reach.host, reach.port, reach.user) == ("127.0.0.1", 40022, "me")
+    reach = reach_of(machine(forwards=[forward(22, address="0.0.0.0")]), "you")
+    assert reach is not None
+    assert (reach.host, reach.user) == ("127.0.0.1", "you")
+
+
+def test_by_its_address_on_a_bridge_and_not_on_a_segment() -> None:
+    nics = [{"id": "nic0", "kind": "dgram"}, {"id": "nic1", "kind": "tap"}]
+    lan = {"name": "lan", "nic": "nic0", "ip": "10.1.0.2"}
+    out = {"name": "out", "nic": "nic1", "ip": "10.2.0.2"}
+    reach = reach_of(machine(spec={"nics": nics}, networks=[lan, out]))
+    assert reach is not None
+    assert (reach.host, reach.port) == ("10.2.0.2", 22)
+    assert reach_of(machine(spec={"nics": nics}, networks=[lan])) is None
+
+
+def test_a_fragment_for_openssh() -> None:
+    reach = reach_of(machine(forwards=[forward(22)], users=["me"]))
+    assert reach is not None
+    assert config_of([reach], "/state/a b/known_hosts") == (
+        "Host web1\n"
+        "    HostName 127.0.0.1\n"
+        "    Port 40022\n"
+        "    User me\n"
+        "    HostKeyAlias web1\n"
+        '    UserKnownHostsFile "/state/a b/known_hosts"\n'
+        "    StrictHostKeyChecking accept-new\n"
+    )
+    assert config_of([], "/k") == ""
+
+
+def test_an_inventory_for_ansible() -> None:
+    reached = machine(forwards=[forward(22)], users=["me"])
+    found = inventory_of([reached, machine(name="x", group=None)], "/k")
+    assert (found["web"], found["ungrouped"]) == ({"hosts": ["web1"]}, {"hosts": ["x"]})
+    variables = found["_meta"]["hostvars"]
+    assert list(variables) == ["web1"]
+    assert (variables["web1"]["ansible_port"], variables["web1"]["ansible_user"]) == (40022, "me")

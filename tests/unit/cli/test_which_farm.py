@@ -1,0 +1,58 @@
+"""Which farm a command is about: named, or the only one; and a file's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qmpkit.cli.exits import Refusal
+from qmpkit.cli.naming import machine_names
+from qmpkit.cli.which_farm import farm_of_file, which_farm
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QMPKIT_STATE_DIR", str(tmp_path))
+    monkeypatch.delenv("QMPKIT_FARM", raising=False)
+    return tmp_path
+
+
+def test_the_only_one_there_is(state: Path) -> None:
+    assert which_farm(None) == "qmpkit"
+    (state / "lab" / "machines").mkdir(parents=True)
+    assert which_farm(None) == "lab"
+    (state / "other" / "machines").mkdir(parents=True)
+    with pytest.raises(Refusal, match="several farms: lab, other"):
+        which_farm(None)
+    assert which_farm("other") == "other"
+
+
+def test_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMPKIT_FARM", "mine")
+    assert which_farm(None) == "mine"
+    assert farm_of_file(None, Path("/x/farm.toml")) == "mine"
+    with pytest.raises(Refusal, match="--farm"):
+        which_farm("../up")
+
+
+@pytest.mark.parametrize(
+    ("file", "farm"),
+    [
+        ("/srv/lab/farm.toml", "lab"),
+        ("/srv/lab/web.toml", "web"),
+        ("/srv/my lab/farm.toml", "my-lab"),
+        ("/farm.toml", "qmpkit"),
+    ],
+)
+def test_of_a_file(file: str, farm: str) -> None:
+    assert farm_of_file(None, Path(file)) == farm
+
+
+def test_names_that_complete(state: Path) -> None:
+    assert machine_names() == []
+    folder = state / "lab" / "machines"
+    folder.mkdir(parents=True)
+    for name in ("web2.json", "web1.json", "x.json.draft"):
+        (folder / name).touch()
+    assert machine_names() == ["web1", "web2"]
