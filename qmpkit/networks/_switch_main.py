@@ -66,10 +66,10 @@ class Switch:
         """False when nobody is at the port; a full one loses the frame, as a cable would."""
         try:
             self._socket.sendto(frame, _socket.MSG_DONTWAIT, port)
-        except BlockingIOError:
-            return True
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except OSError:  # its queue is full, or there is no memory: the frame is lost
+            return True
         return True
 
     def _all_ports(self) -> list[str]:
