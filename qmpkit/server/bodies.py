@@ -64,15 +64,21 @@ async def read_object(request: Request, keys: Keys) -> dict[str, Any]:
         Fault(key, "unknown key", suggestion(key, tuple(keys))) for key in found if key not in keys
     ]
     faults += [
-        Fault(key, f"cannot be {kind_of(found[key])}")
+        Fault(key, problem)
         for key, kind in keys.items()
-        if key in found and not _is(found[key], kind)
+        if key in found and (problem := _problem(found[key], kind))
     ]
     if faults:
         raise SpecInvalid(faults, "the request")
     return found
 
 
-def _is(value: object, kind: type | tuple[type, ...]) -> bool:
+def _problem(value: object, kind: type | tuple[type, ...]) -> str:
+    """Why a value is none of a kind; empty when it is one."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    return isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        return f"cannot be {kind_of(value)}"
+    # JSON in Python lets NaN and Infinity through.
+    if isinstance(value, int | float) and not 0 <= value < float("inf"):
+        return f"must be 0 or more, not {value}"
+    return ""
