@@ -50,3 +50,6 @@ KEPT_MACHINES = size(ci=8, long=50)  # that one supervisor has while it is kille
 SUPERVISOR_KILLS = size(ci=15, long=100)  # SIGKILLs of the supervising Python at random moments
 ADOPTED = size(ci=12, long=50)  # paused machines adopted at once, in under a second
 JOURNAL_KILLS = size(ci=8, long=200)  # SIGKILLs of a process that writes its journal
+
+# Many machines
+MADE_UP_FARMS = size(ci=60, long=1000)  # histories of a made-up farm, of 40 steps each
