@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import attrs
 import trio
@@ -33,6 +35,8 @@ from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.supervisor import Supervisor
 
 __all__ = ["plan_up", "scale", "up"]
+
+log = logging.getLogger("qmpkit.farm")
 
 _AT_ONCE = 16
 """Machines that are declared at the same time; how many start, the supervisor says."""
@@ -203,31 +207,36 @@ class _Work:
 
     async def _start(self, machine: FarmMachine) -> None:
         await write_seed(self.lab.state_dir, machine, self.known.get(machine.name))
-        await self.lab.ensure(
-            seeded(self.lab.state_dir, machine),
-            restart=machine.restart,
-            health=machine.health,
-            after=machine.after,
-            requires=machine.requires,
-            farm=machine,
-            wait=False,
-        )
+        spec = seeded(self.lab.state_dir, machine)
+        await self.lab.ensure(spec, wait=False, **_matters(machine))
 
     async def _change(self, machine: FarmMachine) -> None:
+        """Change what runs, then its record; when either fails, what runs is taken back."""
         kept, old = self.lab.kept[machine.name], self.known[machine.name]
-        await _forward(kept, old, machine)
-        await self.lab.amend(
-            seeded(self.lab.state_dir, machine),
-            restart=machine.restart,
-            health=machine.health,
-            after=machine.after,
-            requires=machine.requires,
-            farm=machine,
-        )
+        try:
+            await _forward(kept, old, machine)
+            await self.lab.amend(seeded(self.lab.state_dir, machine), **_matters(machine))
+        except QmpkitError:
+            try:
+                await _forward(kept, machine, old)
+            except QmpkitError:
+                log.exception("the ports of machine %r are not as before", kept.name)
+            raise
+
+
+def _matters(machine: FarmMachine) -> dict[str, Any]:
+    """What a supervisor is told of a machine besides its spec."""
+    return {
+        "restart": machine.restart,
+        "health": machine.health,
+        "after": machine.after,
+        "requires": machine.requires,
+        "farm": machine,
+    }
 
 
 async def _forward(kept: Kept, old: FarmMachine, new: FarmMachine) -> None:
-    """Change the forwards of a machine that runs; when one cannot be had, take all back."""
+    """Change the forwards of a machine that runs."""
     for before, after in zip(old.spec.nics, new.spec.nics, strict=True):
         if not (isinstance(before, UserNic) and isinstance(after, UserNic)):
             continue
@@ -236,11 +245,7 @@ async def _forward(kept: Kept, old: FarmMachine, new: FarmMachine) -> None:
         if kept.vm is None:
             fault = Fault("nics", f"its ports cannot be changed: it is {kept.state}")
             raise SpecInvalid([fault], f"machine {kept.name!r}")
-        try:
-            await change_forwards(kept.vm, kept.name, after.id, after.forwards)
-        except QmpkitError:
-            await change_forwards(kept.vm, kept.name, before.id, before.forwards)
-            raise
+        await change_forwards(kept.vm, kept.name, after.id, after.forwards)
 
 
 def _needing(step: Step) -> str:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qmpkit.errors import HostLacks, LaunchFailed, SpecInvalid
+from qmpkit.errors import HostLacks, JournalFailed, LaunchFailed, SpecInvalid
 from qmpkit.farm import down, plan_up, read_farm, scale, up
 from qmpkit.farm.outcome import Progress
 from qmpkit.spec.farm import Farm
 from qmpkit.spec.farm_data import machine_to_dict
 from qmpkit.spec.farm_plan import Unchanged
+from qmpkit.spec.network import UserNic
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.testing.fake_kept import FakeGround, FakeKept, fake_ground
 from qmpkit.testing.leaks import leaks
@@ -152,6 +154,55 @@ async def test_one_that_waits_for_a_failed_one_is_told_as_blocked() -> None:
         outcome = await up(supervisor, farm(web={"requires": ["db"]}, db={}))
         assert did(outcome) == {"db": "failed", "web": "blocked"}
         assert "it requires db, which has failed" in outcome.machines["web"].why
+
+
+class Ports:
+    """A fake's user-mode NIC: its forwards by port of the host; port 666 cannot be had."""
+
+    def __init__(self) -> None:
+        self.there = {8080: 80}
+
+    def __call__(self, arguments: dict[str, Any]) -> object:
+        word, *rest = arguments["command-line"].split(" ")
+        port = int(rest[-1].split("-")[0].split(":")[2]) if word != "info" else 0
+        if word == "hostfwd_add" and port == 666:
+            return "could not set up host forwarding rule"
+        if word == "hostfwd_add":
+            self.there[port] = int(rest[-1].rpartition(":")[2])
+        elif word == "hostfwd_remove":
+            del self.there[port]
+        rows = [
+            f"  TCP[HOST_FORWARD]  11  127.0.0.1 {host}  10.0.2.15 {guest}  0 0"
+            for host, guest in self.there.items()
+        ]
+        return "\r\n".join(["Hub -1 (qk-nic0):", *rows]) if word == "info" else ""
+
+
+@pytest.mark.parametrize("fails", ["ports", "journal", None])
+async def test_ports_change_whole_or_not_at_all(
+    fails: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nat(*ports: tuple[int, int]) -> Farm:
+        forwards = [{"host": host, "guest": guest} for host, guest in ports]
+        table = {"networks": [{"name": "out"}], "ports": forwards}
+        return farm({"out": {"kind": "nat"}}, a=table)
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise JournalFailed("/a.json", "full")
+
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, nat((8080, 80)))
+        ports = Ports()
+        ground["a"].qemu.on("human-monitor-command", ports)
+        if fails == "journal":
+            monkeypatch.setattr(supervisor, "amend", refuse)
+        other = (666 if fails == "ports" else 2222, 22)
+        outcome = await up(supervisor, nat(other))
+        assert did(outcome) == {"a": "failed" if fails else "changed"}
+        assert ports.there == ({8080: 80} if fails else {2222: 22})
+        (nic,) = supervisor.kept["a"].spec.nics
+        assert isinstance(nic, UserNic)
+        assert [it.host for it in nic.forwards] == ([8080] if fails else [2222])
 
 
 async def test_scale_is_of_one_table_and_remembered() -> None:
