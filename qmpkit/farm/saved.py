@@ -10,9 +10,9 @@ from typing import Any
 import trio
 
 from qmpkit.errors import HostLacks, JournalFailed, QmpkitError
+from qmpkit.process.durable import write_durably
 from qmpkit.spec.farm import Farm
 from qmpkit.spec.farm_data import farm_from_dict, farm_to_dict
-from qmpkit.supervisor.journal import write_durably
 
 __all__ = ["read_farm", "save_farm"]
 

@@ -8,7 +8,6 @@ writes, and takes all that has come in meanwhile together: the event loop never 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
@@ -19,16 +18,15 @@ import trio
 
 from qmpkit._trio import service_nursery
 from qmpkit.errors import JournalFailed, JournalNewer
+from qmpkit.process.durable import DRAFT, draft, publish, sync
 from qmpkit.supervisor.record import Malformed, NewerSchema, Record
 
-__all__ = ["Journal", "Lost", "Ticket", "read_records", "write_durably"]
+__all__ = ["Journal", "Lost", "Ticket", "read_records"]
 
 FLUSH_GRACE = 10.0
 """Seconds that what has not been written yet may take at the end."""
 
 log = logging.getLogger("qmpkit.supervisor")
-
-_DRAFT = ".draft"
 
 
 @attrs.frozen
@@ -129,61 +127,24 @@ def commit(directory: Path, batch: Mapping[str, str | None]) -> dict[str, OSErro
     errors: dict[str, OSError] = {}
     for name, text in batch.items():
         try:
-            _draft(directory / (_file(name) + _DRAFT), text)
+            draft(directory / (_file(name) + DRAFT), text)
         except OSError as error:
             errors[name] = error
     for name, text in batch.items():
         if name not in errors:
             try:
-                _publish(directory / _file(name), text)
+                publish(directory / _file(name), text)
             except OSError as error:
                 errors[name] = error
     try:
-        _sync(directory)
+        sync(directory)
     except OSError as error:
         return dict.fromkeys(batch, error)
     return errors
 
 
-def write_durably(path: Path, text: str | None) -> None:
-    """Put *text* at *path* (None: remove it), whole and safe on disk.  Blocking; OSError."""
-    _draft(path.with_name(path.name + _DRAFT), text)
-    _publish(path, text)
-    _sync(path.parent)
-
-
 def _file(name: str) -> str:
     return f"{name}.json"
-
-
-def _draft(path: Path, text: str | None) -> None:
-    if text is None:
-        return
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-        try:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError:
-            with suppress(OSError):
-                path.unlink()
-            raise
-
-
-def _publish(path: Path, text: str | None) -> None:
-    if text is None:
-        path.unlink(missing_ok=True)
-    else:
-        path.with_name(path.name + _DRAFT).replace(path)
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def read_records(directory: Path) -> tuple[list[Record], list[Lost]]:
@@ -196,7 +157,7 @@ def read_records(directory: Path) -> tuple[list[Record], list[Lost]]:
     corrupt: list[tuple[Path, str]] = []
     drafts: list[Path] = []
     for path in sorted(directory.iterdir()):
-        if path.name.endswith(_DRAFT):
+        if path.name.endswith(DRAFT):
             drafts.append(path)
         elif path.name.endswith(".json"):
             try:

@@ -108,7 +108,7 @@ class Keeper:
                 chronicle = Chronicle(self._places.state / "events")
                 self._events.keep(chronicle, await trio.to_thread.run_sync(chronicle.open))
                 services.start_soon(chronicle.run)
-                async with self._networks.open(self._places), self._adopted():
+                async with self._adopted():
                     yield
         finally:
             with trio.move_on_after(RELEASE_GRACE, shield=True):
@@ -127,8 +127,9 @@ class Keeper:
             log.error("machine %r: %s", loss.machine, why)
             self._events.tell(loss.machine, "record-lost", why)
         await self._report_strangers()
+        members = {record.name: record.joined for record in records}
         try:
-            async with trio.open_nursery() as nursery:
+            async with self._networks.open(self._places, members), trio.open_nursery() as nursery:
                 self._nursery = nursery
                 async with trio.open_nursery() as adopting:
                     for kept in self.machines.values():

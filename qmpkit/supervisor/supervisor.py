@@ -22,6 +22,7 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.machine.keep import Ground, QemuGround
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.machine.machine import check_grace
+from qmpkit.networks.farm_networks import FarmNetworks
 from qmpkit.process.limits import raise_nofile
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.farm import FarmMachine
@@ -33,7 +34,7 @@ from qmpkit.supervisor.events import EventLog, Happenings
 from qmpkit.supervisor.held import Held, Holder
 from qmpkit.supervisor.keeper import Keeper
 from qmpkit.supervisor.kept import Kept
-from qmpkit.supervisor.networks import Networks, NoNetworks
+from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.record import Declared, Wanted
 from qmpkit.supervisor.table import Row
 from qmpkit.vm import VM
@@ -57,9 +58,9 @@ class Supervisor:
     comes, stops every machine: with *powerdown_grace* the guests first get that many
     seconds, all at the same time, to shut themselves down.
 
-    *options* hold for kept machines, *start* and *ground* are for tests.  Entering raises
-    `SupervisorRunning` when another one has the directory, `JournalNewer` when a later
-    qmpkit has written in it, `HostLacks` when it cannot be had.
+    *options* hold for kept machines; *start*, *ground* and *networks* are for tests.
+    Entering raises `SupervisorRunning` when another one has the directory, `JournalNewer`
+    when a later qmpkit has written in it, `HostLacks` when it cannot be had.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Supervisor:
                 name,
                 events=self._log,
                 ground=ground or QemuGround(),
-                networks=networks or NoNetworks(),
+                networks=networks or FarmNetworks(),
                 starts=at_once,
                 options=options or LaunchOptions(),
                 powerdown_grace=powerdown_grace,

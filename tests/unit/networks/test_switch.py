@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
-import sys
 import tempfile
-import time
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from qmpkit.networks import _switch_main
+from qmpkit.networks.segments import _prepared
 
 EVERYBODY = b"\xff" * 6
 A, B = (b"\x52\x54\x00\x00\x00" + bytes([n]) for n in (1, 2))
@@ -21,13 +22,11 @@ A, B = (b"\x52\x54\x00\x00\x00" + bytes([n]) for n in (1, 2))
 
 @contextmanager
 def running(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    (directory / "switch").unlink(missing_ok=True)
-    argv = [sys.executable, "-I", "-S", _switch_main.__file__, str(directory)]
-    with subprocess.Popen(argv) as process:
-        deadline = time.monotonic() + 10
-        while not (directory / "switch").exists():
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.01)
+    with ExitStack() as stack:
+        command = _prepared(directory, stack)
+        fds = list(command.fds.values())
+        process = subprocess.Popen([*command.argv[:-2], *map(str, fds)], pass_fds=fds)
+    with process:
         try:
             yield process
         finally:
@@ -48,7 +47,7 @@ def port(directory: Path, name: str) -> socket.socket:
 
 
 def test_floods_then_sends_to_the_one_it_learned(where: Path) -> None:
-    switch = str(where / "switch")
+    switch = str(where / ".datagrams")
     with running(where), port(where, "a") as a, port(where, "b") as b, port(where, "c") as c:
         a.sendto(EVERYBODY + A + b"..hello", switch)
         assert b.recv(99) == c.recv(99) == EVERYBODY + A + b"..hello"
@@ -59,7 +58,7 @@ def test_floods_then_sends_to_the_one_it_learned(where: Path) -> None:
 
 
 def test_a_restarted_switch_goes_on(where: Path) -> None:
-    switch = str(where / "switch")
+    switch = str(where / ".datagrams")
     with port(where, "a") as a, port(where, "b") as b:
         for word in (b"..one", b"..two"):
             with running(where):
@@ -68,9 +67,77 @@ def test_a_restarted_switch_goes_on(where: Path) -> None:
 
 
 def test_bad_frames_and_vanished_ports_do_no_harm(where: Path) -> None:
-    switch = str(where / "switch")
+    switch = str(where / ".datagrams")
     with running(where), port(where, "a") as a, port(where, "c") as c:
         (where / "stale").touch()
         a.sendto(b"short", switch)
         a.sendto(EVERYBODY + A + b"..good", switch)
         assert c.recv(99) == EVERYBODY + A + b"..good"
+
+
+def cable(directory: Path) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.settimeout(5)
+    made.connect(str(directory / ".connections"))
+    return made
+
+
+def framed(frame: bytes) -> bytes:
+    return len(frame).to_bytes(4, "big") + frame
+
+
+def read(sock: socket.socket) -> bytes:
+    return _exactly(sock, int.from_bytes(_exactly(sock, 4), "big"))
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    got = b""
+    while len(got) < size:
+        got += (more := sock.recv(size - len(got)))
+        assert more, "it has ended"
+    return got
+
+
+def test_connections_and_datagrams_are_one_segment(where: Path) -> None:
+    hello, answer = EVERYBODY + A + b"..hello", A + B + b"..answer"
+    with running(where), port(where, "a") as a, cable(where) as b, cable(where) as c:
+        a.sendto(hello, str(where / ".datagrams"))
+        assert read(b) == read(c) == hello
+        for byte in framed(answer):  # torn as it may be
+            b.send(bytes([byte]))
+        assert a.recv(99) == answer
+        b.sendall(framed(EVERYBODY + B + b"..mark"))
+        assert read(c) == EVERYBODY + B + b"..mark"  # and not the answer before it
+
+
+def test_a_guest_that_does_not_read_holds_up_nobody_and_gets_whole_frames(where: Path) -> None:
+    with running(where), cable(where) as a, cable(where) as deaf, cable(where) as c:
+        frames = [EVERYBODY + A + number.to_bytes(2, "big") + bytes(60_000) for number in range(99)]
+        for frame in frames:
+            a.sendall(framed(frame))
+            assert read(c) == frame
+        kept = [read(deaf) for _ in range(10)]
+        assert kept == frames[:10]
+
+
+def test_who_sends_no_frames_is_cut_off_alone(where: Path) -> None:
+    with running(where), cable(where) as a, cable(where) as bad, cable(where) as c:
+        bad.sendall(b"GET / HTTP/1.1\r\n")
+        assert bad.recv(9) == b""
+        a.sendall(framed(EVERYBODY + A + b"..good"))
+        assert read(c) == EVERYBODY + A + b"..good"
+
+
+def test_ends_when_nobody_can_reach_it_any_more(where: Path) -> None:
+    with ExitStack() as stack:
+        fds = _prepared(where, stack).fds
+        switch = _switch_main.Switch(str(where), *map(os.dup, fds.values()))
+        thread = threading.Thread(target=switch.serve, args=(0.02,), daemon=True)
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive()
+        _prepared(where, stack)  # another's
+        thread.join(5)
+        assert not thread.is_alive()
+        for own in (switch._datagrams, switch._listener):
+            own.close()

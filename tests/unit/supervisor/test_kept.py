@@ -222,7 +222,7 @@ async def test_a_stop_is_done_though_it_cannot_be_written(
 
     async with fake_ground() as ground, lab(ground) as supervisor:
         kept = await supervisor.ensure(spec("a"))
-        monkeypatch.setattr(journal, "_draft", full)
+        monkeypatch.setattr(journal, "draft", full)
         for change in (supervisor.ensure(spec("b")), supervisor.declare("a", "paused")):
             with pytest.raises(JournalFailed, match=r"No space left on device. Cure: free some"):
                 await change

@@ -1,0 +1,128 @@
+"""The networks of a supervisor's machines: made when the first is in one, removed with the last."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+import trio
+
+from qmpkit.networks.helpers import Prepare, helpers
+from qmpkit.networks.segments import Segments
+from qmpkit.process.places import Places
+from qmpkit.spec.farm import Joined
+from qmpkit.spec.farm_networks import Nat, Segment
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.network import Nic
+
+__all__ = ["FarmNetworks"]
+
+UNDO_GRACE = 10.0
+"""Seconds that taking back a network may take whose making has failed."""
+
+
+class Carrier(Protocol):
+    """One kind of networks."""
+
+    def helper(self, join: Joined) -> tuple[str, Prepare] | None:
+        """The program that carries it, if it is one."""
+
+    async def make(self, machine: str, join: Joined) -> None:
+        """Have it, and a machine's place in it; done again, it does nothing."""
+
+    def wired(self, nic: Nic, machine: str, join: Joined) -> Nic:
+        """A machine's NIC, plugged in."""
+
+    async def unplug(self, machine: str, join: Joined) -> None:
+        """Remove a machine's place in it."""
+
+    async def remove(self, join: Joined) -> None:
+        """Nobody is in it any more."""
+
+
+class FarmNetworks:
+    """Makes the networks of farm files, as `Supervisor` wants it (`supervisor.networks.Networks`).
+
+    A segment is a switch process: it outlives its supervisor as the machines do, and
+    whoever supervises them next adopts it.  `nat` needs nothing.
+    """
+
+    def __init__(self) -> None:
+        self._carriers: dict[type, Carrier] = {}
+        self._joined: dict[str, tuple[Joined, ...]] = {}
+        self._turns: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
+
+    @asynccontextmanager
+    async def open(
+        self, places: Places, members: Mapping[str, Sequence[Joined]]
+    ) -> AsyncIterator[None]:
+        """See `Networks.open`."""
+
+        def log_of(name: str) -> Path:
+            return places.state / "networks.log"
+
+        async with helpers(places.state, log_of) as programs:
+            self._carriers = {Segment: Segments(places, programs)}
+            self._joined = {name: tuple(_carried(joined)) for name, joined in members.items()}
+            everywhere = (join for joined in self._joined.values() for join in joined)
+            found = (self._of(join).helper(join) for join in everywhere)
+            await programs.found(dict(filter(None, found)))
+            yield
+
+    async def make(self, machine: str, joined: Sequence[Joined]) -> None:
+        """See `Networks.make`; networks that it was in before are left."""
+        wanted, before = tuple(_carried(joined)), self._joined.get(machine, ())
+        self._joined[machine] = wanted  # from here on nobody removes them
+        try:
+            for join in wanted:
+                async with self._turns[join.name]:
+                    await self._of(join).make(machine, join)
+        except BaseException:
+            self._joined[machine] = before
+            with trio.move_on_after(UNDO_GRACE, shield=True):
+                await self._leave(machine, wanted, but=before)
+            raise
+        await self._leave(machine, before, but=wanted)
+
+    def wired(self, spec: MachineSpec, joined: Sequence[Joined]) -> MachineSpec:
+        """See `Networks.wired`."""
+        places = {join.nic: join for join in _carried(joined)}
+        nics = [
+            self._of(join).wired(nic, spec.name, join) if (join := places.get(nic.id)) else nic
+            for nic in spec.nics
+        ]
+        return attrs.evolve(spec, nics=nics) if places else spec
+
+    async def drop(self, machine: str, joined: Sequence[Joined]) -> None:
+        """See `Networks.drop`."""
+        left = {*self._joined.pop(machine, ()), *_carried(joined)}
+        await self._leave(machine, left, but=())
+
+    async def _leave(
+        self, machine: str, joined: Iterable[Joined], *, but: Sequence[Joined]
+    ) -> None:
+        stays = {(_place(join), join.nic) for join in but}
+        for join in joined:
+            if (_place(join), join.nic) in stays:
+                continue
+            async with self._turns[join.name]:
+                await self._of(join).unplug(machine, join)
+                others = (other for joins in self._joined.values() for other in joins)
+                if _place(join) not in map(_place, others):
+                    await self._of(join).remove(join)
+
+    def _of(self, join: Joined) -> Carrier:
+        return self._carriers[type(join.network)]
+
+
+def _carried(joined: Iterable[Joined]) -> Iterable[Joined]:
+    return (join for join in joined if not isinstance(join.network, Nat))
+
+
+def _place(join: Joined) -> tuple[str, type]:
+    """Which network it is, whatever else has changed of it."""
+    return join.name, type(join.network)

@@ -1,0 +1,112 @@
+"""Segments: a switch process for each, and in its directory a port for every NIC."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+
+import attrs
+
+from qmpkit.errors import HostLacks
+from qmpkit.networks import _switch_main
+from qmpkit.networks._switch_main import CONNECTIONS, DATAGRAMS
+from qmpkit.networks.helpers import Command, Helpers, Prepare
+from qmpkit.process.places import Places, discard
+from qmpkit.process.roots import HASH, hash_of
+from qmpkit.process.rundir import SOCKET_PATH_LIMIT
+from qmpkit.spec.farm import Joined
+from qmpkit.spec.network import DgramNic, Nic, StreamNic
+
+__all__ = ["Segments"]
+
+_PORT_LIMIT = 1 + 2 + HASH  # "/p.<hash>"
+_BACKLOG = 512
+
+
+class Segments:
+    """Those of one supervisor."""
+
+    def __init__(self, places: Places, helpers: Helpers) -> None:
+        self._root = places.runtime / ".net"
+        self._helpers = helpers
+
+    def helper(self, join: Joined) -> tuple[str, Prepare]:
+        """The name of its switch, and how it is started."""
+        return f"the switch of network {join.name!r}", partial(_prepared, self.directory(join.name))
+
+    async def make(self, machine: str, join: Joined) -> None:
+        """Have its switch running; raises HostLacks."""
+        name, prepare = self.helper(join)
+        await self._helpers.run(name, prepare)
+        if not (self.directory(join.name) / DATAGRAMS).exists():  # somebody has removed it
+            await self._helpers.end(name)
+            await self._helpers.run(name, prepare)
+
+    def wired(self, nic: Nic, machine: str, join: Joined) -> Nic:
+        """The NIC with its port and the switch's."""
+        directory = self.directory(join.name)
+        if isinstance(nic, StreamNic):
+            return attrs.evolve(nic, address=f"unix:{directory / CONNECTIONS}")
+        assert isinstance(nic, DgramNic), "the farm gives a segment's NIC one of these"
+        local, remote = self.port(machine, join), directory / DATAGRAMS
+        return attrs.evolve(nic, local=f"unix:{local}", remote=f"unix:{remote}")
+
+    async def unplug(self, machine: str, join: Joined) -> None:
+        """Remove the machine's port, which QEMU leaves behind."""
+        with suppress(OSError):
+            self.port(machine, join).unlink(missing_ok=True)
+
+    async def remove(self, join: Joined) -> None:
+        """End its switch, and nothing is left."""
+        name, _ = self.helper(join)
+        await self._helpers.end(name)
+        discard(self.directory(join.name))
+        with suppress(OSError):
+            self._root.rmdir()
+
+    def directory(self, network: str) -> Path:
+        """Where its sockets are, whose paths fit."""
+        plain = self._root / network
+        if len(os.fsencode(plain)) + _PORT_LIMIT <= SOCKET_PATH_LIMIT:
+            return plain
+        return self._root / f"n.{hash_of(network)}"
+
+    def port(self, machine: str, join: Joined) -> Path:
+        """The socket of a machine's NIC."""
+        plain = self.directory(join.name) / f"{machine}.{join.nic}"
+        if len(os.fsencode(plain)) <= SOCKET_PATH_LIMIT:
+            return plain
+        return plain.with_name(f"p.{hash_of(plain.name)}")
+
+
+def _prepared(directory: Path, stack: ExitStack) -> Command:
+    """The sockets are bound before the switch runs, so that nobody waits for it."""
+    if not sys.executable or getattr(sys, "frozen", False):
+        raise HostLacks(
+            "cannot start a switch: this Python does not know its own interpreter",
+            "run the program with a Python interpreter that is installed",
+        )
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    datagrams = stack.enter_context(_bound(directory / DATAGRAMS, socket.SOCK_DGRAM))
+    connections = stack.enter_context(_bound(directory / CONNECTIONS, socket.SOCK_STREAM))
+    connections.listen(_BACKLOG)
+    program = [sys.executable, "-I", "-S", _switch_main.__file__]
+    return Command(
+        [*program, str(directory), "3", "4"], {3: datagrams.fileno(), 4: connections.fileno()}
+    )
+
+
+def _bound(path: Path, kind: int) -> socket.socket:
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, kind)
+    try:
+        sock.bind(str(path))
+        path.chmod(0o600)  # its directory is closed anyway
+    except BaseException:
+        sock.close()
+        raise
+    return sock

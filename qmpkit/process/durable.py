@@ -1,0 +1,52 @@
+"""Files that are old or new and never in between, also after the power is lost.  Blocking."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["DRAFT", "draft", "publish", "sync", "write_durably"]
+
+DRAFT = ".draft"
+"""What the name of a file ends in that is being written."""
+
+
+def write_durably(path: Path, text: str | None) -> None:
+    """Put *text* at *path* (None: remove it), whole and safe on disk.  Blocking; OSError."""
+    draft(path.with_name(path.name + DRAFT), text)
+    publish(path, text)
+    sync(path.parent)
+
+
+def draft(path: Path, text: str | None) -> None:
+    """Write *text* to a draft's path, safe on disk; one that cannot be is removed again."""
+    if text is None:
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        try:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                path.unlink()
+            raise
+
+
+def publish(path: Path, text: str | None) -> None:
+    """Let the draft of *path* take its place; safe once the directory is synced."""
+    if text is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.with_name(path.name + DRAFT).replace(path)
+
+
+def sync(directory: Path) -> None:
+    """Have the names in *directory* safe on disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
