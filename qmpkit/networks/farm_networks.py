@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +30,9 @@ class Carrier(Protocol):
 
     def helper(self, join: Joined) -> tuple[str, Prepare] | None:
         """The program that carries it, if it is one."""
+
+    async def sweep(self, joined: Iterable[Joined]) -> None:
+        """Remove what is left of networks that are not in *joined*."""
 
     async def make(self, machine: str, join: Joined) -> None:
         """Have it, and a machine's place in it; done again, it does nothing."""
@@ -68,9 +71,12 @@ class FarmNetworks:
         async with helpers(places.state, log_of) as programs:
             self._carriers = {Segment: Segments(places, programs)}
             self._joined = {name: tuple(_carried(joined)) for name, joined in members.items()}
-            everywhere = (join for joined in self._joined.values() for join in joined)
-            found = (self._of(join).helper(join) for join in everywhere)
+            found = (self._of(join).helper(join) for join in self._everywhere())
             await programs.found(dict(filter(None, found)))
+            for kind, carrier in self._carriers.items():
+                await carrier.sweep(
+                    join for join in self._everywhere() if type(join.network) is kind
+                )
             yield
 
     async def make(self, machine: str, joined: Sequence[Joined]) -> None:
@@ -111,9 +117,11 @@ class FarmNetworks:
                 continue
             async with self._turns[join.name]:
                 await self._of(join).unplug(machine, join)
-                others = (other for joins in self._joined.values() for other in joins)
-                if _place(join) not in map(_place, others):
+                if _place(join) not in map(_place, self._everywhere()):
                     await self._of(join).remove(join)
+
+    def _everywhere(self) -> Iterator[Joined]:
+        return (join for joined in self._joined.values() for join in joined)
 
     def _of(self, join: Joined) -> Carrier:
         return self._carriers[type(join.network)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,14 @@ class Segments:
     def helper(self, join: Joined) -> tuple[str, Prepare]:
         """The name of its switch, and how it is started."""
         return f"the switch of network {join.name!r}", partial(_prepared, self.directory(join.name))
+
+    async def sweep(self, joined: Iterable[Joined]) -> None:
+        """Remove the directories of segments that nobody is in; their switches have ended."""
+        kept = {self.directory(join.name) for join in joined}
+        with suppress(OSError):
+            for directory in set(self._root.iterdir()) - kept:
+                discard(directory)
+            self._root.rmdir()
 
     async def make(self, machine: str, join: Joined) -> None:
         """Have its switch running; raises HostLacks."""
@@ -90,7 +99,8 @@ def _prepared(directory: Path, stack: ExitStack) -> Command:
             "cannot start a switch: this Python does not know its own interpreter",
             "run the program with a Python interpreter that is installed",
         )
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.parent.mkdir(mode=0o700, exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)
     datagrams = stack.enter_context(_bound(directory / DATAGRAMS, socket.SOCK_DGRAM))
     connections = stack.enter_context(_bound(directory / CONNECTIONS, socket.SOCK_STREAM))
     connections.listen(_BACKLOG)

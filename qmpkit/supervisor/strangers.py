@@ -14,7 +14,9 @@ def strangers(runtime: Path, known: set[Path]) -> list[Path]:
     """Directories of sockets that nobody knows and somebody listens at.  Blocking."""
     alive = []
     for directory in runtime.iterdir():
-        if directory.is_symlink() or not directory.is_dir() or directory in known:
+        if directory.name[0] == "." or directory.is_symlink() or not directory.is_dir():
+            continue  # what begins with a dot is not a machine's
+        if directory in known:
             continue
         if _listened_at(directory / "qmp"):
             alive.append(directory)

@@ -1,0 +1,206 @@
+"""Networks made, adopted, and removed; the switches are real, the machines are sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from qmpkit import DgramNic, HostLacks, MachineSpec, StreamNic, UserNic
+from qmpkit.networks import helpers
+from qmpkit.networks.farm_networks import FarmNetworks
+from qmpkit.process.places import Places
+from qmpkit.spec.farm import Joined
+from qmpkit.spec.farm_networks import Nat, Segment
+
+EVERYBODY, MAC = b"\xff" * 6, b"\x52\x54\x00\x00\x00\x01"
+LAN = Joined(name="lan", network=Segment(), nic="nic0")
+DMZ = Joined(name="dmz", network=Segment(socket="stream"), nic="nic1")
+OUT = Joined(name="out", network=Nat(), nic="nic2")
+
+
+@pytest.fixture
+def places() -> Iterator[Places]:
+    root = Path(tempfile.mkdtemp(prefix="qk-"))
+    found = Places(root / "state", root / "run")
+    found.state.mkdir()
+    found.runtime.mkdir(mode=0o700)
+    yield found
+    for pid in pids(found).values():
+        os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(root)
+
+
+def pids(places: Places) -> dict[str, int]:
+    """The helpers on record."""
+    try:
+        plain: Mapping[str, Any] = json.loads((places.state / "helpers.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return {name: it["pid"] for name, it in plain["helpers"].items()}
+
+
+def port_of(networks: FarmNetworks, machine: str, stack: ExitStack) -> tuple[socket.socket, str]:
+    """A machine's socket as QEMU makes it, and where it sends to."""
+    wired = networks.wired(MachineSpec(name=machine, nics=[DgramNic(id="nic0")]), [LAN])
+    nic = wired.nics[0]
+    assert isinstance(nic, DgramNic) and nic.local and nic.remote
+    path = Path(nic.local.removeprefix("unix:"))
+    path.unlink(missing_ok=True)
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    sock.bind(str(path))
+    sock.settimeout(10)
+    return sock, nic.remote.removeprefix("unix:")
+
+
+async def hear(networks: FarmNetworks, stack: ExitStack) -> None:
+    a, switch = port_of(networks, "a", stack)
+    b, _ = port_of(networks, "b", stack)
+    a.sendto(EVERYBODY + MAC + b"..hello", switch)
+    assert await trio.to_thread.run_sync(b.recv, 99) == EVERYBODY + MAC + b"..hello"
+
+
+async def test_made_once_adopted_and_removed_with_the_last(places: Places) -> None:
+    networks = FarmNetworks()
+    async with networks.open(places, {}):
+        async with trio.open_nursery() as nursery:
+            for machine in "abc":
+                nursery.start_soon(networks.make, machine, [LAN, DMZ, OUT])
+        first = pids(places)
+        assert sorted(first) == ["the switch of network 'dmz'", "the switch of network 'lan'"]
+    with ExitStack() as stack:
+        later = FarmNetworks()
+        async with later.open(places, {"a": [LAN], "b": [LAN], "c": [OUT]}):
+            await hear(later, stack)
+            del first["the switch of network 'dmz'"]  # nobody is on record there
+            assert pids(places) == first
+            await later.drop("a", [LAN])
+            assert pids(places)
+            await later.drop("b", [LAN])
+            assert not pids(places)
+    assert not list(places.runtime.iterdir())
+
+
+async def test_one_that_is_killed_comes_again(places: Places) -> None:
+    networks = FarmNetworks()
+    with ExitStack() as stack:
+        async with networks.open(places, {}):
+            await networks.make("a", [LAN])
+            await networks.make("b", [LAN])
+            (before,) = pids(places).values()
+            os.kill(before, signal.SIGKILL)
+            while list(pids(places).values()) == [before]:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            await hear(networks, stack)
+        (now,) = pids(places).values()
+        os.kill(now, signal.SIGKILL)  # and when nobody is there to see it
+        later = FarmNetworks()
+        async with later.open(places, {"a": [LAN], "b": [LAN]}):
+            await later.make("a", [LAN])
+            await hear(later, stack)
+            await later.drop("a", [LAN])
+            await later.drop("b", [LAN])
+
+
+async def test_a_directory_that_was_removed_is_made_again(places: Places) -> None:
+    networks = FarmNetworks()
+    with ExitStack() as stack:
+        async with networks.open(places, {}):
+            await networks.make("a", [LAN])
+            await networks.make("b", [LAN])
+            shutil.rmtree(places.runtime / ".net")
+            await networks.make("a", [LAN])
+            await hear(networks, stack)
+            await networks.drop("a", [])
+            await networks.drop("b", [])
+
+
+async def test_leaving_a_network_by_a_change(places: Places) -> None:
+    networks = FarmNetworks()
+    async with networks.open(places, {}):
+        await networks.make("a", [LAN])
+        await networks.make("a", [attrs.evolve(DMZ, nic="nic0")])
+        assert pids(places).keys() == {"the switch of network 'dmz'"}
+        await networks.make("a", [])
+        assert not pids(places)
+
+
+async def test_one_that_cannot_be_made_leaves_nothing(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str | None) -> None:
+        if text is not None and "dmz" in text:
+            raise OSError(28, "No space left on device")
+
+    networks = FarmNetworks()
+    async with networks.open(places, {}):
+        with monkeypatch.context() as patch:
+            patch.setattr(helpers, "write_durably", full)
+            with pytest.raises(HostLacks) as caught:
+                await networks.make("a", [LAN, DMZ])
+            assert "the switch of network 'dmz' cannot be started: [Errno 28]" in str(caught.value)
+        assert not list(places.runtime.iterdir())
+        await networks.make("a", [DMZ])
+        await networks.drop("a", [DMZ])
+    assert not list(places.runtime.iterdir())
+
+
+async def test_cancelled_at_any_moment_it_leaves_nothing(places: Places) -> None:
+    networks = FarmNetworks()
+    async with networks.open(places, {}):
+        for step in range(8):
+            with trio.move_on_after(step * 0.01) as scope:
+                await networks.make("a", [LAN, DMZ])
+            if scope.cancelled_caught:
+                assert not list(places.runtime.iterdir())
+            assert bool(pids(places)) is not scope.cancelled_caught
+            await networks.drop("a", [LAN, DMZ])
+
+
+async def test_a_record_that_is_unreadable_is_no_hindrance(places: Places) -> None:
+    (places.state / "helpers.json").write_text('{"helpers": [')
+    networks = FarmNetworks()
+    async with networks.open(places, {"a": [LAN]}):
+        await networks.make("a", [LAN])
+        assert pids(places)
+        await networks.drop("a", [])
+
+
+def test_names_as_long_as_can_be_still_give_sockets_that_bind(places: Places) -> None:
+    networks = FarmNetworks()
+    runtime = places.runtime / ("r" * (70 - len(str(places.runtime))))
+    long = Joined(name="n" * 32, network=Segment(), nic="n" * 20)
+    spec = MachineSpec(name="m" * 64, nics=[UserNic(), DgramNic(id=long.nic)])
+
+    async def wire() -> MachineSpec:
+        async with networks.open(Places(places.state, runtime), {}):
+            return networks.wired(spec, [long])
+
+    user, nic = trio.run(wire).nics
+    assert isinstance(nic, DgramNic) and isinstance(user, UserNic)
+    for end in (nic.local, nic.remote):
+        assert end is not None and len(end.removeprefix("unix:")) <= 107
+    assert nic.local != nic.remote
+
+
+async def test_a_stream_goes_to_the_switch(places: Places) -> None:
+    networks = FarmNetworks()
+    async with networks.open(places, {}):
+        await networks.make("a", [DMZ])
+        wired = networks.wired(MachineSpec(name="a", nics=[StreamNic(id="nic1")]), [DMZ])
+        (nic,) = wired.nics
+        assert isinstance(nic, StreamNic) and nic.address
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.connect(nic.address.removeprefix("unix:"))
+        await networks.drop("a", [DMZ])
