@@ -11,11 +11,12 @@ from typing import Protocol
 import attrs
 import trio
 
-from qmpkit.networks.helpers import Prepare, helpers
+from qmpkit.networks.bridges import Bridges
+from qmpkit.networks.helpers import Members, Prepare, helpers
 from qmpkit.networks.segments import Segments
 from qmpkit.process.places import Places
 from qmpkit.spec.farm import Joined
-from qmpkit.spec.farm_networks import Nat, Segment
+from qmpkit.spec.farm_networks import Bridge, Nat, Segment
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Nic
 
@@ -31,8 +32,8 @@ class Carrier(Protocol):
     def helper(self, join: Joined) -> tuple[str, Prepare] | None:
         """The program that carries it, if it is one."""
 
-    async def sweep(self, joined: Iterable[Joined]) -> None:
-        """Remove what is left of networks that are not in *joined*."""
+    async def sweep(self, members: Members) -> None:
+        """Remove what is left of networks and places that are not among *members*."""
 
     async def make(self, machine: str, join: Joined) -> None:
         """Have it, and a machine's place in it; done again, it does nothing."""
@@ -51,7 +52,8 @@ class FarmNetworks:
     """Makes the networks of farm files, as `Supervisor` wants it (`supervisor.networks.Networks`).
 
     A segment is a switch process: it outlives its supervisor as the machines do, and
-    whoever supervises them next adopts it.  `nat` needs nothing.
+    whoever supervises them next adopts it.  A bridge is made, or used, with a tap for every
+    NIC; a range of addresses is given away by a dnsmasq.  `nat` needs nothing.
     """
 
     def __init__(self) -> None:
@@ -69,14 +71,15 @@ class FarmNetworks:
             return places.state / "networks.log"
 
         async with helpers(places.state, log_of) as programs:
-            self._carriers = {Segment: Segments(places, programs)}
+            self._carriers = {
+                Segment: Segments(places, programs),
+                Bridge: Bridges(places, programs),
+            }
             self._joined = {name: tuple(_carried(joined)) for name, joined in members.items()}
-            found = (self._of(join).helper(join) for join in self._everywhere())
+            found = (self._of(join).helper(join) for _, join in self._members())
             await programs.found(dict(filter(None, found)))
             for kind, carrier in self._carriers.items():
-                await carrier.sweep(
-                    join for join in self._everywhere() if type(join.network) is kind
-                )
+                await carrier.sweep([it for it in self._members() if type(it[1].network) is kind])
             yield
 
     async def make(self, machine: str, joined: Sequence[Joined]) -> None:
@@ -117,11 +120,11 @@ class FarmNetworks:
                 continue
             async with self._turns[join.name]:
                 await self._of(join).unplug(machine, join)
-                if _place(join) not in map(_place, self._everywhere()):
+                if _place(join) not in (_place(other) for _, other in self._members()):
                     await self._of(join).remove(join)
 
-    def _everywhere(self) -> Iterator[Joined]:
-        return (join for joined in self._joined.values() for join in joined)
+    def _members(self) -> Iterator[tuple[str, Joined]]:
+        return ((name, join) for name, joined in self._joined.items() for join in joined)
 
     def _of(self, join: Joined) -> Carrier:
         return self._carriers[type(join.network)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from qmpkit.process.errors import ProcessVanished, SpawnFailed
 from qmpkit.process.identity import Identity
 from qmpkit.process.kept import KeptLike, adopted, kept_child
 from qmpkit.process.spawner import shared_spawner
+from qmpkit.spec.farm import Joined
 
-__all__ = ["Command", "Helpers"]
+__all__ = ["Command", "Helpers", "Members", "Prepare", "helpers"]
 
 log = logging.getLogger("qmpkit.networks")
 
@@ -48,6 +49,9 @@ Prepare = Callable[[ExitStack], Command]
 """Makes what a helper needs and says how it is started.  Blocking; OSError, HostLacks.
 
 What is on the stack is let go once it runs."""
+
+Members = Collection[tuple[str, Joined]]
+"""Machines by name, and where they are in the networks of one kind."""
 
 
 class _Helper:
@@ -138,7 +142,8 @@ class Helpers:
                 status = await helper.child.wait()
                 nursery.cancel_scope.cancel()
             if not helper.unwanted.is_set():
-                log.warning("%s has ended (%s) and is started again", helper.name, status)
+                told = f"{status}: {helper.child.stderr_tail}".rstrip(": ")
+                log.warning("%s has ended (%s) and is started again", helper.name, told)
         helper.child = helper.identity = None
 
     async def _adopted(self, stack: AsyncExitStack, helper: _Helper) -> KeptLike | None:

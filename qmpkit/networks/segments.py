@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import attrs
 from qmpkit.errors import HostLacks
 from qmpkit.networks import _switch_main
 from qmpkit.networks._switch_main import CONNECTIONS, DATAGRAMS
-from qmpkit.networks.helpers import Command, Helpers, Prepare
+from qmpkit.networks.helpers import Command, Helpers, Members, Prepare
 from qmpkit.process.places import Places, discard
 from qmpkit.process.roots import HASH, hash_of
 from qmpkit.process.rundir import SOCKET_PATH_LIMIT
@@ -39,9 +38,9 @@ class Segments:
         """The name of its switch, and how it is started."""
         return f"the switch of network {join.name!r}", partial(_prepared, self.directory(join.name))
 
-    async def sweep(self, joined: Iterable[Joined]) -> None:
+    async def sweep(self, members: Members) -> None:
         """Remove the directories of segments that nobody is in; their switches have ended."""
-        kept = {self.directory(join.name) for join in joined}
+        kept = {self.directory(join.name) for _, join in members}
         with suppress(OSError):
             for directory in set(self._root.iterdir()) - kept:
                 discard(directory)

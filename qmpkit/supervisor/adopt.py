@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import trio
 
-from qmpkit.errors import QmpkitError
+from qmpkit.errors import MachineGone, QmpkitError
 from qmpkit.machine.keep import WrongMachine, attached
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.report import ExitCause
@@ -18,6 +18,7 @@ from qmpkit.process.escalate import stop_child
 from qmpkit.process.identity import Standing, boot_id
 from qmpkit.process.kept import KeptLike
 from qmpkit.qmp.errors import MonitorAbsent, MonitorGarbled, MonitorLost, MonitorSilent
+from qmpkit.supervisor.differences import disk_differences
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means, attend
 from qmpkit.supervisor.policy import Mishap
@@ -114,6 +115,7 @@ async def _with_monitor(kept: Kept, means: Means, machine: Machine, seen: Seen) 
     _compare(kept, vm.state)
     seen()
     try:
+        await _compare_disks(kept, vm, means.patience)
         return await attend(kept, means, vm)
     finally:
         kept.detach()
@@ -130,6 +132,23 @@ def _compare(kept: Kept, state: State) -> None:
     """Tell of what is not as declared; `attend` makes it so where that is possible."""
     if state not in _AS_DECLARED[kept.declared]:
         kept.tell("differs", f"it is declared {kept.declared} and was found {state.value}")
+
+
+async def _compare_disks(kept: Kept, vm: VM, patience: float) -> None:
+    """Tell of disks that are not those of the spec; what they are to be is a person's to say."""
+    if not kept.spec.disks:
+        return
+    with trio.move_on_after(patience) as scope:
+        try:
+            blocks = await vm.execute("query-block")
+        except (MachineGone, MonitorLost):
+            return  # seen by who attends to it
+    if scope.cancelled_caught:
+        kept.tell("differs", f"its disks are unknown: no answer within {patience:g} s")
+        return
+    for why in disk_differences(kept.spec, blocks):
+        log.error("machine %r: %s", kept.name, why)
+        kept.tell("differs", why)
 
 
 def _show(kept: Kept, error: QmpkitError) -> None:

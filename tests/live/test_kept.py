@@ -11,7 +11,7 @@ import pytest
 import trio
 
 import qmpkit
-from qmpkit import ExitCause, MachineSpec, Supervisor, SupervisorRunning
+from qmpkit import Disk, ExitCause, MachineSpec, Supervisor, SupervisorRunning
 from qmpkit.supervisor import journal
 from qmpkit.testing import guests
 from qmpkit.testing.leaks import leaks
@@ -323,7 +323,7 @@ async def test_an_unwritable_journal_still_lets_us_stop(
         async with lab() as supervisor:
             kept = await supervisor.ensure(bare)
             with monkeypatch.context() as patch, supervisor.subscribe() as happenings:
-                patch.setattr(journal, "_draft", full)
+                patch.setattr(journal, "draft", full)
                 with pytest.raises(qmpkit.JournalFailed, match=r"No space left.*Cure: free some"):
                     await supervisor.ensure(attrs.evolve(bare, name="more"))
                 with pytest.raises(qmpkit.JournalFailed):
@@ -336,4 +336,24 @@ async def test_an_unwritable_journal_still_lets_us_stop(
             assert "not-durable" in told
             await supervisor.declare("bare", "stopped")
             assert kept.not_durable is None
+        await end_all()
+
+
+async def test_a_disk_that_is_not_as_its_spec_says_is_told(
+    bare: MachineSpec, tmp_path: Path
+) -> None:
+    disk = Disk(file=str(tmp_path / "disk.qcow2"), format="qcow2", make="1MiB")
+    async with leaks():
+        async with lab() as first:
+            kept = await first.ensure(attrs.evolve(bare, machine="q35", disks=[disk]))
+            assert kept.vm is not None
+            snapshot = {"node-name": "qk-disk0", "snapshot-file": str(tmp_path / "snap.qcow2")}
+            await kept.vm.execute("blockdev-snapshot-sync", snapshot | {"snapshot-node-name": "s"})
+        async with lab() as second:
+            with second.subscribe(since=-1) as events:
+                async for it in events:
+                    if it.state == "differs":
+                        break
+            assert it.machine == "bare"
+            assert f"disk 'disk0' is on node 's' ({tmp_path / 'snap.qcow2'})" in it.cause
         await end_all()

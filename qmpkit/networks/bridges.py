@@ -1,0 +1,152 @@
+"""Bridges of the host: a tap device for every NIC, and DHCP where a range is given away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from qmpkit.errors import HostLacks
+from qmpkit.networks.devices import (
+    check_bridge,
+    make_bridge,
+    make_tap,
+    owned_devices,
+    remove_devices,
+)
+from qmpkit.networks.helpers import Command, Helpers, Members, Prepare
+from qmpkit.process.places import Places
+from qmpkit.process.roots import hash_of
+from qmpkit.spec.farm import Joined
+from qmpkit.spec.farm_networks import Bridge, subnet_of
+from qmpkit.spec.names import tap_name
+from qmpkit.spec.network import Nic
+
+__all__ = ["Bridges"]
+
+_ALIAS_LIMIT = 255
+_LEASE = "1h"
+
+
+class Bridges:
+    """Those that machines of one supervisor are on."""
+
+    def __init__(self, places: Places, helpers: Helpers) -> None:
+        self._helpers = helpers
+        self._leases = places.state / "leases"  # a file for every network, dnsmasq's if it has one
+        state = os.fsdecode(places.state)
+        fits = len(os.fsencode(state)) + len("qmpkit ") <= _ALIAS_LIMIT
+        self._owner = f"qmpkit {state if fits else hash_of(state)}"
+        self._served: dict[str, Bridge] = {}  # as its DHCP server knows it
+
+    def helper(self, join: Joined) -> tuple[str, Prepare] | None:
+        """Its DHCP server, if it has one."""
+        network = _bridge(join)
+        if network.dhcp is None:
+            return None
+        self._served[join.name] = network
+        return _server(join.name), partial(_prepared, network, self._leases / join.name)
+
+    async def sweep(self, members: Members) -> None:
+        """Remove our devices that no machine on record needs."""
+        needed = {tap_name(machine, join.name) for machine, join in members}
+        needed |= {_bridge(join).bridge for _, join in members}
+        if not self._leases.exists():  # netlink's library is not loaded for nothing
+            return
+        found = await trio.to_thread.run_sync(_owned_if_possible, self._owner)
+        if strays := set(found) - needed:
+            await self._remove(sorted(strays))
+
+    async def make(self, machine: str, join: Joined) -> None:
+        """Have the bridge, the machine's tap on it, and DHCP; raises HostLacks."""
+        network, tap = _bridge(join), tap_name(machine, join.name)
+        await trio.to_thread.run_sync(_made, network, tap, self._leases / join.name, self._owner)
+        if self._served.get(join.name, network) != network:
+            await self._helpers.end(_server(join.name))
+        if (helper := self.helper(join)) is not None:
+            await self._helpers.run(*helper)
+
+    def wired(self, nic: Nic, machine: str, join: Joined) -> Nic:
+        """It names its tap device already."""
+        return nic
+
+    async def unplug(self, machine: str, join: Joined) -> None:
+        """Remove the machine's tap."""
+        await self._remove([tap_name(machine, join.name)])
+
+    async def remove(self, join: Joined) -> None:
+        """End its DHCP server, and remove the bridge if it was made."""
+        await self._helpers.end(_server(join.name))
+        self._served.pop(join.name, None)
+        if _bridge(join).make:
+            await self._remove([_bridge(join).bridge])
+        await trio.to_thread.run_sync(_forgotten, self._leases / join.name)
+
+    async def _remove(self, devices: list[str]) -> None:
+        await trio.to_thread.run_sync(remove_devices, devices, self._owner)
+
+
+def _bridge(join: Joined) -> Bridge:
+    assert isinstance(join.network, Bridge), "it is asked of nothing else"
+    return join.network
+
+
+def _server(network: str) -> str:
+    return f"the DHCP server of network {network!r}"
+
+
+def _made(network: Bridge, tap: str, leases: Path, owner: str) -> None:
+    leases.parent.mkdir(mode=0o700, exist_ok=True)
+    leases.touch(0o600)  # on record, before there is anything
+    if network.make:
+        subnet = subnet_of(network)
+        address = f"{network.address}/{subnet.prefixlen}" if network.address and subnet else None
+        make_bridge(network.bridge, owner, address)
+    else:
+        check_bridge(network.bridge)
+    make_tap(tap, network.bridge, owner)
+
+
+def _owned_if_possible(owner: str) -> list[str]:
+    """Nothing where netlink cannot be had: then nothing was made either."""
+    try:
+        return owned_devices(owner)
+    except HostLacks:
+        return []
+
+
+def _prepared(network: Bridge, leases: Path, stack: ExitStack) -> Command:
+    """dnsmasq, for DHCP alone."""
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+    if (program := shutil.which("dnsmasq", path=path)) is None:
+        what = f"a DHCP range on {network.bridge!r} needs dnsmasq, which is not installed"
+        raise HostLacks(what, "sudo apt install dnsmasq-base")
+    subnet = subnet_of(network)
+    assert network.dhcp is not None and subnet is not None, "farm_networks sees to that"
+    first, _, last = (part.strip() for part in network.dhcp.partition("-"))
+    return Command(
+        [
+            program,
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--log-facility=-",
+            "--pid-file=",
+            "--port=0",  # no DNS
+            f"--interface={network.bridge}",
+            "--except-interface=lo",
+            "--bind-interfaces",
+            f"--dhcp-range={first},{last},{subnet.netmask},{_LEASE}",
+            f"--dhcp-leasefile={leases}",
+            "--dhcp-authoritative",
+        ]
+    )
+
+
+def _forgotten(leases: Path) -> None:
+    leases.unlink(missing_ok=True)
+    with suppress(OSError):  # there are others
+        leases.parent.rmdir()

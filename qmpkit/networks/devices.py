@@ -1,0 +1,127 @@
+"""Bridges and tap devices of the host, over netlink.  Blocking.
+
+What we make carries its owner's name as its alias, and nothing without that is removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from qmpkit.errors import HostLacks
+from qmpkit.spec.names import mac_of
+
+__all__ = ["check_bridge", "make_bridge", "make_tap", "owned_devices", "remove_devices"]
+
+
+def make_bridge(name: str, owner: str, address: str | None) -> None:
+    """Have a bridge that is *owner*'s and has *address* ("192.168.5.1/24") and no other.
+
+    Raises HostLacks, also when the name is a device's that somebody else made.
+    """
+    with _netlink(f"make the bridge {name!r}") as route:
+        if (found := _find(route, name)) is None:
+            route.link("add", ifname=name, kind="bridge", address=mac_of(name, "bridge"))
+            found = _found(route, name)
+            route.link("set", index=found["index"], ifalias=owner)
+        elif _alias(found) != owner:
+            by = "another farm" if (_alias(found) or "").startswith("qmpkit ") else "somebody else"
+            what = f"the device {name!r} is there and was made by {by}"
+            raise HostLacks(what, "name another bridge, or use that one with make = false")
+        _set_address(route, found["index"], address)
+        route.link("set", index=found["index"], state="up")
+
+
+def check_bridge(name: str) -> None:
+    """Raises HostLacks when there is no bridge of that name."""
+    with _netlink(f"look at the bridge {name!r}") as route:
+        found = _find(route, name)
+        if found is None:
+            cure = f"sudo ip link add {name} type bridge, or make = true"
+            raise HostLacks(f"this host has no bridge {name!r}", cure)
+        if _kind(found) != "bridge":
+            raise HostLacks(f"the device {name!r} is no bridge", "name one, or another with make")
+
+
+def make_tap(name: str, bridge: str, owner: str) -> None:
+    """Have a tap device that is *owner*'s, on the bridge, for QEMUs of our user."""
+    with _netlink(f"make a tap device on the bridge {bridge!r}") as route:
+        master = _found(route, bridge)["index"]
+        if (found := _find(route, name)) is None:
+            route.link("add", ifname=name, kind="tuntap", mode="tap", uid=os.geteuid())
+            found = _found(route, name)
+            route.link("set", index=found["index"], ifalias=owner)
+        elif _alias(found) != owner:
+            raise HostLacks(f"the device {name!r} is there and was made by somebody else")
+        route.link("set", index=found["index"], master=master, state="up")
+
+
+def owned_devices(owner: str) -> list[str]:
+    """The names of those that *owner* made."""
+    with _netlink("look at network devices") as route:
+        return [link.get_attr("IFLA_IFNAME") for link in route.get_links() if _alias(link) == owner]
+
+
+def remove_devices(names: list[str], owner: str) -> None:
+    """Remove those of them that are there and that *owner* made."""
+    with _netlink("remove network devices") as route:
+        for name in names:
+            if (found := _find(route, name)) is not None and _alias(found) == owner:
+                route.link("del", index=found["index"])
+
+
+@contextmanager
+def _netlink(purpose: str) -> Iterator[Any]:
+    try:
+        from pyroute2 import IPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
+    except ModuleNotFoundError as missing:
+        what = f"cannot {purpose}: pyroute2 is not installed"
+        raise HostLacks(what, "pip install 'qmpkit[farm]'") from missing
+    try:
+        with IPRoute() as route:
+            yield route
+    except (NetlinkError, OSError) as error:
+        number = error.code if isinstance(error, NetlinkError) else error.errno
+        why, cure = os.strerror(number or 0), ""
+        if number in (errno.EPERM, errno.EACCES):
+            cure = 'it takes CAP_NET_ADMIN: serve the farm as root, or use kind = "segment"'
+        raise HostLacks(f"cannot {purpose}: {why}", cure) from error
+
+
+def _find(route: Any, name: str) -> Any:
+    """The device, None when there is none."""
+    indexes = route.link_lookup(ifname=name)
+    return next(iter(route.get_links(*indexes)), None) if indexes else None
+
+
+def _found(route: Any, name: str) -> Any:
+    if (found := _find(route, name)) is None:
+        raise HostLacks(f"the device {name!r} has gone while it was being set up")
+    return found
+
+
+def _alias(link: Any) -> str | None:
+    alias: str | None = link.get_attr("IFLA_IFALIAS")
+    return alias
+
+
+def _kind(link: Any) -> str | None:
+    info = link.get_attr("IFLA_LINKINFO")
+    return None if info is None else str(info.get_attr("IFLA_INFO_KIND"))
+
+
+def _set_address(route: Any, index: int, wanted: str | None) -> None:
+    address, _, prefix = (wanted or "").partition("/")
+    there = False
+    for entry in route.get_addr(index=index, family=2):  # AF_INET
+        own = entry.get_attr("IFA_ADDRESS"), str(entry["prefixlen"])
+        if own == (address, prefix):
+            there = True
+        else:
+            route.addr("del", index=index, address=own[0], prefixlen=entry["prefixlen"])
+    if wanted and not there:
+        route.addr("add", index=index, address=address, prefixlen=int(prefix))

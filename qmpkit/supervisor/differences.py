@@ -1,0 +1,51 @@
+"""What a machine that was found has and its spec does not say, or the reverse.  Pure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from qmpkit.spec.block import Disk, disk_node
+from qmpkit.spec.machine import MachineSpec
+
+__all__ = ["disk_differences"]
+
+_OURS = "/machine/peripheral/"
+
+
+def disk_differences(spec: MachineSpec, blocks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence for each disk that is not as *spec* says; *blocks*: what `query-block` replies.
+
+    A machine that is started again from a spec that names another layer than its guest has
+    written to has lost what was written.
+    """
+    found = dict(_by_device(blocks))
+    for disk in spec.disks:
+        if (inserted := found.pop(disk.id, None)) is None:
+            yield f"disk {disk.id!r} ({disk.file}) is not there, and its spec says that it is"
+        elif why := _why(disk, inserted):
+            yield why
+    for device, inserted in found.items():
+        if inserted:
+            yield f"disk {device!r} ({inserted.get('file')}) is there, and its spec does not say so"
+
+
+def _by_device(blocks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What is in each device that has an id: a disk's, or of one that was plugged."""
+    for block in blocks:
+        where = block.get("qdev", "")
+        device = where.removeprefix(_OURS).removesuffix("/virtio-backend")
+        if device and "/" not in device:  # the board's own devices are found by their path
+            yield device, block.get("inserted", {})
+
+
+def _why(disk: Disk, inserted: Mapping[str, Any]) -> str:
+    node, file = inserted.get("node-name", ""), inserted.get("file", "")
+    if node != disk_node(disk) or (file[:5] != "json:" and file != os.fspath(disk.file)):
+        told = f"is on node {node!r} ({file})" if inserted else "is empty"
+        return (
+            f"disk {disk.id!r} {told}, and its spec says {disk_node(disk)!r} ({disk.file}): "
+            "a start from that spec would not see what was written since"
+        )
+    return ""

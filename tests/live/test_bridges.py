@@ -1,0 +1,129 @@
+"""A farm on a bridge that qmpkit makes, with DHCP, in a network namespace of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.live.kept import Places
+from tests.sizes import NEWEST
+
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.bound(180),
+    pytest.mark.qemus(*NEWEST),
+    pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace takes root"),
+    pytest.mark.skipif(shutil.which("ip") is None, reason="this host has no iproute2"),
+]
+
+FARM = """
+schema = 1
+[defaults]
+qemu = "{qemu}"
+accel = "tcg"
+profile = "tiny-microvm"
+restart = "on-failure"
+[networks.lan]
+kind = "bridge"
+bridge = "{bridge}"
+make = true
+subnet = "192.168.55.0/24"
+address = "192.168.55.1"
+dhcp = "192.168.55.100-192.168.55.{last}"
+[machines.web]
+count = 2
+networks = ["lan"]
+health = {{ checks = ["agent"], start_period = 100 }}
+"""
+
+
+class Namespace:
+    """A network namespace in which the commands run, and with them the daemon."""
+
+    def __init__(self, folder: Path, qemu: str) -> None:
+        self.folder = folder
+        self.qemu = qemu
+        self.name = f"qk-{os.getpid()}"
+        subprocess.run(["ip", "netns", "add", self.name], check=True)
+        self.do("ip", "link", "set", "lo", "up")
+
+    def close(self) -> None:
+        subprocess.run(["ip", "netns", "delete", self.name], check=True)
+
+    def do(self, *words: str, status: int = 0) -> str:
+        inside = ["ip", "netns", "exec", self.name, *words]
+        done = subprocess.run(
+            inside, cwd=self.folder, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == status, (words, done.stdout, done.stderr)
+        return done.stdout + done.stderr if status else done.stdout
+
+    def qmpkit(self, *words: str, status: int = 0) -> str:
+        return self.do(sys.executable, "-m", "qmpkit.cli", *words, status=status)
+
+    def farm(self, *, last: int = 199, bridge: str = "qkbr") -> None:
+        text = FARM.format(qemu=self.qemu, last=last, bridge=bridge)
+        (self.folder / "farm.toml").write_text(text)
+
+    def devices(self) -> dict[str, Any]:
+        return {it["ifname"]: it for it in json.loads(self.do("ip", "-j", "address"))}
+
+
+@pytest.fixture
+def net(tmp_path: Path, qemu: str, places: Places) -> Iterator[Namespace]:
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    made = Namespace(folder, qemu)
+    yield made
+    made.close()
+
+
+def address_of(net: Namespace, machine: str) -> str:
+    script = "for n in 1 2 3 4 5; do ip -4 -o addr show eth0 | grep inet && exit; sleep 1; done"
+    words = net.qmpkit("exec", machine, "--", "sh", "-c", script).split()
+    return words[words.index("inet") + 1].partition("/")[0]
+
+
+def test_a_bridge_with_dhcp_is_made_kept_and_removed(net: Namespace, places: Places) -> None:
+    before = net.devices().keys()
+    net.farm()
+    net.qmpkit("up", "farm.toml")
+    bridge = net.devices()["qkbr"]
+    assert [it["local"] for it in bridge["addr_info"] if it["family"] == "inet"] == ["192.168.55.1"]
+    one, two = (address_of(net, name) for name in ("web1", "web2"))
+    assert one != two and {one.rpartition(".")[0], two.rpartition(".")[0]} == {"192.168.55"}
+    assert 100 <= int(one.rpartition(".")[2]) <= 199
+    for target in (two, "192.168.55.1"):
+        net.qmpkit("exec", "web1", "--", "ping", "-c", "1", "-W", "5", target)
+    net.do("ping", "-c", "1", "-W", "5", one)  # and from the host
+
+    os.kill(int((places.state / "lab" / "lock").read_text()), signal.SIGKILL)
+    net.qmpkit("ps")
+    net.farm(last=150)
+    net.qmpkit("up", "farm.toml")
+    net.qmpkit("exec", "web1", "--", "ping", "-c", "1", "-W", "5", two)
+
+    net.qmpkit("down")
+    assert net.devices().keys() == before
+    assert not list(places.state.rglob("leases")) and not list(places.state.rglob("helpers.json"))
+
+
+def test_a_device_of_somebody_elses_is_left_alone(net: Namespace, places: Places) -> None:
+    net.do("ip", "link", "add", "own", "type", "bridge")
+    net.farm(bridge="own")
+    said = net.qmpkit("up", "farm.toml", status=1)
+    assert "the device 'own' is there and was made by somebody else" in said
+    assert "make = false" in said
+    assert "own" in net.devices()
+    assert [name for name in net.devices() if name.startswith("qk")] == []
+    net.qmpkit("down")
+    assert "own" in net.devices()
