@@ -95,20 +95,25 @@ def _explain_port(forward: Forward, error: OSError, root: Path) -> tuple[str, st
 
 
 def _check_tap(nic: TapNic, where: str, root: Path) -> Iterator[Problem]:
-    device = root / "sys/class/net" / nic.ifname
+    if nic.ifname is not None:  # else whoever hands it over has opened it
+        yield from _check_device(nic.ifname, where, root)
+    if nic.vhost and not (root / "dev/vhost-net").exists():
+        cure = "sudo modprobe vhost_net, or vhost = false"
+        yield lacking(f"{where}.vhost", HostLacks("/dev/vhost-net does not exist", cure))
+
+
+def _check_device(ifname: str, where: str, root: Path) -> Iterator[Problem]:
+    device = root / "sys/class/net" / ifname
     if not (root / "dev/net/tun").exists():
         cure = "sudo modprobe tun; in a container, pass the device in"
         yield lacking(where, HostLacks("/dev/net/tun does not exist, a tap NIC needs it", cure))
     elif not os.access(root / "dev/net/tun", os.R_OK | os.W_OK, effective_ids=True):
         yield lacking(where, HostLacks("/dev/net/tun may not be opened", "chmod 666 /dev/net/tun"))
     if not device.is_dir():
-        hint = f"sudo ip tuntap add dev {nic.ifname} mode tap user $USER"
-        yield Problem(Fault(f"{where}.ifname", f"there is no tap device {nic.ifname!r}", hint))
+        hint = f"sudo ip tuntap add dev {ifname} mode tap user $USER"
+        yield Problem(Fault(f"{where}.ifname", f"there is no tap device {ifname!r}", hint))
     elif not _is_tap(device):
-        yield Problem(Fault(f"{where}.ifname", f"{nic.ifname!r} is no tap device"))
-    if nic.vhost and not (root / "dev/vhost-net").exists():
-        cure = "sudo modprobe vhost_net, or vhost = false"
-        yield lacking(f"{where}.vhost", HostLacks("/dev/vhost-net does not exist", cure))
+        yield Problem(Fault(f"{where}.ifname", f"{ifname!r} is no tap device"))
 
 
 def _is_tap(device: Path) -> bool:

@@ -33,6 +33,7 @@ from qmpkit.qmp.connect import connect
 from qmpkit.qmp.errors import CommandRefused, MonitorSilent
 from qmpkit.qmp.session import Session
 from qmpkit.spec.argv import TOOLS, render
+from qmpkit.spec.chardev import FdEndpoint
 from qmpkit.spec.facts import Facts
 from qmpkit.spec.machine import MachineSpec, channels
 
@@ -72,8 +73,13 @@ class KeptStart:
 class Ground(Protocol):
     """Who starts and finds kept processes: `QemuGround`, or a fake in tests."""
 
-    def start(self, resolution: Resolution, home: Home) -> AbstractAsyncContextManager[KeptStart]:
-        """Start the process; leaving the block kills it unless it is kept by then."""
+    def start(
+        self, resolution: Resolution, home: Home, links: Mapping[str, int]
+    ) -> AbstractAsyncContextManager[KeptStart]:
+        """Start the process; leaving the block kills it unless it is kept by then.
+
+        *links*: our descriptors of devices that it takes, by NIC id; they stay ours.
+        """
 
     def adopt(self, identity: Identity, home: Home) -> AbstractAsyncContextManager[KeptLike]:
         """Watch one of an earlier program's; raises ProcessVanished when it is not alive."""
@@ -99,16 +105,20 @@ class QemuGround:
     """The real one."""
 
     @asynccontextmanager
-    async def start(self, resolution: Resolution, home: Home) -> AsyncIterator[KeptStart]:
+    async def start(
+        self, resolution: Resolution, home: Home, links: Mapping[str, int]
+    ) -> AsyncIterator[KeptStart]:
         """Start QEMU, paused, its channels listening in *home*.
 
         Raises HostLacks, SpecInvalid or LaunchFailed.
         """
         spec = resolution.spec
-        _check(resolution)
+        _check(resolution, links)
         async with AsyncExitStack() as ours:
             with ExitStack() as theirs:
                 wiring = await trio.to_thread.run_sync(_listening, spec, home, theirs)
+                for nic, fd in links.items():
+                    wiring.endpoints[nic] = FdEndpoint(wiring.take(fd))
                 await give_store(resolution, wiring, theirs)
                 argv = render(
                     spec, resolution.facts, wiring.endpoints, actions=ACTIONS, store=wiring.store
@@ -143,8 +153,8 @@ async def _entered(
         raise HostLacks(what, "free some space there, or make it writable") from error
 
 
-def _check(resolution: Resolution) -> None:
-    check_links(resolution.spec, LaunchOptions())  # the other end of a socket would die with us
+def _check(resolution: Resolution, links: Mapping[str, int]) -> None:
+    check_links(resolution.spec, links)  # the other end of a socket would die with us
     if _ACTIONS_COMMAND not in resolution.capabilities.commands:
         what = f"{resolution.facts.binary} has no -action, without which a guest's end is lost"
         raise HostLacks(what, "use QEMU 6.0 or later for machines that are kept")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -158,7 +158,7 @@ def _wire(
         wiring.ours[channel] = ours.enter_context(mine)
         wiring.hand_over(channel, theirs.enter_context(its))
         mine.setblocking(False)
-    check_links(spec, options)
+    check_links(spec, options.links)
     for nic, link in options.links.items():
         wiring.hand_over(nic, link)
     if options.tools_socket is not None:
@@ -176,7 +176,7 @@ def _listen(path: Path, machine: str) -> socket.socket:
         raise
 
 
-def check_links(spec: MachineSpec, options: LaunchOptions) -> None:
+def check_links(spec: MachineSpec, given: Collection[str]) -> None:
     """Refuse NICs without their socket, and sockets without their NIC."""
     wanted = links(spec)
     faults = [
@@ -186,11 +186,11 @@ def check_links(spec: MachineSpec, options: LaunchOptions) -> None:
             f"LaunchOptions(links={{{nic.id!r}: a socket}})",
         )
         for number, nic in enumerate(spec.nics)
-        if nic.id in wanted and nic.id not in options.links
+        if nic.id in wanted and nic.id not in given
     ]
     faults += [
         Fault("links", f"{name!r} is no NIC that takes a socket", f"these do: {list(wanted)}")
-        for name in options.links
+        for name in given
         if name not in wanted
     ]
     if faults:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
+import attrs
 import trio
 
 from qmpkit.errors import HostLacks
@@ -15,16 +16,18 @@ from qmpkit.networks.devices import (
     check_bridge,
     make_bridge,
     make_tap,
+    may_make_devices,
     owned_devices,
     remove_devices,
 )
 from qmpkit.networks.helpers import Command, Helpers, Members, Prepare
+from qmpkit.networks.lent import lent_tap
 from qmpkit.process.places import Places
 from qmpkit.process.roots import hash_of
 from qmpkit.spec.farm import Joined
 from qmpkit.spec.farm_networks import Bridge, subnet_of
 from qmpkit.spec.names import tap_name
-from qmpkit.spec.network import Nic
+from qmpkit.spec.network import Nic, TapNic
 
 __all__ = ["Bridges"]
 
@@ -70,9 +73,12 @@ class Bridges:
         if (helper := self.helper(join)) is not None:
             await self._helpers.run(*helper)
 
-    def wired(self, nic: Nic, machine: str, join: Joined) -> Nic:
-        """It names its tap device already."""
-        return nic
+    async def plugged(self, nic: Nic, machine: str, join: Joined) -> tuple[Nic, int | None]:
+        """The NIC with its tap: by name, or opened by QEMU's helper when we may not make one."""
+        assert isinstance(nic, TapNic), "the farm gives a bridge's NIC this"
+        if may_make_devices():
+            return attrs.evolve(nic, ifname=tap_name(machine, join.name)), None
+        return nic, await lent_tap(_bridge(join).bridge)
 
     async def unplug(self, machine: str, join: Joined) -> None:
         """Remove the machine's tap."""
@@ -108,7 +114,8 @@ def _made(network: Bridge, tap: str, leases: Path, owner: str) -> None:
         make_bridge(network.bridge, owner, address)
     else:
         check_bridge(network.bridge)
-    make_tap(tap, network.bridge, owner)
+    if network.make or may_make_devices():
+        make_tap(tap, network.bridge, owner)
 
 
 def _owned_if_possible(owner: str) -> list[str]:
@@ -142,6 +149,8 @@ def _prepared(network: Bridge, leases: Path, stack: ExitStack) -> Command:
             f"--dhcp-range={first},{last},{subnet.netmask},{_LEASE}",
             f"--dhcp-leasefile={leases}",
             "--dhcp-authoritative",
+            "--no-ping",  # nobody has an address of the range by other means: guests boot faster
+            "--quiet-dhcp",
         ]
     )
 

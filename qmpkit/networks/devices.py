@@ -9,12 +9,16 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from qmpkit.errors import HostLacks
 from qmpkit.spec.names import mac_of
 
-__all__ = ["check_bridge", "make_bridge", "make_tap", "owned_devices", "remove_devices"]
+__all__ = ["check_bridge", "make_bridge", "make_tap", "may_make_devices"]
+__all__ += ["owned_devices", "remove_devices"]
+
+_CAP_NET_ADMIN = 12
 
 
 def make_bridge(name: str, owner: str, address: str | None) -> None:
@@ -57,6 +61,13 @@ def make_tap(name: str, bridge: str, owner: str) -> None:
         elif _alias(found) != owner:
             raise HostLacks(f"the device {name!r} is there and was made by somebody else")
         route.link("set", index=found["index"], master=master, state="up")
+
+
+def may_make_devices() -> bool:
+    """Whether we have CAP_NET_ADMIN."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    effective = next(line for line in lines if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> _CAP_NET_ADMIN & 1)
 
 
 def owned_devices(owner: str) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from qmpkit.spec.farm_networks import Bridge, Nat, Segment
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Nic
 
-__all__ = ["FarmNetworks"]
+__all__ = ["FarmNetworks", "Plugged"]
 
 UNDO_GRACE = 10.0
 """Seconds that taking back a network may take whose making has failed."""
@@ -38,14 +39,22 @@ class Carrier(Protocol):
     async def make(self, machine: str, join: Joined) -> None:
         """Have it, and a machine's place in it; done again, it does nothing."""
 
-    def wired(self, nic: Nic, machine: str, join: Joined) -> Nic:
-        """A machine's NIC, plugged in."""
+    async def plugged(self, nic: Nic, machine: str, join: Joined) -> tuple[Nic, int | None]:
+        """A machine's NIC, plugged in, and the descriptor of its device if it takes one."""
 
     async def unplug(self, machine: str, join: Joined) -> None:
         """Remove a machine's place in it."""
 
     async def remove(self, join: Joined) -> None:
         """Nobody is in it any more."""
+
+
+@attrs.frozen
+class Plugged:
+    """A spec with its NICs plugged in, and the descriptors that its start hands over, by NIC id."""
+
+    spec: MachineSpec
+    links: Mapping[str, int] = attrs.field(factory=dict)
 
 
 class FarmNetworks:
@@ -97,14 +106,21 @@ class FarmNetworks:
             raise
         await self._leave(machine, before, but=wanted)
 
-    def wired(self, spec: MachineSpec, joined: Sequence[Joined]) -> MachineSpec:
-        """See `Networks.wired`."""
+    @asynccontextmanager
+    async def plugged(self, spec: MachineSpec, joined: Sequence[Joined]) -> AsyncIterator[Plugged]:
+        """See `Networks.plugged`."""
         places = {join.nic: join for join in _carried(joined)}
-        nics = [
-            self._of(join).wired(nic, spec.name, join) if (join := places.get(nic.id)) else nic
-            for nic in spec.nics
-        ]
-        return attrs.evolve(spec, nics=nics) if places else spec
+        links: dict[str, int] = {}
+        nics = []
+        with ExitStack() as ours:
+            for nic in spec.nics:
+                if join := places.get(nic.id):
+                    nic, fd = await self._of(join).plugged(nic, spec.name, join)
+                    if fd is not None:
+                        ours.callback(os.close, fd)
+                        links[nic.id] = fd
+                nics.append(nic)
+            yield Plugged(attrs.evolve(spec, nics=nics), links)
 
     async def drop(self, machine: str, joined: Sequence[Joined]) -> None:
         """See `Networks.drop`."""

@@ -54,14 +54,14 @@ class Segments:
             await self._helpers.end(name)
             await self._helpers.run(name, prepare)
 
-    def wired(self, nic: Nic, machine: str, join: Joined) -> Nic:
+    async def plugged(self, nic: Nic, machine: str, join: Joined) -> tuple[Nic, None]:
         """The NIC with its port and the switch's."""
         directory = self.directory(join.name)
         if isinstance(nic, StreamNic):
-            return attrs.evolve(nic, address=f"unix:{directory / CONNECTIONS}")
+            return attrs.evolve(nic, address=f"unix:{directory / CONNECTIONS}"), None
         assert isinstance(nic, DgramNic), "the farm gives a segment's NIC one of these"
         local, remote = self.port(machine, join), directory / DATAGRAMS
-        return attrs.evolve(nic, local=f"unix:{local}", remote=f"unix:{remote}")
+        return attrs.evolve(nic, local=f"unix:{local}", remote=f"unix:{remote}"), None
 
     async def unplug(self, machine: str, join: Joined) -> None:
         """Remove the machine's port, which QEMU leaves behind."""

@@ -97,7 +97,6 @@ def _all_faults(fields: Mapping[str, object], error: Exception) -> list[Fault]:
 _NEEDED: dict[Step, object] = {
     "kind": "user",
     "format": "qcow2",
-    "ifname": "tap",
     "host": 0,
     "guest": 1,
 }

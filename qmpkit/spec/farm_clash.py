@@ -10,7 +10,7 @@ from qmpkit.errors import Fault
 from qmpkit.spec.block import Overlay
 from qmpkit.spec.farm import FarmMachine
 from qmpkit.spec.farm_machine import Layout
-from qmpkit.spec.farm_networks import Bridge, Network
+from qmpkit.spec.farm_networks import Bridge, Network, gives_away
 from qmpkit.spec.farm_tables import Merged
 from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
@@ -83,7 +83,7 @@ def _claims(machine: FarmMachine) -> Iterator[_Claim]:
     spec = machine.spec
     for number, nic in enumerate(spec.nics):
         yield _Claim(("mac", nic.mac), f"MAC {nic.mac}", f"nics[{number}].mac", "put {n} into it")
-        if isinstance(nic, TapNic):
+        if isinstance(nic, TapNic) and nic.ifname is not None:
             yield _Claim(("tap", nic.ifname), f"tap {nic.ifname}", f"nics[{number}].ifname")
     places = {nic.id: f"nics[{number}].ip" for number, nic in enumerate(spec.nics)}
     for join in machine.networks:
@@ -167,7 +167,7 @@ def _same_address(others: Mapping[str, Placed], address: str) -> Placed | None:
 def _hosts(
     placed: Iterable[Placed], networks: Mapping[str, Network]
 ) -> Iterator[tuple[str, Fault]]:
-    """Addresses of machines that are the host's own on a bridge."""
+    """Addresses of machines that are the host's own on a bridge, or that DHCP gives away."""
     own = {
         (name, network.address)
         for name, network in networks.items()
@@ -175,7 +175,11 @@ def _hosts(
     }
     for item in placed:
         for join in item.machine.networks:
+            message = ""
             if (join.name, join.ip) in own:
-                number = [nic.id for nic in item.machine.spec.nics].index(join.nic)
                 message = f"{join.ip} is the host's own address on {join.name!r}"
+            elif join.ip is not None and gives_away(join.network, join.ip):
+                message = f"{join.ip} is in the range that DHCP gives away on {join.name!r}"
+            if message:
+                number = [nic.id for nic in item.machine.spec.nics].index(join.nic)
                 yield item.where(f"nics[{number}].ip"), Fault("", message)

@@ -62,7 +62,7 @@ def machine_of(
     """
     gaps: dict[str, str | int] = {"name": name, "n": n}
     joins = [_filled(join, gaps) for join in group.networks]
-    cables = [nic_table(join, networks[join.name], name) for join in joins]
+    cables = [nic_table(join, networks[join.name]) for join in joins]
     fields = map_fields(dict(table), PATHS, lambda _, text: fill(text, gaps))
     layout = _put_in(fields, cables, group)
     faults: list[tuple[Steps, Fault]] = [

@@ -11,13 +11,14 @@ import attrs
 from qmpkit.errors import Fault
 from qmpkit.spec.convert import unstructure_any
 from qmpkit.spec.farm_faults import Faults, Where, structured
-from qmpkit.spec.names import ifname_problem, network_name_problem, tap_name
+from qmpkit.spec.names import ifname_problem, network_name_problem
 from qmpkit.spec.network import NicModel
 from qmpkit.spec.suggest import suggestion
 
 __all__ = ["Bridge", "Join", "Nat", "Network", "Segment"]
 __all__ += [
     "address_problem",
+    "gives_away",
     "network_of",
     "network_to_table",
     "nic_table",
@@ -128,7 +129,7 @@ def subnet_of(network: Network) -> ipaddress.IPv4Network | None:
     return ipaddress.IPv4Network(network.subnet)
 
 
-def nic_table(join: Join, network: Network, machine: str) -> dict[str, Any]:
+def nic_table(join: Join, network: Network) -> dict[str, Any]:
     """The NIC as a table of the spec."""
     common = {"model": join.model} | ({} if join.mac is None else {"mac": join.mac})
     match network:
@@ -138,8 +139,7 @@ def nic_table(join: Join, network: Network, machine: str) -> dict[str, Any]:
             net = {} if network.net is None else {"net": network.net}
             return {"kind": "user", **common, **net, "restrict": network.restrict}
         case Bridge():
-            tap = tap_name(machine, join.name)
-            return {"kind": "tap", **common, "ifname": tap, "vhost": network.vhost}
+            return {"kind": "tap", **common, "vhost": network.vhost}
 
 
 def _network_faults(network: Network) -> Iterator[Fault]:
@@ -193,6 +193,15 @@ def address_problem(text: str, subnet: ipaddress.IPv4Network | None) -> str:
     if address in (subnet.network_address, subnet.broadcast_address):
         return f"{text} is no single host's address in {subnet}"
     return ""
+
+
+def gives_away(network: Network, address: str) -> bool:
+    """Whether DHCP may give the address, which has no faults, to anybody."""
+    if not isinstance(network, Bridge) or network.dhcp is None:
+        return False
+    first, _, last = network.dhcp.partition("-")
+    low, mid, high = (ipaddress.IPv4Address(it.strip()) for it in (first, address, last))
+    return low <= mid <= high
 
 
 def _range_faults(

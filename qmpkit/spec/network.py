@@ -102,9 +102,13 @@ class UserNic(_NicBase):
 
 @attrs.frozen(kw_only=True)
 class TapNic(_NicBase):
-    """A tap device of the host that already exists; `vhost` needs /dev/vhost-net."""
+    """A tap device of the host that already exists; `vhost` needs /dev/vhost-net.
 
-    ifname: str
+    Without `ifname`, whoever starts the machine hands over the opened device as the
+    endpoint named after the NIC: that is how a farm's bridges do it.
+    """
+
+    ifname: str | None = None
     vhost: bool = False
     queues: int = 1
 
@@ -159,7 +163,9 @@ def to_nics(value: Iterable[Nic]) -> tuple[Nic, ...]:
 
 
 def link_needed(nic: Nic) -> bool:
-    """Whether the cable's socket must be given to `render` as the endpoint `nic.id`."""
+    """Whether the cable's descriptor must be given to `render` as the endpoint `nic.id`."""
+    if isinstance(nic, TapNic):
+        return nic.ifname is None
     if isinstance(nic, StreamNic):
         return nic.address is None
     return isinstance(nic, DgramNic) and nic.local is None and nic.remote is None
@@ -171,16 +177,25 @@ def netdev_of(nic: Nic, endpoint: Endpoint | None = None) -> Json:
         case UserNic():
             backend = _user(nic)
         case TapNic():
-            backend = {"type": "tap", "ifname": nic.ifname, "script": "no", "downscript": "no"}
-            if nic.vhost:
-                backend["vhost"] = True
-            if nic.queues > 1:
-                backend["queues"] = nic.queues
+            backend = _tap(nic, endpoint)
         case StreamNic():
             backend = {"type": "stream", "server": nic.server, "addr": _end(nic.address, endpoint)}
         case DgramNic():
             backend = _dgram(nic, endpoint)
     return {"type": backend.pop("type"), "id": netdev_id(nic.id), **backend}
+
+
+def _tap(nic: TapNic, endpoint: Endpoint | None) -> dict[str, object]:
+    backend: dict[str, object] = {"type": "tap"}
+    if nic.ifname is None:
+        backend["fd"] = str(_handed_over(endpoint).fd)
+    else:
+        backend |= {"ifname": nic.ifname, "script": "no", "downscript": "no"}
+    if nic.vhost:
+        backend["vhost"] = True
+    if nic.queues > 1:
+        backend["queues"] = nic.queues
+    return backend
 
 
 def _user(nic: UserNic) -> dict[str, object]:
@@ -212,13 +227,17 @@ def _dgram(nic: DgramNic, endpoint: Endpoint | None) -> dict[str, object]:
 def _end(address: str | None, endpoint: Endpoint | None) -> Json:
     """A SocketAddress."""
     if address is None:
-        if not isinstance(endpoint, FdEndpoint):
-            raise ValueError("this NIC's socket has to be handed over as a descriptor")
-        return {"type": "fd", "str": str(endpoint.fd)}
+        return {"type": "fd", "str": str(_handed_over(endpoint).fd)}
     if address.startswith("unix:"):
         return {"type": "unix", "path": address.removeprefix("unix:")}
     host, _, port = address.rpartition(":")
     return {"type": "inet", "host": host.strip("[]"), "port": port}
+
+
+def _handed_over(endpoint: Endpoint | None) -> FdEndpoint:
+    if not isinstance(endpoint, FdEndpoint):
+        raise ValueError("this NIC's cable has to be handed over as a descriptor")  # noqa: TRY004
+    return endpoint
 
 
 def nic_device_of(nic: Nic, place: Place, machine: str) -> Json:
@@ -298,7 +317,10 @@ def _is_ipv4(text: str) -> bool:
 
 
 def _tap_faults(nic: TapNic, where: str) -> Iterator[Fault]:
-    if problem := ifname_problem(nic.ifname):
+    if nic.ifname is None:
+        if nic.queues > 1:
+            yield Fault(f"{where}.queues", "a device that is handed over has one queue")
+    elif problem := ifname_problem(nic.ifname):
         yield Fault(f"{where}.ifname", problem)
     if not 1 <= nic.queues <= 256:
         yield Fault(f"{where}.queues", f"must be from 1 to 256, not {nic.queues}")

@@ -104,12 +104,14 @@ async def _bring_up(
     await means.networks.make(kept.name, joined)
     if resolution is None:
         resolution = await resolve(kept.spec)
-    resolution = attrs.evolve(resolution, spec=means.networks.wired(resolution.spec, joined))
     for warning in resolution.warnings:
         log.warning("machine %r: %s", kept.name, warning)
     made = await stack.enter_async_context(prepared_disks(resolution.spec))
     kept.home = means.home(kept.name)  # the runtime directory may be another one today
-    start = await stack.enter_async_context(means.ground.start(resolution, kept.home))
+    async with means.networks.plugged(resolution.spec, joined) as plugged:
+        resolution = attrs.evolve(resolution, spec=plugged.spec)
+        starting = means.ground.start(resolution, kept.home, plugged.links)
+        start = await stack.enter_async_context(starting)
     kept.note(
         phase="starting",
         sockets=str(kept.home.sockets),

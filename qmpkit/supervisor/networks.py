@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from qmpkit.networks.farm_networks import Plugged
 from qmpkit.process.places import Places
 from qmpkit.spec.farm import Joined
 from qmpkit.spec.machine import MachineSpec
@@ -30,8 +31,13 @@ class Networks(Protocol):
         Raises `HostLacks`; then nothing new is left.
         """
 
-    def wired(self, spec: MachineSpec, joined: Sequence[Joined]) -> MachineSpec:
-        """The spec with its NICs plugged in, for one start on this host."""
+    def plugged(
+        self, spec: MachineSpec, joined: Sequence[Joined]
+    ) -> AbstractAsyncContextManager[Plugged]:
+        """The spec with its NICs plugged in, for one start on this host within the block.
+
+        Raises `HostLacks`.
+        """
 
     async def drop(self, machine: str, joined: Sequence[Joined]) -> None:
         """The machine is forgotten: remove its own part, and networks that nobody is in."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -73,7 +73,9 @@ class FakeGround:
         return [fake for fake in self.started if fake.status is None]
 
     @asynccontextmanager
-    async def start(self, resolution: Resolution, home: Home) -> AsyncIterator[KeptStart]:
+    async def start(
+        self, resolution: Resolution, home: Home, links: Mapping[str, int]
+    ) -> AsyncIterator[KeptStart]:
         """A started fake; leaving the block kills it unless it is kept by then."""
         spec = resolution.spec
         qemu = FakeQemu(self._nursery)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from qmpkit.images import drafts
+from qmpkit.testing.leaks import living_with
 from tests.live.kept import Places
 
 
@@ -24,7 +25,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Places]:
     monkeypatch.setenv("QMPKIT_STATE_DIR", str(found.state))
     monkeypatch.setenv("QMPKIT_RUNTIME_DIR", str(runtime))
     yield found
-    for pid in found.qemus():
+    for pid in living_with(f"QMPKIT_RUNTIME_DIR={runtime}"):  # a failure may leave some
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     shutil.rmtree(runtime)

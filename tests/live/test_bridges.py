@@ -42,7 +42,7 @@ dhcp = "192.168.55.100-192.168.55.{last}"
 [machines.web]
 count = 2
 networks = ["lan"]
-health = {{ checks = ["agent"], start_period = 100 }}
+health = {{ checks = ["agent"], start_period = 300 }}
 """
 
 
@@ -88,7 +88,8 @@ def net(tmp_path: Path, qemu: str, places: Places) -> Iterator[Namespace]:
 
 
 def address_of(net: Namespace, machine: str) -> str:
-    script = "for n in 1 2 3 4 5; do ip -4 -o addr show eth0 | grep inet && exit; sleep 1; done"
+    # At boot it asks too, but a slow host may have it give up before.
+    script = "udhcpc -q -n -t 10 -T 1 -i eth0 -s /etc/dhcp >&2; ip -4 -o addr show eth0"
     words = net.qmpkit("exec", machine, "--", "sh", "-c", script).split()
     return words[words.index("inet") + 1].partition("/")[0]
 

@@ -17,12 +17,13 @@ import attrs
 import pytest
 import trio
 
-from qmpkit import DgramNic, HostLacks, MachineSpec, StreamNic, UserNic
+from qmpkit import DgramNic, HostLacks, MachineSpec, StreamNic
 from qmpkit.networks import helpers
 from qmpkit.networks.farm_networks import FarmNetworks
 from qmpkit.process.places import Places
 from qmpkit.spec.farm import Joined
 from qmpkit.spec.farm_networks import Nat, Segment
+from qmpkit.spec.network import Nic
 
 EVERYBODY, MAC = b"\xff" * 6, b"\x52\x54\x00\x00\x00\x01"
 LAN = Joined(name="lan", network=Segment(), nic="nic0")
@@ -51,22 +52,34 @@ def pids(places: Places) -> dict[str, int]:
     return {name: it["pid"] for name, it in plain["helpers"].items()}
 
 
-def port_of(networks: FarmNetworks, machine: str, stack: ExitStack) -> tuple[socket.socket, str]:
+async def plug(networks: FarmNetworks, nic: Nic, join: Joined, machine: str = "a") -> Nic:
+    async with networks.plugged(MachineSpec(name=machine, nics=[nic]), [join]) as plugged:
+        assert not plugged.links
+        (nic,) = plugged.spec.nics
+        return nic
+
+
+async def port_of(
+    networks: FarmNetworks, machine: str, stack: ExitStack
+) -> tuple[socket.socket, str]:
     """A machine's socket as QEMU makes it, and where it sends to."""
-    wired = networks.wired(MachineSpec(name=machine, nics=[DgramNic(id="nic0")]), [LAN])
-    nic = wired.nics[0]
+    nic = await plug(networks, DgramNic(id="nic0"), LAN, machine)
     assert isinstance(nic, DgramNic) and nic.local and nic.remote
-    path = Path(nic.local.removeprefix("unix:"))
-    path.unlink(missing_ok=True)
-    sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-    sock.bind(str(path))
-    sock.settimeout(10)
+    sock = stack.enter_context(bound(Path(nic.local.removeprefix("unix:"))))
     return sock, nic.remote.removeprefix("unix:")
 
 
+def bound(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.bind(str(path))
+    sock.settimeout(10)
+    return sock
+
+
 async def hear(networks: FarmNetworks, stack: ExitStack) -> None:
-    a, switch = port_of(networks, "a", stack)
-    b, _ = port_of(networks, "b", stack)
+    a, switch = await port_of(networks, "a", stack)
+    b, _ = await port_of(networks, "b", stack)
     a.sendto(EVERYBODY + MAC + b"..hello", switch)
     assert await trio.to_thread.run_sync(b.recv, 99) == EVERYBODY + MAC + b"..hello"
 
@@ -177,18 +190,13 @@ async def test_a_record_that_is_unreadable_is_no_hindrance(places: Places) -> No
         await networks.drop("a", [])
 
 
-def test_names_as_long_as_can_be_still_give_sockets_that_bind(places: Places) -> None:
+async def test_names_as_long_as_can_be_still_give_sockets_that_bind(places: Places) -> None:
     networks = FarmNetworks()
     runtime = places.runtime / ("r" * (70 - len(str(places.runtime))))
     long = Joined(name="n" * 32, network=Segment(), nic="n" * 20)
-    spec = MachineSpec(name="m" * 64, nics=[UserNic(), DgramNic(id=long.nic)])
-
-    async def wire() -> MachineSpec:
-        async with networks.open(Places(places.state, runtime), {}):
-            return networks.wired(spec, [long])
-
-    user, nic = trio.run(wire).nics
-    assert isinstance(nic, DgramNic) and isinstance(user, UserNic)
+    async with networks.open(Places(places.state, runtime), {}):
+        nic = await plug(networks, DgramNic(id=long.nic), long, "m" * 64)
+    assert isinstance(nic, DgramNic)
     for end in (nic.local, nic.remote):
         assert end is not None and len(end.removeprefix("unix:")) <= 107
     assert nic.local != nic.remote
@@ -198,8 +206,7 @@ async def test_a_stream_goes_to_the_switch(places: Places) -> None:
     networks = FarmNetworks()
     async with networks.open(places, {}):
         await networks.make("a", [DMZ])
-        wired = networks.wired(MachineSpec(name="a", nics=[StreamNic(id="nic1")]), [DMZ])
-        (nic,) = wired.nics
+        nic = await plug(networks, StreamNic(id="nic1"), DMZ)
         assert isinstance(nic, StreamNic) and nic.address
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect(nic.address.removeprefix("unix:"))

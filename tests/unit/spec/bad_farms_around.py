@@ -61,13 +61,14 @@ AROUND: dict[str, tuple[str, list[str]]] = {
         '[networks.lan]\nkind = "segment"\nsubnet = "10.1.0.0/24"\n[networks.out]\nkind = "nat"\n'
         '[networks.bare]\nkind = "segment"\n'
         '[networks.br]\nkind = "bridge"\nbridge = "br0"\nmake = true\nsubnet = "10.2.0.0/24"\n'
-        'address = "10.2.0.1"\n'
+        'address = "10.2.0.1"\ndhcp = "10.2.0.8-10.2.0.9"\n'
         '[machines.a]\nnetworks = [{ name = "lan", ip = "10.1.0.1" }]\n'
         '[machines.b]\ncount = 2\nnetworks = [{ name = "lan", ip = "10.1.0.1" }]\n'
         '[machines.c]\nnetworks = [{ name = "lan", ip = "10.3.0.1" }, '
         '{ name = "out", ip = "10.0.2.15" }, { name = "bare", ip = "10.1.0.1" }]\n'
         '[machines.d]\nnetworks = [{ name = "lan", ip = "ten" }]\n'
         '[machines.e]\nnetworks = [{ name = "br", ip = "10.2.0.1" }]\n'
+        '[machines.g]\nnetworks = [{ name = "br", ip = "10.2.0.9" }]\n'
         '[machines.f]\nnetworks = [{ name = "lan", ip = "10.1.0.255" }]\n',
         [
             "machines.c.networks[0].ip: 10.3.0.1 is not in 10.1.0.0/24",
@@ -78,6 +79,7 @@ AROUND: dict[str, tuple[str, list[str]]] = {
             "machines.b.networks[0].ip: 10.1.0.1 in network 'lan' is of both 'a' and 'b1'"
             " (put {n} into it)",
             "machines.e.networks[0].ip: 10.2.0.1 is the host's own address on 'br'",
+            "machines.g.networks[0].ip: 10.2.0.9 is in the range that DHCP gives away on 'br'",
         ],
     ),
     "macs": (

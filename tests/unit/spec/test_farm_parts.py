@@ -62,7 +62,7 @@ def test_networks_take_the_place_of_the_profiles_nics(folder: Path) -> None:
         DgramNic(id="nic0", mac=macs[0]),
         UserNic(id="nic1", mac=macs[1], net="10.9.0.0/24", restrict=True, model="e1000e"),
         StreamNic(id="nic2", mac=macs[2]),
-        TapNic(id="nic3", mac=macs[3], ifname=tap_name("all", "br")),
+        TapNic(id="nic3", mac=macs[3]),
     )
     assert [join.nic for join in all_.networks] == ["nic0", "nic1", "nic2", "nic3"]
     lan = Segment(subnet="10.1.0.0/24")
