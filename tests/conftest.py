@@ -37,7 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--no-kvm"):
         wanted.append(KVM)
     demanded = bool(config.getoption("--demand-hosts"))
-    config.pluginmanager.register(Counts(wanted, demanded=demanded))
+    if not hasattr(config, "workerinput"):  # of two workers, neither sees what the other ran
+        config.pluginmanager.register(Counts(wanted, demanded=demanded))
 
 
 @functools.cache

@@ -79,7 +79,7 @@ async def send_keys(machine: Monitor, *chords: str, hold: float = HOLD) -> None:
     one (enter, del, win, …), of any case; its keys are pressed in order and released
     together.  Returns when the last has been released, *hold* seconds after each
     press and each release.  QMP `send-key`.  A guest without a keyboard (microvm) or
-    one that does not look ignores them; a paused one gets them when it goes on.
+    one that does not look ignores them; those for a paused one are lost (QEMU 7.2, 10.0).
 
     Raises UnknownKey before anything is pressed.
     """

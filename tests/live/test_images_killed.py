@@ -151,6 +151,7 @@ async def test_python_is_killed_while_it_replaces(tmp_path: Path, raw: Path) -> 
             assert (await images.check(target, "qcow2")).ok
 
 
+@pytest.mark.alone
 @pytest.mark.bound(300)
 async def test_python_is_killed_where_the_draft_has_a_name(tmp_path: Path, raw: Path) -> None:
     """What is left of it goes with the next one."""
@@ -167,6 +168,7 @@ async def test_python_is_killed_where_the_draft_has_a_name(tmp_path: Path, raw: 
     assert left(tmp_path) == {"raw", "next"}
 
 
+@pytest.mark.alone
 @pytest.mark.bound(300)
 async def test_python_is_killed_in_a_resize(tmp_path: Path) -> None:
     path = tmp_path / "disk"

@@ -146,6 +146,7 @@ async def _all_as_declared(supervisor: Supervisor, places: Places) -> None:
     assert sorted(places.qemus()) == on_record
 
 
+@pytest.mark.alone
 @pytest.mark.bound(60 + 4 * ADOPTED)
 async def test_many_are_adopted_at_once(qemu: str, places: Places) -> None:
     bare = MachineSpec(qemu=qemu, accel="tcg", memory="16MiB")

@@ -121,6 +121,7 @@ async def test_the_users_own_error_leaves_unwrapped(bare: MachineSpec) -> None:
     assert caught.value.__context__ is None
 
 
+@pytest.mark.alone
 async def test_a_cancelled_block_stops_in_order_and_at_once(bare: MachineSpec) -> None:
     with trio.CancelScope() as scope:
         async with qmpkit.running(bare) as vm:

@@ -11,7 +11,7 @@ from qmpkit import ExitCause, Supervisor
 from qmpkit.testing.leaks import leaks
 from tests.sizes import LONG, TINY_BOOTED, TINY_PAUSED
 
-pytestmark = [pytest.mark.live, pytest.mark.bound(700)]
+pytestmark = [pytest.mark.live, pytest.mark.alone, pytest.mark.bound(700)]
 
 # A guest under TCG takes a core: fifty at once boot for minutes on two.
 BOOT_WITHIN = 500.0 if LONG else 60.0

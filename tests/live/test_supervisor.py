@@ -59,6 +59,7 @@ async def test_a_failed_start_among_others(bare: MachineSpec) -> None:
         assert "'no-such-device' is not a valid device model name" in rows["broken"].cause
 
 
+@pytest.mark.alone
 async def test_guests_power_down_together_and_the_deaf_are_ended(
     qemu: str, bare: MachineSpec, tmp_path: Path
 ) -> None:

@@ -332,6 +332,7 @@ async def test_an_application_frozen_into_one_file_is_not_started_again(
         await run(["/bin/true"])
 
 
+@pytest.mark.alone
 async def test_a_slow_spawner_does_not_hold_up_the_loop() -> None:
     """While a request waits, other tasks go on."""
     async with shared_spawner() as spawner:

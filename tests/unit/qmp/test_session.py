@@ -306,6 +306,7 @@ async def _seconds_for_reply(qmp: Session, size: int) -> float:
     return time.perf_counter() - started
 
 
+@pytest.mark.alone
 async def test_replies_of_many_megabytes_take_linear_time(over: Over) -> None:
     mega = 1024 * 1024
     async with pair(over) as (fake, qmp):

@@ -72,6 +72,7 @@ def _seconds_to_frame(pieces: int) -> float:
     return time.perf_counter() - started
 
 
+@pytest.mark.alone
 def test_long_lines_take_linear_time() -> None:
     small = min(_seconds_to_frame(256) for _ in range(7))
     large = min(_seconds_to_frame(256 * 64) for _ in range(3))
@@ -131,7 +132,11 @@ def test_a_mapping_that_is_no_dict_is_encoded() -> None:
     assert decode(line)["arguments"] == {"a": 1}
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), b"bytes"], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), float("inf"), object(), b"bytes"],
+    ids=["nan", "infinity", "object", "bytes"],
+)
 def test_arguments_that_are_no_json_are_refused(value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         encode("execute", "x", {"a": value}, 1)

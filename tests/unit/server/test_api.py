@@ -196,6 +196,7 @@ async def test_idle_subscribers_and_clients_that_vanish_hold_up_nobody() -> None
                 sock.close()
 
 
+@pytest.mark.alone
 async def test_a_list_of_many_takes_little() -> None:
     async with served() as daemon:
         async with trio.open_nursery() as nursery:

@@ -62,7 +62,7 @@ def start_and_quit(spec: MachineSpec, facts: Facts, **more: Endpoint) -> str:
             pass_fds=fds,
             capture_output=True,
             check=False,
-            timeout=20,
+            timeout=60,  # a full machine on a busy host takes its time
             env={**os.environ, **spec.env},
         )
         said = done.stderr.decode()

@@ -219,6 +219,7 @@ async def test_a_closed_supervisor_starts_nothing(host: FakeHost) -> None:
 # The end of the block
 
 
+@pytest.mark.alone
 async def test_an_orderly_stop_asks_all_at_once(host: FakeHost) -> None:
     async with leaks():
         async with Supervisor(start=host.start, powerdown_grace=0.3) as lab:
