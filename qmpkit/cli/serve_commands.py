@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from qmpkit.cli.farm_commands import Farm
+from qmpkit.cli.farm_words import Farm
 
 __all__ = ["ALL"]
 
