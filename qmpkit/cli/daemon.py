@@ -14,7 +14,7 @@ from qmpkit.cli.exits import DaemonSaid, Refusal
 from qmpkit.errors import QmpkitError
 from qmpkit.server.door import doors
 
-__all__ = ["Daemon", "DaemonAbsent", "absent", "find_daemon"]
+__all__ = ["Daemon", "DaemonAbsent", "NoDaemon", "absent", "find_daemon"]
 
 _PATIENCE = 30.0
 """Seconds that a daemon has to begin an answer that is not a stream."""
@@ -22,6 +22,10 @@ _PATIENCE = 30.0
 
 class DaemonAbsent(QmpkitError):
     """No daemon of the farm answers."""
+
+
+class NoDaemon(DaemonAbsent):
+    """None runs: nobody listens where it would."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -56,8 +60,8 @@ class _Connection(http.client.HTTPConnection):
 class Daemon:
     """The daemon that listens at *path*; each request has a connection of its own.
 
-    Everything raises DaemonAbsent when nobody answers and DaemonSaid for the daemon's
-    errors.  Blocking.
+    Everything raises DaemonAbsent when nobody answers (NoDaemon when none runs) and
+    DaemonSaid for the daemon's errors.  Blocking.
     """
 
     def __init__(self, farm: str, path: Path) -> None:
@@ -171,14 +175,14 @@ class Daemon:
         return DaemonAbsent(f"the daemon of farm {self.farm!r} has gone while it answered: {error}")
 
 
-def absent(farm: str) -> DaemonAbsent:
+def absent(farm: str) -> NoDaemon:
     """Nobody listens."""
     cure = f"`qmpkit serve --farm {farm} --detach`, or `qmpkit up FILE`, starts one"
-    return DaemonAbsent(f"no daemon runs for farm {farm!r}. Cure: {cure}")
+    return NoDaemon(f"no daemon runs for farm {farm!r}. Cure: {cure}")
 
 
 def find_daemon(farm: str) -> Daemon:
-    """The daemon of *farm*; raises DaemonAbsent when there is no socket of one."""
+    """The daemon of *farm*; raises NoDaemon when there is no socket of one."""
     for path in doors(farm):
         try:
             if path.is_socket():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qmpkit.cli.daemon import Daemon, DaemonAbsent, find_daemon
+from qmpkit.cli.choosing import matching, only_one
+from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, find_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, Refusal, exit_of
 from qmpkit.cli.farm_jobs import followed, print_outcome
 from qmpkit.cli.tables import print_table
@@ -16,10 +16,9 @@ from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.which_farm import farm_of_file, which_farm
 from qmpkit.process.roots import state_root
 from qmpkit.spec.sizes import format_size
-from qmpkit.spec.suggest import suggestion
 
-__all__ = ["act", "bring_up", "chosen", "inspect", "plan", "ps", "remove", "scale", "take_down"]
-__all__ += ["wait_for"]
+__all__ = ["act", "bring_up", "chosen", "inspect", "one_machine", "plan", "ps", "remove", "scale"]
+__all__ += ["take_down", "wait_for"]
 
 
 def bring_up(
@@ -43,7 +42,7 @@ def _running(farm: str) -> Daemon:
     try:
         daemon = find_daemon(farm)
         daemon.get()
-    except DaemonAbsent:
+    except NoDaemon:
         talk.note(f"no daemon runs for farm {farm!r}: one is started")
         detach(farm)
         daemon = find_daemon(farm)
@@ -78,7 +77,7 @@ def plan(file: Path, farm: str | None, *, as_json: bool) -> int:
     name = farm_of_file(farm, file)
     try:
         found = find_daemon(name).post("plan", body={"farm": farm_to_dict(declared)})
-    except DaemonAbsent:
+    except NoDaemon:
         if (state_root() / name / "machines").exists():
             raise
         steps = [{"step": "Add", "name": machine.name} for machine in declared.machines]
@@ -134,13 +133,24 @@ def _scaled(word: str) -> tuple[str, int]:
 
 def ps(farm: str | None, *, as_json: bool) -> int:
     """`ps`: the machines, one line each."""
-    machines = find_daemon(which_farm(farm)).get("machines")["machines"]
+    machines = _machines(which_farm(farm))
     if as_json:
         print_json(machines)
         return Exit.OK
     headings = ("NAME", "STATE", "HEALTH", "DECLARED", "FOR", "PID", "MEMORY", "CPUS", "WHY")
     print_table(headings, map(_row, machines), prose=True)
     return Exit.OK
+
+
+def _machines(farm: str) -> list[dict[str, Any]]:
+    """As the daemon sees them, else as they are on record."""
+    try:
+        machines: list[dict[str, Any]] = find_daemon(farm).get("machines")["machines"]
+    except NoDaemon:
+        from qmpkit.cli.offline import rows_on_record
+
+        return rows_on_record(farm)
+    return machines
 
 
 def _row(machine: dict[str, Any]) -> tuple[str, ...]:
@@ -165,20 +175,15 @@ def _ago(seconds: float) -> str:
 
 
 def chosen(daemon: Daemon, words: Iterable[str]) -> list[str]:
-    """The machines that names and patterns ("web*") mean, in the farm's order.
-
-    Raises Refusal for a word that means none.
-    """
+    """The machines that names and patterns mean; raises Refusal for a word that means none."""
     known = [machine["name"] for machine in daemon.get("machines")["machines"]]
-    found: dict[str, None] = {}
-    for word in words:
-        matches = [name for name in known if fnmatch.fnmatchcase(name, word)]
-        if not matches:
-            hint = suggestion(word, known)
-            cure = f" ({hint})" if hint else f" (there are: {', '.join(known) or 'none'})"
-            raise Refusal(f"no machine of farm {daemon.farm!r} is called {word!r}{cure}")
-        found |= dict.fromkeys(matches)
-    return list(found)
+    return matching(words, known, daemon.farm)
+
+
+def one_machine(daemon: Daemon, word: str) -> str:
+    """The one machine that *word* means."""
+    known = [machine["name"] for machine in daemon.get("machines")["machines"]]
+    return only_one(word, known, daemon.farm)
 
 
 _DONE = {

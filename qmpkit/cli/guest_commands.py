@@ -41,7 +41,7 @@ def exec_(
 
       qmpkit exec web1 -- uname -r
     """
-    from qmpkit.cli.guest_actions import execute
+    from qmpkit.cli.guest_exec import execute
 
     return execute(name, words, farm)
 

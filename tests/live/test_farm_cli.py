@@ -141,7 +141,21 @@ def _changed(shell: Shell) -> None:
 def _adopted(shell: Shell, places: Places) -> None:
     before = {it["name"]: it["pid"] for it in json.loads(shell.run("ps", "--json"))}
     os.kill(_daemon(places), signal.SIGKILL)
-    assert "no daemon runs for farm 'lab'" in shell.run("ps", status=1)
+    _without_daemon(shell, before)
     shell.run("serve", "--detach")
+    assert shell.run("exec", "db", "--", "echo", "again") == "again\n"
     after = {it["name"]: it["pid"] for it in json.loads(shell.run("ps", "--json"))}
     assert after == before
+
+
+def _without_daemon(shell: Shell, pids: dict[str, int]) -> None:
+    """The machines are there, and their guests are reached by their own sockets."""
+    seen = json.loads(shell.run("ps", "--json"))
+    assert {it["name"]: it["pid"] for it in seen} == pids
+    assert {(it["state"], it["declared"]) for it in seen} == {("alive", "running")}
+    said = shell.run("exec", "db", "--", "sh", "-c", "cat; exit 3", stdin="direct", status=3)
+    assert said == "direct"
+    said = shell.run("console", "db", stdin="echo by $((40 + 2))\n\x1d")
+    assert "there are: counter, db" in shell.run("console", "nobody", status=2)
+    assert "no guest agent channel" in shell.run("exec", "counter", "--", "ls", status=2)
+    assert "no daemon runs for farm 'lab'" in shell.run("inspect", "db", status=1)
