@@ -14,6 +14,7 @@ from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.farm_actions import chosen, one_machine
 from qmpkit.cli.reach import Reach, config_of, inventory_of, reach_of
 from qmpkit.cli.safe import one_line
+from qmpkit.cli.since import since_query
 from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.which_farm import which_farm
 from qmpkit.process.roots import state_root
@@ -85,13 +86,13 @@ def show_logs(
 
 
 def show_events(
-    farm: str | None, *, machine: str | None, since: int | None, follow: bool, as_json: bool
+    farm: str | None, *, machine: str | None, since: str | None, follow: bool, as_json: bool
 ) -> int:
     """`events`: what has happened, and with *follow* what happens."""
+    asked = since_query(since)
     daemon = find_daemon(which_farm(farm))
     query: dict[str, str | int] = {} if machine is None else {"machine": machine}
-    if since is not None or not follow:
-        query["since"] = -1 if since is None else since
+    query |= asked or ({} if follow else {"since": -1})
     for name, data in daemon.events("events", follow=int(follow), **query):
         if name == "lost":
             talk.warn("some events are gone: they are older than what is kept, or came too fast")

@@ -79,7 +79,14 @@ def logs(
 def events(
     *,
     machine: Machine = None,
-    since: Annotated[int | None, Parameter(help="Only after this number.")] = None,
+    since: Annotated[
+        str | None,
+        Parameter(
+            help="Only after a number, from a time on (2026-03-01T08:30, local or with a zone), or "
+            "not older than an age (10m, 2h, 1d).",
+            allow_leading_hyphen=True,
+        ),
+    ] = None,
     follow: Annotated[bool, Parameter(name=("--follow", "-f"), help="And what comes.")] = False,
     json: Annotated[bool, Parameter(help="A JSON object a line.")] = False,
     farm: Farm = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -185,13 +186,16 @@ class _Api:
     # Events and jobs
 
     async def events(self, request: Request) -> Response:
-        """What happens, from now on or since a number."""
+        """What happens, from now on, since a number, or since a time."""
         machine = request.query_params.get("machine")
         beat = _whole(request, "beat")  # milliseconds
+        since, moment = _whole(request, "since"), _moment(request, "since_time")
+        if moment is not None:
+            since = await self.lab.last_event_before(moment)
         return event_stream(
             self.lab,
             machine,
-            _whole(request, "since"),
+            since,
             follow=request.query_params.get("follow", "1") == "1",
             beat=BEAT if beat is None else max(beat, 100) / 1000,
         )
@@ -249,6 +253,18 @@ def _whole(request: Request, key: str) -> int | None:
         return int(value)
     except ValueError:
         raise Refused(f"{key} must be a whole number, not {value!r}") from None
+
+
+def _moment(request: Request, key: str) -> float | None:
+    value = request.query_params.get(key)
+    if value is None:
+        return None
+    try:
+        if math.isfinite(moment := float(value)):
+            return moment
+    except ValueError:
+        pass
+    raise Refused(f"{key} must be seconds since 1970, not {value!r}")
 
 
 def _decoded(text: str) -> bytes:

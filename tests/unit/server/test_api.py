@@ -70,6 +70,8 @@ async def test_events_from_the_past_and_on() -> None:
         _, said = await daemon.client.ask("GET", "/v1/events?since=-1&follow=0&machine=a")
         states = [json.loads(line[6:])["state"] for line in _data(said)]
         assert states == ["queued", "starting", "paused", "running"]
+        _, said = await daemon.client.ask("GET", f"/v1/events?since_time={time.time()}&follow=0")
+        assert _data(said) == []
         with daemon.client.listening("/v1/events?machine=a") as sock:
             assert b"200" in await trio.to_thread.run_sync(sock.recv, 65536)
             await daemon.lab.declare("a", "paused")
@@ -109,6 +111,8 @@ def _data(said: bytes) -> list[str]:
         ("POST", "/v1/machines/a/console?serial=x", None, 404, "no console 'x'"),
         ("GET", "/v1/jobs/nothing", None, 404, "no job"),
         ("GET", "/v1/events?since=now", None, 400, "whole number"),
+        ("GET", "/v1/events?since_time=now", None, 400, "seconds since 1970"),
+        ("GET", "/v1/events?since_time=nan", None, 400, "seconds since 1970"),
     ],
 )
 async def test_what_is_wrong_is_told(
