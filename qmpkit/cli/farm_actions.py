@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpkit.cli.choosing import matching, only_one
+from qmpkit.cli.confirm import confirmed
 from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, find_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, Refusal, exit_of
 from qmpkit.cli.farm_jobs import followed, print_outcome
@@ -103,14 +104,40 @@ def take_down(
     grace: float | None,
     deadline: float | None,
     delete_disks: bool,
+    yes: bool,
     as_json: bool,
 ) -> int:
     """`down`: stop machines of the farm in order and forget them."""
     daemon = find_daemon(which_farm(farm))
+    names = chosen(daemon, names)
+    if delete_disks and not yes:
+        disks = _disks(daemon, names)
+        if not confirmed(*_losses(daemon.farm, disks)):
+            talk.note("nothing was changed")
+            return Exit.FAILED
+        # No others that have come meanwhile.
+        names, delete_disks = list(disks), bool(disks)
     body: dict[str, Any] = {"delete_disks": delete_disks}
     given = {"grace": grace, "deadline": deadline, "names": list(names) or None}
     body |= {key: value for key, value in given.items() if value is not None}
     return _ended(daemon, daemon.post("down", body=body), as_json)
+
+
+def _disks(daemon: Daemon, names: Sequence[str]) -> dict[str, list[str]]:
+    """The files that would be deleted, of each machine that would go."""
+    body = {"names": list(names)} if names else {}
+    found: dict[str, list[str]] = daemon.post("disks", body=body)["machines"]
+    return found
+
+
+def _losses(farm: str, disks: dict[str, list[str]]) -> tuple[str, list[str]]:
+    losses = [f"{name}: {file}" for name, files in disks.items() for file in files]
+    machines, files = _counted(len(disks), "machine"), _counted(len(losses), "disk")
+    return f"stop and forget {machines} of farm {farm!r} and delete {files} for good", losses
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def scale(words: Sequence[str], farm: str | None, *, as_json: bool) -> int:

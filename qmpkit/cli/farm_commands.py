@@ -74,7 +74,11 @@ def down(
         ),
     ] = None,
     delete_disks: Annotated[
-        bool, Parameter(help="Remove the disks too that were made for the machines.")
+        bool,
+        Parameter(help="Remove the disks too that were made for the machines; asks before."),
+    ] = False,
+    yes: Annotated[
+        bool, Parameter(name=("--yes", "-y"), help="Do not ask; needed where nobody can be asked.")
     ] = False,
     json: Json = False,
 ) -> int:
@@ -85,7 +89,13 @@ def down(
     from qmpkit.cli.farm_actions import take_down
 
     return take_down(
-        names, farm, grace=grace, deadline=deadline, delete_disks=delete_disks, as_json=json
+        names,
+        farm,
+        grace=grace,
+        deadline=deadline,
+        delete_disks=delete_disks,
+        yes=yes,
+        as_json=json,
     )
 
 

@@ -97,6 +97,8 @@ def _data(said: bytes) -> list[str]:
         ("POST", "/v1/scale", {"group": "web"}, 400, "lacks count"),
         ("POST", "/v1/scale", {"group": "web", "count": True}, 400, "cannot be true or false"),
         ("POST", "/v1/down", {"names": [1]}, 400, "list of texts"),
+        ("POST", "/v1/disks", {"names": [1]}, 400, "list of texts"),
+        ("POST", "/v1/disks", {"names": ["nobody"]}, 400, "no machine of the farm"),
         ("POST", "/v1/machines/a/stop", {"grace": "1"}, 400, "cannot be a text"),
         ("POST", "/v1/machines/a/exec", {"argv": "ls"}, 400, "cannot be a text"),
         ("POST", "/v1/machines/a/exec", {"argv": []}, 400, "list of texts"),
