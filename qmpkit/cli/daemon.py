@@ -16,6 +16,9 @@ from qmpkit.server.door import doors
 
 __all__ = ["Daemon", "DaemonAbsent", "NoDaemon", "absent", "find_daemon"]
 
+Body = bytes | Iterator[bytes]
+"""An iterator's parts are sent as they come."""
+
 _PATIENCE = 30.0
 """Seconds that a daemon has to begin an answer that is not a stream."""
 
@@ -38,7 +41,7 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
 
-    def answer_to(self, method: str, target: str, body: bytes) -> http.client.HTTPResponse:
+    def answer_to(self, method: str, target: str, body: Body) -> http.client.HTTPResponse:
         """Send a request; the answer's end is the connection's."""
         try:
             try:
@@ -91,7 +94,7 @@ class Daemon:
         self,
         method: str,
         *steps: str,
-        body: bytes = b"",
+        body: Body = b"",
         query: dict[str, str | int] | None = None,
         timeout: float | None = _PATIENCE,
     ) -> bytes:
@@ -106,7 +109,7 @@ class Daemon:
         self,
         method: str,
         *steps: str,
-        body: bytes = b"",
+        body: Body = b"",
         query: dict[str, str | int] | None = None,
         timeout: float | None = _PATIENCE,
     ) -> http.client.HTTPResponse:

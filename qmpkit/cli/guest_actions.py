@@ -1,4 +1,4 @@
-"""What the commands about a farm's guests do: cp, logs, events, screenshot, ssh."""
+"""What the commands about a farm's guests do: logs, events, screenshot, ssh."""
 
 from __future__ import annotations
 
@@ -19,54 +19,10 @@ from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.which_farm import which_farm
 from qmpkit.process.roots import state_root
 
-__all__ = ["copy", "inventory", "show_events", "show_logs", "ssh", "ssh_config"]
+__all__ = ["inventory", "show_events", "show_logs", "ssh", "ssh_config"]
 __all__ += ["take_screenshot"]
 
 _CHUNK = 65536
-_FILE_LIMIT = 64 << 20
-
-
-def copy(source: str, target: str, farm: str | None) -> int:
-    """`cp`: a file into a guest or out of it."""
-    daemon = find_daemon(which_farm(farm))
-    into, out = _guest_path(target), _guest_path(source)
-    if (into is None) == (out is None):
-        raise Refusal("one of the two is NAME:/path in a guest, the other a file here")
-    if into is not None:
-        content = _read(Path(source))
-        machine, path = one_machine(daemon, into[0]), into[1]
-        if path.endswith("/"):
-            path += Path(source).name
-        query: dict[str, str | int] = {"path": path}
-        daemon.raw("PUT", "machines", machine, "files", body=content, query=query, timeout=None)
-    elif out is not None:
-        machine, path = one_machine(daemon, out[0]), out[1]
-        query = {"path": path}
-        content = daemon.raw("GET", "machines", machine, "files", query=query, timeout=None)
-        file = Path(target)
-        if file.is_dir():
-            file /= Path(path).name
-        file.write_bytes(content)
-    talk.note(f"{len(content)} bytes")
-    return Exit.OK
-
-
-def _read(file: Path) -> bytes:
-    try:
-        if file.stat().st_size > _FILE_LIMIT:
-            raise Refusal(f"{file} has more than 64 MiB. Cure: `qmpkit ssh`, or a disk of its own")
-        return file.read_bytes()
-    except OSError as error:
-        raise Refusal(f"{file} cannot be read: {error.strerror}") from error
-
-
-def _guest_path(word: str) -> tuple[str, str] | None:
-    name, colon, path = word.partition(":")
-    if not colon or "/" in name:
-        return None
-    if not path.startswith("/"):
-        raise Refusal(f"{word!r}: a path in a guest begins with /")
-    return name, path
 
 
 def show_logs(

@@ -47,14 +47,26 @@ def exec_(
 
 
 def cp(
-    source: Annotated[str, Parameter(help="A file, or NAME:/path in a guest.")],
-    target: Annotated[str, Parameter(help="A file, or NAME:/path in a guest.")],
+    source: Annotated[
+        str,
+        Parameter(help="A file, NAME:/path in a guest, or - for stdin.", allow_leading_hyphen=True),
+    ],
+    target: Annotated[
+        str,
+        Parameter(
+            help="A file, NAME:/path in a guest, or - for stdout.", allow_leading_hyphen=True
+        ),
+    ],
     /,
     *,
     farm: Farm = None,
 ) -> int:
-    """Copy a file into a guest or out of it, by its agent; up to 64 MiB."""
-    from qmpkit.cli.guest_actions import copy
+    """Copy a file of any length into a guest or out of it, by its agent.
+
+    A file here appears when it is whole; one in the guest may be there in part when the
+    copy breaks off.
+    """
+    from qmpkit.cli.guest_copy import copy
 
     return copy(source, target, farm)
 

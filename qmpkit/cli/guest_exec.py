@@ -79,8 +79,8 @@ def _stdin(machine: str, argv: Sequence[str]) -> bytes:
     if len(stdin) > STDIN_LIMIT:
         raise Refusal(
             f"stdin for {argv[0]!r} in machine {machine!r} has more than {STDIN_LIMIT >> 10} KiB, "
-            "and the guest's agent takes it in one message only. Cure: copy it first: "
-            f"`qmpkit cp FILE {machine}:/tmp/input`, then "
+            "which the guest's agent wants in one message. Cure: copy it before: "
+            f"`… | qmpkit cp - {machine}:/tmp/input`, then "
             f"`qmpkit exec {machine} -- sh -c '{argv[0]} … </tmp/input'`"
         )
     return stdin

@@ -20,8 +20,9 @@ from starlette.types import ASGIApp
 from qmpkit import __version__
 from qmpkit.errors import MachineGone, QmpkitError
 from qmpkit.server.answers import Refused, answer, on_error
-from qmpkit.server.bodies import FILE_LIMIT, Keys, read_body, read_object
+from qmpkit.server.bodies import Keys, read_object
 from qmpkit.server.farming import FarmApi
+from qmpkit.server.files import GuestFile, put_file
 from qmpkit.server.jobs import Jobs
 from qmpkit.server.streams import (
     BEAT,
@@ -173,15 +174,12 @@ class _Api:
 
     async def read_file(self, request: Request) -> Response:
         """A file out of the guest."""
-        content = await self._vm(request).agent.read_file(_path(request), limit=FILE_LIMIT)
-        return Response(content, media_type="application/octet-stream")
+        return GuestFile(self._vm(request).agent, _path(request))  # type: ignore[return-value]
 
     async def write_file(self, request: Request) -> Response:
         """A file into the guest."""
         vm, path = self._vm(request), _path(request)
-        content = await read_body(request, FILE_LIMIT)
-        await vm.agent.write_file(path, content)
-        return answer({"bytes": len(content)})
+        return answer({"bytes": await put_file(vm.agent, path, request)})
 
     # Events and jobs
 
