@@ -6,11 +6,14 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from qmpkit import __version__
 from qmpkit.cli.exits import DaemonSaid, Refusal
+from qmpkit.cli.talk import talk
 from qmpkit.errors import QmpkitError
 from qmpkit.server.door import doors
 
@@ -19,6 +22,7 @@ __all__ = ["Daemon", "DaemonAbsent", "NoDaemon", "absent", "find_daemon"]
 Body = bytes | Iterator[bytes]
 """An iterator's parts are sent as they come."""
 
+_VERSION_HEADER = "qmpkit-version"
 _PATIENCE = 30.0
 """Seconds that a daemon has to begin an answer that is not a stream."""
 
@@ -117,6 +121,7 @@ class Daemon:
         connection = _Connection(self.path, timeout)
         try:
             response = connection.answer_to(method, self.target(*steps, query=query), body)
+            _compare(self.farm, response.headers.get(_VERSION_HEADER))
             if response.status < 400:
                 return response
             with response:
@@ -176,6 +181,19 @@ class Daemon:
 
     def _vanished(self, error: BaseException) -> DaemonAbsent:
         return DaemonAbsent(f"the daemon of farm {self.farm!r} has gone while it answered: {error}")
+
+
+@cache
+def _compare(farm: str, version: str | None) -> None:
+    """Say once that a daemon is another qmpkit's than this command."""
+    if version == __version__:
+        return
+    its = "an earlier qmpkit" if version is None else f"qmpkit {version}"
+    cure = f"`qmpkit serve --farm {farm} --replace --detach`, or restart its service"
+    talk.warn(
+        f"the daemon of farm {farm!r} is {its}, and this command is {__version__}: not all may "
+        f"work. Cure: {cure}; machines live on"
+    )
 
 
 def absent(farm: str) -> NoDaemon:

@@ -87,15 +87,11 @@ def ssh(name: str, words: Sequence[str], farm: str | None, user: str | None) -> 
         cure = 'ports = ["0:22"] in its table, with a network of kind "nat"'
         raise Refusal(f"no way leads to port 22 of machine {name!r}. Cure: {cure}")
     options = reach.options(str(_known_hosts(which)))
-    flags = [word for key, value in options.items() for word in ("-o", f"{key}={_escaped(value)}")]
+    flags = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     try:
-        os.execvp("ssh", ["ssh", *flags, reach.name, *words])
+        os.execvp("ssh", ["ssh", *flags, reach.alias, *words])
     except FileNotFoundError:
         raise Refusal("there is no ssh here. Cure: apt install openssh-client") from None
-
-
-def _escaped(value: str) -> str:
-    return f'"{value}"' if " " in value else value
 
 
 def ssh_config(words: Sequence[str], farm: str | None) -> int:

@@ -32,6 +32,7 @@ from qmpkit.server.streams import (
     log_stream,
     tail_of_file,
 )
+from qmpkit.server.version import versioned
 from qmpkit.server.views import in_counting_order, machine_view, row_view
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.supervisor.kept import Kept
@@ -304,4 +305,5 @@ def make_app(lab: Supervisor, jobs: Jobs, shut_down: Callable[[], None]) -> ASGI
         *farm.routes(),
     ]
     handlers = {HTTPException: _on_http, QmpkitError: on_error, ExceptionGroup: on_error}
-    return Starlette(routes=routes, exception_handlers={**handlers, Exception: on_error})
+    app = Starlette(routes=routes, exception_handlers={**handlers, Exception: on_error})
+    return versioned(app)

@@ -10,6 +10,7 @@ import attrs
 import pytest
 import trio
 
+from qmpkit import __version__
 from qmpkit.spec.farm_data import farm_to_dict
 from qmpkit.testing.fake import Refuse
 from tests.unit.farm.farms import farm
@@ -124,6 +125,15 @@ async def test_what_is_wrong_is_told(
         await daemon.lab.ensure(attrs.evolve(spec("a"), agent=True, serials=1))
         got, said = await daemon.client.ask(method, target, body)
         assert (got, words in said["error"]["message"]) == (status, True), said
+
+
+async def test_every_answer_has_the_version() -> None:
+    async with served() as daemon:
+        for target in (b"/v1", b"/v1/machines/nobody", b"/v1/events?follow=0"):
+            with daemon.client.connected() as sock:
+                sock.sendall(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+                head = (await trio.to_thread.run_sync(sock.recv, 65536)).partition(b"\r\n\r\n")[0]
+                assert f"qmpkit-version: {__version__}".encode() in head.split(b"\r\n")
 
 
 async def test_all_faults_of_a_farm_at_once() -> None:
