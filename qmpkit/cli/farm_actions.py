@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def bring_up(
     daemon = _running(farm_of_file(farm, file))
     body: dict[str, Any] = {"farm": farm_to_dict(declared), "restart": restart}
     body |= {} if grace is None else {"grace": grace}
-    return _ended(daemon, daemon.post("up", body=body), as_json)
+    return _ended(daemon, daemon.post("up", body=body), "bringing up", as_json)
 
 
 def _running(farm: str) -> Daemon:
@@ -50,8 +51,8 @@ def _running(farm: str) -> Daemon:
     return daemon
 
 
-def _ended(daemon: Daemon, job: dict[str, str], as_json: bool) -> int:
-    outcome = followed(daemon, job["job"])
+def _ended(daemon: Daemon, job: dict[str, str], what: str, as_json: bool) -> int:
+    outcome = followed(daemon, job["job"], what)
     if as_json:
         print_json(outcome)
     else:
@@ -120,7 +121,7 @@ def take_down(
     body: dict[str, Any] = {"delete_disks": delete_disks}
     given = {"grace": grace, "deadline": deadline, "names": list(names) or None}
     body |= {key: value for key, value in given.items() if value is not None}
-    return _ended(daemon, daemon.post("down", body=body), as_json)
+    return _ended(daemon, daemon.post("down", body=body), "taking down", as_json)
 
 
 def _disks(daemon: Daemon, names: Sequence[str]) -> dict[str, list[str]]:
@@ -147,7 +148,7 @@ def scale(words: Sequence[str], farm: str | None, *, as_json: bool) -> int:
     worst = Exit.OK
     for group, count in wanted:
         job = daemon.post("scale", body={"group": group, "count": count})
-        worst = max(worst, Exit(_ended(daemon, job, as_json)))
+        worst = max(worst, Exit(_ended(daemon, job, f"scaling {group}", as_json)))
     return worst
 
 
@@ -214,11 +215,11 @@ def one_machine(daemon: Daemon, word: str) -> str:
 
 
 _DONE = {
-    "start": "runs",
-    "stop": "is stopped",
-    "restart": "runs again",
-    "pause": "is paused",
-    "resume": "runs",
+    "start": ("start", "runs"),
+    "stop": ("power down", "is stopped"),
+    "restart": ("restart", "runs again"),
+    "pause": ("stand still", "is paused"),
+    "resume": ("run", "runs"),
 }
 
 
@@ -228,7 +229,7 @@ def act(action: str, words: Sequence[str], farm: str | None, *, grace: float | N
     body = {} if grace is None else {"grace": grace}
     names = chosen(daemon, words)
     jobs = [(name, daemon.post("machines", name, action, body=body)["job"]) for name in names]
-    return _each(daemon, jobs, _DONE[action])
+    return _each(daemon, jobs, *_DONE[action])
 
 
 def remove(words: Sequence[str], farm: str | None, *, force: bool) -> int:
@@ -236,14 +237,16 @@ def remove(words: Sequence[str], farm: str | None, *, force: bool) -> int:
     daemon = find_daemon(which_farm(farm))
     names = chosen(daemon, words)
     jobs = [(name, daemon.delete("machines", name, force=int(force))["job"]) for name in names]
-    return _each(daemon, jobs, "is forgotten")
+    return _each(daemon, jobs, "go", "is forgotten")
 
 
-def _each(daemon: Daemon, jobs: Sequence[tuple[str, str]], done: str) -> int:
+def _each(daemon: Daemon, jobs: Sequence[tuple[str, str]], do: str, done: str) -> int:
     worst = Exit.OK
     for place, (name, job) in enumerate(jobs):
+        others = len(jobs) - place - 1
+        what = f"waiting for {name} to {do}" + (f" ({others} more after it)" if others else "")
         try:
-            followed(daemon, job, quiet=True)
+            followed(daemon, job, what, quiet=True)
             talk.say(f"{name} {done}")
         except DaemonSaid as error:
             talk.error(str(error))
@@ -265,7 +268,7 @@ def inspect(words: Sequence[str], farm: str | None) -> int:
 def wait_for(words: Sequence[str], farm: str | None, *, state: str, timeout: float | None) -> int:
     """`wait`: until all machines are as asked for; exit status 1 when that takes too long."""
     daemon = find_daemon(which_farm(farm))
-    names = chosen(daemon, words)
+    names = _declared(daemon, words) if state == "gone" else chosen(daemon, words)
     until = None if timeout is None else time.monotonic() + timeout
     events = daemon.events("events", beat=_beat(timeout))  # before the look: nothing is missed
     waiting = _not_yet(daemon, names, state)
@@ -278,6 +281,12 @@ def wait_for(words: Sequence[str], farm: str | None, *, state: str, timeout: flo
     if waiting:
         talk.error(f"not {state} after {timeout:g} s: {', '.join(waiting)}")
     return Exit.FAILED if waiting else Exit.OK
+
+
+def _declared(daemon: Daemon, words: Sequence[str]) -> list[str]:
+    """Those that are declared; a word that means none of them is waited for no more."""
+    known = [machine["name"] for machine in daemon.get("machines")["machines"]]
+    return [name for name in known if any(fnmatch.fnmatchcase(name, word) for word in words)]
 
 
 def _rests(machine: dict[str, Any]) -> bool:
@@ -294,7 +303,7 @@ def _beat(timeout: float | None) -> int:
 def _not_yet(daemon: Daemon, names: Sequence[str], state: str) -> list[str]:
     seen = {machine["name"]: machine for machine in daemon.get("machines")["machines"]}
     waiting = [name for name in names if not _is(seen.get(name), state)]
-    for name in waiting:
+    for name in () if state == "gone" else waiting:
         machine = seen.get(name)
         if machine is None or (state != "stopped" and _rests(machine)):
             why = "is forgotten" if machine is None else f"{machine['state']}: {machine['cause']}"
@@ -303,6 +312,8 @@ def _not_yet(daemon: Daemon, names: Sequence[str], state: str) -> list[str]:
 
 
 def _is(machine: dict[str, Any] | None, state: str) -> bool:
+    if state == "gone":
+        return machine is None
     if machine is None or state == "stopped":
         return machine is None or _rests(machine)
     return state in (machine["state"], machine["health"])

@@ -182,14 +182,14 @@ def wait(
     /,
     *,
     until: Annotated[
-        Literal["running", "healthy", "paused", "stopped"], Parameter(name="--for")
+        Literal["running", "healthy", "paused", "stopped", "gone"], Parameter(name="--for")
     ] = "running",
     timeout: Annotated[
         float | None, Parameter(help="Seconds; then the exit status is 1. Default: no limit.")
     ] = None,
     farm: Farm = None,
 ) -> int:
-    """Wait until machines are running, healthy, paused or stopped."""
+    """Wait until machines are running, healthy, paused, stopped, or gone: declared no longer."""
     from qmpkit.cli.farm_actions import wait_for
 
     return wait_for(names, farm, state=until, timeout=timeout)

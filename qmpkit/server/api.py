@@ -187,7 +187,6 @@ class _Api:
     async def events(self, request: Request) -> Response:
         """What happens, from now on, since a number, or since a time."""
         machine = request.query_params.get("machine")
-        beat = _whole(request, "beat")  # milliseconds
         since, moment = _whole(request, "since"), _moment(request, "since_time")
         if moment is not None:
             since = await self.lab.last_event_before(moment)
@@ -196,7 +195,7 @@ class _Api:
             machine,
             since,
             follow=request.query_params.get("follow", "1") == "1",
-            beat=BEAT if beat is None else max(beat, 100) / 1000,
+            beat=_beat(request),
         )
 
     async def all_jobs(self, request: Request) -> Response:
@@ -209,7 +208,7 @@ class _Api:
 
     async def job_events(self, request: Request) -> Response:
         """Its steps as they come."""
-        return job_stream(self.jobs[request.path_params["job"]])
+        return job_stream(self.jobs[request.path_params["job"]], _beat(request))
 
     async def cancel_job(self, request: Request) -> Response:
         """Give it up; what was declared stays so."""
@@ -252,6 +251,12 @@ def _whole(request: Request, key: str) -> int | None:
         return int(value)
     except ValueError:
         raise Refused(f"{key} must be a whole number, not {value!r}") from None
+
+
+def _beat(request: Request) -> float:
+    """The seconds of silence that a client wants at most; it gives milliseconds."""
+    beat = _whole(request, "beat")
+    return BEAT if beat is None else max(beat, 100) / 1000
 
 
 def _moment(request: Request, key: str) -> float | None:

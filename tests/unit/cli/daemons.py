@@ -13,6 +13,7 @@ from typing import Any
 from qmpkit import __version__
 
 Answers = dict[str, Any]
+"""What is said to "METHOD /path": text as it is, else as JSON; a function gives it each time."""
 
 
 class Scripted:
@@ -42,10 +43,17 @@ class Scripted:
         asked = f"{first[0]} {first[1].partition('?')[0].removeprefix('/v1')}"
         self.asked.append((asked, json.loads(body) if body else None))
         found = self._answers[asked]
+        found = found() if callable(found) else found
         said = found if isinstance(found, str) else json.dumps(found)
         version = "" if self._version is None else f"qmpkit-version: {self._version}\r\n"
         head = f"HTTP/1.1 200 OK\r\nconnection: close\r\n{version}\r\n"
         return (head + said).encode()
+
+
+def events(*states: tuple[str, str]) -> str:
+    """What has happened to machines: each one's name and state."""
+    told = [json.dumps({"machine": name, "state": state}) for name, state in states]
+    return ": listening\n\n" + "".join(f"event: happening\ndata: {it}\n\n" for it in told)
 
 
 def job(**result: Any) -> str:

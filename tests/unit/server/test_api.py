@@ -181,6 +181,10 @@ async def test_a_job_is_cancelled() -> None:
         await daemon.lab.ensure(spec("b"), requires=["a"], wait=False)
         started = await daemon.client.ask("POST", "/v1/machines/b/start")
         ident = started[1]["job"]
+        with daemon.client.listening(f"/v1/jobs/{ident}/events?beat=100") as sock:
+            said = b""
+            while b": still here" not in said:  # whoever watches learns that it goes on
+                said += await trio.to_thread.run_sync(sock.recv, 65536)
         status, _ = await daemon.client.ask("DELETE", f"/v1/jobs/{ident}")
         assert status == 202
         _, said = await daemon.client.ask("GET", f"/v1/jobs/{ident}/events")
