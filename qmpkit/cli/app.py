@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from qmpkit import __version__
-from qmpkit.cli import commands, farm_commands, image_commands, serve_commands
+from qmpkit.cli import commands, farm_commands, guest_commands, image_commands, serve_commands
 from qmpkit.cli.exits import EXIT_TABLE, Exit, Refusal, exit_of
+from qmpkit.cli.farm_words import GROUP
 from qmpkit.cli.safe import one_line
 from qmpkit.cli.talk import route_log, talk
 from qmpkit.errors import Fault, LaunchFailed, SpecInvalid
@@ -73,7 +74,7 @@ def _add(to: App, commands: Iterable[Callable[..., Any] | App], group: Group | N
 
 _add(image, image_commands.ALL)
 _add(app, [*commands.ALL, image, completion])
-_add(app, [*farm_commands.ALL, *serve_commands.ALL], farm_commands.GROUP)
+_add(app, [*farm_commands.ALL, *guest_commands.ALL, *serve_commands.ALL], GROUP)
 
 app.meta.suppress_keyboard_interrupt = False  # not handed down; ours says something
 

@@ -6,22 +6,33 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from qmpkit import __version__
 from qmpkit.cli.exits import DaemonSaid, Refusal
+from qmpkit.cli.talk import talk
 from qmpkit.errors import QmpkitError
 from qmpkit.server.door import doors
 
-__all__ = ["Daemon", "DaemonAbsent", "absent", "find_daemon"]
+__all__ = ["Daemon", "DaemonAbsent", "NoDaemon", "absent", "find_daemon"]
 
+Body = bytes | Iterator[bytes]
+"""An iterator's parts are sent as they come."""
+
+_VERSION_HEADER = "qmpkit-version"
 _PATIENCE = 30.0
 """Seconds that a daemon has to begin an answer that is not a stream."""
 
 
 class DaemonAbsent(QmpkitError):
     """No daemon of the farm answers."""
+
+
+class NoDaemon(DaemonAbsent):
+    """None runs: nobody listens where it would."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -34,7 +45,7 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
 
-    def answer_to(self, method: str, target: str, body: bytes) -> http.client.HTTPResponse:
+    def answer_to(self, method: str, target: str, body: Body) -> http.client.HTTPResponse:
         """Send a request; the answer's end is the connection's."""
         try:
             try:
@@ -56,8 +67,8 @@ class _Connection(http.client.HTTPConnection):
 class Daemon:
     """The daemon that listens at *path*; each request has a connection of its own.
 
-    Everything raises DaemonAbsent when nobody answers and DaemonSaid for the daemon's
-    errors.  Blocking.
+    Everything raises DaemonAbsent when nobody answers (NoDaemon when none runs) and
+    DaemonSaid for the daemon's errors.  Blocking.
     """
 
     def __init__(self, farm: str, path: Path) -> None:
@@ -87,7 +98,7 @@ class Daemon:
         self,
         method: str,
         *steps: str,
-        body: bytes = b"",
+        body: Body = b"",
         query: dict[str, str | int] | None = None,
         timeout: float | None = _PATIENCE,
     ) -> bytes:
@@ -102,7 +113,7 @@ class Daemon:
         self,
         method: str,
         *steps: str,
-        body: bytes = b"",
+        body: Body = b"",
         query: dict[str, str | int] | None = None,
         timeout: float | None = _PATIENCE,
     ) -> http.client.HTTPResponse:
@@ -110,6 +121,7 @@ class Daemon:
         connection = _Connection(self.path, timeout)
         try:
             response = connection.answer_to(method, self.target(*steps, query=query), body)
+            _compare(self.farm, response.headers.get(_VERSION_HEADER))
             if response.status < 400:
                 return response
             with response:
@@ -171,14 +183,27 @@ class Daemon:
         return DaemonAbsent(f"the daemon of farm {self.farm!r} has gone while it answered: {error}")
 
 
-def absent(farm: str) -> DaemonAbsent:
+@cache
+def _compare(farm: str, version: str | None) -> None:
+    """Say once that a daemon is another qmpkit's than this command."""
+    if version == __version__:
+        return
+    its = "an earlier qmpkit" if version is None else f"qmpkit {version}"
+    cure = f"`qmpkit serve --farm {farm} --replace --detach`, or restart its service"
+    talk.warn(
+        f"the daemon of farm {farm!r} is {its}, and this command is {__version__}: not all may "
+        f"work. Cure: {cure}; machines live on"
+    )
+
+
+def absent(farm: str) -> NoDaemon:
     """Nobody listens."""
     cure = f"`qmpkit serve --farm {farm} --detach`, or `qmpkit up FILE`, starts one"
-    return DaemonAbsent(f"no daemon runs for farm {farm!r}. Cure: {cure}")
+    return NoDaemon(f"no daemon runs for farm {farm!r}. Cure: {cure}")
 
 
 def find_daemon(farm: str) -> Daemon:
-    """The daemon of *farm*; raises DaemonAbsent when there is no socket of one."""
+    """The daemon of *farm*; raises NoDaemon when there is no socket of one."""
     for path in doors(farm):
         try:
             if path.is_socket():

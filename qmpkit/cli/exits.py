@@ -7,7 +7,7 @@ from typing import Any
 
 from qmpkit.errors import HostLacks, ImageFailed, ImageInUse, QmpkitError, SpecInvalid
 
-__all__ = ["EXIT_TABLE", "DaemonSaid", "Exit", "Refusal", "exit_of"]
+__all__ = ["EXIT_TABLE", "OF_A_NAMED_FILE", "DaemonSaid", "Exit", "Refusal", "exit_of"]
 
 
 class Exit(IntEnum):
@@ -35,7 +35,7 @@ Exit status:
 
 
 # Why a file that was named cannot be read or made.
-_OF_A_NAMED_FILE = (
+OF_A_NAMED_FILE = (
     FileExistsError,
     FileNotFoundError,
     IsADirectoryError,
@@ -71,7 +71,7 @@ def exit_of(error: BaseException) -> Exit | None:
             return Exit.INTERRUPTED
         case SpecInvalid() | ImageInUse() | Refusal():
             return Exit.MISTAKE
-        case ImageFailed(__cause__=OSError() as cause) if isinstance(cause, _OF_A_NAMED_FILE):
+        case ImageFailed(__cause__=OSError() as cause) if isinstance(cause, OF_A_NAMED_FILE):
             return Exit.MISTAKE
         case HostLacks():
             return Exit.HOST

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qmpkit.cli.daemon import Daemon, DaemonAbsent, find_daemon
+from qmpkit.cli.choosing import matching, only_one
+from qmpkit.cli.confirm import confirmed
+from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, find_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, Refusal, exit_of
 from qmpkit.cli.farm_jobs import followed, print_outcome
 from qmpkit.cli.tables import print_table
@@ -16,10 +18,9 @@ from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.which_farm import farm_of_file, which_farm
 from qmpkit.process.roots import state_root
 from qmpkit.spec.sizes import format_size
-from qmpkit.spec.suggest import suggestion
 
-__all__ = ["act", "bring_up", "chosen", "inspect", "plan", "ps", "remove", "scale", "take_down"]
-__all__ += ["wait_for"]
+__all__ = ["act", "bring_up", "chosen", "inspect", "one_machine", "plan", "ps", "remove", "scale"]
+__all__ += ["take_down", "wait_for"]
 
 
 def bring_up(
@@ -33,7 +34,7 @@ def bring_up(
     daemon = _running(farm_of_file(farm, file))
     body: dict[str, Any] = {"farm": farm_to_dict(declared), "restart": restart}
     body |= {} if grace is None else {"grace": grace}
-    return _ended(daemon, daemon.post("up", body=body), as_json)
+    return _ended(daemon, daemon.post("up", body=body), "bringing up", as_json)
 
 
 def _running(farm: str) -> Daemon:
@@ -43,15 +44,15 @@ def _running(farm: str) -> Daemon:
     try:
         daemon = find_daemon(farm)
         daemon.get()
-    except DaemonAbsent:
+    except NoDaemon:
         talk.note(f"no daemon runs for farm {farm!r}: one is started")
         detach(farm)
         daemon = find_daemon(farm)
     return daemon
 
 
-def _ended(daemon: Daemon, job: dict[str, str], as_json: bool) -> int:
-    outcome = followed(daemon, job["job"])
+def _ended(daemon: Daemon, job: dict[str, str], what: str, as_json: bool) -> int:
+    outcome = followed(daemon, job["job"], what)
     if as_json:
         print_json(outcome)
     else:
@@ -78,7 +79,7 @@ def plan(file: Path, farm: str | None, *, as_json: bool) -> int:
     name = farm_of_file(farm, file)
     try:
         found = find_daemon(name).post("plan", body={"farm": farm_to_dict(declared)})
-    except DaemonAbsent:
+    except NoDaemon:
         if (state_root() / name / "machines").exists():
             raise
         steps = [{"step": "Add", "name": machine.name} for machine in declared.machines]
@@ -104,14 +105,40 @@ def take_down(
     grace: float | None,
     deadline: float | None,
     delete_disks: bool,
+    yes: bool,
     as_json: bool,
 ) -> int:
     """`down`: stop machines of the farm in order and forget them."""
     daemon = find_daemon(which_farm(farm))
+    names = chosen(daemon, names)
+    if delete_disks and not yes:
+        disks = _disks(daemon, names)
+        if not confirmed(*_losses(daemon.farm, disks)):
+            talk.note("nothing was changed")
+            return Exit.FAILED
+        # No others that have come meanwhile.
+        names, delete_disks = list(disks), bool(disks)
     body: dict[str, Any] = {"delete_disks": delete_disks}
     given = {"grace": grace, "deadline": deadline, "names": list(names) or None}
     body |= {key: value for key, value in given.items() if value is not None}
-    return _ended(daemon, daemon.post("down", body=body), as_json)
+    return _ended(daemon, daemon.post("down", body=body), "taking down", as_json)
+
+
+def _disks(daemon: Daemon, names: Sequence[str]) -> dict[str, list[str]]:
+    """The files that would be deleted, of each machine that would go."""
+    body = {"names": list(names)} if names else {}
+    found: dict[str, list[str]] = daemon.post("disks", body=body)["machines"]
+    return found
+
+
+def _losses(farm: str, disks: dict[str, list[str]]) -> tuple[str, list[str]]:
+    losses = [f"{name}: {file}" for name, files in disks.items() for file in files]
+    machines, files = _counted(len(disks), "machine"), _counted(len(losses), "disk")
+    return f"stop and forget {machines} of farm {farm!r} and delete {files} for good", losses
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def scale(words: Sequence[str], farm: str | None, *, as_json: bool) -> int:
@@ -121,7 +148,7 @@ def scale(words: Sequence[str], farm: str | None, *, as_json: bool) -> int:
     worst = Exit.OK
     for group, count in wanted:
         job = daemon.post("scale", body={"group": group, "count": count})
-        worst = max(worst, Exit(_ended(daemon, job, as_json)))
+        worst = max(worst, Exit(_ended(daemon, job, f"scaling {group}", as_json)))
     return worst
 
 
@@ -134,13 +161,24 @@ def _scaled(word: str) -> tuple[str, int]:
 
 def ps(farm: str | None, *, as_json: bool) -> int:
     """`ps`: the machines, one line each."""
-    machines = find_daemon(which_farm(farm)).get("machines")["machines"]
+    machines = _machines(which_farm(farm))
     if as_json:
         print_json(machines)
         return Exit.OK
     headings = ("NAME", "STATE", "HEALTH", "DECLARED", "FOR", "PID", "MEMORY", "CPUS", "WHY")
     print_table(headings, map(_row, machines), prose=True)
     return Exit.OK
+
+
+def _machines(farm: str) -> list[dict[str, Any]]:
+    """As the daemon sees them, else as they are on record."""
+    try:
+        machines: list[dict[str, Any]] = find_daemon(farm).get("machines")["machines"]
+    except NoDaemon:
+        from qmpkit.cli.offline import rows_on_record
+
+        return rows_on_record(farm)
+    return machines
 
 
 def _row(machine: dict[str, Any]) -> tuple[str, ...]:
@@ -165,28 +203,23 @@ def _ago(seconds: float) -> str:
 
 
 def chosen(daemon: Daemon, words: Iterable[str]) -> list[str]:
-    """The machines that names and patterns ("web*") mean, in the farm's order.
-
-    Raises Refusal for a word that means none.
-    """
+    """The machines that names and patterns mean; raises Refusal for a word that means none."""
     known = [machine["name"] for machine in daemon.get("machines")["machines"]]
-    found: dict[str, None] = {}
-    for word in words:
-        matches = [name for name in known if fnmatch.fnmatchcase(name, word)]
-        if not matches:
-            hint = suggestion(word, known)
-            cure = f" ({hint})" if hint else f" (there are: {', '.join(known) or 'none'})"
-            raise Refusal(f"no machine of farm {daemon.farm!r} is called {word!r}{cure}")
-        found |= dict.fromkeys(matches)
-    return list(found)
+    return matching(words, known, daemon.farm)
+
+
+def one_machine(daemon: Daemon, word: str) -> str:
+    """The one machine that *word* means."""
+    known = [machine["name"] for machine in daemon.get("machines")["machines"]]
+    return only_one(word, known, daemon.farm)
 
 
 _DONE = {
-    "start": "runs",
-    "stop": "is stopped",
-    "restart": "runs again",
-    "pause": "is paused",
-    "resume": "runs",
+    "start": ("start", "runs"),
+    "stop": ("power down", "is stopped"),
+    "restart": ("restart", "runs again"),
+    "pause": ("stand still", "is paused"),
+    "resume": ("run", "runs"),
 }
 
 
@@ -196,7 +229,7 @@ def act(action: str, words: Sequence[str], farm: str | None, *, grace: float | N
     body = {} if grace is None else {"grace": grace}
     names = chosen(daemon, words)
     jobs = [(name, daemon.post("machines", name, action, body=body)["job"]) for name in names]
-    return _each(daemon, jobs, _DONE[action])
+    return _each(daemon, jobs, *_DONE[action])
 
 
 def remove(words: Sequence[str], farm: str | None, *, force: bool) -> int:
@@ -204,14 +237,16 @@ def remove(words: Sequence[str], farm: str | None, *, force: bool) -> int:
     daemon = find_daemon(which_farm(farm))
     names = chosen(daemon, words)
     jobs = [(name, daemon.delete("machines", name, force=int(force))["job"]) for name in names]
-    return _each(daemon, jobs, "is forgotten")
+    return _each(daemon, jobs, "go", "is forgotten")
 
 
-def _each(daemon: Daemon, jobs: Sequence[tuple[str, str]], done: str) -> int:
+def _each(daemon: Daemon, jobs: Sequence[tuple[str, str]], do: str, done: str) -> int:
     worst = Exit.OK
     for place, (name, job) in enumerate(jobs):
+        others = len(jobs) - place - 1
+        what = f"waiting for {name} to {do}" + (f" ({others} more after it)" if others else "")
         try:
-            followed(daemon, job, quiet=True)
+            followed(daemon, job, what, quiet=True)
             talk.say(f"{name} {done}")
         except DaemonSaid as error:
             talk.error(str(error))
@@ -233,7 +268,7 @@ def inspect(words: Sequence[str], farm: str | None) -> int:
 def wait_for(words: Sequence[str], farm: str | None, *, state: str, timeout: float | None) -> int:
     """`wait`: until all machines are as asked for; exit status 1 when that takes too long."""
     daemon = find_daemon(which_farm(farm))
-    names = chosen(daemon, words)
+    names = _declared(daemon, words) if state == "gone" else chosen(daemon, words)
     until = None if timeout is None else time.monotonic() + timeout
     events = daemon.events("events", beat=_beat(timeout))  # before the look: nothing is missed
     waiting = _not_yet(daemon, names, state)
@@ -246,6 +281,12 @@ def wait_for(words: Sequence[str], farm: str | None, *, state: str, timeout: flo
     if waiting:
         talk.error(f"not {state} after {timeout:g} s: {', '.join(waiting)}")
     return Exit.FAILED if waiting else Exit.OK
+
+
+def _declared(daemon: Daemon, words: Sequence[str]) -> list[str]:
+    """Those that are declared; a word that means none of them is waited for no more."""
+    known = [machine["name"] for machine in daemon.get("machines")["machines"]]
+    return [name for name in known if any(fnmatch.fnmatchcase(name, word) for word in words)]
 
 
 def _rests(machine: dict[str, Any]) -> bool:
@@ -262,7 +303,7 @@ def _beat(timeout: float | None) -> int:
 def _not_yet(daemon: Daemon, names: Sequence[str], state: str) -> list[str]:
     seen = {machine["name"]: machine for machine in daemon.get("machines")["machines"]}
     waiting = [name for name in names if not _is(seen.get(name), state)]
-    for name in waiting:
+    for name in () if state == "gone" else waiting:
         machine = seen.get(name)
         if machine is None or (state != "stopped" and _rests(machine)):
             why = "is forgotten" if machine is None else f"{machine['state']}: {machine['cause']}"
@@ -271,6 +312,8 @@ def _not_yet(daemon: Daemon, names: Sequence[str], state: str) -> list[str]:
 
 
 def _is(machine: dict[str, Any] | None, state: str) -> bool:
+    if state == "gone":
+        return machine is None
     if machine is None or state == "stopped":
         return machine is None or _rests(machine)
     return state in (machine["state"], machine["health"])

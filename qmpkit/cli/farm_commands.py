@@ -1,4 +1,4 @@
-"""The commands about a farm and its machines, as the shell sees them."""
+"""The commands about a farm and what its machines are to do, as the shell sees them."""
 
 from __future__ import annotations
 
@@ -6,49 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Group, Parameter, validators
+from cyclopts import Parameter, validators
 
-__all__ = ["ALL", "GROUP", "Farm"]
+from qmpkit.cli.farm_words import Farm, Json, Names, farm_names
 
-GROUP = Group("Farms", sort_key=1)
+__all__ = ["ALL"]
 
-
-def _machine_names(_: object) -> list[str]:
-    from qmpkit.cli.naming import machine_names
-
-    return machine_names()
-
-
-def _farm_names(_: object) -> list[str]:
-    from qmpkit.process.roots import known_supervisors
-
-    return known_supervisors()
-
-
-Farm = Annotated[
-    str | None,
-    Parameter(
-        name="--farm",
-        help="The farm. Default: $QMPKIT_FARM, else the only one there is.",
-        completer=_farm_names,
-    ),
-]
 FileFarm = Annotated[
     str | None,
     Parameter(
         name="--farm",
         help="The farm's name. Default: $QMPKIT_FARM, else the file's name, or for a farm.toml "
         "that of its directory.",
-        completer=_farm_names,
+        completer=farm_names,
     ),
 ]
-Name = Annotated[str, Parameter(help="A machine.", completer=_machine_names)]
-Names = Annotated[
-    tuple[str, ...],
-    Parameter(help="Machines; web* means all that begin so.", completer=_machine_names),
-]
 File = Annotated[Path, Parameter(help="The file that describes the farm: farm.toml")]
-Json = Annotated[bool, Parameter(help="As JSON.")]
 Grace = Annotated[
     float | None,
     Parameter(
@@ -101,7 +74,11 @@ def down(
         ),
     ] = None,
     delete_disks: Annotated[
-        bool, Parameter(help="Remove the disks too that were made for the machines.")
+        bool,
+        Parameter(help="Remove the disks too that were made for the machines; asks before."),
+    ] = False,
+    yes: Annotated[
+        bool, Parameter(name=("--yes", "-y"), help="Do not ask; needed where nobody can be asked.")
     ] = False,
     json: Json = False,
 ) -> int:
@@ -112,7 +89,13 @@ def down(
     from qmpkit.cli.farm_actions import take_down
 
     return take_down(
-        names, farm, grace=grace, deadline=deadline, delete_disks=delete_disks, as_json=json
+        names,
+        farm,
+        grace=grace,
+        deadline=deadline,
+        delete_disks=delete_disks,
+        yes=yes,
+        as_json=json,
     )
 
 
@@ -199,159 +182,18 @@ def wait(
     /,
     *,
     until: Annotated[
-        Literal["running", "healthy", "paused", "stopped"], Parameter(name="--for")
+        Literal["running", "healthy", "paused", "stopped", "gone"], Parameter(name="--for")
     ] = "running",
     timeout: Annotated[
         float | None, Parameter(help="Seconds; then the exit status is 1. Default: no limit.")
     ] = None,
     farm: Farm = None,
 ) -> int:
-    """Wait until machines are running, healthy, paused or stopped."""
+    """Wait until machines are running, healthy, paused, stopped, or gone: declared no longer."""
     from qmpkit.cli.farm_actions import wait_for
 
     return wait_for(names, farm, state=until, timeout=timeout)
 
-
-async def console(
-    name: Name,
-    /,
-    *,
-    serial: Annotated[str | None, Parameter(help="Which console. Default: the first.")] = None,
-    farm: Farm = None,
-) -> int:
-    """Use a machine's serial console; Ctrl-] leaves it."""
-    from qmpkit.cli.farm_console import use_console
-
-    return await use_console(name, serial, farm)
-
-
-def exec_(
-    name: Name,
-    words: Annotated[
-        tuple[str, ...], Parameter(help="The program and its words.", allow_leading_hyphen=True)
-    ],
-    /,
-    *,
-    farm: Farm = None,
-) -> int:
-    """Run a program in a guest, by its agent: no shell, no network.
-
-    Its output and exit status become ours; what is piped in is its stdin.
-
-      qmpkit exec web1 -- uname -r
-    """
-    from qmpkit.cli.guest_actions import execute
-
-    return execute(name, words, farm)
-
-
-def cp(
-    source: Annotated[str, Parameter(help="A file, or NAME:/path in a guest.")],
-    target: Annotated[str, Parameter(help="A file, or NAME:/path in a guest.")],
-    /,
-    *,
-    farm: Farm = None,
-) -> int:
-    """Copy a file into a guest or out of it, by its agent; up to 64 MiB."""
-    from qmpkit.cli.guest_actions import copy
-
-    return copy(source, target, farm)
-
-
-def logs(
-    name: Name,
-    /,
-    *,
-    log: Annotated[
-        str | None, Parameter(help="serial0, … or stderr (QEMU's). Default: the first console.")
-    ] = None,
-    tail: Annotated[int | None, Parameter(help="Only the last lines.")] = None,
-    follow: Annotated[bool, Parameter(name=("--follow", "-f"), help="And what comes.")] = False,
-    farm: Farm = None,
-) -> int:
-    """Print what a machine's console said."""
-    from qmpkit.cli.guest_actions import show_logs
-
-    return show_logs(name, farm, log=log, tail=tail, follow=follow)
-
-
-def events(
-    *,
-    machine: Annotated[
-        str | None, Parameter(help="Only of this machine.", completer=_machine_names)
-    ] = None,
-    since: Annotated[int | None, Parameter(help="Only after this number.")] = None,
-    follow: Annotated[bool, Parameter(name=("--follow", "-f"), help="And what comes.")] = False,
-    json: Annotated[bool, Parameter(help="A JSON object a line.")] = False,
-    farm: Farm = None,
-) -> int:
-    """Print what has happened to the machines, also before the daemon's last restart.
-
-    With --follow what happens from now on; with --since too, first what has since then.
-    """
-    from qmpkit.cli.guest_actions import show_events
-
-    return show_events(farm, machine=machine, since=since, follow=follow, as_json=json)
-
-
-def screenshot(
-    name: Name,
-    /,
-    *,
-    output: Annotated[
-        Path | None, Parameter(name=("--output", "-o"), help="Default: NAME.png")
-    ] = None,
-    farm: Farm = None,
-) -> int:
-    """Save a guest's screen as PNG."""
-    from qmpkit.cli.guest_actions import take_screenshot
-
-    return take_screenshot(name, farm, output)
-
-
-def ssh(
-    name: Name,
-    words: Annotated[
-        tuple[str, ...],
-        Parameter(help="What ssh gets: a command, options.", allow_leading_hyphen=True),
-    ] = (),
-    /,
-    *,
-    user: Annotated[
-        str | None, Parameter(help="Default: the first that its cloud-init makes.")
-    ] = None,
-    farm: Farm = None,
-) -> int:
-    """Log in to a machine by the system's ssh, through the port that leads to its 22.
-
-    qmpkit ssh web1 -- uname -a
-    """
-    from qmpkit.cli.guest_actions import ssh as become_ssh
-
-    return become_ssh(name, words, farm, user)
-
-
-def ssh_config(names: Names = (), /, *, farm: Farm = None) -> int:
-    """Print a fragment for ~/.ssh/config, so that `ssh web1` works."""
-    from qmpkit.cli.guest_actions import ssh_config as show
-
-    return show(names, farm)
-
-
-def inventory(
-    *,
-    host: Annotated[str | None, Parameter(help="The variables of one machine.")] = None,
-    list_: Annotated[bool, Parameter(name="--list", help="All; what is done anyway.")] = False,
-    farm: Farm = None,
-) -> int:
-    """Print an Ansible inventory, as its inventory scripts do: a group for each table."""
-    from qmpkit.cli.guest_actions import inventory as show
-
-    return show(farm, host)
-
-
-exec_.__name__ = "exec"
-ssh_config.__name__ = "ssh-config"
 
 ALL: tuple[Callable[..., Any], ...] = (
     up,
@@ -367,13 +209,4 @@ ALL: tuple[Callable[..., Any], ...] = (
     wait,
     inspect,
     rm,
-    console,
-    exec_,
-    cp,
-    ssh,
-    ssh_config,
-    inventory,
-    logs,
-    events,
-    screenshot,
 )

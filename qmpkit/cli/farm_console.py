@@ -1,16 +1,20 @@
-"""`qmpkit console`: the terminal on a machine's console, through the farm's daemon."""
+"""`qmpkit console`: the terminal on a machine's console, by the farm's daemon.
+
+When none runs, by the machine's own socket.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import AsyncExitStack
 
 import h11
 import trio
 
-from qmpkit.cli.daemon import Daemon, absent, find_daemon
-from qmpkit.cli.exits import DaemonSaid, Exit, Refusal
-from qmpkit.cli.farm_actions import chosen
+from qmpkit.cli.daemon import Daemon, NoDaemon, absent, find_daemon
+from qmpkit.cli.exits import DaemonSaid, Exit
+from qmpkit.cli.farm_actions import one_machine
 from qmpkit.cli.talk import talk
 from qmpkit.cli.terminal import tidy
 from qmpkit.cli.which_farm import which_farm
@@ -24,15 +28,24 @@ _READ_SIZE = 65536
 
 async def use_console(name: str, serial: str | None, farm: str | None) -> int:
     """Attach until Ctrl-] is typed, or the machine ends, which is exit status 1."""
-    daemon = await trio.to_thread.run_sync(lambda: find_daemon(which_farm(farm)))
-    machines = await trio.to_thread.run_sync(chosen, daemon, [name])
-    if len(machines) > 1:
-        raise Refusal(f"{name!r} means several machines: {', '.join(machines)}")
-    machine = machines[0]
+    async with AsyncExitStack() as stack:
+        try:
+            daemon = await trio.to_thread.run_sync(lambda: find_daemon(which_farm(farm)))
+            machine = await trio.to_thread.run_sync(one_machine, daemon, name)
+            stream: trio.abc.Stream = await _opened(daemon, machine, serial)
+            owner = ", or its daemon has"
+        except NoDaemon:
+            from qmpkit.cli.offline_console import own_console
+
+            machine, stream = await own_console(stack, which_farm(farm), name, serial)
+            owner = ""
+        return await _use(stream, machine, serial or "serial0", owner)
+
+
+async def _use(stream: trio.abc.Stream, machine: str, serial: str, owner: str) -> int:
     talk.note(f"{machine}: Ctrl-] leaves the console")
     async with trio.open_nursery() as nursery:
-        stream = await _opened(daemon, machine, serial)
-        console = Console(stream, name=machine, channel=serial or "serial0")
+        console = Console(stream, name=machine, channel=serial)
         nursery.start_soon(console.run)
         talk.raw_terminal(sys.stdin.isatty())
         try:
@@ -42,7 +55,7 @@ async def use_console(name: str, serial: str | None, farm: str | None) -> int:
             nursery.cancel_scope.cancel()
     tidy(console.output_bytes[-1:])
     if end is AttachEnd.MACHINE:
-        talk.error(f"machine {machine!r} has ended, or its daemon has")
+        talk.error(f"machine {machine!r} has ended{owner}")
         return Exit.FAILED
     return Exit.OK
 

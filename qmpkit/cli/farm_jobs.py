@@ -7,8 +7,11 @@ from typing import Any
 from qmpkit.cli.daemon import Daemon, DaemonAbsent
 from qmpkit.cli.exits import DaemonSaid
 from qmpkit.cli.talk import talk
+from qmpkit.cli.waiting import Waiting
 
 __all__ = ["followed", "print_outcome"]
+
+_BEAT = 1000  # milliseconds after which the daemon says at least that it lives
 
 _WORDS = {
     "added": "is up",
@@ -23,19 +26,23 @@ _WORDS = {
 }
 
 
-def followed(daemon: Daemon, job: str, *, quiet: bool = False) -> dict[str, Any]:
-    """The result of a job, its steps told as they come.
+def followed(daemon: Daemon, job: str, what: str, *, quiet: bool = False) -> dict[str, Any]:
+    """The result of a job, its steps told as they come, and *what* is waited for meanwhile.
 
     Ctrl-C gives it up: what was declared until then stays declared.
     Raises DaemonSaid with what it failed of.
     """
     try:
-        for name, data in daemon.events("jobs", job, "events"):
-            if name == "end":
-                return _result(data)
-            if name == "progress" and not quiet:
-                step = f"{data['done']}/{data['total']}"
-                talk.note(f"{step} {data['machine']}: {data['what']}")
+        with Waiting(what) as waiting:
+            for name, data in daemon.events("jobs", job, "events", beat=_BEAT):
+                if name == "end":
+                    return _result(data)
+                if name == "progress":
+                    waiting.what = f"{what}, {data['done']} of {data['total']} machines done"
+                if name == "progress" and not quiet:
+                    step = f"{data['done']}/{data['total']}"
+                    talk.note(f"{step} {data['machine']}: {data['what']}")
+                waiting.tick()
     except KeyboardInterrupt:
         daemon.delete("jobs", job)
         talk.warn("given up; what was declared until now stays so")

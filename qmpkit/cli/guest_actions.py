@@ -1,8 +1,7 @@
-"""What the commands about a farm's guests do: console, exec, cp, logs, events, ssh."""
+"""What the commands about a farm's guests do: logs, events, screenshot, ssh."""
 
 from __future__ import annotations
 
-import base64
 import os
 import sys
 import time
@@ -10,90 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qmpkit.cli.daemon import Daemon, find_daemon
+from qmpkit.cli.daemon import find_daemon
 from qmpkit.cli.exits import Exit, Refusal
-from qmpkit.cli.farm_actions import chosen
+from qmpkit.cli.farm_actions import chosen, one_machine
 from qmpkit.cli.reach import Reach, config_of, inventory_of, reach_of
 from qmpkit.cli.safe import one_line
+from qmpkit.cli.since import since_query
 from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.which_farm import which_farm
 from qmpkit.process.roots import state_root
 
-__all__ = ["copy", "execute", "inventory", "show_events", "show_logs", "ssh", "ssh_config"]
+__all__ = ["inventory", "show_events", "show_logs", "ssh", "ssh_config"]
 __all__ += ["take_screenshot"]
 
 _CHUNK = 65536
-_STDIN_LIMIT = 512 << 10  # in base64 it has to fit a request
-_FILE_LIMIT = 64 << 20
-
-
-def _one(daemon: Daemon, name: str) -> str:
-    """A machine's name, checked."""
-    if len(names := chosen(daemon, [name])) > 1:
-        raise Refusal(f"{name!r} means several machines: {', '.join(names)}")
-    return names[0]
-
-
-def execute(name: str, argv: Sequence[str], farm: str | None) -> int:
-    """`exec`: a program in the guest; its output and exit status become ours."""
-    daemon = find_daemon(which_farm(farm))
-    machine = _one(daemon, name)
-    stdin = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
-    if len(stdin) > _STDIN_LIMIT:
-        raise Refusal("stdin has more than 512 KiB. Cure: `qmpkit cp` it into a file of the guest")
-    body = {"argv": list(argv), "stdin_base64": base64.b64encode(stdin).decode()}
-    done = daemon.post("machines", machine, "exec", body=body, timeout=None)
-    sys.stdout.buffer.write(base64.b64decode(done["stdout_base64"]))
-    sys.stdout.buffer.flush()
-    sys.stderr.buffer.write(base64.b64decode(done["stderr_base64"]))
-    sys.stderr.buffer.flush()
-    if done["truncated"]:
-        talk.warn("it wrote more than the guest's agent keeps: the output is not whole")
-    status = done["exit"]
-    return 128 + int(done["signal"]) if status is None else int(status)
-
-
-def copy(source: str, target: str, farm: str | None) -> int:
-    """`cp`: a file into a guest or out of it."""
-    daemon = find_daemon(which_farm(farm))
-    into, out = _guest_path(target), _guest_path(source)
-    if (into is None) == (out is None):
-        raise Refusal("one of the two is NAME:/path in a guest, the other a file here")
-    if into is not None:
-        content = _read(Path(source))
-        machine, path = _one(daemon, into[0]), into[1]
-        if path.endswith("/"):
-            path += Path(source).name
-        query: dict[str, str | int] = {"path": path}
-        daemon.raw("PUT", "machines", machine, "files", body=content, query=query, timeout=None)
-    elif out is not None:
-        machine, path = _one(daemon, out[0]), out[1]
-        query = {"path": path}
-        content = daemon.raw("GET", "machines", machine, "files", query=query, timeout=None)
-        file = Path(target)
-        if file.is_dir():
-            file /= Path(path).name
-        file.write_bytes(content)
-    talk.note(f"{len(content)} bytes")
-    return Exit.OK
-
-
-def _read(file: Path) -> bytes:
-    try:
-        if file.stat().st_size > _FILE_LIMIT:
-            raise Refusal(f"{file} has more than 64 MiB. Cure: `qmpkit ssh`, or a disk of its own")
-        return file.read_bytes()
-    except OSError as error:
-        raise Refusal(f"{file} cannot be read: {error.strerror}") from error
-
-
-def _guest_path(word: str) -> tuple[str, str] | None:
-    name, colon, path = word.partition(":")
-    if not colon or "/" in name:
-        return None
-    if not path.startswith("/"):
-        raise Refusal(f"{word!r}: a path in a guest begins with /")
-    return name, path
 
 
 def show_logs(
@@ -104,7 +33,7 @@ def show_logs(
     query: dict[str, str | int] = {"follow": int(follow)}
     query |= {} if log is None else {"log": log}
     query |= {} if tail is None else {"tail": tail}
-    machine = _one(daemon, name)
+    machine = one_machine(daemon, name)
     with daemon.open("GET", "machines", machine, "logs", query=query, timeout=None) as said:
         while chunk := daemon.part_of(said, _CHUNK):
             sys.stdout.buffer.write(chunk)
@@ -113,13 +42,13 @@ def show_logs(
 
 
 def show_events(
-    farm: str | None, *, machine: str | None, since: int | None, follow: bool, as_json: bool
+    farm: str | None, *, machine: str | None, since: str | None, follow: bool, as_json: bool
 ) -> int:
     """`events`: what has happened, and with *follow* what happens."""
+    asked = since_query(since)
     daemon = find_daemon(which_farm(farm))
     query: dict[str, str | int] = {} if machine is None else {"machine": machine}
-    if since is not None or not follow:
-        query["since"] = -1 if since is None else since
+    query |= asked or ({} if follow else {"since": -1})
     for name, data in daemon.events("events", follow=int(follow), **query):
         if name == "lost":
             talk.warn("some events are gone: they are older than what is kept, or came too fast")
@@ -140,7 +69,7 @@ def _print_event(event: dict[str, Any], as_json: bool) -> None:
 def take_screenshot(name: str, farm: str | None, output: Path | None) -> int:
     """`screenshot`: a PNG of the guest's screen."""
     daemon = find_daemon(which_farm(farm))
-    machine = _one(daemon, name)
+    machine = one_machine(daemon, name)
     picture = daemon.raw("GET", "machines", machine, "screenshot")
     file = output or Path(f"{machine}.png")
     file.write_bytes(picture)
@@ -152,21 +81,17 @@ def ssh(name: str, words: Sequence[str], farm: str | None, user: str | None) -> 
     """`ssh`: becomes the system's ssh, to the machine."""
     which = which_farm(farm)
     daemon = find_daemon(which)
-    machine = daemon.get("machines", _one(daemon, name))
+    machine = daemon.get("machines", one_machine(daemon, name))
     reach = reach_of(machine, user)
     if reach is None:
         cure = 'ports = ["0:22"] in its table, with a network of kind "nat"'
         raise Refusal(f"no way leads to port 22 of machine {name!r}. Cure: {cure}")
     options = reach.options(str(_known_hosts(which)))
-    flags = [word for key, value in options.items() for word in ("-o", f"{key}={_escaped(value)}")]
+    flags = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     try:
-        os.execvp("ssh", ["ssh", *flags, reach.name, *words])
+        os.execvp("ssh", ["ssh", *flags, reach.alias, *words])
     except FileNotFoundError:
         raise Refusal("there is no ssh here. Cure: apt install openssh-client") from None
-
-
-def _escaped(value: str) -> str:
-    return f'"{value}"' if " " in value else value
 
 
 def ssh_config(words: Sequence[str], farm: str | None) -> int:

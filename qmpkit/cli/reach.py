@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
 
-__all__ = ["Reach", "config_of", "inventory_of", "reach_of"]
+from qmpkit.process.roots import hash_of
+
+__all__ = ["Reach", "config_of", "inventory_of", "reach_of", "ssh_word"]
 
 _SSH = 22
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_PLAIN = re.compile(r"[A-Za-z0-9_./:@%+=-]+", re.ASCII)
+_COMMON = ("HostKeyAlias", "UserKnownHostsFile", "StrictHostKeyChecking")
+_EXPANDED = ("HostName", "UserKnownHostsFile")  # options in which a % has a meaning
 
 
 @attrs.frozen
@@ -21,16 +29,25 @@ class Reach:
     port: int
     user: str | None
 
+    @property
+    def alias(self) -> str:
+        """The name, or one like it that ssh takes for a host's and a line of known_hosts holds."""
+        return self.name if _HOST.fullmatch(self.name) else f"qk-{hash_of(self.name)}"
+
     def options(self, known_hosts: str) -> dict[str, str]:
-        """ssh's options: the machine's key is remembered by its name, not by its port."""
+        """ssh's options, quoted: the machine's key is remembered by its name, not by its port."""
         user = {} if self.user is None else {"User": self.user}
-        return {
+        plain = {
             "HostName": self.host,
             "Port": str(self.port),
             **user,
-            "HostKeyAlias": self.name,
+            "HostKeyAlias": self.alias,
             "UserKnownHostsFile": known_hosts,
             "StrictHostKeyChecking": "accept-new",
+        }
+        return {
+            key: ssh_word(value.replace("%", "%%") if key in _EXPANDED else value)
+            for key, value in plain.items()
         }
 
 
@@ -50,17 +67,30 @@ def reach_of(machine: Mapping[str, Any], user: str | None = None) -> Reach | Non
     return None
 
 
+def ssh_word(value: str) -> str:
+    """A value as OpenSSH's configuration wants it: in quotes where it has more than plain signs."""
+    if _PLAIN.fullmatch(value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 def config_of(reaches: Iterable[Reach], known_hosts: str) -> str:
     """A fragment for ~/.ssh/config."""
     blocks = []
     for reach in reaches:
-        lines = [f"    {key} {_quoted(value)}" for key, value in reach.options(known_hosts).items()]
-        blocks.append("\n".join([f"Host {reach.name}", *lines]))
+        lines = [f"    {key} {value}" for key, value in reach.options(known_hosts).items()]
+        blocks.append("\n".join([*_head(reach), *lines]))
     return "\n\n".join(blocks) + "\n" if blocks else ""
 
 
-def _quoted(value: str) -> str:
-    return f'"{value}"' if " " in value else value
+def _head(reach: Reach) -> list[str]:
+    """The names that it is called by; ssh takes *, ? and ! for those of many hosts."""
+    if reach.alias == reach.name:
+        return [f"Host {reach.name}"]
+    pattern = any(char in reach.name for char in "*?!")
+    names = reach.alias if pattern else f"{reach.alias} {ssh_word(reach.name)}"
+    return [f"# {reach.name}", f"Host {names}"]
 
 
 def inventory_of(
@@ -75,14 +105,17 @@ def inventory_of(
         if (reach := reach_of(machine)) is None:
             continue
         user = {} if reach.user is None else {"ansible_user": reach.user}
-        common = (
-            f"-o HostKeyAlias={reach.name} -o UserKnownHostsFile={known_hosts} "
-            "-o StrictHostKeyChecking=accept-new"
-        )
+        options = reach.options(known_hosts)
+        words = [f"-o{key}={options[key]}" for key in _COMMON]
         variables[machine["name"]] = {
             "ansible_host": reach.host,
             "ansible_port": reach.port,
             **user,
-            "ansible_ssh_common_args": common,
+            "ansible_ssh_common_args": _untemplated(shlex.join(words)),
         }
-    return {"_meta": {"hostvars": variables}, **groups}
+    return {**groups, "_meta": {"hostvars": variables}}  # also for a table that is called so
+
+
+def _untemplated(text: str) -> str:
+    """*text* that Ansible's templates leave as it is."""
+    return f"{{% raw %}}{text}{{% endraw %}}" if re.search(r"\{[{%#]", text) else text

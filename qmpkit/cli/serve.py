@@ -12,13 +12,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from qmpkit.cli.daemon import NoDaemon, find_daemon
 from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.talk import talk
 from qmpkit.errors import HostLacks, QmpkitError
 from qmpkit.process.logs import Tail
 from qmpkit.process.roots import state_root
 
-__all__ = ["detach", "serve_farm"]
+__all__ = ["detach", "end_daemon", "serve_farm"]
 
 _PATIENCE = 60.0
 _LOG_LIMIT = 1 << 20
@@ -103,6 +104,22 @@ def detach(farm: str, group: str | None = None) -> None:
         _wait_ready(reads, folder / "daemon.log")
     finally:
         os.close(reads)
+
+
+def end_daemon(farm: str) -> None:
+    """End the daemon of *farm*, if one runs, and return when it has; its machines live on."""
+    try:
+        daemon = find_daemon(farm)
+        pid = daemon.get()["pid"]
+        process = os.pidfd_open(pid)  # before it is asked to end: the number is still its own
+    except (NoDaemon, ProcessLookupError):
+        return
+    try:
+        daemon.post("shutdown")
+        if not select.select([process], [], [], _PATIENCE)[0]:
+            raise DaemonFailed(f"the daemon of farm {farm!r} (process {pid}) does not end")
+    finally:
+        os.close(process)
 
 
 def _environment() -> dict[str, str]:

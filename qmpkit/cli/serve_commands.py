@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from qmpkit.cli.farm_commands import Farm
+from qmpkit.cli.farm_words import Farm
 
 __all__ = ["ALL"]
 
@@ -22,6 +22,7 @@ async def serve(
     farm: Farm = None,
     group: Shared = None,
     detach: Annotated[bool, Parameter(help="In the background; returns when it is ready.")] = False,
+    replace: Annotated[bool, Parameter(help="End the one that runs, if one does.")] = False,
     ready_fd: Annotated[int | None, Parameter(show=False)] = None,
 ) -> int:
     """Run the daemon that keeps a farm: machines are watched, restarted, and can be asked for.
@@ -33,10 +34,17 @@ async def serve(
     from qmpkit.cli.serve import serve_farm
     from qmpkit.cli.which_farm import which_farm
 
+    which = which_farm(farm)
+    if replace:
+        import trio
+
+        from qmpkit.cli.serve import end_daemon
+
+        await trio.to_thread.run_sync(end_daemon, which)
     if detach:
-        serve_detached(which_farm(farm), group)
+        serve_detached(which, group)
         return 0
-    return await serve_farm(which_farm(farm), group, ready_fd)
+    return await serve_farm(which, group, ready_fd)
 
 
 def systemd(

@@ -18,7 +18,7 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.supervisor import Supervisor
 
-__all__ = ["down", "of_farm", "removed"]
+__all__ = ["disks_to_delete", "down", "of_farm", "removed"]
 
 
 def of_farm(lab: Supervisor) -> dict[str, FarmMachine]:
@@ -47,19 +47,49 @@ async def down(
     SpecInvalid for a name the farm does not have.  Cancelled, what was begun is still
     stopped, and not forgotten.
     """
+    results = await removed(
+        lab,
+        _chosen(lab, names),
+        grace=grace,
+        deadline=deadline,
+        delete_disks=delete_disks,
+        tell=tell,
+    )
+    if not of_farm(lab):
+        await save_farm(lab.state_dir, None)
+    return Outcome({result.name: result for result in results})
+
+
+def _chosen(lab: Supervisor, names: Sequence[str] | None) -> tuple[str, ...]:
     known = of_farm(lab)
     if names is not None and (strange := [name for name in names if name not in known]):
         faults = [
             Fault(name, "no machine of the farm", suggestion(name, known)) for name in strange
         ]
         raise SpecInvalid(faults, f"farm {lab.name!r}")
-    chosen = tuple(known if names is None else dict.fromkeys(names))
-    results = await removed(
-        lab, chosen, grace=grace, deadline=deadline, delete_disks=delete_disks, tell=tell
-    )
-    if not of_farm(lab):
-        await save_farm(lab.state_dir, None)
-    return Outcome({result.name: result for result in results})
+    return tuple(known if names is None else dict.fromkeys(names))
+
+
+async def disks_to_delete(
+    lab: Supervisor, names: Sequence[str] | None = None
+) -> dict[str, list[str]]:
+    """What `down(delete_disks=True)` would remove: the files there are, of each machine.
+
+    Raises SpecInvalid for a name the farm does not have.
+    """
+    chosen = _chosen(lab, names)
+    used = {
+        file for name, kept in lab.kept.items() if name not in chosen for file in _files(kept.spec)
+    }
+    made = {name: _made(lab.kept[name].spec) for name in chosen}
+
+    def there() -> dict[str, list[str]]:
+        return {
+            name: [file for file in files if file not in used and os.path.lexists(file)]
+            for name, files in made.items()
+        }
+
+    return await trio.to_thread.run_sync(there)
 
 
 async def removed(
@@ -100,8 +130,11 @@ async def _forgotten(lab: Supervisor, name: str, delete_disks: bool) -> Result:
 async def _deleted(lab: Supervisor, spec: MachineSpec) -> list[str]:
     """Remove the files that were made for *spec* and that nobody else has."""
     used = {file for kept in lab.kept.values() for file in _files(kept.spec)}
-    made = [os.fspath(disk.file) for disk in spec.disks if disk.make is not None]
-    return await trio.to_thread.run_sync(_unlink_all, made, used)
+    return await trio.to_thread.run_sync(_unlink_all, _made(spec), used)
+
+
+def _made(spec: MachineSpec) -> list[str]:
+    return [os.fspath(disk.file) for disk in spec.disks if disk.make is not None]
 
 
 def _files(spec: MachineSpec) -> Iterator[str]:

@@ -38,6 +38,7 @@ from qmpkit.spec.facts import Facts
 from qmpkit.spec.machine import MachineSpec, channels
 
 __all__ = ["Ground", "Home", "KeptStart", "QemuGround", "WrongMachine", "attached", "begun"]
+__all__ += ["examined"]
 
 # QEMU stays when its guest is down, so that how it went is known also to a supervisor
 # that was dead at that moment.
@@ -252,14 +253,17 @@ async def attached(
         )
         machine = Machine(spec, facts, argv, child, session, {}, services, State.PAUSED, graces)
         outer.enter_context(machine.lifecycle)  # before the question: no change is missed
-        machine.found(await _examined(session, spec, patience), child.identity.age)
+        machine.found(await examined(session, spec, patience), child.identity.age)
         machine.streams = _streams(outer, spec, home)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         yield machine
 
 
-async def _examined(session: Session, spec: MachineSpec, patience: float) -> str:
-    """The run state of the machine that *spec* is, and no other."""
+async def examined(session: Session, spec: MachineSpec, patience: float) -> str:
+    """The run state (`query-status`) of the machine that *spec* is, and no other.
+
+    Raises MonitorSilent after *patience* seconds, `WrongMachine` when another one answers.
+    """
     # The greeting comes from a thread of the monitors; a stuck QEMU answers nothing else.
     with trio.move_on_after(patience):
         uuid = await _answer(session, "query-uuid", "UUID")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal
 
 import trio
@@ -10,13 +11,15 @@ import trio
 from qmpkit.errors import AgentSilent, MachineDied, MachineGone
 from qmpkit.operations import agent_files, agent_info, agent_run
 from qmpkit.operations._protocols import Monitor, Verdict
+from qmpkit.operations.agent_files import GuestReader, GuestWriter
 from qmpkit.operations.agent_info import GuestInterface, OsInfo
 from qmpkit.operations.agent_link import AgentLink
 from qmpkit.operations.agent_run import OnCancel
 from qmpkit.operations.completed import Completed
 from qmpkit.operations.errors import GuestCommandFailed
 
-__all__ = ["Agent", "Completed", "GuestInterface", "OsInfo", "ShutdownMode"]
+__all__ = ["Agent", "Completed", "GuestInterface", "GuestReader", "GuestWriter", "OsInfo"]
+__all__ += ["ShutdownMode"]
 
 ShutdownMode = Literal["powerdown", "halt", "reboot"]
 
@@ -130,6 +133,23 @@ class Agent:
         """
         raw = data.encode() if isinstance(data, str) else data
         await agent_files.write_file(self._link, path, raw, append)
+
+    def reading(self, path: str) -> AbstractAsyncContextManager[GuestReader]:
+        """`async with agent.reading(path) as file:` a file of any length, part by part.
+
+        `await file.read()` gives the next part, empty at the end.
+        """
+        return agent_files.reading(self._link, path)
+
+    def writing(
+        self, path: str, *, append: bool = False
+    ) -> AbstractAsyncContextManager[GuestWriter]:
+        """`async with agent.writing(path) as file:` make, replace or append to a file.
+
+        `await file.write(data)` as often as you like; as for `write_file`, what fails or is
+        cancelled may have been written in part.
+        """
+        return agent_files.writing(self._link, path, append)
 
     async def shutdown(self, mode: ShutdownMode = "powerdown") -> None:
         """Ask the guest to power down, halt or reboot (`guest-shutdown`), and return.

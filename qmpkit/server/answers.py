@@ -8,7 +8,9 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
+from qmpkit._trio import service_nursery
 from qmpkit.errors import HostLacks, ImageInUse, MachineGone, QmpkitError, SpecInvalid
 
 __all__ = ["Refused", "answer", "error_body", "on_error"]
@@ -58,7 +60,29 @@ async def on_error(request: Request, error: Exception) -> Response:
     status = _status(error)
     if status == 500:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return answer({"error": body}, status)
+    return _Unread(answer({"error": body}, status))  # type: ignore[return-value]
+
+
+class _Unread:
+    """An answer to a request whose body nobody wants any more.
+
+    hypercorn closes the connection only when it has queued that for the application, and
+    the queue may be full of the body: it is emptied meanwhile.
+    """
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        async with service_nursery() as services:
+            services.start_soon(_drain, receive)
+            await self._response(scope, receive, send)
+
+
+async def _drain(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 _STATUSES: Mapping[type[BaseException], int] = {

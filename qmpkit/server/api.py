@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -19,8 +20,9 @@ from starlette.types import ASGIApp
 from qmpkit import __version__
 from qmpkit.errors import MachineGone, QmpkitError
 from qmpkit.server.answers import Refused, answer, on_error
-from qmpkit.server.bodies import FILE_LIMIT, Keys, read_body, read_object
+from qmpkit.server.bodies import Keys, read_object
 from qmpkit.server.farming import FarmApi
+from qmpkit.server.files import GuestFile, put_file
 from qmpkit.server.jobs import Jobs
 from qmpkit.server.streams import (
     BEAT,
@@ -30,6 +32,7 @@ from qmpkit.server.streams import (
     log_stream,
     tail_of_file,
 )
+from qmpkit.server.version import versioned
 from qmpkit.server.views import in_counting_order, machine_view, row_view
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.supervisor.kept import Kept
@@ -172,28 +175,27 @@ class _Api:
 
     async def read_file(self, request: Request) -> Response:
         """A file out of the guest."""
-        content = await self._vm(request).agent.read_file(_path(request), limit=FILE_LIMIT)
-        return Response(content, media_type="application/octet-stream")
+        return GuestFile(self._vm(request).agent, _path(request))  # type: ignore[return-value]
 
     async def write_file(self, request: Request) -> Response:
         """A file into the guest."""
         vm, path = self._vm(request), _path(request)
-        content = await read_body(request, FILE_LIMIT)
-        await vm.agent.write_file(path, content)
-        return answer({"bytes": len(content)})
+        return answer({"bytes": await put_file(vm.agent, path, request)})
 
     # Events and jobs
 
     async def events(self, request: Request) -> Response:
-        """What happens, from now on or since a number."""
+        """What happens, from now on, since a number, or since a time."""
         machine = request.query_params.get("machine")
-        beat = _whole(request, "beat")  # milliseconds
+        since, moment = _whole(request, "since"), _moment(request, "since_time")
+        if moment is not None:
+            since = await self.lab.last_event_before(moment)
         return event_stream(
             self.lab,
             machine,
-            _whole(request, "since"),
+            since,
             follow=request.query_params.get("follow", "1") == "1",
-            beat=BEAT if beat is None else max(beat, 100) / 1000,
+            beat=_beat(request),
         )
 
     async def all_jobs(self, request: Request) -> Response:
@@ -206,7 +208,7 @@ class _Api:
 
     async def job_events(self, request: Request) -> Response:
         """Its steps as they come."""
-        return job_stream(self.jobs[request.path_params["job"]])
+        return job_stream(self.jobs[request.path_params["job"]], _beat(request))
 
     async def cancel_job(self, request: Request) -> Response:
         """Give it up; what was declared stays so."""
@@ -251,6 +253,24 @@ def _whole(request: Request, key: str) -> int | None:
         raise Refused(f"{key} must be a whole number, not {value!r}") from None
 
 
+def _beat(request: Request) -> float:
+    """The seconds of silence that a client wants at most; it gives milliseconds."""
+    beat = _whole(request, "beat")
+    return BEAT if beat is None else max(beat, 100) / 1000
+
+
+def _moment(request: Request, key: str) -> float | None:
+    value = request.query_params.get(key)
+    if value is None:
+        return None
+    try:
+        if math.isfinite(moment := float(value)):
+            return moment
+    except ValueError:
+        pass
+    raise Refused(f"{key} must be seconds since 1970, not {value!r}")
+
+
 def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
@@ -290,4 +310,5 @@ def make_app(lab: Supervisor, jobs: Jobs, shut_down: Callable[[], None]) -> ASGI
         *farm.routes(),
     ]
     handlers = {HTTPException: _on_http, QmpkitError: on_error, ExceptionGroup: on_error}
-    return Starlette(routes=routes, exception_handlers={**handlers, Exception: on_error})
+    app = Starlette(routes=routes, exception_handlers={**handlers, Exception: on_error})
+    return versioned(app)

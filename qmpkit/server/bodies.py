@@ -14,10 +14,9 @@ from qmpkit.server.answers import Refused
 from qmpkit.spec.convert import kind_of
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["BODY_LIMIT", "FILE_LIMIT", "Keys", "read_body", "read_object"]
+__all__ = ["BODY_LIMIT", "PATIENCE", "Keys", "read_body", "read_object"]
 
 BODY_LIMIT = 1 << 20
-FILE_LIMIT = 64 << 20
 
 _DRAINED = 4  # a body that is too long is read on for a while: else its sender hears nothing
 

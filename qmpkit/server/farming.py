@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from qmpkit.farm import Outcome, Progress, down, plan_up, read_farm, scale, up
+from qmpkit.farm.leave import disks_to_delete
 from qmpkit.farm.outcome import Tell
 from qmpkit.server.answers import Refused, answer
 from qmpkit.server.bodies import Keys, read_object
@@ -48,6 +49,7 @@ class FarmApi:
             Route("/v1/plan", self.plan, methods=["POST"]),
             Route("/v1/up", self.up, methods=["POST"]),
             Route("/v1/down", self.down, methods=["POST"]),
+            Route("/v1/disks", self.disks, methods=["POST"]),
             Route("/v1/scale", self.scale, methods=["POST"]),
         ]
 
@@ -78,9 +80,7 @@ class FarmApi:
         """Take machines of the farm down."""
         keys: Keys = {"names": list, "grace": _NUMBER, "deadline": _NUMBER, "delete_disks": bool}
         wanted = await read_object(request, keys)
-        names = wanted.get("names")
-        if names is not None and not all(isinstance(name, str) for name in names):
-            raise Refused("names must be a list of texts")
+        names = _names(wanted)
 
         async def work(step: Step) -> dict[str, Any]:
             return outcome_view(
@@ -95,6 +95,11 @@ class FarmApi:
             )
 
         return self._job("down", work)
+
+    async def disks(self, request: Request) -> Response:
+        """What a down that deletes disks would delete."""
+        wanted = await read_object(request, {"names": list})
+        return answer({"machines": await disks_to_delete(self._lab, _names(wanted))})
 
     async def scale(self, request: Request) -> Response:
         """Have so many machines of one table."""
@@ -113,6 +118,13 @@ def _farm(wanted: dict[str, Any]) -> Farm:
     if "farm" not in wanted:
         raise Refused("the request lacks farm")
     return farm_from_dict(wanted["farm"], source="the farm")
+
+
+def _names(wanted: dict[str, Any]) -> list[str] | None:
+    names: list[str] | None = wanted.get("names")
+    if names is not None and not all(isinstance(name, str) for name in names):
+        raise Refused("names must be a list of texts")
+    return names
 
 
 def _telling(step: Step) -> Tell:

@@ -66,8 +66,8 @@ class Job:
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 
-    async def watch(self) -> AsyncIterator[dict[str, Any]]:
-        """Every step from the first, until the job has ended."""
+    async def watch(self, beat: float = float("inf")) -> AsyncIterator[dict[str, Any] | None]:
+        """Every step from the first, until the job has ended; None when *beat* seconds pass."""
         seen = 0
         while True:
             changed = self._changed
@@ -77,7 +77,10 @@ class Job:
             if self.state != "running":
                 return
             if changed is self._changed:
-                await changed.wait()
+                with trio.move_on_after(beat) as silence:
+                    await changed.wait()
+                if silence.cancelled_caught:
+                    yield None
 
 
 class Jobs:

@@ -26,6 +26,7 @@ _SSE = {"cache-control": "no-store"}
 BEAT = 15.0
 """Seconds after which a silent stream says that it lives: so one that nobody reads is noticed."""
 
+_ALIVE = b": still here\n\n"
 _TAIL_LIMIT = 4 << 20
 
 
@@ -54,7 +55,7 @@ async def _events(
 ) -> AsyncIterator[bytes]:
     with lab.subscribe(since=since) as happenings:
         while True:
-            line = b": still here\n\n"
+            line = _ALIVE
             try:
                 with trio.move_on_after(every):
                     line = _told(await anext(happenings), machine)
@@ -80,12 +81,12 @@ async def _past(lab: Supervisor, machine: str | None, since: int) -> AsyncIterat
                 yield line
 
 
-def job_stream(job: Job) -> StreamingResponse:
-    """A job's steps from the first, then its end."""
+def job_stream(job: Job, beat: float) -> StreamingResponse:
+    """A job's steps from the first, then its end; a sign of life each *beat*."""
 
     async def told() -> AsyncIterator[bytes]:
-        async for step in job.watch():
-            yield _sse("progress", step)
+        async for step in job.watch(beat):
+            yield _ALIVE if step is None else _sse("progress", step)
         yield _sse("end", job.to_dict())
 
     return StreamingResponse(told(), 200, _SSE, "text/event-stream")

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 
 import attrs
@@ -85,6 +86,10 @@ class Chronicle:
         files = await trio.to_thread.run_sync(_files, self.folder)
         return files[0][0] if files else 0
 
+    async def before(self, moment: float) -> int:
+        """The number of the last that happened before *moment*; -1 when none is there."""
+        return await trio.to_thread.run_sync(_before, self.folder, moment)
+
     async def pages(self, since: int, before: int) -> Sequence[Happening] | None:
         """A page of those after *since* and before *before*; empty: there are no more.
 
@@ -127,6 +132,14 @@ def _read(file: tuple[int, Path]) -> Iterator[Happening]:
             yield Happening(**json.loads(line))
         except (ValueError, TypeError):
             continue
+
+
+def _before(folder: Path, moment: float) -> int:
+    for file in reversed(_files(folder)):
+        earlier = [it.sequence for it in takewhile(lambda it: it.time < moment, _read(file))]
+        if earlier:
+            return earlier[-1]
+    return -1
 
 
 def _page(folder: Path, since: int, before: int) -> Sequence[Happening] | None:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 
 import trio
 
@@ -47,6 +48,14 @@ class EventLog:
             self.chronicle.write(happening)
         for subscriber in self._subscribers:
             subscriber._put(happening)
+
+    async def before(self, moment: float) -> int:
+        """The number of the last that happened before *moment*, seconds since the epoch."""
+        await trio.lowlevel.checkpoint()
+        earlier = [it.sequence for it in takewhile(lambda it: it.time < moment, self.ring)]
+        if earlier or self.chronicle is None:
+            return earlier[-1] if earlier else -1
+        return await self.chronicle.before(moment)
 
     def close(self) -> None:
         """Nothing more will happen: iterations end when they have read what there is."""

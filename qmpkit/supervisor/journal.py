@@ -21,7 +21,7 @@ from qmpkit.errors import JournalFailed, JournalNewer
 from qmpkit.process.durable import DRAFT, draft, publish, sync
 from qmpkit.supervisor.record import Malformed, NewerSchema, Record
 
-__all__ = ["Journal", "Lost", "Ticket", "read_records"]
+__all__ = ["Journal", "Lost", "Ticket", "read_records", "seen_records"]
 
 FLUSH_GRACE = 10.0
 """Seconds that what has not been written yet may take at the end."""
@@ -147,29 +147,36 @@ def _file(name: str) -> str:
     return f"{name}.json"
 
 
+def seen_records(directory: Path) -> tuple[list[Record], list[Lost]]:
+    """Every record there, by name, and the files that are none.  Blocking; changes nothing.
+
+    Raises `JournalNewer` when a later qmpkit has written one.
+    """
+    records: list[Record] = []
+    lost: list[Lost] = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            records.append(_read(path))
+        except NewerSchema as newer:
+            raise JournalNewer(str(path), newer.schema) from None
+        except FileNotFoundError:
+            continue  # it was forgotten while we looked
+        except (Malformed, OSError) as error:
+            lost.append(Lost(path.name.removesuffix(".json"), str(error), path))
+    return records, lost
+
+
 def read_records(directory: Path) -> tuple[list[Record], list[Lost]]:
     """Every record there, by name, and those that were lost.  Blocking.
 
     A file that is no record is set aside as `<name>.json.corrupt-<n>`.  Raises
     `JournalNewer`, having changed nothing, when a later qmpkit has written one.
     """
-    records: list[Record] = []
-    corrupt: list[tuple[Path, str]] = []
-    drafts: list[Path] = []
-    for path in sorted(directory.iterdir()):
-        if path.name.endswith(DRAFT):
-            drafts.append(path)
-        elif path.name.endswith(".json"):
-            try:
-                records.append(_read(path))
-            except NewerSchema as newer:
-                raise JournalNewer(str(path), newer.schema) from None
-            except (Malformed, OSError) as error:
-                corrupt.append((path, str(error)))
-    for path in drafts:  # of a writer that was killed: the one before stands
+    records, lost = seen_records(directory)
+    for path in directory.glob(f"*{DRAFT}"):  # of a writer that was killed: the one before stands
         with suppress(OSError):
             path.unlink()
-    return records, [_set_aside(path, why) for path, why in corrupt]
+    return records, [_set_aside(loss) for loss in lost]
 
 
 def _read(path: Path) -> Record:
@@ -179,12 +186,13 @@ def _read(path: Path) -> Record:
     return record
 
 
-def _set_aside(path: Path, why: str) -> Lost:
+def _set_aside(lost: Lost) -> Lost:
+    path = lost.path
     names = (path.with_name(f"{path.name}.corrupt-{number}") for number in count(1))
     aside = next(name for name in names if not name.exists())
     try:
         path.rename(aside)
     except OSError as error:
         log.warning("cannot set %s aside: %s", path, error)
-        aside = path
-    return Lost(path.name.removesuffix(".json"), why, aside)
+        return lost
+    return attrs.evolve(lost, path=aside)

@@ -281,6 +281,7 @@ class Keeper:
                 raise SpecInvalid([fault], _whose(name))
             await self._journal.remove(name)
             self.machines.pop(name, None)
+            self._events.tell(name, "forgotten", "it is declared no longer")
             await self._networks.drop(name, kept.record.joined)
             await trio.to_thread.run_sync(discard, kept.home.logs)
 

@@ -153,6 +153,10 @@ class Supervisor:
         """The number of the last happening, for `subscribe(since=…)`."""
         return self._log.next - 1
 
+    async def last_event_before(self, moment: float) -> int:
+        """As `last_event`, of those before *moment* (seconds since the epoch); -1 without any."""
+        return await self._log.before(moment)
+
     async def start(
         self, spec: MachineSpec, *, paused: bool = False, options: LaunchOptions | None = None
     ) -> VM:

@@ -65,6 +65,22 @@ class Shell:
         assert done.returncode == status, (words, done.stdout, done.stderr)
         return done.stdout + done.stderr if status else done.stdout
 
+    def type(self, machine: str, line: str, *, until: str) -> str:
+        """What a console says to a line."""
+        words = [sys.executable, "-m", "qmpkit.cli", "console", machine]
+        with subprocess.Popen(
+            words, cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            os.write(process.stdin.fileno(), f"{line}\n".encode())
+            said = ""
+            while until not in said and (part := os.read(process.stdout.fileno(), 65536)):
+                said += part.decode(errors="replace")
+            os.write(process.stdin.fileno(), b"\x1d")
+        assert process.returncode == 0
+        return said
+
     def states(self) -> dict[str, str]:
         return {it["name"]: it["state"] for it in json.loads(self.run("ps", "--json"))}
 
@@ -141,7 +157,21 @@ def _changed(shell: Shell) -> None:
 def _adopted(shell: Shell, places: Places) -> None:
     before = {it["name"]: it["pid"] for it in json.loads(shell.run("ps", "--json"))}
     os.kill(_daemon(places), signal.SIGKILL)
-    assert "no daemon runs for farm 'lab'" in shell.run("ps", status=1)
+    _without_daemon(shell, before)
     shell.run("serve", "--detach")
+    assert shell.run("exec", "db", "--", "echo", "again") == "again\n"
     after = {it["name"]: it["pid"] for it in json.loads(shell.run("ps", "--json"))}
     assert after == before
+
+
+def _without_daemon(shell: Shell, pids: dict[str, int]) -> None:
+    """The machines are there, and their guests are reached by their own sockets."""
+    seen = json.loads(shell.run("ps", "--json"))
+    assert {it["name"]: it["pid"] for it in seen} == pids
+    assert {(it["state"], it["declared"]) for it in seen} == {("alive", "running")}
+    said = shell.run("exec", "db", "--", "sh", "-c", "cat; exit 3", stdin="direct", status=3)
+    assert said == "direct"
+    assert "by 42" in shell.type("db", "echo by $((40 + 2))", until="by 42")
+    assert "there are: counter, db" in shell.run("console", "nobody", status=2)
+    assert "no guest agent channel" in shell.run("exec", "counter", "--", "ls", status=2)
+    assert "no daemon runs for farm 'lab'" in shell.run("inspect", "db", status=1)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +26,14 @@ def own_log() -> Iterator[None]:
     yield
     log.handlers, log.level, log.propagate = before
     talk.debug = False
+
+
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A place for the farm "lab" alone, short as the paths of sockets are to be."""
+    folder = Path(tempfile.mkdtemp(prefix="qk-"))
+    monkeypatch.setenv("QMPKIT_STATE_DIR", str(folder / "state"))
+    monkeypatch.setenv("QMPKIT_RUNTIME_DIR", str(folder / "run"))
+    monkeypatch.setenv("QMPKIT_FARM", "lab")
+    yield folder
+    shutil.rmtree(folder)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from qmpkit.cli.app import app
+from qmpkit.cli.app import app, run
 from qmpkit.cli.completion import completion_script
 from qmpkit.spec.profile import profile_names
 
@@ -81,6 +81,33 @@ def test_commands_and_options(bash: Bash) -> None:
     assert bash.complete("image", "build", "") == ["debian"]
     assert bash.complete("run", "--firmware", "") == ["bios", "uefi"]
     assert bash.complete("doctor", "--require", "vh") == ["vhost-net"]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["stop", ""], []),  # there are two farms
+        (["stop", "--farm", "lab", "web1", "w"], ["web1", "web2"]),
+        (["events", "--farm=shop", "--machine", ""], ["till"]),
+        (["console", "--farm", "nowhere", ""], []),
+        (["console", "--farm", ""], ["lab", "shop"]),
+    ],
+)
+def test_machines_of_the_farm_that_is_named(
+    words: list[str],
+    offered: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for farm, machine in (("lab", "web1"), ("lab", "web2"), ("shop", "till")):
+        folder = tmp_path / farm / "machines"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{machine}.json").touch()
+    monkeypatch.setenv("QMPKIT_STATE_DIR", str(tmp_path))
+    monkeypatch.delenv("QMPKIT_FARM", raising=False)
+    assert run(["__complete", *words]) == 0
+    assert capfd.readouterr().out.split()[1:] == offered
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

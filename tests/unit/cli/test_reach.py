@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from qmpkit.cli.reach import config_of, inventory_of, reach_of
 
@@ -48,6 +54,39 @@ def test_a_fragment_for_openssh() -> None:
         "    StrictHostKeyChecking accept-new\n"
     )
     assert config_of([], "/k") == ""
+
+
+ODD = "web '1', \"a\\b\""
+FILE = '/st ate/50% "of" {{x}} #/known_hosts'
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="needs OpenSSH's client")
+@pytest.mark.parametrize("name", ["web1", ODD, "web*", "!web", "wéb"])
+def test_openssh_reads_names_and_paths_as_they_are(name: str, tmp_path: Path) -> None:
+    reach = reach_of(machine(name=name, forwards=[forward(22)], users=["me"]))
+    assert reach is not None
+    file = tmp_path / "config"
+    file.write_text(config_of([reach], FILE))
+    flags = [word for pair in reach.options(FILE).items() for word in ("-o", "=".join(pair))]
+    for words in (["-F", str(file)], ["-F", "none", *flags]):
+        asked = ["ssh", "-G", *words, reach.alias]
+        told = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout
+        read = dict(line.split(" ", 1) for line in told.splitlines() if " " in line)
+        assert (read["hostname"], read["port"], read["user"]) == ("127.0.0.1", "40022", "me")
+        assert (read["hostkeyalias"], read["userknownhostsfile"]) == (reach.alias, FILE)
+    other = ["ssh", "-G", "-F", str(file), "webmaster"]  # a name is no pattern
+    told = subprocess.run(other, capture_output=True, text=True, check=True, timeout=20).stdout
+    assert "hostname webmaster" in told.lower()
+
+
+def test_ansible_gets_the_words_as_they_are() -> None:
+    found = inventory_of([machine(name=ODD, group="_meta", forwards=[forward(22)])], FILE)
+    args = found["_meta"]["hostvars"][ODD]["ansible_ssh_common_args"]
+    plain = args.removeprefix("{% raw %}").removesuffix("{% endraw %}")
+    assert plain != args
+    alias, file, _ = shlex.split(plain)
+    assert alias.startswith("-oHostKeyAlias=qk-")
+    assert file == '-oUserKnownHostsFile="/st ate/50%% \\"of\\" {{x}} #/known_hosts"'
 
 
 def test_an_inventory_for_ansible() -> None:

@@ -56,3 +56,7 @@ def test_names_that_complete(state: Path) -> None:
     for name in ("web2.json", "web1.json", "x.json.draft"):
         (folder / name).touch()
     assert machine_names() == ["web1", "web2"]
+    (state / "other" / "machines").mkdir(parents=True)
+    assert machine_names() == []  # nobody knows which of the two
+    assert machine_names("lab") == ["web1", "web2"]
+    assert machine_names("../lab") == machine_names("other") == []

@@ -6,13 +6,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qmpkit.errors import HostLacks, JournalFailed, LaunchFailed, SpecInvalid
 from qmpkit.farm import down, plan_up, read_farm, scale, up
+from qmpkit.farm.leave import disks_to_delete
 from qmpkit.farm.outcome import Progress
+from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.farm import Farm
 from qmpkit.spec.farm_data import machine_to_dict
 from qmpkit.spec.farm_plan import Unchanged
@@ -269,9 +272,23 @@ async def test_disks_stay_unless_it_is_asked_for(tmp_path: Path) -> None:
         await down(supervisor)
         assert disk.exists()
         await up(supervisor, wanted)  # which uses it again
+        assert await disks_to_delete(supervisor) == {"a": [str(disk)]}
         outcome = await down(supervisor, delete_disks=True)
         assert outcome.machines["a"].why == f"deleted {disk}"
         assert (disk.exists(), other.exists()) == (False, True)
+
+
+async def test_a_disk_that_another_uses_is_not_among_what_goes(tmp_path: Path) -> None:
+    base, top = str(tmp_path / "base.qcow2"), str(tmp_path / "top.qcow2")
+    over = Disk(top, format="qcow2", make=Overlay(base, format="qcow2"))
+    made = {"file": base, "format": "qcow2", "make": "1MiB"}
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, farm(a={"disks": [made]}))
+        assert await disks_to_delete(supervisor, ["a"]) == {"a": [base]}
+        await supervisor.ensure(attrs.evolve(spec("own"), disks=[over]))
+        assert await disks_to_delete(supervisor) == {"a": []}
+        with pytest.raises(SpecInvalid, match="no machine of the farm"):
+            await disks_to_delete(supervisor, ["own"])
 
 
 async def test_down_of_some() -> None:

@@ -16,7 +16,7 @@ from qmpkit.qmp.opening import open_session
 from qmpkit.testing.fake import FakeQemu, Refuse, fake_qemu
 
 
-def b64(data: bytes) -> str:
+def b64(data: bytes | bytearray) -> str:
     return base64.b64encode(data).decode()
 
 
@@ -40,7 +40,7 @@ class Guest:
     def __init__(self, fake: FakeQemu) -> None:
         self.fake = fake
         self.programs: dict[int, Program] = {}
-        self.files: dict[str, bytes] = {}
+        self.files: dict[str, bytes | bytearray] = {}
         self.handles: dict[int, list[Any]] = {}
         self.largest_read = 0
         self.largest_write = 1 << 30
@@ -81,8 +81,8 @@ class Guest:
         path, mode = request["path"], request["mode"]
         if mode == "r" and path not in self.files:
             raise Refuse(f"failed to open file '{path}' (mode: 'r'): No such file or directory")
-        if mode == "w":
-            self.files[path] = b""
+        if mode == "w" or path not in self.files:
+            self.files[path] = bytearray()
         handle = 1000 + len(self.fake.calls)
         self.handles[handle] = [path, 0]
         return handle
@@ -99,10 +99,18 @@ class Guest:
         self.largest_read = max(self.largest_read, len(data))
         return {"count": len(data), "buf-b64": b64(data), "eof": len(data) < request["count"]}
 
+    def do_file_seek(self, request: dict[str, Any]) -> dict[str, Any]:
+        path, _ = self.handles[request["handle"]]
+        if path == "/pipe":
+            raise Refuse("failed to seek file: Illegal seek")
+        position = len(self.files[path]) if request["whence"] == "end" else request["offset"]
+        self.handles[request["handle"]][1] = position
+        return {"position": position, "eof": False}
+
     def do_file_write(self, request: dict[str, Any]) -> dict[str, Any]:
         path, _ = self.handles[request["handle"]]
         data = base64.b64decode(request["buf-b64"])[: self.largest_write]
-        self.files[path] = self.files.get(path, b"") + data
+        self.files[path] += data
         return {"count": len(data), "eof": False}
 
 

@@ -10,6 +10,7 @@ import attrs
 import pytest
 import trio
 
+from qmpkit import __version__
 from qmpkit.spec.farm_data import farm_to_dict
 from qmpkit.testing.fake import Refuse
 from tests.unit.farm.farms import farm
@@ -70,6 +71,8 @@ async def test_events_from_the_past_and_on() -> None:
         _, said = await daemon.client.ask("GET", "/v1/events?since=-1&follow=0&machine=a")
         states = [json.loads(line[6:])["state"] for line in _data(said)]
         assert states == ["queued", "starting", "paused", "running"]
+        _, said = await daemon.client.ask("GET", f"/v1/events?since_time={time.time()}&follow=0")
+        assert _data(said) == []
         with daemon.client.listening("/v1/events?machine=a") as sock:
             assert b"200" in await trio.to_thread.run_sync(sock.recv, 65536)
             await daemon.lab.declare("a", "paused")
@@ -95,6 +98,8 @@ def _data(said: bytes) -> list[str]:
         ("POST", "/v1/scale", {"group": "web"}, 400, "lacks count"),
         ("POST", "/v1/scale", {"group": "web", "count": True}, 400, "cannot be true or false"),
         ("POST", "/v1/down", {"names": [1]}, 400, "list of texts"),
+        ("POST", "/v1/disks", {"names": [1]}, 400, "list of texts"),
+        ("POST", "/v1/disks", {"names": ["nobody"]}, 400, "no machine of the farm"),
         ("POST", "/v1/machines/a/stop", {"grace": "1"}, 400, "cannot be a text"),
         ("POST", "/v1/machines/a/exec", {"argv": "ls"}, 400, "cannot be a text"),
         ("POST", "/v1/machines/a/exec", {"argv": []}, 400, "list of texts"),
@@ -109,6 +114,8 @@ def _data(said: bytes) -> list[str]:
         ("POST", "/v1/machines/a/console?serial=x", None, 404, "no console 'x'"),
         ("GET", "/v1/jobs/nothing", None, 404, "no job"),
         ("GET", "/v1/events?since=now", None, 400, "whole number"),
+        ("GET", "/v1/events?since_time=now", None, 400, "seconds since 1970"),
+        ("GET", "/v1/events?since_time=nan", None, 400, "seconds since 1970"),
     ],
 )
 async def test_what_is_wrong_is_told(
@@ -118,6 +125,15 @@ async def test_what_is_wrong_is_told(
         await daemon.lab.ensure(attrs.evolve(spec("a"), agent=True, serials=1))
         got, said = await daemon.client.ask(method, target, body)
         assert (got, words in said["error"]["message"]) == (status, True), said
+
+
+async def test_every_answer_has_the_version() -> None:
+    async with served() as daemon:
+        for target in (b"/v1", b"/v1/machines/nobody", b"/v1/events?follow=0"):
+            with daemon.client.connected() as sock:
+                sock.sendall(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+                head = (await trio.to_thread.run_sync(sock.recv, 65536)).partition(b"\r\n\r\n")[0]
+                assert f"qmpkit-version: {__version__}".encode() in head.split(b"\r\n")
 
 
 async def test_all_faults_of_a_farm_at_once() -> None:
@@ -165,6 +181,10 @@ async def test_a_job_is_cancelled() -> None:
         await daemon.lab.ensure(spec("b"), requires=["a"], wait=False)
         started = await daemon.client.ask("POST", "/v1/machines/b/start")
         ident = started[1]["job"]
+        with daemon.client.listening(f"/v1/jobs/{ident}/events?beat=100") as sock:
+            said = b""
+            while b": still here" not in said:  # whoever watches learns that it goes on
+                said += await trio.to_thread.run_sync(sock.recv, 65536)
         status, _ = await daemon.client.ask("DELETE", f"/v1/jobs/{ident}")
         assert status == 202
         _, said = await daemon.client.ask("GET", f"/v1/jobs/{ident}/events")

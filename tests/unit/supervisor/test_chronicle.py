@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from qmpkit.qmp.errors import EventsLost
 from qmpkit.supervisor import chronicle as chronicle_module
 from qmpkit.supervisor import events as events_module
 from qmpkit.supervisor.chronicle import Chronicle
-from qmpkit.supervisor.events import EventLog, Happenings
+from qmpkit.supervisor.events import EventLog, Happening, Happenings
 from qmpkit.testing.fake_kept import fake_ground
 from tests.unit.supervisor.conftest import spec
 from tests.unit.supervisor.kept import lab
@@ -154,3 +155,21 @@ async def test_whatever_was_told_is_read_once_and_in_order(
             while (it := await anext(happenings)).cause != "the last":
                 seen.append(it.sequence)
         assert seen == [number for number in told if number > since]
+
+
+async def test_where_a_time_is_among_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In memory, and on disk what memory has forgotten."""
+    monkeypatch.setattr(chronicle_module, "FILE_LIMIT", 1)  # a file for each
+    log, chronicle = EventLog("supervisor 'lab'"), Chronicle(tmp_path / "events")
+    assert await log.before(time.time()) == -1
+    log.keep(chronicle, chronicle.open())
+    for second in range(3):
+        it = Happening("a", second, 1000.0 + second, "running", "")
+        log.ring.append(it)
+        assert chronicle_module._append(chronicle.folder, [it]) is None
+    for _ in range(2):
+        found = [await log.before(1000.0 + second) for second in (0, 0.5, 1, 2, 9)]
+        assert found == [-1, 0, 0, 1, 2]
+        log.ring.clear()

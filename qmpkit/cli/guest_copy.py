@@ -1,0 +1,217 @@
+"""`qmpkit cp`: a file into a guest or out of it, streamed: its length is no matter."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import IO
+
+from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, find_daemon
+from qmpkit.cli.exits import OF_A_NAMED_FILE, Exit, Refusal
+from qmpkit.cli.farm_actions import one_machine
+from qmpkit.cli.progress import Advance, transfer
+from qmpkit.cli.sizes import human_size
+from qmpkit.cli.talk import talk
+from qmpkit.cli.which_farm import which_farm
+from qmpkit.errors import QmpkitError
+
+__all__ = ["copy"]
+
+_PART = 256 << 10
+_SIZE_HEADER = "qmpkit-size"
+_STREAM = "-"
+
+Take = Callable[[bytes, int | None], None]
+"""Takes the next part of a file, and how long it was when it was opened."""
+
+
+class CopyBroken(QmpkitError):
+    """A copy has broken off: the machine or its agent has ended."""
+
+
+def copy(source: str, target: str, farm: str | None) -> int:
+    """`cp`: into a guest or out of it."""
+    into, out = _guest_path(target), _guest_path(source)
+    if (into is None) == (out is None):
+        raise Refusal("one of the two is NAME:/path in a guest, the other a file here, or -")
+    which = which_farm(farm)
+    with transfer(f"{source} → {target}") as advance:
+        if into is not None:
+            done = _copy_in(which, source, *into, advance)
+        else:
+            assert out is not None
+            done = _copy_out(which, *out, target, advance)
+    talk.note(f"{source} → {target}: {human_size(done)}")
+    return Exit.OK
+
+
+def _guest_path(word: str) -> tuple[str, str] | None:
+    """A machine and a path; a name may have a colon too."""
+    name, slash, path = word.partition(":/")
+    if slash and name and "/" not in name:
+        return name, f"/{path}"
+    if ":" in word and "/" not in word.partition(":")[0]:
+        raise Refusal(f"{word!r}: a path in a guest begins with / (a file here: ./{word})")
+    return None
+
+
+# Into a guest
+
+
+def _copy_in(farm: str, source: str, name: str, path: str, advance: Advance) -> int:
+    with _source(source) as file:
+        sent = _Sent(file, source, advance)
+        if path.endswith("/"):
+            path += "stdin" if source == _STREAM else Path(source).name
+        try:
+            daemon = find_daemon(farm)
+            machine = one_machine(daemon, name)
+        except NoDaemon:
+            from qmpkit.cli.offline_copy import put
+
+            put(farm, name, path, iter(sent))
+        else:
+            query: dict[str, str | int] = {"path": path}
+            steps = ("machines", machine, "files")
+            daemon.raw("PUT", *steps, body=iter(sent), query=query, timeout=None)
+    return sent.done
+
+
+@contextmanager
+def _source(source: str) -> Iterator[IO[bytes]]:
+    if source == _STREAM:
+        yield sys.stdin.buffer
+        return
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(Path(source).open("rb"))
+        except OSError as error:
+            raise Refusal(f"{source} cannot be read: {error.strerror}") from error
+        yield file
+
+
+class _Sent:
+    """The parts of a file as they are taken; `done` bytes have been."""
+
+    def __init__(self, file: IO[bytes], name: str, advance: Advance) -> None:
+        size = os.fstat(file.fileno()).st_size
+        self.done = 0
+        self._file = file
+        self._name = name
+        self._size = size or None  # a pipe has none
+        self._advance = advance
+
+    def __iter__(self) -> Iterator[bytes]:
+        while part := self._read():
+            yield part
+            self.done += len(part)
+            self._advance(self.done, self._size)
+
+    def _read(self) -> bytes:
+        try:
+            return self._file.read(_PART)
+        except OSError as error:
+            raise Refusal(f"{self._name} cannot be read: {error.strerror}") from error
+
+
+# Out of a guest
+
+
+def _copy_out(farm: str, name: str, path: str, target: str, advance: Advance) -> int:
+    done, total = 0, None
+
+    with _target(target, path) as file:
+
+        def take(part: bytes, size: int | None) -> None:
+            nonlocal done, total
+            total = total or size
+            file.write(part)
+            done += len(part)
+            advance(done, total)
+
+        _receive(farm, name, path, take)
+        file.flush()
+    return done
+
+
+def _receive(farm: str, name: str, path: str, take: Take) -> None:
+    try:
+        daemon = find_daemon(farm)
+        machine = one_machine(daemon, name)
+    except NoDaemon:
+        from qmpkit.cli.offline_copy import get
+
+        return get(farm, name, path, take)
+    query: dict[str, str | int] = {"path": path}
+    with daemon.open("GET", "machines", machine, "files", query=query, timeout=None) as answer:
+        told = answer.headers.get(_SIZE_HEADER, "")
+        size = int(told) if told.isdecimal() else None
+        while part := _part_of(daemon, answer, machine, path):
+            take(part, size)
+    return None
+
+
+def _part_of(daemon: Daemon, answer: HTTPResponse, machine: str, path: str) -> bytes:
+    try:
+        return daemon.part_of(answer, _PART)
+    except DaemonAbsent as error:
+        raise _broken(daemon, machine, path) from error
+
+
+def _broken(daemon: Daemon, machine: str, path: str) -> CopyBroken:
+    """Why an answer has ended too soon; raises DaemonAbsent when the daemon has, too."""
+    state = daemon.get("machines", machine)["state"]
+    return CopyBroken(
+        f"reading {path} in machine {machine!r} broke off: the machine is {state}, and its guest's "
+        f"agent may have stopped. Cure: see `qmpkit logs {machine}`, and try again"
+    )
+
+
+@contextmanager
+def _target(target: str, path: str) -> Iterator[IO[bytes]]:
+    """Where to write; a regular file takes the old one's place when it is whole."""
+    if target == _STREAM:
+        yield sys.stdout.buffer
+        return
+    file = Path(target)
+    if file.is_dir():
+        file /= Path(path).name
+    file = Path(os.path.realpath(file))
+    try:
+        made = nullcontext(file.open("wb")) if _is_special(file) else _draft(file)
+        with made as opened:
+            yield opened
+    except OSError as error:
+        kind = Refusal if isinstance(error, OF_A_NAMED_FILE) else CopyBroken
+        raise kind(f"{target} cannot be written: {error.strerror}") from error
+
+
+def _is_special(file: Path) -> bool:
+    return file.exists() and not file.is_file()
+
+
+@contextmanager
+def _draft(file: Path) -> Iterator[IO[bytes]]:
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".qmpkit-", delete=False) as draft:
+        try:
+            os.fchmod(draft.fileno(), _mode(file))
+            yield draft.file
+            draft.close()
+            Path(draft.name).replace(file)
+        except BaseException:
+            Path(draft.name).unlink()
+            raise
+
+
+def _mode(file: Path) -> int:
+    """Of the file that is replaced, else what a new one gets."""
+    if file.exists():
+        return file.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

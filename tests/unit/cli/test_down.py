@@ -1,0 +1,85 @@
+"""`qmpkit down --delete-disks`: nothing is lost without a word for it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmpkit.cli import main
+from tests.unit.cli.daemons import Scripted, job, scripted
+
+ANSWERS = {
+    "GET /machines": {"machines": [{"name": "web1"}, {"name": "web2"}, {"name": "db"}]},
+    "POST /disks": {"machines": {"web1": ["/disks/web1.qcow2"], "web2": []}},
+    "POST /down": {"job": "1"},
+    "GET /jobs/1/events": job(went_well=True, machines=[]),
+}
+DELETE = ["down", "web*", "--delete-disks"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def _typed(monkeypatch: pytest.MonkeyPatch, text: str) -> Terminal:
+    """What the person types, and where they read."""
+    shown = Terminal()
+    monkeypatch.setattr("sys.stdin", Terminal(text))
+    monkeypatch.setattr("sys.stderr", shown)
+    return shown
+
+
+def _downs(daemon: Scripted) -> list[Any]:
+    return [body for asked, body in daemon.asked if asked == "POST /down"]
+
+
+def test_a_person_reads_what_is_lost_and_says_yes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = _typed(monkeypatch, "y\n")
+    with scripted(root, ANSWERS) as daemon:
+        assert main(DELETE) == 0
+    assert "  web1: /disks/web1.qcow2\n" in shown.getvalue()
+    question = "stop and forget 2 machines of farm 'lab' and delete 1 disk for good? [y/N]"
+    assert question in shown.getvalue()
+    assert _downs(daemon) == [{"delete_disks": True, "names": ["web1", "web2"]}]
+
+
+@pytest.mark.parametrize("answer", ["n\n", "\n", "", "yess\n"])
+def test_anything_else_is_a_no(root: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    shown = _typed(monkeypatch, answer)
+    with scripted(root, ANSWERS) as daemon:
+        assert main(DELETE) == 1
+    assert "nothing was changed" in shown.getvalue()
+    assert _downs(daemon) == []
+
+
+def test_where_nobody_can_be_asked(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    with scripted(root, ANSWERS) as daemon:
+        assert main(DELETE) == 2
+        assert "confirmed: web1: /disks/web1.qcow2. Cure: --yes" in capsys.readouterr().err
+        assert _downs(daemon) == []
+        assert main([*DELETE, "--yes"]) == 0
+    assert _downs(daemon) == [{"delete_disks": True, "names": ["web1", "web2"]}]
+
+
+def test_disks_that_stay_need_no_question(root: Path) -> None:
+    with scripted(root, ANSWERS) as daemon:
+        assert main(["down"]) == 0
+    assert _downs(daemon) == [{"delete_disks": False}]
+
+
+def test_a_farm_that_is_empty_when_asked_loses_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _typed(monkeypatch, "y\n")
+    with scripted(root, {**ANSWERS, "POST /disks": {"machines": {}}}) as daemon:
+        assert main(["down", "--delete-disks"]) == 0
+    assert _downs(daemon) == [{"delete_disks": False}]

@@ -1,0 +1,157 @@
+"""The commands about a farm, over a daemon that says what a test wants."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmpkit.cli import main
+from qmpkit.cli.exits import DaemonSaid
+from qmpkit.cli.farm_jobs import _result
+from qmpkit.cli.serve import end_daemon
+from tests.unit.cli.daemons import job, scripted
+
+FARM = """
+schema = 1
+[machines.web]
+profile = "tiny"
+count = 2
+"""
+
+
+def _row(name: str, **fields: Any) -> dict[str, Any]:
+    plain = {"state": "running", "health": None, "declared": "running", "since": 75.0, "pid": 7}
+    return {"name": name, **plain, "memory": 1 << 30, "cpus": 2, "cause": "RESUME", **fields}
+
+
+def test_ps_is_a_line_for_each(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [_row("web1"), _row("db\x1b[2J", state="gone", pid=None, since=200_000.0, cause="")]
+    with scripted(root, {"GET /machines": {"machines": rows}}):
+        assert main(["ps"]) == 0
+        head, web, db = capsys.readouterr().out.splitlines()
+        assert head.split()[:4] == ["NAME", "STATE", "HEALTH", "DECLARED"]
+        assert web.split() == [
+            "web1",
+            "running",
+            "-",
+            "running",
+            "1",
+            "min",
+            "7",
+            "1GiB",
+            "2",
+            "RESUME",
+        ]
+        assert db.split()[:6] == [r"db\x1b[2J", "gone", "-", "running", "2", "d"]
+        assert main(["ps", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == rows
+
+
+def test_a_plan_needs_no_daemon_when_there_is_nothing_yet(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "farm.toml"
+    file.write_text(FARM)
+    assert main(["plan", str(file)]) == 0
+    assert capsys.readouterr().out == "+ web1 is added\n+ web2 is added\n"
+    (root / "state" / "lab" / "machines").mkdir(parents=True)
+    assert main(["plan", str(file)]) == 1  # there may be machines that only it knows
+    assert "no daemon runs for farm 'lab'" in capsys.readouterr().err
+
+
+def test_a_plan_says_what_changes(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "farm.toml"
+    file.write_text(FARM)
+    change = {"field": "memory", "old": "1GiB", "new": "2GiB"}
+    steps = [
+        {"step": "RestartNeeded", "name": "web1", "changes": [change]},
+        {"step": "Unchanged", "name": "web2", "running": False},
+        {"step": "Remove", "name": "old"},
+    ]
+    with scripted(root, {"POST /plan": {"is_empty": False, "steps": steps}}) as daemon:
+        assert main(["plan", str(file)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "! web1 needs --restart for its changes",
+        "    memory: '1GiB' → '2GiB'",
+        "  web2 is down and starts",
+        "- old is stopped and forgotten; its disks stay",
+    ]
+    assert daemon.asked[0][1]["farm"]["machines"]["web"]["count"] == 2
+
+
+def test_what_became_of_each(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machines = [
+        {"name": "web3", "did": "added", "why": ""},
+        {"name": "web4", "did": "failed", "why": "no memory"},
+    ]
+    ended = job(went_well=False, machines=machines)
+    with scripted(root, {"POST /scale": {"job": "1"}, "GET /jobs/1/events": ended}) as daemon:
+        assert main(["scale", "web=4"]) == 1
+    assert capsys.readouterr().err == "web3 is up\nerror: web4 FAILED (no memory)\n"
+    assert daemon.asked[0][1] == {"group": "web", "count": 4}
+    for word in ("web", "web=", "=3", "web=-1", "web=²"):
+        assert main(["scale", word]) == 2
+        assert f"{word!r} is not TABLE=COUNT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ({"kinds": ["HostLacks"], "message": "no memory"}, "no memory"),
+        (None, "stop web1 was cancelled"),
+    ],
+)
+def test_a_job_that_does_not_end_well(error: dict[str, Any] | None, words: str) -> None:
+    with pytest.raises(DaemonSaid, match=words):
+        _result({"state": "failed", "what": "stop web1", "result": None, "error": error})
+
+
+def test_each_machine_gets_its_word(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = {
+        "GET /machines": {"machines": [_row("web1"), _row("web2")]},
+        "POST /machines/web1/stop": {"job": "1"},
+        "POST /machines/web2/stop": {"job": "2"},
+        "GET /jobs/1/events": job(),
+        "GET /jobs/2/events": job()
+        .replace('"done"', '"failed"')
+        .replace('"error": null', '"error": {"kinds": ["HostLacks"], "message": "a full disk"}'),
+    }
+    with scripted(root, answers) as daemon:
+        assert main(["stop", "*", "--grace", "3"]) == 3
+    assert capsys.readouterr().err == "web1 is stopped\nerror: a full disk\n"
+    assert ("POST /machines/web2/stop", {"grace": 3.0}) in daemon.asked
+
+
+def test_events_as_they_are_read(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = {"sequence": 5, "time": 0.0, "machine": "web1", "state": "gone", "cause": "a\nb"}
+    said = f"event: lost\ndata: {{}}\n\nevent: happening\ndata: {json.dumps(told)}\n\n"
+    with scripted(root, {"GET /events": said}):
+        assert main(["events"]) == 0
+        read = capsys.readouterr()
+        assert read.out.endswith(r"web1: gone (a\nb)" + "\n")
+        assert "warning: some events are gone" in read.err
+        assert main(["events", "--json", "--since", "1h"]) == 0
+        assert json.loads(capsys.readouterr().out) == told
+        assert main(["events", "--since", "noon"]) == 2
+
+
+def test_a_daemon_is_ended_and_waited_for(root: Path) -> None:
+    end_daemon("lab")  # there is none
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+
+        def end() -> dict[str, str]:
+            assert process.stdin is not None
+            process.stdin.close()
+            return {}
+
+        with scripted(root, {"GET ": {"pid": process.pid}, "POST /shutdown": end}):
+            end_daemon("lab")
+        assert process.wait(10) != 0  # EOFError
