@@ -204,10 +204,27 @@ def absent(farm: str) -> NoDaemon:
 
 def find_daemon(farm: str) -> Daemon:
     """The daemon of *farm*; raises NoDaemon when there is no socket of one."""
-    for path in doors(farm):
+    found = [path for path in doors(farm) if _may_be(path)]
+    if not found:
+        raise absent(farm)
+    # Where one was killed its socket is left; another may listen at the other place.
+    return Daemon(farm, next(filter(_listens, found), found[0]) if len(found) > 1 else found[0])
+
+
+def _may_be(path: Path) -> bool:
+    try:
+        return path.is_socket()
+    except PermissionError:  # it is there, and connecting says what is wrong
+        return True
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
         try:
-            if path.is_socket():
-                return Daemon(farm, path)
-        except PermissionError:  # it is there, and connecting says what is wrong
-            return Daemon(farm, path)
-    raise absent(farm)
+            sock.connect(str(path))
+        except BlockingIOError:  # so many are waiting there
+            return True
+        except OSError:
+            return False
+    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import socket
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from qmpkit.cli.daemon import NoDaemon, find_daemon
 from qmpkit.cli.exits import Exit, Refusal
+from qmpkit.cli.linger import session_problem
 from qmpkit.cli.talk import talk
 from qmpkit.errors import HostLacks, QmpkitError
 from qmpkit.process.logs import Tail
@@ -22,7 +22,6 @@ from qmpkit.process.roots import state_root
 __all__ = ["detach", "end_daemon", "serve_farm"]
 
 _PATIENCE = 60.0
-_LOG_LIMIT = 1 << 20
 _OWN_PLACES = ("QMPKIT_STATE_DIR", "QMPKIT_RUNTIME_DIR")
 
 
@@ -30,14 +29,20 @@ class DaemonFailed(QmpkitError):
     """A daemon that was to run in the background has ended instead."""
 
 
-async def serve_farm(farm: str, group: str | None, ready_fd: int | None) -> int:
-    """Serve until a signal or a client ends it; returns the exit status."""
+async def serve_farm(
+    farm: str, group: str | None, ready_fd: int | None, log_file: Path | None
+) -> int:
+    """Serve until a signal or a client ends it; returns the exit status.
+
+    *log_file*: where stderr leads already, to be kept in bounds.
+    """
     try:
         from qmpkit.server.daemon import run_daemon
+        from qmpkit.server.handed import handed_over
     except ImportError as error:
         what = f"the daemon needs {error.name}, which is not installed"
         raise HostLacks(what, "pip install 'qmpkit[farm]'") from error
-    _log_lines()
+    from qmpkit.cli.daemon_log import logged
 
     def ready(path: Path) -> None:
         talk.say(f"farm {farm!r}: listening at {path}")
@@ -46,20 +51,12 @@ async def serve_farm(farm: str, group: str | None, ready_fd: int | None) -> int:
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
 
-    try:
-        await run_daemon(farm, group=group, ready=ready)
-    finally:
-        _notify(b"STOPPING=1")
+    async with logged(log_file):
+        try:
+            await run_daemon(farm, group=group, handed=handed_over(), ready=ready)
+        finally:
+            _notify(b"STOPPING=1")
     return Exit.OK
-
-
-def _log_lines() -> None:
-    """A daemon's log is read later: each line with its time."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    log = logging.getLogger("qmpkit")
-    log.handlers = [handler]
-    log.setLevel(min(log.level, logging.INFO))
 
 
 def _notify(message: bytes) -> None:
@@ -78,6 +75,8 @@ def detach(farm: str, group: str | None = None) -> None:
     Its log is `<state>/daemon.log`.  Raises DaemonFailed with the last lines of it.
     """
     folder = state_root() / farm
+    if problem := session_problem():
+        talk.warn(problem)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = _open_log(folder / "daemon.log")
@@ -85,6 +84,7 @@ def detach(farm: str, group: str | None = None) -> None:
         raise Refusal(f"cannot write {folder}/daemon.log: {error.strerror}") from error
     reads, writes = os.pipe()
     words = ["serve", "--farm", farm, "--ready-fd", str(writes)]
+    words += ["--log-file", str(folder / "daemon.log")]
     words += [] if group is None else ["--group", group]
     try:
         subprocess.Popen(
@@ -131,9 +131,6 @@ def _environment() -> dict[str, str]:
 
 
 def _open_log(path: Path) -> int:
-    with suppress(OSError):
-        if path.stat().st_size > _LOG_LIMIT:
-            path.replace(path.with_name(f"{path.name}.1"))
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -24,6 +25,7 @@ async def serve(
     detach: Annotated[bool, Parameter(help="In the background; returns when it is ready.")] = False,
     replace: Annotated[bool, Parameter(help="End the one that runs, if one does.")] = False,
     ready_fd: Annotated[int | None, Parameter(show=False)] = None,
+    log_file: Annotated[Path | None, Parameter(show=False)] = None,
 ) -> int:
     """Run the daemon that keeps a farm: machines are watched, restarted, and can be asked for.
 
@@ -44,7 +46,7 @@ async def serve(
     if detach:
         serve_detached(which, group)
         return 0
-    return await serve_farm(which, group, ready_fd)
+    return await serve_farm(which, group, ready_fd, log_file)
 
 
 def systemd(
@@ -52,18 +54,21 @@ def systemd(
     farm: Farm = None,
     group: Shared = None,
     user: Annotated[
-        bool, Parameter(help="A unit for your own systemd (systemctl --user), without root.")
+        bool, Parameter(help="Units for your own systemd (systemctl --user), without root.")
     ] = False,
+    install: Annotated[bool, Parameter(help="Write them where systemd looks.")] = False,
 ) -> int:
-    """Print a systemd unit that runs a farm's daemon.
+    """Print the systemd units that run a farm's daemon: at boot, and when somebody asks for it.
 
-    qmpkit systemd --farm lab > /etc/systemd/system/qmpkit-lab.service
-    systemctl enable --now qmpkit-lab
+    A socket, by which the first command starts the daemon, and the service.
+
+      qmpkit systemd --farm lab --install
+      systemctl daemon-reload && systemctl enable --now qmpkit-lab.socket qmpkit-lab.service
     """
-    from qmpkit.cli.systemd import print_unit
+    from qmpkit.cli.systemd import install_units, print_units
     from qmpkit.cli.which_farm import which_farm
 
-    return print_unit(which_farm(farm), group, user=user)
+    return (install_units if install else print_units)(which_farm(farm), group, user=user)
 
 
 ALL: tuple[Callable[..., Any], ...] = (serve, systemd)

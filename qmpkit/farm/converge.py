@@ -10,6 +10,7 @@ import attrs
 import trio
 
 from qmpkit.errors import Fault, QmpkitError, SpecInvalid
+from qmpkit.farm.folders import made_folders
 from qmpkit.farm.leave import of_farm, removed
 from qmpkit.farm.outcome import Did, Outcome, Progress, Result, Tell
 from qmpkit.farm.preflight import preflight
@@ -105,7 +106,9 @@ async def _converge(
     plan = await plan_up(lab, farm)
     known, wanted = of_farm(lab), {machine.name: machine for machine in farm.machines}
     steps = [step for step in plan.steps if chosen(wanted.get(step.name) or known[step.name])]
-    await preflight(lab, _to_start(steps, wanted, restart), _to_stop(steps, restart))
+    starting = list(_to_start(steps, wanted, restart))
+    async with made_folders(starting):
+        await preflight(lab, starting, _to_stop(steps, restart))
     await save_farm(lab.state_dir, farm)
     work = _Work(lab, wanted, known, restart, grace, tell, len(steps))
     gone = [step.name for step in steps if isinstance(step, Remove)]

@@ -13,7 +13,7 @@ import trio
 
 from qmpkit._trio import service_nursery
 
-__all__ = ["BoundedLog", "Tail", "bounded_log"]
+__all__ = ["BoundedLog", "StderrLog", "Tail", "bounded_log", "writing"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,9 @@ LOG_LIMIT = 16 * MIB
 
 BACKLOG_LIMIT = 4 * MIB
 """Bytes that may wait in memory for a slow disk."""
+
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+_STDOUT, _STDERR = 1, 2
 
 FLUSH_GRACE = 2.0
 """Seconds that what is still in memory may take to be written at the end."""
@@ -117,12 +120,39 @@ class BoundedLog:
             self.dropped += len(data)
 
     def _append_part(self, part: bytes, half: int) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         size = self.path.stat().st_size if self.path.exists() else 0
         if size and size + len(part) > half:
             self.path.replace(self.path.with_name(self.path.name + ".1"))
-        with os.fdopen(os.open(self.path, flags, 0o600), "wb") as file:
+        with os.fdopen(os.open(self.path, _APPEND, 0o600), "wb") as file:
             file.write(part)
+
+
+class StderrLog(BoundedLog):
+    """What this process itself says on stderr, which is the file at *path*, bounded like it.
+
+    Also what goes there past us (a traceback, another library) counts, and goes on to the
+    new file.  Without a *path* stderr is whatever it is, and nothing is renamed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, limit: int = LOG_LIMIT) -> None:
+        super().__init__(path or "stderr", limit)
+        self._renames = path is not None
+
+    def _append_part(self, part: bytes, half: int) -> None:
+        size = os.fstat(_STDERR).st_size if self._renames else 0
+        if size and size + len(part) > half:
+            self._begin_anew()
+        while part:
+            part = part[os.write(_STDERR, part) :]
+
+    def _begin_anew(self) -> None:
+        self.path.replace(self.path.with_name(self.path.name + ".1"))
+        fd = os.open(self.path, _APPEND, 0o600)
+        try:
+            for stream in (_STDOUT, _STDERR):
+                os.dup2(fd, stream)
+        finally:
+            os.close(fd)
 
 
 @asynccontextmanager
@@ -130,7 +160,13 @@ async def bounded_log(
     path: str | os.PathLike[str], limit: int = LOG_LIMIT
 ) -> AsyncIterator[BoundedLog]:
     """A `BoundedLog` whose writer runs for the length of the block."""
-    log = BoundedLog(path, limit)
+    async with writing(BoundedLog(path, limit)) as log:
+        yield log
+
+
+@asynccontextmanager
+async def writing(log: BoundedLog) -> AsyncIterator[BoundedLog]:
+    """Run the writer of *log* for the length of the block."""
     async with service_nursery() as services:
         services.start_soon(log.run)
         await log._running.wait()  # a block without a checkpoint would end before it began

@@ -23,9 +23,11 @@ def root_by_rule() -> Path:
         return Path(own).absolute()
     uid = os.geteuid()
     xdg = os.environ.get("XDG_RUNTIME_DIR", "")
+    # Root's own ends with its last login, and a service of root's has none.
+    session = uid == 0 and xdg.startswith("/run/user/")
     # Under sudo the variable may still name the directory of another user.
     with suppress(OSError):
-        if xdg.startswith("/") and Path(xdg).stat().st_uid == uid:
+        if xdg.startswith("/") and not session and Path(xdg).stat().st_uid == uid:
             return Path(xdg) / "qmpkit"
     return Path("/run/qmpkit") if uid == 0 else Path(f"/tmp/qmpkit-{uid}")
 

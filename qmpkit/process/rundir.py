@@ -2,8 +2,8 @@
 
     <root>/<name>.<pid>.<random>/<socket>
 
-The root is `$QMPKIT_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/qmpkit`, else
-`/run/qmpkit` for root, else `/tmp/qmpkit-<uid>`.  Every part has a greatest
+The root is `$QMPKIT_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/qmpkit` (for root unless it is
+that of a login), else `/run/qmpkit` for root, else `/tmp/qmpkit-<uid>`.  Every part has a greatest
 length, so that a socket's path always fits the 107 bytes the kernel takes.
 """
 

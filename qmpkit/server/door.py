@@ -2,7 +2,8 @@
 
 Its user alone: `<runtime>/.api/http`, 0600 in a directory 0700.  With a group its members
 too: `/run/qmpkit-api/<farm>/http` (or beside the user's own runtime root), 0660 in a
-directory 0750, since the runtime directory itself is closed to them.
+directory 0750, since the runtime directory itself is closed to them.  There too is the
+one that systemd opens, before there is a runtime directory; it removes that itself.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import grp
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qmpkit.errors import HostLacks
 from qmpkit.process.roots import root_by_rule, runtime_of
+from qmpkit.server.handed import checked_door
 
-__all__ = ["doors", "opened_door"]
+__all__ = ["doors", "hang_up", "opened_door", "shared_door"]
 
 _FOLDER = ".api"
 _SOCKET = "http"
@@ -28,49 +31,72 @@ _BACKLOG = 512
 def doors(farm: str) -> list[Path]:
     """Where the daemon of *farm* can be listening, the likelier place first.  Blocking."""
     own = runtime_of(farm)
-    shared = _shared(farm) / _SOCKET
+    shared = shared_door(farm)
     return [shared] if own is None else [own / _FOLDER / _SOCKET, shared]
 
 
-def _shared(farm: str) -> Path:
-    root = root_by_rule()
-    return root.with_name(f"{root.name}-api") / farm
+def shared_door(farm: str, root: Path | None = None) -> Path:
+    """Where the socket is that a group or systemd has; *root*: of the runtime directories."""
+    root = root or root_by_rule()
+    return root.with_name(f"{root.name}-api") / farm / _SOCKET
 
 
 @contextmanager
 def opened_door(
-    farm: str, runtime: Path, group: str | None
+    farm: str, runtime: Path, group: str | None, handed: int | None = None
 ) -> Iterator[tuple[socket.socket, Path]]:
     """The listening socket of the daemon, and its path; removed with the block.  Blocking.
 
-    The supervisor's lock must be held: what is left there is of a daemon that was killed.
+    *handed* is the descriptor of one that systemd has opened and removes.  The supervisor's
+    lock must be held: what is left there is of a daemon that was killed.
     Raises HostLacks.
     """
-    folder = runtime / _FOLDER if group is None else _shared(farm)
+    path = runtime / _FOLDER / _SOCKET if group is None and handed is None else shared_door(farm)
     try:
         gid = None if group is None else grp.getgrnam(group).gr_gid
     except KeyError:
         raise HostLacks(f"there is no group {group!r}", "groupadd, or another name") from None
+    # Of a killed daemon that listened there: clients would ask it first.
+    shutil.rmtree(runtime / _FOLDER, ignore_errors=True)
     try:
-        listener = _listening(folder, gid)
+        listener = _listening(path, gid) if handed is None else checked_door(handed, path, gid)
     except OSError as error:
-        what = f"cannot listen in {folder}: {error.strerror}"
+        what = f"cannot listen in {path.parent}: {error.strerror}"
         raise HostLacks(what, "make it writable; to give it to a group takes its rights") from error
     try:
-        yield listener, folder / _SOCKET
+        yield listener, path
     finally:
         listener.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        if handed is None:
+            shutil.rmtree(path.parent, ignore_errors=True)
 
 
-def _listening(folder: Path, gid: int | None) -> socket.socket:
+def hang_up(path: Path) -> None:
+    """End every connection that has come in at *path*, also one whose client does not read.
+
+    Those who wait to send there learn it at once.
+    """
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # that of the directory itself is among them, and gone by now
+            if stat.S_ISSOCK(os.fstat(fd := int(entry.name)).st_mode):
+                with socket.socket(fileno=os.dup(fd)) as sock:
+                    _shut(sock, path)
+
+
+def _shut(sock: socket.socket, path: Path) -> None:
+    ours = sock.family == socket.AF_UNIX and sock.getsockname() == os.fspath(path)
+    if ours and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _listening(path: Path, gid: int | None) -> socket.socket:
+    folder = path.parent
     shutil.rmtree(folder, ignore_errors=True)
     if gid is not None:
         folder.parent.mkdir(mode=0o755, exist_ok=True)
     folder.mkdir(mode=0o700)  # closed to all others until the socket is as it should be
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        path = folder / _SOCKET
         listener.bind(os.fspath(path))
         if gid is None:
             path.chmod(0o600)

@@ -183,7 +183,7 @@ class Health:
     interval: float = 10.0
     timeout: float = 5.0
     retries: int = 3
-    start_period: float = 60.0
+    start_period: float = 300.0  # a cloud image without KVM takes two minutes to its first login
     start_interval: float = 1.0
     restart: bool = True
 

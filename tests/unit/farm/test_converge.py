@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 import pytest
+import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -91,6 +92,18 @@ async def test_what_this_host_lacks_is_told_of_all_before_anything() -> None:
         told = sorted(map(str, caught.value.exceptions))
         assert ["a.qcow2" in told[0], "b.qcow2" in told[1], len(told)] == [True, True, 2]
         assert (supervisor.kept, ground.started) == ({}, [])
+
+
+async def test_the_directory_of_new_disks_is_made_unless_it_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "disks"
+    new = {"file": f"{folder}/a.qcow2", "format": "qcow2", "make": "1MiB"}
+    wrong = {"file": f"{tmp_path}/no/such/b.qcow2", "format": "qcow2", "make": "1MiB"}
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        with pytest.raises(SpecInvalid, match=r"no/such' does not exist"):
+            await up(supervisor, farm(a={"disks": [new]}, b={"disks": [wrong]}))
+        assert not await trio.Path(folder).exists()
+        await up(supervisor, farm(a={"disks": [new]}))
+        assert folder.is_dir()
 
 
 async def test_a_change_that_needs_a_restart_waits_for_the_word() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,14 @@ import trio
 
 from qmpkit.process import logs
 from qmpkit.process.limits import NOFILE_CEILING, raise_nofile
-from qmpkit.process.logs import BACKLOG_LIMIT, BoundedLog, Tail, bounded_log
+from qmpkit.process.logs import (
+    BACKLOG_LIMIT,
+    BoundedLog,
+    StderrLog,
+    Tail,
+    bounded_log,
+    writing,
+)
 
 
 def entries(folder: Path) -> list[Path]:
@@ -106,3 +115,46 @@ def test_raising_the_limit_of_open_files() -> None:
         assert raise_nofile() == raised
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+class _Streams:
+    """Two descriptors that stand for stdout and stderr, both of them a log that is appended to."""
+
+    def __init__(self, path: Path) -> None:
+        self.out, self.err = (os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for _ in "12")
+
+    def close(self) -> None:
+        os.close(self.out)
+        os.close(self.err)
+
+
+@pytest.fixture
+def streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Streams]:
+    found = _Streams(tmp_path / "log")
+    monkeypatch.setattr(logs, "_STDOUT", found.out)
+    monkeypatch.setattr(logs, "_STDERR", found.err)
+    yield found
+    found.close()
+
+
+async def test_what_goes_to_stderr_past_the_log_is_bounded_too(
+    tmp_path: Path, streams: _Streams
+) -> None:
+    path, old = tmp_path / "log", tmp_path / "log.1"
+    os.write(streams.err, b"x" * 600)
+    async with writing(StderrLog(path, limit=1000)) as log:
+        log.write(b"one\n")
+    assert (old.read_bytes(), path.read_bytes()) == (b"x" * 600, b"one\n")
+    os.write(streams.out, b"out\n")
+    os.write(streams.err, b"a traceback\n")
+    assert path.read_bytes() == b"one\nout\na traceback\n", "it goes on in the new file"
+    assert log.error is None
+
+
+async def test_a_stderr_that_is_no_file_of_ours_is_only_written_to(
+    tmp_path: Path, streams: _Streams
+) -> None:
+    async with writing(StderrLog(None, limit=1000)) as log:
+        log.write(b"y" * 3000)
+    assert (tmp_path / "log").read_bytes() == b"y" * 3000
+    assert entries(tmp_path) == [tmp_path / "log"]

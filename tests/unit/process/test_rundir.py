@@ -63,6 +63,18 @@ def test_then_the_systems(xdg: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runtime_root() == Path("/tmp/qmpkit-1234")
 
 
+def test_roots_own_login_is_not_the_place_for_what_outlives_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A service of root's looks in /run/qmpkit too: both have to find the same farms."""
+    monkeypatch.delenv("QMPKIT_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/0")
+    monkeypatch.setattr(rundir, "verify", lambda root: None)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(Path, "stat", lambda self: tmp_path.lstat())  # it is there, and root's
+    assert runtime_root() == Path("/run/qmpkit")
+
+
 def test_the_session_of_another_user_is_not_ours(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import trio
 from hypercorn.trio import serve
 
 from qmpkit.server.api import make_app
-from qmpkit.server.daemon import config_for
+from qmpkit.server.daemon import IDLE, config_for
 from qmpkit.server.door import opened_door
 from qmpkit.server.jobs import Jobs
 from qmpkit.supervisor.supervisor import Supervisor
@@ -44,7 +44,8 @@ class Served:
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[Served]:
+async def served(idle: float = IDLE) -> AsyncIterator[Served]:
+    """*idle*: seconds in which a request's head has to be there."""
     async with fake_ground() as ground, lab(ground) as supervisor, trio.open_nursery() as nursery:
         over = trio.Event()
         with opened_door("lab", supervisor.runtime_dir, None) as (listener, path):
@@ -53,7 +54,7 @@ async def served() -> AsyncIterator[Served]:
             async def run() -> None:
                 await serve(
                     app,  # type: ignore[arg-type]
-                    config_for(listener.fileno()),
+                    config_for(listener.fileno(), idle),
                     shutdown_trigger=over.wait,
                     mode="asgi",
                 )
@@ -64,3 +65,11 @@ async def served() -> AsyncIterator[Served]:
             for name in supervisor.kept:
                 await supervisor.declare(name, "stopped")
             nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory in which the paths of sockets fit."""
+    folder = tempfile.mkdtemp(prefix="qk-")
+    yield Path(folder)
+    shutil.rmtree(folder)

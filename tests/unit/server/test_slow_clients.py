@@ -1,0 +1,77 @@
+"""Clients that send byte by byte and never finish are cut off; the others do not notice."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import time
+from contextlib import suppress
+
+import pytest
+import trio
+
+from qmpkit.server import bodies
+from tests.unit.server.conftest import Served, served
+
+pytestmark = pytest.mark.usefixtures("state")
+
+BEFORE = 0.4  # seconds that they are let do so
+EVERY = 0.05
+
+
+def _trickled(sock: socket.socket, head: bytes, more: bytes) -> tuple[bytes, float]:
+    """Send *head*, then *more* again and again byte by byte; what is answered, and after how long.
+
+    Blocking; an answer ends when the other side hangs up.
+    """
+    began, said = time.monotonic(), b""
+    sock.settimeout(EVERY)
+    with suppress(BrokenPipeError, ConnectionResetError):
+        sock.sendall(head)
+        for byte in itertools.cycle(more):
+            sock.sendall(bytes([byte]))
+            with suppress(TimeoutError):
+                if not (chunk := sock.recv(65536)):
+                    break
+                said += chunk
+            assert time.monotonic() - began < 20 * BEFORE, f"it goes on and on: {said!r}"
+    return said, time.monotonic() - began
+
+
+async def _cut_off(daemon: Served, head: bytes, more: bytes) -> bytes:
+    with daemon.client.connected() as sock:
+        said, took = await trio.to_thread.run_sync(_trickled, sock, head, more)
+    assert took >= BEFORE
+    return said
+
+
+async def test_a_head_that_never_ends() -> None:
+    async with served(idle=BEFORE) as daemon, trio.open_nursery() as nursery:
+        nursery.start_soon(_cut_off, daemon, b"GET /v1 HTTP/1.1\r\n", b"X: y\r\n")
+        nursery.start_soon(_cut_off, daemon, b"", b"GET")
+        status, _ = await daemon.client.ask("GET", "/v1")
+        assert status == 200
+
+
+async def test_a_second_head_that_never_ends() -> None:
+    async with served(idle=BEFORE) as daemon:
+        whole = b"GET /v1 HTTP/1.1\r\nHost: x\r\n\r\n"
+        said = await _cut_off(daemon, whole + b"GET /v1 HTTP/1.1\r\n", b"X: y\r\n")
+        assert said.count(b"HTTP/1.1 200") == 1
+
+
+async def test_a_body_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "PATIENCE", BEFORE)
+    async with served() as daemon:
+        head = b"POST /v1/up HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+        said = await _cut_off(daemon, head, b" ")
+        assert said.startswith(b"HTTP/1.1 408")
+        assert b"was not here within 0.4 s" in said
+
+
+async def test_a_body_that_nobody_asked_for_never_ends() -> None:
+    async with served(idle=BEFORE) as daemon:
+        head = b"GET /v1 HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+        with daemon.client.connected() as sock:
+            said, _ = await trio.to_thread.run_sync(_trickled, sock, head, b" ")
+        assert said.startswith(b"HTTP/1.1 200")
