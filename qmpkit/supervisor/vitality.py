@@ -49,7 +49,7 @@ async def watch_over(kept: Kept, journal: Journal, vm: VM) -> None:
 
 
 async def _stop_at_change(kept: Kept, health: Health | None, scope: trio.CancelScope) -> None:
-    await kept.until(lambda: kept.record.health is not health)
+    await kept.until(lambda: kept.record.health != health)
     kept.health = None
     scope.cancel()
 
