@@ -53,3 +53,5 @@ JOURNAL_KILLS = size(ci=8, long=200)  # SIGKILLs of a process that writes its jo
 
 # Many machines
 MADE_UP_FARMS = size(ci=60, long=1000)  # histories of a made-up farm, of 40 steps each
+SIMULATED_EVENTS = size(ci=5_000, long=100_000)  # that happen to a farm of fakes
+CHAOS_SECONDS = size(ci=0, long=600)  # in which a farm is made to suffer, round after round

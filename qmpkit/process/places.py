@@ -30,8 +30,11 @@ from qmpkit.process.rundir import (
     owner_of,
     verify,
 )
+from qmpkit.process.sockets import listened_at
 
 __all__ = ["Places", "claimed_places", "discard", "fresh", "state_root"]
+
+_DYING = 1.0  # seconds that a process may take to vanish whose program was killed
 
 # "/k.<hash>/m.<hash>/socket" is the shortest form.
 _SHORT = 2 * (1 + 2 + HASH) + 1 + SOCKET_NAME_LIMIT
@@ -165,7 +168,15 @@ def _fits(directory: Path, rest: int) -> bool:
 
 
 def fresh(directory: Path) -> None:
-    """Make *directory* (0700), without what may be left in it of an earlier run.  Blocking."""
+    """Make *directory* (0700), without what may be left in it of an earlier run.  Blocking.
+
+    Raises HostLacks when it cannot be made, or somebody listens there: whoever that is would
+    live on where nobody finds it any more.
+    """
+    for path in (directory / "qmp", directory / "tools"):
+        if listened_at(path, _DYING):
+            what = f"a process that is on no record listens at {path}"
+            raise HostLacks(what, f"see what it is, and end it (`qmpkit qmp {path} quit`)")
     shutil.rmtree(directory, ignore_errors=True)
     try:
         directory.mkdir(mode=0o700)

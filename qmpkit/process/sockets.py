@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from qmpkit.errors import Fault, HostLacks, SpecInvalid
 
-__all__ = ["listening_socket", "remover_of"]
+__all__ = ["listened_at", "listening_socket", "remover_of"]
 
 
 def listening_socket(path: Path) -> socket.socket:
@@ -34,6 +35,23 @@ def listening_socket(path: Path) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def listened_at(path: Path, patience: float = 0.0) -> bool:
+    """Whether somebody listens at *path*, and still does after *patience* seconds.
+
+    Blocking.  One whose queue is full listens.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+        try:
+            sock.connect(os.fspath(path))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        end = select.poll()  # of the listener, which is the end of whom it has not taken in, too
+        end.register(sock, select.POLLRDHUP)
+        return not end.poll(patience * 1000)
 
 
 def remover_of(path: Path) -> Callable[[], None]:

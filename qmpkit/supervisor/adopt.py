@@ -18,6 +18,8 @@ from qmpkit.process.escalate import stop_child
 from qmpkit.process.identity import Standing, boot_id
 from qmpkit.process.kept import KeptLike
 from qmpkit.qmp.errors import MonitorAbsent, MonitorGarbled, MonitorLost, MonitorSilent
+from qmpkit.spec.argv import TOOLS
+from qmpkit.spec.machine import channels
 from qmpkit.supervisor.differences import disk_differences
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means, attend
@@ -112,9 +114,9 @@ async def _with_monitor(kept: Kept, means: Means, machine: Machine, seen: Seen) 
         means.journal.post(kept.record)
     vm = VM(machine, logs=kept.home.logs)
     kept.attach(vm, "adopted", adopted=True)
-    _compare(kept, vm.state)
-    seen()
     try:
+        await _compare(kept, vm.state)
+        seen()
         await _compare_disks(kept, vm, means.patience)
         return await attend(kept, means, vm)
     finally:
@@ -128,8 +130,10 @@ _AS_DECLARED: dict[Declared, tuple[State, ...]] = {
 }
 
 
-def _compare(kept: Kept, state: State) -> None:
-    """Tell of what is not as declared; `attend` makes it so where that is possible."""
+async def _compare(kept: Kept, state: State) -> None:
+    """Tell of what is not as it was; `attend` makes it as declared where that is possible."""
+    if gone := await trio.to_thread.run_sync(_missing, kept):
+        kept.tell("differs", f"sockets are gone from {kept.home.sockets}: {', '.join(gone)}")
     if state not in _AS_DECLARED[kept.declared]:
         kept.tell("differs", f"it is declared {kept.declared} and was found {state.value}")
 
@@ -149,6 +153,12 @@ async def _compare_disks(kept: Kept, vm: VM, patience: float) -> None:
     for why in disk_differences(kept.spec, blocks):
         log.error("machine %r: %s", kept.name, why)
         kept.tell("differs", why)
+
+
+def _missing(kept: Kept) -> list[str]:
+    """The channels whose sockets somebody has removed.  Blocking."""
+    names = (*channels(kept.spec), TOOLS)
+    return [name for name in names if not kept.home.socket(name).exists()]
 
 
 def _show(kept: Kept, error: QmpkitError) -> None:

@@ -302,6 +302,7 @@ class Keeper:
             kept.note(declared=before.declared, **_matters(before))
             assert kept.not_durable is not None
             raise kept.not_durable
+        kept.declarations += 1
         kept.notify()
 
     async def _made_true(self, kept: Kept, state: Declared) -> bool:

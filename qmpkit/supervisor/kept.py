@@ -54,6 +54,7 @@ class Kept:
         self.turn = trio.Lock()  # one change at a time
         self.tended = False  # a task keeps it as declared
         self.adopted = False
+        self.declarations = 0  # how often it was declared something while a task keeps it
         self.health: Verdict | None = None  # None: it has no checks, or is not up
         self.refusal: Exception | None = None
         self.grace: float | None = None
@@ -117,10 +118,6 @@ class Kept:
         while not met():
             await self._changed.wait()
 
-    def changed(self) -> trio.Event:
-        """Set at the next change of anything here; take it before you look."""
-        return self._changed
-
     def row(self) -> Row:
         """Its row in the table."""
         return Row(
@@ -137,9 +134,10 @@ class Kept:
     # What its supervisor's tasks do
 
     def enter(self, state: str, cause: str) -> None:
-        """Note and tell what is observed."""
-        self.state, self.cause, self._entered = state, cause, trio.current_time()
-        self._events.tell(self.name, state, cause)
+        """Note and tell what is observed; nothing is told twice."""
+        if (state, cause) != (self.state, self.cause):
+            self.state, self.cause, self._entered = state, cause, trio.current_time()
+            self._events.tell(self.name, state, cause)
         self.notify()
 
     def explain(self, state: str, cause: str) -> None:

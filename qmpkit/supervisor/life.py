@@ -155,23 +155,27 @@ def _end_of(kept: Kept, report: ExitReport) -> End:
 
 
 async def _obey(kept: Kept, means: Means, vm: VM) -> None:
-    """Make each declaration true."""
-    obeyed = None
+    """Make each declaration true, also one that is made again."""
     while True:
-        changed, wanted = kept.changed(), kept.declared
-        if wanted != obeyed:
-            try:
-                await _make_true(wanted, vm, _grace(kept, means))
-            except (MachineGone, MachineDied):
-                return
-            except QmpkitError as error:
-                log.warning("machine %r cannot be made %s: %s", kept.name, wanted, error)
-                kept.refusal = error
-                kept.tell("refused", f"it is declared {wanted}: {error}")
-                kept.notify()
-            obeyed = wanted
-        else:
-            await changed.wait()
+        number, wanted = kept.declarations, kept.declared
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_try_to_make_true, kept, wanted, vm, _grace(kept, means))
+            await kept.until(lambda seen=number: kept.declarations != seen)  # type: ignore[misc]
+            if wanted != "stopped":
+                # A silent QEMU never does what it was told, and is to be stopped all the same.
+                nursery.cancel_scope.cancel()
+
+
+async def _try_to_make_true(kept: Kept, wanted: str, vm: VM, grace: float) -> None:
+    try:
+        await _make_true(wanted, vm, grace)
+    except (MachineGone, MachineDied):
+        return  # whoever attends to it sees the end
+    except QmpkitError as error:
+        log.warning("machine %r cannot be made %s: %s", kept.name, wanted, error)
+        kept.refusal = error
+        kept.tell("refused", f"it is declared {wanted}: {error}")
+        kept.notify()
 
 
 def _grace(kept: Kept, means: Means) -> float:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 from qmpkit.process.places import discard
+from qmpkit.process.sockets import listened_at
 
 __all__ = ["strangers"]
 
@@ -18,19 +18,8 @@ def strangers(runtime: Path, known: set[Path]) -> list[Path]:
             continue  # what begins with a dot is not a machine's
         if directory in known:
             continue
-        if _listened_at(directory / "qmp"):
+        if listened_at(directory / "qmp"):
             alive.append(directory)
         else:
             discard(directory)
     return alive
-
-
-def _listened_at(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
-        try:
-            sock.connect(str(path))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return True

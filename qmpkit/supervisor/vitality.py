@@ -49,7 +49,7 @@ async def watch_over(kept: Kept, journal: Journal, vm: VM) -> None:
 
 
 async def _stop_at_change(kept: Kept, health: Health | None, scope: trio.CancelScope) -> None:
-    await kept.until(lambda: kept.record.health is not health)
+    await kept.until(lambda: kept.record.health != health)
     kept.health = None
     scope.cancel()
 
@@ -110,7 +110,9 @@ class _Watch:
 
     async def _is_put_down(self) -> bool:
         verdict = self._kept.health
-        if not isinstance(verdict, Unhealthy) or self._kept.restart.policy == "never":
+        if not isinstance(verdict, Unhealthy) or not self._health.restart:
+            return False
+        if self._kept.restart.policy == "never":
             return False
         why = f"it was unhealthy: {verdict.why}"
         await put_down(self._kept, self._journal, self._vm, Mishap.UNHEALTHY, why)

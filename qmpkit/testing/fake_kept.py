@@ -33,10 +33,14 @@ _starts = itertools.count(1)
 
 
 class FakeKept(FakeProcess):
-    """One fake process: its monitor is `qemu`, `standing` what an adoption finds of a dead one."""
+    """One fake process of the machine *name*: its monitor is `qemu`.
 
-    def __init__(self, qemu: FakeQemu) -> None:
+    `standing` is what an adoption finds of a dead one.
+    """
+
+    def __init__(self, qemu: FakeQemu, name: str) -> None:
         super().__init__(qemu)
+        self.name = name
         self.qemu = qemu
         self.identity = Identity(boot_id(), self.pid, next(_starts))
         self.kept = False
@@ -81,7 +85,7 @@ class FakeGround:
         qemu = FakeQemu(self._nursery)
         qemu.pauses_on_shutdown = True
         qemu.uuid = spec.uuid or ""
-        fake = FakeKept(qemu)
+        fake = FakeKept(qemu, spec.name)
         self.prepare(fake)
         fresh(home.sockets)
         await self._nursery.start(_serve, fake, home, (*channels(spec), TOOLS))

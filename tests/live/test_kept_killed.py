@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import pytest
 import trio
 
 from qmpkit import MachineSpec, Supervisor
+from qmpkit.process.identity import Identity
 from qmpkit.testing import guests
 from qmpkit.testing.leaks import leaks
 from tests.live.kept import Places, count, end_all, lab
@@ -26,10 +28,39 @@ pytestmark = [
 
 # The steady machines are made once and left alone; the others are changed all the time.
 PROGRAM = """
-import random, sys, attrs, qmpkit, trio
+import contextlib, inspect, os, pkgutil, random, signal, sys, attrs, qmpkit, trio
 
-qemu, steady, changing, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-dice = random.Random(seed)
+qemu, steady, changing, seed, *death = sys.argv[1:]
+steady, changing, dice = int(steady), int(changing), random.Random(seed)
+
+def die_in(place, name, call):
+    # The so-and-so-many-th time that this step is taken is the last thing that is done.
+    owner, calls, early = pkgutil.resolve_name(place), 0, dice.random() < 0.5
+    step = getattr(owner, name)
+
+    @contextlib.contextmanager
+    def maybe_the_last():
+        nonlocal calls
+        calls += 1
+        last = calls == int(call)
+        if last and early:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def awaited(*args):
+        with maybe_the_last():
+            return await step(*args)
+
+    def called(*args):
+        with maybe_the_last():
+            return step(*args)
+
+    setattr(owner, name, awaited if inspect.iscoroutinefunction(step) else called)
+
+if death:
+    die_in(*death)
 kvm_tiny = attrs.evolve(qmpkit.load_profile("kvm-tiny"), qemu=qemu, accel="tcg")
 bare = qmpkit.MachineSpec(qemu=qemu, accel="tcg", memory="16MiB")
 
@@ -63,6 +94,18 @@ async def main():
 trio.run(main)
 """
 
+# Where it dies by itself: the write of state, the start and the stop of a machine.
+STEPS = (
+    ("qmpkit.supervisor.journal", "_draft"),
+    ("qmpkit.supervisor.journal", "_publish"),
+    ("qmpkit.supervisor.journal", "_sync"),
+    ("qmpkit.machine.keep", "fresh"),
+    ("qmpkit.process.spawner:Spawner", "spawn"),
+    ("qmpkit.process.kept:KeptChild", "keep"),
+    ("qmpkit.machine.machine:Machine", "stop"),
+    ("qmpkit.supervisor.life", "discard"),
+)
+
 
 @asynccontextmanager
 async def program(*argv: object) -> AsyncIterator[trio.Process]:
@@ -95,6 +138,16 @@ async def said_until(process: trio.Process, wanted: str) -> list[str]:
     return text.decode().splitlines()
 
 
+async def said_to_the_end(process: trio.Process) -> list[str]:
+    """What it says until it has killed itself."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    text = b"".join([bytes(chunk) async for chunk in process.stdout])
+    why = bytes(await process.stderr.receive_some())
+    assert await process.wait() == -signal.SIGKILL, why
+    return text.decode().splitlines()
+
+
 async def said_within(process: trio.Process, seconds: float) -> list[str]:
     assert process.stdout is not None
     text = b""
@@ -104,7 +157,7 @@ async def said_within(process: trio.Process, seconds: float) -> list[str]:
     return text.decode().splitlines()
 
 
-@pytest.mark.bound(60 + 6 * SUPERVISOR_KILLS * max(1, KEPT_MACHINES // 16))
+@pytest.mark.bound(120 + 10 * SUPERVISOR_KILLS * max(1, KEPT_MACHINES // 16))
 async def test_the_supervisor_is_killed_again_and_again(qemu: str, places: Places) -> None:
     guests.build_kvm_tiny()
     dice = random.Random(4)
@@ -116,11 +169,9 @@ async def test_the_supervisor_is_killed_again_and_again(qemu: str, places: Place
         async with program(*argv, "first") as process:
             pids = (await said_until(process, "steady"))[-1]
             assert pids.startswith("steady")
+        before, counted = await _guests(steady)
         for kill in range(SUPERVISOR_KILLS):
-            async with program(*argv, kill) as process:
-                lines = await said_until(process, "open")
-                # From the first moment of the adoption to the middle of starts and stops.
-                lines += await said_within(process, dice.random() ** 2 * 1.5)
+            lines = await _killed(dice, *argv, kill)
             known |= {line.split()[1] for line in lines if line.startswith("have ")}
             errors += [line for line in lines if line.startswith("error")]
             assert all(line == pids for line in lines if line.startswith("steady"))
@@ -128,11 +179,31 @@ async def test_the_supervisor_is_killed_again_and_again(qemu: str, places: Place
         async with lab() as supervisor:
             await _all_as_declared(supervisor, places)
             assert known <= set(supervisor.kept)
-            steadies = [supervisor.kept[f"steady{number}"] for number in range(steady)]
-            assert pids.split()[1:] == [str(kept.pid) for kept in steadies]
-            assert await count(steadies[0]) > 0
+        after, counts = await _guests(steady)
+        assert after == before
+        assert counts > counted > 0
         await end_all()
     assert places.qemus() == []
+
+
+async def _killed(dice: random.Random, *argv: object) -> list[str]:
+    """What a supervisor says that is killed in an adoption, in changes, or in one step of them."""
+    moment = dice.choice(["open", "steady", "step"])
+    if moment == "step":
+        async with program(*argv, *dice.choice(STEPS), dice.randint(1, 8)) as process:
+            return await said_to_the_end(process)
+    async with program(*argv) as process:
+        lines = await said_until(process, moment)
+        return lines + await said_within(process, dice.random() ** 2 * 1.5)
+
+
+async def _guests(steady: int) -> tuple[list[Identity | None], int]:
+    """The processes of the steady machines, and how far the first one's guest has counted."""
+    async with lab() as supervisor:
+        kept = [supervisor.kept[f"steady{number}"] for number in range(steady)]
+        assert kept[0].vm is not None
+        await kept[0].vm.console.expect(".")  # it counts only after its banner
+        return [it.record.identity for it in kept], await count(kept[0])
 
 
 async def _all_as_declared(supervisor: Supervisor, places: Places) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from qmpkit.machine.launch import LaunchOptions
 from qmpkit.machine.machine import Graces
 from qmpkit.spec.restart import Restart
+from qmpkit.supervisor.events import Happening
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.testing.fake_kept import FakeGround
 
@@ -22,6 +23,15 @@ HASTY = LaunchOptions(graces=Graces(quit=0.2, term=0.2, kill=5))
 async def lab(ground: FakeGround) -> AsyncIterator[Supervisor]:
     async with Supervisor("lab", keep=True, ground=ground, options=HASTY) as supervisor:
         yield supervisor
+
+
+async def told(supervisor: Supervisor) -> list[Happening]:
+    """All that has happened, also under the supervisors before."""
+    with supervisor.subscribe(since=-1) as happenings:
+        past = []
+        while (happening := await happenings.past()) is not None:
+            past.append(happening)
+        return past
 
 
 def on_disk(state: Path, name: str) -> dict[str, Any]:

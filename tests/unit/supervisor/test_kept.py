@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from qmpkit.errors import (
+    HostLacks,
     JournalFailed,
     JournalNewer,
     LaunchFailed,
@@ -20,6 +21,7 @@ from qmpkit.errors import (
     SupervisorRunning,
 )
 from qmpkit.machine.report import ExitCause
+from qmpkit.qmp.errors import CommandRefused
 from qmpkit.supervisor import journal, life
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
@@ -27,7 +29,7 @@ from qmpkit.testing.fake import Refuse
 from qmpkit.testing.fake_kept import FakeKept, fake_ground
 from qmpkit.testing.leaks import leaks
 from tests.unit.supervisor.conftest import spec
-from tests.unit.supervisor.kept import lab, on_disk
+from tests.unit.supervisor.kept import lab, on_disk, told
 
 pytestmark = pytest.mark.usefixtures("state")
 
@@ -140,6 +142,74 @@ async def test_a_monitor_that_is_lost_is_found_again() -> None:
         ground["a"].qemu.hang_up()
         await kept.until(lambda: kept.vm is not None and kept.vm is not first)
         assert (kept.state, len(ground.started)) == ("running", 1)
+
+
+async def test_a_pause_that_hangs_keeps_nobody_from_stopping() -> None:
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        kept = await supervisor.ensure(spec("a"))
+        ground["a"].qemu.silent = True  # a QEMU that was frozen, which nothing tells of
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(supervisor.declare, "a", "paused")
+            await ground["a"].qemu.called("stop")
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(10):
+            await supervisor.declare("a", "stopped")
+        assert (kept.state, ground.alive) == ("gone", [])
+
+
+async def test_a_declaration_that_is_made_again_is_obeyed_again() -> None:
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        kept = await supervisor.ensure(spec("a"))
+        qemu = ground["a"].qemu
+        qemu.on("stop", _refuse)
+        with pytest.raises(CommandRefused, match="not now"):
+            await supervisor.declare("a", "paused")
+        qemu.on("stop", lambda _: qemu.run("stop", {}, []))
+        with trio.fail_after(10):
+            await supervisor.declare("a", "paused")
+            qemu.run("cont", {}, [])  # somebody else does
+            await kept.wait_running()
+            await supervisor.declare("a", "paused")
+        assert kept.state == "paused"
+
+
+@pytest.mark.parametrize("policy", ["never", "always"])
+async def test_an_end_is_told_once(policy: str) -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            kept = await first.ensure(spec("a"), restart=policy)
+            ground["a"].kill()
+            await kept.until(lambda: kept.state == "restarting" or not kept.tended)
+        async with lab(ground) as second:
+            states = [it.state for it in await told(second)]
+        assert states.count("gone") == 1
+
+
+async def test_one_that_no_record_knows_is_told_of_and_never_doubled(state: Path) -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            await first.ensure(spec("a"))
+            await first.ensure(spec("b"))
+        (state / "machines" / "a.json").write_text("{")
+        async with lab(ground) as second:
+            states = [it.state for it in await told(second) if it.machine == "a"]
+            assert states.count("record-lost") == states.count("stranger") == 1
+            with pytest.raises(HostLacks, match=r"on no record listens at .*/a/qmp\. Cure: .*quit"):
+                await second.ensure(spec("a"))
+            assert (len(ground.alive), [*second.kept]) == (2, ["b"])
+            ground["a"].end(0)
+            await second.ensure(spec("a"))
+
+
+async def test_sockets_that_somebody_removed_are_told_of() -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            home = (await first.ensure(spec("a"))).home
+        home.socket("qmp").unlink()
+        async with lab(ground) as second:
+            assert second.kept["a"].state == "running"
+            causes = [it.cause for it in await told(second) if it.state == "differs"]
+        assert causes == [f"sockets are gone from {home.sockets}: qmp"]
 
 
 async def test_one_whose_task_failed_is_never_started_twice(

@@ -86,12 +86,14 @@ async def test_it_is_on_record_why_it_is_ended_before_it_is(state: Path) -> None
         assert written == [("ending", "unhealthy")]
 
 
-async def test_with_policy_never_it_is_shown_and_left() -> None:
+@pytest.mark.parametrize(("policy", "restart"), [("never", True), ("always", False)])
+async def test_one_that_is_not_to_be_replaced_is_shown_and_left(policy: str, restart: bool) -> None:
     guest = Guest()
     told: list[Happening] = []
     async with _lab() as (ground, supervisor):
         with supervisor.subscribe() as happenings:
-            kept = await supervisor.ensure(spec("a"), restart="never", health=guest.health())
+            health = guest.health(restart=restart)
+            kept = await supervisor.ensure(spec("a"), restart=policy, health=health)
             guest.well = False
             await kept.until(lambda: isinstance(kept.health, Unhealthy))
             guest.well = True
