@@ -174,6 +174,7 @@ class Supervisor:
         after: Iterable[str] = (),
         requires: Iterable[str] = (),
         farm: FarmMachine | None = None,
+        paused: bool = False,
         wait: bool = True,
     ) -> Kept:
         """Have a kept machine that is as *spec* says, declared running; start it when it is down.
@@ -181,7 +182,7 @@ class Supervisor:
         *restart*: "never", "on-failure", "always", or a `Restart`.  *health*: how it is
         found out whether it does its work.  It starts once the kept machines of *after*
         have come up or will not, and those of *requires* are up.  *farm*: the machine of
-        the farm file it comes from.
+        the farm file it comes from.  With *paused* it is declared paused instead.
 
         Returns when QEMU is up and outlives us; `Kept.wait_running` waits for the guest.
         Without *wait*, as soon as it is declared: then its start, if it fails, is answered
@@ -203,6 +204,7 @@ class Supervisor:
             after=tuple(after),
             requires=tuple(requires),
             farm=farm,
+            declared="paused" if paused else "running",
         )
         return await keeper.ensure(wanted, wait=wait)
 
