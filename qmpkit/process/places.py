@@ -166,8 +166,11 @@ def _fits(directory: Path, rest: int) -> bool:
 
 def fresh(directory: Path) -> None:
     """Make *directory* (0700), without what may be left in it of an earlier run.  Blocking."""
-    shutil.rmtree(directory, ignore_errors=True)
     try:
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+            return
+        shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700)
     except OSError as error:
         what = f"cannot make the directory for sockets {directory}: {error.strerror}"
