@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from qmpkit.cli.streams import provide_streams
 
@@ -19,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with *argv* (default: this process's) and return its exit status."""
     provide_streams()
     try:
-        from qmpkit.cli.app import run
+        run = _runner(sys.argv[1:] if argv is None else argv)
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] not in _EXTRA:
             raise
@@ -29,4 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 3
-    return run(sys.argv[1:] if argv is None else argv)
+    return run()
+
+
+def _runner(words: Sequence[str]) -> Callable[[], int]:
+    """What runs a command line, with everything loaded that it takes to read it."""
+    from qmpkit.cli.plain import plain
+
+    if (runner := plain(words)) is not None:
+        return runner
+    from qmpkit.cli.app import run
+
+    return partial(run, words)

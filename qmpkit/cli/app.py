@@ -1,11 +1,8 @@
-"""The application: its commands, its global options, and how every error leaves it."""
+"""The application: its commands and its global options."""
 
 from __future__ import annotations
 
 import inspect
-import os
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -13,11 +10,10 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from qmpkit import __version__
 from qmpkit.cli import commands, farm_commands, guest_commands, image_commands, serve_commands
-from qmpkit.cli.exits import EXIT_TABLE, Exit, Refusal, exit_of
+from qmpkit.cli.exits import EXIT_TABLE, Exit
 from qmpkit.cli.farm_words import GROUP
-from qmpkit.cli.safe import one_line
+from qmpkit.cli.report import debug_wanted, reported
 from qmpkit.cli.talk import route_log, talk
-from qmpkit.errors import Fault, LaunchFailed, SpecInvalid
 
 __all__ = ["app", "run"]
 
@@ -86,22 +82,20 @@ def _launch(
         bool, Parameter(help="Show the library's log, and tracebacks of errors.")
     ] = False,
 ) -> Any:
-    route_log(debug or os.environ.get("QMPKIT_DEBUG", "0") not in ("", "0"))
+    route_log(debug or debug_wanted())
     return app(tokens)
 
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line; returns the exit status and never raises an Exception."""
-    try:
-        status = app.meta(list(argv))
-        sys.stdout.flush()
-    except CycloptsError as error:
-        return _usage(error)
-    except BrokenPipeError:
-        return _unread()
-    except (Exception, KeyboardInterrupt) as error:
-        return _report(error)
-    return status if isinstance(status, int) else Exit.OK
+
+    def parsed() -> Any:
+        try:
+            return app.meta(list(argv))
+        except CycloptsError as error:
+            return _usage(error)
+
+    return reported(parsed)
 
 
 def _usage(error: CycloptsError) -> int:
@@ -109,43 +103,3 @@ def _usage(error: CycloptsError) -> int:
     command = " ".join(["qmpkit", *(error.command_chain or ())])
     talk.error(f"{error} Try '{command} --help'.")
     return Exit.MISTAKE
-
-
-def _unread() -> int:
-    # Whoever read our output has left. Python would complain once more when it flushes.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return Exit.UNREAD
-
-
-def _report(error: BaseException) -> int:
-    status = exit_of(error)
-    if status is None or talk.debug:
-        talk.trace("".join(traceback.format_exception(error)).rstrip())
-    if status is None:
-        talk.error("this is a bug in qmpkit, please report it with the lines above")
-        return Exit.FAILED
-    for leaf in _leaves(error):
-        talk.error("interrupted" if isinstance(leaf, KeyboardInterrupt) else _sentence(leaf))
-    return status
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
-
-
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
-    if isinstance(error, LaunchFailed) and not talk.debug:
-        return f"{error.brief}\n(`--debug` shows QEMU's command.)"
-    if isinstance(error, SpecInvalid):  # its lines are its faults, and no name may add one
-        return str(
-            SpecInvalid([_one_line(fault) for fault in error.faults], one_line(error.source))
-        )
-    return one_line(error) if isinstance(error, Refusal) else str(error)
-
-
-def _one_line(fault: Fault) -> Fault:
-    return Fault(one_line(fault.path), one_line(fault.message), one_line(fault.hint))

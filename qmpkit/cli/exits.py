@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import IntEnum
 from typing import Any
 
@@ -97,7 +98,9 @@ def _of_kinds(kinds: tuple[str, ...]) -> Exit:
 
 
 def _of_the_monitor(error: QmpkitError) -> bool:
-    # Imported here: with asyncio it costs more than all the rest of a `--help`.
+    # Whose module nobody has loaded is none of these; with asyncio it costs more than all of `ps`.
+    if "qmpkit.qmp.errors" not in sys.modules:
+        return False
     from qmpkit.qmp.errors import MonitorAbsent, MonitorGarbled, MonitorLost, MonitorSilent
 
     return isinstance(error, MonitorAbsent | MonitorGarbled | MonitorLost | MonitorSilent)

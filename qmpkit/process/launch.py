@@ -46,10 +46,10 @@ class Launch:
 
     def body(self) -> bytes:
         """What the spawner needs to know, as it reads it."""
-        env = dict(os.environ if self.env is None else self.env)
+        env = os.environ if self.env is None else self.env
         argv = [os.fsencode(word) for word in self.argv]
         paths = [os.fsencode(path) for path in self._candidates(env)]
-        raw_env = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+        raw_env = _raw(self.env)
         cwd = b"" if self.cwd is None else os.fsencode(self.cwd)
         limits = [] if self.limits is None else self.limits.rlimits()
         return marshal.dumps((argv, raw_env, paths, cwd, list(self.fds), limits))
@@ -59,6 +59,12 @@ class Launch:
         if "/" in program:
             return [program]
         return [f"{folder or '.'}/{program}" for folder in os.get_exec_path(env)]
+
+
+def _raw(env: Mapping[str, str] | None) -> dict[bytes, bytes]:
+    if env is None:
+        return dict(os.environb)
+    return {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
 
 
 def launch_failure(launch: Launch, stage: str, code: int, raw_path: bytes) -> QmpkitError:

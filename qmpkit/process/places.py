@@ -173,16 +173,23 @@ def fresh(directory: Path) -> None:
     Raises HostLacks when it cannot be made, or somebody listens there: whoever that is would
     live on where nobody finds it any more.
     """
-    for path in (directory / "qmp", directory / "tools"):
-        if listened_at(path, _DYING):
-            what = f"a process that is on no record listens at {path}"
-            raise HostLacks(what, f"see what it is, and end it (`qmpkit qmp {path} quit`)")
-    shutil.rmtree(directory, ignore_errors=True)
     try:
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+            return
+        _refuse_a_listener(directory)
+        shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700)
     except OSError as error:
         what = f"cannot make the directory for sockets {directory}: {error.strerror}"
         raise HostLacks(what, "make the file system writable, or free some space") from error
+
+
+def _refuse_a_listener(directory: Path) -> None:
+    for path in (directory / "qmp", directory / "tools"):
+        if listened_at(path, _DYING):
+            what = f"a process that is on no record listens at {path}"
+            raise HostLacks(what, f"see what it is, and end it (`qmpkit qmp {path} quit`)")
 
 
 def discard(directory: Path) -> None:

@@ -10,6 +10,7 @@ of small ones would else keep it out for ever.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import attrs
@@ -138,13 +139,20 @@ def admit(
     *running* are all that are up, paused ones too, *starting* those that were admitted and
     are not up yet.  The names of all three differ.
     """
-    never = {w.name: why for w in queue if (why := _too_big(w.demand, host))}
+    totals = {kind: pool.total for kind, pool in _pools(host).items()}
+    # A queue is asked about as a whole, and often: most demands in it are the same.
+    whys = {demand: _too_big(demand, totals) for demand in {w.demand for w in queue}}
+    never = {w.name: why for w in queue if (why := whys[w.demand])}
     room = _Room.of(host, running, starting, limits)
     left: list[Waiting] = []
     waits: dict[str, str] = {}
     first: Waiting | None = None
     for waiting in queue:
         if waiting.name in never:
+            continue
+        if room.full:  # so it is for all that come now
+            left.append(waiting)
+            waits[waiting.name] = room.full
             continue
         if why := room.refusal(waiting, first):
             left.append(waiting)
@@ -156,9 +164,8 @@ def admit(
     return Admission(room.admitted, tuple(left), waits, never)
 
 
-def _too_big(demand: Demand, host: Host) -> str:
+def _too_big(demand: Demand, totals: _Amounts) -> str:
     """Why it can never fit; empty when it can."""
-    totals = {kind: pool.total for kind, pool in _pools(host).items()}
     lacks = []
     for kind, amount in _amounts(demand).items():
         if amount > (there := totals.get(kind, 0)):
@@ -175,6 +182,14 @@ class _Room:
     starting: tuple[str, ...]  # those that were, then those just admitted
     admitted: tuple[str, ...]
     limits: Limits
+    full: str = attrs.field(init=False)  # why no more may start at the same time, if so
+
+    @full.default
+    def _why_full(self) -> str:
+        if len(self.starting) < self.limits.starts:
+            return ""
+        most = f"at most {self.limits.starts} at the same time"
+        return f"{TURN}: {_are(self.starting, 'starting')}, {most}"
 
     @classmethod
     def of(
@@ -205,9 +220,6 @@ class _Room:
 
     def refusal(self, waiting: Waiting, first: Waiting | None) -> str:
         """Why it may not start now, behind *first* if there is one; empty when it may."""
-        if len(self.starting) >= self.limits.starts:
-            most = f"at most {self.limits.starts} at the same time"
-            return f"{TURN}: {_are(self.starting, 'starting')}, {most}"
         if first is not None:
             times = f"{first.overtaken} that came later have started before it"
             return f"{TURN}: {first.name} is next, waits for {self._lack(first)}, and {times}"
@@ -236,9 +248,9 @@ def _amounts(demand: Demand) -> dict[_Kind, int]:
 
 def _sum(demands: Iterable[Demand]) -> dict[_Kind, int]:
     total: dict[_Kind, int] = {}
-    for demand in demands:
+    for demand, times in Counter(demands).items():
         for kind, amount in _amounts(demand).items():
-            total[kind] = total.get(kind, 0) + amount
+            total[kind] = total.get(kind, 0) + amount * times
     return total
 
 

@@ -106,7 +106,9 @@ def _files(folder: Path) -> list[tuple[int, Path]]:
 
 def _append(folder: Path, batch: Sequence[Happening]) -> OSError | None:
     """Append a batch, and remove the oldest files.  Blocking."""
-    text = "".join(f"{json.dumps(attrs.asdict(it))}\n" for it in batch).encode()
+    fields = [field.name for field in attrs.fields(Happening)]
+    plain = ({name: getattr(it, name) for name in fields} for it in batch)  # asdict takes thrice
+    text = "".join(f"{json.dumps(it)}\n" for it in plain).encode()
     try:
         files = _files(folder)
         whole = not files or files[-1][1].stat().st_size >= FILE_LIMIT

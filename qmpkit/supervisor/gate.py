@@ -14,6 +14,7 @@ import trio
 
 from qmpkit.errors import HostLacks
 from qmpkit.machine.state import State
+from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.admission import TURN, Admission, Demand, Host, Limits, Waiting, admit
 from qmpkit.supervisor.errors import StartBlocked, StartCalledOff
 from qmpkit.supervisor.health import Healthy, Unhealthy
@@ -41,8 +42,15 @@ class _Ticket:
     admitted: bool = False
     changed: trio.Event = attrs.field(factory=trio.Event)
 
+    def decide(self, *, admitted: bool, blocked: str, never: str) -> None:
+        """Note what was decided about it, and wake who waits for that when it is news."""
+        before = (self.admitted, self.blocked, self.never)
+        self.admitted, self.blocked, self.never = admitted, blocked, never
+        if before != (admitted, blocked, never):
+            self.wake()
+
     def wake(self) -> None:
-        """Something about it was decided."""
+        """Have whoever waits look."""
         self.changed.set()
         self.changed = trio.Event()
 
@@ -64,14 +72,18 @@ class Gate:
         self._limits = Limits(starts=starts)
         self._host = host or host_now
         self._tickets: dict[str, _Ticket] = {}  # in the order of arrival
+        self._demands: dict[str, tuple[MachineSpec, Demand]] = {}
         self._wake = trio.Event()
-        self._one_is_through = False
         self._short_of_room = False
         self._in_order = False
 
-    def wake(self) -> None:
-        """Something has happened to some machine: look again, soon."""
-        self._wake.set()
+    def notice(self, kept: Kept) -> None:
+        """Something has happened to *kept*: look again soon, if that may decide anything."""
+        if kept.declared == "stopped" and (ticket := self._tickets.get(kept.name)):
+            ticket.wake()
+        # With many in the queue a look is dear, and most of what happens frees nobody.
+        if self._short_of_room or self._in_order:
+            self._wake.set()
 
     async def run(self) -> None:
         """Look whenever something has happened."""
@@ -79,12 +91,7 @@ class Gate:
             with trio.move_on_after(LOOK_EVERY if self._short_of_room else float("inf")):
                 await self._wake.wait()
             self._wake = trio.Event()
-            for ticket in self._tickets.values():
-                if ticket.kept.declared == "stopped":
-                    ticket.wake()
-            # With many in the queue a look is dear, and most of what happens frees nobody.
-            if self._one_is_through or self._short_of_room or self._in_order:
-                self.look()
+            self.look()
 
     @asynccontextmanager
     async def turn(self, kept: Kept, *, patient: bool) -> AsyncIterator[None]:
@@ -98,13 +105,12 @@ class Gate:
         ticket = _Ticket(kept, demand, Waiting(kept.name, demand))
         self._tickets[kept.name] = ticket
         try:
-            self.look()
+            self._wake.set()  # one look for all that come at the same time
             await self._admitted(ticket, patient)
             yield
         finally:
             del self._tickets[kept.name]
-            self._one_is_through = True
-            self.wake()
+            self._wake.set()
 
     async def _admitted(self, ticket: _Ticket, patient: bool) -> None:
         kept = ticket.kept
@@ -121,7 +127,6 @@ class Gate:
 
     def look(self) -> None:
         """Decide on all that wait, now."""
-        self._one_is_through = False
         waiting = {name: t for name, t in self._tickets.items() if not t.admitted}
         ready = self._ready(waiting)
         admission = self._admission(waiting, ready)
@@ -130,14 +135,20 @@ class Gate:
         by_name = {item.name: item for item in admission.queue}
         for name, ticket in waiting.items():
             ticket.waiting = by_name.get(name, ticket.waiting)
-            ticket.blocked = ready.blocked.get(name, "")
-            ticket.never = admission.never.get(name, "")
-            ticket.admitted = name in admission.now
+            ticket.decide(
+                admitted=name in admission.now,
+                blocked=ready.blocked.get(name, ""),
+                never=admission.never.get(name, ""),
+            )
             if ticket.blocked:
                 ticket.kept.explain("blocked", ticket.blocked)
             elif why := ready.waits.get(name) or admission.waits.get(name):
                 ticket.kept.explain("queued", f"it waits for {why}")
-            ticket.wake()
+
+    def _demand(self, kept: Kept) -> tuple[MachineSpec, Demand]:
+        """What it takes, with what that was found out from; asked for at each look."""
+        known = self._demands.get(kept.name)
+        return known if known and known[0] is kept.spec else (kept.spec, demand_of(kept.spec))
 
     def _ready(self, waiting: Mapping[str, _Ticket]) -> Ready:
         if not any(t.kept.record.after or t.kept.record.requires for t in waiting.values()):
@@ -155,11 +166,12 @@ class Gate:
         now = set(ready.now)
         queue = [ticket.waiting for name, ticket in waiting.items() if name in now]
         starting = {name: t.demand for name, t in self._tickets.items() if t.admitted}
-        running = {
-            name: demand_of(kept.spec)
+        self._demands = {
+            name: self._demand(kept)
             for name, kept in self._machines.items()
             if kept.record.identity is not None and name not in self._tickets
         }
+        running = {name: demand for name, (_, demand) in self._demands.items()}
         return admit(self._host(), running, starting, queue, self._limits)
 
 

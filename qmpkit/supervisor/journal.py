@@ -66,7 +66,7 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._pending: dict[str, str | None] = {}
+        self._pending: dict[str, Record | None] = {}
         self._tickets: list[tuple[str, Ticket]] = []
         self._wake = trio.Event()
         self._idle = trio.Event()
@@ -74,7 +74,7 @@ class Journal:
 
     def post(self, record: Record) -> Ticket:
         """Queue *record*, in place of what is queued of its machine.  Never blocks."""
-        return self._queue(record.name, record.to_json())
+        return self._queue(record.name, record)
 
     async def put(self, record: Record) -> None:
         """Write *record* and wait until it is safe; JournalFailed when it is not."""
@@ -94,9 +94,9 @@ class Journal:
                 with trio.move_on_after(FLUSH_GRACE, shield=True):
                     await self._idle.wait()
 
-    def _queue(self, name: str, text: str | None) -> Ticket:
+    def _queue(self, name: str, record: Record | None) -> Ticket:
         ticket = Ticket(self.directory / _file(name))
-        self._pending[name] = text
+        self._pending[name] = record
         self._tickets.append((name, ticket))
         if self._idle.is_set():
             self._idle = trio.Event()
@@ -111,12 +111,18 @@ class Journal:
             tickets, self._tickets = self._tickets, []
             # A limiter of its own: a slow disk must not take the threads of everybody else.
             errors = await trio.to_thread.run_sync(
-                commit, self.directory, batch, limiter=trio.CapacityLimiter(1)
+                _commit_records, self.directory, batch, limiter=trio.CapacityLimiter(1)
             )
             for name, ticket in tickets:
                 ticket._settle(errors.get(name))
             if not self._pending:
                 self._idle.set()
+
+
+def _commit_records(directory: Path, batch: Mapping[str, Record | None]) -> dict[str, OSError]:
+    """`commit`; the texts are made here, off the loop, and only of what is written at last."""
+    texts = {name: None if it is None else it.to_json() for name, it in batch.items()}
+    return commit(directory, texts)
 
 
 def commit(directory: Path, batch: Mapping[str, str | None]) -> dict[str, OSError]:

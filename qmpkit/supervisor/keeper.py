@@ -161,6 +161,8 @@ class Keeper:
                     return kept
 
     def _circles(self, wanted: Wanted) -> Iterator[Fault]:
+        if not wanted.after and not wanted.requires:
+            return  # whoever waits for nobody is in no circle
         before = {name: (*k.record.after, *k.record.requires) for name, k in self.machines.items()}
         before[wanted.spec.name] = (*wanted.after, *wanted.requires)
         for circle in circles(before):
@@ -193,7 +195,7 @@ class Keeper:
 
     def _kept(self, record: Record, home: Home) -> Kept:
         kept = Kept(record, home, self._events)
-        kept.on_change = self._gate.wake
+        kept.on_change = self._gate.notice
         return kept
 
     async def _ensure_known(self, kept: Kept, wanted: Wanted, wait: bool) -> None:

@@ -58,7 +58,7 @@ class Kept:
         self.health: Verdict | None = None  # None: it has no checks, or is not up
         self.refusal: Exception | None = None
         self.grace: float | None = None
-        self.on_change: Callable[[], object] = lambda: None
+        self.on_change: Callable[[Kept], object] = lambda kept: None
         self._events = events
         self._entered = trio.current_time()
         self._changed = trio.Event()
@@ -155,7 +155,7 @@ class Kept:
         """Wake whoever waits for a change."""
         changed, self._changed = self._changed, trio.Event()
         changed.set()
-        self.on_change()
+        self.on_change(self)
 
     def attach(self, vm: VM, cause: str, *, adopted: bool = False) -> None:
         """Its monitor answers; *adopted*: of a QEMU that was up before."""

@@ -13,8 +13,8 @@ import trio
 
 from qmpkit.errors import LaunchFailed, MachineDied, MachineGone, QmpkitError
 from qmpkit.host.resolve import Resolution, resolve
-from qmpkit.images.prepare import prepared_disks
-from qmpkit.machine.keep import Ground, Home, begun
+from qmpkit.images.prepare import MadeImages, prepared_disks
+from qmpkit.machine.keep import Ground, Home, KeptStart, begun
 from qmpkit.machine.launch import LaunchOptions
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.report import ExitCause, ExitReport
@@ -23,7 +23,7 @@ from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
 from qmpkit.supervisor.errors import StartCalledOff
 from qmpkit.supervisor.gate import Gate
-from qmpkit.supervisor.journal import Journal
+from qmpkit.supervisor.journal import Journal, Ticket
 from qmpkit.supervisor.kept import STARTS, Kept
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.policy import History, Mishap, after_end
@@ -74,8 +74,10 @@ async def started(
     async with AsyncExitStack() as stack:
         async with means.gate.turn(kept, patient=hand_over is None):
             kept.enter("starting", "its turn has come")
-            vm = await _bring_up(stack, kept, means, resolution)
-            kept.attach(vm, "QEMU is up")
+            up = await _bring_up(stack, kept, means, resolution)
+        # Its turn is over: what is left is for the disk to do, and the next QEMU can start.
+        vm = await _put_on_record(kept, means, *up)
+        kept.attach(vm, "QEMU is up")
         try:
             await _let_go(kept, means, vm, hand_over)
             return await attend(kept, means, vm)
@@ -99,7 +101,8 @@ async def _let_go(kept: Kept, means: Means, vm: VM, hand_over: HandOver | None) 
 
 async def _bring_up(
     stack: AsyncExitStack, kept: Kept, means: Means, resolution: Resolution | None
-) -> VM:
+) -> tuple[KeptStart, Machine, Ticket, MadeImages]:
+    """Start QEMU; it is ready, and on its way to the record."""
     joined = kept.record.joined
     await means.networks.make(kept.name, joined)
     if resolution is None:
@@ -122,6 +125,18 @@ async def _bring_up(
     # Written while QEMU gets ready.  It dies with us until it is on record.
     ticket = means.journal.post(kept.record)
     machine = await stack.enter_async_context(begun(resolution, start, kept.home, means.options))
+    return start, machine, ticket, made
+
+
+async def _put_on_record(
+    kept: Kept,
+    means: Means,
+    start: KeptStart,
+    machine: Machine,
+    ticket: Ticket,
+    made: MadeImages,
+) -> VM:
+    """From here on it outlives us."""
     await ticket.durable()
     if not await start.child.keep():
         report = await machine.wait()

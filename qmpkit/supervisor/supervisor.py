@@ -52,11 +52,11 @@ class Supervisor:
     them is written down in the supervisor's directory, and whoever opens a supervisor of
     that *name* next adopts them.  Only one at a time can.
 
-    *starts* machines are brought up at the same time (default: one a CPU), further
-    ones wait in a queue.  A machine that dies is reported in `table` and `subscribe`
-    and cancels neither its siblings nor the block.  The end of the block, however it
-    comes, stops every machine: with *powerdown_grace* the guests first get that many
-    seconds, all at the same time, to shut themselves down.
+    *starts* machines are brought up at the same time (default: two a CPU, since a start
+    waits for the disk too), further ones wait in a queue.  A machine that dies is reported
+    in `table` and `subscribe` and cancels neither its siblings nor the block.  The end of
+    the block, however it comes, stops every machine: with *powerdown_grace* the guests
+    first get that many seconds, all at the same time, to shut themselves down.
 
     *options* hold for kept machines; *start*, *ground* and *networks* are for tests.
     Entering raises `SupervisorRunning` when another one has the directory, `JournalNewer`
@@ -81,7 +81,7 @@ class Supervisor:
         self.powerdown_grace = powerdown_grace
         if starts is not None and starts < 1:
             raise ValueError(f"starts={starts!r}: no machine would ever be started")
-        at_once = starts or os.cpu_count() or 1
+        at_once = starts or 2 * (os.cpu_count() or 1)
         self._log = EventLog(f"supervisor {name!r}")
         self._keeper: Keeper | None = None
         if keep:
@@ -179,6 +179,7 @@ class Supervisor:
         after: Iterable[str] = (),
         requires: Iterable[str] = (),
         farm: FarmMachine | None = None,
+        paused: bool = False,
         wait: bool = True,
     ) -> Kept:
         """Have a kept machine that is as *spec* says, declared running; start it when it is down.
@@ -186,7 +187,7 @@ class Supervisor:
         *restart*: "never", "on-failure", "always", or a `Restart`.  *health*: how it is
         found out whether it does its work.  It starts once the kept machines of *after*
         have come up or will not, and those of *requires* are up.  *farm*: the machine of
-        the farm file it comes from.
+        the farm file it comes from.  With *paused* it is declared paused instead.
 
         Returns when QEMU is up and outlives us; `Kept.wait_running` waits for the guest.
         Without *wait*, as soon as it is declared: then its start, if it fails, is answered
@@ -208,6 +209,7 @@ class Supervisor:
             after=tuple(after),
             requires=tuple(requires),
             farm=farm,
+            declared="paused" if paused else "running",
         )
         return await keeper.ensure(wanted, wait=wait)
 

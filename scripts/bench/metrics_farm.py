@@ -1,0 +1,105 @@
+"""A farm: our daemon against libvirtd, and the start of many machines against a bare script.
+
+The machines are paused microvms of 64 MiB without a guest.  `farm.start`, `farm.stop`: one
+machine, the others up; `farm.list`, `farm.stats`: all of them; in seconds.
+`farm.daemon_rss`: bytes of the daemon, ours with its spawner, while all are up.
+`farm.start_many`: seconds a machine when many are asked for at once, to the greeting of each
+QEMU; ours are kept, on record and in their supervisor's hands by then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench_sides import Result, compare, interleave, say, script
+
+from qmpkit.testing.leaks import living_with
+
+SIZE = 200  # machines of `farm.start_many`
+ASKED = 8  # machines of the other metrics
+FIGURES = {"start": "s", "list": "s", "stats": "s", "stop": "s", "daemon_rss": "B"}
+GOALS = {"farm.start": 5, "farm.stop": 10}  # times faster than libvirt
+
+SYSTEM_PYTHON = "/usr/bin/python3"  # for which Debian has libvirt's binding
+PACKAGES = "libvirt-daemon libvirt-daemon-driver-qemu python3-libvirt"
+
+
+def measure(runs: int, size: int = SIZE) -> list[Result]:
+    with _places() as root:
+        printed = subprocess.run(
+            script("ours/farm_argv.py"), stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+        load = {**json.loads(printed), "machines": ASKED, "libvirt": str(root)}
+        many = {**load, "machines": size, "at_once": os.cpu_count() or 1}
+        return [*_against_libvirt(runs, load), *_against_bare(runs, many)]
+
+
+def _against_libvirt(runs: int, load: dict[str, Any]) -> Iterator[Result]:
+    if missing := _missing():
+        say(f"no peer libvirt: {missing}")
+        return
+    told = subprocess.run(["libvirtd", "--version"], capture_output=True, text=True, check=True)
+    say(f"load: {json.dumps(load)}\npeer: {told.stdout.strip()}")
+    peer = script("peers/farm_libvirt.py", json.dumps(load))
+    sides = {
+        "qmpkit": script("ours/farm_daemon.py", json.dumps(load)),
+        "libvirt": [SYSTEM_PYTHON, *peer[1:]],
+    }
+    figures = interleave(sides, runs)
+    for figure, unit in FIGURES.items():
+        for result in compare(f"farm.{figure}", figure, figures, ours="qmpkit", unit=unit):
+            if goal := GOALS.get(result.metric):
+                say(f"{result.metric}: {1 / result.ratio:.1f} times faster, goal {goal}")
+            yield result
+
+
+def _missing() -> str:
+    """Why libvirt cannot be measured here, with its cure; empty when it can."""
+    if os.geteuid() != 0:
+        return "its system daemon is root's. Cure: run this as root"
+    binding = subprocess.run([SYSTEM_PYTHON, "-c", "import libvirt"], capture_output=True)
+    driver = next(Path("/usr/lib").glob("*/libvirt/connection-driver/*_qemu.so"), None)
+    if binding.returncode or driver is None or shutil.which("libvirtd") is None:
+        return f"it is not installed. Cure: apt-get install --no-install-recommends {PACKAGES}"
+    return ""
+
+
+def _against_bare(runs: int, load: dict[str, Any]) -> Iterator[Result]:
+    text = json.dumps(load)
+    say(f"load: {text}")
+    figures = interleave(
+        {
+            "qmpkit": script("ours/farm_many.py", text),
+            "bare": script("peers/farm_bare.py", text),
+        },
+        runs,
+    )
+    for result in compare("farm.start_many", "start_many", figures, ours="qmpkit"):
+        say(f"{result.metric}: {1 / result.ratio:.2f} of the rate of bare, goal 0.9")
+        yield result
+
+
+@contextlib.contextmanager
+def _places() -> Iterator[Path]:
+    """A directory of our own for both sides; what a failed run leaves in it is ended."""
+    # Short, as the paths of sockets are to be.
+    with tempfile.TemporaryDirectory(prefix="qb-", ignore_cleanup_errors=True) as name:
+        root = Path(name)
+        mark = f"{root}/run"
+        os.environ |= {"QMPKIT_STATE_DIR": f"{root}/state", "QMPKIT_RUNTIME_DIR": mark}
+        try:
+            yield root
+        finally:
+            for pid in living_with(f"QMPKIT_RUNTIME_DIR={mark}"):
+                if pid != os.getpid():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)

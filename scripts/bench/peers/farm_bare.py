@@ -1,0 +1,56 @@
+"""The floor of `farm.start_many`: the same QEMUs by Popen, as many at a time, to the greeting."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+
+def start(load: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
+    """Start one; its monitor has greeted when this returns."""
+    folder.mkdir()
+    listeners = []
+    for number in range(load["sockets"]):
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(folder / str(number)))
+        listener.listen(1)
+        listeners.append(listener)
+    fds = [listener.fileno() for listener in listeners]
+    argv = [word.format(*fds) if word.startswith("socket,") else word for word in load["argv"]]
+    with (folder / "stderr").open("wb") as log:
+        qemu = subprocess.Popen(argv, pass_fds=fds, stdout=log, stderr=log, start_new_session=True)
+    for listener in listeners:
+        listener.close()
+    monitor = socket.socket(socket.AF_UNIX)
+    monitor.connect(str(folder / "0"))
+    with monitor, monitor.makefile("rb") as lines:
+        assert "QMP" in json.loads(lines.readline())
+    return qemu
+
+
+def main() -> None:
+    load = json.loads(sys.argv[1])
+    qemus: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="qb-") as root:
+        try:
+            begun = time.perf_counter()
+            with ThreadPoolExecutor(load["at_once"]) as pool:
+                folders = (Path(root) / str(number) for number in range(load["machines"]))
+                qemus += pool.map(lambda folder: start(load, folder), folders)
+            took = time.perf_counter() - begun
+        finally:
+            for qemu in qemus:
+                qemu.kill()
+            for qemu in qemus:
+                qemu.wait()
+    print(json.dumps({"start_many": took / load["machines"]}))
+
+
+main()

@@ -1,0 +1,89 @@
+"""Command lines that need no parser are understood as the parser understands them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qmpkit.cli import farm_actions
+from qmpkit.cli.app import run
+from qmpkit.cli.exits import Exit, Refusal
+from qmpkit.cli.plain import plain
+
+PLAIN = [
+    ["ps"],
+    ["ps", "--json"],
+    ["ps", "--farm", "lab"],
+    ["ps", "--json", "--farm", "lab"],
+    ["ps", "--farm", "lab", "--json"],
+]
+FOR_THE_PARSER = [
+    [],
+    ["--debug", "ps"],
+    ["start", "web"],
+    ["ps", "web"],
+    ["ps", "--help"],
+    ["ps", "--farm"],
+    ["ps", "--farm", "--json"],
+    ["ps", "--farm", ""],
+    ["ps", "--farm=lab"],
+    ["ps", "--json", "--json"],
+    ["ps", "--farm", "lab", "--farm", "lab"],
+]
+
+
+@pytest.mark.parametrize("words", PLAIN, ids=" ".join)
+def test_a_plain_line_is_read_as_the_parser_reads_it(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+
+    def ps(farm: str | None, *, as_json: bool) -> int:
+        called.append((farm, as_json))
+        return Exit.FAILED
+
+    monkeypatch.setattr(farm_actions, "ps", ps)
+    runner = plain(words)
+    assert runner is not None
+    assert runner() == run(words) == Exit.FAILED
+    assert called[0] == called[1]
+
+
+@pytest.mark.parametrize("words", FOR_THE_PARSER, ids=" ".join)
+def test_all_else_is_the_parsers(words: list[str]) -> None:
+    assert plain(words) is None
+
+
+def test_an_error_leaves_a_plain_line_as_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ps(farm: str | None, *, as_json: bool) -> int:
+        raise Refusal("not here")
+
+    monkeypatch.setattr(farm_actions, "ps", ps)
+    runner = plain(["ps"])
+    assert runner is not None
+    assert runner() == Exit.MISTAKE
+    assert capsys.readouterr().err == "error: not here\n"
+
+
+def test_ps_loads_neither_the_parser_nor_what_machines_need(tmp_path: Path) -> None:
+    code = (
+        "import sys; from qmpkit.cli import main; status = main(['ps', '--farm', 'none']);"
+        "print(status, [m for m in ('cyclopts', 'trio', 'asyncio', 'cattrs', 'qemu', 'starlette')"
+        " if m in sys.modules])"
+    )
+    places = {"QMPKIT_STATE_DIR": str(tmp_path), "QMPKIT_RUNTIME_DIR": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env=places,
+    )
+    assert ran.stdout == "1 []\n"
+    assert "no daemon runs for farm 'none'" in ran.stderr
