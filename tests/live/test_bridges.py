@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from qmpkit.networks.lent import PLACES
 from tests.live.kept import Places
 from tests.sizes import NEWEST
 
@@ -128,3 +129,33 @@ def test_a_device_of_somebody_elses_is_left_alone(net: Namespace, places: Places
     assert [name for name in net.devices() if name.startswith("qk")] == []
     net.qmpkit("down")
     assert "own" in net.devices()
+
+
+LENT = """
+schema = 1
+[networks.lan]
+kind = "bridge"
+bridge = "own"
+[machines.web]
+qemu = "{qemu}"
+accel = "tcg"
+memory = "16MiB"
+networks = ["lan"]
+"""
+
+
+@pytest.mark.skipif(not Path(PLACES[0], "qemu-bridge-helper").exists(), reason="QEMU has no helper")
+def test_who_may_make_no_device_has_one_from_qemus_helper(net: Namespace, places: Places) -> None:
+    net.do("ip", "link", "add", "own", "type", "bridge")
+    farm = net.folder / "farm.toml"
+    farm.write_text(LENT.format(qemu=net.qemu))
+    rules = net.folder / "rules"
+    rules.mkdir()
+    program = f"mount --bind {rules} /etc/qemu && exec {sys.executable} -m tests.live.lent_tap $0"
+    with_rules = ["env", f"PYTHONPATH={Path.cwd()}", "sh", "-c", program, str(farm)]
+    Path("/etc/qemu").mkdir(exist_ok=True)
+    refused = net.do(*with_rules, status=1)
+    assert "gives no tap device on 'own'" in refused
+    (rules / "bridge.conf").write_text("allow own\n")
+    assert net.do(*with_rules).split() == ["1", "nic0"]
+    assert [name for name in net.devices() if "tap" in name] == []
