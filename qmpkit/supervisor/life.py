@@ -158,6 +158,8 @@ async def attend(kept: Kept, means: Means, vm: VM) -> End | None:
         nursery.start_soon(_notice_loss, vm.machine, nursery.cancel_scope)
         end = _end_of(kept, await vm.wait())
         nursery.cancel_scope.cancel()
+    if end is None:
+        kept.enter("silent", "its monitor was lost, and QEMU lives")
     return end
 
 

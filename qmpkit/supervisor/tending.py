@@ -87,8 +87,7 @@ class Tending:
 
     async def _from(self, kept: Kept, end: End | None, seen: Callable[[], None]) -> None:
         while True:
-            if end is None:
-                kept.enter("silent", "its monitor was lost, and QEMU lives")
+            if end is None:  # QEMU lives and its monitor was lost
                 end = await found(kept, self._means, seen)
             if not await comes_again(kept, self._means, end):
                 return

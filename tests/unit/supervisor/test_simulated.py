@@ -182,7 +182,7 @@ class Simulation:
             await self._owner_acts(self.dice.choice([*FARM]))
 
     def _noise(self, _: Kept, fake: FakeKept) -> None:
-        times = self.dice.randint(20, 100)
+        times = self.dice.randint(10, 50)
         for number in range(times):
             fake.qemu.emit(self.dice.choice(NOISE), {"n": number})
         self.kinds["noise"] += times
