@@ -53,3 +53,5 @@ JOURNAL_KILLS = size(ci=8, long=200)  # SIGKILLs of a process that writes its jo
 
 # Many machines
 MADE_UP_FARMS = size(ci=60, long=1000)  # histories of a made-up farm, of 40 steps each
+FARM_MACHINES = size(ci=10, long=200)  # paused ones, started against a bare script, and kept
+FARM_EVENTS = size(ci=20, long=1000)  # of them, timed on their way to a client
