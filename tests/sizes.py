@@ -55,3 +55,5 @@ JOURNAL_KILLS = size(ci=8, long=200)  # SIGKILLs of a process that writes its jo
 MADE_UP_FARMS = size(ci=60, long=1000)  # histories of a made-up farm, of 40 steps each
 SIMULATED_EVENTS = size(ci=5_000, long=100_000)  # that happen to a farm of fakes
 CHAOS_SECONDS = size(ci=0, long=600)  # in which a farm is made to suffer, round after round
+FARM_MACHINES = size(ci=10, long=200)  # paused ones, started against a bare script, and kept
+FARM_EVENTS = size(ci=20, long=1000)  # of them, timed on their way to a client
