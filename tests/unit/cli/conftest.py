@@ -28,6 +28,12 @@ def own_log() -> Iterator[None]:
     talk.debug = False
 
 
+@pytest.fixture(autouse=True)
+def own_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A console asks once whether it is a terminal's: one test's answer is not the next one's."""
+    monkeypatch.setattr(talk, "_console", None)
+
+
 @pytest.fixture
 def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A place for the farm "lab" alone, short as the paths of sockets are to be."""

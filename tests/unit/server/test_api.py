@@ -63,6 +63,8 @@ async def test_a_machine_is_acted_on_and_inspected() -> None:
         assert (failed["state"], failed["error"]["kinds"][0]) == ("failed", "SpecInvalid")
         assert (await done("DELETE", "/v1/machines/a?force=1"))["state"] == "done"
         assert await _names(daemon) == {}
+        _, said = await daemon.client.ask("GET", "/v1/events?since=-1&follow=0")
+        assert json.loads(_data(said)[-1][6:])["state"] == "forgotten"  # whoever waits is woken
 
 
 async def test_events_from_the_past_and_on() -> None:
