@@ -14,7 +14,7 @@ from qmpkit.cli.exits import DaemonSaid, Refusal
 from qmpkit.errors import QmpkitError
 from qmpkit.server.door import doors
 
-__all__ = ["Daemon", "DaemonAbsent", "absent", "find_daemon"]
+__all__ = ["Daemon", "DaemonAbsent", "DaemonSilent", "absent", "find_daemon"]
 
 _PATIENCE = 30.0
 """Seconds that a daemon has to begin an answer that is not a stream."""
@@ -22,6 +22,10 @@ _PATIENCE = 30.0
 
 class DaemonAbsent(QmpkitError):
     """No daemon of the farm answers."""
+
+
+class DaemonSilent(DaemonAbsent):
+    """Somebody has the socket, and says nothing: no other daemon could have the farm."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -122,7 +126,7 @@ class Daemon:
             raise Refusal(f"{what}. Cure: be its user, or a member of its --group") from error
         except TimeoutError as error:
             what = f"the daemon of farm {self.farm!r} says nothing for {timeout:g} s"
-            raise DaemonAbsent(
+            raise DaemonSilent(
                 f"{what}. Cure: end it and start another; machines live on"
             ) from error
         except (OSError, http.client.HTTPException) as error:

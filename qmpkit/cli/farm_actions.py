@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qmpkit.cli.daemon import Daemon, DaemonAbsent, find_daemon
+from qmpkit.cli.daemon import Daemon, DaemonAbsent, DaemonSilent, find_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, Refusal, exit_of
 from qmpkit.cli.farm_jobs import followed, print_outcome
 from qmpkit.cli.tables import print_table
@@ -20,6 +20,10 @@ from qmpkit.spec.suggest import suggestion
 
 __all__ = ["act", "bring_up", "chosen", "inspect", "plan", "ps", "remove", "scale", "take_down"]
 __all__ += ["wait_for"]
+
+
+_STARTING = 120.0
+"""Seconds that a daemon has to answer which systemd starts because we ask."""
 
 
 def bring_up(
@@ -42,7 +46,9 @@ def _running(farm: str) -> Daemon:
 
     try:
         daemon = find_daemon(farm)
-        daemon.get()
+        daemon.raw("GET", timeout=_STARTING)
+    except DaemonSilent:
+        raise  # it has the farm; or systemd is still starting one for us
     except DaemonAbsent:
         talk.note(f"no daemon runs for farm {farm!r}: one is started")
         detach(farm)
