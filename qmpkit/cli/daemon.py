@@ -17,7 +17,7 @@ from qmpkit.cli.talk import talk
 from qmpkit.errors import QmpkitError
 from qmpkit.server.door import doors
 
-__all__ = ["Daemon", "DaemonAbsent", "NoDaemon", "absent", "find_daemon"]
+__all__ = ["Daemon", "DaemonAbsent", "DaemonSilent", "NoDaemon", "absent", "find_daemon"]
 
 Body = bytes | Iterator[bytes]
 """An iterator's parts are sent as they come."""
@@ -33,6 +33,10 @@ class DaemonAbsent(QmpkitError):
 
 class NoDaemon(DaemonAbsent):
     """None runs: nobody listens where it would."""
+
+
+class DaemonSilent(DaemonAbsent):
+    """Somebody has the socket, and says nothing: no other daemon could have the farm."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -134,7 +138,7 @@ class Daemon:
             raise Refusal(f"{what}. Cure: be its user, or a member of its --group") from error
         except TimeoutError as error:
             what = f"the daemon of farm {self.farm!r} says nothing for {timeout:g} s"
-            raise DaemonAbsent(
+            raise DaemonSilent(
                 f"{what}. Cure: end it and start another; machines live on"
             ) from error
         except (OSError, http.client.HTTPException) as error:

@@ -23,6 +23,10 @@ __all__ = ["act", "bring_up", "chosen", "inspect", "one_machine", "plan", "ps", 
 __all__ += ["take_down", "wait_for"]
 
 
+_STARTING = 120.0
+"""Seconds that a daemon has to answer which systemd starts because we ask."""
+
+
 def bring_up(
     file: Path, farm: str | None, *, restart: bool, grace: float | None, as_json: bool
 ) -> int:
@@ -43,7 +47,8 @@ def _running(farm: str) -> Daemon:
 
     try:
         daemon = find_daemon(farm)
-        daemon.get()
+        with daemon.open("GET", timeout=_STARTING):
+            pass
     except NoDaemon:
         talk.note(f"no daemon runs for farm {farm!r}: one is started")
         detach(farm)

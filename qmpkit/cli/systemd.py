@@ -30,6 +30,7 @@ After={after}
 [Service]
 Type=notify
 ExecStart={command}
+TimeoutStartSec=600
 {environment}Restart=on-failure
 RestartPreventExitStatus=2 3
 # Guests live on when the daemon ends, and the next one adopts them; `qmpkit down` ends them.

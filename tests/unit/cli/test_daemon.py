@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from qmpkit.cli.daemon import Daemon, DaemonAbsent, find_daemon
+from qmpkit.cli import farm_actions, serve
+from qmpkit.cli.daemon import Daemon, DaemonAbsent, DaemonSilent, find_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, exit_of
 
 
@@ -91,6 +92,20 @@ def test_one_that_says_nothing(tmp_path: Path) -> None:
         pytest.raises(DaemonAbsent, match=r"nothing for 0\.1 s"),
     ):
         daemon.raw("GET", "machines", timeout=0.1)
+
+
+def test_up_starts_no_second_daemon_beside_one_that_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while systemd is starting it: both would want the farm."""
+    started: list[str] = []
+    monkeypatch.setattr(farm_actions, "_STARTING", 0.1)
+    monkeypatch.setattr(serve, "detach", started.append)
+    with answering(tmp_path / "s", None) as daemon:
+        monkeypatch.setattr(farm_actions, "find_daemon", lambda _: daemon)
+        with pytest.raises(DaemonSilent):
+            farm_actions._running("lab")
+    assert started == []
 
 
 def test_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
