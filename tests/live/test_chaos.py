@@ -212,7 +212,7 @@ def _killed_and_frozen(chaos: Chaos) -> None:
     assert _states(told, "left") == ["gone"]  # its policy is never
     for name in ("frozen", "thawed"):
         assert _once(told, name, "unhealthy", "qmp: no answer within 3 s")
-    assert _states(told, "thawed") == ["unhealthy", "healthy"]
+    assert _states(told, "thawed")[-2:] == ["unhealthy", "healthy"]
     assert chaos.pid("thawed") == thawed
     assert _named(told) == {"killed", "left", "frozen", "thawed"}
     followed(chaos.daemon, chaos.daemon.post("machines", "left", "start")["job"], quiet=True)
