@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,7 @@ def _places() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="qb-", ignore_cleanup_errors=True) as name:
         root = Path(name)
         mark = f"{root}/run"
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # by way of finally
         os.environ |= {"QMPKIT_STATE_DIR": f"{root}/state", "QMPKIT_RUNTIME_DIR": mark}
         try:
             yield root
