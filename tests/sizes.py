@@ -35,6 +35,9 @@ LATE_KILL_AFTER = size(ci=2, long=15)  # seconds after a start that Python is ki
 # Debian on its own disk: the cached image boots by (QEMU, firmware), and with --long reboots
 _DEBIAN = [(version, firmware) for firmware in (None, "uefi") for version in QEMU_VERSIONS]
 DEBIAN_BOOTS = _DEBIAN[: size(ci=1, long=len(_DEBIAN))]
+FARM_DEBIANS = size(ci=1, long=2)  # Debian machines of the farm that is brought up by its file
+FARM_TINY = size(ci=2, long=12)  # … and tiny ones
+FARM_NETWORKS = size(ci=1, long=3)  # … on so many networks
 
 # tiny on the other architectures, by (architecture, QEMU): CI divides the boots between them
 BOARDS = [(arch, version) for arch in ARCHITECTURES for version in QEMU_VERSIONS]
