@@ -180,6 +180,8 @@ def _machines(farm: str) -> list[dict[str, Any]]:
     try:
         machines: list[dict[str, Any]] = find_daemon(farm).get("machines")["machines"]
     except NoDaemon:
+        if not (state_root() / farm).exists():
+            raise
         from qmpkit.cli.offline import rows_on_record
 
         return rows_on_record(farm)

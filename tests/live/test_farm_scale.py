@@ -170,7 +170,7 @@ def latencies(daemon: Daemon) -> list[float]:
             name = f"vm{number % FARM_MACHINES}"
             for action in ("resume", "pause"):
                 job = daemon.post("machines", name, action)
-                followed(daemon, job["job"], quiet=True)
+                followed(daemon, job["job"], "a step", quiet=True)
     assert len(late) >= FARM_EVENTS
     return sorted(late)
 
