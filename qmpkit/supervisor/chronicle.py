@@ -76,7 +76,11 @@ class Chronicle:
         batch, self._pending = self._pending, []
         if batch:
             limiter = trio.CapacityLimiter(1)  # a slow disk must not take everybody's threads
-            error = await trio.to_thread.run_sync(_append, self.folder, batch, limiter=limiter)
+            try:
+                error = await trio.to_thread.run_sync(_append, self.folder, batch, limiter=limiter)
+            except trio.Cancelled:  # before the thread began: it is for the last flush
+                self._pending = batch + self._pending
+                raise
             if error is not None and not self._failing:
                 log.warning("the event log in %s is not written: %s", self.folder, error)
             self._failing = error is not None

@@ -215,7 +215,8 @@ def _killed_and_frozen(chaos: Chaos) -> None:
     assert _states(told, "thawed")[-2:] == ["unhealthy", "healthy"]
     assert chaos.pid("thawed") == thawed
     assert _named(told) == {"killed", "left", "frozen", "thawed"}
-    followed(chaos.daemon, chaos.daemon.post("machines", "left", "start")["job"], "starting", quiet=True)
+    job = chaos.daemon.post("machines", "left", "start")["job"]
+    followed(chaos.daemon, job, "starting", quiet=True)
     told = chaos.follow(until=lambda told: chaos.over(told, "left"))
     assert _named(told) <= {"left", "frozen"}  # which is healthy when it has been asked
 

@@ -172,7 +172,10 @@ def test_an_item_that_is_no_table_hides_nothing() -> None:
             {"nics": [{"kind": "user", "ifname": "tap0"}]},
             "nics[0].ifname: unknown key",
         ),
-        ({"nics": [{"kind": "tap"}]}, "nics[0].ifname: is missing"),
+        (
+            {"nics": [{"kind": "tap", "ifname": 0}]},
+            "nics[0].ifname: must be a text, not a number: 0",
+        ),
         (
             {"machine_options": {"smm": [1]}},
             "machine_options.smm: must be a text, a number or true or false, not a list",

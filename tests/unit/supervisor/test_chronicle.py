@@ -120,6 +120,17 @@ async def test_a_full_disk_is_told_once_and_stops_nobody(
         assert await _read(happenings, 5) == list(range(5))
 
 
+async def test_what_is_told_as_it_ends_is_written(tmp_path: Path) -> None:
+    events, chronicle = EventLog("lab"), Chronicle(tmp_path / "events")
+    events.keep(chronicle, chronicle.open())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(chronicle.run)
+        await trio.testing.wait_all_tasks_blocked()
+        events.tell("a", "running", "")
+        nursery.cancel_scope.cancel()  # its task wakes with the news, and is cancelled
+    assert Chronicle(tmp_path / "events").open() == 100_000
+
+
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
