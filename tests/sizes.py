@@ -36,8 +36,8 @@ LATE_KILL_AFTER = size(ci=2, long=15)  # seconds after a start that Python is ki
 _DEBIAN = [(version, firmware) for firmware in (None, "uefi") for version in QEMU_VERSIONS]
 DEBIAN_BOOTS = _DEBIAN[: size(ci=1, long=len(_DEBIAN))]
 FARM_DEBIANS = size(ci=1, long=2)  # Debian machines of the farm that is brought up by its file
-FARM_TINY = size(ci=2, long=12)  # … and tiny ones
-FARM_NETWORKS = size(ci=1, long=3)  # … on so many networks
+FARM_TINY = size(ci=4, long=12)  # … and tiny ones
+FARM_SEGMENTS = size(ci=1, long=2)  # … on so many segments, and Debian with a way out too
 
 # tiny on the other architectures, by (architecture, QEMU): CI divides the boots between them
 BOARDS = [(arch, version) for arch in ARCHITECTURES for version in QEMU_VERSIONS]

@@ -20,7 +20,7 @@ import pytest
 
 from qmpkit.testing import guests
 from tests.live.kept import Places
-from tests.sizes import FARM_DEBIANS, FARM_NETWORKS, FARM_TINY, OLDEST
+from tests.sizes import FARM_DEBIANS, FARM_SEGMENTS, FARM_TINY, OLDEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*OLDEST)]
 
@@ -33,10 +33,12 @@ qemu = "{qemu}"
 accel = "tcg"
 restart = "on-failure"
 health = {{ checks = ["agent"], start_period = 900 }}
+[networks.out]
+kind = "nat"
 [machines.disk]
 profile = "q35"
 count = {debians}
-networks = {networks}
+networks = ["out", {lans}]
 ports = {ports}
 # Without KVM and beside others: until then failures do not count.
 health = {{ checks = ["agent", "tcp:22"], start_period = 900 }}
@@ -49,13 +51,14 @@ user = "grace"
 ssh_key_files = ["key.pub"]
 write_files = [{{ path = "/etc/told", content = "by the farm", permissions = "0604" }}]
 """
-NETWORK = """
-[networks.net{n}]
-kind = "nat"
+SEGMENT = """
+[networks.lan{n}]
+kind = "segment"
+subnet = "10.{n}.0.0/24"
 [machines.tiny{n}x]
 profile = "tiny"
 count = {tiny}
-networks = ["net{n}"]
+networks = ["lan{n}"]
 """
 
 
@@ -72,16 +75,16 @@ class Lab:
 
     def write(self, ports: list[str]) -> None:
         """The farm's file."""
-        names = [f"net{n}" for n in range(1, FARM_NETWORKS + 1)]
+        lans = (f'{{name="lan{n}", ip="10.{n}.0.{{n}}"}}' for n in range(1, FARM_SEGMENTS + 1))
         text = FARM.format(
             image=self.image,
             qemu=self.qemu,
             debians=FARM_DEBIANS,
-            networks=json.dumps(names),
+            lans=", ".join(lans),
             ports=json.dumps(ports),
         )
-        each = FARM_TINY // FARM_NETWORKS
-        text += "".join(NETWORK.format(n=n + 1, tiny=each) for n in range(FARM_NETWORKS))
+        each = FARM_TINY // FARM_SEGMENTS
+        text += "".join(SEGMENT.format(n=n + 1, tiny=each) for n in range(FARM_SEGMENTS))
         (self.folder / "farm.toml").write_text(text)
 
     def run(self, *words: str, timeout: float = 120) -> str:
@@ -130,6 +133,7 @@ def test_a_farm_with_debian(lab: Lab, places: Places) -> None:
     assert set(lab.did("up", "farm.toml").values()) == {"added"}
     for number in range(1, FARM_DEBIANS + 1):
         _is_as_its_seed_says(lab, f"disk{number}")
+    _hear_each_other(lab)
     _is_known_to_others(lab)
     _changes(lab)
     _scales(lab)
@@ -146,6 +150,18 @@ def _is_as_its_seed_says(lab: Lab, name: str) -> None:
     assert lab.run("exec", name, "--", "sh", "-c", passwords) == "", "there are none"
     lab.run("cp", "key.pub", f"{name}:/tmp/")
     assert lab.ssh(name, "cat /tmp/key.pub") == (lab.folder / "key.pub").read_text()
+
+
+def _hear_each_other(lab: Lab) -> None:
+    """By segment, and not across."""
+    for n in range(1, FARM_SEGMENTS + 1):
+        others = [other for other in range(1, FARM_SEGMENTS + 1) if other != n]
+        addresses = "; ".join(f"ip addr add 10.{k}.0.20{n}/24 dev eth0" for k in (n, *others))
+        reach = f"ip link set eth0 up; {addresses}; ping -c 1 -W 9 10.{n}.0.1"
+        lab.run("exec", f"tiny{n}x1", "--", "sh", "-c", reach)
+        for k in others:
+            deaf = f"! ping -c 2 -W 1 10.{k}.0.1"
+            lab.run("exec", f"tiny{n}x1", "--", "sh", "-c", deaf)
 
 
 def _is_known_to_others(lab: Lab) -> None:
@@ -186,13 +202,13 @@ def _way_in(lab: Lab, name: str) -> int:
 
 
 def _scales(lab: Lab) -> None:
-    each = FARM_TINY // FARM_NETWORKS
+    each = FARM_TINY // FARM_SEGMENTS
     assert "added" in lab.did("scale", f"tiny1x={each + 1}").values()
     assert "removed" in lab.did("scale", f"tiny1x={each}").values()
 
 
 def _goes(lab: Lab, places: Places) -> None:
-    assert set(lab.did("down", "--delete-disks").values()) == {"removed"}
+    assert set(lab.did("down", "--delete-disks", "--yes").values()) == {"removed"}
     assert json.loads(lab.run("ps", "--json")) == []
     assert (places.qemus(), places.records()) == ([], [])
     assert list((places.state / "lab" / "seeds").iterdir()) == []
