@@ -10,7 +10,6 @@ import trio
 from qmpkit.errors import HostLacks, SpecInvalid
 from qmpkit.host.resolve import resolve
 from qmpkit.spec.farm import FarmMachine
-from qmpkit.spec.farm_networks import Bridge
 from qmpkit.supervisor.supervisor import Supervisor
 
 __all__ = ["preflight"]
@@ -23,8 +22,7 @@ async def preflight(
 ) -> None:
     """Look at all that are to start; raises what is found, in a group when it is several.
 
-    Not looked at are machines whose disks one holds that is stopped first, and those on a
-    bridge, whose tap devices are made later: their own starts tell.
+    Not looked at are machines whose disks one holds that is stopped first: their own starts tell.
     """
     held = {os.fspath(disk.file) for name in stopping for disk in lab.kept[name].spec.disks}
     found: list[SpecInvalid | HostLacks] = []
@@ -40,8 +38,7 @@ async def preflight(
     async with trio.open_nursery() as nursery:
         for machine in starting:
             files = {os.fspath(disk.file) for disk in machine.spec.disks}
-            bridged = any(isinstance(join.network, Bridge) for join in machine.networks)
-            if not bridged and not files & held:
+            if not files & held:
                 nursery.start_soon(look, machine)
     if len(found) == 1:
         raise found[0]
