@@ -32,6 +32,7 @@ from qmpkit.spec.argv import TOOLS, render
 from qmpkit.spec.chardev import Endpoint, FdEndpoint
 from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec, channels, links
+from qmpkit.spec.network import TapNic
 
 __all__ = ["LaunchOptions", "Started", "Starter", "launched", "start_qemu"]
 __all__ += ["Wiring", "check_links", "failing_launch", "give_store"]  # for machines that are kept
@@ -180,7 +181,9 @@ def check_links(spec: MachineSpec, given: Collection[str]) -> None:
     """Refuse NICs without their socket, and sockets without their NIC."""
     wanted = links(spec)
     faults = [
-        Fault(
+        Fault(f"nics[{number}].ifname", "is missing", "sudo ip tuntap add dev tap0 mode tap")
+        if isinstance(nic, TapNic)
+        else Fault(
             f"nics[{number}]",
             f"{nic.id!r} has no address, and no socket came with the start",
             f"LaunchOptions(links={{{nic.id!r}: a socket}})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from contextlib import ExitStack, suppress
@@ -31,6 +32,8 @@ from qmpkit.spec.network import Nic, TapNic
 
 __all__ = ["Bridges"]
 
+log = logging.getLogger("qmpkit.networks")
+
 _ALIAS_LIMIT = 255
 _LEASE = "1h"
 
@@ -56,17 +59,19 @@ class Bridges:
 
     async def sweep(self, members: Members) -> None:
         """Remove our devices that no machine on record needs."""
-        needed = {tap_name(machine, join.name) for machine, join in members}
+        needed = {self._tap(machine, join) for machine, join in members}
         needed |= {_bridge(join).bridge for _, join in members}
         if not self._leases.exists():  # netlink's library is not loaded for nothing
             return
         found = await trio.to_thread.run_sync(_owned_if_possible, self._owner)
-        if strays := set(found) - needed:
-            await self._remove(sorted(strays))
+        try:
+            await self._remove(sorted(set(found) - needed))
+        except HostLacks as error:  # no reason not to supervise machines
+            log.warning("devices that nobody needs are left: %s", error)
 
     async def make(self, machine: str, join: Joined) -> None:
         """Have the bridge, the machine's tap on it, and DHCP; raises HostLacks."""
-        network, tap = _bridge(join), tap_name(machine, join.name)
+        network, tap = _bridge(join), self._tap(machine, join)
         await trio.to_thread.run_sync(_made, network, tap, self._leases / join.name, self._owner)
         if self._served.get(join.name, network) != network:
             await self._helpers.end(_server(join.name))
@@ -77,23 +82,26 @@ class Bridges:
         """The NIC with its tap: by name, or opened by QEMU's helper when we may not make one."""
         assert isinstance(nic, TapNic), "the farm gives a bridge's NIC this"
         if may_make_devices():
-            return attrs.evolve(nic, ifname=tap_name(machine, join.name)), None
+            return attrs.evolve(nic, ifname=self._tap(machine, join)), None
         return nic, await lent_tap(_bridge(join).bridge)
 
     async def unplug(self, machine: str, join: Joined) -> None:
         """Remove the machine's tap."""
-        await self._remove([tap_name(machine, join.name)])
+        await self._remove([self._tap(machine, join)])
 
     async def remove(self, join: Joined) -> None:
         """End its DHCP server, and remove the bridge if it was made."""
         await self._helpers.end(_server(join.name))
         self._served.pop(join.name, None)
-        if _bridge(join).make:
-            await self._remove([_bridge(join).bridge])
+        await self._remove([_bridge(join).bridge])  # if it is ours
         await trio.to_thread.run_sync(_forgotten, self._leases / join.name)
 
+    def _tap(self, machine: str, join: Joined) -> str:
+        return tap_name(self._owner, machine, join.name)
+
     async def _remove(self, devices: list[str]) -> None:
-        await trio.to_thread.run_sync(remove_devices, devices, self._owner)
+        if devices and self._leases.exists():  # else none was ever made
+            await trio.to_thread.run_sync(remove_devices, devices, self._owner)
 
 
 def _bridge(join: Joined) -> Bridge:

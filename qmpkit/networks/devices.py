@@ -6,6 +6,7 @@ What we make carries its owner's name as its alias, and nothing without that is 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,13 +29,10 @@ def make_bridge(name: str, owner: str, address: str | None) -> None:
     """
     with _netlink(f"make the bridge {name!r}") as route:
         if (found := _find(route, name)) is None:
-            route.link("add", ifname=name, kind="bridge", address=mac_of(name, "bridge"))
-            found = _found(route, name)
-            route.link("set", index=found["index"], ifalias=owner)
+            found = _new(route, name, owner, kind="bridge", address=mac_of(name, "bridge"))
         elif _alias(found) != owner:
-            by = "another farm" if (_alias(found) or "").startswith("qmpkit ") else "somebody else"
-            what = f"the device {name!r} is there and was made by {by}"
-            raise HostLacks(what, "name another bridge, or use that one with make = false")
+            cure = "name another bridge, or use that one with make = false"
+            raise HostLacks(_taken(name, found), cure)
         _set_address(route, found["index"], address)
         route.link("set", index=found["index"], state="up")
 
@@ -55,11 +53,9 @@ def make_tap(name: str, bridge: str, owner: str) -> None:
     with _netlink(f"make a tap device on the bridge {bridge!r}") as route:
         master = _found(route, bridge)["index"]
         if (found := _find(route, name)) is None:
-            route.link("add", ifname=name, kind="tuntap", mode="tap", uid=os.geteuid())
-            found = _found(route, name)
-            route.link("set", index=found["index"], ifalias=owner)
+            found = _new(route, name, owner, kind="tuntap", mode="tap", uid=os.geteuid())
         elif _alias(found) != owner:
-            raise HostLacks(f"the device {name!r} is there and was made by somebody else")
+            raise HostLacks(_taken(name, found), f"sudo ip link delete {name}")
         route.link("set", index=found["index"], master=master, state="up")
 
 
@@ -80,8 +76,45 @@ def remove_devices(names: list[str], owner: str) -> None:
     """Remove those of them that are there and that *owner* made."""
     with _netlink("remove network devices") as route:
         for name in names:
-            if (found := _find(route, name)) is not None and _alias(found) == owner:
-                route.link("del", index=found["index"])
+            for device in (name, _draft(name, owner)):
+                found = _find(route, device)
+                if found is not None and (_alias(found) == owner or device != name):
+                    _delete(route, found)
+
+
+def _new(route: Any, name: str, owner: str, **how: Any) -> Any:
+    """Make a device; it gets its name last, when it says whose it is."""
+    draft = _draft(name, owner)
+    if (left := _find(route, draft)) is not None:  # by one who was killed
+        route.link("del", index=left["index"])
+    route.link("add", ifname=draft, **how)
+    found = _found(route, draft)
+    try:
+        route.link("set", index=found["index"], ifalias=owner)
+        route.link("set", index=found["index"], ifname=name)
+    except BaseException:
+        route.link("del", index=found["index"])
+        raise
+    return found
+
+
+def _delete(route: Any, found: Any) -> None:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        route.link("del", index=found["index"])
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:  # it has gone by itself
+            raise
+
+
+def _draft(name: str, owner: str) -> str:
+    return f"qn{hashlib.sha256(f'{owner}{name}'.encode()).hexdigest()[:12]}"
+
+
+def _taken(name: str, found: Any) -> str:
+    by = "another farm" if (_alias(found) or "").startswith("qmpkit ") else "somebody else"
+    return f"the device {name!r} is there and was made by {by}"
 
 
 @contextmanager

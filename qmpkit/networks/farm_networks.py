@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -72,12 +73,13 @@ class FarmNetworks:
 
     @asynccontextmanager
     async def open(
-        self, places: Places, members: Mapping[str, Sequence[Joined]]
+        self, places: Places, members: Mapping[str, Sequence[Joined]], *, complete: bool = True
     ) -> AsyncIterator[None]:
         """See `Networks.open`."""
 
         def log_of(name: str) -> Path:
-            return places.state / "networks.log"
+            word = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")
+            return places.logs(".networks") / f"{word}.log"
 
         async with helpers(places.state, log_of) as programs:
             self._carriers = {
@@ -86,8 +88,8 @@ class FarmNetworks:
             }
             self._joined = {name: tuple(_carried(joined)) for name, joined in members.items()}
             found = (self._of(join).helper(join) for _, join in self._members())
-            await programs.found(dict(filter(None, found)))
-            for kind, carrier in self._carriers.items():
+            await programs.found(dict(filter(None, found)), end_others=complete)
+            for kind, carrier in self._carriers.items() if complete else ():
                 await carrier.sweep([it for it in self._members() if type(it[1].network) is kind])
             yield
 
@@ -150,6 +152,7 @@ def _carried(joined: Iterable[Joined]) -> Iterable[Joined]:
     return (join for join in joined if not isinstance(join.network, Nat))
 
 
-def _place(join: Joined) -> tuple[str, type]:
+def _place(join: Joined) -> tuple[str, type, str]:
     """Which network it is, whatever else has changed of it."""
-    return join.name, type(join.network)
+    bridge = join.network.bridge if isinstance(join.network, Bridge) else ""
+    return join.name, type(join.network), bridge

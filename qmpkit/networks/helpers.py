@@ -21,7 +21,7 @@ from qmpkit.errors import HostLacks, QmpkitError
 from qmpkit.process.durable import write_durably
 from qmpkit.process.errors import ProcessVanished, SpawnFailed
 from qmpkit.process.identity import Identity
-from qmpkit.process.kept import KeptLike, adopted, kept_child
+from qmpkit.process.kept import KeptLike, adopted, kept_child, trim_log
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.farm import Joined
 
@@ -30,6 +30,7 @@ __all__ = ["Command", "Helpers", "Members", "Prepare", "helpers"]
 log = logging.getLogger("qmpkit.networks")
 
 SCHEMA = 1
+_TRIM_EVERY = 60.0
 STEADY = 10.0
 """Seconds after which one that ended is no reason to wait before it is started again."""
 
@@ -61,7 +62,8 @@ class _Helper:
         self.identity = identity
         self.child: KeptLike | None = None
         self.unwanted = trio.Event()
-        self.settled = trio.Event()  # it runs, or has failed to
+        self.lasting = identity is not None  # it has run: failures are no reason to give it up
+        self.settled = trio.Event()  # it runs, or the last try has failed
         self.failure: QmpkitError | None = None
         self.over = trio.Event()
 
@@ -74,19 +76,17 @@ class Helpers:
         self._logs = logs
         self._services = services
         self._helpers: dict[str, _Helper] = {}
+        self._others: dict[str, Identity] = {}  # on record, and perhaps of machines that are not
         self._writing = trio.Lock()
 
-    def __contains__(self, name: str) -> bool:
-        """Whether it is wanted, or about to be ended."""
-        return name in self._helpers
-
-    async def found(self, wanted: Mapping[str, Prepare]) -> None:
-        """Go on with those on record: adopt what is wanted, end what is not."""
-        known = await trio.to_thread.run_sync(_read, self._file)
+    async def found(self, wanted: Mapping[str, Prepare], *, end_others: bool) -> None:
+        """Go on with those on record: adopt what is wanted, and end what is not, or leave it."""
+        self._others = await trio.to_thread.run_sync(_read, self._file)
         for name, prepare in wanted.items():
-            self._begin(_Helper(name, prepare, known.pop(name, None)))
-        if known:
-            await self._end_strays(known)
+            self._begin(_Helper(name, prepare, self._others.pop(name, None)))
+        if self._others and end_others:
+            await self._end_strays(self._others)
+            self._others = {}
             await self._note_end()
 
     async def run(self, name: str, prepare: Prepare) -> None:
@@ -94,7 +94,7 @@ class Helpers:
         while (helper := self._helpers.get(name)) is not None and helper.unwanted.is_set():
             await helper.over.wait()
         if helper is None:
-            helper = _Helper(name, prepare, None)
+            helper = _Helper(name, prepare, self._others.pop(name, None))
             self._begin(helper)
         await helper.settled.wait()
         if helper.failure is not None:
@@ -105,6 +105,13 @@ class Helpers:
         if (helper := self._helpers.get(name)) is not None:
             helper.unwanted.set()
             await helper.over.wait()
+
+    async def trim_logs(self) -> None:
+        """Keep what they print in bounds, for ever."""
+        while True:
+            await trio.sleep(_TRIM_EVERY)
+            for name in list(self._helpers):
+                await trio.to_thread.run_sync(trim_log, self._logs(name))
 
     def _begin(self, helper: _Helper) -> None:
         self._helpers[helper.name] = helper
@@ -118,10 +125,17 @@ class Helpers:
             try:
                 await self._live(helper)
             except QmpkitError as error:
-                if not helper.settled.is_set():
-                    helper.failure = error
+                helper.failure = error
+                if not helper.lasting and helper.identity is None:
                     break
                 log.warning("%s cannot be started again: %s", helper.name, error)
+                helper.settled.set()
+            except Exception:  # one helper's failure is no other's
+                log.exception("%s is left alone", helper.name)
+                helper.failure = HostLacks(f"{helper.name} is not looked after", "see the log")
+                if helper.identity is not None:
+                    self._others[helper.name] = helper.identity  # it may live: stay on record
+                break
             if not helper.unwanted.is_set():
                 steady = trio.current_time() - began > STEADY
                 pause = 0.0 if steady else min(SLOWEST, 2 * pause + 0.1)
@@ -136,6 +150,7 @@ class Helpers:
     async def _live(self, helper: _Helper) -> None:
         async with AsyncExitStack() as stack:
             helper.child = await self._adopted(stack, helper) or await self._started(stack, helper)
+            helper.lasting, helper.failure = True, None
             helper.settled.set()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_end_when, helper.unwanted, helper.child)
@@ -145,6 +160,7 @@ class Helpers:
                 told = f"{status}: {helper.child.stderr_tail}".rstrip(": ")
                 log.warning("%s has ended (%s) and is started again", helper.name, told)
         helper.child = helper.identity = None
+        helper.settled = trio.Event()
 
     async def _adopted(self, stack: AsyncExitStack, helper: _Helper) -> KeptLike | None:
         if helper.identity is None:
@@ -154,11 +170,15 @@ class Helpers:
             return await stack.enter_async_context(watched)
         except ProcessVanished as vanished:
             log.warning("%s is started again: %s", helper.name, vanished)
+            helper.lasting, helper.identity = True, None
             return None
+        except OSError as error:  # it lives, perhaps: never start a second one
+            raise HostLacks(f"{helper.name} cannot be watched: {error}") from error
 
     async def _started(self, stack: AsyncExitStack, helper: _Helper) -> KeptLike:
         with ExitStack() as needed:
             try:
+                await trio.to_thread.run_sync(_begin_log, self._logs(helper.name))
                 command = await trio.to_thread.run_sync(helper.prepare, needed)
                 process = kept_child(
                     command.argv,
@@ -170,9 +190,11 @@ class Helpers:
                 helper.identity = child.identity
                 await self._save()
             except (OSError, SpawnFailed) as error:
+                helper.identity = None  # it is killed as we leave
                 raise HostLacks(f"{helper.name} cannot be started: {error}") from error
         if not await child.keep():
             status = await child.wait()
+            helper.identity = None
             raise HostLacks(f"{helper.name} has ended at once ({status}): {child.stderr_tail}")
         return child
 
@@ -196,7 +218,7 @@ class Helpers:
                 helper.name: helper.identity.to_dict()
                 for helper in self._helpers.values()
                 if helper.identity is not None
-            }
+            } | {name: identity.to_dict() for name, identity in self._others.items()}
             text = json.dumps({"schema": SCHEMA, "helpers": known}, indent=1) if known else None
             await trio.to_thread.run_sync(write_durably, self._file, text)
 
@@ -208,7 +230,15 @@ async def helpers(state: Path, logs: Callable[[str], Path]) -> AsyncIterator[Hel
     *logs* gives the file of what one prints.
     """
     async with shared_spawner(), service_nursery() as services:
-        yield Helpers(state, logs, services)
+        made = Helpers(state, logs, services)
+        services.start_soon(made.trim_logs)
+        yield made
+
+
+def _begin_log(path: Path) -> None:
+    """Anew, so that its last lines are this one's last words."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
 
 
 async def _end_when(unwanted: trio.Event, child: KeptLike) -> None:

@@ -107,10 +107,12 @@ class Plan:
         return all(isinstance(step, Unchanged) for step in self.steps)
 
 
-# Whoever supervises the machine reads these anew; networks themselves are the host's, not the
-# machine's; a forward is QEMU's to add and take away (hostfwd_add).
+# Whoever supervises the machine reads these anew; how a network is set up is the host's, and
+# which one it is the cable's, not to be moved under a guest; a forward is QEMU's to add and
+# take away (hostfwd_add).
 _LIVE = re.compile(
-    r"(group|restart|health|after|requires|networks|spec\.description)([.\[].*)?"
+    r"(group|restart|health|after|requires|spec\.description)([.\[].*)?"
+    r"|networks\[\d+\]\.(ip|network\.(?!kind|bridge).*)"
     r"|spec\.nics\[\d+\]\.forwards([.\[].*)?"
 )
 _HIDDEN = ("user_data", "meta_data", "network_config")

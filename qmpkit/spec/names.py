@@ -111,9 +111,9 @@ def ifname_problem(name: str) -> str:
     return ""
 
 
-def tap_name(machine: str, network: str) -> str:
-    """The tap device by which a machine is on a bridge: the same two names give the same one."""
-    digest = hashlib.sha256(f"{machine}\0{network}".encode()).hexdigest()
+def tap_name(owner: str, machine: str, network: str) -> str:
+    """The tap device by which a machine of *owner* is on a bridge: the same names, the same one."""
+    digest = hashlib.sha256(f"{owner}\0{machine}\0{network}".encode()).hexdigest()
     return f"qk{digest[:12]}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import trio
 
-from qmpkit.errors import MachineGone, QmpkitError
+from qmpkit.errors import MachineDied, MachineGone, QmpkitError
 from qmpkit.machine.keep import WrongMachine, attached
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.report import ExitCause
@@ -145,8 +145,11 @@ async def _compare_disks(kept: Kept, vm: VM, patience: float) -> None:
     with trio.move_on_after(patience) as scope:
         try:
             blocks = await vm.execute("query-block")
-        except (MachineGone, MonitorLost):
+        except (MachineDied, MachineGone, MonitorLost):
             return  # seen by who attends to it
+        except QmpkitError as error:
+            kept.tell("differs", f"its disks are unknown: {error}")
+            return
     if scope.cancelled_caught:
         kept.tell("differs", f"its disks are unknown: no answer within {patience:g} s")
         return

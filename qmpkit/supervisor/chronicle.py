@@ -117,9 +117,11 @@ def _append(folder: Path, batch: Sequence[Happening]) -> OSError | None:
         files = _files(folder)
         whole = not files or files[-1][1].stat().st_size >= FILE_LIMIT
         path = folder / f"{batch[0].sequence}.jsonl" if whole else files[-1][1]
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "ab") as file:
-            file.write(text)
+            size = file.tell()
+            torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+            file.write(b"\n" + text if torn else text)
         for _, old in files[: max(0, len(files) + whole - FILES_KEPT)]:
             old.unlink(missing_ok=True)
     except OSError as error:

@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from qmpkit._trio import raise_collapsed, service_nursery
-from qmpkit.errors import Fault, JournalFailed, SpecInvalid
+from qmpkit.errors import Fault, JournalFailed, QmpkitError, SpecInvalid
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.keep import Ground, Home
 from qmpkit.machine.launch import LaunchOptions
@@ -126,10 +126,11 @@ class Keeper:
             why = f"its record was unreadable ({loss.why}) and is now {loss.path}"
             log.error("machine %r: %s", loss.machine, why)
             self._events.tell(loss.machine, "record-lost", why)
-        await self._report_strangers()
+        complete = not await self._strangers_reported() and not lost
         members = {record.name: record.joined for record in records}
+        networks = self._networks.open(self._places, members, complete=complete)
         try:
-            async with self._networks.open(self._places, members), trio.open_nursery() as nursery:
+            async with networks, trio.open_nursery() as nursery:
                 self._nursery = nursery
                 async with trio.open_nursery() as adopting:
                     for kept in self.machines.values():
@@ -223,6 +224,9 @@ class Keeper:
             before = kept.record
             seen = {name: getattr(wanted.spec, name) for name in AMENDABLE}
             spec = attrs.evolve(before.spec, **seen)
+            joined = before.wanting(wanted).joined
+            if joined != before.joined:  # how its networks are set up, not which they are
+                await self._networks.make(kept.name, joined)
             kept.note(spec=spec, asked=digest_of(wanted.spec), **_matters(before.wanting(wanted)))
             if not await kept.write(self._journal):
                 kept.note(spec=before.spec, asked=before.asked, **_matters(before))
@@ -284,7 +288,10 @@ class Keeper:
             await self._journal.remove(name)
             self.machines.pop(name, None)
             self._events.tell(name, "forgotten", "it is declared no longer")
-            await self._networks.drop(name, kept.record.joined)
+            try:
+                await self._networks.drop(name, kept.record.joined)
+            except QmpkitError as error:  # who supervises next finds what is left, and nobody in it
+                log.warning("of the networks of machine %r something is left: %s", name, error)
             await trio.to_thread.run_sync(discard, kept.home.logs)
 
     def known(self, name: str) -> Kept:
@@ -350,14 +357,19 @@ class Keeper:
 
     # Around them
 
-    async def _report_strangers(self) -> None:
-        """Tell of sockets without a record, and remove those that nobody listens at."""
+    async def _strangers_reported(self) -> bool:
+        """Tell of sockets without a record, and remove those that nobody listens at.
+
+        True when there are any of the first kind.
+        """
         known = {kept.home.sockets for kept in self.machines.values()}
         runtime = self._places.runtime
-        for directory in await trio.to_thread.run_sync(strangers, runtime, known):
+        found = await trio.to_thread.run_sync(strangers, runtime, known)
+        for directory in found:
             why = f"a QEMU answers at {directory}/qmp and no machine on record has it"
             log.error("%s", why)
             self._events.tell(directory.name, "stranger", why)
+        return bool(found)
 
     async def _trim_logs(self) -> None:
         while True:

@@ -18,11 +18,12 @@ class Networks(Protocol):
     """The networks of a farm: what carries them outlives a supervisor, as its machines do."""
 
     def open(
-        self, places: Places, members: Mapping[str, Sequence[Joined]]
+        self, places: Places, members: Mapping[str, Sequence[Joined]], *, complete: bool
     ) -> AbstractAsyncContextManager[None]:
         """Find what is there of them; within the block they can be made and are looked after.
 
-        *members*: who is in them by what is on record; what nobody is in is removed.
+        *members*: who is in them by what is on record; what nobody is in is removed, if the
+        record is *complete*.
         """
 
     async def make(self, machine: str, joined: Sequence[Joined]) -> None:

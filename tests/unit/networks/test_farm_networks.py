@@ -8,8 +8,8 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +211,48 @@ async def test_a_stream_goes_to_the_switch(places: Places) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect(nic.address.removeprefix("unix:"))
         await networks.drop("a", [DMZ])
+
+
+async def test_what_an_unreadable_record_may_need_is_left(places: Places) -> None:
+    first = FarmNetworks()
+    async with first.open(places, {}):
+        await first.make("a", [LAN])
+    before = pids(places)
+    second = FarmNetworks()
+    async with second.open(places, {"b": [OUT]}, complete=False):
+        await second.make("b", [DMZ])
+    assert before.items() < pids(places).items()
+    assert (places.runtime / ".net" / "lan").is_dir()
+    third = FarmNetworks()
+    async with third.open(places, {}):
+        assert not pids(places)
+
+
+async def test_one_that_cannot_be_watched_is_no_reason_for_a_second(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = FarmNetworks()
+    async with first.open(places, {}):
+        await first.make("a", [LAN])
+    before = pids(places)
+
+    @asynccontextmanager
+    async def full(*args: object, **options: object) -> AsyncIterator[Any]:
+        raise OSError(24, "Too many open files")
+        yield
+
+    later = FarmNetworks()
+    with monkeypatch.context() as patch:
+        patch.setattr(helpers, "adopted", full)
+        async with later.open(places, {"a": [LAN]}):
+            with pytest.raises(HostLacks, match=r"cannot be watched: .*Too many open files"):
+                await later.make("a", [LAN])
+            patch.undo()
+            with trio.fail_after(10):
+                while True:
+                    with suppress(HostLacks):
+                        await later.make("a", [LAN])
+                        break
+                    await trio.sleep(0.05)
+            assert pids(places) == before
+            await later.drop("a", [LAN])

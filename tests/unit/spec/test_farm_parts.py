@@ -83,7 +83,7 @@ def test_networks_take_the_place_of_the_profiles_nics(folder: Path) -> None:
 
 
 def test_taps_have_names_that_the_kernel_takes() -> None:
-    found = {tap_name(f"web{n}", "lan") for n in range(1000)}
+    found = {tap_name("lab", f"web{n}", "lan") for n in range(1000)}
     assert len(found) == 1000
     assert {len(name) for name in found} == {14}
 

@@ -278,3 +278,9 @@ def test_many_circles_take_no_time() -> None:
         name: [other] for names in (ends, ends[::-1]) for name, other in zip(*names, strict=True)
     }
     assert len([*circles(pairs)]) == 400
+
+
+def test_a_cable_is_not_moved_under_a_guest(tmp_path: Path) -> None:
+    found = step(tmp_path, "lan", "dmz")
+    assert isinstance(found, RestartNeeded)
+    assert Change("networks[1].name", "lan", "dmz") in found.needing
