@@ -8,7 +8,14 @@ from collections.abc import Iterable, Sequence
 from qmpkit.cli.exits import Refusal
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["matching", "only_one"]
+__all__ = ["matching", "meant", "only_one"]
+
+
+def meant(word: str, known: Sequence[str]) -> list[str]:
+    """The machines that one word means: by its name one alone, even `web[1]`, else a pattern's."""
+    if word in known:
+        return [word]
+    return [name for name in known if fnmatch.fnmatchcase(name, word)]
 
 
 def matching(words: Iterable[str], known: Sequence[str], farm: str) -> list[str]:
@@ -18,8 +25,7 @@ def matching(words: Iterable[str], known: Sequence[str], farm: str) -> list[str]
     """
     found: dict[str, None] = {}
     for word in words:
-        matches = [name for name in known if fnmatch.fnmatchcase(name, word)]
-        if not matches:
+        if not (matches := meant(word, known)):
             hint = suggestion(word, known)
             cure = f" ({hint})" if hint else f" (there are: {', '.join(known) or 'none'})"
             raise Refusal(f"no machine of farm {farm!r} is called {word!r}{cure}")

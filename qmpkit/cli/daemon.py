@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import grp
 import http.client
 import json
+import shlex
 import socket
+import stat
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -125,7 +128,7 @@ class Daemon:
         connection = _Connection(self.path, timeout)
         try:
             response = connection.answer_to(method, self.target(*steps, query=query), body)
-            _compare(self.farm, response.headers.get(_VERSION_HEADER))
+            _compare(self.farm, self.path, response.headers.get(_VERSION_HEADER))
             if response.status < 400:
                 return response
             with response:
@@ -188,16 +191,27 @@ class Daemon:
 
 
 @cache
-def _compare(farm: str, version: str | None) -> None:
+def _compare(farm: str, path: Path, version: str | None) -> None:
     """Say once that a daemon is another qmpkit's than this command."""
     if version == __version__:
         return
     its = "an earlier qmpkit" if version is None else f"qmpkit {version}"
-    cure = f"`qmpkit serve --farm {farm} --replace --detach`, or restart its service"
+    words = f"qmpkit serve --farm {shlex.quote(farm)}{_group_again(path)} --replace --detach"
+    cure = f"`{words}`, or restart its service"
     talk.warn(
         f"the daemon of farm {farm!r} is {its}, and this command is {__version__}: not all may "
         f"work. Cure: {cure}; machines live on"
     )
+
+
+def _group_again(path: Path) -> str:
+    """What has the next daemon open to whom this one is: its socket tells."""
+    try:
+        found = path.stat()
+        name = grp.getgrgid(found.st_gid).gr_name if found.st_mode & stat.S_IWGRP else ""
+    except (OSError, KeyError):
+        return " [--group ITS-GROUP]"
+    return f" --group {shlex.quote(name)}" if name else ""
 
 
 def absent(farm: str) -> NoDaemon:

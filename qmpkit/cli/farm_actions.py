@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qmpkit.cli.choosing import matching, only_one
+from qmpkit.cli.choosing import matching, meant, only_one
 from qmpkit.cli.confirm import confirmed
 from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, find_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, Refusal, exit_of
@@ -115,16 +114,15 @@ def take_down(
 ) -> int:
     """`down`: stop machines of the farm in order and forget them."""
     daemon = find_daemon(which_farm(farm))
-    names = chosen(daemon, names)
+    only = chosen(daemon, names) or None
     if delete_disks and not yes:
-        disks = _disks(daemon, names)
+        disks = _disks(daemon, only or ())
         if not confirmed(*_losses(daemon.farm, disks)):
             talk.note("nothing was changed")
             return Exit.FAILED
-        # No others that have come meanwhile.
-        names, delete_disks = list(disks), bool(disks)
+        only = list(disks)  # no others that have come meanwhile, also when there were none
     body: dict[str, Any] = {"delete_disks": delete_disks}
-    given = {"grace": grace, "deadline": deadline, "names": list(names) or None}
+    given = {"grace": grace, "deadline": deadline, "names": only}
     body |= {key: value for key, value in given.items() if value is not None}
     return _ended(daemon, daemon.post("down", body=body), "taking down", as_json)
 
@@ -293,7 +291,7 @@ def wait_for(words: Sequence[str], farm: str | None, *, state: str, timeout: flo
 def _declared(daemon: Daemon, words: Sequence[str]) -> list[str]:
     """Those that are declared; a word that means none of them is waited for no more."""
     known = [machine["name"] for machine in daemon.get("machines")["machines"]]
-    return [name for name in known if any(fnmatch.fnmatchcase(name, word) for word in words)]
+    return list(dict.fromkeys(name for word in words for name in meant(word, known)))
 
 
 def _rests(machine: dict[str, Any]) -> bool:

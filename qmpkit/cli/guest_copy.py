@@ -84,12 +84,12 @@ def _copy_in(farm: str, source: str, name: str, path: str, advance: Advance) -> 
 
 @contextmanager
 def _source(source: str) -> Iterator[IO[bytes]]:
-    if source == _STREAM:
-        yield sys.stdin.buffer
-        return
+    """Unbuffered: to end while a thread still reads takes no lock that this thread holds."""
+    stream = source == _STREAM
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(Path(source).open("rb"))
+            which = sys.stdin.fileno() if stream else source
+            file = stack.enter_context(open(which, "rb", buffering=0, closefd=not stream))
         except OSError as error:
             raise Refusal(f"{source} cannot be read: {error.strerror}") from error
         yield file
@@ -114,9 +114,16 @@ class _Sent:
 
     def _read(self) -> bytes:
         try:
-            return self._file.read(_PART)
+            return b"".join(self._pieces())
         except OSError as error:
             raise Refusal(f"{self._name} cannot be read: {error.strerror}") from error
+
+    def _pieces(self) -> Iterator[bytes]:
+        """Until they are a part: a pipe gives less at once."""
+        left = _PART
+        while left and (piece := self._file.read(left)):
+            left -= len(piece)
+            yield piece
 
 
 # Out of a guest

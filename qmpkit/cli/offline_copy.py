@@ -20,11 +20,16 @@ def put(farm: str, word: str, path: str, parts: Iterator[bytes]) -> None:
     async def run() -> None:
         async with interruptible() as work, agent_of(seen) as agent:
             async with agent.writing(path) as file:
-                while part := await trio.to_thread.run_sync(next, parts, b""):
+                while part := await _next(parts):
                     await file.write(part)
             work.done = True
 
     trio.run(run)
+
+
+async def _next(parts: Iterator[bytes]) -> bytes:
+    """Cancelled it returns at once, and its thread ends with the process: a pipe may be silent."""
+    return await trio.to_thread.run_sync(next, parts, b"", abandon_on_cancel=True)
 
 
 def get(farm: str, word: str, path: str, take: Callable[[bytes, int | None], None]) -> None:

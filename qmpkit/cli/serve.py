@@ -124,9 +124,7 @@ def end_daemon(farm: str) -> None:
 
 def _environment() -> dict[str, str]:
     """Ours, with places that mean the same in another directory."""
-    places = {
-        name: os.path.realpath(os.environ[name]) for name in _OWN_PLACES if name in os.environ
-    }
+    places = {name: os.path.realpath(own) for name in _OWN_PLACES if (own := os.environ.get(name))}
     return {**os.environ, **places}
 
 

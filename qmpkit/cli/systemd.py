@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -98,7 +99,8 @@ class Units:
     def enabling(self) -> str:
         """What the administrator, or the user, says to systemd next."""
         who = "systemctl --user" if self.user else "systemctl"
-        return f"{who} daemon-reload && {who} enable --now {self.name}.socket {self.name}.service"
+        names = shlex.join([f"{self.name}.socket", f"{self.name}.service"])
+        return f"{who} daemon-reload && {who} enable --now {names}"
 
 
 def units_of(farm: str, command: list[str], group: str | None, *, user: bool) -> Units:
@@ -107,6 +109,8 @@ def units_of(farm: str, command: list[str], group: str | None, *, user: bool) ->
     if group is not None and user:
         what = "a user's systemd gives no group a socket"
         raise Refusal(f"{what}. Cure: without --user, or `qmpkit serve --group`")
+    if group is not None and not (group and group.isprintable()):
+        raise Refusal(f"{group!r} is no name of a group. Cure: one that `getent group` lists")
     path = _door(farm, user)
     common = {"farm": _plain(farm), "name": name}
     head = {"user": "--user " if user else ""}
@@ -125,7 +129,7 @@ def units_of(farm: str, command: list[str], group: str | None, *, user: bool) ->
         head=_HEAD.format(name=f"{name}.socket", **head),
         path=path,
         mode="0600" if group is None else "0660",
-        group="" if group is None else f"SocketGroup={group}\n",
+        group="" if group is None else f"SocketGroup={_plain(group)}\n",
         folder=_folder(path, group, user),
     )
     files = {f"{name}.socket": listening, f"{name}.service": service}
@@ -148,7 +152,7 @@ def _folder(path: str, group: str | None, user: bool) -> str:
     """How the socket's directory is made: open to those alone who may use the socket."""
     if user:
         return "DirectoryMode=0700\n"
-    options = "-m 0700" if group is None else f"-m 0750 -g {group}"
+    options = "-m 0700" if group is None else f"-m 0750 -g {_argument(group)}"
     folder = path.rpartition("/")[0]
     install = shutil.which("install") or "/usr/bin/install"
     return f"ExecStartPre={install} -d {options} {_quoted(folder).replace('$', '$$')}\n"
@@ -156,9 +160,7 @@ def _folder(path: str, group: str | None, user: bool) -> str:
 
 def _environment(user: bool) -> str:
     """What decides where things are, as it is for this shell."""
-    places = {
-        name: os.path.realpath(os.environ[name]) for name in _OWN_PLACES if name in os.environ
-    }
+    places = {name: os.path.realpath(own) for name in _OWN_PLACES if (own := os.environ.get(name))}
     if user and (state := os.environ.get("XDG_STATE_HOME", "")).startswith("/"):
         places["XDG_STATE_HOME"] = state
     return "".join(f"Environment={_word(f'{key}={value}')}\n" for key, value in places.items())
@@ -166,7 +168,11 @@ def _environment(user: bool) -> str:
 
 def _command_line(words: list[str]) -> str:
     """A `$` begins a variable, but in the program's path."""
-    return " ".join([_word(words[0]), *(_word(word).replace("$", "$$") for word in words[1:])])
+    return " ".join([_word(words[0]), *map(_argument, words[1:])])
+
+
+def _argument(text: str) -> str:
+    return _word(text).replace("$", "$$")
 
 
 def _word(text: str) -> str:

@@ -256,7 +256,10 @@ def _whole(request: Request, key: str) -> int | None:
 def _beat(request: Request) -> float:
     """The seconds of silence that a client wants at most; it gives milliseconds."""
     beat = _whole(request, "beat")
-    return BEAT if beat is None else max(beat, 100) / 1000
+    try:
+        return BEAT if beat is None else max(beat, 100) / 1000
+    except OverflowError:
+        raise Refused("beat must be milliseconds, and not that many") from None
 
 
 def _moment(request: Request, key: str) -> float | None:

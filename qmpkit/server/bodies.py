@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,4 +81,7 @@ def _problem(value: object, kind: type | tuple[type, ...]) -> str:
     # JSON in Python lets NaN and Infinity through.
     if isinstance(value, int | float) and not 0 <= value < float("inf"):
         return f"must be 0 or more, not {value}"
+    # Compared exactly: one of 400 digits is finite, and no float.
+    if isinstance(value, int) and value > sys.float_info.max:
+        return "is too large"
     return ""

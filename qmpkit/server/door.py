@@ -19,6 +19,7 @@ from pathlib import Path
 
 from qmpkit.errors import HostLacks
 from qmpkit.process.roots import root_by_rule, runtime_of
+from qmpkit.process.sockets import listened_at, remover_of
 from qmpkit.server.handed import checked_door
 
 __all__ = ["doors", "hang_up", "opened_door", "shared_door"]
@@ -26,6 +27,10 @@ __all__ = ["doors", "hang_up", "opened_door", "shared_door"]
 _FOLDER = ".api"
 _SOCKET = "http"
 _BACKLOG = 512
+_CURE = (
+    "`systemctl restart` of the farm's service (`systemctl list-units 'qmpkit-*'`), or "
+    "`systemctl stop` of its socket and service first"
+)
 
 
 def doors(farm: str) -> list[Path]:
@@ -56,6 +61,8 @@ def opened_door(
         gid = None if group is None else grp.getgrnam(group).gr_gid
     except KeyError:
         raise HostLacks(f"there is no group {group!r}", "groupadd, or another name") from None
+    if handed is None and group is not None and listened_at(path):
+        raise HostLacks(f"{path} is listened at by somebody else, systemd perhaps", _CURE)
     # Of a killed daemon that listened there: clients would ask it first.
     shutil.rmtree(runtime / _FOLDER, ignore_errors=True)
     try:
@@ -63,12 +70,15 @@ def opened_door(
     except OSError as error:
         what = f"cannot listen in {path.parent}: {error.strerror}"
         raise HostLacks(what, "make it writable; to give it to a group takes its rights") from error
+    remove = remover_of(path)  # systemd may have put its own there since
     try:
         yield listener, path
     finally:
         listener.close()
         if handed is None:
-            shutil.rmtree(path.parent, ignore_errors=True)
+            remove()
+            with suppress(OSError):
+                path.parent.rmdir()
 
 
 def hang_up(path: Path) -> None:

@@ -76,10 +76,10 @@ def test_disks_that_stay_need_no_question(root: Path) -> None:
     assert _downs(daemon) == [{"delete_disks": False}]
 
 
-def test_a_farm_that_is_empty_when_asked_loses_nothing(
+def test_what_comes_to_an_empty_farm_meanwhile_stays(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _typed(monkeypatch, "y\n")
     with scripted(root, {**ANSWERS, "POST /disks": {"machines": {}}}) as daemon:
         assert main(["down", "--delete-disks"]) == 0
-    assert _downs(daemon) == [{"delete_disks": False}]
+    assert _downs(daemon) == [{"delete_disks": True, "names": []}]

@@ -65,6 +65,14 @@ def test_its_log_stays_in_bounds_while_it_runs(state: Path) -> None:
     assert log.stat().st_size < 4096
 
 
+def test_a_place_that_is_empty_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QMPKIT_STATE_DIR", "")
+    monkeypatch.setenv("QMPKIT_RUNTIME_DIR", "run")
+    told = serve._environment()
+    assert (told["QMPKIT_STATE_DIR"], told["QMPKIT_RUNTIME_DIR"]) == ("", str(tmp_path / "run"))
+
+
 @contextmanager
 def opened_by_systemd(farm: str = "lab") -> Iterator[socket.socket]:
     path = shared_door(farm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -72,6 +73,30 @@ def test_of_a_group() -> None:
     assert "-m 0750 -g vms" in listening["ExecStartPre"][0]
     with pytest.raises(Refusal, match="gives no group"):
         units_of("lab", COMMAND, "vms", user=True)
+
+
+def test_a_group_with_an_odd_name_is_one_word() -> None:
+    units = units_of("lab", COMMAND, "domain users$ 5%", user=False)
+    service, listening = _said(units, "service"), _said(units, "socket")
+    assert service["ExecStart"][0].endswith(' --group "domain users$$ 5%%"')
+    assert listening["SocketGroup"] == ["domain users$ 5%%"]
+    assert ' -g "domain users$$ 5%%" ' in listening["ExecStartPre"][0]
+    for strange in ("", "vms\nExecStartPre=/bin/true"):
+        with pytest.raises(Refusal, match="no name of a group"):
+            units_of("lab", COMMAND, strange, user=False)
+
+
+def test_what_to_say_next_means_the_same_to_a_shell() -> None:
+    units = units_of("my lab", COMMAND, None, user=False)
+    said = units.enabling.rpartition("enable --now ")[2]
+    assert shlex.split(said) == list(units.files)
+
+
+def test_places_that_are_empty_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMPKIT_STATE_DIR", "")
+    monkeypatch.setenv("QMPKIT_RUNTIME_DIR", "")
+    units = units_of("lab", COMMAND, None, user=True)
+    assert "Environment" not in _said(units, "service")
 
 
 def test_places_of_ones_own_are_the_daemons_too(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import grp
+import os
 from pathlib import Path
 
 import pytest
 
 from qmpkit import __version__
 from qmpkit.cli import main
-from qmpkit.cli.daemon import _compare
+from qmpkit.cli.daemon import _compare, _group_again
 from tests.unit.cli.daemons import scripted
 
 ANSWERS: dict[str, object] = {"GET /machines": {"machines": []}}
@@ -23,6 +25,7 @@ def test_it_is_told_once(
 ) -> None:
     _compare.cache_clear()
     with scripted(root, ANSWERS, version):
+        (root / "run" / "lab" / ".api" / "http").chmod(0o600)
         assert main(["ps", "--json"]) == 0
         assert main(["ps", "--json"]) == 0
     said = capsys.readouterr()
@@ -33,3 +36,21 @@ def test_it_is_told_once(
     assert said.err.count("warning: ") == 1
     assert f"farm 'lab' is {its}, and this command is {__version__}" in said.err
     assert CURE in said.err
+
+
+def test_the_next_daemon_is_open_to_whom_this_one_is(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _compare.cache_clear()
+    group = grp.getgrgid(os.getegid()).gr_name
+    with scripted(root, ANSWERS, "99.0"):
+        path = root / "run" / "lab" / ".api" / "http"
+        path.chmod(0o660)
+        os.chown(path, -1, os.getegid())
+        assert main(["ps", "--json"]) == 0
+        said = capsys.readouterr().err
+        assert f"`qmpkit serve --farm lab --group {group} --replace --detach`" in said
+        monkeypatch.setattr(grp, "getgrgid", {}.__getitem__)
+        assert _group_again(path) == " [--group ITS-GROUP]"
+    path.unlink()
+    assert _group_again(path) == " [--group ITS-GROUP]"

@@ -36,6 +36,12 @@ def test_until_it_is_declared_no_longer(root: Path) -> None:
     assert [asked for asked, _ in daemon.asked].count("GET /machines") == 3
 
 
+def test_a_name_that_could_be_a_pattern_is_that_machines_alone(root: Path) -> None:
+    odd, other = _machine("web[1]"), _machine("web1")
+    with scripted(root, _answers([odd, other], [odd, other], [other])):
+        assert main(["wait", "web[1]", "--for", "gone", "--timeout", "30"]) == 0
+
+
 def test_one_that_is_not_there_is_gone(root: Path) -> None:
     with scripted(root, _answers([DB])):
         assert main(["wait", "web1", "--for", "gone"]) == 0

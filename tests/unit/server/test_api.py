@@ -116,6 +116,8 @@ def _data(said: bytes) -> list[str]:
         ("POST", "/v1/machines/a/console?serial=x", None, 404, "no console 'x'"),
         ("GET", "/v1/jobs/nothing", None, 404, "no job"),
         ("GET", "/v1/events?since=now", None, 400, "whole number"),
+        ("POST", "/v1/machines/a/stop", {"grace": 10**400}, 400, "grace: is too large"),
+        ("GET", f"/v1/events?beat={'9' * 400}", None, 400, "beat must be milliseconds"),
         ("GET", "/v1/events?since_time=now", None, 400, "seconds since 1970"),
         ("GET", "/v1/events?since_time=nan", None, 400, "seconds since 1970"),
     ],

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from qmpkit.errors import HostLacks
-from qmpkit.server.door import doors, opened_door
+from qmpkit.process.sockets import listened_at
+from qmpkit.server.door import doors, opened_door, shared_door
 
 _ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
@@ -62,6 +63,39 @@ def test_what_a_killed_daemon_left_is_replaced(runtime: Path) -> None:
         assert found == path
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
+
+
+def _own_group() -> str:
+    return grp.getgrgid(os.getegid()).gr_name
+
+
+def _listens_there(path: Path) -> socket.socket:
+    """As systemd does it: what is at *path* goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    return listener
+
+
+def test_the_one_that_systemd_listens_at_is_left_to_it(runtime: Path) -> None:
+    path = shared_door("lab")
+    with _listens_there(path):
+        with pytest.raises(HostLacks) as caught, opened_door("lab", runtime, _own_group()):
+            pass
+        assert "systemctl restart" in caught.value.cure
+        assert listened_at(path)
+    with opened_door("lab", runtime, _own_group()) as (_, found):
+        assert found == path  # nobody listens any more
+    assert not path.parent.exists()
+
+
+def test_what_has_come_to_its_place_stays(runtime: Path) -> None:
+    with opened_door("lab", runtime, _own_group()) as (_, path):
+        other = _listens_there(path)
+    with other:
+        assert listened_at(path)
 
 
 def test_a_group_that_is_not_there(runtime: Path) -> None:

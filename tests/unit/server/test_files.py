@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from qmpkit.cli import main
 from qmpkit.testing.fake import Refuse
 from qmpkit.vm import VM
 from tests.unit.operations.guest import Guest, agent_alone
+from tests.unit.server.client import Client
 from tests.unit.server.conftest import served
 from tests.unit.supervisor.conftest import spec
 
@@ -31,11 +32,15 @@ def farm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def guest_of(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Guest]:
-    """The guest of machine "a" of a daemon that listens."""
+async def guest_of(
+    monkeypatch: pytest.MonkeyPatch, clients: list[Client] | None = None
+) -> AsyncIterator[Guest]:
+    """The guest of machine "a" of a daemon that listens; a client of it joins *clients*."""
     async with agent_alone() as (agent, guest), served() as daemon:
         await daemon.lab.ensure(attrs.evolve(spec("a"), agent=True, serials=1))
         monkeypatch.setattr(VM, "agent", agent)
+        if clients is not None:
+            clients.append(daemon.client)
         yield guest
 
 
@@ -81,6 +86,31 @@ async def test_a_copy_that_breaks_off_leaves_what_was_there(
         )
         assert guest.handles == {}
     assert (target.read_text(), os.listdir(target.parent)) == ("old", ["old"])  # noqa: PTH208
+
+
+async def _waiting_for(what: Callable[[], bool]) -> None:
+    while not what():  # noqa: ASYNC110
+        await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_pipe_that_pauses_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    monkeypatch.setattr("qmpkit.server.files.PATIENCE", 0.1, raising=False)
+    head = b"PUT /v1/machines/a/files?path=/x HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\n"
+    clients: list[Client] = []
+    async with guest_of(monkeypatch, clients) as guest:
+        with clients[0].connected() as sock:
+            sock.sendall(head + b"one")
+            await _waiting_for(lambda: "/x" in guest.files)
+            await trio.sleep(0.5)
+            assert len(guest.handles) == 1, "it is still open"
+            if ends:
+                sock.sendall(b"two")
+                assert b" 200 " in await trio.to_thread.run_sync(sock.recv, 65536)
+        await _waiting_for(lambda: not guest.handles)  # a client that has gone is noticed
+        assert guest.files["/x"] == (b"onetwo" if ends else b"")
 
 
 async def test_what_the_guest_refuses_is_told_before_all_is_sent(
