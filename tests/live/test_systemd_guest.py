@@ -143,7 +143,7 @@ async def _guests_outlive_the_daemon(guest: Guest) -> None:
 async def _ends(guest: Guest) -> None:
     await guest.says("qmpkit down --farm lab --grace 0")
     await guest.says("systemctl stop qmpkit-lab.socket qmpkit-lab.service")
-    assert "no daemon runs" in await guest.says("qmpkit ps --farm lab")
+    assert "no daemon runs" in await guest.says("qmpkit ps --farm lab 2>&1")
     assert "qemu-system" not in await guest.says("cat /proc/[0-9]*/comm")
     assert "SIGTERM: the daemon ends" in await guest.says("journalctl -u qmpkit-lab -o cat")
 
