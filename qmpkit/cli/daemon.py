@@ -216,7 +216,7 @@ def _group_again(path: Path) -> str:
 
 def absent(farm: str) -> NoDaemon:
     """Nobody listens."""
-    cure = f"`qmpkit serve --farm {farm} --detach`, or `qmpkit up FILE`, starts one"
+    cure = f"`qmpkit serve --farm {shlex.quote(farm)} --detach`, or `qmpkit up FILE`, starts one"
     return NoDaemon(f"no daemon runs for farm {farm!r}. Cure: {cure}")
 
 

@@ -97,7 +97,7 @@ async def _waiting_for(what: Callable[[], bool]) -> None:
 async def test_a_pipe_that_pauses_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
-    monkeypatch.setattr("qmpkit.server.files.PATIENCE", 0.1, raising=False)
+    monkeypatch.setattr("qmpkit.server.bodies.PATIENCE", 0.1)
     head = b"PUT /v1/machines/a/files?path=/x HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\n"
     clients: list[Client] = []
     async with guest_of(monkeypatch, clients) as guest:
