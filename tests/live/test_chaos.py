@@ -250,7 +250,10 @@ def _cut_off(chaos: Chaos) -> None:
     adopted = (*BYSTANDERS, "killed", "left", "starved")
     told = chaos.follow(
         until=lambda told: (
-            {"cut", "half-cut", "lost"} <= _named(told) and chaos.over(told, *adopted)
+            chaos.over(told, *adopted)
+            and "unreachable" in _states(told, "cut")
+            and "differs" in _states(told, "half-cut")
+            and "stranger" in _states(told, "lost")
         )
     )
     assert all(_states(told, name) == ["running"] for name in adopted)
