@@ -98,6 +98,7 @@ class FarmNetworks:
         wanted, before = tuple(_carried(joined)), self._joined.get(machine, ())
         self._joined[machine] = wanted  # from here on nobody removes them
         try:
+            await self._leave(machine, before, but=wanted)  # first: a tap may serve another NIC
             for join in wanted:
                 async with self._turns[join.name]:
                     await self._of(join).make(machine, join)
@@ -106,7 +107,6 @@ class FarmNetworks:
             with trio.move_on_after(UNDO_GRACE, shield=True):
                 await self._leave(machine, wanted, but=before)
             raise
-        await self._leave(machine, before, but=wanted)
 
     @asynccontextmanager
     async def plugged(self, spec: MachineSpec, joined: Sequence[Joined]) -> AsyncIterator[Plugged]:
