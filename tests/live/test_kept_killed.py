@@ -96,9 +96,9 @@ trio.run(main)
 
 # Where it dies by itself: the write of state, the start and the stop of a machine.
 STEPS = (
-    ("qmpkit.supervisor.journal", "_draft"),
-    ("qmpkit.supervisor.journal", "_publish"),
-    ("qmpkit.supervisor.journal", "_sync"),
+    ("qmpkit.supervisor.journal", "draft"),
+    ("qmpkit.supervisor.journal", "publish"),
+    ("qmpkit.supervisor.journal", "sync"),
     ("qmpkit.machine.keep", "fresh"),
     ("qmpkit.process.spawner:Spawner", "spawn"),
     ("qmpkit.process.kept:KeptChild", "keep"),
@@ -135,7 +135,7 @@ async def said_until(process: trio.Process, wanted: str) -> list[str]:
         more = await process.stdout.receive_some()
         assert more, f"it ended: {text.decode()}{bytes(await process.stderr.receive_some())!r}"
         text += more
-    return text.decode().splitlines()
+    return _whole_lines(text)
 
 
 async def said_to_the_end(process: trio.Process) -> list[str]:
@@ -145,7 +145,7 @@ async def said_to_the_end(process: trio.Process) -> list[str]:
     text = b"".join([bytes(chunk) async for chunk in process.stdout])
     why = bytes(await process.stderr.receive_some())
     assert await process.wait() == -signal.SIGKILL, why
-    return text.decode().splitlines()
+    return _whole_lines(text)
 
 
 async def said_within(process: trio.Process, seconds: float) -> list[str]:
@@ -154,7 +154,12 @@ async def said_within(process: trio.Process, seconds: float) -> list[str]:
     with trio.move_on_after(seconds):
         while more := await process.stdout.receive_some():
             text += more
-    return text.decode().splitlines()
+    return _whole_lines(text)
+
+
+def _whole_lines(text: bytes) -> list[str]:
+    """Without the last one, if it was torn by the kill."""
+    return text.decode(errors="replace").split("\n")[:-1]
 
 
 @pytest.mark.bound(120 + 10 * SUPERVISOR_KILLS * max(1, KEPT_MACHINES // 16))

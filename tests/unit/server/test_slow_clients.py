@@ -41,7 +41,7 @@ def _trickled(sock: socket.socket, head: bytes, more: bytes) -> tuple[bytes, flo
 async def _cut_off(daemon: Served, head: bytes, more: bytes) -> bytes:
     with daemon.client.connected() as sock:
         said, took = await trio.to_thread.run_sync(_trickled, sock, head, more)
-    assert took >= BEFORE
+    assert took >= BEFORE * 0.9  # two clocks: the one it is measured by is not the loop's
     return said
 
 
