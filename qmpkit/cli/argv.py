@@ -44,7 +44,7 @@ async def print_argv(
         channel: PathEndpoint(str(sockets / f"{spec.name}-{channel}.sock"))
         for channel in channels(spec)
     }
-    argv = render(spec, resolution.facts, endpoints, paused=paused)
+    argv = render(spec, resolution.facts, endpoints, paused=paused, checked=True)
     _note_missing_files(spec)
     if as_json:
         print_json(argv, compact=True)

@@ -25,7 +25,7 @@ from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
 from qmpkit.process.errors import SpawnFailed
 from qmpkit.process.identity import Identity
-from qmpkit.process.kept import KeptLike, adopted, kept_child
+from qmpkit.process.kept import KeptLike, adopted, kept_child, open_log
 from qmpkit.process.places import fresh
 from qmpkit.process.rundir import socket_path
 from qmpkit.process.sockets import listening_socket
@@ -117,16 +117,22 @@ class QemuGround:
         _check(resolution, links)
         async with AsyncExitStack() as ours:
             with ExitStack() as theirs:
-                wiring = await trio.to_thread.run_sync(_listening, spec, home, theirs)
+                wiring, log = await trio.to_thread.run_sync(_wired, spec, home, theirs)
                 for nic, fd in links.items():
                     wiring.endpoints[nic] = FdEndpoint(wiring.take(fd))
                 await give_store(resolution, wiring, theirs)
                 argv = render(
-                    spec, resolution.facts, wiring.endpoints, actions=ACTIONS, store=wiring.store
+                    spec,
+                    resolution.facts,
+                    wiring.endpoints,
+                    actions=ACTIONS,
+                    store=wiring.store,
+                    checked=True,
                 )
                 started = kept_child(
                     argv,
                     stderr=home.stderr,
+                    log=log,
                     fds=wiring.theirs,
                     env={**os.environ, **spec.env} if spec.env else None,
                     name=spec.name,
@@ -149,9 +155,6 @@ async def _entered(
         return await stack.enter_async_context(started)
     except SpawnFailed as failed:
         raise LaunchFailed(name, argv, None, str(failed), failed.cure) from failed
-    except OSError as error:
-        what = f"cannot write the log of machine {name!r}: {error}"
-        raise HostLacks(what, "free some space there, or make it writable") from error
 
 
 def _check(resolution: Resolution, links: Mapping[str, int]) -> None:
@@ -161,14 +164,18 @@ def _check(resolution: Resolution, links: Mapping[str, int]) -> None:
         raise HostLacks(what, "use QEMU 6.0 or later for machines that are kept")
 
 
-def _listening(spec: MachineSpec, home: Home, theirs: ExitStack) -> Wiring:
-    """A listening socket for every channel.  Blocking: some quick system calls each."""
+def _wired(spec: MachineSpec, home: Home, theirs: ExitStack) -> tuple[Wiring, int]:
+    """A listening socket for every channel, and the log.  Blocking: some quick system calls."""
     fresh(home.sockets)
     wiring = Wiring()
     for channel in (*channels(spec), TOOLS):
         listener = theirs.enter_context(listening_socket(home.socket(channel)))
         wiring.hand_over(channel, listener, listen=True)
-    return wiring
+    try:
+        return wiring, theirs.enter_context(open_log(home.stderr))
+    except OSError as error:
+        what = f"cannot write the log of machine {spec.name!r}: {error}"
+        raise HostLacks(what, "free some space there, or make it writable") from error
 
 
 @asynccontextmanager

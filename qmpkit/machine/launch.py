@@ -96,6 +96,7 @@ async def start_qemu(resolution: Resolution, options: LaunchOptions) -> AsyncIte
                 wiring.endpoints,
                 incoming=options.incoming,
                 store=wiring.store,
+                checked=True,
             )
             process = await _run(ours, spec, argv, wiring, options)
         # Their ends are closed here now: QEMU's death is an end of file on ours.

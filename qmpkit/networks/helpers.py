@@ -21,7 +21,7 @@ from qmpkit.errors import HostLacks, QmpkitError
 from qmpkit.process.durable import write_durably
 from qmpkit.process.errors import ProcessVanished, SpawnFailed
 from qmpkit.process.identity import Identity
-from qmpkit.process.kept import KeptLike, adopted, kept_child, trim_log
+from qmpkit.process.kept import KeptLike, adopted, kept_child, open_log, trim_log
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.farm import Joined
 
@@ -178,11 +178,12 @@ class Helpers:
     async def _started(self, stack: AsyncExitStack, helper: _Helper) -> KeptLike:
         with ExitStack() as needed:
             try:
-                await trio.to_thread.run_sync(_begin_log, self._logs(helper.name))
+                logged = await trio.to_thread.run_sync(_begin_log, self._logs(helper.name), needed)
                 command = await trio.to_thread.run_sync(helper.prepare, needed)
                 process = kept_child(
                     command.argv,
                     stderr=self._logs(helper.name),
+                    log=logged,
                     fds=command.fds,
                     name=helper.name,
                 )
@@ -235,10 +236,10 @@ async def helpers(state: Path, logs: Callable[[str], Path]) -> AsyncIterator[Hel
         yield made
 
 
-def _begin_log(path: Path) -> None:
+def _begin_log(path: Path, needed: ExitStack) -> int:
     """Anew, so that its last lines are this one's last words."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
+    return needed.enter_context(open_log(path))
 
 
 async def _end_when(unwanted: trio.Event, child: KeptLike) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from qmpkit.process.logs import Tail
 from qmpkit.process.spawner import Process, Spawner, shared_spawner
 from qmpkit.process.status import ExitStatus
 
-__all__ = ["Adopted", "KeptChild", "KeptLike", "adopted", "kept_child", "trim_log"]
+__all__ = ["Adopted", "KeptChild", "KeptLike", "adopted", "kept_child", "open_log", "trim_log"]
 
 STDERR_LIMIT = 1 << 20
 """Bytes of a kept process's stderr that `trim_log` leaves; twice as many with the part before."""
@@ -186,27 +186,24 @@ async def kept_child(
     argv: Sequence[str],
     *,
     stderr: Path,
+    log: int,
     fds: Mapping[int, int] | None = None,
     env: Mapping[str, str] | None = None,
     name: str = "",
 ) -> AsyncIterator[KeptChild]:
     """Start *argv*; leaving the block kills it, unless `keep()` was called.
 
-    *fds* and *env* are as for `child`.  What it prints is appended to the file
-    *stderr*, which is made (0600) when it is missing; `trim_log` keeps that small.
+    *fds* and *env* are as for `child`.  What it prints goes to *log*, a descriptor of
+    the file *stderr* from `open_log`, which stays yours; its last words are read there.
 
-    Raises `BinaryMissing`, `SpawnFailed`, `SpawnerLost`, OSError for *stderr*, and
-    `ProcessStuck` when it survives SIGKILL for 10 s.
+    Raises `BinaryMissing`, `SpawnFailed`, `SpawnerLost`, and `ProcessStuck` when it
+    survives SIGKILL for 10 s.
     Cancellation: no process is left but a kept one.
     """
     async with AsyncExitStack() as stack:
         spawner = await stack.enter_async_context(shared_spawner())
-        log = await trio.to_thread.run_sync(_open_log, stderr)
-        try:
-            fds = {**(fds or {}), 1: log, 2: log}
-            process = await spawner.spawn(Launch(argv, fds, env))
-        finally:
-            os.close(log)
+        fds = {**(fds or {}), 1: log, 2: log}
+        process = await spawner.spawn(Launch(argv, fds, env))
         stack.callback(process.close)
         identity = Identity.of(process.pid)
         assert identity is not None, "nobody but us reaps it"
@@ -236,10 +233,16 @@ async def adopted(identity: Identity, *, stderr: Path) -> AsyncIterator[Adopted]
         os.close(pidfd)
 
 
-def _open_log(path: Path) -> int:
+@contextmanager
+def open_log(path: Path) -> Iterator[int]:
+    """Open a log for appending, made (0600) when it is missing, within the block.  Blocking."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     trim_log(path)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def trim_log(path: Path, limit: int = STDERR_LIMIT) -> None:

@@ -111,7 +111,7 @@ async def _try(
 async def _with_monitor(kept: Kept, means: Means, machine: Machine, seen: Seen) -> End | None:
     if kept.record.phase == "starting":
         kept.note(phase="up", history=kept.record.history.came_up(time.time()))
-        means.journal.post(kept.record)
+        means.journal.jot(kept.record)
     vm = VM(machine, logs=kept.home.logs)
     kept.attach(vm, "adopted", adopted=True)
     try:

@@ -6,7 +6,7 @@ whenever something has happened that may change them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 
 import attrs
@@ -66,7 +66,7 @@ class Gate:
         machines: Mapping[str, Kept],
         *,
         starts: int,
-        host: Callable[[], Host] | None = None,
+        host: Callable[[Collection[int]], Host] | None = None,
     ) -> None:
         self._machines = machines
         self._limits = Limits(starts=starts)
@@ -172,7 +172,8 @@ class Gate:
             if kept.record.identity is not None and name not in self._tickets
         }
         running = {name: demand for name, (_, demand) in self._demands.items()}
-        return admit(self._host(), running, starting, queue, self._limits)
+        pages = {it.demand.page_size for it in queue if it.demand.huge_pages}
+        return admit(self._host(pages), running, starting, queue, self._limits)
 
 
 def needs_of(kept: Kept, known: Mapping[str, Kept]) -> Needs:

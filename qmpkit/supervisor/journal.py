@@ -8,6 +8,7 @@ writes, and takes all that has come in meanwhile together: the event loop never 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
@@ -25,6 +26,9 @@ __all__ = ["Journal", "Lost", "Ticket", "read_records", "seen_records"]
 
 FLUSH_GRACE = 10.0
 """Seconds that what has not been written yet may take at the end."""
+
+SOON = 0.1
+"""Seconds that an entry may wait for others to be written with it, when nobody waits for it."""
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -69,12 +73,20 @@ class Journal:
         self._pending: dict[str, Record | None] = {}
         self._tickets: list[tuple[str, Ticket]] = []
         self._wake = trio.Event()
+        self._waiting = trio.CancelScope()  # for the next entry, or until those are due
+        self._due = math.inf
         self._idle = trio.Event()
         self._idle.set()
 
     def post(self, record: Record) -> Ticket:
         """Queue *record*, in place of what is queued of its machine.  Never blocks."""
         return self._queue(record.name, record)
+
+    def jot(self, record: Record) -> None:
+        """`post` for what nobody waits for: written with the next entry, or after `SOON`."""
+        self._pending[record.name] = record
+        self._due = self._waiting.deadline = min(self._due, trio.current_time() + SOON)
+        self._busy()
 
     async def put(self, record: Record) -> None:
         """Write *record* and wait until it is safe; JournalFailed when it is not."""
@@ -91,6 +103,7 @@ class Journal:
             try:
                 await trio.sleep_forever()
             finally:
+                self._wake.set()
                 with trio.move_on_after(FLUSH_GRACE, shield=True):
                     await self._idle.wait()
 
@@ -98,15 +111,19 @@ class Journal:
         ticket = Ticket(self.directory / _file(name))
         self._pending[name] = record
         self._tickets.append((name, ticket))
-        if self._idle.is_set():
-            self._idle = trio.Event()
+        self._busy()
         self._wake.set()
         return ticket
 
+    def _busy(self) -> None:
+        if self._idle.is_set():
+            self._idle = trio.Event()
+
     async def _write(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
+            with trio.CancelScope(deadline=self._due) as self._waiting:
+                await self._wake.wait()
+            self._wake, self._due = trio.Event(), math.inf
             batch, self._pending = self._pending, {}
             tickets, self._tickets = self._tickets, []
             # A limiter of its own: a slow disk must not take the threads of everybody else.

@@ -179,14 +179,17 @@ class Keeper:
             declared=wanted.declared,
             spec=spec,
             asked=digest_of(spec),
-            restart=wanted.restart,
             sockets=str(home.sockets),
-        ).wanting(wanted)
+            **_matters(wanted),
+        )
         kept = self._kept(record, home)
         async with kept.turn:
             self.machines[spec.name] = kept  # the name is taken from here on
             try:
-                await self._change(kept, *await self._at_rest(record, spec), wait=wait)
+                await self._networks.make(spec.name, record.joined)
+                resolution = await self._resolved(spec)
+                started = attrs.evolve(record, spec=resolution.spec)
+                await self._change(kept, started, resolution, wait=wait)
             except BaseException:
                 del self.machines[spec.name]
                 with trio.move_on_after(UNDO_GRACE, shield=True):
@@ -201,21 +204,15 @@ class Keeper:
 
     async def _ensure_known(self, kept: Kept, wanted: Wanted, wait: bool) -> None:
         record, resolution = kept.record.wanting(wanted), None
-        if digest_of(wanted.spec) != kept.record.asked:
+        if (asked := digest_of(wanted.spec)) != record.asked:
             if kept.tended:
                 hint = f'declare({kept.name!r}, "stopped") first'
                 fault = Fault("", "it is up with another spec", hint)
                 raise SpecInvalid([fault], f"machine {kept.name!r}")
-            record, resolution = await self._at_rest(record, wanted.spec, kept.spec.uuid)
+            await self._networks.make(record.name, record.joined)
+            resolution = await self._resolved(wanted.spec, kept.spec.uuid)
+            record = attrs.evolve(record, spec=resolution.spec, asked=asked)
         await self._change(kept, record, resolution, wait=wait)
-
-    async def _at_rest(
-        self, record: Record, spec: MachineSpec, known: str | None = None
-    ) -> tuple[Record, Resolution]:
-        """The record with a spec that it is not up with, once this host can start that."""
-        await self._networks.make(record.name, record.joined)
-        resolution = await self._resolved(spec, known)
-        return attrs.evolve(record, spec=resolution.spec, asked=digest_of(spec)), resolution
 
     async def amend(self, wanted: Wanted) -> Kept:
         """See `Supervisor.amend`."""
@@ -383,7 +380,7 @@ def _trim_all(files: list[Path]) -> None:
         trim_log(file)
 
 
-def _matters(record: Record) -> dict[str, Any]:
+def _matters(record: Record | Wanted) -> dict[str, Any]:
     return {name: getattr(record, name) for name in MATTERS}
 
 

@@ -143,7 +143,7 @@ async def _put_on_record(
         raise LaunchFailed(kept.name, start.argv, str(report.status), report.stderr_tail)
     # From here to the hand-over there is no checkpoint: nobody is cancelled in between.
     kept.note(phase="up", history=kept.record.history.came_up(time.time()))
-    means.journal.post(kept.record)  # were it lost, an adoption would find out
+    means.journal.jot(kept.record)  # were it lost, an adoption would find out
     made.keep()
     return VM(machine, logs=kept.home.logs)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +21,7 @@ _HOST_SHARE = 256 * MIB  # kept for the host itself
 _CPUS_PROMISED = 100  # vCPUs to each CPU: what guests take of it, they share
 _SMALLEST_HUGE_PAGE = 64 * KIB
 _POOLS = Path("/sys/kernel/mm/hugepages")
+_MEMINFO = re.compile(rb"^(MemTotal|MemAvailable): +([0-9]+) kB$", re.MULTILINE)
 
 
 def demand_of(spec: MachineSpec) -> Demand:
@@ -33,35 +36,32 @@ def demand_of(spec: MachineSpec) -> Demand:
     return Demand(memory=QEMU_SHARE, cpus=cpus, huge_pages=-(-size // page), page_size=page)
 
 
-def host_now() -> Host:
-    """What the host tells at this moment: some short reads of /proc and /sys, which never wait."""
-    meminfo = _meminfo()
-    total = meminfo.get("MemTotal", 0) - _HOST_SHARE
-    free = meminfo.get("MemAvailable", 0) - _HOST_SHARE
+def host_now(pages: Collection[int] = ()) -> Host:
+    """What the host tells at this moment: some short reads of /proc and /sys, which never wait.
+
+    Of huge pages, those of the sizes *pages*, in bytes.
+    """
+    meminfo = {name: int(kib) * KIB for name, kib in _MEMINFO.findall(_read("/proc/meminfo"))}
+    total = meminfo.get(b"MemTotal", 0) - _HOST_SHARE
+    free = meminfo.get(b"MemAvailable", 0) - _HOST_SHARE
+    pools = {size: pool for size in pages if (pool := _huge_pages(size)) is not None}
     return Host(
         memory=Pool(total, free),
         cpus=Pool.whole((os.cpu_count() or 1) * _CPUS_PROMISED),
-        huge_pages=_huge_pages(),
+        huge_pages=pools,
     )
 
 
-def _meminfo() -> dict[str, int]:
-    """/proc/meminfo in bytes."""
-    found = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        words = rest.split()
-        if len(words) == 2 and words[1] == "kB":
-            found[name] = int(words[0]) * KIB
-    return found
-
-
-def _huge_pages() -> dict[int, Pool]:
-    pools = {}
+def _huge_pages(size: int) -> Pool | None:
+    """Those of one size; None when the host has none."""
+    folder = _POOLS / f"hugepages-{size // KIB}kB"
     with suppress(OSError):
-        for pool in _POOLS.iterdir():
-            size = int(pool.name.removeprefix("hugepages-").removesuffix("kB")) * KIB
-            total, free = (int((pool / f).read_text()) for f in ("nr_hugepages", "free_hugepages"))
-            if total:
-                pools[size] = Pool(total, free)
-    return pools
+        total, free = (int(_read(folder / name)) for name in ("nr_hugepages", "free_hugepages"))
+        return Pool(total, free) if total else None
+    return None
+
+
+def _read(path: str | Path) -> bytes:
+    # At every start, so without the layers of a text file.
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        return file.read()

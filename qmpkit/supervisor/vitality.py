@@ -40,18 +40,18 @@ async def watch_over(kept: Kept, journal: Journal, vm: VM) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_notice_mishaps, kept, journal, vm)
         while True:
-            health = kept.record.health
-            with trio.CancelScope() as scope:
-                async with trio.open_nursery() as checking:
-                    checking.start_soon(_stop_at_change, kept, health, scope)
-                    if health is not None:
-                        await _Watch(kept, journal, vm, health).run()
+            await kept.until(lambda: kept.record.health is not None)
+            assert kept.record.health is not None
+            await _check(kept, journal, vm, kept.record.health)
 
 
-async def _stop_at_change(kept: Kept, health: Health | None, scope: trio.CancelScope) -> None:
-    await kept.until(lambda: kept.record.health != health)
-    kept.health = None
-    scope.cancel()
+async def _check(kept: Kept, journal: Journal, vm: VM, health: Health) -> None:
+    """Make its checks until its record has others."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_Watch(kept, journal, vm, health).run)
+        await kept.until(lambda: kept.record.health != health)
+        kept.health = None
+        nursery.cancel_scope.cancel()
 
 
 class _Watch:
@@ -135,11 +135,18 @@ async def put_down(kept: Kept, journal: Journal, vm: VM, cause: Mishap, why: str
 async def _notice_mishaps(kept: Kept, journal: Journal, vm: VM) -> None:
     try:
         with vm.subscribe("WATCHDOG", "STOP") as events:
+            if _as_left(kept, vm):
+                await _next(events, kept)
             while (mishap := await _mishap(vm)) is None:
                 await _next(events, kept)
         await put_down(kept, journal, vm, *mishap)
     except QmpkitError:
         return  # its end, or its monitor's, is somebody else's matter
+
+
+def _as_left(kept: Kept, vm: VM) -> bool:
+    """Whether a machine that was just started is as it was told to be: QEMU has not stopped it."""
+    return not kept.adopted and vm.state.value == kept.declared
 
 
 async def _next(events: Subscription, kept: Kept) -> None:

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,20 @@ import trio
 from qmpkit.process.child import child
 from qmpkit.process.errors import ProcessVanished, SpawnerLost
 from qmpkit.process.identity import Identity, Standing, look_for
-from qmpkit.process.kept import adopted, kept_child, trim_log
+from qmpkit.process.kept import KeptChild, adopted, kept_child, open_log, trim_log
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.process.status import ExitStatus
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 
 SLEEP = ["/bin/sh", "-c", "echo hello >&2; exec sleep 1000"]
+
+
+@asynccontextmanager
+async def logged(argv: Sequence[str], path: Path) -> AsyncIterator[KeptChild]:
+    with open_log(path) as log:
+        async with kept_child(argv, stderr=path, log=log) as process:
+            yield process
 
 
 def standing_of(identity: Identity) -> Standing:
@@ -41,7 +50,7 @@ async def gone(identity: Identity) -> Standing:
 async def test_it_outlives_its_block_and_is_adopted(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "stderr.log"
     async with leaks():
-        async with kept_child(SLEEP, stderr=log) as process:
+        async with logged(SLEEP, log) as process:
             assert not process.kept
             assert await process.keep()
             identity = process.identity
@@ -61,7 +70,7 @@ async def test_it_outlives_its_block_and_is_adopted(tmp_path: Path) -> None:
 
 async def test_one_that_is_not_kept_ends_with_its_block(tmp_path: Path) -> None:
     async with leaks():
-        async with kept_child(SLEEP, stderr=tmp_path / "log") as process:
+        async with logged(SLEEP, tmp_path / "log") as process:
             identity = process.identity
         assert await gone(identity) is Standing.GONE
         assert process.status == ExitStatus(signal=signal.SIGKILL)
@@ -69,7 +78,7 @@ async def test_one_that_is_not_kept_ends_with_its_block(tmp_path: Path) -> None:
 
 async def test_its_own_end_is_seen_as_any_childs(tmp_path: Path) -> None:
     argv = ["/bin/sh", "-c", "echo word >&2; exit 3"]
-    async with leaks(), kept_child(argv, stderr=tmp_path / "log") as process:
+    async with leaks(), logged(argv, tmp_path / "log") as process:
         assert await process.wait() == ExitStatus(code=3)
         assert process.stderr_tail == "word\n"
         assert not await process.keep(), "there is nothing to keep"
@@ -79,8 +88,8 @@ async def test_the_spawners_death_ends_all_but_the_kept(tmp_path: Path) -> None:
     async with (
         leaks(),
         shared_spawner() as spawner,
-        kept_child(SLEEP, stderr=tmp_path / "a") as kept,
-        kept_child(SLEEP, stderr=tmp_path / "b") as other,
+        logged(SLEEP, tmp_path / "a") as kept,
+        logged(SLEEP, tmp_path / "b") as other,
         child(["/bin/sleep", "1000"]) as mere,
     ):
         await kept.keep()
@@ -98,7 +107,7 @@ async def test_cancelled_anywhere_it_is_kept_or_gone(tmp_path: Path) -> None:
     identities: list[Identity] = []
 
     async def start() -> None:
-        async with kept_child(SLEEP, stderr=tmp_path / "log") as process:
+        async with logged(SLEEP, tmp_path / "log") as process:
             identities.append(process.identity)
             await process.keep()
             identities.pop()
@@ -115,15 +124,17 @@ async def test_cancelled_anywhere_it_is_kept_or_gone(tmp_path: Path) -> None:
 PROGRAM = """
 import sys, trio
 from pathlib import Path
-from qmpkit.process.kept import kept_child
+from qmpkit.process.kept import kept_child, open_log
 
 async def main():
-    async with kept_child(["/bin/sleep", "1000"], stderr=Path(sys.argv[1])) as process:
-        print(process.identity.boot, process.pid, process.identity.started, flush=True)
-        if sys.argv[2] == "keep":
-            await process.keep()
-            print("kept", flush=True)
-        await trio.sleep_forever()
+    path = Path(sys.argv[1])
+    with open_log(path) as log:
+        async with kept_child(["/bin/sleep", "1000"], stderr=path, log=log) as process:
+            print(process.identity.boot, process.pid, process.identity.started, flush=True)
+            if sys.argv[2] == "keep":
+                await process.keep()
+                print("kept", flush=True)
+            await trio.sleep_forever()
 
 trio.run(main)
 """

@@ -100,7 +100,7 @@ async def test_what_does_not_fit_waits_for_room_or_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     room = Host(memory=Pool(GIB, GIB), cpus=Pool.whole(8))
-    monkeypatch.setattr(gate_module, "host_now", lambda: room)
+    monkeypatch.setattr(gate_module, "host_now", lambda pages: room)
     big = attrs.evolve(spec("b"), memory=Memory(600 * MIB))
     async with fake_ground() as ground:
         supervisor = Supervisor("lab", keep=True, ground=ground, options=HASTY)

@@ -259,3 +259,19 @@ async def test_a_failure_is_told_to_whom_it_concerns(tmp_path: Path) -> None:
         await good.durable()
         with pytest.raises(JournalFailed, match=r"cannot write .*a\.json safely: Is a directory"):
             await bad.durable()
+
+
+async def test_what_nobody_waits_for_is_written_soon_and_at_the_end(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        journal = Journal(tmp_path)
+        nursery.start_soon(journal.run)
+        journal.jot(record("a"))
+        with trio.fail_after(5):
+            while not (tmp_path / "a.json").exists():  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        journal.jot(record("b"))
+        await journal.put(record("c"))
+        assert (tmp_path / "b.json").exists(), "it goes with the next one"
+        journal.jot(record("d"))
+        nursery.cancel_scope.cancel()
+    assert (tmp_path / "d.json").exists()
