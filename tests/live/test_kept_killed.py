@@ -45,9 +45,11 @@ def die_in(place, name, call):
         last = calls == int(call)
         if last and early:
             os.kill(os.getpid(), signal.SIGKILL)
-        yield
-        if last:
-            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            yield
+        finally:  # also when the step is cancelled, or there would be no death at all
+            if last:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     async def awaited(*args):
         with maybe_the_last():
