@@ -47,9 +47,15 @@ if TYPE_CHECKING:
     from qmpkit.operations.errors import AgentRefused as AgentRefused
     from qmpkit.operations.errors import ConsoleEnded as ConsoleEnded
     from qmpkit.operations.errors import GuestCommandFailed as GuestCommandFailed
+    from qmpkit.operations.errors import JobFailed as JobFailed
     from qmpkit.operations.errors import OutputLost as OutputLost
     from qmpkit.operations.errors import UnknownKey as UnknownKey
     from qmpkit.operations.forwards import Forwarded as Forwarded
+    from qmpkit.operations.fronts import Disks as Disks
+    from qmpkit.operations.fronts import Snapshots as Snapshots
+    from qmpkit.operations.graph import Layer as Layer
+    from qmpkit.operations.jobs import JobProgress as JobProgress
+    from qmpkit.operations.jobs import JobState as JobState
     from qmpkit.operations.patterns import Match as Match
     from qmpkit.process.status import ExitStatus as ExitStatus
     from qmpkit.qmp.connect import connect as connect
@@ -88,6 +94,7 @@ if TYPE_CHECKING:
     from qmpkit.spec.profile import load_profile as load_profile
     from qmpkit.spec.profile import profile_names as profile_names
     from qmpkit.spec.restart import Restart as Restart
+    from qmpkit.spec.snapshots import Snapshot as Snapshot
     from qmpkit.supervisor.events import Happening as Happening
     from qmpkit.supervisor.events import Happenings as Happenings
     from qmpkit.supervisor.kept import Kept as Kept
@@ -124,9 +131,12 @@ _MODULES = {
     "qmpkit.operations.console_attach": "AttachEnd",
     "qmpkit.operations.console_reader": "Reader",
     "qmpkit.operations.errors": (
-        "AgentRefused ConsoleEnded GuestCommandFailed OutputLost UnknownKey"
+        "AgentRefused ConsoleEnded GuestCommandFailed JobFailed OutputLost UnknownKey"
     ),
     "qmpkit.operations.forwards": "Forwarded",
+    "qmpkit.operations.fronts": "Disks Snapshots",
+    "qmpkit.operations.graph": "Layer",
+    "qmpkit.operations.jobs": "JobProgress JobState",
     "qmpkit.operations.patterns": "Match",
     "qmpkit.process.status": "ExitStatus",
     "qmpkit.spec.block": "Disk Overlay",
@@ -141,6 +151,7 @@ _MODULES = {
     "qmpkit.spec.network": "DgramNic Forward StreamNic TapNic UserNic",
     "qmpkit.spec.profile": "load_profile profile_names",
     "qmpkit.spec.restart": "Restart",
+    "qmpkit.spec.snapshots": "Snapshot",
     "qmpkit.supervisor.events": "Happening Happenings",
     "qmpkit.supervisor.kept": "Kept",
     "qmpkit.supervisor.supervisor": "Supervisor",

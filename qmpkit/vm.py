@@ -15,6 +15,7 @@ from qmpkit.operations import keys, power, screen
 from qmpkit.operations.agent import Agent
 from qmpkit.operations.console import Console
 from qmpkit.operations.forwards import Forwarded, forwarded_ports
+from qmpkit.operations.fronts import Disks, Snapshots
 from qmpkit.process.logs import BoundedLog
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.machine import MachineSpec
@@ -24,6 +25,8 @@ __all__ = ["VM"]
 
 class VM:
     """One running virtual machine; `qmpkit.running` and `Supervisor.start` make it.
+
+    `disks` and `snapshots` change its disks while it runs, and `spec` follows.
 
     Every method that talks to QEMU raises MachineGone when the machine has ended in
     an orderly way, MachineDied when it ended out of the blue, and CommandRefused
@@ -36,6 +39,8 @@ class VM:
             serial.name: self._open_console(serial.name, logs) for serial in machine.spec.serials
         }
         self._agent = self._open_agent()
+        self.disks = Disks(machine)
+        self.snapshots = Snapshots(machine, self._frozen)
 
     def __repr__(self) -> str:
         return f"<VM {self.name!r} {self.state.value}>"
@@ -47,7 +52,7 @@ class VM:
 
     @property
     def spec(self) -> MachineSpec:
-        """The spec as it runs: versioned machine type, host variables expanded."""
+        """The spec as it runs: versioned machine type, host variables expanded, changes made."""
         return self.machine.spec
 
     @property
@@ -187,6 +192,9 @@ class VM:
     async def forwards(self) -> tuple[Forwarded, ...]:
         """The ports of this host that lead into the guest, with those that QEMU chose (host 0)."""
         return await forwarded_ports(self.machine)
+
+    def _frozen(self) -> AbstractAsyncContextManager[int]:
+        return self.agent.frozen()
 
     def _asker(self, by: str) -> power.AskGuest | None:
         match by:

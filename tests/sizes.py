@@ -60,3 +60,6 @@ SIMULATED_EVENTS = size(ci=5_000, long=100_000)  # that happen to a farm of fake
 CHAOS_SECONDS = size(ci=0, long=600)  # in which a farm is made to suffer, round after round
 FARM_MACHINES = size(ci=10, long=200)  # paused ones, started against a bare script, and kept
 FARM_EVENTS = size(ci=20, long=1000)  # of them, timed on their way to a client
+
+# Disks of machines that run
+DISK_KILLS = size(ci=5, long=100)  # SIGKILLs between two steps of a change, for each kind

@@ -16,7 +16,7 @@ from qmpkit.images.tool import WRITE_LIMITS, Asked, run_qemu_img
 from qmpkit.process.limits import Limits
 from qmpkit.spec.sizes import to_bytes
 
-__all__ = ["create", "overlay", "place_empty", "place_overlay"]
+__all__ = ["create", "overlay", "place_empty", "place_layer", "place_overlay"]
 
 Preallocation = Literal["metadata", "falloc", "full"]
 
@@ -104,9 +104,7 @@ async def place_overlay(
     if size is None:
         size = (await info(origin, format=base_format)).virtual_size
     async with new_image(path, format) as draft:
-        # With ./ in front, a colon in the name is not taken for a protocol.
-        beside = origin.parent == draft.target.parent
-        recorded = f"./{origin.name}" if beside else str(origin)
+        recorded = _recorded(origin, draft.target)
         # -u: from the draft a name beside leads nowhere, and the base has been looked at.
         words = ["create", "-q", "-u", "-f", format, "-F", base_format, "-b", recorded]
         words += ["--", draft.path, str(size)]
@@ -140,3 +138,22 @@ def _raw_size(asked: Asked) -> int:
             os.close(fd)
     except OSError as error:
         raise asked.failed_by(error) from error
+
+
+async def place_layer(path: StrPath, base: StrPath, base_format: str, size: int) -> Placed:
+    """An overlay of an image that a machine writes to, which is to be put above it there.
+
+    *size*: what the guest sees of it, in bytes.  As `place_empty` otherwise.
+    """
+    origin = Asked.of("make a layer above", base).path
+    async with new_image(path, "qcow2") as draft:
+        words = ["create", "-q", "-u", "-f", "qcow2", "-F", base_format]
+        words += ["-b", _recorded(origin, draft.target), "--", draft.path, str(size)]
+        await run_qemu_img(words, draft.asked, WRITE_LIMITS, fds=draft.fds)
+    return draft.placed()
+
+
+def _recorded(base: Path, target: Path) -> str:
+    """How an overlay names its base: beside it by its name, so that they can move together."""
+    # With ./ in front, a colon in the name is not taken for a protocol.
+    return f"./{base.name}" if base.parent == target.parent else str(base)

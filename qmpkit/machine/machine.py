@@ -12,6 +12,7 @@ import trio
 
 from qmpkit._trio import ServiceNursery
 from qmpkit.errors import MachineDied, MachineGone
+from qmpkit.machine.ledger import Ledger, Unwritten
 from qmpkit.machine.report import ExitReport, judge
 from qmpkit.machine.state import EVENTS, State, Trigger, state_of, step, trigger_of
 from qmpkit.process.child import ChildLike
@@ -74,7 +75,8 @@ class Machine:
     `spec` is the spec as it was resolved (versioned machine type, variables
     expanded), `argv` the exact command, `streams` the host ends of its character
     devices, `services` a nursery for tasks that live as long as the machine,
-    `on_state` is told of every change of state.
+    `on_state` is told of every change of state.  `changing` is held by whoever changes
+    what a restart would build, and `ledger` is told of it.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class Machine:
         self.report: ExitReport | None = None
         self.started_at = trio.current_time()
         self.on_state: StateObserver | None = None
+        self.ledger: Ledger = Unwritten()
+        self.changing = trio.Lock()
         self._expected: set[Expected] = set()
         self._ends_meet_by: float | None = None
         self._stop_asked = False

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import trio
+
 from qmpkit._trio import ServiceNursery
+from qmpkit.machine.ledger import Ledger
 from qmpkit.machine.report import ExitReport
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["Monitor", "Screened", "Verdict"]
+__all__ = ["Changeable", "Monitor", "Screened", "Verdict"]
 
 Verdict = Callable[[], Awaitable[ExitReport | None]]
 """Tells how a machine has ended when one of its channels has, None when it lives on."""
@@ -55,3 +58,16 @@ class Screened(Monitor, Protocol):
     def services(self) -> ServiceNursery:
         """For tasks that live as long as the machine."""
         ...
+
+
+class Changeable(Monitor, Protocol):
+    """A `Monitor` of a machine whose spec follows what is done to it."""
+
+    spec: MachineSpec
+    """What it is started from the next time."""
+
+    ledger: Ledger
+    """Who is told of what is about to change, and of what came of it."""
+
+    changing: trio.Lock
+    """Held by whoever changes it."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import trio
 
 from qmpkit.errors import AgentSilent, MachineDied, MachineGone
-from qmpkit.operations import agent_files, agent_info, agent_run
+from qmpkit.operations import agent_files, agent_freeze, agent_info, agent_run
 from qmpkit.operations._protocols import Monitor, Verdict
 from qmpkit.operations.agent_files import GuestReader, GuestWriter
 from qmpkit.operations.agent_info import GuestInterface, OsInfo
@@ -165,6 +165,19 @@ class Agent:
                 await self._link.execute("guest-shutdown", {"mode": mode}, asked=asked)
             except (AgentSilent, MachineGone, MachineDied):
                 return
+
+    def frozen(self, *, longest: float = 10.0) -> AbstractAsyncContextManager[int]:
+        """`async with agent.frozen():` the guest's file systems are flushed and stand still.
+
+        Gives how many they are (`guest-fsfreeze-freeze`).  They are thawed however the
+        block ends, and also when it takes more than *longest* seconds, which ends it with
+        GuestRefused.
+        """
+        return agent_freeze.frozen(self._link, longest)
+
+    async def thaw(self) -> None:
+        """Let frozen file systems go on (`guest-fsfreeze-thaw`); fine when none is."""
+        await agent_freeze.thaw(self._link)
 
     async def os_info(self) -> OsInfo:
         """The guest's operating system and kernel (`guest-get-osinfo`)."""

@@ -1,4 +1,4 @@
-"""What can go wrong while talking to a guest over its console, agent and keyboard."""
+"""What can go wrong in the operations on a machine and while talking to its guest."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ __all__ = [
     "AgentRefused",
     "ConsoleEnded",
     "GuestCommandFailed",
+    "JobFailed",
     "OutputLost",
     "UnknownKey",
     "end_of",
@@ -120,3 +121,28 @@ class UnknownKey(QmpkitError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.key!r}: {self.why}{f' ({self.hint})' if self.hint else ''}"
+
+
+class JobFailed(QmpkitError):
+    """A job of QEMU's (a merge, a move, a backup) did not succeed; `why` is what QEMU said.
+
+    `job` is its name, `asked` what it was for.  What it would have changed is as it was.
+    """
+
+    def __init__(self, machine: str, job: str, asked: str, why: str) -> None:
+        self.machine = machine
+        self.job = job
+        self.asked = asked
+        self.why = why
+        super().__init__(machine, job, asked, why)
+
+    def __str__(self) -> str:
+        cure = next((f". Cure: {cure}" for said, cure in _JOB_CURES if said in self.why), "")
+        return f"machine {self.machine!r} could not {self.asked}: {self.why}{cure}"
+
+
+_JOB_CURES = (
+    ("No space left", "free some space there, or choose another place"),
+    ("Disk quota exceeded", "free some of the quota, or choose another place"),
+    ("Input/output error", "look at the host's disk (dmesg): it could not be read or written"),
+)

@@ -85,7 +85,8 @@ class Disk:
     (virtio-blk, virtio-scsi). `boot`: place in the boot order, the lowest first.
     `driver`: "host_device" for a block device of the host. `id` is filled in from
     the place in the list (`disk0`); `node` names the block node (`qk-disk0`).
-    `bus`: the root port to sit in, chosen when left out.
+    `bus`: the root port to sit in, chosen when left out. `origin`: the file that its owner
+    wrote here, when a snapshot, a merge or a move has put another in its place since.
     """
 
     file: str = attrs.field(converter=_path)
@@ -104,6 +105,7 @@ class Disk:
     id: str = attrs.field(default="", kw_only=True)
     node: str | None = attrs.field(default=None, kw_only=True)
     bus: str | None = attrs.field(default=None, kw_only=True)
+    origin: str | None = attrs.field(default=None, kw_only=True)
 
     @property
     def is_cdrom(self) -> bool:
@@ -141,8 +143,12 @@ def on_root_port(disk: Disk) -> bool:
     return disk.interface in ("virtio-blk", "nvme")
 
 
-def blockdevs_of(disk: Disk) -> tuple[Json, Json]:
-    """The arguments of `-blockdev` (and `blockdev-add`), the lower node first."""
+def blockdevs_of(disk: Disk, lower_node: str | None = None) -> tuple[Json, Json]:
+    """The arguments of `-blockdev` (and `blockdev-add`), the lower node first.
+
+    *lower_node*: its name, when that of the disk is taken by a layer that is there already.
+    """
+    lower_node = lower_node or file_node(disk.id)
     shared: dict[str, object] = {
         "read-only": disk.is_readonly,
         "discard": "unmap" if disk.discard else "ignore",
@@ -150,7 +156,7 @@ def blockdevs_of(disk: Disk) -> tuple[Json, Json]:
     }
     lower = {
         "driver": disk.driver,
-        "node-name": file_node(disk.id),
+        "node-name": lower_node,
         "filename": disk.file,
         "aio": disk.aio,
         **shared,
@@ -158,7 +164,7 @@ def blockdevs_of(disk: Disk) -> tuple[Json, Json]:
     upper = {
         "driver": disk.format,
         "node-name": disk_node(disk),
-        "file": file_node(disk.id),
+        "file": lower_node,
         **shared,
     }
     if disk.detect_zeroes != "off":

@@ -16,6 +16,7 @@ from qmpkit.spec.firmware import Firmware, to_firmware
 from qmpkit.spec.given import items_of, table_of
 from qmpkit.spec.memory import Memory, to_memory
 from qmpkit.spec.network import Nic, link_needed, to_nics
+from qmpkit.spec.snapshots import Snapshot
 
 __all__ = ["Accel", "Kernel", "MachineSpec", "Option", "channels", "links"]
 
@@ -33,6 +34,10 @@ def _launcher(value: Iterable[str]) -> tuple[str, ...]:
 
 def _extra_args(value: Iterable[str]) -> tuple[str, ...]:
     return items_of(value, "extra_args", '["-rtc", "base=localtime"]')
+
+
+def _snapshots(value: Iterable[Snapshot]) -> tuple[Snapshot, ...]:
+    return items_of(value, "snapshots", 'Snapshot(name="before")', (Snapshot,))
 
 
 def _env(value: Mapping[str, str]) -> dict[str, str]:
@@ -81,6 +86,8 @@ class MachineSpec:
     words put before the command, a program that becomes it (exec) or waits for it: the
     machine's end is the launcher's. `env`: variables added to QEMU's environment.
     `qemu`: the binary. `extra_args`: appended as they are, the last resort.
+    `snapshots`: the points that its disks can go back to, and `snapshot` the one that it
+    goes on from: written by the operations that make them.
     """
 
     name: str = "vm"
@@ -112,6 +119,8 @@ class MachineSpec:
     env: dict[str, str] = attrs.field(factory=dict, converter=_env)
     qemu: str | None = attrs.field(default=None, converter=_optional_path)
     extra_args: tuple[str, ...] = attrs.field(default=(), converter=_extra_args)
+    snapshots: tuple[Snapshot, ...] = attrs.field(default=(), converter=_snapshots)
+    snapshot: str | None = None
 
 
 def channels(spec: MachineSpec) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from qmpkit.spec.argv import TOOLS
 from qmpkit.spec.machine import channels
 from qmpkit.supervisor.differences import disk_differences
 from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.ledger import KeptLedger, recover_change
 from qmpkit.supervisor.life import Means, attend
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import Declared, End, Record
@@ -112,11 +113,13 @@ async def _with_monitor(kept: Kept, means: Means, machine: Machine, seen: Seen) 
     if kept.record.phase == "starting":
         kept.note(phase="up", history=kept.record.history.came_up(time.time()))
         means.journal.jot(kept.record)
+    machine.ledger = KeptLedger(kept, means.journal)
     vm = VM(machine, logs=kept.home.logs)
     kept.attach(vm, "adopted", adopted=True)
     try:
         await _compare(kept, vm.state)
         seen()
+        await recover_change(kept, means.journal, vm)
         await _compare_disks(kept, vm, means.patience)
         return await attend(kept, means, vm)
     finally:

@@ -31,6 +31,7 @@ from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.gate import Gate
 from qmpkit.supervisor.journal import Journal, read_records
 from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.ledger import carried_over, finish_change
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.record import MATTERS, Declared, Record, Wanted, digest_of
@@ -203,14 +204,19 @@ class Keeper:
         return kept
 
     async def _ensure_known(self, kept: Kept, wanted: Wanted, wait: bool) -> None:
-        record, resolution = kept.record.wanting(wanted), None
-        if (asked := digest_of(wanted.spec)) != record.asked:
-            if kept.tended:
-                hint = f'declare({kept.name!r}, "stopped") first'
-                fault = Fault("", "it is up with another spec", hint)
-                raise SpecInvalid([fault], f"machine {kept.name!r}")
+        resolution = None
+        if (asked := digest_of(wanted.spec)) == kept.record.asked:
+            record = kept.record.wanting(wanted)
+        elif kept.tended:
+            hint = f'declare({kept.name!r}, "stopped") first'
+            fault = Fault("", "it is up with another spec", hint)
+            raise SpecInvalid([fault], f"machine {kept.name!r}")
+        else:
+            await finish_change(kept)
+            record = kept.record.wanting(wanted)
             await self._networks.make(record.name, record.joined)
-            resolution = await self._resolved(wanted.spec, kept.spec.uuid)
+            spec = carried_over(wanted.spec, record.spec)
+            resolution = await self._resolved(spec, record.spec.uuid)
             record = attrs.evolve(record, spec=resolution.spec, asked=asked)
         await self._change(kept, record, resolution, wait=wait)
 

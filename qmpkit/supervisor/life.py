@@ -25,6 +25,7 @@ from qmpkit.supervisor.errors import StartCalledOff
 from qmpkit.supervisor.gate import Gate
 from qmpkit.supervisor.journal import Journal, Ticket
 from qmpkit.supervisor.kept import STARTS, Kept
+from qmpkit.supervisor.ledger import KeptLedger, finish_change
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.policy import History, Mishap, after_end
 from qmpkit.supervisor.record import End
@@ -105,6 +106,7 @@ async def _bring_up(
     """Start QEMU; it is ready, and on its way to the record."""
     joined = kept.record.joined
     await means.networks.make(kept.name, joined)
+    await finish_change(kept)
     if resolution is None:
         resolution = await resolve(kept.spec)
     for warning in resolution.warnings:
@@ -145,6 +147,7 @@ async def _put_on_record(
     kept.note(phase="up", history=kept.record.history.came_up(time.time()))
     means.journal.jot(kept.record)  # were it lost, an adoption would find out
     made.keep()
+    machine.ledger = KeptLedger(kept, means.journal)
     return VM(machine, logs=kept.home.logs)
 
 

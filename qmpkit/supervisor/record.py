@@ -12,6 +12,7 @@ import attrs
 import cattrs
 
 from qmpkit.errors import QmpkitError
+from qmpkit.machine.ledger import Change
 from qmpkit.machine.report import ExitCause, ExitReport
 from qmpkit.process.identity import Identity
 from qmpkit.spec.convert import structure_as, unstructure_any
@@ -94,7 +95,8 @@ class Record:
     `end` how it ended last, `history` what its policy made of that and the ends before.
     `argv`, `facts`: of the process.  `sockets`: the directory where they are.
     `health`, `after`, `requires`: as in `Supervisor.ensure`.  `farm`: the machine as the
-    farm file has it that it comes from, None for one that a program made.
+    farm file has it that it comes from, None for one that a program made.  `change`: one of
+    its disks that is under way.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Record:
     facts: Facts = attrs.field(factory=Facts)
     end: End | None = None
     history: History = attrs.field(factory=History)
+    change: Change | None = None
     time: float = attrs.field(factory=time.time)
 
     @property
@@ -136,6 +139,7 @@ class Record:
             "health": _health_to_dict(self.health),
             "farm": None if self.farm is None else machine_to_dict(self.farm),
             "history": self.history.to_dict(),
+            "change": None if self.change is None else _change_to_dict(self.change),
         }
         return json.dumps(plain)  # with an indent it takes ten times as long
 
@@ -154,7 +158,8 @@ class Record:
             raise Malformed(str(error)) from error
 
 
-_OWN_FORM = ("spec", "identity", "end", "history", "health", "farm")
+_OWN_FORM = ("spec", "identity", "end", "history", "health", "farm", "change")
+_CHANGE_LISTS = ("nodes", "files", "leaving", "obsolete")
 _CAUSES: dict[str, Cause] = {cause.value: cause for cause in (*ExitCause, *Mishap)}
 
 
@@ -185,6 +190,7 @@ def _record(plain: Mapping[str, Any]) -> Record:
         facts=Facts(**facts),
         end=None if end is None else _end_from_dict(end),
         history=History.from_dict(plain["history"]),
+        change=None if (change := plain.get("change")) is None else _change_from_dict(change),
         time=float(plain["time"]),
     )
 
@@ -202,6 +208,17 @@ def _end_to_dict(end: End) -> dict[str, Any]:
 
 def _end_from_dict(plain: Mapping[str, Any]) -> End:
     return End(**{**plain, "cause": _CAUSES[plain["cause"]]})
+
+
+def _change_to_dict(change: Change) -> dict[str, Any]:
+    plain = attrs.asdict(change, recurse=False)
+    return plain | {"spec": spec_to_dict(change.spec), "begun": spec_to_dict(change.begun)}
+
+
+def _change_from_dict(plain: Mapping[str, Any]) -> Change:
+    specs = {name: spec_from_dict(plain[name]) for name in ("spec", "begun")}
+    lists = {name: tuple(map(_text, plain[name])) for name in _CHANGE_LISTS}
+    return Change(**{**plain, **specs, **lists})
 
 
 def _text(value: object) -> str:

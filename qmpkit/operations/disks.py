@@ -1,0 +1,163 @@
+"""What can be done to a disk while its guest uses it: move, flatten, grow, limit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.images.new import place_empty
+from qmpkit.machine.ledger import Change
+from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.graph import Layer, graph_of, nodes_of
+from qmpkit.operations.jobs import job
+from qmpkit.operations.layers import (
+    STEP_GRACE,
+    layer_blockdevs,
+    making,
+    remove_nodes,
+    with_disks,
+)
+from qmpkit.operations.merge import Progress, change_place, follow, free_job_id
+from qmpkit.operations.undertaking import undertaking
+from qmpkit.spec.block import Disk, DiskFormat
+from qmpkit.spec.sizes import format_size, to_bytes
+from qmpkit.spec.snapshots import layer_node
+from qmpkit.spec.suggest import suggestion
+
+__all__ = ["chain_of", "flatten", "limit", "move", "resize"]
+
+_SECTOR = 512
+
+
+def disk_of(machine: Changeable, disk_id: str) -> Disk:
+    """The disk of that id; SpecInvalid when the machine has none."""
+    by_id = {disk.id: disk for disk in machine.spec.disks}
+    if disk_id not in by_id:
+        fault = Fault("disk", f"it has no disk {disk_id!r}", suggestion(disk_id, tuple(by_id)))
+        raise SpecInvalid([fault], f"machine {machine.name!r}")
+    return by_id[disk_id]
+
+
+async def chain_of(machine: Changeable, disk_id: str) -> tuple[Layer, ...]:
+    """See `Disks.chain`."""
+    disk_of(machine, disk_id)
+    return (await graph_of(machine)).chain(disk_id)
+
+
+async def move(
+    machine: Changeable,
+    disk_id: str,
+    target: str | os.PathLike[str],
+    *,
+    format: DiskFormat,
+    speed: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """See `Disks.move`."""
+    async with machine.changing:
+        disk = _writable(machine, disk_id)
+        graph = await graph_of(machine)
+        chain = graph.chain(disk_id)
+        path = Path(target).absolute()  # noqa: ASYNC240  # one getcwd
+        new = attrs.evolve(
+            disk,
+            file=str(path),
+            format=format,
+            node=layer_node(chain[0].node, graph.names),
+            driver="file",
+            make=None,
+            origin=disk.origin or disk.file,
+        )
+        change = Change(
+            what=f"move disk {disk_id!r} to {path}",
+            spec=with_disks(machine.spec, [new]),
+            begun=machine.spec,
+            job=await free_job_id(machine, "move", disk_id),
+            nodes=(str(new.node), f"{new.node}-file"),
+            files=(str(path),),
+            leaving=nodes_of(chain),
+        )
+        words = {"device": chain[0].node, "target": new.node, "sync": "full", "speed": speed}
+        async with undertaking(machine, change) as it, making(machine) as made:
+            made.file(await place_empty(path, chain[0].size, format))
+            await made.nodes(*layer_blockdevs(new))
+            await change_place(
+                machine,
+                "blockdev-mirror",
+                words,
+                it,
+                keep=made.keep,
+                progress=progress,
+            )
+    return path
+
+
+async def flatten(
+    machine: Changeable, disk_id: str, *, speed: int = 0, progress: Progress | None = None
+) -> None:
+    """See `Disks.flatten`."""
+    async with machine.changing:
+        _writable(machine, disk_id)
+        chain = (await graph_of(machine)).chain(disk_id)
+        if len(chain) == 1:
+            return
+        name = await free_job_id(machine, "flatten", disk_id)
+        asked = f"flatten disk {disk_id!r}"
+        words = {"device": chain[0].node, "speed": speed}
+        same = machine.spec
+        below = nodes_of(chain[1:])
+        change = Change(what=asked, spec=same, begun=same, job=name, nodes=below)
+        async with undertaking(machine, change):
+            try:
+                async with job(machine, "block-stream", words, id=name, asked=asked) as running:
+                    await follow(running, progress)
+            finally:  # those that the disk still has are in use, and stay
+                with trio.move_on_after(STEP_GRACE, shield=True):
+                    await remove_nodes(machine, below)
+
+
+async def resize(machine: Changeable, disk_id: str, size: int | str) -> int:
+    """See `Disks.resize`."""
+    async with machine.changing:
+        _writable(machine, disk_id)
+        top = (await graph_of(machine)).chain(disk_id)[0]
+        wanted = to_bytes(size, "size")
+        fault = None
+        if wanted % _SECTOR:
+            message = f"{format_size(wanted)} is not a whole number of 512-byte sectors"
+            fault = Fault("size", message)
+        elif wanted < top.size:
+            message = f"it has {format_size(top.size)}, and a guest would lose what is beyond"
+            hint = "shrink it when the machine is stopped: qmpkit image resize --shrink"
+            fault = Fault("size", message, hint)
+        if fault is not None:
+            raise SpecInvalid([fault], f"machine {machine.name!r}, disk {disk_id!r}")
+        if wanted > top.size:
+            await machine.execute("block_resize", {"node-name": top.node, "size": wanted})
+    return wanted
+
+
+async def limit(
+    machine: Changeable, disk_id: str, *, bytes_per_second: int = 0, operations: int = 0
+) -> None:
+    """See `Disks.limit`."""
+    disk_of(machine, disk_id)
+    for name, value in (("bytes_per_second", bytes_per_second), ("operations", operations)):
+        if value < 0:
+            raise SpecInvalid([Fault(name, f"counts from 0, not from {value}")])
+    graph = await graph_of(machine)
+    words: dict[str, object] = dict.fromkeys(("bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)
+    words |= {"id": graph.device(disk_id), "bps": bytes_per_second, "iops": operations}
+    await machine.execute("block_set_io_throttle", words)
+
+
+def _writable(machine: Changeable, disk_id: str) -> Disk:
+    disk = disk_of(machine, disk_id)
+    if disk.is_readonly:
+        fault = Fault("disk", f"{disk_id!r} is only read")
+        raise SpecInvalid([fault], f"machine {machine.name!r}")
+    return disk

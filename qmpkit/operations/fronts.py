@@ -1,0 +1,164 @@
+"""`vm.disks` and `vm.snapshots`: what users hold of the block operations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.operations import disks, inner_snapshots, snapshots
+from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.graph import Layer
+from qmpkit.operations.merge import Progress
+from qmpkit.operations.snapshots import Freeze
+from qmpkit.spec.block import DiskFormat
+from qmpkit.spec.snapshots import Snapshot
+
+__all__ = ["Disks", "Snapshots"]
+
+
+class Disks:
+    """The disks of one machine, by the ids that they have in its spec (`disk0`).
+
+    What moves data is done while the guest writes.  It tells *progress* how far it is, at
+    most *speed* bytes a second (0: as fast as it can), and raises JobFailed when QEMU gives
+    up, with the reason; then, and when it is cancelled, all is as it was.
+    """
+
+    def __init__(self, machine: Changeable) -> None:
+        self._machine = machine
+
+    async def chain(self, disk: str) -> tuple[Layer, ...]:
+        """The images that make up a disk, the one that the guest writes to first."""
+        return await disks.chain_of(self._machine, disk)
+
+    async def move(
+        self,
+        disk: str,
+        target: str | os.PathLike[str],
+        *,
+        format: DiskFormat = "qcow2",
+        speed: int = 0,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Have the disk in a new file *target*, whole and without layers, from now on.
+
+        The guest's writes stand still for some milliseconds at the end
+        (`blockdev-mirror`).  The files that it was in before stay where they are, as they
+        were at that moment.  ImageFailed when *target* exists or cannot be made.
+        """
+        return await disks.move(
+            self._machine, disk, target, format=format, speed=speed, progress=progress
+        )
+
+    async def flatten(self, disk: str, *, speed: int = 0, progress: Progress | None = None) -> None:
+        """Copy into the disk's image what it shows of those below it (`block-stream`).
+
+        It needs them no longer then; their files stay, for the snapshots that they are.
+        """
+        await disks.flatten(self._machine, disk, speed=speed, progress=progress)
+
+    async def resize(self, disk: str, size: int | str) -> int:
+        """Make the disk larger, "20GiB" or bytes; the guest sees it at once (`block_resize`).
+
+        Partitions and file systems in it are the guest's to grow.  A smaller size is
+        SpecInvalid: only a stopped machine's image can be shrunk.
+        """
+        return await disks.resize(self._machine, disk, size)
+
+    async def limit(self, disk: str, *, bytes_per_second: int = 0, operations: int = 0) -> None:
+        """Bound what the guest may read and write together, each second; 0: no bound.
+
+        Until the machine is started anew (`block_set_io_throttle`).
+        """
+        await disks.limit(
+            self._machine, disk, bytes_per_second=bytes_per_second, operations=operations
+        )
+
+
+class Snapshots:
+    """The points in time that one machine can go back to; `vm.spec` remembers them."""
+
+    def __init__(self, machine: Changeable, freeze: Freeze) -> None:
+        self._machine = machine
+        self._freeze = freeze
+
+    def list(self) -> tuple[Snapshot, ...]:
+        """All of them, in the order in which they were taken; each names its parent."""
+        return self._machine.spec.snapshots
+
+    @property
+    def current(self) -> str | None:
+        """The snapshot that the machine goes on from."""
+        return self._machine.spec.snapshot
+
+    async def take(
+        self,
+        name: str,
+        *,
+        disks: Sequence[str] | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        freeze: bool = False,
+        description: str = "",
+    ) -> Snapshot:
+        """Remember the disks as they are at this moment, all at the same one.
+
+        Each gets a layer above it, `web.qcow2` → `web.<name>.qcow2` beside it or in
+        *folder*, to which the guest writes from now on: about a millisecond, in one
+        transaction (`blockdev-snapshot`).  *disks*: ids; default: all that it can write to.
+        With *freeze* the guest's file systems are flushed and stand still for the moment
+        (needs the guest agent); they go on in every case.
+
+        `vm.spec` names the new layers: start the machine from that the next time, for the
+        files below must not be written to any more.  Raises SpecInvalid with all that is
+        wrong at once, ImageFailed, CommandRefused.  Cancelled or failed, nothing is left.
+        """
+        where = None if folder is None else Path(folder)
+        return await snapshots.take(
+            self._machine,
+            name,
+            disks=disks,
+            folder=where,
+            description=description,
+            freeze=self._freeze if freeze else None,
+        )
+
+    async def save(
+        self, name: str, *, description: str = "", progress: Progress | None = None
+    ) -> Snapshot:
+        """Remember disks and RAM, held by the images themselves (`snapshot-save`).
+
+        All disks that the guest can write to must be qcow2.  The guest stands still
+        meanwhile, tenths of a second for each 100 MiB of memory in use.
+        """
+        async with self._machine.changing:
+            if faults := list(snapshots.new_name_faults(self._machine.spec, name)):
+                raise SpecInvalid(faults, f"machine {self._machine.name!r}")
+            return await inner_snapshots.take_inner(
+                self._machine, name, description=description, progress=progress
+            )
+
+    async def load(self, name: str, *, progress: Progress | None = None) -> None:
+        """Go back to what `save` has remembered, disks and RAM (`snapshot-load`).
+
+        The guest goes on in the run state that it was saved in; what it has done since is
+        lost.  A load that fails leaves it as it was.
+        """
+        async with self._machine.changing:
+            point = snapshots.known_snapshot(self._machine.spec, name)
+            if point.kind != "internal":
+                hint = "stop the machine, and start it from an overlay of the snapshot's files"
+                fault = Fault(name, "it has no RAM: a running machine cannot go back to it", hint)
+                raise SpecInvalid([fault], f"machine {self._machine.name!r}")
+            await inner_snapshots.load_inner(self._machine, point, progress=progress)
+
+    async def delete(self, name: str, *, speed: int = 0, progress: Progress | None = None) -> None:
+        """Forget a snapshot; the machine's data stay.
+
+        Of an external one, the layer above it is merged into it while the guest writes
+        (`block-commit`), and that layer's file is removed.  Cancelled in the middle, the
+        machine is as it was, but there is no going back to that snapshot any more
+        (`Snapshot.whole`); delete it again.
+        """
+        await snapshots.delete(self._machine, name, speed=speed, progress=progress)

@@ -1,0 +1,228 @@
+"""Jobs that change a disk's layers while its guest writes: merge, flatten, move.
+
+A merge of the layer that is written to, and a move, end in a change of place: the job waits
+as "pending" with both places alike and the guest's writes held back.  What a restart would
+build is written down in that moment, so that it is right whoever dies before or after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+import attrs
+import trio
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.machine.ledger import Change
+from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.errors import JobFailed
+from qmpkit.operations.graph import Layer, graph_of, nodes_of
+from qmpkit.operations.jobs import Job, JobProgress, job, jobs_of
+from qmpkit.operations.layers import STEP_GRACE, remove_nodes, with_disks
+from qmpkit.operations.undertaking import Undertaking, undertaking
+from qmpkit.qmp.errors import CommandRefused
+from qmpkit.spec.block import Disk
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.names import job_id
+from qmpkit.spec.snapshots import Snapshot
+
+__all__ = ["Progress", "change_place", "deleted_from", "follow", "free_job_id", "merge_point"]
+
+Progress = Callable[[JobProgress], object]
+"""Is told how far a job is, about twice a second; must not block."""
+
+
+async def follow(running: Job, progress: Progress | None) -> None:
+    """Tell of the job's way until it is ready or rests."""
+    async for state in running.progress():
+        if progress is not None:
+            progress(state)
+
+
+async def free_job_id(machine: Changeable, kind: str, subject: str) -> str:
+    """A name for a job that no job of this QEMU has."""
+    taken = {state.id for state in await jobs_of(machine)}
+    number = 1
+    while (name := job_id(kind, subject, number)) in taken:
+        number += 1
+    return name
+
+
+async def change_place(
+    machine: Changeable,
+    command: str,
+    arguments: Mapping[str, Any],
+    it: Undertaking,
+    *,
+    keep: Callable[[], object] = lambda: None,
+    progress: Progress | None = None,
+) -> None:
+    """Run a job that ends by putting another node in the place of a disk's.
+
+    *keep* is called when what was made for it is needed.  Cancelled or failed before that
+    moment, the machine's layers are as they were.
+    """
+    name, asked = it.change.job, it.change.what
+    started = job(machine, command, arguments, id=name, asked=asked, finalize=False)
+    try:
+        async with started as running:
+            await follow(running, progress)
+            await running.reached("ready")
+            await running.complete()
+            await running.reached("pending")
+            with trio.move_on_after(STEP_GRACE, shield=True):
+                await it.make_sure()
+                await _finalize(running, it, keep)
+    finally:
+        if it.is_done and not it.left:
+            with trio.move_on_after(STEP_GRACE, shield=True):
+                await remove_nodes(machine, it.change.leaving)
+
+
+async def _finalize(running: Job, it: Undertaking, keep: Callable[[], object]) -> None:
+    try:
+        await running.finalize()
+        await running.ended()
+    except (CommandRefused, JobFailed):
+        # Before the job is taken off, which lets the guest write to the old place again.
+        await it.give_up()
+        raise
+    except BaseException:
+        # Perhaps it was done, and the guest's next writes are in the new place.
+        keep()
+        it.unknown()
+        running.left = True
+        raise
+    keep()
+    it.done()
+
+
+async def merge_point(
+    machine: Changeable,
+    disk_id: str,
+    point: Snapshot,
+    *,
+    speed: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Merge into the layer that *point* is, on one disk, the one above it (`block-commit`).
+
+    The point is not whole any more from the beginning on; the machine's data always is.
+    """
+    chain = (await graph_of(machine)).chain(disk_id)
+    place = _place_of(machine, chain, disk_id, point)
+    upper, base = chain[place - 1], chain[place]
+    _refuse_inner_points(machine.spec, disk_id, upper)
+    begun = _with_point(machine.spec, attrs.evolve(point, whole=False))
+    done = deleted_from(begun, disk_id, point, upper, base, active=place == 1)
+    change = Change(
+        what=f"merge {upper.file} into {base.file}",
+        spec=done,
+        begun=begun,
+        job=await free_job_id(machine, "merge", disk_id),
+        leaving=nodes_of([upper]),
+        obsolete=(upper.file,),
+    )
+    words: dict[str, Any] = {"device": chain[0].node, "base-node": base.node, "speed": speed}
+    async with undertaking(machine, change) as it:
+        if place == 1:
+            await change_place(machine, "block-commit", words, it, progress=progress)
+        else:
+            words |= {"top-node": upper.node, "backing-file": _recorded(base, chain[place - 2])}
+            await _merge_between(machine, words, it, progress)
+
+
+async def _merge_between(
+    machine: Changeable,
+    words: Mapping[str, Any],
+    it: Undertaking,
+    progress: Progress | None,
+) -> None:
+    """Below the layer that is written to: no place changes, and no moment is to be caught."""
+    name, asked = it.change.job, it.change.what
+    try:
+        async with job(machine, "block-commit", words, id=name, asked=asked) as running:
+            await follow(running, progress)
+            await running.ended()
+            it.done()
+    finally:
+        if it.is_done:
+            with trio.move_on_after(STEP_GRACE, shield=True):
+                await remove_nodes(machine, it.change.leaving)
+
+
+def _place_of(machine: Changeable, chain: tuple[Layer, ...], disk_id: str, point: Snapshot) -> int:
+    """Where in the chain the point's layer is; 1 when the layer above it is written to."""
+    file = point.disks[disk_id]
+    for place, layer in enumerate(chain):
+        if layer.file == file and place:
+            return place
+    message = f"{file} is not below disk {disk_id!r} any more"
+    hint = "the disk was moved or flattened since: the file may be removed when nobody needs it"
+    raise SpecInvalid([Fault(point.name, message, hint)], f"machine {machine.name!r}")
+
+
+def _refuse_inner_points(spec: MachineSpec, disk_id: str, upper: Layer) -> None:
+    inside = [
+        snapshot.name
+        for snapshot in spec.snapshots
+        if snapshot.kind == "internal" and snapshot.disks.get(disk_id) == upper.file
+    ]
+    if inside:
+        message = f"{upper.file} holds internal snapshots that a merge would lose"
+        hint = f"delete {', '.join(inside)} first"
+        raise SpecInvalid([Fault(disk_id, message, hint)], f"machine {spec.name!r}")
+
+
+def _recorded(base: Layer, above: Layer) -> str:
+    below, file = PurePath(base.file), PurePath(above.file)
+    return f"./{below.name}" if below.parent == file.parent else base.file
+
+
+def _with_point(spec: MachineSpec, point: Snapshot) -> MachineSpec:
+    points = [point if known.name == point.name else known for known in spec.snapshots]
+    return attrs.evolve(spec, snapshots=points)
+
+
+def deleted_from(
+    spec: MachineSpec, disk_id: str, point: Snapshot, upper: Layer, base: Layer, *, active: bool
+) -> MachineSpec:
+    """What a restart builds once the layer above a point's has been merged into it.  Pure.
+
+    Without that disk the point has nothing left, it is gone, and those that came from it
+    come from the one before.
+    """
+    points: list[Snapshot] = []
+    heirs: dict[str | None, str | None] = {}
+    for known in spec.snapshots:
+        disks = dict(known.disks)
+        if known.name == point.name:
+            del disks[disk_id]
+            if not disks:
+                heirs[known.name] = known.parent
+                continue
+        elif disks.get(disk_id) == upper.file:
+            disks[disk_id] = base.file
+        points.append(attrs.evolve(known, disks=disks))
+    points = [attrs.evolve(it, parent=heirs.get(it.parent, it.parent)) for it in points]
+    spec = attrs.evolve(spec, snapshots=points, snapshot=heirs.get(spec.snapshot, spec.snapshot))
+    if not active:
+        return spec
+    (disk,) = (disk for disk in spec.disks if disk.id == disk_id)
+    return with_disks(spec, [_on_layer(disk, base)])
+
+
+def _on_layer(disk: Disk, layer: Layer) -> Disk:
+    # A point's layer was this disk's own, so its format and driver are among a disk's.
+    place: Any = {"format": layer.format, "driver": layer.driver}
+    at_first = disk.origin in (None, layer.file)
+    return attrs.evolve(
+        disk,
+        file=layer.file,
+        node=layer.node,
+        make=None,
+        origin=None if at_first else disk.origin,
+        **place,
+    )

@@ -1,0 +1,86 @@
+"""A change of a machine's disks whose program died: is it done, or is it to be undone?
+
+Either is found out from what is there: the block nodes of a QEMU that lives, the images of
+one that does not.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from qmpkit.host.chain import walk_chain
+from qmpkit.machine.ledger import Change
+from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.graph import graph_of
+from qmpkit.operations.jobs import discard_job, jobs_of
+from qmpkit.operations.layers import remove_files, remove_nodes
+from qmpkit.qmp.errors import CommandRefused
+from qmpkit.spec.machine import MachineSpec
+
+__all__ = ["recover", "settled"]
+
+
+async def recover(machine: Changeable, change: Change) -> MachineSpec:
+    """End or undo *change* on a machine that lives; what it is started from the next time.
+
+    A job that only waits to be let do what is on record is let; every other one is
+    cancelled.  `machine.spec` is set, and nothing of the change is left that is not needed.
+    """
+    with machine.subscribe("JOB_STATUS_CHANGE", where={"id": change.job}) as changes:
+        for state in await jobs_of(machine):
+            if state.id == change.job and state.status == "pending" and change.sure:
+                with suppress(CommandRefused):
+                    await machine.execute("job-finalize", {"id": change.job})
+                while _unfinished(change.job, await jobs_of(machine)):
+                    await changes.next()
+        if change.job:
+            await discard_job(machine, change.job, changes)
+    graph = await graph_of(machine)
+    used = {layer.file for disk in graph.disks for layer in graph.chain(disk)}
+    done = _is_done(change, used)
+    machine.spec = change.spec if done else change.begun
+    for nodes in (change.nodes, change.leaving):  # those in use stay
+        await remove_nodes(machine, nodes)
+    await remove_files(machine, change.obsolete if done else change.files)
+    return machine.spec
+
+
+def _unfinished(job: str, states: object) -> bool:
+    assert isinstance(states, list)
+    return any(state.id == job and state.status != "concluded" for state in states)
+
+
+def settled(change: Change) -> MachineSpec:
+    """End or undo *change* of a machine whose QEMU is gone.  Blocking; OSError when it cannot be.
+
+    Files that the result does not need are removed.
+    """
+    if change.sure:
+        done = all(os.path.exists(file) for file in change.files)  # noqa: PTH110
+    else:
+        done = _is_done(change, _used_by(change.begun))
+    for file in change.obsolete if done else change.files:
+        with suppress(FileNotFoundError):
+            os.unlink(file)  # noqa: PTH108
+    return change.spec if done else change.begun
+
+
+def _used_by(spec: MachineSpec) -> set[str]:
+    chains = (walk_chain(Path(disk.file), disk.format) for disk in spec.disks)
+    return {str(layer.path.resolve()) for chain in chains for layer in chain.layers}
+
+
+def _is_done(change: Change, used: set[str]) -> bool:
+    """Whether the machine uses what was made for it, and what it was to leave no more."""
+    if not change.files and not change.obsolete:
+        return False
+    known = used | {os.path.realpath(file) for file in used}
+    return all(_at(file, known) for file in change.files) and not any(
+        _at(file, known) for file in change.obsolete
+    )
+
+
+def _at(file: str, known: set[str]) -> bool:
+    return file in known or os.path.realpath(file) in known

@@ -1,0 +1,219 @@
+"""Snapshots: points in time that a machine's disks can go back to.
+
+External ones put a layer above each disk, all in one transaction; the layer below is the
+point, and is only read from then on.  Internal ones are held by the images themselves,
+together with the machine's RAM.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.images.new import place_layer
+from qmpkit.machine.ledger import Change
+from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.graph import Graph, Layer, graph_of
+from qmpkit.operations.inner_snapshots import delete_inner
+from qmpkit.operations.layers import STEP_GRACE, layer_blockdevs, making, with_disks
+from qmpkit.operations.merge import Progress, merge_point
+from qmpkit.operations.undertaking import undertaking
+from qmpkit.qmp.errors import CommandRefused, MonitorSilent
+from qmpkit.spec.block import Disk
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.snapshots import Snapshot, layer_file, layer_node, snapshot_name_problem
+from qmpkit.spec.suggest import suggestion
+
+__all__ = ["Freeze", "known_snapshot", "new_name_faults", "take", "writable_disks"]
+
+Freeze = Callable[[], AbstractAsyncContextManager[object]]
+"""Makes a block within which the guest's file systems stand still."""
+
+
+@attrs.frozen
+class _Step:
+    """One disk of a snapshot: the layer that it has, and the one that it gets."""
+
+    below: Layer
+    disk: Disk
+
+
+async def take(
+    machine: Changeable,
+    name: str,
+    *,
+    disks: Sequence[str] | None = None,
+    folder: Path | None = None,
+    description: str = "",
+    freeze: Freeze | None = None,
+) -> Snapshot:
+    """An external snapshot; see `Snapshots.take`."""
+    async with machine.changing:
+        graph = await graph_of(machine)
+        steps, snapshot = _plan(machine.spec, graph, name, disks, folder, description)
+        spec = attrs.evolve(
+            with_disks(machine.spec, (step.disk for step in steps)),
+            snapshots=(*machine.spec.snapshots, snapshot),
+            snapshot=name,
+        )
+        change = Change(
+            what=f"take the snapshot {name!r}",
+            spec=spec,
+            begun=machine.spec,
+            # An empty layer shows what is below it: a machine that dies now may start with it.
+            sure=True,
+            nodes=tuple(str(n) for s in steps for n in (s.disk.node, f"{s.disk.node}-file")),
+            files=tuple(step.disk.file for step in steps),
+            frozen=freeze is not None,
+        )
+        await _carry_out(machine, change, steps, freeze)
+    return snapshot
+
+
+async def _carry_out(
+    machine: Changeable, change: Change, steps: Sequence[_Step], freeze: Freeze | None
+) -> None:
+    async with undertaking(machine, change) as it, making(machine) as made:
+        for step in steps:
+            base, new = step.below, step.disk
+            made.file(await place_layer(new.file, base.file, base.format, base.size))
+            await made.nodes(*layer_blockdevs(new))
+        async with freeze() if freeze else nullcontext():
+            try:
+                await _switch(machine, steps)
+            except CommandRefused:
+                raise
+            except BaseException:
+                # Perhaps it was done, and the guest's next writes are in the new layers.
+                made.keep()
+                it.unknown()
+                raise
+            made.keep()
+            it.done()
+
+
+async def _switch(machine: Changeable, steps: Sequence[_Step]) -> None:
+    """The moment of the snapshot: a cancellation strikes before it or after."""
+    actions = [
+        {
+            "type": "blockdev-snapshot",
+            "data": {"node": step.below.node, "overlay": step.disk.node},
+        }
+        for step in steps
+    ]
+    with trio.move_on_after(STEP_GRACE, shield=True):
+        await machine.execute("transaction", {"actions": actions})
+        return
+    raise MonitorSilent(machine.name, STEP_GRACE)
+
+
+def _plan(
+    spec: MachineSpec,
+    graph: Graph,
+    name: str,
+    wanted: Sequence[str] | None,
+    folder: Path | None,
+    description: str,
+) -> tuple[list[_Step], Snapshot]:
+    faults = [*new_name_faults(spec, name)]
+    chosen = writable_disks(spec, wanted, faults)
+    steps: list[_Step] = []
+    taken: set[str] = set()
+    for disk in chosen if not snapshot_name_problem(name) else ():
+        step = _step(spec, graph, disk, name, folder, taken)
+        if Path(step.disk.file).exists():
+            hint = "remove it, or choose another name"
+            faults.append(Fault("name", f"{step.disk.file!r} is there already", hint))
+        taken.add(str(step.disk.node))
+        steps.append(step)
+    if faults:
+        raise SpecInvalid(faults, f"machine {spec.name!r}")
+    snapshot = Snapshot(
+        name=name,
+        time=time.time(),
+        parent=spec.snapshot,
+        disks={step.disk.id: step.below.file for step in steps},
+        description=description,
+    )
+    return steps, snapshot
+
+
+def _step(
+    spec: MachineSpec,
+    graph: Graph,
+    disk: Disk,
+    name: str,
+    folder: Path | None,
+    taken: set[str],
+) -> _Step:
+    below = graph.chain(disk.id)[0]
+    file = layer_file(disk.origin or disk.file, name)
+    if folder is not None:
+        file = str(folder.absolute() / Path(file).name)
+    node = layer_node(below.node, {*graph.names, *taken})
+    new = attrs.evolve(
+        disk,
+        file=file,
+        format="qcow2",
+        node=node,
+        driver="file",
+        make=None,
+        origin=disk.origin or disk.file,
+    )
+    return _Step(below, new)
+
+
+def new_name_faults(spec: MachineSpec, name: str) -> Iterator[Fault]:
+    """What is wrong with the name of a snapshot that is to be made."""
+    if problem := snapshot_name_problem(name):
+        yield Fault("name", problem)
+    elif any(snapshot.name == name for snapshot in spec.snapshots):
+        yield Fault("name", f"there is a snapshot {name!r} already", "choose another, or delete it")
+
+
+def writable_disks(
+    spec: MachineSpec, wanted: Sequence[str] | None, faults: list[Fault]
+) -> list[Disk]:
+    """The disks of these ids, default all that the guest can write to; what is wrong with them."""
+    by_id = {disk.id: disk for disk in spec.disks}
+    if wanted is None:
+        chosen = [disk for disk in spec.disks if not disk.is_readonly]
+        if not chosen:
+            faults.append(Fault("disks", "it has no disk that it can write to"))
+        return chosen
+    for name in wanted:
+        if name not in by_id:
+            hint = suggestion(name, tuple(by_id))
+            faults.append(Fault("disks", f"it has no disk {name!r}", hint))
+        elif by_id[name].is_readonly:
+            faults.append(Fault("disks", f"{name!r} is only read, so it never changes"))
+    return [by_id[name] for name in dict.fromkeys(wanted) if name in by_id]
+
+
+def known_snapshot(spec: MachineSpec, name: str) -> Snapshot:
+    """The snapshot of that name; SpecInvalid when there is none."""
+    known: Mapping[str, Snapshot] = {snapshot.name: snapshot for snapshot in spec.snapshots}
+    if name not in known:
+        fault = Fault("name", f"there is no snapshot {name!r}", suggestion(name, tuple(known)))
+        raise SpecInvalid([fault], f"machine {spec.name!r}")
+    return known[name]
+
+
+async def delete(
+    machine: Changeable, name: str, *, speed: int = 0, progress: Progress | None = None
+) -> None:
+    """Delete a snapshot; see `Snapshots.delete`."""
+    async with machine.changing:
+        point = known_snapshot(machine.spec, name)
+        if point.kind == "internal":
+            return await delete_inner(machine, point)
+        for disk_id in point.disks:
+            point = known_snapshot(machine.spec, name)
+            await merge_point(machine, disk_id, point, speed=speed, progress=progress)
+    return None

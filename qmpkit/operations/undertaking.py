@@ -1,0 +1,79 @@
+"""A change of what a machine is started from: said before, done, and settled after."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import attrs
+import trio
+
+from qmpkit.errors import JournalFailed
+from qmpkit.machine.ledger import Change
+from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.layers import STEP_GRACE, remove_files
+
+__all__ = ["Undertaking", "undertaking"]
+
+
+class Undertaking:
+    """One change that is under way; `undertaking` makes it."""
+
+    def __init__(self, machine: Changeable, change: Change) -> None:
+        self.change = change
+        self.left = False
+        self._machine = machine
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the machine's spec is what was intended."""
+        return self._machine.spec is self.change.spec
+
+    def done(self) -> None:
+        """It is done: this is what a restart builds from now on."""
+        self._machine.spec = self.change.spec
+
+    def unknown(self) -> None:
+        """QEMU has not answered whether it is done: what is on record stays, to find out by.
+
+        Only for what is sure: its spec is the right one in either case.
+        """
+        self.done()
+        self.left = True
+
+    async def make_sure(self) -> None:
+        """Write down that it is as good as done; `JournalFailed` when that is not possible."""
+        self.change = attrs.evolve(self.change, sure=True)
+        await self._machine.ledger.intend(self.change)
+
+    async def give_up(self) -> None:
+        """Write down that it is not done, before anything else makes that so."""
+        await self._machine.ledger.settle(self.change.begun)
+
+    async def _settle(self) -> None:
+        if self.is_done and self.change.obsolete:
+            with suppress(JournalFailed):  # what stands there then leads to the same end
+                await self._remove_obsolete()
+        await self._machine.ledger.settle(self._machine.spec)
+
+    async def _remove_obsolete(self) -> None:
+        """Not before the record can do without them, and not after it has forgotten them."""
+        done = self.change.spec
+        rest = Change(what=self.change.what, spec=done, begun=done, sure=True)
+        rest = attrs.evolve(rest, obsolete=self.change.obsolete)
+        await self._machine.ledger.intend(rest)
+        await remove_files(self._machine, rest.obsolete)
+
+
+@asynccontextmanager
+async def undertaking(machine: Changeable, change: Change) -> AsyncIterator[Undertaking]:
+    """Put *change* on record, and what came of it when the block ends, however it does."""
+    await machine.ledger.intend(change)
+    machine.spec = change.begun
+    it = Undertaking(machine, change)
+    try:
+        yield it
+    finally:
+        if not it.left:
+            with trio.move_on_after(STEP_GRACE, shield=True):
+                await it._settle()

@@ -1,0 +1,70 @@
+"""The points in time that a machine's disks can go back to.  Pure data."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import PurePath
+from typing import Literal
+
+import attrs
+
+__all__ = ["Snapshot", "layer_file", "layer_node", "snapshot_name_problem"]
+
+SNAPSHOT_NAME_LIMIT = 48
+"""In characters, all ASCII: a snapshot's name is part of its layers' file names."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+
+
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """One point of a machine.
+
+    `kind`: "external" when it is kept as layers below those that are written to, "internal"
+    when the images hold it themselves, with the machine's RAM.  `time`: seconds since the
+    epoch.  `parent`: the snapshot that the machine came from then.  `disks`: of each disk in
+    it, by id, the file that holds it, which is only read from then on (external), or the
+    image it is in.  `description`: what it is for.  `whole`: false when its removal was begun
+    and not ended: the machine has its data, and there is no going back to it any more.
+    """
+
+    name: str
+    kind: Literal["external", "internal"] = "external"
+    time: float = 0.0
+    parent: str | None = None
+    disks: dict[str, str] = attrs.field(factory=dict)
+    description: str = ""
+    whole: bool = True
+
+
+def snapshot_name_problem(name: str) -> str:
+    """What is wrong with a snapshot's name; empty when it is fine."""
+    if not _NAME.fullmatch(name):
+        rule = "a letter or digit, then letters, digits, '-', '.', '_'"
+        return f"{name!r} is not a snapshot's name: {rule}"
+    if len(name) > SNAPSHOT_NAME_LIMIT:
+        return f"{name!r} is longer than {SNAPSHOT_NAME_LIMIT} characters"
+    return ""
+
+
+def layer_file(origin: str, snapshot: str) -> str:
+    """The file for what a guest writes after *snapshot*, beside the one that was there at first.
+
+    `web.qcow2` → `web.<snapshot>.qcow2`.
+    """
+    path = PurePath(origin)
+    return os.fspath(path.with_name(f"{path.name.removesuffix('.qcow2')}.{snapshot}.qcow2"))
+
+
+def layer_node(disk_node: str, taken: frozenset[str] | set[str]) -> str:
+    """The name of the node above *disk_node*: `qk-disk0` → `qk-disk0-1`, the first not *taken*."""
+    stem, _, number = disk_node.rpartition("-")
+    if not number.isdecimal() or not stem:
+        stem, number = disk_node, "0"
+    count = int(number)
+    while True:
+        count += 1
+        name = f"{stem}-{count}"
+        if name not in taken and f"{name}-file" not in taken:
+            return name
