@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from qmpkit._trio import service_nursery
 from qmpkit.errors import JournalFailed, JournalNewer
+from qmpkit.machine.ledger import Change
 from qmpkit.machine.report import ExitCause
 from qmpkit.process.identity import Identity
 from qmpkit.spec.facts import Facts, Flash
@@ -54,6 +55,20 @@ ends = st.builds(
     time=st.floats(0, 1e12),
     boot=st.text(),
 )
+texts = st.lists(st.text()).map(tuple)
+changes = st.builds(
+    Change,
+    what=st.text(),
+    spec=st.just(MachineSpec(name="a", snapshot="b")),
+    begun=st.just(MachineSpec(name="a")),
+    sure=st.booleans(),
+    job=st.text(),
+    nodes=texts,
+    files=texts,
+    leaving=texts,
+    obsolete=texts,
+    frozen=st.booleans(),
+)
 records = st.builds(
     record,
     st.sampled_from(["a", "b", "m" * 64, "ü, 'x'"]),
@@ -69,6 +84,7 @@ records = st.builds(
     ),
     end=st.none() | ends,
     history=histories,
+    change=st.none() | changes,
 )
 
 

@@ -1,0 +1,148 @@
+"""What a machine is started from after a change of its layers: pure decisions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from qmpkit import Disk, Layer, MachineSpec, Snapshot, SpecInvalid
+from qmpkit.machine.ledger import Change
+from qmpkit.operations.graph import Graph, nodes_of
+from qmpkit.operations.merge import deleted_from
+from qmpkit.operations.recovery import settled
+from qmpkit.supervisor.ledger import carried_over
+
+
+def layer(number: int, file: str = "") -> Layer:
+    suffix = f"-{number}" if number else ""
+    return Layer(
+        node=f"qk-disk0{suffix}",
+        file_node=f"qk-disk0{suffix}-file",
+        file=file or f"/l{number}.qcow2",
+        format="qcow2",
+        driver="file",
+        size=1 << 20,
+        used=4096,
+        readonly=number > 0,
+    )
+
+
+def snapped() -> MachineSpec:
+    """Of three points, each with a layer, the last of which is written to."""
+    top = Disk("/l3.qcow2", format="qcow2", node="qk-disk0-3", origin="/l0.qcow2")
+    names = ["a", "b", "c"]
+    points = [
+        Snapshot(name=name, parent=parent, disks={"disk0": f"/l{number}.qcow2"})
+        for number, (name, parent) in enumerate(zip(names, [None, *names], strict=False))
+    ]
+    return MachineSpec(name="m", disks=[top], snapshots=points, snapshot="c")
+
+
+def test_a_middle_point_goes_and_its_heirs_follow() -> None:
+    spec = snapped()
+    done = deleted_from(spec, "disk0", spec.snapshots[1], layer(2), layer(1), active=False)
+    assert [(it.name, it.parent, it.disks["disk0"]) for it in done.snapshots] == [
+        ("a", None, "/l0.qcow2"),
+        ("c", "a", "/l1.qcow2"),
+    ]
+    assert done.disks == spec.disks and done.snapshot == "c"
+
+
+def test_the_last_point_goes_and_the_disk_is_on_its_layer() -> None:
+    spec = snapped()
+    done = deleted_from(spec, "disk0", spec.snapshots[2], layer(3), layer(2), active=True)
+    assert done.snapshot == "b"
+    assert (done.disks[0].file, done.disks[0].node) == ("/l2.qcow2", "qk-disk0-2")
+    assert done.disks[0].origin == "/l0.qcow2"
+
+
+def test_back_on_the_first_file_nothing_tells_of_layers() -> None:
+    spec = attrs.evolve(snapped(), snapshots=snapped().snapshots[:1], snapshot="a")
+    done = deleted_from(spec, "disk0", spec.snapshots[0], layer(3), layer(0), active=True)
+    assert done.disks[0].origin is None
+    assert (done.snapshots, done.snapshot) == ((), None)
+
+
+def test_a_point_of_two_disks_stays_until_both_are_merged() -> None:
+    spec = snapped()
+    point = attrs.evolve(spec.snapshots[2], disks={"disk0": "/l2.qcow2", "disk1": "/x.qcow2"})
+    spec = attrs.evolve(spec, snapshots=(*spec.snapshots[:2], point))
+    done = deleted_from(spec, "disk0", point, layer(3), layer(2), active=True)
+    assert done.snapshots[2].disks == {"disk1": "/x.qcow2"}
+    assert done.snapshot == "c"
+
+
+def test_a_new_spec_goes_on_with_the_layers() -> None:
+    wanted = MachineSpec(
+        name="m", memory="1GiB", disks=[Disk("/l0.qcow2", format="qcow2"), Disk("/n", format="raw")]
+    )
+    carried = carried_over(wanted, snapped())
+    assert carried.disks[0].file == "/l3.qcow2" and carried.disks[0].node == "qk-disk0-3"
+    assert carried.disks[1] == wanted.disks[1]
+    assert carried.snapshots == snapped().snapshots
+    other = attrs.evolve(wanted, disks=[Disk("/other.qcow2", format="qcow2")])
+    assert carried_over(other, snapped()).disks == other.disks, "its owner wants another file"
+
+
+def test_the_nodes_of_layers_but_those_qemu_named() -> None:
+    implicit = attrs.evolve(layer(1), node="#block1", file_node="#block2")
+    assert nodes_of([layer(0), implicit]) == ("qk-disk0", "qk-disk0-file")
+
+
+def test_a_graph_tells_the_chain_of_a_disk() -> None:
+    nodes = {
+        name: {
+            "node-name": name,
+            "drv": "file" if name.endswith("file") else "qcow2",
+            "file": f"/x/./{name}",
+            "ro": False,
+            "image": {"virtual-size": 512, "actual-size": 1},
+            "dirty-bitmaps": [{"name": "b", "busy": False}],
+        }
+        for name in ("top", "top-file", "base", "base-file")
+    }
+    children = {"top": {"file": "top-file", "backing": "base"}, "base": {"file": "base-file"}}
+    graph = Graph("m", nodes, children, {"disk0": ("/path", "top"), "cd0": ("/cd", "")})
+    chain = graph.chain("disk0")
+    assert [it.file for it in chain] == ["/x/top-file", "/x/base-file"]
+    assert chain[0].bitmaps == ("b",)
+    assert graph.device("disk0") == "/path"
+    assert graph.disks == ("disk0",)
+    with pytest.raises(SpecInvalid, match="did you mean 'disk0'"):
+        graph.chain("disk")
+
+
+def _change(tmp_path: Path, *, sure: bool) -> Change:
+    old = MachineSpec(name="m", disks=[Disk(tmp_path / "old.raw", format="raw")])
+    new = MachineSpec(name="m", disks=[Disk(tmp_path / "new.raw", format="raw")])
+    for name in ("old", "new"):
+        (tmp_path / f"{name}.raw").write_bytes(bytes(512))
+    return Change(
+        what="move",
+        spec=new,
+        begun=old,
+        sure=sure,
+        files=(str(tmp_path / "new.raw"),),
+    )
+
+
+def test_what_was_sure_is_done_when_its_files_are_there(tmp_path: Path) -> None:
+    change = _change(tmp_path, sure=True)
+    gone = attrs.evolve(change, obsolete=(str(tmp_path / "old.raw"),))
+    assert settled(gone) == change.spec
+    assert [path.name for path in tmp_path.iterdir()] == ["new.raw"]
+    assert settled(gone) == change.spec, "killed in the middle of it, it is done again"
+
+
+def test_what_was_sure_without_its_files_is_undone(tmp_path: Path) -> None:
+    change = _change(tmp_path, sure=True)
+    (tmp_path / "new.raw").unlink()
+    assert settled(change) == change.begun
+
+
+def test_what_was_not_sure_is_undone_and_leaves_nothing(tmp_path: Path) -> None:
+    change = _change(tmp_path, sure=False)
+    assert settled(change) == change.begun
+    assert [path.name for path in tmp_path.iterdir()] == ["old.raw"]
