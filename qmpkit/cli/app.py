@@ -9,7 +9,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from qmpkit import __version__
-from qmpkit.cli import commands, farm_commands, guest_commands, image_commands, serve_commands
+from qmpkit.cli import (
+    commands,
+    disk_commands,
+    farm_commands,
+    guest_commands,
+    image_commands,
+    serve_commands,
+)
 from qmpkit.cli.exits import EXIT_TABLE, Exit
 from qmpkit.cli.farm_words import GROUP
 from qmpkit.cli.report import debug_wanted, reported
@@ -56,6 +63,8 @@ def completion(
 
 
 image = App(name="image", help="Make, look at and change disk images.")
+snapshot = App(name="snapshot", help="Remember what a machine's disks hold, while it runs.")
+disk = App(name="disk", help="Move, grow and bound a machine's disks, while it runs.")
 
 
 def _add(to: App, commands: Iterable[Callable[..., Any] | App], group: Group | None = None) -> None:
@@ -69,8 +78,13 @@ def _add(to: App, commands: Iterable[Callable[..., Any] | App], group: Group | N
 
 
 _add(image, image_commands.ALL)
+for group, named in ((snapshot, disk_commands.SNAPSHOT), (disk, disk_commands.DISK)):
+    for name, command in named.items():
+        group.command(command, name=name, help=_flowing(command.__doc__ or ""))
+    group.group = (GROUP,)
 _add(app, [*commands.ALL, image, completion])
-_add(app, [*farm_commands.ALL, *guest_commands.ALL, *serve_commands.ALL], GROUP)
+_add(app, [*farm_commands.ALL, *guest_commands.ALL, snapshot, disk], GROUP)
+_add(app, serve_commands.ALL, GROUP)
 
 app.meta.suppress_keyboard_interrupt = False  # not handed down; ours says something
 

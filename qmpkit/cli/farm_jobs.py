@@ -6,6 +6,7 @@ from typing import Any
 
 from qmpkit.cli.daemon import Daemon, DaemonAbsent
 from qmpkit.cli.exits import DaemonSaid
+from qmpkit.cli.sizes import human_size
 from qmpkit.cli.talk import talk
 from qmpkit.cli.waiting import Waiting
 
@@ -37,9 +38,11 @@ def followed(daemon: Daemon, job: str, what: str, *, quiet: bool = False) -> dic
             for name, data in daemon.events("jobs", job, "events", beat=_BEAT):
                 if name == "end":
                     return _result(data)
-                if name == "progress":
+                if name == "progress" and "bytes" in data:
+                    waiting.what = f"{what}, {_way(data)}"
+                elif name == "progress":
                     waiting.what = f"{what}, {data['done']} of {data['total']} machines done"
-                if name == "progress" and not quiet:
+                if name == "progress" and not quiet and "machine" in data:
                     step = f"{data['done']}/{data['total']}"
                     talk.note(f"{step} {data['machine']}: {data['what']}")
                 waiting.tick()
@@ -48,6 +51,14 @@ def followed(daemon: Daemon, job: str, what: str, *, quiet: bool = False) -> dic
         talk.warn("given up; what was declared until now stays so")
         raise
     raise DaemonAbsent(f"the daemon of farm {daemon.farm!r} has ended before the job")
+
+
+def _way(step: dict[str, Any]) -> str:
+    """How far a job is that moves bytes: "43 % of 10 GiB, 200 MiB/s, 30 s left"."""
+    done = f"{100 * step['bytes'] // step['of'] if step['of'] else 0} % of {human_size(step['of'])}"
+    if step["rate"] is None:
+        return done
+    return f"{done}, {human_size(int(step['rate']))}/s, {step['left']:.0f} s left"
 
 
 def _result(job: dict[str, Any]) -> dict[str, Any]:

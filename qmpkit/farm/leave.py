@@ -16,6 +16,7 @@ from qmpkit.spec.block import Overlay
 from qmpkit.spec.farm import FarmMachine
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.suggest import suggestion
+from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.supervisor import Supervisor
 
 __all__ = ["disks_to_delete", "down", "of_farm", "removed"]
@@ -81,7 +82,7 @@ async def disks_to_delete(
     used = {
         file for name, kept in lab.kept.items() if name not in chosen for file in _files(kept.spec)
     }
-    made = {name: _made(lab.kept[name].spec) for name in chosen}
+    made = {name: _made(lab.kept[name]) for name in chosen}
 
     def there() -> dict[str, list[str]]:
         return {
@@ -117,24 +118,30 @@ async def removed(
 
 
 async def _forgotten(lab: Supervisor, name: str, delete_disks: bool) -> Result:
-    spec = lab.kept[name].spec
+    made = _made(lab.kept[name])
     try:
         await lab.forget(name)
         await discard_seed(lab.state_dir, name)
-        deleted = await _deleted(lab, spec) if delete_disks else []
+        deleted = await _deleted(lab, made) if delete_disks else []
     except (QmpkitError, OSError) as error:
         return Result(name, "failed", f"it is stopped, and not forgotten: {error}")
     return Result(name, "removed", f"deleted {', '.join(deleted)}" if deleted else "")
 
 
-async def _deleted(lab: Supervisor, spec: MachineSpec) -> list[str]:
-    """Remove the files that were made for *spec* and that nobody else has."""
+async def _deleted(lab: Supervisor, made: Sequence[str]) -> list[str]:
+    """Remove the files of *made* that nobody else has."""
     used = {file for kept in lab.kept.values() for file in _files(kept.spec)}
-    return await trio.to_thread.run_sync(_unlink_all, _made(spec), used)
+    return await trio.to_thread.run_sync(_unlink_all, made, used)
 
 
-def _made(spec: MachineSpec) -> list[str]:
-    return [os.fspath(disk.file) for disk in spec.disks if disk.make is not None]
+def _made(kept: Kept) -> list[str]:
+    """The disks that `make` has made, with the layers that were put above them since."""
+    asked = kept.spec if kept.record.farm is None else kept.record.farm.spec
+    made = {disk.id for disk in asked.disks if disk.make is not None}
+    files = [os.fspath(disk.file) for disk in kept.spec.disks if disk.id in made]
+    points = (it.disks.items() for it in kept.spec.snapshots)
+    files += [file for point in points for disk, file in point if disk in made]
+    return list(dict.fromkeys(files))
 
 
 def _files(spec: MachineSpec) -> Iterator[str]:
@@ -142,6 +149,8 @@ def _files(spec: MachineSpec) -> Iterator[str]:
         yield os.fspath(disk.file)
         if isinstance(disk.make, Overlay):
             yield os.fspath(disk.make.file)
+    for point in spec.snapshots:
+        yield from point.disks.values()
 
 
 def _unlink_all(files: Iterable[str], used: Collection[str]) -> list[str]:

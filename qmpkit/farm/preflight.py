@@ -10,6 +10,8 @@ import trio
 from qmpkit.errors import HostLacks, SpecInvalid
 from qmpkit.host.resolve import resolve
 from qmpkit.spec.farm import FarmMachine
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.supervisor.ledger import carried_over
 from qmpkit.supervisor.supervisor import Supervisor
 
 __all__ = ["preflight"]
@@ -25,22 +27,29 @@ async def preflight(
     Not looked at are machines whose disks one holds that is stopped first: their own starts tell.
     """
     held = {os.fspath(disk.file) for name in stopping for disk in lab.kept[name].spec.disks}
+    specs = [_with_layers(lab, machine.spec) for machine in starting]
     found: list[SpecInvalid | HostLacks] = []
     limit = trio.CapacityLimiter(_AT_ONCE)
 
-    async def look(machine: FarmMachine) -> None:
+    async def look(spec: MachineSpec) -> None:
         async with limit:
             try:
-                await resolve(machine.spec)
+                await resolve(spec)
             except (SpecInvalid, HostLacks) as error:
                 found.append(error)
 
     async with trio.open_nursery() as nursery:
-        for machine in starting:
-            files = {os.fspath(disk.file) for disk in machine.spec.disks}
+        for spec in specs:
+            files = {os.fspath(disk.file) for disk in spec.disks}
             if not files & held:
-                nursery.start_soon(look, machine)
+                nursery.start_soon(look, spec)
     if len(found) == 1:
         raise found[0]
     if found:
         raise ExceptionGroup("the farm cannot come up on this host", found)
+
+
+def _with_layers(lab: Supervisor, spec: MachineSpec) -> MachineSpec:
+    """As it would be started: with the layers that its disks have got meanwhile."""
+    kept = lab.kept.get(spec.name)
+    return spec if kept is None else carried_over(spec, kept.spec)

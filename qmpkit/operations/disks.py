@@ -12,7 +12,7 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.images.new import place_empty
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.graph import Layer, graph_of, nodes_of
+from qmpkit.operations.graph import Layer, graph_of, node_above, nodes_of
 from qmpkit.operations.jobs import job
 from qmpkit.operations.layers import (
     STEP_GRACE,
@@ -25,7 +25,6 @@ from qmpkit.operations.merge import Progress, change_place, follow, free_job_id
 from qmpkit.operations.undertaking import undertaking
 from qmpkit.spec.block import Disk, DiskFormat
 from qmpkit.spec.sizes import format_size, to_bytes
-from qmpkit.spec.snapshots import layer_node
 from qmpkit.spec.suggest import suggestion
 
 __all__ = ["chain_of", "flatten", "limit", "move", "resize"]
@@ -67,7 +66,7 @@ async def move(
             disk,
             file=str(path),
             format=format,
-            node=layer_node(chain[0].node, graph.names),
+            node=node_above(disk, chain[0], graph.names),
             driver="file",
             make=None,
             origin=disk.origin or disk.file,

@@ -6,6 +6,7 @@ it since 4.0 and changes of its form would be seen here and nowhere else.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,10 +14,13 @@ import attrs
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations._protocols import Monitor
+from qmpkit.spec.block import Disk, disk_node
+from qmpkit.spec.snapshots import layer_node
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["Graph", "Layer", "file_of", "graph_of", "nodes_of"]
+__all__ = ["Graph", "Layer", "file_of", "graph_of", "node_above", "nodes_of"]
 
+_HERE = re.compile(r"(/\.)+/")
 _OURS = "/machine/peripheral/"
 _BACKEND = "/virtio-backend"
 
@@ -38,6 +42,11 @@ class Layer:
     used: int
     readonly: bool
     bitmaps: tuple[str, ...] = ()
+
+    @property
+    def is_nameless(self) -> bool:
+        """Whether QEMU has named its node itself, having opened it for the one above."""
+        return self.node.startswith("#")
 
 
 class Graph:
@@ -117,7 +126,13 @@ def _layer(node: Mapping[str, Any], file_node: Mapping[str, Any]) -> Layer:
 
 def file_of(node: Mapping[str, Any]) -> str:
     """The path of a node that is a file; one that an overlay names comes as `folder/./name`."""
-    return str(node["file"]).replace("/./", "/")
+    return _HERE.sub("/", str(node["file"]))
+
+
+def node_above(disk: Disk, layer: Layer, taken: frozenset[str] | set[str]) -> str:
+    """A name for the node that is to take the place of *layer*, the disk's."""
+    below = disk_node(disk) if layer.is_nameless else layer.node
+    return layer_node(below, taken)
 
 
 def nodes_of(layers: Iterable[Layer]) -> tuple[str, ...]:

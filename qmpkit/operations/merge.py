@@ -221,7 +221,7 @@ def _on_layer(disk: Disk, layer: Layer) -> Disk:
     return attrs.evolve(
         disk,
         file=layer.file,
-        node=layer.node,
+        node=None if layer.is_nameless else layer.node,
         make=None,
         origin=None if at_first else disk.origin,
         **place,

@@ -19,7 +19,7 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.images.new import place_layer
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.graph import Graph, Layer, graph_of
+from qmpkit.operations.graph import Graph, Layer, graph_of, node_above
 from qmpkit.operations.inner_snapshots import delete_inner
 from qmpkit.operations.layers import STEP_GRACE, layer_blockdevs, making, with_disks
 from qmpkit.operations.merge import Progress, merge_point
@@ -27,7 +27,7 @@ from qmpkit.operations.undertaking import undertaking
 from qmpkit.qmp.errors import CommandRefused, MonitorSilent
 from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.snapshots import Snapshot, layer_file, layer_node, snapshot_name_problem
+from qmpkit.spec.snapshots import Snapshot, layer_file, snapshot_name_problem
 from qmpkit.spec.suggest import suggestion
 
 __all__ = ["Freeze", "known_snapshot", "new_name_faults", "take", "writable_disks"]
@@ -156,7 +156,7 @@ def _step(
     file = layer_file(disk.origin or disk.file, name)
     if folder is not None:
         file = str(folder.absolute() / Path(file).name)
-    node = layer_node(below.node, {*graph.names, *taken})
+    node = node_above(disk, below, {*graph.names, *taken})
     new = attrs.evolve(
         disk,
         file=file,

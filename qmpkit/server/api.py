@@ -20,7 +20,8 @@ from starlette.types import ASGIApp
 from qmpkit import __version__
 from qmpkit.errors import MachineGone, QmpkitError
 from qmpkit.server.answers import Refused, answer, on_error
-from qmpkit.server.bodies import Keys, read_object
+from qmpkit.server.bodies import Keys, read_object, whole_number
+from qmpkit.server.disk_api import DiskApi
 from qmpkit.server.farming import FarmApi
 from qmpkit.server.files import GuestFile, put_file
 from qmpkit.server.jobs import Jobs
@@ -117,11 +118,11 @@ class _Api:
 
     async def screenshot(self, request: Request) -> Response:
         """Its screen."""
-        return Response(await self._vm(request).screenshot(), media_type="image/png")
+        return Response(await self.vm(request).screenshot(), media_type="image/png")
 
     async def console(self, request: Request) -> Response:
         """A terminal on one of its consoles."""
-        vm = self._vm(request)
+        vm = self.vm(request)
         name = request.query_params.get("serial") or next(iter(vm.consoles), "")
         if name not in vm.consoles:
             raise Refused(f"machine {vm.name!r} has no console {name!r}: {_listed(vm)}", 404)
@@ -134,7 +135,7 @@ class _Api:
         name = request.query_params.get("log") or next(iter(known), "stderr")
         if name not in (*known, "stderr"):
             raise Refused(f"machine {kept.name!r} has no log {name!r}: {', '.join(known)}", 404)
-        tail = _whole(request, "tail")
+        tail = whole_number(request, "tail")
         start = await trio.to_thread.run_sync(tail_of_file, kept.home.logs / f"{name}.log", tail)
         follow = request.query_params.get("follow") == "1"
         if follow and (kept.vm is None or name == "stderr"):
@@ -146,7 +147,7 @@ class _Api:
 
     async def execute(self, request: Request) -> Response:
         """Run a program in the guest."""
-        vm = self._vm(request)
+        vm = self.vm(request)
         keys: Keys = {"argv": list, "stdin_base64": str, "env": dict, "timeout": _NUMBER}
         wanted = await read_object(request, keys)
         argv = wanted.get("argv") or []
@@ -175,11 +176,11 @@ class _Api:
 
     async def read_file(self, request: Request) -> Response:
         """A file out of the guest."""
-        return GuestFile(self._vm(request).agent, _path(request))  # type: ignore[return-value]
+        return GuestFile(self.vm(request).agent, _path(request))  # type: ignore[return-value]
 
     async def write_file(self, request: Request) -> Response:
         """A file into the guest."""
-        vm, path = self._vm(request), _path(request)
+        vm, path = self.vm(request), _path(request)
         return answer({"bytes": await put_file(vm.agent, path, request)})
 
     # Events and jobs
@@ -187,7 +188,7 @@ class _Api:
     async def events(self, request: Request) -> Response:
         """What happens, from now on, since a number, or since a time."""
         machine = request.query_params.get("machine")
-        since, moment = _whole(request, "since"), _moment(request, "since_time")
+        since, moment = whole_number(request, "since"), _moment(request, "since_time")
         if moment is not None:
             since = await self.lab.last_event_before(moment)
         return event_stream(
@@ -225,7 +226,8 @@ class _Api:
             raise Refused(f"there is no machine {name!r} in farm {self.lab.name!r}", 404)
         return self.lab.kept[name]
 
-    def _vm(self, request: Request) -> VM:
+    def vm(self, request: Request) -> VM:
+        """The machine that is meant, which is up."""
         kept = self._kept(request)
         if kept.vm is None:
             raise MachineGone(kept.name, f"{request.method} (it is {kept.state})", kept.report)
@@ -243,19 +245,9 @@ def _path(request: Request) -> str:
     return path
 
 
-def _whole(request: Request, key: str) -> int | None:
-    value = request.query_params.get(key)
-    if value is None:
-        return None
-    try:
-        return int(value)
-    except ValueError:
-        raise Refused(f"{key} must be a whole number, not {value!r}") from None
-
-
 def _beat(request: Request) -> float:
     """The seconds of silence that a client wants at most; it gives milliseconds."""
-    beat = _whole(request, "beat")
+    beat = whole_number(request, "beat")
     try:
         return BEAT if beat is None else max(beat, 100) / 1000
     except OverflowError:
@@ -304,6 +296,7 @@ def make_app(lab: Supervisor, jobs: Jobs, shut_down: Callable[[], None]) -> ASGI
         Route(f"{one}/exec", api.execute, methods=["POST"]),
         Route(f"{one}/files", api.read_file),
         Route(f"{one}/files", api.write_file, methods=["PUT"]),
+        *DiskApi(jobs, api.vm).routes(),
         Route(f"{one}/{{action}}", api.act, methods=["POST"]),
         Route("/v1/events", api.events),
         Route("/v1/jobs", api.all_jobs),

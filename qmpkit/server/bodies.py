@@ -15,7 +15,7 @@ from qmpkit.server.answers import Refused
 from qmpkit.spec.convert import kind_of
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["BODY_LIMIT", "PATIENCE", "Keys", "read_body", "read_object"]
+__all__ = ["BODY_LIMIT", "PATIENCE", "Keys", "read_body", "read_object", "whole_number"]
 
 BODY_LIMIT = 1 << 20
 
@@ -85,3 +85,14 @@ def _problem(value: object, kind: type | tuple[type, ...]) -> str:
     if isinstance(value, int) and value > sys.float_info.max:
         return "is too large"
     return ""
+
+
+def whole_number(request: Request, key: str) -> int | None:
+    """A number of the query; None when it is not there."""
+    value = request.query_params.get(key)
+    if value is None:
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise Refused(f"{key} must be a whole number, not {value!r}") from None

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from qmpkit.operations.graph import file_of
 from qmpkit.spec.block import Disk, disk_node
 from qmpkit.spec.machine import MachineSpec
 
@@ -40,9 +41,16 @@ def _by_device(blocks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Mappi
             yield device, block.get("inserted", {})
 
 
+def _same(disk: Disk, node: str, file: str) -> bool:
+    """By the file, where QEMU tells it: after a merge the node may have a name of QEMU's own."""
+    if file.startswith("json:"):
+        return node == disk_node(disk)
+    return file_of({"file": file}) == os.fspath(disk.file)
+
+
 def _why(disk: Disk, inserted: Mapping[str, Any]) -> str:
     node, file = inserted.get("node-name", ""), inserted.get("file", "")
-    if node != disk_node(disk) or (file[:5] != "json:" and file != os.fspath(disk.file)):
+    if not inserted or not _same(disk, node, file):
         told = f"is on node {node!r} ({file})" if inserted else "is empty"
         return (
             f"disk {disk.id!r} {told}, and its spec says {disk_node(disk)!r} ({disk.file}): "

@@ -181,7 +181,7 @@ def test_chaos(chaos: Chaos) -> None:
         assert sorted(chaos.places.qemus()) == sorted(row["pid"] for row in rows.values())
         assert {name: rows[name]["pid"] for name in BYSTANDERS} == before
         counted, earlier = trio.run(_count, chaos.sockets("counting")), counted
-        assert counted > earlier > 0
+        assert counted != earlier  # of 32 bits, which it goes through in a minute
         if time.monotonic() - begun > CHAOS_SECONDS:
             break
     chaos.command("down", "--grace", "0")
@@ -274,6 +274,8 @@ def _cut_off(chaos: Chaos) -> None:
     assert did.pop("lost") == "added"
     assert set(did.values()) == {"unchanged"}
     chaos.follow(until=lambda told: chaos.over(told, "lost"))
+    chaos.command("restart", "half-cut", "--grace", "0")  # with sockets anew
+    chaos.follow(until=lambda told: chaos.over(told, "half-cut"))
 
 
 def _end_twice(chaos: Chaos) -> None:

@@ -1,0 +1,157 @@
+"""What `qmpkit snapshot` and `qmpkit disk` do: they ask the farm's daemon."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qmpkit.cli.daemon import Daemon, find_daemon
+from qmpkit.cli.exits import Exit
+from qmpkit.cli.farm_actions import one_machine
+from qmpkit.cli.farm_jobs import followed
+from qmpkit.cli.sizes import human_size
+from qmpkit.cli.tables import print_table
+from qmpkit.cli.talk import print_json, talk
+from qmpkit.cli.which_farm import which_farm
+from qmpkit.spec.sizes import format_size
+
+__all__ = ["delete_snapshot", "flatten_disk", "limit_disk", "list_snapshots", "load_snapshot"]
+__all__ += ["move_disk", "resize_disk", "show_disks", "take_snapshot"]
+
+
+def _machine(name: str, farm: str | None) -> tuple[Daemon, str]:
+    daemon = find_daemon(which_farm(farm))
+    return daemon, one_machine(daemon, name)
+
+
+def take_snapshot(name: str, body: Mapping[str, Any], farm: str | None, *, as_json: bool) -> int:
+    """`snapshot take`."""
+    daemon, machine = _machine(name, farm)
+    job = daemon.post("machines", machine, "snapshots", body=dict(body))["job"]
+    point = followed(daemon, job, f"taking a snapshot of {machine}", quiet=True)
+    if as_json:
+        print_json(point)
+    else:
+        talk.say(f"{machine}: snapshot {point['name']} of {', '.join(point['disks'])}")
+    return Exit.OK
+
+
+def list_snapshots(name: str, farm: str | None, *, as_json: bool) -> int:
+    """`snapshot list`: a tree, the oldest first."""
+    daemon, machine = _machine(name, farm)
+    found = daemon.get("machines", machine, "snapshots")
+    if as_json:
+        print_json(found)
+        return Exit.OK
+    if not found["snapshots"]:
+        talk.note(f"{machine} has no snapshots")
+        return Exit.OK
+    headings = ("NAME", "KIND", "TAKEN", "DISKS", "DESCRIPTION")
+    print_table(headings, _rows(found["snapshots"], found["current"]), prose=True)
+    return Exit.OK
+
+
+def _rows(points: list[dict[str, Any]], current: str | None) -> list[tuple[str, ...]]:
+    depth: dict[str | None, int] = {None: -1}
+    rows: list[tuple[str, ...]] = []
+    for point in points:
+        depth[point["name"]] = depth.get(point["parent"], -1) + 1
+        mark = " *" if point["name"] == current else ""
+        torn = "" if point["whole"] else " (its removal was begun)"
+        rows.append(
+            (
+                "  " * depth[point["name"]] + point["name"] + mark,
+                "disks" if point["kind"] == "external" else "disks and RAM",
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(point["time"])),
+                ", ".join(point["disks"]),
+                point["description"] + torn,
+            )
+        )
+    return rows
+
+
+def delete_snapshot(name: str, snapshot: str, farm: str | None, speed: int) -> int:
+    """`snapshot delete`."""
+    daemon, machine = _machine(name, farm)
+    job = daemon.delete("machines", machine, "snapshots", snapshot, speed=speed)["job"]
+    followed(daemon, job, f"merging snapshot {snapshot} of {machine}", quiet=True)
+    talk.say(f"{machine}: snapshot {snapshot} is gone, its data stay")
+    return Exit.OK
+
+
+def load_snapshot(name: str, snapshot: str, farm: str | None) -> int:
+    """`snapshot load`."""
+    daemon, machine = _machine(name, farm)
+    job = daemon.post("machines", machine, "snapshots", snapshot, "load")["job"]
+    followed(daemon, job, f"going back to snapshot {snapshot} of {machine}", quiet=True)
+    talk.say(f"{machine} is back at snapshot {snapshot}")
+    return Exit.OK
+
+
+def show_disks(name: str, farm: str | None, *, as_json: bool) -> int:
+    """`disk list`: the layers of every disk."""
+    daemon, machine = _machine(name, farm)
+    disks = daemon.get("machines", machine, "disks")["disks"]
+    if as_json:
+        print_json(disks)
+        return Exit.OK
+    rows = [
+        (
+            disk if not place else "",
+            "  " * place + layer["file"],
+            layer["format"],
+            human_size(layer["size"]),
+            human_size(layer["used"]),
+        )
+        for disk, layers in disks.items()
+        for place, layer in enumerate(layers)
+    ]
+    print_table(("DISK", "IMAGE", "FORMAT", "SIZE", "ON THE HOST"), rows, prose=False)
+    return Exit.OK
+
+
+def move_disk(
+    name: str, disk: str, target: Path, farm: str | None, *, format: str, speed: int
+) -> int:
+    """`disk move`."""
+    daemon, machine = _machine(name, farm)
+    body = {"target": str(target.absolute()), "format": format, "speed": speed}
+    job = daemon.post("machines", machine, "disks", disk, "move", body=body)["job"]
+    moved = followed(daemon, job, f"moving {disk} of {machine}", quiet=True)
+    talk.say(f"{machine}: {disk} is in {moved['file']}; the files it was in are left")
+    return Exit.OK
+
+
+def flatten_disk(name: str, disk: str, farm: str | None, speed: int) -> int:
+    """`disk flatten`."""
+    daemon, machine = _machine(name, farm)
+    job = daemon.post("machines", machine, "disks", disk, "flatten", body={"speed": speed})["job"]
+    followed(daemon, job, f"flattening {disk} of {machine}", quiet=True)
+    talk.say(f"{machine}: {disk} needs no other image any more")
+    return Exit.OK
+
+
+def resize_disk(name: str, disk: str, size: str, farm: str | None) -> int:
+    """`disk resize`."""
+    daemon, machine = _machine(name, farm)
+    made = daemon.post("machines", machine, "disks", disk, "resize", body={"size": size})["size"]
+    talk.say(f"{machine}: {disk} has {format_size(made)}; its partitions are the guest's to grow")
+    return Exit.OK
+
+
+def limit_disk(
+    name: str, disk: str, farm: str | None, *, bytes_per_second: int, operations: int
+) -> int:
+    """`disk limit`."""
+    daemon, machine = _machine(name, farm)
+    body = {"bytes_per_second": bytes_per_second, "operations": operations}
+    daemon.post("machines", machine, "disks", disk, "limit", body=body)
+    bounds = [
+        f"{format_size(bytes_per_second)} a second" if bytes_per_second else "",
+        f"{operations} operations a second" if operations else "",
+    ]
+    told = " and ".join(filter(None, bounds)) or "no bound"
+    talk.say(f"{machine}: {disk} has {told}, until it is started anew")
+    return Exit.OK

@@ -1,0 +1,159 @@
+"""`qmpkit snapshot …` and `qmpkit disk …` as the shell sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter, validators
+
+from qmpkit.cli.farm_words import Farm, Json, Name
+
+__all__ = ["DISK", "SNAPSHOT"]
+
+Point = Annotated[str, Parameter(help="The snapshot's name.")]
+DiskId = Annotated[str, Parameter(help="The disk: disk0 is the first.")]
+
+
+Speed = Annotated[
+    str, Parameter(help="What it may move a second at most: 50MiB. Default: all it can.")
+]
+
+
+def _bytes(text: str) -> int:
+    from qmpkit.spec.sizes import to_bytes
+
+    return 0 if text == "0" else int(to_bytes(text, "a size"))
+
+
+def take(
+    name: Name,
+    snapshot: Point,
+    /,
+    *,
+    disk: Annotated[
+        tuple[str, ...], Parameter(help="Only of this disk; may be said again.", negative="")
+    ] = (),
+    ram: Annotated[bool, Parameter(help="With the guest's memory, held by its images.")] = False,
+    freeze: Annotated[
+        bool, Parameter(help="Have the guest flush its file systems (needs the agent).")
+    ] = False,
+    folder: Annotated[Path | None, Parameter(help="Where the new layers are made.")] = None,
+    description: Annotated[str, Parameter(help="What it is for.")] = "",
+    farm: Farm = None,
+    json: Json = False,
+) -> int:
+    """Remember a machine's disks as they are at this moment, while it runs.
+
+    Each disk gets a new layer above it, to which the guest writes from then on.
+    """
+    from qmpkit.cli.disk_actions import take_snapshot
+
+    body: dict[str, Any] = {"name": snapshot, "description": description}
+    body |= {"disks": list(disk)} if disk else {}
+    body |= {"folder": str(folder.absolute())} if folder else {}
+    body |= {"ram": True} if ram else {}
+    body |= {"freeze": True} if freeze else {}
+    return take_snapshot(name, body, farm, as_json=json)
+
+
+def list_(name: Name, /, *, farm: Farm = None, json: Json = False) -> int:
+    """Show a machine's snapshots, each below the one it came from; * is the current one."""
+    from qmpkit.cli.disk_actions import list_snapshots
+
+    return list_snapshots(name, farm, as_json=json)
+
+
+def delete(name: Name, snapshot: Point, /, *, speed: Speed = "0", farm: Farm = None) -> int:
+    """Forget a snapshot; the machine's data stay, merged while it runs."""
+    from qmpkit.cli.disk_actions import delete_snapshot
+
+    return delete_snapshot(name, snapshot, farm, _bytes(speed))
+
+
+def load(name: Name, snapshot: Point, /, *, farm: Farm = None) -> int:
+    """Go back to a snapshot with memory; what the guest has done since is lost."""
+    from qmpkit.cli.disk_actions import load_snapshot
+
+    return load_snapshot(name, snapshot, farm)
+
+
+def disks(name: Name, /, *, farm: Farm = None, json: Json = False) -> int:
+    """Show a machine's disks, each with the images that it is made of."""
+    from qmpkit.cli.disk_actions import show_disks
+
+    return show_disks(name, farm, as_json=json)
+
+
+def move(
+    name: Name,
+    disk: DiskId,
+    target: Annotated[Path, Parameter(help="The new file; nothing may be there.")],
+    /,
+    *,
+    format: Annotated[Literal["qcow2", "raw"], Parameter(help="Its format.")] = "qcow2",
+    speed: Speed = "0",
+    farm: Farm = None,
+) -> int:
+    """Put a disk into another file, whole, while the guest uses it."""
+    from qmpkit.cli.disk_actions import move_disk
+
+    return move_disk(name, disk, target, farm, format=format, speed=_bytes(speed))
+
+
+def flatten(name: Name, disk: DiskId, /, *, speed: Speed = "0", farm: Farm = None) -> int:
+    """Make a disk independent of the images below it, while the guest uses it."""
+    from qmpkit.cli.disk_actions import flatten_disk
+
+    return flatten_disk(name, disk, farm, _bytes(speed))
+
+
+def resize(
+    name: Name,
+    disk: DiskId,
+    size: Annotated[str, Parameter(help="The new size: 20GiB.")],
+    /,
+    *,
+    farm: Farm = None,
+) -> int:
+    """Make a disk larger; the guest sees it at once."""
+    from qmpkit.cli.disk_actions import resize_disk
+
+    return resize_disk(name, disk, size, farm)
+
+
+def limit(
+    name: Name,
+    disk: DiskId,
+    /,
+    *,
+    bytes_per_second: Annotated[
+        str, Parameter(name="--bytes", help="Read and written together, a second: 100MiB.")
+    ] = "0",
+    operations: Annotated[
+        int, Parameter(help="Reads and writes a second.", validator=validators.Number(gte=0))
+    ] = 0,
+    farm: Farm = None,
+) -> int:
+    """Bound what a guest may read and write, until it is started anew; without, no bound."""
+    from qmpkit.cli.disk_actions import limit_disk
+
+    return limit_disk(
+        name, disk, farm, bytes_per_second=_bytes(bytes_per_second), operations=operations
+    )
+
+
+SNAPSHOT: dict[str, Callable[..., Any]] = {
+    "take": take,
+    "list": list_,
+    "delete": delete,
+    "load": load,
+}
+DISK: dict[str, Callable[..., Any]] = {
+    "list": disks,
+    "move": move,
+    "flatten": flatten,
+    "resize": resize,
+    "limit": limit,
+}

@@ -1,0 +1,199 @@
+"""The API's part about the disks of machines that are up: their layers, snapshots, moves."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from qmpkit.operations.jobs import JobProgress
+from qmpkit.operations.merge import Progress
+from qmpkit.server.answers import Refused, answer
+from qmpkit.server.bodies import Keys, read_object, whole_number
+from qmpkit.server.jobs import Jobs, Step
+from qmpkit.spec.snapshots import Snapshot
+from qmpkit.vm import VM
+
+__all__ = ["DiskApi", "snapshot_view"]
+
+Find = Callable[[Request], VM]
+"""The machine that a request means, which is up."""
+
+_SPEED: Keys = {"speed": int}
+
+
+class DiskApi:
+    """What moves data is a job, whose steps tell how far it is."""
+
+    def __init__(self, jobs: Jobs, find: Find) -> None:
+        self._jobs = jobs
+        self._find = find
+
+    def routes(self) -> list[Route]:
+        """Its paths."""
+        one = "/v1/machines/{name}"
+        point, disk = f"{one}/snapshots/{{snapshot}}", f"{one}/disks/{{disk}}"
+        return [
+            Route(f"{one}/snapshots", self.snapshots),
+            Route(f"{one}/snapshots", self.take, methods=["POST"]),
+            Route(point, self.delete, methods=["DELETE"]),
+            Route(f"{point}/load", self.load, methods=["POST"]),
+            Route(f"{one}/disks", self.disks),
+            Route(f"{disk}/move", self.move, methods=["POST"]),
+            Route(f"{disk}/flatten", self.flatten, methods=["POST"]),
+            Route(f"{disk}/resize", self.resize, methods=["POST"]),
+            Route(f"{disk}/limit", self.limit, methods=["POST"]),
+        ]
+
+    # Snapshots
+
+    async def snapshots(self, request: Request) -> Response:
+        """All of a machine, and the one that it goes on from."""
+        vm = self._find(request)
+        points = [snapshot_view(it) for it in vm.snapshots.list()]
+        return answer({"snapshots": points, "current": vm.snapshots.current})
+
+    async def take(self, request: Request) -> Response:
+        """Take one: of the disks, or with ram of the guest's memory too."""
+        vm = self._find(request)
+        keys: Keys = {
+            "name": str,
+            "disks": list,
+            "folder": str,
+            "freeze": bool,
+            "ram": bool,
+            "description": str,
+        }
+        asked = await read_object(request, keys)
+        name, about = asked.get("name", ""), asked.get("description", "")
+        disks = asked.get("disks")
+        if disks is not None and not all(isinstance(disk, str) for disk in disks):
+            raise Refused("disks must be a list of texts")
+        if asked.get("ram") and (disks is not None or "folder" in asked or asked.get("freeze")):
+            raise Refused("a snapshot with ram is of all disks, and the images hold it")
+
+        async def work(step: Step) -> dict[str, Any]:
+            if asked.get("ram"):
+                told = _telling(step)
+                return snapshot_view(
+                    await vm.snapshots.save(name, description=about, progress=told)
+                )
+            point = await vm.snapshots.take(
+                name,
+                disks=disks,
+                folder=_absolute(asked.get("folder")),
+                freeze=asked.get("freeze", False),
+                description=about,
+            )
+            return snapshot_view(point)
+
+        return self._job(f"snapshot {vm.name}", work)
+
+    async def delete(self, request: Request) -> Response:
+        """Forget one; the machine's data stay."""
+        vm, name = self._find(request), request.path_params["snapshot"]
+        speed = whole_number(request, "speed") or 0
+
+        async def work(step: Step) -> dict[str, Any]:
+            await vm.snapshots.delete(name, speed=speed, progress=_telling(step))
+            return {"name": name}
+
+        return self._job(f"delete snapshot {name} of {vm.name}", work)
+
+    async def load(self, request: Request) -> Response:
+        """Go back to one that has the memory too."""
+        vm, name = self._find(request), request.path_params["snapshot"]
+
+        async def work(step: Step) -> dict[str, Any]:
+            await vm.snapshots.load(name, progress=_telling(step))
+            return {"name": name}
+
+        return self._job(f"load snapshot {name} of {vm.name}", work)
+
+    # Disks
+
+    async def disks(self, request: Request) -> Response:
+        """The layers of every disk."""
+        vm = self._find(request)
+        chains = {}
+        for disk in vm.spec.disks:
+            chains[disk.id] = [attrs.asdict(layer) for layer in await vm.disks.chain(disk.id)]
+        return answer({"disks": chains})
+
+    async def move(self, request: Request) -> Response:
+        """Have it in another file."""
+        vm, disk = self._find(request), request.path_params["disk"]
+        asked = await read_object(request, {"target": str, "format": str, **_SPEED})
+        target, format = _absolute(asked.get("target", "")), asked.get("format", "qcow2")
+        if target is None or format not in ("qcow2", "raw"):
+            raise Refused("target must be a path and format qcow2 or raw")
+
+        async def work(step: Step) -> dict[str, Any]:
+            speed, told = asked.get("speed", 0), _telling(step)
+            moved = await vm.disks.move(disk, target, format=format, speed=speed, progress=told)
+            return {"file": str(moved)}
+
+        return self._job(f"move {disk} of {vm.name}", work)
+
+    async def flatten(self, request: Request) -> Response:
+        """Have it without layers."""
+        vm, disk = self._find(request), request.path_params["disk"]
+        speed = (await read_object(request, _SPEED)).get("speed", 0)
+
+        async def work(step: Step) -> dict[str, Any]:
+            await vm.disks.flatten(disk, speed=speed, progress=_telling(step))
+            return {"disk": disk}
+
+        return self._job(f"flatten {disk} of {vm.name}", work)
+
+    async def resize(self, request: Request) -> Response:
+        """Make it larger."""
+        vm, disk = self._find(request), request.path_params["disk"]
+        size = (await read_object(request, {"size": (int, str)})).get("size")
+        if size is None:
+            raise Refused("size is missing: bytes, or a text as 20GiB")
+        return answer({"size": await vm.disks.resize(disk, size)})
+
+    async def limit(self, request: Request) -> Response:
+        """Bound what its guest may read and write."""
+        vm, disk = self._find(request), request.path_params["disk"]
+        asked = await read_object(request, {"bytes_per_second": int, "operations": int})
+        await vm.disks.limit(disk, **asked)
+        return answer({"disk": disk, **asked})
+
+    def _job(self, what: str, work: Callable[[Step], Awaitable[dict[str, Any]]]) -> Response:
+        return answer({"job": self._jobs.start(what, work).id}, 202)
+
+
+def snapshot_view(point: Snapshot) -> dict[str, Any]:
+    """What the API shows of a snapshot."""
+    return attrs.asdict(point)
+
+
+def _telling(step: Step) -> Progress:
+    def told(progress: JobProgress) -> None:
+        state = progress.state
+        step(
+            {
+                "bytes": state.done,
+                "of": state.total,
+                "rate": progress.rate,
+                "left": progress.left,
+            }
+        )
+
+    return told
+
+
+def _absolute(path: str | None) -> Path | None:
+    """A client's path, which means nothing relative to the daemon's directory."""
+    if path is None:
+        return None
+    if not path.startswith("/") or "\0" in path:
+        raise Refused(f"a path must be absolute, not {path!r}")
+    return Path(path)

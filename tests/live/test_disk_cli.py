@@ -1,0 +1,111 @@
+"""Snapshots and disks of a farm's machine at the shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.live.kept import Places
+from tests.sizes import NEWEST
+
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
+
+FARM = """
+schema = 1
+[machines.store]
+qemu = "{qemu}"
+accel = "tcg"
+memory = "{memory}"
+disks = [{{ file = "{{name}}.qcow2", format = "qcow2", make = "64MiB" }}]
+"""
+
+
+class Shell:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *words: str, status: int = 0) -> str:
+        done = self._done(words, status)
+        return done.stdout + done.stderr
+
+    def _done(self, words: tuple[str, ...], status: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "qmpkit.cli", *words],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == status, (words, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        return done
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self._done((*words, "--json")).stdout)
+
+    def inspected(self, name: str) -> Any:
+        return json.loads(self._done(("inspect", name)).stdout)
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.glob("*.qcow2"))
+
+
+@pytest.fixture
+def shell(tmp_path: Path, qemu: str, places: Places) -> Shell:
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    (folder / "farm.toml").write_text(FARM.format(qemu=qemu, memory="32MiB"))
+    return Shell(folder)
+
+
+def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
+    shell.run("up", "farm.toml")
+    assert shell.json("snapshot", "list", "store") == {"snapshots": [], "current": None}
+    assert "snapshot one of disk0" in shell.run("snapshot", "take", "store", "one")
+    shell.run("snapshot", "take", "store", "two", "--description", "before the upgrade")
+    listed = shell.run("snapshot", "list", "store")
+    assert "  two *" in listed and "before the upgrade" in listed
+    told = shell.json("snapshot", "list", "store")
+    assert [it["parent"] for it in told["snapshots"]] == [None, "one"]
+    assert shell.names() == ["store.one.qcow2", "store.qcow2", "store.two.qcow2"]
+
+    # A daemon that is killed finds what its machines have become, and a new spec goes on with it.
+    os.kill(int((places.state / "lab" / "lock").read_text()), signal.SIGKILL)
+    (shell.folder / "farm.toml").write_text(FARM.format(qemu=qemu, memory="48MiB"))
+    assert "was restarted" in shell.run("up", "farm.toml", "--restart", "--grace", "0")
+    (machine,) = shell.inspected("store")
+    assert machine["spec"]["disks"][0]["file"] == str(shell.folder / "store.two.qcow2")
+    assert [it["name"] for it in machine["spec"]["snapshots"]] == ["one", "two"]
+
+    shell.run("snapshot", "delete", "store", "one", "--speed", "1GiB")
+    shell.run("snapshot", "delete", "store", "two")
+    assert shell.names() == ["store.qcow2"]
+    assert "moved.qcow2" in shell.run("disk", "move", "store", "disk0", "moved.qcow2")
+    assert "has 96MiB" in shell.run("disk", "resize", "store", "disk0", "96MiB")
+    shell.run("disk", "limit", "store", "disk0", "--bytes", "10MiB")
+    (layer,) = shell.json("disk", "list", "store")["disk0"]
+    assert layer["file"] == str(shell.folder / "moved.qcow2") and layer["size"] == 96 << 20
+    shell.run("snapshot", "take", "store", "ram", "--ram")
+    shell.run("snapshot", "load", "store", "ram")
+    shell.run("snapshot", "take", "store", "three")
+    assert "moved.qcow2" in shell.run("disk", "list", "store")
+    shell.run("disk", "flatten", "store", "disk0")
+
+    said = shell.run("snapshot", "take", "store", "a/b", status=2)
+    assert "is not a snapshot's name" in said
+    assert "there is no snapshot 'nix'" in shell.run("snapshot", "delete", "store", "nix", status=2)
+    assert "it has no disk 'disk7'" in shell.run(
+        "disk", "resize", "store", "disk7", "1GiB", status=2
+    )
+    assert "a guest would lose" in shell.run("disk", "resize", "store", "disk0", "1MiB", status=2)
+    shell.run("down", "--grace", "0", "--delete-disks", "--yes")
+    assert places.qemus() == []
+    assert shell.names() == ["store.qcow2"], "where it was before it was moved"
