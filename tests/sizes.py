@@ -63,3 +63,4 @@ FARM_EVENTS = size(ci=20, long=1000)  # of them, timed on their way to a client
 
 # Disks of machines that run
 DISK_KILLS = size(ci=5, long=100)  # SIGKILLs between two steps of a change, for each kind
+DISK_STEPS = size(ci=15, long=200)  # changes of two disks that a guest writes to all the time
