@@ -18,7 +18,7 @@ from qmpkit.cli.which_farm import which_farm
 from qmpkit.spec.sizes import format_size
 
 __all__ = ["delete_snapshot", "flatten_disk", "limit_disk", "list_snapshots", "load_snapshot"]
-__all__ += ["move_disk", "resize_disk", "show_disks", "take_snapshot"]
+__all__ += ["move_disk", "resize_disk", "revert_snapshot", "show_disks", "take_snapshot"]
 
 
 def _machine(name: str, farm: str | None) -> tuple[Daemon, str]:
@@ -87,6 +87,20 @@ def load_snapshot(name: str, snapshot: str, farm: str | None) -> int:
     job = daemon.post("machines", machine, "snapshots", snapshot, "load")["job"]
     followed(daemon, job, f"going back to snapshot {snapshot} of {machine}", quiet=True)
     talk.say(f"{machine} is back at snapshot {snapshot}")
+    return Exit.OK
+
+
+def revert_snapshot(
+    name: str, snapshot: str, farm: str | None, *, stop: bool, grace: float | None
+) -> int:
+    """`snapshot revert`."""
+    daemon, machine = _machine(name, farm)
+    body: dict[str, Any] = {"stop": stop} | ({} if grace is None else {"grace": grace})
+    job = daemon.post("machines", machine, "snapshots", snapshot, "revert", body=body)["job"]
+    done = followed(daemon, job, f"reverting {machine} to snapshot {snapshot}", quiet=True)
+    talk.say(f"{machine} is back at snapshot {snapshot}")
+    for file in done["left"]:
+        talk.note(f"what it has written since is in {file}, which nothing uses any more")
     return Exit.OK
 
 

@@ -79,6 +79,30 @@ def load(name: Name, snapshot: Point, /, *, farm: Farm = None) -> int:
     return load_snapshot(name, snapshot, farm)
 
 
+def revert(
+    name: Name,
+    snapshot: Point,
+    /,
+    *,
+    stop: Annotated[bool, Parameter(help="Stop the machine for it, if it is up.")] = False,
+    grace: Annotated[
+        float | None,
+        Parameter(
+            help="With --stop: seconds that the guest has to power down. Default: 30.",
+            validator=validators.Number(gte=0),
+        ),
+    ] = None,
+    farm: Farm = None,
+) -> int:
+    """Have a machine's disks as they were at a snapshot; with --stop it starts again from there.
+
+    What it has written since stays in files that are named, and that nothing uses any more.
+    """
+    from qmpkit.cli.disk_actions import revert_snapshot
+
+    return revert_snapshot(name, snapshot, farm, stop=stop, grace=grace)
+
+
 def disks(name: Name, /, *, farm: Farm = None, json: Json = False) -> int:
     """Show a machine's disks, each with the images that it is made of."""
     from qmpkit.cli.disk_actions import show_disks
@@ -149,6 +173,7 @@ SNAPSHOT: dict[str, Callable[..., Any]] = {
     "list": list_,
     "delete": delete,
     "load": load,
+    "revert": revert,
 }
 DISK: dict[str, Callable[..., Any]] = {
     "list": disks,

@@ -40,6 +40,7 @@ async def take_inner(
         time=time.time(),
         parent=machine.spec.snapshot,
         disks={disk: layer.file for disk, layer in layers.items()},
+        formats={disk: layer.format for disk, layer in layers.items()},
         description=description,
     )
     spec = attrs.evolve(machine.spec, snapshots=(*machine.spec.snapshots, point), snapshot=name)

@@ -8,13 +8,14 @@ build is written down in that moment, so that it is right whoever dies before or
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import attrs
 import trio
 
 from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.host.chain import walk_chain
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.errors import JobFailed
@@ -28,7 +29,7 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import job_id
 from qmpkit.spec.snapshots import Snapshot
 
-__all__ = ["Progress", "change_place", "deleted_from", "follow", "free_job_id", "merge_point"]
+__all__ = ["Progress", "change_place", "delete_point", "deleted_from", "follow", "free_job_id"]
 
 Progress = Callable[[JobProgress], object]
 """Is told how far a job is, about twice a second; must not block."""
@@ -99,7 +100,7 @@ async def _finalize(running: Job, it: Undertaking, keep: Callable[[], object]) -
     it.done()
 
 
-async def merge_point(
+async def delete_point(
     machine: Changeable,
     disk_id: str,
     point: Snapshot,
@@ -107,19 +108,54 @@ async def merge_point(
     speed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Merge into the layer that *point* is, on one disk, the one above it (`block-commit`).
+    """Have *point* no more on one disk: its layer gets what is above it, or goes.
 
     The point is not whole any more from the beginning on; the machine's data always is.
+    Raises SpecInvalid when another snapshot, of another branch, needs it.
     """
     chain = (await graph_of(machine)).chain(disk_id)
-    place = _place_of(machine, chain, disk_id, point)
+    file = point.disks[disk_id]
+    await _refuse_branches(machine.spec, disk_id, point, {layer.file for layer in chain})
+    place = next((n for n, layer in enumerate(chain) if layer.file == file), None)
+    if place:
+        await _merge(machine, disk_id, point, chain, place, speed, progress)
+    elif place is None:
+        await _drop(machine, disk_id, point)
+    else:
+        message = f"disk {disk_id!r} writes to {file}, which was to stay as it is"
+        raise SpecInvalid([Fault(point.name, message)], f"machine {machine.name!r}")
+
+
+async def _drop(machine: Changeable, disk_id: str, point: Snapshot) -> None:
+    """The machine is on another branch, or was moved or flattened since: only its file goes."""
+    begun = _with_point(machine.spec, attrs.evolve(point, whole=False))
+    change = Change(
+        what=f"remove {point.disks[disk_id]}",
+        spec=without_point(begun, disk_id, point),
+        begun=begun,
+        sure=True,
+        obsolete=(point.disks[disk_id],),
+    )
+    async with undertaking(machine, change) as it:
+        it.done()
+
+
+async def _merge(
+    machine: Changeable,
+    disk_id: str,
+    point: Snapshot,
+    chain: tuple[Layer, ...],
+    place: int,
+    speed: int,
+    progress: Progress | None,
+) -> None:
+    """Merge into the point's layer the one above it (`block-commit`)."""
     upper, base = chain[place - 1], chain[place]
     _refuse_inner_points(machine.spec, disk_id, upper)
     begun = _with_point(machine.spec, attrs.evolve(point, whole=False))
-    done = deleted_from(begun, disk_id, point, upper, base, active=place == 1)
     change = Change(
         what=f"merge {upper.file} into {base.file}",
-        spec=done,
+        spec=deleted_from(begun, disk_id, point, upper, base, active=place == 1),
         begun=begun,
         job=await free_job_id(machine, "merge", disk_id),
         leaving=nodes_of([upper]),
@@ -153,15 +189,37 @@ async def _merge_between(
                 await remove_nodes(machine, it.change.leaving)
 
 
-def _place_of(machine: Changeable, chain: tuple[Layer, ...], disk_id: str, point: Snapshot) -> int:
-    """Where in the chain the point's layer is; 1 when the layer above it is written to."""
-    file = point.disks[disk_id]
-    for place, layer in enumerate(chain):
-        if layer.file == file and place:
-            return place
-    message = f"{file} is not below disk {disk_id!r} any more"
-    hint = "the disk was moved or flattened since: the file may be removed when nobody needs it"
-    raise SpecInvalid([Fault(point.name, message, hint)], f"machine {machine.name!r}")
+async def _refuse_branches(
+    spec: MachineSpec, disk_id: str, point: Snapshot, live: set[str]
+) -> None:
+    """Other branches see what is in the point's layer, and would see it change."""
+    others = [
+        (known.name, Path(file), known.formats.get(disk_id))
+        for known in spec.snapshots
+        if known.name != point.name and known.kind == "external"
+        if (file := known.disks.get(disk_id)) is not None and file not in live
+    ]
+    needing = await trio.to_thread.run_sync(_above, others, Path(point.disks[disk_id]))
+    if needing:
+        message = f"its file {point.disks[disk_id]} is below that of {', '.join(needing)}"
+        fault = Fault(point.name, message, f"delete {needing[0]} first")
+        raise SpecInvalid([fault], f"machine {spec.name!r}")
+
+
+def _above(others: list[tuple[str, Path, str | None]], file: Path) -> list[str]:
+    """Those of *others* whose images have *file* below them.  Blocking."""
+    return [
+        name
+        for name, path, format in others
+        if any(_same_file(layer.path, file) for layer in walk_chain(path, format).layers[1:])
+    ]
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _refuse_inner_points(spec: MachineSpec, disk_id: str, upper: Layer) -> None:
@@ -189,29 +247,45 @@ def _with_point(spec: MachineSpec, point: Snapshot) -> MachineSpec:
 def deleted_from(
     spec: MachineSpec, disk_id: str, point: Snapshot, upper: Layer, base: Layer, *, active: bool
 ) -> MachineSpec:
-    """What a restart builds once the layer above a point's has been merged into it.  Pure.
-
-    Without that disk the point has nothing left, it is gone, and those that came from it
-    come from the one before.
-    """
-    points: list[Snapshot] = []
-    heirs: dict[str | None, str | None] = {}
-    for known in spec.snapshots:
-        disks = dict(known.disks)
-        if known.name == point.name:
-            del disks[disk_id]
-            if not disks:
-                heirs[known.name] = known.parent
-                continue
-        elif disks.get(disk_id) == upper.file:
-            disks[disk_id] = base.file
-        points.append(attrs.evolve(known, disks=disks))
-    points = [attrs.evolve(it, parent=heirs.get(it.parent, it.parent)) for it in points]
-    spec = attrs.evolve(spec, snapshots=points, snapshot=heirs.get(spec.snapshot, spec.snapshot))
+    """What a restart builds once the layer above a point's has been merged into it.  Pure."""
+    points = [_moved(known, disk_id, upper.file, base) for known in spec.snapshots]
+    spec = without_point(attrs.evolve(spec, snapshots=points), disk_id, point)
     if not active:
         return spec
     (disk,) = (disk for disk in spec.disks if disk.id == disk_id)
     return with_disks(spec, [_on_layer(disk, base)])
+
+
+def _moved(point: Snapshot, disk_id: str, file: str, base: Layer) -> Snapshot:
+    """What was in *file* is in the layer *base* now."""
+    if point.disks.get(disk_id) != file:
+        return point
+    return attrs.evolve(
+        point,
+        disks={**point.disks, disk_id: base.file},
+        formats={**point.formats, disk_id: base.format},
+    )
+
+
+def without_point(spec: MachineSpec, disk_id: str, point: Snapshot) -> MachineSpec:
+    """Without a point on one disk; without that disk it may have nothing left, and is gone.
+
+    Those that came from it come from the one before then.  Pure.
+    """
+    disks = {disk: file for disk, file in point.disks.items() if disk != disk_id}
+    formats = {disk: format for disk, format in point.formats.items() if disk != disk_id}
+    rest = attrs.evolve(point, disks=disks, formats=formats, whole=False)
+    points = [rest if it.name == point.name else it for it in spec.snapshots]
+    if disks:
+        return attrs.evolve(spec, snapshots=points)
+    heirs = {point.name: point.parent}
+    points = [
+        attrs.evolve(it, parent=heirs.get(it.parent or "", it.parent))
+        for it in points
+        if it.name != point.name
+    ]
+    at = heirs.get(spec.snapshot or "", spec.snapshot)
+    return attrs.evolve(spec, snapshots=points, snapshot=at)
 
 
 def _on_layer(disk: Disk, layer: Layer) -> Disk:

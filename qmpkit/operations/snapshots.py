@@ -22,7 +22,7 @@ from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.graph import Graph, Layer, graph_of, node_above
 from qmpkit.operations.inner_snapshots import delete_inner
 from qmpkit.operations.layers import STEP_GRACE, layer_blockdevs, making, with_disks
-from qmpkit.operations.merge import Progress, merge_point
+from qmpkit.operations.merge import Progress, delete_point
 from qmpkit.operations.undertaking import undertaking
 from qmpkit.qmp.errors import CommandRefused, MonitorSilent
 from qmpkit.spec.block import Disk
@@ -139,6 +139,7 @@ def _plan(
         time=time.time(),
         parent=spec.snapshot,
         disks={step.disk.id: step.below.file for step in steps},
+        formats={step.disk.id: step.below.format for step in steps},
         description=description,
     )
     return steps, snapshot
@@ -215,5 +216,5 @@ async def delete(
             return await delete_inner(machine, point)
         for disk_id in point.disks:
             point = known_snapshot(machine.spec, name)
-            await merge_point(machine, disk_id, point, speed=speed, progress=progress)
+            await delete_point(machine, disk_id, point, speed=speed, progress=progress)
     return None

@@ -296,7 +296,7 @@ def make_app(lab: Supervisor, jobs: Jobs, shut_down: Callable[[], None]) -> ASGI
         Route(f"{one}/exec", api.execute, methods=["POST"]),
         Route(f"{one}/files", api.read_file),
         Route(f"{one}/files", api.write_file, methods=["PUT"]),
-        *DiskApi(jobs, api.vm).routes(),
+        *DiskApi(lab, jobs, api.vm).routes(),
         Route(f"{one}/{{action}}", api.act, methods=["POST"]),
         Route("/v1/events", api.events),
         Route("/v1/jobs", api.all_jobs),

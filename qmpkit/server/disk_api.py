@@ -13,10 +13,12 @@ from starlette.routing import Route
 
 from qmpkit.operations.jobs import JobProgress
 from qmpkit.operations.merge import Progress
+from qmpkit.operations.snapshots import known_snapshot
 from qmpkit.server.answers import Refused, answer
 from qmpkit.server.bodies import Keys, read_object, whole_number
 from qmpkit.server.jobs import Jobs, Step
 from qmpkit.spec.snapshots import Snapshot
+from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.vm import VM
 
 __all__ = ["DiskApi", "snapshot_view"]
@@ -30,7 +32,8 @@ _SPEED: Keys = {"speed": int}
 class DiskApi:
     """What moves data is a job, whose steps tell how far it is."""
 
-    def __init__(self, jobs: Jobs, find: Find) -> None:
+    def __init__(self, lab: Supervisor, jobs: Jobs, find: Find) -> None:
+        self._lab = lab
         self._jobs = jobs
         self._find = find
 
@@ -43,6 +46,7 @@ class DiskApi:
             Route(f"{one}/snapshots", self.take, methods=["POST"]),
             Route(point, self.delete, methods=["DELETE"]),
             Route(f"{point}/load", self.load, methods=["POST"]),
+            Route(f"{point}/revert", self.revert, methods=["POST"]),
             Route(f"{one}/disks", self.disks),
             Route(f"{disk}/move", self.move, methods=["POST"]),
             Route(f"{disk}/flatten", self.flatten, methods=["POST"]),
@@ -114,6 +118,28 @@ class DiskApi:
             return {"name": name}
 
         return self._job(f"load snapshot {name} of {vm.name}", work)
+
+    async def revert(self, request: Request) -> Response:
+        """Start from one of the disks alone; with stop, a machine that is up is restarted."""
+        name, point = request.path_params["name"], request.path_params["snapshot"]
+        if name not in self._lab.kept:
+            raise Refused(f"there is no machine {name!r} in farm {self._lab.name!r}", 404)
+        asked = await read_object(request, {"stop": bool, "grace": (int, float)})
+
+        async def work(step: Step) -> dict[str, Any]:
+            before = self._lab.kept[name].declared
+            known_snapshot(self._lab.kept[name].spec, point)
+            if asked.get("stop"):
+                grace = asked.get("grace")
+                await self._lab.declare(name, "stopped", powerdown_grace=grace)
+            try:
+                left = await self._lab.revert(name, point)
+            finally:
+                if asked.get("stop"):
+                    await self._lab.declare(name, before)
+            return {"name": point, "left": list(left)}
+
+        return self._job(f"revert {name} to {point}", work)
 
     # Disks
 

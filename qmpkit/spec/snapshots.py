@@ -25,8 +25,9 @@ class Snapshot:
     when the images hold it themselves, with the machine's RAM.  `time`: seconds since the
     epoch.  `parent`: the snapshot that the machine came from then.  `disks`: of each disk in
     it, by id, the file that holds it, which is only read from then on (external), or the
-    image it is in.  `description`: what it is for.  `whole`: false when its removal was begun
-    and not ended: the machine has its data, and there is no going back to it any more.
+    image it is in; `formats`: theirs.  `description`: what it is for.  `whole`: false when
+    its removal was begun and not ended: the machine has its data, and there is no going
+    back to it any more.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Snapshot:
     time: float = 0.0
     parent: str | None = None
     disks: dict[str, str] = attrs.field(factory=dict)
+    formats: dict[str, str] = attrs.field(factory=dict)
     description: str = ""
     whole: bool = True
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import attrs
 import trio
@@ -26,6 +26,7 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.restart import restart_faults
 from qmpkit.spec.suggest import suggestion
+from qmpkit.supervisor.alter import amend, matters, revert
 from qmpkit.supervisor.chronicle import Chronicle
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.gate import Gate
@@ -34,7 +35,7 @@ from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.ledger import carried_over, finish_change
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.networks import Networks
-from qmpkit.supervisor.record import MATTERS, Declared, Record, Wanted, digest_of
+from qmpkit.supervisor.record import Declared, Record, Wanted, digest_of
 from qmpkit.supervisor.strangers import strangers
 from qmpkit.supervisor.tending import Tending
 
@@ -49,9 +50,6 @@ RELEASE_GRACE = 5.0
 """Seconds that giving up the directory may take: some system calls."""
 
 _TRIM_EVERY = 60.0
-
-AMENDABLE = ("nics", "description")
-"""Fields of a spec that may change under a QEMU that is up: of NICs only their forwards."""
 
 
 class Keeper:
@@ -181,7 +179,7 @@ class Keeper:
             spec=spec,
             asked=digest_of(spec),
             sockets=str(home.sockets),
-            **_matters(wanted),
+            **matters(wanted),
         )
         kept = self._kept(record, home)
         async with kept.turn:
@@ -224,18 +222,14 @@ class Keeper:
         """See `Supervisor.amend`."""
         kept = self.known(wanted.spec.name)
         async with kept.turn:
-            before = kept.record
-            seen = {name: getattr(wanted.spec, name) for name in AMENDABLE}
-            spec = attrs.evolve(before.spec, **seen)
-            joined = before.wanting(wanted).joined
-            if joined != before.joined:  # how its networks are set up, not which they are
-                await self._networks.make(kept.name, joined)
-            kept.note(spec=spec, asked=digest_of(wanted.spec), **_matters(before.wanting(wanted)))
-            if not await kept.write(self._journal):
-                kept.note(spec=before.spec, asked=before.asked, **_matters(before))
-                assert kept.not_durable is not None
-                raise kept.not_durable
+            await amend(kept, wanted, self._networks, self._journal)
         return kept
+
+    async def revert(self, name: str, snapshot: str) -> tuple[str, ...]:
+        """See `Supervisor.revert`."""
+        kept = self.known(name)
+        async with kept.turn:
+            return await revert(kept, snapshot, self._journal)
 
     def _home(self, name: str) -> Home:
         return Home(self._places.sockets(name), self._places.logs(name))
@@ -307,11 +301,11 @@ class Keeper:
     async def _redeclare(self, kept: Kept, wanted: Record) -> None:
         """Write down what is wanted of a machine that is up, then let its task make it true."""
         before = kept.record
-        kept.record = attrs.evolve(before, declared=wanted.declared, **_matters(wanted))
+        kept.record = attrs.evolve(before, declared=wanted.declared, **matters(wanted))
         kept.refusal = None
         if not await kept.write(self._journal) and wanted.declared != "stopped":
             # Meanwhile its end may have been noted: only what was declared is taken back.
-            kept.note(declared=before.declared, **_matters(before))
+            kept.note(declared=before.declared, **matters(before))
             assert kept.not_durable is not None
             raise kept.not_durable
         kept.declarations += 1
@@ -384,10 +378,6 @@ class Keeper:
 def _trim_all(files: list[Path]) -> None:
     for file in files:
         trim_log(file)
-
-
-def _matters(record: Record | Wanted) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in MATTERS}
 
 
 def _is_true(kept: Kept, state: Declared) -> bool:

@@ -302,6 +302,19 @@ class Supervisor:
         """
         await self._kept_machines().forget(name)
 
+    async def revert(self, name: str, snapshot: str) -> tuple[str, ...]:
+        """Have a kept machine that is down start from a snapshot of its disks the next time.
+
+        Each disk that is in it gets a new layer above the snapshot's file.  What the guest
+        has written since is in the files that are given back, which nobody uses any more
+        and which are left where they are.
+
+        Raises SpecInvalid when it is up, for an unknown name or snapshot, and for one that
+        holds the memory too (start the machine paused, and `vm.snapshots.load` it);
+        ImageFailed, JournalFailed.  Failed or cancelled, it starts as it would have before.
+        """
+        return await self._kept_machines().revert(name, snapshot)
+
     async def stop(self, *, powerdown_grace: float | None = None) -> None:
         """Stop every machine but the kept ones, all at once, and return when none is left.
 

@@ -85,9 +85,15 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     assert machine["spec"]["disks"][0]["file"] == str(shell.folder / "store.two.qcow2")
     assert [it["name"] for it in machine["spec"]["snapshots"]] == ["one", "two"]
 
-    shell.run("snapshot", "delete", "store", "one", "--speed", "1GiB")
+    said = shell.run("snapshot", "revert", "store", "one", status=2)
+    assert "it is up" in said
+    said = shell.run("snapshot", "revert", "store", "one", "--stop", "--grace", "0")
+    assert "store.two.qcow2, which nothing uses any more" in said
+    assert "one *" in shell.run("snapshot", "list", "store")
+    assert "two" in shell.run("snapshot", "delete", "store", "one", status=2), "it needs one"
     shell.run("snapshot", "delete", "store", "two")
-    assert shell.names() == ["store.qcow2"]
+    shell.run("snapshot", "delete", "store", "one", "--speed", "1GiB")
+    assert shell.names() == ["store.qcow2", "store.two.qcow2"]
     assert "moved.qcow2" in shell.run("disk", "move", "store", "disk0", "moved.qcow2")
     assert "has 96MiB" in shell.run("disk", "resize", "store", "disk0", "96MiB")
     shell.run("disk", "limit", "store", "disk0", "--bytes", "10MiB")
@@ -108,4 +114,5 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     assert "a guest would lose" in shell.run("disk", "resize", "store", "disk0", "1MiB", status=2)
     shell.run("down", "--grace", "0", "--delete-disks", "--yes")
     assert places.qemus() == []
-    assert shell.names() == ["store.qcow2"], "where it was before it was moved"
+    left = ["store.qcow2", "store.two.qcow2"]
+    assert shell.names() == left, "where it was before it was moved, and reverted"

@@ -34,7 +34,12 @@ def snapped() -> MachineSpec:
     top = Disk("/l3.qcow2", format="qcow2", node="qk-disk0-3", origin="/l0.qcow2")
     names = ["a", "b", "c"]
     points = [
-        Snapshot(name=name, parent=parent, disks={"disk0": f"/l{number}.qcow2"})
+        Snapshot(
+            name=name,
+            parent=parent,
+            disks={"disk0": f"/l{number}.qcow2"},
+            formats={"disk0": "qcow2"},
+        )
         for number, (name, parent) in enumerate(zip(names, [None, *names], strict=False))
     ]
     return MachineSpec(name="m", disks=[top], snapshots=points, snapshot="c")
@@ -67,7 +72,11 @@ def test_back_on_the_first_file_nothing_tells_of_layers() -> None:
 
 def test_a_point_of_two_disks_stays_until_both_are_merged() -> None:
     spec = snapped()
-    point = attrs.evolve(spec.snapshots[2], disks={"disk0": "/l2.qcow2", "disk1": "/x.qcow2"})
+    point = attrs.evolve(
+        spec.snapshots[2],
+        disks={"disk0": "/l2.qcow2", "disk1": "/x.qcow2"},
+        formats={"disk0": "qcow2", "disk1": "raw"},
+    )
     spec = attrs.evolve(spec, snapshots=(*spec.snapshots[:2], point))
     done = deleted_from(spec, "disk0", point, layer(3), layer(2), active=True)
     assert done.snapshots[2].disks == {"disk1": "/x.qcow2"}

@@ -1,0 +1,59 @@
+"""What changes a kept machine's record without starting or stopping it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.operations.revert import overlaid, overlays_made
+from qmpkit.supervisor.journal import Journal
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.ledger import KeptLedger, finish_change
+from qmpkit.supervisor.networks import Networks
+from qmpkit.supervisor.record import MATTERS, Record, Wanted, digest_of
+
+__all__ = ["amend", "matters", "revert"]
+
+AMENDABLE = ("nics", "description")
+"""Fields of a spec that may change under a QEMU that is up: of NICs only their forwards."""
+
+
+def matters(record: Record | Wanted) -> dict[str, Any]:
+    """What an owner says of a machine beside its spec."""
+    return {name: getattr(record, name) for name in MATTERS}
+
+
+async def amend(kept: Kept, wanted: Wanted, networks: Networks, journal: Journal) -> None:
+    """See `Supervisor.amend`."""
+    before = kept.record
+    seen = {name: getattr(wanted.spec, name) for name in AMENDABLE}
+    spec = attrs.evolve(before.spec, **seen)
+    joined = before.wanting(wanted).joined
+    if joined != before.joined:  # how its networks are set up, not which they are
+        await networks.make(kept.name, joined)
+    kept.note(spec=spec, asked=digest_of(wanted.spec), **matters(before.wanting(wanted)))
+    if not await kept.write(journal):
+        kept.note(spec=before.spec, asked=before.asked, **matters(before))
+        assert kept.not_durable is not None
+        raise kept.not_durable
+
+
+async def revert(kept: Kept, snapshot: str, journal: Journal) -> tuple[str, ...]:
+    """See `Supervisor.revert`."""
+    if kept.tended or kept.record.identity is not None:
+        hint = f'declare({kept.name!r}, "stopped") first'
+        raise SpecInvalid([Fault("", "it is up", hint)], f"machine {kept.name!r}")
+    await finish_change(kept)
+    change, left = await overlaid(kept.spec, snapshot)
+    ledger = KeptLedger(kept, journal)
+    await ledger.intend(change)
+    try:
+        await overlays_made(change)
+    except BaseException:
+        await ledger.settle(change.begun)
+        raise
+    await ledger.settle(change.spec)
+    kept.tell("reverted", f"to the snapshot {snapshot!r}")
+    return left
