@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from qmpkit.operations.agent import Agent as Agent
     from qmpkit.operations.agent_info import GuestInterface as GuestInterface
     from qmpkit.operations.agent_info import OsInfo as OsInfo
+    from qmpkit.operations.at_rest import AtRest as AtRest
+    from qmpkit.operations.at_rest import at_rest as at_rest
     from qmpkit.operations.completed import Completed as Completed
     from qmpkit.operations.console import Console as Console
     from qmpkit.operations.console_attach import AttachEnd as AttachEnd
@@ -126,6 +128,7 @@ _MODULES = {
     "qmpkit.machine.state": "State",
     "qmpkit.operations.agent": "Agent",
     "qmpkit.operations.agent_info": "GuestInterface OsInfo",
+    "qmpkit.operations.at_rest": "AtRest at_rest",
     "qmpkit.operations.completed": "Completed",
     "qmpkit.operations.console": "Console",
     "qmpkit.operations.console_attach": "AttachEnd",

@@ -6,7 +6,7 @@ import shutil
 
 from qmpkit.errors import BinaryMissing
 
-__all__ = ["BUILD_PROGRAMS", "BUILD_WITHOUT_ROOT", "qemu_img"]
+__all__ = ["BUILD_PROGRAMS", "BUILD_WITHOUT_ROOT", "qemu_img", "storage_daemon"]
 
 BUILD_PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
@@ -30,4 +30,12 @@ def qemu_img() -> str:
     found = shutil.which("qemu-img")
     if found is None:
         raise BinaryMissing("qemu-img is not on PATH", "sudo apt install qemu-utils")
+    return found
+
+
+def storage_daemon() -> str:
+    """The path of qemu-storage-daemon; blocking, `BinaryMissing` when it is not on PATH."""
+    found = shutil.which("qemu-storage-daemon")
+    if found is None:
+        raise BinaryMissing("qemu-storage-daemon is not on PATH", "sudo apt install qemu-utils")
     return found

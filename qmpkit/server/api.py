@@ -83,11 +83,11 @@ class _Api:
 
     async def machine(self, request: Request) -> Response:
         """All that is known of one."""
-        return answer(await machine_view(self._kept(request)))
+        return answer(await machine_view(self.kept(request)))
 
     async def act(self, request: Request) -> Response:
         """Have a machine running, paused, stopped, or restarted."""
-        name, action = self._kept(request).name, request.path_params["action"]
+        name, action = self.kept(request).name, request.path_params["action"]
         if action not in _ACTIONS:
             raise Refused(f"no machine can {action!r}: {', '.join(_ACTIONS)}", 404)
         grace = (await read_object(request, {"grace": _NUMBER})).get("grace")
@@ -106,7 +106,7 @@ class _Api:
 
     async def remove(self, request: Request) -> Response:
         """Forget a machine that is down, or with force=1 any."""
-        kept = self._kept(request)
+        kept = self.kept(request)
 
         async def work(_: object) -> dict[str, Any]:
             if request.query_params.get("force") == "1":
@@ -118,11 +118,11 @@ class _Api:
 
     async def screenshot(self, request: Request) -> Response:
         """Its screen."""
-        return Response(await self.vm(request).screenshot(), media_type="image/png")
+        return Response(await self._vm(request).screenshot(), media_type="image/png")
 
     async def console(self, request: Request) -> Response:
         """A terminal on one of its consoles."""
-        vm = self.vm(request)
+        vm = self._vm(request)
         name = request.query_params.get("serial") or next(iter(vm.consoles), "")
         if name not in vm.consoles:
             raise Refused(f"machine {vm.name!r} has no console {name!r}: {_listed(vm)}", 404)
@@ -130,7 +130,7 @@ class _Api:
 
     async def logs(self, request: Request) -> Response:
         """A log's end, and with follow=1 what comes."""
-        kept = self._kept(request)
+        kept = self.kept(request)
         known = [serial.name for serial in kept.spec.serials]
         name = request.query_params.get("log") or next(iter(known), "stderr")
         if name not in (*known, "stderr"):
@@ -147,7 +147,7 @@ class _Api:
 
     async def execute(self, request: Request) -> Response:
         """Run a program in the guest."""
-        vm = self.vm(request)
+        vm = self._vm(request)
         keys: Keys = {"argv": list, "stdin_base64": str, "env": dict, "timeout": _NUMBER}
         wanted = await read_object(request, keys)
         argv = wanted.get("argv") or []
@@ -176,11 +176,11 @@ class _Api:
 
     async def read_file(self, request: Request) -> Response:
         """A file out of the guest."""
-        return GuestFile(self.vm(request).agent, _path(request))  # type: ignore[return-value]
+        return GuestFile(self._vm(request).agent, _path(request))  # type: ignore[return-value]
 
     async def write_file(self, request: Request) -> Response:
         """A file into the guest."""
-        vm, path = self.vm(request), _path(request)
+        vm, path = self._vm(request), _path(request)
         return answer({"bytes": await put_file(vm.agent, path, request)})
 
     # Events and jobs
@@ -220,15 +220,15 @@ class _Api:
     def _job(self, what: str, work: Callable[[Any], Awaitable[dict[str, Any]]]) -> Response:
         return answer({"job": self.jobs.start(what, work).id}, 202)
 
-    def _kept(self, request: Request) -> Kept:
+    def kept(self, request: Request) -> Kept:
+        """The machine that a request means."""
         name = request.path_params["name"]
         if machine_name_problem(name) or name not in self.lab.kept:
             raise Refused(f"there is no machine {name!r} in farm {self.lab.name!r}", 404)
         return self.lab.kept[name]
 
-    def vm(self, request: Request) -> VM:
-        """The machine that is meant, which is up."""
-        kept = self._kept(request)
+    def _vm(self, request: Request) -> VM:
+        kept = self.kept(request)
         if kept.vm is None:
             raise MachineGone(kept.name, f"{request.method} (it is {kept.state})", kept.report)
         return kept.vm
@@ -296,7 +296,7 @@ def make_app(lab: Supervisor, jobs: Jobs, shut_down: Callable[[], None]) -> ASGI
         Route(f"{one}/exec", api.execute, methods=["POST"]),
         Route(f"{one}/files", api.read_file),
         Route(f"{one}/files", api.write_file, methods=["PUT"]),
-        *DiskApi(lab, jobs, api.vm).routes(),
+        *DiskApi(lab, jobs, api.kept).routes(),
         Route(f"{one}/{{action}}", api.act, methods=["POST"]),
         Route("/v1/events", api.events),
         Route("/v1/jobs", api.all_jobs),

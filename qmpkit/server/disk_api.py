@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from qmpkit.operations.at_rest import AtRest
 from qmpkit.operations.jobs import JobProgress
 from qmpkit.operations.merge import Progress
 from qmpkit.operations.snapshots import known_snapshot
@@ -18,19 +20,23 @@ from qmpkit.server.answers import Refused, answer
 from qmpkit.server.bodies import Keys, read_object, whole_number
 from qmpkit.server.jobs import Jobs, Step
 from qmpkit.spec.snapshots import Snapshot
+from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.vm import VM
 
 __all__ = ["DiskApi", "snapshot_view"]
 
-Find = Callable[[Request], VM]
-"""The machine that a request means, which is up."""
+Find = Callable[[Request], Kept]
+"""The machine that a request means."""
 
 _SPEED: Keys = {"speed": int}
 
 
 class DiskApi:
-    """What moves data is a job, whose steps tell how far it is."""
+    """What moves data is a job, whose steps tell how far it is.
+
+    A machine that is down has its disks opened for it, and cannot be started meanwhile.
+    """
 
     def __init__(self, lab: Supervisor, jobs: Jobs, find: Find) -> None:
         self._lab = lab
@@ -58,13 +64,13 @@ class DiskApi:
 
     async def snapshots(self, request: Request) -> Response:
         """All of a machine, and the one that it goes on from."""
-        vm = self._find(request)
-        points = [snapshot_view(it) for it in vm.snapshots.list()]
-        return answer({"snapshots": points, "current": vm.snapshots.current})
+        spec = self._find(request).spec
+        points = [snapshot_view(it) for it in spec.snapshots]
+        return answer({"snapshots": points, "current": spec.snapshot})
 
     async def take(self, request: Request) -> Response:
         """Take one: of the disks, or with ram of the guest's memory too."""
-        vm = self._find(request)
+        kept = self._find(request)
         keys: Keys = {
             "name": str,
             "disks": list,
@@ -81,54 +87,57 @@ class DiskApi:
         if asked.get("ram") and (disks is not None or "folder" in asked or asked.get("freeze")):
             raise Refused("a snapshot with ram is of all disks, and the images hold it")
 
-        async def work(step: Step) -> dict[str, Any]:
-            if asked.get("ram"):
-                told = _telling(step)
-                return snapshot_view(
-                    await vm.snapshots.save(name, description=about, progress=told)
-                )
-            point = await vm.snapshots.take(
-                name,
-                disks=disks,
-                folder=_absolute(asked.get("folder")),
-                freeze=asked.get("freeze", False),
-                description=about,
-            )
-            return snapshot_view(point)
+        folder = _absolute(asked.get("folder"))
 
-        return self._job(f"snapshot {vm.name}", work)
+        async def work(step: Step) -> dict[str, Any]:
+            async with self._on(kept) as machine:
+                points = machine.snapshots
+                if asked.get("ram"):
+                    told = _telling(step)
+                    point = await points.save(name, description=about, progress=told)
+                else:
+                    point = await points.take(
+                        name,
+                        disks=disks,
+                        folder=folder,
+                        freeze=asked.get("freeze", False),
+                        description=about,
+                    )
+                return snapshot_view(point)
+
+        return self._job(f"snapshot {kept.name}", work)
 
     async def delete(self, request: Request) -> Response:
         """Forget one; the machine's data stay."""
-        vm, name = self._find(request), request.path_params["snapshot"]
+        kept, name = self._find(request), request.path_params["snapshot"]
         speed = whole_number(request, "speed") or 0
 
         async def work(step: Step) -> dict[str, Any]:
-            await vm.snapshots.delete(name, speed=speed, progress=_telling(step))
+            async with self._on(kept) as machine:
+                await machine.snapshots.delete(name, speed=speed, progress=_telling(step))
             return {"name": name}
 
-        return self._job(f"delete snapshot {name} of {vm.name}", work)
+        return self._job(f"delete snapshot {name} of {kept.name}", work)
 
     async def load(self, request: Request) -> Response:
         """Go back to one that has the memory too."""
-        vm, name = self._find(request), request.path_params["snapshot"]
+        kept, name = self._find(request), request.path_params["snapshot"]
 
         async def work(step: Step) -> dict[str, Any]:
-            await vm.snapshots.load(name, progress=_telling(step))
+            async with self._on(kept) as machine:
+                await machine.snapshots.load(name, progress=_telling(step))
             return {"name": name}
 
-        return self._job(f"load snapshot {name} of {vm.name}", work)
+        return self._job(f"load snapshot {name} of {kept.name}", work)
 
     async def revert(self, request: Request) -> Response:
         """Start from one of the disks alone; with stop, a machine that is up is restarted."""
-        name, point = request.path_params["name"], request.path_params["snapshot"]
-        if name not in self._lab.kept:
-            raise Refused(f"there is no machine {name!r} in farm {self._lab.name!r}", 404)
+        kept, point = self._find(request), request.path_params["snapshot"]
         asked = await read_object(request, {"stop": bool, "grace": (int, float)})
 
         async def work(step: Step) -> dict[str, Any]:
-            before = self._lab.kept[name].declared
-            known_snapshot(self._lab.kept[name].spec, point)
+            before, name = kept.declared, kept.name
+            known_snapshot(kept.spec, point)
             if asked.get("stop"):
                 grace = asked.get("grace")
                 await self._lab.declare(name, "stopped", powerdown_grace=grace)
@@ -139,21 +148,24 @@ class DiskApi:
                     await self._lab.declare(name, before)
             return {"name": point, "left": list(left)}
 
-        return self._job(f"revert {name} to {point}", work)
+        return self._job(f"revert {kept.name} to {point}", work)
 
     # Disks
 
     async def disks(self, request: Request) -> Response:
         """The layers of every disk."""
-        vm = self._find(request)
+        kept = self._find(request)
         chains = {}
-        for disk in vm.spec.disks:
-            chains[disk.id] = [attrs.asdict(layer) for layer in await vm.disks.chain(disk.id)]
+        async with self._on(kept) as machine:
+            for disk in machine.spec.disks:
+                if not disk.is_readonly:
+                    chain = await machine.disks.chain(disk.id)
+                    chains[disk.id] = [attrs.asdict(layer) for layer in chain]
         return answer({"disks": chains})
 
     async def move(self, request: Request) -> Response:
         """Have it in another file."""
-        vm, disk = self._find(request), request.path_params["disk"]
+        kept, disk = self._find(request), request.path_params["disk"]
         asked = await read_object(request, {"target": str, "format": str, **_SPEED})
         target, format = _absolute(asked.get("target", "")), asked.get("format", "qcow2")
         if target is None or format not in ("qcow2", "raw"):
@@ -161,36 +173,51 @@ class DiskApi:
 
         async def work(step: Step) -> dict[str, Any]:
             speed, told = asked.get("speed", 0), _telling(step)
-            moved = await vm.disks.move(disk, target, format=format, speed=speed, progress=told)
+            async with self._on(kept) as machine:
+                moved = await machine.disks.move(
+                    disk, target, format=format, speed=speed, progress=told
+                )
             return {"file": str(moved)}
 
-        return self._job(f"move {disk} of {vm.name}", work)
+        return self._job(f"move {disk} of {kept.name}", work)
 
     async def flatten(self, request: Request) -> Response:
         """Have it without layers."""
-        vm, disk = self._find(request), request.path_params["disk"]
+        kept, disk = self._find(request), request.path_params["disk"]
         speed = (await read_object(request, _SPEED)).get("speed", 0)
 
         async def work(step: Step) -> dict[str, Any]:
-            await vm.disks.flatten(disk, speed=speed, progress=_telling(step))
+            async with self._on(kept) as machine:
+                await machine.disks.flatten(disk, speed=speed, progress=_telling(step))
             return {"disk": disk}
 
-        return self._job(f"flatten {disk} of {vm.name}", work)
+        return self._job(f"flatten {disk} of {kept.name}", work)
 
     async def resize(self, request: Request) -> Response:
         """Make it larger."""
-        vm, disk = self._find(request), request.path_params["disk"]
+        kept, disk = self._find(request), request.path_params["disk"]
         size = (await read_object(request, {"size": (int, str)})).get("size")
         if size is None:
             raise Refused("size is missing: bytes, or a text as 20GiB")
-        return answer({"size": await vm.disks.resize(disk, size)})
+        async with self._on(kept) as machine:
+            return answer({"size": await machine.disks.resize(disk, size)})
 
     async def limit(self, request: Request) -> Response:
         """Bound what its guest may read and write."""
-        vm, disk = self._find(request), request.path_params["disk"]
+        kept, disk = self._find(request), request.path_params["disk"]
         asked = await read_object(request, {"bytes_per_second": int, "operations": int})
-        await vm.disks.limit(disk, **asked)
+        async with self._on(kept) as machine:
+            await machine.disks.limit(disk, **asked)
         return answer({"disk": disk, **asked})
+
+    @asynccontextmanager
+    async def _on(self, kept: Kept) -> AsyncIterator[VM | AtRest]:
+        """The machine as it runs, or its disks at rest."""
+        if kept.vm is not None:
+            yield kept.vm
+        else:
+            async with self._lab.at_rest(kept.name) as machine:
+                yield machine
 
     def _job(self, what: str, work: Callable[[Step], Awaitable[dict[str, Any]]]) -> Response:
         return answer({"job": self._jobs.start(what, work).id}, 202)

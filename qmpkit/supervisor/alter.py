@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
 
 from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.operations.at_rest import AtRest, at_rest
 from qmpkit.operations.revert import overlaid, overlays_made
 from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept
@@ -14,7 +17,7 @@ from qmpkit.supervisor.ledger import KeptLedger, finish_change
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.record import MATTERS, Record, Wanted, digest_of
 
-__all__ = ["amend", "matters", "revert"]
+__all__ = ["amend", "disks_at_rest", "matters", "revert"]
 
 AMENDABLE = ("nics", "description")
 """Fields of a spec that may change under a QEMU that is up: of NICs only their forwards."""
@@ -42,10 +45,7 @@ async def amend(kept: Kept, wanted: Wanted, networks: Networks, journal: Journal
 
 async def revert(kept: Kept, snapshot: str, journal: Journal) -> tuple[str, ...]:
     """See `Supervisor.revert`."""
-    if kept.tended or kept.record.identity is not None:
-        hint = f'declare({kept.name!r}, "stopped") first'
-        raise SpecInvalid([Fault("", "it is up", hint)], f"machine {kept.name!r}")
-    await finish_change(kept)
+    await _down(kept)
     change, left = await overlaid(kept.spec, snapshot)
     ledger = KeptLedger(kept, journal)
     await ledger.intend(change)
@@ -57,3 +57,18 @@ async def revert(kept: Kept, snapshot: str, journal: Journal) -> tuple[str, ...]
     await ledger.settle(change.spec)
     kept.tell("reverted", f"to the snapshot {snapshot!r}")
     return left
+
+
+@asynccontextmanager
+async def disks_at_rest(kept: Kept, journal: Journal) -> AsyncIterator[AtRest]:
+    """See `Supervisor.at_rest`."""
+    await _down(kept)
+    async with at_rest(kept.spec, ledger=KeptLedger(kept, journal)) as machine:
+        yield machine
+
+
+async def _down(kept: Kept) -> None:
+    if kept.tended or kept.record.identity is not None:
+        hint = f'declare({kept.name!r}, "stopped") first'
+        raise SpecInvalid([Fault("", "it is up", hint)], f"machine {kept.name!r}")
+    await finish_change(kept)

@@ -18,6 +18,7 @@ from qmpkit.errors import Fault, JournalFailed, QmpkitError, SpecInvalid
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.keep import Ground, Home
 from qmpkit.machine.launch import LaunchOptions
+from qmpkit.operations.at_rest import AtRest
 from qmpkit.process.kept import trim_log
 from qmpkit.process.places import Places, claimed_places, discard
 from qmpkit.spec.farm_order import circles
@@ -26,7 +27,7 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.restart import restart_faults
 from qmpkit.spec.suggest import suggestion
-from qmpkit.supervisor.alter import amend, matters, revert
+from qmpkit.supervisor.alter import amend, disks_at_rest, matters, revert
 from qmpkit.supervisor.chronicle import Chronicle
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.gate import Gate
@@ -224,6 +225,13 @@ class Keeper:
         async with kept.turn:
             await amend(kept, wanted, self._networks, self._journal)
         return kept
+
+    @asynccontextmanager
+    async def at_rest(self, name: str) -> AsyncIterator[AtRest]:
+        """See `Supervisor.at_rest`."""
+        kept = self.known(name)
+        async with kept.turn, disks_at_rest(kept, self._journal) as machine:
+            yield machine
 
     async def revert(self, name: str, snapshot: str) -> tuple[str, ...]:
         """See `Supervisor.revert`."""

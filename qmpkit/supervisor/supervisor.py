@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import (
+    AbstractAsyncContextManager,
     AbstractContextManager,
     AsyncExitStack,
     asynccontextmanager,
@@ -23,6 +24,7 @@ from qmpkit.machine.keep import Ground, QemuGround
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.machine.machine import check_grace
 from qmpkit.networks.farm_networks import FarmNetworks
+from qmpkit.operations.at_rest import AtRest
 from qmpkit.process.limits import raise_nofile
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.farm import FarmMachine
@@ -301,6 +303,14 @@ class Supervisor:
         Raises SpecInvalid for one that is up or unknown, JournalFailed.
         """
         await self._kept_machines().forget(name)
+
+    def at_rest(self, name: str) -> AbstractAsyncContextManager[AtRest]:
+        """`async with supervisor.at_rest(name) as machine:` the disks of one that is down.
+
+        As `qmpkit.at_rest`, and its record follows what is done.  It cannot be started
+        meanwhile.  Raises SpecInvalid when it is up, or for an unknown name.
+        """
+        return self._kept_machines().at_rest(name)
 
     async def revert(self, name: str, snapshot: str) -> tuple[str, ...]:
         """Have a kept machine that is down start from a snapshot of its disks the next time.

@@ -45,8 +45,11 @@ async def holds(file: str, format: str, blocks: dict[int, int]) -> None:
         assert report.ok and not report.leaks
 
 
-async def qemu_io(file: str, format: str, *commands: str) -> subprocess.CompletedProcess[bytes]:
-    words = ["qemu-io", "-r", "-f", format]
+async def qemu_io(
+    file: str, format: str, *commands: str, readonly: bool = True
+) -> subprocess.CompletedProcess[bytes]:
+    """Run commands of qemu-io on an image that nobody has open."""
+    words = ["qemu-io", "-f", format, *(["-r"] if readonly else [])]
     for command in commands:
         words += ["-c", command]
     return await trio.run_process([*words, file], capture_stdout=True, check=False)

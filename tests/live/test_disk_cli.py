@@ -112,6 +112,12 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
         "disk", "resize", "store", "disk7", "1GiB", status=2
     )
     assert "a guest would lose" in shell.run("disk", "resize", "store", "disk0", "1MiB", status=2)
+    shell.run("stop", "store", "--grace", "0")
+    shell.run("snapshot", "take", "store", "down")
+    assert "down *" in shell.run("snapshot", "list", "store")
+    assert "store.down.qcow2" in shell.run("disk", "list", "store")
+    shell.run("snapshot", "delete", "store", "down")
+    assert "running machine" in shell.run("disk", "limit", "store", "disk0", status=2)
     shell.run("down", "--grace", "0", "--delete-disks", "--yes")
     assert places.qemus() == []
     left = ["store.qcow2", "store.two.qcow2"]
