@@ -23,6 +23,7 @@ from qmpkit.host.check_files import (
 from qmpkit.host.check_network import check_network
 from qmpkit.host.findings import Problem, lacking
 from qmpkit.host.kvm import read_text
+from qmpkit.host.layered import layered_problems
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.sizes import format_size
 
@@ -44,6 +45,7 @@ def preflight(spec: MachineSpec, root: Path = Path("/")) -> tuple[Problem, ...]:
 def _problems(spec: MachineSpec, root: Path) -> Iterator[Problem]:
     yield from check_plain_files(spec)
     yield from check_disks(spec)
+    yield from layered_problems(spec)
     yield from check_network(spec, root)
     yield from _check_memory_file(spec)
     yield from _check_vsock(spec, root)

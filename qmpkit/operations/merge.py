@@ -16,6 +16,7 @@ import trio
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.chain import walk_chain
+from qmpkit.host.layered import mark_layered
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.errors import JobFailed
@@ -168,6 +169,8 @@ async def _merge(
         else:
             words |= {"top-node": upper.node, "backing-file": _recorded(base, chain[place - 2])}
             await _merge_between(machine, words, it, progress)
+            above = Path(chain[place - 2].file)
+            await trio.to_thread.run_sync(mark_layered, Path(base.file), above)
 
 
 async def _merge_between(

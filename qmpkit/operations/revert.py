@@ -10,6 +10,7 @@ import attrs
 import trio
 
 from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.host.layered import mark_layered
 from qmpkit.images.drafts import Placed
 from qmpkit.images.new import place_overlay
 from qmpkit.machine.ledger import Change
@@ -52,6 +53,7 @@ async def overlays_made(change: Change) -> None:
             if disk.file in change.files:
                 base, base_format = point.disks[disk.id], point.formats[disk.id]
                 made.append(await place_overlay(disk.file, base, base_format, "qcow2"))
+                await trio.to_thread.run_sync(mark_layered, Path(base), Path(disk.file))
     except BaseException:
         with trio.move_on_after(STEP_GRACE, shield=True):
             await trio.to_thread.run_sync(_unlink, made, abandon_on_cancel=True)

@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.host.layered import mark_layered
 from qmpkit.images.new import place_layer
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
@@ -83,6 +84,7 @@ async def _carry_out(
         for step in steps:
             base, new = step.below, step.disk
             made.file(await place_layer(new.file, base.file, base.format, base.size))
+            await trio.to_thread.run_sync(mark_layered, Path(base.file), Path(new.file))
             await made.nodes(*layer_blockdevs(new))
         async with freeze() if freeze else nullcontext():
             try:

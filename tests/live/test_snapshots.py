@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import attrs
@@ -20,6 +21,11 @@ from tests.live.small_disk import small_disk
 from tests.sizes import NEWEST
 
 pytestmark = pytest.mark.live
+
+
+def marks(file: Path) -> list[str]:
+    """The extended attributes of a file, where it has such."""
+    return os.listxattr(file)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -64,6 +70,10 @@ async def test_a_machine_starts_again_from_the_layers_it_wrote_to(
         await vm.snapshots.take("one")
         await write(vm, "disk0", 0, 2)
         spec = vm.spec
+    if any("user." in name for name in marks(tmp_path / "0.qcow2")):
+        with pytest.raises(SpecInvalid, match="is what a snapshot holds"):
+            async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True):
+                pass
     async with qmpkit.running(spec, paused=True) as vm:
         chain = await vm.disks.chain("disk0")
         assert [Path(layer.file).name for layer in chain] == ["0.one.qcow2", "0.qcow2"]
