@@ -186,7 +186,18 @@ def publish(layout: Layout, draft: Path, image: Image, *, replace: bool) -> None
         sync(layout.blobs)
     else:
         draft.unlink()
-    write_record(layout, image)
+    write_record(layout, _joined(layout, image))
+
+
+def _joined(layout: Layout, image: Image) -> Image:
+    """*image* with what is known of the same content already: what vouches for it stays."""
+    old = next((each for each in images(layout) if each.digest == image.digest), None)
+    if old is None:
+        return image
+    image = attrs.evolve(image, checksums={**old.checksums, **image.checksums})
+    if old.vouched and not image.vouched:
+        return attrs.evolve(image, vouched=old.vouched, source=old.source, pulled=old.pulled)
+    return image
 
 
 def in_place(image: Image) -> bool:
