@@ -17,7 +17,7 @@ import trio
 from qmpkit.errors import ChecksumWrong, PullFailed
 from qmpkit.images.store.checksums import Checksum
 from qmpkit.images.store.landing import Landing
-from qmpkit.images.store.web import PAUSES, Interrupted, Web
+from qmpkit.images.store.web import PAUSES, Interrupted, Web, ended
 from qmpkit.spec.sizes import format_size
 
 if TYPE_CHECKING:
@@ -173,12 +173,13 @@ class Download:
         total = landing.left.total if landing.left else None
         try:
             # Raw: where the server says that it is compressed, that is the file itself.
-            async for chunk in answer.aiter_raw():
-                pending += chunk
-                if landing.length + len(pending) > self.most:
-                    raise self._too_large()
-                if len(pending) >= _FLUSH:
-                    await self._flush(landing, pending, total)
+            async with ended(answer.aiter_raw()) as chunks:
+                async for chunk in chunks:
+                    pending += chunk
+                    if landing.length + len(pending) > self.most:
+                        raise self._too_large()
+                    if len(pending) >= _FLUSH:
+                        await self._flush(landing, pending, total)
         finally:
             # Cancelled it raises here, and less than a MiB is to come again.
             if pending:

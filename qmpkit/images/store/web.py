@@ -18,7 +18,7 @@ from qmpkit.errors import HostLacks, PullFailed
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["PAUSES", "Interrupted", "Web", "web"]
+__all__ = ["PAUSES", "Interrupted", "Web", "ended", "web"]
 
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds before it is asked again, each time that nothing has come."""
@@ -77,10 +77,11 @@ class Web:
     async def _small(self, url: str, *, signed: bool) -> bytes:
         data = bytearray()
         async with self.get(url, {}, shown=url, trusted=signed) as answer:
-            async for chunk in answer.aiter_bytes():
-                data += chunk
-                if len(data) > _SMALL:
-                    raise PullFailed(url, "a file of checksums is not that large")
+            async with ended(answer.aiter_bytes()) as chunks:
+                async for chunk in chunks:
+                    data += chunk
+                    if len(data) > _SMALL:
+                        raise PullFailed(url, "a file of checksums is not that large")
         return bytes(data)
 
     @contextmanager
@@ -110,6 +111,23 @@ class Web:
 
 
 @asynccontextmanager
+async def ended(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The chunks of a body; whoever leaves the block early ends them in order.
+
+    httpx reads through half a dozen generators, one in the other.  Closing the outermost
+    would leave the rest to the garbage collector; what is raised by the innermost ends
+    them all.
+    """
+    try:
+        yield chunks
+    finally:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            async for _ in chunks:
+                pass
+
+
+@asynccontextmanager
 async def web(stall: float) -> AsyncIterator[Web]:
     """A client; *stall*: seconds without a byte after which a connection is given up.
 
@@ -131,10 +149,12 @@ async def web(stall: float) -> AsyncIterator[Web]:
 
 def _httpx() -> Any:
     try:
-        return importlib.import_module("httpx")
+        httpx = importlib.import_module("httpx")
+        importlib.import_module("httpcore")  # a client would load it, in the event loop
     except ModuleNotFoundError as error:
         what = f"pulling from a URL needs {error.name}, which is not installed"
         raise HostLacks(what, "pip install 'qmpkit[images]'") from error
+    return httpx
 
 
 def _weakened(answer: httpx.Response) -> bool:

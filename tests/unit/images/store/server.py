@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -51,6 +52,12 @@ class Server:
 
     def url(self, path: str) -> str:
         return f"{self.address}{path}"
+
+    def clients(self) -> int:
+        """Connections to this server that somebody has open."""
+        port = f":{int(self.address.rpartition(':')[2]):04X}"
+        rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return sum(row[2].endswith(port) and row[3] == "01" for row in rows)
 
     def put(self, path: str, body: bytes, **how: Any) -> str:
         self.pages[path] = Page(body=body, **how)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmpkit.images.store.checksums import Checksum, checksum_of, is_clearsigned, signed_part
@@ -96,6 +96,7 @@ def test_what_is_no_sum(digits: str) -> None:
         Checksum.of(digits)
 
 
+@settings(max_examples=30)
 @given(st.text(), st.text(min_size=1, max_size=20))
 def test_any_text_is_read(text: str, file: str) -> None:
     """What a server sends instead of a list is no list, and no failure of ours."""

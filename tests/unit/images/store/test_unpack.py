@@ -75,11 +75,11 @@ async def test_zeros_fill_it_up(tmp_path: Path, how: str) -> None:
 
 
 async def test_zeros_take_no_space(tmp_path: Path) -> None:
-    content = bytes(6 * MIB) + b"x" + bytes(2 * MIB)
-    for how in ("", "xz", "zstd"):
+    content = bytes(4 * MIB) + b"x" + bytes(MIB)
+    for how in ("", "gzip", "zstd"):
         data = PACKERS[how](content) if how else content
         is_all(tmp_path, await copying(tmp_path, data, how).run(), content, data)
-        assert os.stat(tmp_path / "target").st_blocks * 512 < 3 * MIB
+        assert os.stat(tmp_path / "target").st_blocks * 512 <= 2 * MIB
 
 
 @packed
