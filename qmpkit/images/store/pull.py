@@ -150,14 +150,14 @@ class Pull:
     async def _had(self, client: Web | None) -> Image:
         """The image, fetched unless it is here."""
         self.pulling._set("checksums")
-        expected = await expected_of(self.source, client)
-        known, etag = None, ""
-        if not self.refresh:
-            known, etag = await trio.to_thread.run_sync(self._known, expected)
-        if known is not None and expected.checksum is not None:
-            return await self._named(known, expected, etag)
         try:
             async with self._nothing_half_left():
+                expected = await expected_of(self.source, client)
+                known, etag = None, ""
+                if not self.refresh and not self.source.local:  # a file here is read anyway
+                    known, etag = await trio.to_thread.run_sync(self._known, expected)
+                if known is not None and expected.checksum is not None:
+                    return await self._named(known, expected, etag)
                 brought = await self._bring(client, expected, etag)
                 if brought is None:
                     assert known is not None, "the server has been told of it"
@@ -304,6 +304,7 @@ def _clear(folder: Path, *, everything: bool) -> None:
     else:
         with suppress(OSError):
             (folder / _DRAFT).unlink(missing_ok=True)
+            folder.rmdir()  # when there is nothing to go on with
 
 
 def _packed(path: Path) -> str:
