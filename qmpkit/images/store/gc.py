@@ -18,7 +18,7 @@ from qmpkit.errors import ImageInUse
 from qmpkit.images.store import index
 from qmpkit.images.store.index import Image
 from qmpkit.images.store.layout import Layout
-from qmpkit.images.store.needs import Needs, needs_of, opened_by
+from qmpkit.images.store.needs import Needs, needs_of
 from qmpkit.process.durable import DRAFT
 
 __all__ = ["GcReport", "Kept", "collect", "remove"]
@@ -49,14 +49,14 @@ def remove(layout: Layout, name: str, *, gone: bool) -> Image:
     needs = needs_of(layout, [image], gone=gone)
     if why := needs.of(image):
         raise ImageInUse(str(image.path), "remove", "; ".join(why), _CURE)
-    index.forget(layout, image)
+    index.forget(layout, image.digest, image.path)
     return image
 
 
 def collect(layout: Layout, *, gone: bool, dry_run: bool) -> GcReport:
     """Remove what has no name and is needed by nothing, and what crashes have left; OSError."""
-    images = index.images(layout)
-    needs = needs_of(layout, images, gone=gone)
+    images, orphans = index.images(layout), list(_orphans(layout))
+    needs = needs_of(layout, [*images, *orphans], gone=gone)
     kept, idle = [], []
     for image in images:
         called = [f"it is called {name}" for name in image.names]
@@ -64,34 +64,44 @@ def collect(layout: Layout, *, gone: bool, dry_run: bool) -> GcReport:
             kept.append(Kept(image, tuple(why)))
         else:
             idle.append(image)
-    sizes = {path: _taken(path) for path in _leftovers(layout)}
-    sizes |= {image.path: _taken(image.path) for image in idle}
+    lost = [each for each in orphans if not needs.of(each)]
+    paths = [*(each.path for each in (*idle, *lost)), *_leftovers(layout)]
+    sizes = {path: _taken(path) for path in paths}
     if not dry_run:
-        _remove(layout, needs, idle, sizes)
+        for each in (*idle, *lost):
+            index.forget(layout, each.digest, each.path)
+        _remove(layout, needs, sizes)
     return GcReport(tuple(sizes), sum(sizes.values()), tuple(kept))
 
 
-def _remove(layout: Layout, needs: Needs, idle: list[Image], sizes: dict[Path, int]) -> None:
+def _remove(layout: Layout, needs: Needs, sizes: dict[Path, int]) -> None:
     for entry in needs.idle:
         entry.unlink(missing_ok=True)
-    for image in idle:
-        index.forget(layout, image)
     for path in list(sizes):
-        if path.parent == layout.partial:
-            if not _removed_partial(path):
-                del sizes[path]
-        else:
+        if path.parent != layout.partial:
             path.unlink(missing_ok=True)
+        elif not _removed_partial(path):
+            del sizes[path]
+
+
+@attrs.frozen
+class _Orphan:
+    """An image without a record: from before that was written, or after it went."""
+
+    digest: str
+    path: Path
+
+
+def _orphans(layout: Layout) -> Iterator[_Orphan]:
+    for path in _listed(layout.blobs):
+        if not os.path.lexists(layout.record(path.stem)):  # one that is not understood counts
+            yield _Orphan(path.stem, path)
 
 
 def _leftovers(layout: Layout) -> Iterator[Path]:
-    """What no record is of: images before it was written, or after it went; drafts; pulls."""
+    """What crashes and cancellations leave: drafts of what is known, and pulls."""
     for folder in (layout.records, layout.names, *_folders(layout.uses)):
         yield from (path for path in _listed(folder) if path.name.endswith(DRAFT))
-    for path in _listed(layout.blobs):
-        # A record that is not understood is one.
-        if not os.path.lexists(layout.record(path.stem)) and not opened_by(path):
-            yield path
     for path in _folders(layout.partial):
         if not _busy(path):
             yield path

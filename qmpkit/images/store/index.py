@@ -217,13 +217,13 @@ def give_name(layout: Layout, name: str, meant: Name) -> None:
     write_durably(layout.names / name, json.dumps(attrs.asdict(meant)))
 
 
-def forget(layout: Layout, image: Image) -> None:
-    """Take *image* out of the store: names, record, file, in this order; raises OSError."""
+def forget(layout: Layout, digest: str, path: Path) -> None:
+    """Take an image out of the store: names, record, its file *path*, in this order; OSError."""
     for name, meant in names(layout).items():
-        if meant.digest == image.digest:
+        if meant.digest == digest:
             (layout.names / name).unlink(missing_ok=True)
     sync(layout.names)
-    layout.record(image.digest).unlink(missing_ok=True)
+    layout.record(digest).unlink(missing_ok=True)
     sync(layout.records)
-    image.path.unlink(missing_ok=True)
-    shutil.rmtree(layout.uses / image.digest, ignore_errors=True)
+    path.unlink(missing_ok=True)
+    shutil.rmtree(layout.uses / digest, ignore_errors=True)

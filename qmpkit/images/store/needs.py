@@ -15,25 +15,36 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
 from qmpkit.host.chain import walk_chain
 from qmpkit.host.headers import read_header
 from qmpkit.host.holders import holders_of, image_locked
-from qmpkit.images.store.index import Image
 from qmpkit.images.store.layout import Layout
 from qmpkit.images.store.locks import is_held
 from qmpkit.images.store.uses import Use, uses_of
 from qmpkit.process.roots import state_root
 
-__all__ = ["Needs", "needs_of", "opened_by"]
+__all__ = ["Content", "Needs", "needs_of"]
 
 _MOST_BESIDE = 2000  # files that are looked at in one directory
 _UNREAD = ("qed", "vmdk")  # formats with bases that only QEMU reads
 
 FileId = tuple[int, int]
+
+
+class Content(Protocol):
+    """An image of the store, also one without a record."""
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 that its file is named by."""
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
 
 
 @attrs.define
@@ -43,15 +54,15 @@ class Needs:
     why: dict[str, list[str]] = attrs.field(factory=dict)
     idle: list[Path] = attrs.field(factory=list)
 
-    def of(self, image: Image) -> list[str]:
+    def of(self, image: Content) -> list[str]:
         """What needs *image*; also a process that has it open."""
-        return [*self.why.get(image.digest, ()), *opened_by(image.path)]
+        return [*self.why.get(image.digest, ()), *_opened_by(image.path)]
 
     def _add(self, digest: str, why: str) -> None:
         self.why.setdefault(digest, []).append(why)
 
 
-def needs_of(layout: Layout, images: Iterable[Image], *, gone: bool) -> Needs:
+def needs_of(layout: Layout, images: Iterable[Content], *, gone: bool) -> Needs:
     """What needs the *images*; *gone*: an overlay that is not in its place was deleted.
 
     Called with the store's lock held, so that no overlay is noted meanwhile.
@@ -74,7 +85,7 @@ def needs_of(layout: Layout, images: Iterable[Image], *, gone: bool) -> Needs:
     return needs
 
 
-def opened_by(image: Path) -> list[str]:
+def _opened_by(image: Path) -> list[str]:
     """Which processes have *image* open, in words."""
     holders = [who for who in holders_of(image) if who.pid != os.getpid()]
     if holders:
@@ -88,7 +99,7 @@ def opened_by(image: Path) -> list[str]:
     return ["a process that this user may not see has it open"] if locked else []
 
 
-def _identified(images: Iterable[Image]) -> Iterator[tuple[FileId, str]]:
+def _identified(images: Iterable[Content]) -> Iterator[tuple[FileId, str]]:
     for image in images:
         with suppress(FileNotFoundError):
             found = image.path.stat()
