@@ -9,7 +9,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from qmpkit import __version__
-from qmpkit.cli import commands, farm_commands, guest_commands, image_commands, serve_commands
+from qmpkit.cli import (
+    commands,
+    farm_commands,
+    guest_commands,
+    image_commands,
+    serve_commands,
+    store_commands,
+)
 from qmpkit.cli.exits import EXIT_TABLE, Exit
 from qmpkit.cli.farm_words import GROUP
 from qmpkit.cli.report import debug_wanted, reported
@@ -68,7 +75,7 @@ def _add(to: App, commands: Iterable[Callable[..., Any] | App], group: Group | N
             to.command(command, help=help_, sort_key=place, group=group)
 
 
-_add(image, image_commands.ALL)
+_add(image, [*image_commands.ALL, *store_commands.ALL])
 _add(app, [*commands.ALL, image, completion])
 _add(app, [*farm_commands.ALL, *guest_commands.ALL, *serve_commands.ALL], GROUP)
 

@@ -26,7 +26,7 @@ class Exit(IntEnum):
 EXIT_TABLE = """\
 Exit status:
   0    done; for run: the guest shut itself down, or it was stopped on request
-  1    QEMU, qemu-img or the guest failed: a crash, a panic, a refused command
+  1    QEMU, qemu-img, the guest or a download failed: a crash, a refusal
   2    a mistake in the command line, the profile or a file it names
   3    this host lacks something: KVM, a program, a right
   4    the monitor of another QEMU is absent, busy, silent or lost

@@ -18,12 +18,12 @@ from qmpkit.errors import ImageInUse
 from qmpkit.images.store import index
 from qmpkit.images.store.index import Image
 from qmpkit.images.store.layout import Layout
-from qmpkit.images.store.needs import Needs, needs_of
+from qmpkit.images.store.needs import Content, Needs, needs_of
 from qmpkit.process.durable import DRAFT
 
 __all__ = ["GcReport", "Kept", "collect", "remove"]
 
-_CURE = "remove what is on it first; when that is deleted and not moved, say so: gone"
+_CURE = "remove what is on it first; if that was deleted and not moved, say gone (--gone)"
 
 
 @attrs.frozen
@@ -64,11 +64,11 @@ def collect(layout: Layout, *, gone: bool, dry_run: bool) -> GcReport:
             kept.append(Kept(image, tuple(why)))
         else:
             idle.append(image)
-    lost = [each for each in orphans if not needs.of(each)]
-    paths = [*(each.path for each in (*idle, *lost)), *_leftovers(layout)]
+    unneeded: list[Content] = [*idle, *(each for each in orphans if not needs.of(each))]
+    paths = [*(each.path for each in unneeded), *_leftovers(layout)]
     sizes = {path: _taken(path) for path in paths}
     if not dry_run:
-        for each in (*idle, *lost):
+        for each in unneeded:
             index.forget(layout, each.digest, each.path)
         _remove(layout, needs, sizes)
     return GcReport(tuple(sizes), sum(sizes.values()), tuple(kept))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import attrs
 
@@ -22,12 +22,24 @@ from qmpkit.images.store.layout import Layout
 from qmpkit.process.durable import DRAFT, sync, write_durably
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["NAME", "Image", "Name", "find", "forget", "give_name", "images", "in_place", "names"]
+__all__ = [
+    "NAME",
+    "Format",
+    "Image",
+    "Name",
+    "find",
+    "forget",
+    "give_name",
+    "images",
+    "in_place",
+    "names",
+]
 __all__ += ["publish", "write_record"]
 
 SCHEMA = 1
 _LEAST_DIGITS = 8  # of a digest that is shortened
 _MODE = 0o444
+Format = Literal["qcow2", "raw"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _log = logging.getLogger("qmpkit.images")
 
@@ -46,7 +58,7 @@ class Image:
 
     digest: str
     path: Path
-    format: str
+    format: Format
     size: int
     virtual_size: int
     source: str
@@ -127,6 +139,8 @@ def _read(layout: Layout, path: Path) -> Image | None:
 
 
 def _from_dict(layout: Layout, data: dict[str, Any]) -> Image:
+    if data["format"] not in get_args(Format):
+        raise ValueError(f"the format {data['format']!r} is none of the store's")
     return Image(
         digest=data["digest"],
         path=layout.blob(data["digest"], data["format"]),

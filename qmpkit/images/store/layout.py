@@ -16,24 +16,15 @@ their content with their base.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import attrs
 
 from qmpkit.errors import HostLacks
-from qmpkit.process.roots import state_root
 
-__all__ = ["Layout", "store_root"]
+__all__ = ["Layout"]
 
 _OTHER_PLACE = "name another place: QMPKIT_IMAGES_DIR=…"
-
-
-def store_root() -> Path:
-    """`$QMPKIT_IMAGES_DIR`, else `.images` in the state directory; not made."""
-    if own := os.environ.get("QMPKIT_IMAGES_DIR"):
-        return Path(own).absolute()
-    return state_root() / ".images"  # no supervisor's name begins with a dot
 
 
 @attrs.frozen

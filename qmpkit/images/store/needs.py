@@ -118,7 +118,9 @@ def _judge(needs: Needs, use: Use, files: dict[FileId, str], *, gone: bool) -> N
         if gone:
             needs.idle.append(use.entry)
         else:
-            needs._add(use.digest, f"{name}, made on it, is not in its place: it was deleted or moved")
+            needs._add(
+                use.digest, f"{name}, made on it, is not in its place: it was deleted or moved"
+            )
         return
     except OSError as error:
         needs._add(use.digest, f"{name}, made on it, cannot be looked at: {error.strerror}")

@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import attrs
 import trio
@@ -26,7 +27,7 @@ from qmpkit.host.headers import read_header
 from qmpkit.images.in_use import refuse_used
 from qmpkit.images.store import index
 from qmpkit.images.store.download import Download
-from qmpkit.images.store.index import Image, Name
+from qmpkit.images.store.index import Format, Image, Name
 from qmpkit.images.store.layout import Layout
 from qmpkit.images.store.locks import held, held_folder
 from qmpkit.images.store.progress import Pulling, Stage
@@ -111,7 +112,7 @@ class Pull:
     def _refuse_taken(self, meant: Name | None) -> None:
         if meant is not None and meant.source != self.source.shown and not self.source.shipped:
             what = f"the name {self.source.name!r} is that of an image from {meant.source}"
-            raise SpecInvalid([Fault("", what, "give this one another name")])
+            raise SpecInvalid([Fault("", what, "give this one another (--name)")])
 
     async def _take_turn(self, stack: AsyncExitStack) -> bool:
         """Have the source's directory; whether that took waiting for another who had it."""
@@ -253,7 +254,7 @@ class Pull:
         image = Image(
             digest=brought.digest,
             path=self.layout.blob(brought.digest, info.format),
-            format=info.format,
+            format=cast(Format, info.format),  # the vetted have no other
             size=brought.size,
             virtual_size=info.virtual_size,
             source=self.source.shown,

@@ -163,9 +163,9 @@ def _plain(file: str) -> str:
 def _checked_name(name: str, *, shipped: bool) -> str:
     if not NAME.fullmatch(name):
         what = f"{name!r} cannot be an image's name" if name else "the image would have no name"
-        raise _mistake(what, "letters, digits and . _ + -, a hundred at most; say it with name")
+        raise _mistake(what, "--name: letters, digits and . _ + -, a hundred at most")
     if name in catalogue() and not shipped:
-        raise _mistake(f"{name!r} is a name of the catalogue", "give it another with name")
+        raise _mistake(f"{name!r} is a name of the catalogue", "give it another (--name)")
     return name
 
 

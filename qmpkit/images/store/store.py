@@ -16,12 +16,13 @@ from qmpkit._trio import raise_collapsed
 from qmpkit.images.store import gc, index
 from qmpkit.images.store.gc import GcReport
 from qmpkit.images.store.index import Image
-from qmpkit.images.store.layout import Layout, store_root
+from qmpkit.images.store.layout import Layout
 from qmpkit.images.store.locks import held
 from qmpkit.images.store.progress import Pulling
 from qmpkit.images.store.pull import Pull
 from qmpkit.images.store.sources import resolved
 from qmpkit.images.store.unpack import hashed
+from qmpkit.process.roots import images_root
 from qmpkit.spec.sizes import GIB
 
 __all__ = ["Store", "Verified"]
@@ -61,7 +62,7 @@ class Verified:
 
 
 def _place(path: StrPath | None) -> Path:
-    return store_root() if path is None else Path(path)
+    return images_root() if path is None else Path(path)
 
 
 @attrs.frozen

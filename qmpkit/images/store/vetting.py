@@ -9,6 +9,7 @@ are taken, and of those only images that have none.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import trio
 
@@ -16,10 +17,11 @@ from qmpkit.errors import ImageFailed, ImageRefused, SpecInvalid
 from qmpkit.host.headers import Header, read_header
 from qmpkit.images.details import ImageInfo
 from qmpkit.images.look import look_at
+from qmpkit.images.store.index import Format
 
 __all__ = ["FORMATS", "vetted"]
 
-FORMATS = ("qcow2", "raw")
+FORMATS: tuple[Format, ...] = get_args(Format)
 _SECTOR = 512
 
 

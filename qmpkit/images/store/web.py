@@ -76,12 +76,14 @@ class Web:
 
     async def _small(self, url: str, *, signed: bool) -> bytes:
         data = bytearray()
-        async with self.get(url, {}, shown=url, trusted=signed) as answer:
-            async with ended(answer.aiter_bytes()) as chunks:
-                async for chunk in chunks:
-                    data += chunk
-                    if len(data) > _SMALL:
-                        raise PullFailed(url, "a file of checksums is not that large")
+        async with (
+            self.get(url, {}, shown=url, trusted=signed) as answer,
+            ended(answer.aiter_bytes()) as chunks,
+        ):
+            async for chunk in chunks:
+                data += chunk
+                if len(data) > _SMALL:
+                    raise PullFailed(url, "a file of checksums is not that large")
         return bytes(data)
 
     @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import random
 from pathlib import Path
 
 import pytest
 import trio
 
-from qmpkit.errors import ChecksumWrong, ImageRefused, PullFailed
+from qmpkit.errors import ChecksumWrong, HostLacks, ImageRefused, PullFailed
 from qmpkit.images import Store
 from tests.unit.images.store.server import Page, Server
 
@@ -34,9 +35,7 @@ async def test_it_is_gone_on_with_where_it_broke_off(server: Server, store: Stor
     assert image.path.stat().st_mode & 0o777 == 0o444
 
 
-async def test_what_a_cancelled_pull_has_had_is_not_had_again(
-    server: Server, store: Store
-) -> None:
+async def test_what_a_cancelled_pull_has_had_is_not_had_again(server: Server, store: Store) -> None:
     big = BODY * 8
     url = server.put("/disk.raw", big, stall=[len(big) - 1000])
     with trio.move_on_after(10) as scope:
@@ -67,7 +66,7 @@ async def test_a_stalled_server_is_given_up(server: Server, store: Store) -> Non
     url = server.put("/disk.raw", BODY, stall=[HALF])
     assert (await brief.pull(url, sha256=SUM)).digest == SUM
     dead = server.put("/dead.raw", BODY, stall=[0] * 9)
-    with pytest.raises(PullFailed, match="the server has sent nothing for 0.1 s") as caught:
+    with pytest.raises(PullFailed, match=r"the server has sent nothing for 0\.1 s") as caught:
         await brief.pull(dead)
     assert str(caught.value).startswith(f"cannot pull {dead!r}: ")
     assert [path for path, _ in server.asked].count("/dead.raw") == 3
@@ -164,7 +163,7 @@ async def test_bounds(server: Server, store: Store) -> None:
     assert server.sent < len(BODY) + 1
     with pytest.raises(PullFailed, match=said):
         await small.pull(server.put("/untold.raw", BODY, length=False))
-    with pytest.raises(PullFailed, match="No space left on device, .* bytes are missing"):
+    with pytest.raises(PullFailed, match=r"No space left on device, .* bytes are missing"):
         huge = Store(store.path, max_size=1 << 60)
         await huge.pull(server.put("/huge.raw", BODY, claimed=1 << 59))
     assert await small.images() == ()
@@ -178,13 +177,10 @@ async def test_a_page_instead_of_a_disk(server: Server, store: Store) -> None:
 
 
 async def test_without_httpx(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from qmpkit.errors import HostLacks
-    from qmpkit.images.store import web
-
     def refuse(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr(web.importlib, "import_module", refuse)
+    monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.raises(HostLacks, match=r"needs httpx, .* Cure: pip install 'qmpkit\[images\]'"):
         await store.pull("https://example.org/disk.raw")
     (tmp_path / "disk.raw").write_bytes(bytes(512))

@@ -70,13 +70,11 @@ async def test_an_overlay_needs_its_base(store: Store, tmp_path: Path, base: Ima
     why = await kept_because(store, base)
     assert f"'{tmp_path}/web.qcow2' is on it" in why
     assert f"'{tmp_path}/top.qcow2' is on it" in why
-    with pytest.raises(ImageInUse, match="cannot remove .*web.qcow2' is on it"):
+    with pytest.raises(ImageInUse, match=r"cannot remove .*web\.qcow2' is on it"):
         await store.remove(base.digest, gone=True)
 
 
-async def test_made_by_a_machine_it_is_noted_too(
-    store: Store, tmp_path: Path, base: Image
-) -> None:
+async def test_made_by_a_machine_it_is_noted_too(store: Store, tmp_path: Path, base: Image) -> None:
     disk = Disk(
         str(tmp_path / "deep" / "vm.qcow2"),
         format="qcow2",
@@ -98,7 +96,7 @@ async def test_where_an_overlay_was_is_nothing(store: Store, tmp_path: Path, bas
     await superseded(store, tmp_path)
     why = await kept_because(store, base)
     assert why == f"'{made}', made on it, is not in its place: it was deleted or moved"
-    with pytest.raises(ImageInUse, match="when that is deleted and not moved, say so: gone"):
+    with pytest.raises(ImageInUse, match="if that was deleted and not moved, say gone"):
         await store.remove(base.digest)
     assert (await store.gc(gone=True)).removed == (base.path,)
 
@@ -178,17 +176,16 @@ async def test_disks_on_record_are_followed(store: Store, tmp_path: Path, base: 
     assert (await store.gc()).removed == (base.path,)
 
 
-async def test_what_is_open_stays(store: Store, tmp_path: Path, base: Image) -> None:
-    await superseded(store, tmp_path)
+def test_what_is_open_stays(store: Store, tmp_path: Path, base: Image) -> None:
+    trio.run(superseded, store, tmp_path)
     code = "import sys; f = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(base.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as reader:
+    words = [sys.executable, "-c", code, str(base.path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
         assert reader.stdout is not None
         reader.stdout.readline()
-        assert f"(pid {reader.pid}) has it open" in await kept_because(store, base)
+        assert f"(pid {reader.pid}) has it open" in trio.run(kept_because, store, base)
         reader.communicate()
-    assert (await store.gc()).removed == (base.path,)
+    assert trio.run(store.gc).removed == (base.path,)
 
 
 async def test_what_crashes_leave(store: Store, tmp_path: Path, base: Image) -> None:

@@ -47,14 +47,17 @@ async def killed(code: str, *argv: object, after: float) -> None:
     """Run a program and kill it so many seconds after it has begun."""
     words = [sys.executable, "-c", code, *map(str, argv)]
     env = {**os.environ, "NO_PROXY": "*"}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, env=env) as program:
-        assert program.stdout is not None
+    program = await trio.lowlevel.open_process(words, stdout=subprocess.PIPE, env=env)
+    assert program.stdout is not None
+    async with program.stdout:
         try:
-            assert await trio.to_thread.run_sync(program.stdout.readline)
+            assert await program.stdout.receive_some(1) == b"\n"
             await trio.sleep(after)
             assert program.poll() is None
         finally:
             program.kill()
+            with trio.CancelScope(shield=True):
+                await program.wait()
 
 
 async def all_is_well(store: Store) -> None:

@@ -45,11 +45,10 @@ async def test_who_waits_can_give_up(tmp_path: Path) -> None:
 
 async def test_a_folder_that_its_holder_removes(tmp_path: Path) -> None:
     path, waited = tmp_path / "folder", trio.Event()
-    async with trio.open_nursery() as nursery:
-        async with held_folder(path):
-            nursery.start_soon(_second, path, waited)
-            await waited.wait()
-            shutil.rmtree(path)
+    async with trio.open_nursery() as nursery, held_folder(path):
+        nursery.start_soon(_second, path, waited)
+        await waited.wait()
+        shutil.rmtree(path)
     assert (path / "second").exists()
 
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -308,26 +309,31 @@ async def test_cancelled_at_every_checkpoint(server: Server, store: Store, qcow2
 # --- a full disk
 
 
-async def test_a_full_disk(server: Server, tmp_path: Path, qcow2: bytes) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "qmpkit-test", str(small)]
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "qmpkit-test", str(folder)]
     done = subprocess.run(mounting, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"needs the right to mount: {done.stderr.strip()}")
-    try:
-        store = Store(small / "store")
-        told = r"No space left on device.*\. Cure: free some space there"
-        big = os.urandom(2 << 20)
-        for path, how in (("/told.raw", {}), ("/untold.raw", {"length": False})):
-            with pytest.raises(PullFailed, match=told):
-                await store.pull(server.put(path, big, **how))
-        with pytest.raises(PullFailed, match=told):
-            await store.pull(server.put("/packed.raw.gz", gzip.compress(b"x" * (4 << 20))))
-        (tmp_path / "big.raw").write_bytes(big)
-        with pytest.raises(PullFailed, match=told):
-            await store.pull(tmp_path / "big.raw")
-        assert left(store) == set()
-        assert (await store.pull(server.put("/disk.img", qcow2))).size == len(qcow2)
-    finally:
-        subprocess.run(["umount", "--lazy", str(small)], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+async def test_a_full_disk(server: Server, small: Path, tmp_path: Path, qcow2: bytes) -> None:
+    store = Store(small / "store")
+    told = r"No space left on device.*\. Cure: free some space there"
+    big = os.urandom(2 << 20)
+    with pytest.raises(PullFailed, match=told):
+        await store.pull(server.put("/told.raw", big))
+    with pytest.raises(PullFailed, match=told):
+        await store.pull(server.put("/untold.raw", big, length=False))
+    with pytest.raises(PullFailed, match=told):
+        await store.pull(server.put("/packed.raw.gz", gzip.compress(b"x" * (4 << 20))))
+    (tmp_path / "big.raw").write_bytes(big)
+    with pytest.raises(PullFailed, match=told):
+        await store.pull(tmp_path / "big.raw")
+    assert left(store) == set()
+    assert (await store.pull(server.put("/disk.img", qcow2))).size == len(qcow2)

@@ -8,7 +8,7 @@ import pytest
 
 from qmpkit.errors import SpecInvalid
 from qmpkit.images.store import sources
-from qmpkit.images.store.catalogue import Entry, Published
+from qmpkit.images.store.catalogue import Entry, Published, host_arch
 from qmpkit.images.store.sources import resolved
 
 URL = "https://example.org/images/disk-1.0%20final.qcow2.xz?at=3"
@@ -69,7 +69,7 @@ def test_a_password_is_not_told() -> None:
 
 def test_another_architecture_has_another_name() -> None:
     host, *others = ("x86_64", "aarch64")
-    if sources.host_arch() != host:
+    if host_arch() != host:
         host, others = "aarch64", ["x86_64"]
     assert resolved("debian-12", arch=host).name == "debian-12"
     assert resolved("debian-12", arch=others[0]).name == f"debian-12-{others[0]}"
@@ -92,4 +92,4 @@ def test_another_architecture_has_another_name() -> None:
 )
 def test_mistakes(what: str, options: dict[str, str], said: str) -> None:
     with pytest.raises(SpecInvalid, match=said):
-        resolved(what, **options)  # type: ignore[arg-type]
+        resolved(what, **options)

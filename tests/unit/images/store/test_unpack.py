@@ -6,7 +6,6 @@ import bz2
 import gzip
 import hashlib
 import lzma
-import os
 import random
 import subprocess
 from collections.abc import Callable
@@ -79,7 +78,7 @@ async def test_zeros_take_no_space(tmp_path: Path) -> None:
     for how in ("", "gzip", "zstd"):
         data = PACKERS[how](content) if how else content
         is_all(tmp_path, await copying(tmp_path, data, how).run(), content, data)
-        assert os.stat(tmp_path / "target").st_blocks * 512 <= 2 * MIB
+        assert (tmp_path / "target").stat().st_blocks * 512 <= 2 * MIB
 
 
 @packed
@@ -94,7 +93,7 @@ async def test_it_is_damaged(tmp_path: Path, how: str) -> None:
     data = bytearray(PACKERS[how](CONTENT))
     middle = len(data) // 2
     data[middle : middle + 64] = bytes(64)
-    with pytest.raises(ImageRefused, match="cannot pull 'https://example.org/disk': it cannot be"):
+    with pytest.raises(ImageRefused, match="it cannot be unpacked: "):
         await copying(tmp_path, bytes(data), how).run()
 
 
