@@ -18,7 +18,7 @@ from qmpkit.cli.places import check_cache, check_place, size_judged
 from qmpkit.cli.progress import show_progress
 from qmpkit.cli.safe import one_line, shell_word
 from qmpkit.cli.sizes import exact_size, human_size
-from qmpkit.cli.store import stored
+from qmpkit.cli.stored import stored
 from qmpkit.cli.talk import noted, print_json, talk
 from qmpkit.errors import QmpkitError, SpecInvalid
 from qmpkit.images import ImageInfo

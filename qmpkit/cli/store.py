@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Unpack
 
 import attrs
 import trio
 
 from qmpkit import images
-from qmpkit.cli.exits import Exit, Refusal
+from qmpkit.cli.exits import Exit
 from qmpkit.cli.interrupt import interruptible
 from qmpkit.cli.progress import Advance, transfer
 from qmpkit.cli.safe import one_line
@@ -23,7 +22,7 @@ from qmpkit.images import GcReport, Image, Pulling, Verified
 from qmpkit.images.store.catalogue import catalogue
 from qmpkit.images.store.store import PullOptions
 
-__all__ = ["collect", "list_catalogue", "list_images", "pull", "remove", "stored", "verify"]
+__all__ = ["collect", "list_catalogue", "list_images", "pull", "remove", "verify"]
 
 _SHORT = 12  # digits of a digest that people read
 _MOVING = {"download": "downloading", "unpack": "unpacking"}
@@ -108,8 +107,6 @@ async def list_catalogue(*, as_json: bool) -> None:
 
 async def remove(names: Sequence[str], *, gone: bool) -> None:
     """Remove each of them, and say so."""
-    if not names:
-        raise Refusal("name an image; qmpkit image ls tells what there is")
     store = images.Store()
     for name in names:
         async with interruptible() as work:
@@ -157,13 +154,3 @@ async def verify(names: Sequence[str], *, as_json: bool) -> int:
         if not each.ok:
             talk.note(f"{each.image.name}: qmpkit image pull --refresh mends it")
     return Exit.OK if all(each.ok for each in found) else Exit.FAILED
-
-
-async def stored(base: Path) -> Path:
-    """The store's image that is called so, where no such file is; else *base*."""
-    if base.name != str(base) or await trio.Path(base).exists():
-        return base
-    for image in await images.Store().images():
-        if base.name in image.names:
-            return image.path
-    return base
