@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -189,18 +190,29 @@ def find(layout: Layout, name: str) -> Image:
     raise SpecInvalid([Fault("", f"there is no image {name!r} in the store", hint)])
 
 
-def publish(layout: Layout, draft: Path, image: Image, *, replace: bool) -> None:
-    """Let *draft*, which is safe on disk, be the store's *image*.  OSError.
+def publish(
+    layout: Layout, draft: Path, image: Image, name: str, meant: Name, *, replace: bool
+) -> None:
+    """Let *draft*, which is safe on disk, be the store's *image*, called *name*.
 
-    One with the same content stays, but with *replace*: it may be damaged.
+    One with the same content stays, but with *replace*: it may be damaged.  Raises OSError;
+    what was not there before is not there then either.
     """
+    new = not os.path.lexists(layout.record(image.digest))
     draft.chmod(_MODE)
-    if replace or not in_place(image):
-        draft.rename(image.path)
-        sync(layout.blobs)
-    else:
-        draft.unlink()
-    write_record(layout, _joined(layout, image))
+    try:
+        if new or replace or not in_place(image):
+            draft.rename(image.path)
+            sync(layout.blobs)
+        else:
+            draft.unlink()
+        write_record(layout, _joined(layout, image))
+        give_name(layout, name, meant)
+    except OSError:
+        if new:
+            with suppress(OSError):
+                forget(layout, image.digest, image.path)
+        raise
 
 
 def _joined(layout: Layout, image: Image) -> Image:

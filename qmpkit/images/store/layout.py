@@ -22,9 +22,10 @@ import attrs
 
 from qmpkit.errors import HostLacks
 
-__all__ = ["Layout"]
+__all__ = ["OTHER_PLACE", "Layout"]
 
-_OTHER_PLACE = "name another place: QMPKIT_IMAGES_DIR=…"
+OTHER_PLACE = "name another place: QMPKIT_IMAGES_DIR=…"
+"""The cure where a store cannot be."""
 
 
 @attrs.frozen
@@ -78,4 +79,4 @@ class Layout:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             what = f"cannot make the image store {str(self.root)!r}: {error.strerror}"
-            raise HostLacks(what, _OTHER_PLACE) from error
+            raise HostLacks(what, OTHER_PLACE) from error

@@ -72,7 +72,11 @@ class Pull:
 
     async def run(self) -> Image:
         """The image, in the store."""
-        image = await self._run()
+        try:
+            image = await self._run()
+        except OSError as error:
+            said = error.strerror or str(error)
+            raise PullFailed(self.source.shown, said, cure_of(said)) from error
         self.pulling._finish(image)
         return image
 
@@ -151,22 +155,18 @@ class Pull:
     async def _had(self, client: Web | None) -> Image:
         """The image, fetched unless it is here."""
         self.pulling._set("checksums")
-        try:
-            async with self._nothing_half_left():
-                expected = await expected_of(self.source, client)
-                known, etag = None, ""
-                if not self.refresh and not self.source.local:  # a file here is read anyway
-                    known, etag = await trio.to_thread.run_sync(self._known, expected)
-                if known is not None and expected.checksum is not None:
-                    return await self._named(known, expected, etag)
-                brought = await self._bring(client, expected, etag)
-                if brought is None:
-                    assert known is not None, "the server has been told of it"
-                    return await self._named(known, expected, etag)
-                return await self._publish(brought, expected)
-        except OSError as error:
-            said = error.strerror or str(error)
-            raise PullFailed(self.source.shown, said, cure_of(said)) from error
+        async with self._nothing_half_left():
+            expected = await expected_of(self.source, client)
+            known, etag = None, ""
+            if not self.refresh and not self.source.local:  # a file here is read anyway
+                known, etag = await trio.to_thread.run_sync(self._known, expected)
+            if known is not None and expected.checksum is not None:
+                return await self._named(known, expected, etag)
+            brought = await self._bring(client, expected, etag)
+            if brought is None:
+                assert known is not None, "the server has been told of it"
+                return await self._named(known, expected, etag)
+            return await self._publish(brought, expected)
 
     def _known(self, expected: Expected) -> tuple[Image | None, str]:
         """The image as it is here, if it is the one expected, or may be; its ETag; blocking."""
@@ -264,9 +264,23 @@ class Pull:
         )
         # Abandoned it does no harm, and a large file may take it long.
         await trio.to_thread.run_sync(_safe_on_disk, brought.draft, abandon_on_cancel=True)
-        publish = partial(index.publish, self.layout, brought.draft, image, replace=self.refresh)
+        meant = self._meaning(image.digest, brought.etag)
         async with held(self.layout.lock):
-            return await trio.to_thread.run_sync(self._enter, publish, image.digest, brought.etag)
+            await trio.to_thread.run_sync(
+                partial(
+                    index.publish,
+                    self.layout,
+                    brought.draft,
+                    image,
+                    self.source.name,
+                    meant,
+                    replace=self.refresh,
+                )
+            )
+            return await trio.to_thread.run_sync(index.find, self.layout, image.digest)
+
+    def _meaning(self, digest: str, etag: str) -> Name:
+        return Name(digest, self.source.shown, etag, time.time())
 
     async def _named(self, image: Image, expected: Expected, etag: str) -> Image:
         """*image*, which is here, under this name too."""
@@ -274,18 +288,17 @@ class Pull:
             why = f"it is {image.format}, not {self.source.format} as stated"
             raise ImageRefused(self.source.shown, why)
         vouched = attrs.evolve(image, vouched=expected.vouched or image.vouched)
-        write = partial(index.write_record, self.layout, vouched)
         async with held(self.layout.lock):
-            if not await trio.to_thread.run_sync(index.in_place, image):
-                raise PullFailed(self.source.shown, "it was removed in this moment", "try again")
-            return await trio.to_thread.run_sync(self._enter, write, image.digest, etag)
+            return await trio.to_thread.run_sync(self._enter, vouched, etag)
 
-    def _enter(self, write: Callable[[], object], digest: str, etag: str) -> Image:
-        """Write the record and give the name; blocking, with the store's lock held."""
-        write()
-        meant = Name(digest, self.source.shown, etag, time.time())
+    def _enter(self, image: Image, etag: str) -> Image:
+        """Give the name to what is here; blocking, with the store's lock held."""
+        if not index.in_place(image):
+            raise PullFailed(self.source.shown, "it was removed in this moment", "try again")
+        index.write_record(self.layout, image)
+        meant = self._meaning(image.digest, etag)
         index.give_name(self.layout, self.source.name, meant)
-        return index.find(self.layout, digest)
+        return index.find(self.layout, image.digest)
 
 
 class _told_to_others:

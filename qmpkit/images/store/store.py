@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -13,10 +13,11 @@ import attrs
 import trio
 
 from qmpkit._trio import raise_collapsed
+from qmpkit.errors import HostLacks
 from qmpkit.images.store import gc, index
 from qmpkit.images.store.gc import GcReport
 from qmpkit.images.store.index import Image
-from qmpkit.images.store.layout import Layout
+from qmpkit.images.store.layout import OTHER_PLACE, Layout
 from qmpkit.images.store.locks import held
 from qmpkit.images.store.progress import Pulling
 from qmpkit.images.store.pull import Pull
@@ -179,16 +180,19 @@ class Store:
     async def images(self) -> tuple[Image, ...]:
         """Every image in the store, the latest first; none when nothing was ever pulled.
 
-        `JournalNewer` when a later qmpkit has written one of its records.
+        `JournalNewer` when a later qmpkit has written one of its records; `HostLacks`, as
+        from all that follows, when its files cannot be read or written.
         """
-        return await trio.to_thread.run_sync(index.images, self._layout)
+        with self._told():
+            return await trio.to_thread.run_sync(index.images, self._layout)
 
     async def find(self, name: str) -> Image:
         """The image of that name, or of that digest (`sha256:` in front or not, 8 digits or more).
 
         `SpecInvalid` when there is none, or more than one digest begins so.
         """
-        return await trio.to_thread.run_sync(index.find, self._layout, name)
+        with self._told():
+            return await trio.to_thread.run_sync(index.find, self._layout, name)
 
     async def remove(self, name: str, *, gone: bool = False) -> Image:
         """Take the image of that name or digest out of the store; it is given back as it was.
@@ -226,8 +230,18 @@ class Store:
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
         await trio.to_thread.run_sync(self._layout.make)
-        async with held(self._layout.lock):
+        with self._told():
+            async with held(self._layout.lock):
+                yield
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the kernel refuses is this host's."""
+        try:
             yield
+        except OSError as error:
+            what = f"the image store {str(self.path)!r} cannot be used: {error.strerror or error}"
+            raise HostLacks(what, OTHER_PLACE) from error
 
 
 def _verified(image: Image) -> Verified:

@@ -136,16 +136,21 @@ async def web(stall: float) -> AsyncIterator[Web]:
     `HostLacks` without httpx.
     """
     httpx: Any = await trio.to_thread.run_sync(_httpx)
-    context = await trio.to_thread.run_sync(ssl.create_default_context)
+    context = await trio.to_thread.run_sync(ssl.create_default_context)  # the host's own keys
     # What is compressed is an image as its project made it, and is to stay so on the way.
     headers = {"User-Agent": f"qmpkit/{__version__}", "Accept-Encoding": "identity"}
-    async with httpx.AsyncClient(
-        verify=context,
-        timeout=stall,
-        follow_redirects=True,
-        max_redirects=_REDIRECTS,
-        headers=headers,
-    ) as client:
+    try:
+        client = httpx.AsyncClient(
+            verify=context,
+            timeout=stall,
+            follow_redirects=True,
+            max_redirects=_REDIRECTS,
+            headers=headers,
+        )
+    except (ImportError, ValueError) as error:  # what the environment says of proxies
+        what = f"the proxy of this environment cannot be used: {error}"
+        raise HostLacks(what, "see http_proxy, https_proxy and all_proxy") from error
+    async with client:
         yield Web(client, stall)
 
 

@@ -7,11 +7,13 @@ import importlib
 import random
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 
 from qmpkit.errors import ChecksumWrong, HostLacks, ImageRefused, PullFailed
 from qmpkit.images import Store
+from qmpkit.images.store import web
 from tests.unit.images.store.server import Page, Server
 
 BODY = random.Random(3).randbytes(200 * 1024)
@@ -148,6 +150,25 @@ async def test_it_has_moved(server: Server, store: Store) -> None:
     server.pages["/disk.raw"] = Page(moved="/new.raw")
     image = await store.pull(server.url("/disk.raw"))
     assert (image.digest, image.source) == (SUM, server.url("/disk.raw"))
+
+
+def test_https_that_leads_to_http_is_noticed() -> None:
+    def answer(*urls: str) -> httpx.Response:
+        *before, last = (httpx.Response(200, request=httpx.Request("GET", url)) for url in urls)
+        last.history = before
+        return last
+
+    assert web._weakened(answer("https://a/x", "http://b/x"))
+    assert web._weakened(answer("https://a/x", "http://b/x", "https://c/x"))
+    assert not web._weakened(answer("https://a/x", "https://b/x"))
+    assert not web._weakened(answer("http://a/x", "https://b/x"))
+    assert not web._weakened(answer("http://a/x", "http://b/x"))
+
+
+async def test_a_proxy_that_cannot_be_used(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "what://is.this")
+    with pytest.raises(HostLacks, match="the proxy of this environment cannot be used"):
+        await store.pull("http://127.0.0.1:1/disk.raw")
 
 
 async def test_nobody_listens(store: Store, server: Server) -> None:

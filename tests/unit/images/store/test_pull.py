@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -23,6 +26,8 @@ from qmpkit.errors import (
     SpecInvalid,
 )
 from qmpkit.images import Store
+from qmpkit.images.store import index, sources
+from qmpkit.images.store.catalogue import Entry, Published
 from qmpkit.process.tools import run
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from tests.sizes import PULL_CANCELS_EVERY
@@ -337,3 +342,45 @@ async def test_a_full_disk(server: Server, small: Path, tmp_path: Path, qcow2: b
         await store.pull(tmp_path / "big.raw")
     assert left(store) == set()
     assert (await store.pull(server.put("/disk.img", qcow2))).size == len(qcow2)
+
+
+async def test_no_room_for_its_name(
+    server: Server, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    url = server.put("/disk.raw", RAW)
+    with monkeypatch.context() as patched, pytest.raises(PullFailed, match="No space left"):
+        patched.setattr(index, "give_name", refuse)
+        await store.pull(url)
+    assert [path for path in store.path.rglob("*") if path.is_file()] == [store.path / "lock"]
+    await store.pull(url)
+
+
+async def test_the_readmes_program(
+    server: Server,
+    store: Store,
+    tmp_path: Path,
+    qcow2: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    readme = (Path(__file__).parents[4] / "README.md").read_text()
+    (code,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+        if "Store()" in block
+    )
+    image = Published(server.put("/debian.qcow2", qcow2), "qcow2", "SUMS")
+    server.put("/SUMS", sums(qcow2, "debian.qcow2"))
+    entry = Entry(title="Debian", x86_64=image)
+    monkeypatch.setattr(sources, "published", lambda name, arch: (entry, image))
+    monkeypatch.setenv("QMPKIT_IMAGES_DIR", str(store.path))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(f"async def program():\n{textwrap.indent(code, '    ')}", names)
+    await names["program"]()
+    assert "done" in capsys.readouterr().out
+    _, base = await images.chain("web.qcow2")
+    assert base.path == (await store.find("debian-12")).path
