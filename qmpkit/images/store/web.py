@@ -4,6 +4,7 @@ whether asking again may help.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -136,7 +137,7 @@ async def web(stall: float) -> AsyncIterator[Web]:
     `HostLacks` without httpx.
     """
     httpx: Any = await trio.to_thread.run_sync(_httpx)
-    context = await trio.to_thread.run_sync(ssl.create_default_context)  # the host's own keys
+    context = await trio.to_thread.run_sync(_context)
     # What is compressed is an image as its project made it, and is to stay so on the way.
     headers = {"User-Agent": f"qmpkit/{__version__}", "Accept-Encoding": "identity"}
     try:
@@ -152,6 +153,12 @@ async def web(stall: float) -> AsyncIterator[Web]:
         raise HostLacks(what, "see http_proxy, https_proxy and all_proxy") from error
     async with client:
         yield Web(client, stall)
+
+
+@functools.cache  # reading them takes 20 ms
+def _context() -> ssl.SSLContext:
+    """The authorities that this host trusts, where httpx would bring its own."""
+    return ssl.create_default_context()
 
 
 def _httpx() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import trio
 
 from qmpkit import images
 from qmpkit.images.store import download, web
+from qmpkit.process.spawner import shared_spawner
 from tests.unit.images.store.server import Server, serving
 
 
@@ -29,10 +30,16 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> images.Store:
     return images.Store(tmp_path / "store", stall=0.5)
 
 
+@pytest.fixture(scope="session")
+def qcow2(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A small image."""
+    made = tmp_path_factory.mktemp("made") / "made.qcow2"
+    trio.run(images.create, made, "1GiB", "qcow2")
+    return made.read_bytes()
+
+
 @pytest.fixture
-def qcow2(tmp_path: Path) -> bytes:
-    """A small image, with something in it."""
-    made = trio.run(lambda: images.create(tmp_path / "made.qcow2", "1GiB", "qcow2"))
-    content = made.read_bytes()
-    made.unlink()
-    return content
+async def spawner() -> AsyncIterator[None]:
+    """One for the whole test, which makes its many short programs quick."""
+    async with shared_spawner():
+        yield

@@ -16,6 +16,8 @@ from qmpkit.images import Store
 from qmpkit.images.store import web
 from tests.unit.images.store.server import Page, Server
 
+pytestmark = pytest.mark.usefixtures("spawner")
+
 BODY = random.Random(3).randbytes(200 * 1024)
 SUM = hashlib.sha256(BODY).hexdigest()
 HALF = len(BODY) // 2
@@ -152,7 +154,7 @@ async def test_it_has_moved(server: Server, store: Store) -> None:
     assert (image.digest, image.source) == (SUM, server.url("/disk.raw"))
 
 
-def test_https_that_leads_to_http_is_noticed() -> None:
+async def test_https_that_leads_to_http_is_noticed() -> None:
     def answer(*urls: str) -> httpx.Response:
         *before, last = (httpx.Response(200, request=httpx.Request("GET", url)) for url in urls)
         last.history = before

@@ -21,6 +21,8 @@ from qmpkit.process.tools import run
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.machine import MachineSpec
 
+pytestmark = pytest.mark.usefixtures("spawner")
+
 
 @pytest.fixture
 def base(tmp_path: Path, store: Store, qcow2: bytes) -> Image:
@@ -176,16 +178,20 @@ async def test_disks_on_record_are_followed(store: Store, tmp_path: Path, base: 
     assert (await store.gc()).removed == (base.path,)
 
 
-def test_what_is_open_stays(store: Store, tmp_path: Path, base: Image) -> None:
-    trio.run(superseded, store, tmp_path)
+async def test_what_is_open_stays(store: Store, tmp_path: Path, base: Image) -> None:
+    await superseded(store, tmp_path)
     code = "import sys; f = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
-    words = [sys.executable, "-c", code, str(base.path)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
-        assert reader.stdout is not None
-        reader.stdout.readline()
-        assert f"(pid {reader.pid}) has it open" in trio.run(kept_because, store, base)
-        reader.communicate()
-    assert trio.run(store.gc).removed == (base.path,)
+    reader = await trio.lowlevel.open_process(
+        [sys.executable, "-c", code, str(base.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert reader.stdin is not None
+    assert reader.stdout is not None
+    async with reader.stdout:
+        async with reader.stdin:
+            await reader.stdout.receive_some(1)
+            assert f"(pid {reader.pid}) has it open" in await kept_because(store, base)
+        await reader.wait()
+    assert (await store.gc()).removed == (base.path,)
 
 
 async def test_what_crashes_leave(store: Store, tmp_path: Path, base: Image) -> None:

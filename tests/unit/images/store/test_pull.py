@@ -33,6 +33,8 @@ from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from tests.sizes import PULL_CANCELS_EVERY
 from tests.unit.images.store.server import Server
 
+pytestmark = pytest.mark.usefixtures("spawner")
+
 RAW = b"x" * 512 * 300
 
 
