@@ -61,9 +61,10 @@ async def overlay(
     """Make an image at *path* that holds only what differs from *base*, in the base's size.
 
     A base in the same directory is recorded by its name, so the two can be moved
-    together; any other by its absolute path.  As `create` otherwise; *format* is
-    qcow2 or qed.  `ImageInUse` when a running QEMU writes to *base* or to one of the
-    images below it, which would corrupt the overlay.
+    together; any other by its absolute path.  A base in the image store is told of it,
+    and stays there for it.  As `create` otherwise; *format* is qcow2 or qed.
+    `ImageInUse` when a running QEMU writes to *base* or to one of the images below it,
+    which would corrupt the overlay.
     """
     return (await place_overlay(path, base, base_format, format, limits=limits)).path
 

@@ -17,7 +17,7 @@ from qmpkit.images.store.checksums import Checksum
 from qmpkit.images.store.index import NAME
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["Source", "is_url", "resolved"]
+__all__ = ["Source", "is_url", "resolved", "without_password"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PACKED = (".xz", ".gz", ".bz2", ".zst")
@@ -48,10 +48,7 @@ class Source:
     @property
     def shown(self) -> str:
         """`where`, without a password that may be in it."""
-        parts = urlsplit(self.where) if not self.local else None
-        if parts is None or "@" not in parts.netloc:
-            return self.where
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return self.where if self.local else without_password(self.where)
 
     @property
     def file(self) -> str:
@@ -62,6 +59,13 @@ class Source:
     def key(self) -> str:
         """What stands for it while it is pulled: a short name of a directory."""
         return hashlib.sha256(os.fsencode(self.shown)).hexdigest()[:24]
+
+
+def without_password(place: str) -> str:
+    """A URL as it may be told and kept; a path as it is."""
+    if not is_url(place) or "@" not in (parts := urlsplit(place)).netloc:
+        return place
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def is_url(text: str) -> bool:
@@ -181,7 +185,10 @@ def _digits(sha256: str) -> Checksum:
 
 def _located(file: str | os.PathLike[str]) -> str:
     text = os.fspath(file)
-    return text if isinstance(file, str) and is_url(text) else str(Path(text).absolute())
+    if isinstance(file, str) and is_url(text):
+        parts = urlsplit(text)
+        return unquote(parts.path) if parts.scheme.lower() == "file" else text
+    return str(Path(text).absolute())
 
 
 def _mistake(what: str, cure: str) -> SpecInvalid:

@@ -12,7 +12,7 @@ import trio
 from qmpkit.errors import ChecksumWrong, PullFailed, SignatureWrong
 from qmpkit.images.store.checksums import Checksum, checksum_of, is_clearsigned
 from qmpkit.images.store.signatures import verified
-from qmpkit.images.store.sources import Source, is_url
+from qmpkit.images.store.sources import Source, is_url, without_password
 from qmpkit.images.store.web import Web
 
 __all__ = ["Expected", "expected_of"]
@@ -38,40 +38,42 @@ async def expected_of(source: Source, web: Web | None) -> Expected:
         return Expected(source.expected, "sha256 as given" if source.expected else "")
     signed = source.keyring is not None
     text = await _fetched(source.checksums, web, signed=signed)
-    by = ""
+    shown, by = without_password(source.checksums), ""
     if source.keyring is not None:
         text, by = await _signed(source, text, source.keyring, web)
     stated = _stated(source, text)
     if source.expected is not None:
         if stated.algorithm == "sha256" and stated != source.expected:
-            why = f"{source.checksums} states another sha256 than is given"
+            why = f"{shown} states another sha256 than is given"
             raise ChecksumWrong(source.shown, why)
         stated = source.expected
-    vouched = f"{stated.algorithm} in {source.checksums}"
+    vouched = f"{stated.algorithm} in {shown}"
     return Expected(stated, f"{vouched}, signed by {by}" if by else vouched)
 
 
 async def _signed(source: Source, text: bytes, ring: Path, web: Web | None) -> tuple[bytes, str]:
+    shown = without_password(source.checksums)
     if is_clearsigned(text.decode(errors="replace")):
-        found = await verified(source.checksums, text, None, ring)
+        found = await verified(shown, text, None, ring)
     else:
         if not source.signature:
             why = "it holds no signature, and none beside it is named"
-            raise SignatureWrong(source.checksums, why)
+            raise SignatureWrong(shown, why)
         signature = await _fetched(source.signature, web, signed=True)
-        found = await verified(source.checksums, text, signature, ring)
+        found = await verified(shown, text, signature, ring)
     return found.text, found.by
 
 
 def _stated(source: Source, text: bytes) -> Checksum:
-    file = source.checksums.rpartition("/")[2]
+    shown = without_password(source.checksums)
+    file = shown.rpartition("/")[2]
     alone = file.startswith(source.file)  # disk.qcow2.sha512
     try:
         found = checksum_of(text.decode(errors="replace"), source.file, alone=alone)
     except ValueError as error:
-        raise ChecksumWrong(source.shown, f"{source.checksums}: {error}") from error
+        raise ChecksumWrong(source.shown, f"{shown}: {error}") from error
     if found is None:
-        why = f"{source.checksums} has no SHA-256, SHA-384 or SHA-512 of {source.file!r}"
+        why = f"{shown} has no SHA-256, SHA-384 or SHA-512 of {source.file!r}"
         raise ChecksumWrong(source.shown, why, "is it the list that is beside the image?")
     return found
 

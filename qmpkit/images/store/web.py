@@ -15,6 +15,7 @@ import trio
 
 from qmpkit import __version__
 from qmpkit.errors import HostLacks, PullFailed
+from qmpkit.images.store.sources import without_password
 
 if TYPE_CHECKING:
     import httpx
@@ -76,15 +77,15 @@ class Web:
         raise AssertionError("the last one raises")
 
     async def _small(self, url: str, *, signed: bool) -> bytes:
-        data = bytearray()
+        data, shown = bytearray(), without_password(url)
         async with (
-            self.get(url, {}, shown=url, trusted=signed) as answer,
+            self.get(url, {}, shown=shown, trusted=signed) as answer,
             ended(answer.aiter_bytes()) as chunks,
         ):
             async for chunk in chunks:
                 data += chunk
                 if len(data) > _SMALL:
-                    raise PullFailed(url, "a file of checksums is not that large")
+                    raise PullFailed(shown, "a file of checksums is not that large")
         return bytes(data)
 
     @contextmanager

@@ -227,6 +227,19 @@ async def test_a_pull_under_way_is_left_alone(store: Store, base: Image) -> None
         assert (store.path / "partial" / "0123").exists()
 
 
+async def test_nothing_is_written_to_an_image_of_the_store(base: Image) -> None:
+    """Not even by root, who may."""
+    before = base.path.read_bytes()
+    for change in (
+        lambda: images.resize(base.path, "2GiB", base.format),
+        lambda: images.check(base.path, base.format, repair="all"),
+    ):
+        with pytest.raises(ImageFailed, match="it is in the image store, where others build"):
+            await change()
+    assert base.path.read_bytes() == before
+    assert (await images.check(base.path, base.format)).ok
+
+
 async def test_removing(store: Store, base: Image) -> None:
     with pytest.raises(SpecInvalid, match="there is no image 'bas' in the store"):
         await store.remove("bas")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import tempfile
@@ -12,7 +13,9 @@ import attrs
 import pytest
 
 from qmpkit.errors import BinaryMissing, SignatureWrong
+from qmpkit.images import Store
 from qmpkit.images.store.signatures import verified
+from tests.unit.images.store.server import Server
 
 SUMS = b"a1" * 32 + b"  disk.img\n"
 
@@ -85,6 +88,31 @@ async def test_what_is_not_signed_so(signers: tuple[Signer, Signer], tmp_path: P
     armored.write_bytes(publisher.gpg("--armor", "--export"))
     with pytest.raises(SignatureWrong, match=r"armored text\. Cure: gpg --dearmor armored\.asc"):
         await verified("SUMS", SUMS, signature, armored)
+
+
+async def test_a_pull_by_a_signed_list(
+    signers: tuple[Signer, Signer], server: Server, store: Store
+) -> None:
+    publisher, stranger = signers
+    body = b"x" * 512
+    url = server.put("/disk.raw", body)
+    listed = f"# disk.raw: 512 bytes\nSHA256 (disk.raw) = {hashlib.sha256(body).hexdigest()}\n"
+    inside = server.put("/CHECKSUM", publisher.gpg("--clearsign", stdin=listed.encode()))
+    beside = server.put("/SHA256SUMS", listed.encode())
+    server.put("/SHA256SUMS.gpg", publisher.gpg("--detach-sign", stdin=listed.encode()))
+    for lists in (inside, beside):
+        image = await store.pull(url, checksums=lists, keyring=publisher.keyring)
+        assert image.vouched.startswith(f"sha256 in {lists}, signed by publisher <publisher@")
+        with pytest.raises(SignatureWrong, match="the key that signed is not in the keyring"):
+            await store.pull(url, checksums=lists, keyring=stranger.keyring)
+    # Another line, before or after what is signed, is nobody's word: it is not read.
+    forged = b"SHA512 (disk.raw) = " + b"ab" * 64 + b"\n"
+    page = server.pages["/CHECKSUM"]
+    page.body = forged + page.body + forged
+    again = await store.pull(url, checksums=inside, keyring=publisher.keyring, refresh=True)
+    assert again.vouched.startswith("sha256 in ")
+    text = (await verified("CHECKSUM", page.body, None, publisher.keyring)).text
+    assert text.decode() == listed
 
 
 async def test_without_gpgv(

@@ -9,7 +9,7 @@ import pytest
 from qmpkit.errors import SpecInvalid
 from qmpkit.images.store import sources
 from qmpkit.images.store.catalogue import Entry, Published, host_arch
-from qmpkit.images.store.sources import resolved
+from qmpkit.images.store.sources import resolved, without_password
 
 URL = "https://example.org/images/disk-1.0%20final.qcow2.xz?at=3"
 
@@ -41,6 +41,7 @@ def test_lists_and_signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     signed = resolved(URL, checksums=sums, keyring="keys.gpg")
     assert (signed.signature, signed.keyring) == (f"{sums}.gpg", Path("keys.gpg"))
     local = resolved(URL, checksums="SUMS", signature=Path("SUMS.sig"), keyring="keys.gpg")
+    assert resolved(URL, checksums="file:///a%20b/SUMS").checksums == "/a b/SUMS"
     assert (local.checksums, local.signature) == (f"{tmp_path}/SUMS", f"{tmp_path}/SUMS.sig")
 
 
@@ -65,6 +66,8 @@ def test_a_password_is_not_told() -> None:
     source = resolved("https://me:secret@example.org/disk.img")
     assert "secret" in source.where
     assert source.shown == "https://example.org/disk.img"
+    for place in ("/a@b/c", "https://example.org/a@b", "disk@1.img"):
+        assert without_password(place) == place
 
 
 def test_another_architecture_has_another_name() -> None:
