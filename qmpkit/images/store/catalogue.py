@@ -32,7 +32,7 @@ class Published:
 class Entry:
     """One image of the catalogue.
 
-    `checksums` and `signature`: the names of the files beside the image, "" for none.
+    `checksums` and `signature`: the names of the files beside the image, or URLs; "" for none.
     `keyring`: where a package of this host has the keys that sign them.
     """
 
