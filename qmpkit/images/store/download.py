@@ -72,7 +72,7 @@ class Download:
             landing.close()
 
     async def _checked(self, landing: Landing) -> Landed:
-        while True:
+        for last in (False, True):
             if not await self._whole(landing):
                 return Landed(None, {}, self.known)
             wrong = self.expected and landing.sums[self.expected.algorithm] != self.expected.digits
@@ -81,8 +81,9 @@ class Download:
                 return Landed(landing.path, landing.sums, etag)
             pieces = landing.pieces
             await trio.to_thread.run_sync(landing.restart)
-            if pieces < 2:  # else a piece may have been of another file: once more, in one
-                raise self._wrong()
+            if last or pieces < 2:  # else a piece may have been of another file: once more
+                break
+        raise self._wrong()
 
     def _wrong(self) -> ChecksumWrong:
         assert self.expected is not None
@@ -91,13 +92,14 @@ class Download:
 
     async def _whole(self, landing: Landing) -> bool:
         """Have all of it; False when the server says that it is the known one."""
-        failures = 0
+        failures, most = 0, landing.length
         while True:
-            before = landing.length
             try:
                 return await self._attempt(landing)
             except Interrupted as error:
-                failures = 0 if landing.length - before >= _WORTH else failures
+                # Against the most there ever was: who begins anew each time comes no further.
+                failures = 0 if landing.length >= most + _WORTH else failures
+                most = max(most, landing.length)
                 if failures == len(PAUSES):
                     raise PullFailed(self.shown, error.why, error.cure) from error
             await trio.sleep(PAUSES[failures])

@@ -15,9 +15,11 @@ import trio
 
 from qmpkit.errors import ImageFailed, ImageRefused, SpecInvalid
 from qmpkit.host.headers import Header, read_header
+from qmpkit.images.checking import check
 from qmpkit.images.details import ImageInfo
 from qmpkit.images.look import look_at
 from qmpkit.images.store.index import Format
+from qmpkit.images.tool import INFO_LIMITS
 
 __all__ = ["FORMATS", "vetted"]
 
@@ -28,7 +30,8 @@ _SECTOR = 512
 async def vetted(source: str, draft: Path, format: str | None) -> ImageInfo:
     """What the image at *draft* is, when others may be built on it; *format* None: by its header.
 
-    First its header is read, then qemu-img, with limits, is told its format.
+    First its header is read, then qemu-img, with limits, is told its format, and checks the
+    metadata of a qcow2.
     `ImageRefused` when it is not to be taken; `BinaryMissing` without qemu-img.
     """
     header, size = await trio.to_thread.run_sync(_glance, draft)
@@ -45,7 +48,20 @@ async def vetted(source: str, draft: Path, format: str | None) -> ImageInfo:
         raise ImageRefused(source, *_NAMES_OTHERS)
     if info.corrupt:
         raise ImageRefused(source, "it is marked as corrupt")
+    if info.format == "qcow2":
+        await _sound(source, draft)
     return info
+
+
+async def _sound(source: str, draft: Path) -> None:
+    """Also of one that was cut off the first bytes make a good impression."""
+    try:
+        report = await check(draft, "qcow2", limits=INFO_LIMITS)
+    except ImageFailed as error:
+        raise ImageRefused(source, f"it is damaged: {error.stderr.strip()}") from error
+    if not report.ok:
+        why = f"it is damaged: {report.corruptions} corruptions and {report.errors} errors"
+        raise ImageRefused(source, why, "pull it again")
 
 
 _NAMES_OTHERS = (

@@ -120,6 +120,21 @@ async def test_a_wrong_sum_leaves_nothing(server: Server, store: Store) -> None:
         await store.pull(url, sha256="ab" * 32)
     assert left(store) == []
     assert len(server.asked) == 1
+    # In pieces, it is had once more, and no more.
+    server.asked.clear()
+    url = server.put("/pieces.raw", BODY, cut=[HALF, -1] * 9)
+    with pytest.raises(ChecksumWrong, match=said):
+        await store.pull(url, sha256="ab" * 32)
+    assert len(server.asked) == 4
+
+
+async def test_a_server_that_never_sends_all(server: Server, store: Store) -> None:
+    body = BODY * 25
+    cut = [(2 + number % 3) << 20 for number in range(50)]  # each time it begins anew
+    url = server.put("/disk.raw", body, cut=cut, ranges=False)
+    with pytest.raises(PullFailed, match="the connection broke off"):
+        await store.pull(url)
+    assert len(server.asked) < 10
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,17 @@ async def test_a_damaged_header(server: Server, store: Store, qcow2: bytes) -> N
     assert await store.images() == ()
 
 
+async def test_an_image_that_was_cut_off(server: Server, store: Store, tmp_path: Path) -> None:
+    """Where nobody tells its length, its head looks well."""
+    (tmp_path / "raw").write_bytes(os.urandom(1 << 20))
+    await qemu_img("convert", "-O", "qcow2", tmp_path / "raw", tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    half = server.put("/half.img", whole[: len(whole) // 2], length=False)
+    with pytest.raises(ImageRefused, match=r"it is damaged: .* corruptions and .* errors"):
+        await store.pull(half)
+    assert (await store.pull(server.put("/whole.img", whole, length=False))).size == len(whole)
+
+
 # --- names
 
 
