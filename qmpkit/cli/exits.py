@@ -6,7 +6,7 @@ import sys
 from enum import IntEnum
 from typing import Any
 
-from qmpkit.errors import HostLacks, ImageFailed, ImageInUse, QmpkitError, SpecInvalid
+from qmpkit.errors import HostLacks, ImageFailed, ImageInUse, PullFailed, QmpkitError, SpecInvalid
 
 __all__ = ["EXIT_TABLE", "OF_A_NAMED_FILE", "DaemonSaid", "Exit", "Refusal", "exit_of"]
 
@@ -73,6 +73,8 @@ def exit_of(error: BaseException) -> Exit | None:
         case SpecInvalid() | ImageInUse() | Refusal():
             return Exit.MISTAKE
         case ImageFailed(__cause__=OSError() as cause) if isinstance(cause, OF_A_NAMED_FILE):
+            return Exit.MISTAKE
+        case PullFailed(__cause__=FileNotFoundError()):
             return Exit.MISTAKE
         case HostLacks():
             return Exit.HOST

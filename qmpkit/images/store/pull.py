@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -219,6 +220,8 @@ class Pull:
         return _Brought(path, sums["sha256"], size, sums, landed.etag)
 
     async def _copied(self, path: Path, expected: Expected) -> _Brought:
+        if not await trio.to_thread.run_sync(_holds_content, path):
+            raise ImageRefused(self.source.shown, "this is neither a file nor a disk")
         asked = Asked("pull", path)
         await trio.to_thread.run_sync(partial(refuse_used, asked, for_writing=False))
         sum_ = expected.checksum
@@ -319,6 +322,12 @@ def _clear(folder: Path, *, everything: bool) -> None:
         with suppress(OSError):
             (folder / _DRAFT).unlink(missing_ok=True)
             folder.rmdir()  # when there is nothing to go on with
+
+
+def _holds_content(path: Path) -> bool:
+    """Whether it is one that can be read to its end; blocking, raises OSError."""
+    mode = path.stat().st_mode
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
 
 
 def _packed(path: Path) -> str:

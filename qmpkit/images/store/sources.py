@@ -88,10 +88,14 @@ def resolved(
 
     A text without a slash is a name of the catalogue when that has it.
     """
-    ring = None if keyring is None else Path(keyring)
-    if ring is not None and checksums is None and not _in_catalogue(what):
+    ring, shipped = None if keyring is None else Path(keyring), _in_catalogue(what)
+    if ring is not None and checksums is None and not shipped:
         raise _mistake("a keyring is for signed checksums, and none are named", "name them too")
-    if _in_catalogue(what):
+    if signature is not None and (ring is None or checksums is None):
+        raise _mistake("a signature is of checksums, by a key of a keyring", "name both too")
+    if arch is not None and not shipped:
+        raise _mistake("an architecture is for names of the catalogue", "leave it out")
+    if shipped:
         source = _of_catalogue(os.fspath(what), arch or host_arch(), ring)
     else:
         source = _elsewhere(what)
@@ -106,7 +110,8 @@ def resolved(
         return source
     sums = _located(checksums)
     sign = _located(signature) if signature is not None else f"{sums}{_SIGNATURE}"
-    return attrs.evolve(source, checksums=sums, signature=sign if ring is not None else "")
+    signed = sign if ring is not None else ""
+    return attrs.evolve(source, checksums=sums, signature=signed, keyring=ring)
 
 
 def _in_catalogue(what: str | os.PathLike[str]) -> bool:
@@ -134,6 +139,8 @@ def _of_catalogue(name: str, arch: str, ring: Path | None) -> Source:
 
 def _elsewhere(what: str | os.PathLike[str]) -> Source:
     text = os.fspath(what)
+    if not text:
+        raise _mistake("the name of the image is empty", "name one of the catalogue, or a file")
     if isinstance(what, str) and is_url(text):
         scheme, host = urlsplit(text).scheme.lower(), urlsplit(text).netloc
         if scheme == "file":

@@ -192,6 +192,16 @@ async def test_other_formats(server: Server, store: Store, tmp_path: Path) -> No
         await store.pull(server.put("/empty.img", b""))
 
 
+async def test_what_is_no_file(store: Store, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")  # whoever opened it would wait for ever
+    for what in (tmp_path / "fifo", tmp_path, Path("/dev/null")):
+        with pytest.raises(ImageRefused, match="this is neither a file nor a disk"):
+            await store.pull(what, name="x")
+    with pytest.raises(PullFailed, match="No such file or directory"):
+        await store.pull(tmp_path / "none")
+    assert left(store) == set()
+
+
 async def test_a_damaged_header(server: Server, store: Store, qcow2: bytes) -> None:
     damaged = qcow2[:20] + b"\xff" * 40 + qcow2[60:]
     with pytest.raises(ImageRefused, match="it is damaged"):

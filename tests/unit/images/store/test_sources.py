@@ -56,6 +56,11 @@ def test_the_hosts_own_keys_are_used_where_they_are(
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     assert (resolved("x").keyring, resolved("x").signature) == (None, "")
     ring.touch()
+    # Who names other sums says who signs them, too.
+    assert (resolved("x", checksums="/SUMS").keyring, resolved("x", checksums="/S").signature) == (
+        None,
+        "",
+    )
     assert (resolved("x").keyring, resolved("x").signature) == (ring, "https://example.org/x/S.gpg")
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert resolved("x").keyring is None
@@ -91,6 +96,10 @@ def test_another_architecture_has_another_name() -> None:
         (URL, {"sha256": "a1" * 64}, "is a sha512"),
         (URL, {"sha256": "a1"}, "is no SHA-256"),
         (URL, {"keyring": "keys.gpg"}, "a keyring is for signed checksums"),
+        (URL, {"signature": "S.gpg", "checksums": "S"}, "a signature is of checksums, by a key"),
+        ("debian-12", {"signature": "S.gpg", "keyring": "k"}, "a signature is of checksums, by"),
+        (URL, {"arch": "aarch64"}, "an architecture is for names of the catalogue"),
+        ("", {}, "the name of the image is empty"),
     ],
 )
 def test_mistakes(what: str, options: dict[str, str], said: str) -> None:
