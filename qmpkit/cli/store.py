@@ -47,7 +47,7 @@ async def pull(what: str, **options: Unpack[PullOptions]) -> None:
 
 
 async def _show(what: str, pulling: Pulling) -> None:
-    stage = ""
+    stage, file = "", what.rpartition("/")[2] or what
     advance: Advance = _nothing
     with ExitStack() as bars:
         async for step in pulling:
@@ -55,9 +55,9 @@ async def _show(what: str, pulling: Pulling) -> None:
                 bars.close()
                 stage, advance = step.stage, _nothing
                 if stage in _MOVING:
-                    advance = bars.enter_context(transfer(f"{_MOVING[stage]} {what}"))
+                    advance = bars.enter_context(transfer(f"{_MOVING[stage]} {file}"))
                 elif stage == "waiting":
-                    talk.note(f"{what}: another pulls it too, waiting …")
+                    talk.note(f"{file}: another pulls it too, waiting …")
             advance(step.done, step.total)
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +79,23 @@ def test_a_life_of_an_image(folder: Path, capsys: Shown, server: Server) -> None
         "",
         "the store is empty; qmpkit image ls --catalogue tells what can be pulled\n",
     )
+
+
+def test_an_interruption_is_gone_on_with(folder: Path, capsys: Shown, server: Server) -> None:
+    body = BODY * 800
+    url = server.put("/web.raw", body, stall=[len(body) - 1000])
+    words = [sys.executable, "-m", "qmpkit.cli", "image", "pull", url]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as command:
+        data = folder / "state" / ".images" / "partial"
+        while not any(path.stat().st_size > 1 << 20 for path in data.glob("*/data")):
+            assert command.poll() is None
+            time.sleep(0.01)
+        command.send_signal(signal.SIGINT)
+        assert command.communicate(timeout=10)[1] == "error: interrupted\n"
+    assert command.returncode == 130
+    assert main(["image", "pull", url]) == 0
+    assert Path(capsys.readouterr().out.strip()).read_bytes() == body
+    assert server.asked[1][1].startswith("bytes=")
 
 
 def test_what_vouches_for_it_is_said(folder: Path, capsys: Shown) -> None:
