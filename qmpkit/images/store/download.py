@@ -79,9 +79,9 @@ class Download:
             etag = landing.left.etag if landing.left else ""
             if not wrong:
                 return Landed(landing.path, landing.sums, etag)
-            pieces = landing.pieces
+            pieced = landing.pieced
             await trio.to_thread.run_sync(landing.restart)
-            if last or pieces < 2:  # else a piece may have been of another file: once more
+            if last or not pieced:  # else a piece may have been of another file: once more
                 break
         raise self._wrong()
 
@@ -143,7 +143,7 @@ class Download:
         known = landing.left.total if landing.left else None
         goes_on = answer.status_code == _PART and start == landing.length
         if goes_on and (known is None or total is None or known == total):
-            landing.pieces += 1
+            landing.pieced = True
         elif answer.status_code == _PART:
             await trio.to_thread.run_sync(landing.restart)
             raise Interrupted(self.shown, "the server has another file there now")
@@ -152,7 +152,6 @@ class Download:
             raise PullFailed(self.shown, why)
         else:
             await trio.to_thread.run_sync(landing.restart)
-            landing.pieces = 1
             etag, validator = answer.headers.get("etag", ""), _validator(answer)
             learn = partial(landing.learn, self.shown, validator, etag, total)
             await trio.to_thread.run_sync(learn)

@@ -61,7 +61,7 @@ class Landing:
         self.path = folder / "data"
         self.length = 0
         self.left: Left | None = None
-        self.pieces = 0  # answers that it was made of
+        self.pieced = False  # not all of it is of one answer
         self._told = folder / "meta.json"
         self._algorithms = algorithms
         self._sums = {name: hashlib.new(name) for name in algorithms}
@@ -82,8 +82,7 @@ class Landing:
         if left is None or not same or not (checked or (left.validator and left.boot == _boot())):
             self.restart()
             return
-        self.left = left
-        self.pieces = 1
+        self.left, self.pieced = left, True
         while chunk := os.pread(self._fd, _CHUNK, self.length):
             trio.from_thread.check_cancelled()
             self._count(chunk)
@@ -94,7 +93,7 @@ class Landing:
         with suppress(FileNotFoundError):
             self._told.unlink()
         self._sums = {name: hashlib.new(name) for name in self._algorithms}
-        self.length, self.left, self.pieces = 0, None, 0
+        self.length, self.left, self.pieced = 0, None, False
 
     def learn(self, url: str, validator: str, etag: str, total: int | None) -> None:
         """Remember what a server told of the file that begins to come; raises OSError."""

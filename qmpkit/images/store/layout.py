@@ -75,8 +75,16 @@ class Layout:
     def make(self) -> None:
         """Make the directories (0700) that are missing; blocking, HostLacks when it cannot be."""
         try:
-            for folder in (self.blobs, self.records, self.names, self.uses, self.partial):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (
+                self.root,
+                self.blobs,
+                self.records,
+                self.names,
+                self.uses,
+                self.partial,
+            ):
+                folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             what = f"cannot make the image store {str(self.root)!r}: {error.strerror}"
             raise HostLacks(what, OTHER_PLACE) from error

@@ -27,7 +27,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> images.Store:
     """An empty one; no kept machine of this user's has a word in it."""
     monkeypatch.setenv("QMPKIT_STATE_DIR", str(tmp_path / "state"))
-    return images.Store(tmp_path / "store", stall=0.5)
+    return images.Store(tmp_path / "store", stall=1)
 
 
 @pytest.fixture(scope="session")

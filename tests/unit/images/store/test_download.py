@@ -37,6 +37,9 @@ async def test_it_is_gone_on_with_where_it_broke_off(server: Server, store: Stor
     assert image.digest == image.checksums["sha256"] == SUM
     assert (image.format, image.size, image.vouched) == ("raw", len(BODY), "sha256 as given")
     assert image.path.stat().st_mode & 0o777 == 0o444
+    assert {path.stat().st_mode & 0o777 for path in (store.path, *image.path.parents[:1])} == {
+        0o700
+    }
 
 
 async def test_what_a_cancelled_pull_has_had_is_not_had_again(server: Server, store: Store) -> None:
@@ -66,11 +69,11 @@ async def test_a_stalled_server_holds_up_no_cancellation(server: Server, store: 
 
 
 async def test_a_stalled_server_is_given_up(server: Server, store: Store) -> None:
-    brief = Store(store.path, stall=0.1)
+    brief = Store(store.path, stall=0.3)
     url = server.put("/disk.raw", BODY, stall=[HALF])
     assert (await brief.pull(url, sha256=SUM)).digest == SUM
     dead = server.put("/dead.raw", BODY, stall=[0] * 9)
-    with pytest.raises(PullFailed, match=r"the server has sent nothing for 0\.1 s") as caught:
+    with pytest.raises(PullFailed, match=r"the server has sent nothing for 0\.3 s") as caught:
         await brief.pull(dead)
     assert str(caught.value).startswith(f"cannot pull {dead!r}: ")
     assert [path for path, _ in server.asked].count("/dead.raw") == 3
@@ -120,6 +123,13 @@ async def test_a_wrong_sum_leaves_nothing(server: Server, store: Store) -> None:
         await store.pull(url, sha256="ab" * 32)
     assert left(store) == []
     assert len(server.asked) == 1
+    # What is left of something else does not spoil it for ever.
+    server.put("/left.raw", BODY, cut=[HALF], status=[0, 404])
+    with pytest.raises(PullFailed):
+        await store.pull(server.url("/left.raw"), sha256=SUM)
+    (data,) = (path for path in store.path.rglob("data") if path.is_file())
+    data.write_bytes(bytes(len(BODY)))
+    assert (await store.pull(server.url("/left.raw"), sha256=SUM)).digest == SUM
     # In pieces, it is had once more, and no more.
     server.asked.clear()
     url = server.put("/pieces.raw", BODY, cut=[HALF, -1] * 9)

@@ -302,7 +302,7 @@ async def test_who_waits_goes_on_when_the_first_gives_up(server: Server, store: 
 async def test_programs_share_a_download(server: Server, store: Store) -> None:
     code = (
         "import sys, trio\nfrom qmpkit import images\n"
-        "print(trio.run(images.Store(sys.argv[1], stall=0.5).pull, sys.argv[2]).digest)"
+        "print(trio.run(images.Store(sys.argv[1], stall=1).pull, sys.argv[2]).digest)"
     )
     url = server.put("/disk.raw", RAW, stall=[1000])
     other = program(code, store.path, url)
