@@ -6,7 +6,7 @@ from qmpkit.errors import ImageInUse
 from qmpkit.host.chain import Chain, walk_chain
 from qmpkit.host.holders import holders_of, image_locked
 from qmpkit.images.guessed import refuse_guessed_bases
-from qmpkit.images.store.uses import homes_of
+from qmpkit.images.store.uses import IN_STORE, homes_of
 from qmpkit.images.tool import Asked, cure_of
 
 __all__ = ["checked_chain", "refuse_used", "sound_chain"]
@@ -22,7 +22,7 @@ def refuse_used(asked: Asked, *, for_writing: bool, cure: str = _STOP) -> None:
     """
     path = asked.path
     if for_writing and homes_of([path]):  # root may write to it all the same
-        raise asked.failed("it is in the image store, where others build on it", "copy it first")
+        raise asked.failed(IN_STORE, "copy it first")
     try:
         locked = image_locked(path, for_writing=for_writing)
     except OSError as error:

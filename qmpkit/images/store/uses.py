@@ -23,7 +23,10 @@ from qmpkit.images.store.layout import Layout
 from qmpkit.images.store.locks import held
 from qmpkit.process.durable import write_durably
 
-__all__ = ["Home", "Use", "homes_of", "registered", "uses_of"]
+__all__ = ["IN_STORE", "Home", "Use", "homes_of", "registered", "uses_of"]
+
+IN_STORE = "it is in the image store, where others build on it"
+"""Why an image is not written to."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CLEANUP_GRACE = 5.0  # seconds; the bound is for a file system that hangs

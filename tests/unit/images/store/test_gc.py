@@ -233,6 +233,9 @@ async def test_nothing_is_written_to_an_image_of_the_store(base: Image) -> None:
     for change in (
         lambda: images.resize(base.path, "2GiB", base.format),
         lambda: images.check(base.path, base.format, repair="all"),
+        lambda: images.convert(
+            base.path, base.path, source_format="qcow2", format="qcow2", replace=True
+        ),
     ):
         with pytest.raises(ImageFailed, match="it is in the image store, where others build"):
             await change()
