@@ -76,23 +76,28 @@ async def registered(homes: Iterable[Home], overlay: Path) -> AsyncIterator[None
     """
     if _FLEETING.fullmatch(overlay.parent.name):
         homes = ()
+    new: list[Path] = []
     with ExitStack() as stack:
-        new: list[Path] = []
-        for layout, digest in homes:
-            try:
-                async with held(layout.lock):
-                    note = await trio.to_thread.run_sync(_note, layout, digest, overlay)
-            except PermissionError as error:
-                _log.warning("the image store cannot note that %s is on it: %s", overlay, error)
-                continue
-            stack.callback(os.close, note.fd)
-            new += [note.entry] if note.new else []
         try:
+            for layout, digest in homes:
+                note = await _noted(layout, digest, overlay)
+                if note is not None:
+                    stack.callback(os.close, note.fd)
+                    new += [note.entry] if note.new else []
             yield
         except BaseException:
             with trio.move_on_after(_CLEANUP_GRACE, shield=True):
                 await trio.to_thread.run_sync(_remove, new, abandon_on_cancel=True)
             raise
+
+
+async def _noted(layout: Layout, digest: str, overlay: Path) -> _Note | None:
+    try:
+        async with held(layout.lock):
+            return await trio.to_thread.run_sync(_note, layout, digest, overlay)
+    except PermissionError as error:
+        _log.warning("the image store cannot note that %s is on it: %s", overlay, error)
+        return None
 
 
 @attrs.frozen

@@ -15,11 +15,15 @@ from qmpkit.errors import ImageFailed, ImageInUse, SpecInvalid
 from qmpkit.images import Image, Store
 from qmpkit.images.drafts import Placed
 from qmpkit.images.prepare import prepared_disks
+from qmpkit.images.store import uses
 from qmpkit.images.store.locks import held_folder
 from qmpkit.images.store.uses import homes_of, registered
 from qmpkit.process.tools import run
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.testing.cancel import cancel_at_every_checkpoint
+from qmpkit.testing.leaks import leaks
+from tests.sizes import OVERLAY_CANCELS_EVERY
 
 pytestmark = pytest.mark.usefixtures("spawner")
 
@@ -137,6 +141,43 @@ async def test_an_overlay_that_was_not_made_leaves_no_note(
         await images.overlay(tmp_path / "no" / "web.qcow2", base.path, base.format)
     await superseded(store, tmp_path)
     assert (await store.gc()).removed == (base.path,)
+
+
+async def test_an_overlay_cancelled_at_every_checkpoint(
+    store: Store, tmp_path: Path, base: Image
+) -> None:
+    """There is an overlay and the note of it, or neither."""
+    top = tmp_path / "web.qcow2"
+
+    def both_or_none() -> None:
+        notes = list((store.path / "uses").glob("*/*"))
+        assert len(notes) == top.exists()
+        for path in (*notes, top):
+            path.unlink(missing_ok=True)
+
+    async def make() -> None:
+        await images.overlay(top, base.path, base.format)
+
+    async with leaks():
+        assert (
+            await cancel_at_every_checkpoint(make, every=OVERLAY_CANCELS_EVERY, after=both_or_none)
+            > 4
+        )
+
+
+async def test_a_store_that_may_only_be_read(
+    store: Store,
+    tmp_path: Path,
+    base: Image,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")  # which root is never told
+
+    monkeypatch.setattr(uses, "_note", refuse)
+    await images.overlay(tmp_path / "web.qcow2", base.path, base.format)
+    assert "the image store cannot note that" in caplog.text
 
 
 async def test_while_an_overlay_is_made(store: Store, tmp_path: Path, base: Image) -> None:
