@@ -6,6 +6,7 @@ is made, so that a crash in between leaves a note too many and never one too few
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -109,6 +110,8 @@ class _Note:
 
 def _note(layout: Layout, digest: str, overlay: Path) -> _Note:
     """Write it down and lock it, so that it is not taken for one whose overlay is gone."""
+    if not os.path.lexists(layout.record(digest)):
+        raise FileNotFoundError(errno.ENOENT, "it was removed from the image store in this moment")
     overlay = Path(os.path.realpath(overlay.parent)) / overlay.name
     folder = layout.uses / digest
     folder.mkdir(mode=0o700, exist_ok=True)

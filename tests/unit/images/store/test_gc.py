@@ -165,6 +165,17 @@ async def test_an_overlay_cancelled_at_every_checkpoint(
         )
 
 
+async def test_an_image_that_is_removed_meanwhile(
+    store: Store, tmp_path: Path, base: Image
+) -> None:
+    """After the look at the base, and before the overlay is noted."""
+    homes = homes_of([base.path])
+    await store.remove("base")
+    with pytest.raises(FileNotFoundError, match="removed from the image store in this moment"):
+        async with registered(homes, tmp_path / "web.qcow2"):
+            pytest.fail("there is nothing to build on")
+
+
 async def test_a_store_that_may_only_be_read(
     store: Store,
     tmp_path: Path,
