@@ -1,4 +1,6 @@
-"""A web server on this host that serves what a test gives it, as well or as badly as it says."""
+"""A web server on this host that serves what a test gives it, as well or as badly as it says;
+and what a pull from it has left.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from typing import Any
 
 import attrs
 
-__all__ = ["Page", "Server", "serving"]
+from qmpkit.images import Store
+
+__all__ = ["Page", "Server", "left", "serving"]
 
 
 @attrs.define(kw_only=True)
@@ -151,3 +155,8 @@ def serving() -> Iterator[Server]:
         http.shutdown()
         thread.join()
         http.server_close()
+
+
+def left(store: Store) -> set[str]:
+    """What is there beside whole images: pulls, drafts."""
+    return {path.name for path in store.path.rglob("*") if "partial" in path.parts[:-1]}

@@ -19,7 +19,6 @@ import trio
 from qmpkit import images
 from qmpkit.errors import (
     ChecksumWrong,
-    ImageRefused,
     JournalNewer,
     PullFailed,
     SignatureWrong,
@@ -28,10 +27,9 @@ from qmpkit.errors import (
 from qmpkit.images import Store
 from qmpkit.images.store import index, sources
 from qmpkit.images.store.catalogue import Entry, Published
-from qmpkit.process.tools import run
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from tests.sizes import PULL_CANCELS_EVERY
-from tests.unit.images.store.server import Server
+from tests.unit.images.store.server import Server, left
 
 pytestmark = pytest.mark.usefixtures("spawner")
 
@@ -40,11 +38,6 @@ RAW = b"x" * 512 * 300
 
 def sums(body: bytes, name: str, algorithm: str = "sha256") -> bytes:
     return f"{hashlib.new(algorithm, body).hexdigest()}  {name}\n".encode()
-
-
-def left(store: Store) -> set[str]:
-    """What is there beside whole images: pulls, drafts."""
-    return {path.name for path in store.path.rglob("*") if "partial" in path.parts[:-1]}
 
 
 def program(code: str, *argv: object) -> subprocess.Popen[bytes]:
@@ -151,73 +144,6 @@ async def test_a_damaged_one_is_found_and_mended(server: Server, store: Store) -
     assert lost.problem == "it cannot be read: no such file or directory"
     await store.pull(url)
     assert [each.problem for each in await store.verify()] == [""]
-
-
-# --- what is refused
-
-
-async def qemu_img(*words: object) -> None:
-    done = await run(["qemu-img", *map(str, words)])
-    assert done.status.success, done.err
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (("-b", "/etc/passwd", "-F", "raw", "-u"), "it has a base, '/etc/passwd'"),
-        (("-b", "json:{}", "-F", "raw", "-u"), "it has a base, 'json:{}'"),
-        (("-b", "nbd://host/x", "-F", "raw", "-u"), "it has a base, 'nbd://host/x'"),
-        (("-o", "data_file=DATA,data_file_raw=on"), "it has a data file, '.*DATA'"),
-    ],
-)
-async def test_an_image_that_names_others(
-    server: Server, store: Store, tmp_path: Path, options: tuple[str, ...], said: str
-) -> None:
-    words = [word.replace("DATA", f"{tmp_path}/DATA") for word in options]
-    await qemu_img("create", "-q", "-f", "qcow2", *words, tmp_path / "evil", "1M")
-    for what in (server.put("/evil.img", (tmp_path / "evil").read_bytes()), tmp_path / "evil"):
-        with pytest.raises(ImageRefused, match=said):
-            await store.pull(what)
-    assert await store.images() == ()
-    assert left(store) == set()
-
-
-async def test_other_formats(server: Server, store: Store, tmp_path: Path) -> None:
-    await qemu_img("create", "-q", "-f", "vmdk", tmp_path / "disk.vmdk", "1M")
-    with pytest.raises(ImageRefused, match="it is a vmdk file, and the store takes qcow2 and raw"):
-        await store.pull(tmp_path / "disk.vmdk")
-    with pytest.raises(ImageRefused, match="it is raw, not qcow2 as stated"):
-        await store.pull(server.put("/disk.img", RAW), format="qcow2")
-    with pytest.raises(ImageRefused, match="it is empty"):
-        await store.pull(server.put("/empty.img", b""))
-
-
-async def test_what_is_no_file(store: Store, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")  # whoever opened it would wait for ever
-    for what in (tmp_path / "fifo", tmp_path, Path("/dev/null")):
-        with pytest.raises(ImageRefused, match="this is neither a file nor a disk"):
-            await store.pull(what, name="x")
-    with pytest.raises(PullFailed, match="No such file or directory"):
-        await store.pull(tmp_path / "none")
-    assert left(store) == set()
-
-
-async def test_a_damaged_header(server: Server, store: Store, qcow2: bytes) -> None:
-    damaged = qcow2[:20] + b"\xff" * 40 + qcow2[60:]
-    with pytest.raises(ImageRefused, match="it is damaged"):
-        await store.pull(server.put("/disk.img", damaged))
-    assert await store.images() == ()
-
-
-async def test_an_image_that_was_cut_off(server: Server, store: Store, tmp_path: Path) -> None:
-    """Where nobody tells its length, its head looks well."""
-    (tmp_path / "raw").write_bytes(os.urandom(1 << 20))
-    await qemu_img("convert", "-O", "qcow2", tmp_path / "raw", tmp_path / "whole")
-    whole = (tmp_path / "whole").read_bytes()
-    half = server.put("/half.img", whole[: len(whole) // 2], length=False)
-    with pytest.raises(ImageRefused, match=r"it is damaged: .* corruptions and .* errors"):
-        await store.pull(half)
-    assert (await store.pull(server.put("/whole.img", whole, length=False))).size == len(whole)
 
 
 # --- names
