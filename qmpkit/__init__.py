@@ -15,18 +15,22 @@ if TYPE_CHECKING:
     from qmpkit._running import running as running
     from qmpkit.errors import AgentSilent as AgentSilent
     from qmpkit.errors import BinaryMissing as BinaryMissing
+    from qmpkit.errors import ChecksumWrong as ChecksumWrong
     from qmpkit.errors import Fault as Fault
     from qmpkit.errors import GuestRefused as GuestRefused
     from qmpkit.errors import HostLacks as HostLacks
     from qmpkit.errors import ImageFailed as ImageFailed
     from qmpkit.errors import ImageInUse as ImageInUse
+    from qmpkit.errors import ImageRefused as ImageRefused
     from qmpkit.errors import JournalFailed as JournalFailed
     from qmpkit.errors import JournalNewer as JournalNewer
     from qmpkit.errors import KvmUnavailable as KvmUnavailable
     from qmpkit.errors import LaunchFailed as LaunchFailed
     from qmpkit.errors import MachineDied as MachineDied
     from qmpkit.errors import MachineGone as MachineGone
+    from qmpkit.errors import PullFailed as PullFailed
     from qmpkit.errors import QmpkitError as QmpkitError
+    from qmpkit.errors import SignatureWrong as SignatureWrong
     from qmpkit.errors import SpecInvalid as SpecInvalid
     from qmpkit.errors import SupervisorRunning as SupervisorRunning
     from qmpkit.host.doctor.examination import examine_host as examine_host
@@ -109,9 +113,10 @@ __version__ = "0.1.0"
 _MODULES = {
     "qmpkit._running": "running",
     "qmpkit.errors": (
-        "AgentSilent BinaryMissing Fault GuestRefused HostLacks ImageFailed ImageInUse "
-        "JournalFailed JournalNewer KvmUnavailable LaunchFailed MachineDied MachineGone "
-        "QmpkitError SpecInvalid SupervisorRunning"
+        "AgentSilent BinaryMissing ChecksumWrong Fault GuestRefused HostLacks ImageFailed "
+        "ImageInUse ImageRefused JournalFailed JournalNewer KvmUnavailable LaunchFailed "
+        "MachineDied MachineGone PullFailed QmpkitError SignatureWrong SpecInvalid "
+        "SupervisorRunning"
     ),
     "qmpkit.host.doctor.examination": "examine_host",
     "qmpkit.host.doctor.finding": "Finding HostReport",

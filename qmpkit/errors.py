@@ -8,6 +8,7 @@ the host's           `HostLacks` (`KvmUnavailable`, `BinaryMissing`, `JournalFai
 QEMU's               `LaunchFailed`, `MachineDied`, `ImageFailed`, and in
                      `qmpkit.qmp.errors` `CommandRefused` and the `Monitor…` errors
 the guest's          `GuestRefused` (`AgentSilent`)
+a publisher's        `PullFailed` (`ChecksumWrong`, `SignatureWrong`, `ImageRefused`)
 ===================  ==========================================================
 
 Every message names the machine, what was asked, what QEMU said and, where one
@@ -39,6 +40,10 @@ __all__ = [
     "AgentSilent",
     "ImageFailed",
     "ImageInUse",
+    "PullFailed",
+    "ChecksumWrong",
+    "SignatureWrong",
+    "ImageRefused",
     "JournalFailed",
     "JournalNewer",
     "SupervisorRunning",
@@ -251,3 +256,32 @@ class ImageFailed(QmpkitError):
 
 class ImageInUse(ImageFailed):
     """Another process holds the image open."""
+
+
+class PullFailed(QmpkitError):
+    """An image could not be brought into the store, which is as it was.
+
+    `source` is where it was to come from, `why` what was in the way.
+    """
+
+    def __init__(self, source: str, why: str, cure: str = "") -> None:
+        self.source = source
+        self.why = why
+        self.cure = cure
+        super().__init__(source, why, cure)
+
+    def __str__(self) -> str:
+        cure = f". Cure: {self.cure}" if self.cure else ""
+        return f"cannot pull {self.source!r}: {self.why}{cure}"
+
+
+class ChecksumWrong(PullFailed):
+    """What came is not what its publisher's checksum says."""
+
+
+class SignatureWrong(PullFailed):
+    """The checksums are not signed by a key of the keyring."""
+
+
+class ImageRefused(PullFailed):
+    """What came is no image that others may be built on: it names other files, or is none."""

@@ -48,6 +48,11 @@ IGNORED_BUTTONS = BOARDS if LONG else [("riscv64", "10.0")]
 IMAGE_KILLS = size(ci=8, long=100)  # SIGKILLs of Python while it makes or changes an image
 IMAGE_CHAINS = size(ci=12, long=300)  # chains of images made up and compared with qemu-img
 
+# The image store
+STORE_KILLS = size(ci=2, long=100)  # SIGKILLs of Python in a pull, and as many in a gc
+PULL_CANCELS_EVERY = size(ci=25, long=1)  # a pull is cancelled at each so-many-th checkpoint
+OVERLAY_CANCELS_EVERY = size(ci=4, long=1)  # and the making of an overlay on its image
+
 # Kept machines
 KEPT_MACHINES = size(ci=8, long=50)  # that one supervisor has while it is killed again and again
 SUPERVISOR_KILLS = size(ci=15, long=100)  # SIGKILLs of the supervising Python at random moments

@@ -16,6 +16,7 @@ from qmpkit.cli import (
     guest_commands,
     image_commands,
     serve_commands,
+    store_commands,
 )
 from qmpkit.cli.exits import EXIT_TABLE, Exit
 from qmpkit.cli.farm_words import GROUP
@@ -77,7 +78,7 @@ def _add(to: App, commands: Iterable[Callable[..., Any] | App], group: Group | N
             to.command(command, help=help_, sort_key=place, group=group)
 
 
-_add(image, image_commands.ALL)
+_add(image, [*image_commands.ALL, *store_commands.ALL])
 for group, named in ((snapshot, disk_commands.SNAPSHOT), (disk, disk_commands.DISK)):
     for name, command in named.items():
         group.command(command, name=name, help=_flowing(command.__doc__ or ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,11 +16,13 @@ from qmpkit.cli.listing import chosen_spec, overridden
 from qmpkit.cli.scratch import Scratch, scratch
 from qmpkit.cli.seeding import seed_disk
 from qmpkit.cli.sizes import human_size
+from qmpkit.cli.stored import stored
 from qmpkit.cli.talk import talk
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.headers import read_header
 from qmpkit.images.look import Looked, image_fault, look_at
 from qmpkit.images.machine import SSH, Wishes, machine_around
+from qmpkit.images.store.uses import homes_of
 from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Forward, to_forward
@@ -66,6 +69,7 @@ async def chosen_machine(
     word: str, overrides: tuple[str, ...], options: ImageOptions
 ) -> AsyncIterator[Chosen]:
     """The machine that *word* means, with what has to exist while it starts."""
+    word, overrides = await _of_the_store(word, overrides)
     if await trio.to_thread.run_sync(means_image, word):
         async with scratch() as folder:
             yield await _around_image(word, overrides, options, folder)
@@ -75,6 +79,18 @@ async def chosen_machine(
         told = f"{', '.join(words)} {fit} a disk image, and {word!r} is a profile"
         raise Refusal(f"{told}. Cure: --set changes a profile")
     yield Chosen(chosen_spec(word, overrides))
+
+
+async def _of_the_store(word: str, overrides: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The path of an image of the store for its name, which is the machine's then."""
+    if not word or word.endswith(".toml") or "\0" in word:
+        return word, overrides
+    if word in await trio.to_thread.run_sync(profile_names):
+        return word, overrides
+    path = await stored(Path(word))
+    if path == Path(word):
+        return word, overrides
+    return str(path), (f"name={json.dumps(word)}", *overrides)
 
 
 def means_image(word: str) -> bool:
@@ -139,6 +155,9 @@ async def _around_image(
 
 
 def _check_writable(image: Path) -> None:
+    if homes_of([image]):  # root may write to it
+        what = f"{str(image)!r} is in the image store, where others build on it"
+        raise SpecInvalid([Fault("--write", what, "--keep FILE keeps the changes in an overlay")])
     if not os.access(image, os.W_OK, effective_ids=True):
         what = f"{str(image)!r} may not be written"
         raise SpecInvalid(

@@ -80,8 +80,8 @@ async def run(
     what: Annotated[
         str,
         Parameter(
-            help="A disk image (debian.qcow2), a shipped profile's name (see `qmpkit profiles`), "
-            "or a profile's file (web.toml).",
+            help="A disk image (debian.qcow2), its name in the store (see `qmpkit image ls`), "
+            "a shipped profile's name (see `qmpkit profiles`), or a profile's file (web.toml).",
             completer=_profile_names,
         ),
     ],

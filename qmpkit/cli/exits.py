@@ -6,7 +6,7 @@ import sys
 from enum import IntEnum
 from typing import Any
 
-from qmpkit.errors import HostLacks, ImageFailed, ImageInUse, QmpkitError, SpecInvalid
+from qmpkit.errors import HostLacks, ImageFailed, ImageInUse, PullFailed, QmpkitError, SpecInvalid
 
 __all__ = ["EXIT_TABLE", "OF_A_NAMED_FILE", "DaemonSaid", "Exit", "Refusal", "exit_of"]
 
@@ -26,7 +26,7 @@ class Exit(IntEnum):
 EXIT_TABLE = """\
 Exit status:
   0    done; for run: the guest shut itself down, or it was stopped on request
-  1    QEMU, qemu-img or the guest failed: a crash, a panic, a refused command
+  1    QEMU, qemu-img, the guest or a download failed: a crash, a refusal
   2    a mistake in the command line, the profile or a file it names
   3    this host lacks something: KVM, a program, a right
   4    the monitor of another QEMU is absent, busy, silent or lost
@@ -73,6 +73,8 @@ def exit_of(error: BaseException) -> Exit | None:
         case SpecInvalid() | ImageInUse() | Refusal():
             return Exit.MISTAKE
         case ImageFailed(__cause__=OSError() as cause) if isinstance(cause, OF_A_NAMED_FILE):
+            return Exit.MISTAKE
+        case PullFailed(__cause__=FileNotFoundError()):
             return Exit.MISTAKE
         case HostLacks():
             return Exit.HOST

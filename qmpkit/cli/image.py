@@ -18,6 +18,7 @@ from qmpkit.cli.places import check_cache, check_place, size_judged
 from qmpkit.cli.progress import show_progress
 from qmpkit.cli.safe import one_line, shell_word
 from qmpkit.cli.sizes import exact_size, human_size
+from qmpkit.cli.stored import stored
 from qmpkit.cli.talk import noted, print_json, talk
 from qmpkit.errors import QmpkitError, SpecInvalid
 from qmpkit.images import ImageInfo
@@ -46,6 +47,7 @@ async def overlay(file: Path, base: Path, base_format: str | None) -> None:
     """Make an overlay and say what is below it."""
     async with interruptible() as work:
         await trio.to_thread.run_sync(check_place, file)
+        base = await stored(base)
         below = await _usable(base, base_format, "--base-format")
         await images.overlay(file, base, below.format)
         work.done = True

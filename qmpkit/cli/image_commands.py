@@ -56,7 +56,9 @@ async def create(
 
 async def overlay(
     file: NewImage,
-    base: Annotated[Path, _file("The image it shows; from now on only to be read.")],
+    base: Annotated[
+        Path, _file("The image it shows, also by its name in the store; from now on only read.")
+    ],
     /,
     *,
     base_format: Annotated[

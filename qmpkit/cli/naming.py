@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import tomllib
 
 from qmpkit.cli.exits import Refusal
 from qmpkit.cli.which_farm import which_farm
-from qmpkit.process.roots import state_root
+from qmpkit.process.durable import DRAFT
+from qmpkit.process.roots import images_root, state_root
+from qmpkit.spec.profile import CATALOGUE, profiles_dir
 
-__all__ = ["machine_names"]
+__all__ = ["catalogue_names", "image_names", "machine_names"]
 
 
 def machine_names(farm: str | None = None) -> list[str]:
@@ -19,3 +22,18 @@ def machine_names(farm: str | None = None) -> list[str]:
         return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
     except (Refusal, OSError):
         return []
+
+
+def image_names() -> list[str]:
+    """What the images in the store are called."""
+    try:
+        found = [entry.name for entry in os.scandir(images_root() / "names")]
+    except OSError:
+        return []
+    return sorted(name for name in found if not name.endswith(DRAFT))
+
+
+def catalogue_names() -> list[str]:
+    """The images that can be pulled by a name."""
+    text = (profiles_dir() / f"{CATALOGUE}.toml").read_text(encoding="utf-8")
+    return list(tomllib.loads(text)["images"])

@@ -1,7 +1,7 @@
-"""Disk images through qemu-img, and cloud-init's seeds.
+"""Disk images through qemu-img, the store of base images, and cloud-init's seeds.
 
-`create`, `overlay`; `info`, `chain`; `check`, `resize`; `convert`, `converting`; `make_seed`;
-`machine_for`.
+`create`, `overlay`; `info`, `chain`; `check`, `resize`; `convert`, `converting`; `Store`;
+`make_seed`; `machine_for`.
 """
 
 from qmpkit.host.chain import MAX_CHAIN
@@ -14,6 +14,10 @@ from qmpkit.images.new import create, overlay
 from qmpkit.images.progress import Progress
 from qmpkit.images.resizing import resize
 from qmpkit.images.seed import CloudInit, make_seed
+from qmpkit.images.store.gc import GcReport, Kept
+from qmpkit.images.store.index import Image
+from qmpkit.images.store.progress import Pulling, PullStep
+from qmpkit.images.store.store import Store, Verified
 from qmpkit.images.tool import INFO_LIMITS
 from qmpkit.process.limits import Limits
 
@@ -23,11 +27,18 @@ __all__ = [
     "Bitmap",
     "CheckReport",
     "CloudInit",
+    "GcReport",
     "Holder",
+    "Image",
     "ImageInfo",
+    "Kept",
     "Limits",
     "Progress",
+    "PullStep",
+    "Pulling",
     "Snapshot",
+    "Store",
+    "Verified",
     "chain",
     "check",
     "convert",

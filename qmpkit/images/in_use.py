@@ -6,6 +6,7 @@ from qmpkit.errors import ImageInUse
 from qmpkit.host.chain import Chain, walk_chain
 from qmpkit.host.holders import holders_of, image_locked
 from qmpkit.images.guessed import refuse_guessed_bases
+from qmpkit.images.store.uses import IN_STORE, homes_of
 from qmpkit.images.tool import Asked, cure_of
 
 __all__ = ["checked_chain", "refuse_used", "sound_chain"]
@@ -17,9 +18,11 @@ def refuse_used(asked: Asked, *, for_writing: bool, cure: str = _STOP) -> None:
     """`ImageInUse` when a QEMU writes to the image, or, *for_writing*, relies on its content.
 
     qemu-img would refuse most of it too, but cannot name the holder.  `ImageFailed`
-    when the image cannot be opened.
+    when the image cannot be opened, or is of the image store and not to be written to.
     """
     path = asked.path
+    if for_writing and homes_of([path]):  # root may write to it all the same
+        raise asked.failed(IN_STORE, "copy it first")
     try:
         locked = image_locked(path, for_writing=for_writing)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from qmpkit.host.chain import MAX_CHAIN
 from qmpkit.images.details import info
 from qmpkit.images.drafts import Placed, StrPath, new_image
 from qmpkit.images.in_use import checked_chain, refuse_used
+from qmpkit.images.store.uses import Home, homes_of, registered
 from qmpkit.images.tool import WRITE_LIMITS, Asked, run_qemu_img
 from qmpkit.process.limits import Limits
 from qmpkit.spec.sizes import to_bytes
@@ -59,9 +61,10 @@ async def overlay(
     """Make an image at *path* that holds only what differs from *base*, in the base's size.
 
     A base in the same directory is recorded by its name, so the two can be moved
-    together; any other by its absolute path.  As `create` otherwise; *format* is
-    qcow2 or qed.  `ImageInUse` when a running QEMU writes to *base* or to one of the
-    images below it, which would corrupt the overlay.
+    together; any other by its absolute path.  A base in the image store is told of it,
+    and stays there for it.  As `create` otherwise; *format* is qcow2 or qed.
+    `ImageInUse` when a running QEMU writes to *base* or to one of the images below it,
+    which would corrupt the overlay.
     """
     return (await place_overlay(path, base, base_format, format, limits=limits)).path
 
@@ -100,10 +103,14 @@ async def place_overlay(
     """`overlay`, in the way of `place_empty`."""
     asked = Asked.of("make an overlay of", base)
     origin = asked.path
-    size = await trio.to_thread.run_sync(_size_of_base, asked, base_format, format)
+    size, homes = await trio.to_thread.run_sync(_look_at_base, asked, base_format, format)
     if size is None:
         size = (await info(origin, format=base_format)).virtual_size
-    async with new_image(path, format) as draft:
+    async with AsyncExitStack() as stack:
+        target = Asked.of("create", path).path
+        if homes:
+            await _note(stack, asked, homes, target)
+        draft = await stack.enter_async_context(new_image(path, format))
         recorded = _recorded(origin, draft.target)
         # -u: from the draft a name beside leads nowhere, and the base has been looked at.
         words = ["create", "-q", "-u", "-f", format, "-F", base_format, "-b", recorded]
@@ -112,8 +119,19 @@ async def place_overlay(
     return draft.placed()
 
 
-def _size_of_base(asked: Asked, base_format: str, format: str) -> int | None:
-    """Bytes that a guest sees of *base*, where its header tells; after every reason to refuse."""
+async def _note(stack: AsyncExitStack, asked: Asked, homes: list[Home], overlay: Path) -> None:
+    """Have the image store know of the overlay that is made on its images."""
+    try:
+        await stack.enter_async_context(registered(homes, overlay))
+    except OSError as error:
+        raise asked.failed_by(error) from error
+
+
+def _look_at_base(asked: Asked, base_format: str, format: str) -> tuple[int | None, list[Home]]:
+    """Bytes that a guest sees of *base*, where its header tells; after every reason to refuse.
+
+    And which images of its chain are in an image store.
+    """
     if format not in _OVERLAYS:
         raise asked.failed(f"{format} images have no base", 'format="qcow2"')
     # qemu-img does not look at the base's locks when it makes an overlay.
@@ -122,11 +140,12 @@ def _size_of_base(asked: Asked, base_format: str, format: str) -> int | None:
     if len(chain.layers) == MAX_CHAIN:
         raise asked.failed(f"it would be deeper than {MAX_CHAIN} images", "use a base further down")
     header = chain.layers[0].header
+    homes = homes_of(layer.path for layer in chain.layers)
     if base_format == "raw":
-        return _raw_size(asked)
+        return _raw_size(asked), homes
     if header.format != base_format:
         raise asked.failed(f"it is {header.format or 'raw'}, not {base_format}", "state its format")
-    return header.size if base_format == "qcow2" else None
+    return header.size if base_format == "qcow2" else None, homes
 
 
 def _raw_size(asked: Asked) -> int:

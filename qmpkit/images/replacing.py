@@ -16,6 +16,7 @@ import attrs
 
 from qmpkit.errors import ImageInUse
 from qmpkit.host.holders import allow_writing, deny_writing, file_locked, holders_of
+from qmpkit.images.store.uses import IN_STORE, homes_of
 from qmpkit.images.tool import Asked
 
 __all__ = ["Replaced"]
@@ -36,9 +37,13 @@ class Replaced:
     def held(cls, asked: Asked, path: Path, *, private: bool) -> Replaced:
         """Hold *path*, a regular file.  `ImageInUse` when a QEMU has it open.
 
+        `ImageFailed` for an image of the image store, which nothing takes the place of.
+
         *private*: only its owner gets the new one, whatever the mode was; and a QEMU
         that reads it may go on with the old one.
         """
+        if homes_of([path]):
+            raise asked.failed(IN_STORE, "choose another name")
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:

@@ -7,8 +7,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["HASH", "OWNER", "hash_of", "known_supervisors", "root_by_rule", "runtime_of"]
-__all__ += ["state_root"]
+__all__ = ["HASH", "OWNER", "hash_of", "images_root", "known_supervisors", "root_by_rule"]
+__all__ += ["runtime_of", "state_root"]
 
 HASH = 12
 """Characters of a name that stands for one that would be too long."""
@@ -62,6 +62,13 @@ def state_root() -> Path:
         return Path("/var/lib/qmpkit")
     xdg = os.environ.get("XDG_STATE_HOME", "")
     return (Path(xdg) if xdg.startswith("/") else Path.home() / ".local" / "state") / "qmpkit"
+
+
+def images_root() -> Path:
+    """Where the image store is: `$QMPKIT_IMAGES_DIR`, else `.images` in `state_root`; not made."""
+    if own := os.environ.get("QMPKIT_IMAGES_DIR"):
+        return Path(own).absolute()
+    return state_root() / ".images"  # no supervisor's name begins with a dot
 
 
 def hash_of(text: str) -> str:

@@ -15,6 +15,7 @@ from qmpkit.spec.paths import PATHS, map_fields
 from qmpkit.spec.suggest import suggestion
 
 __all__ = [
+    "CATALOGUE",
     "absolute",
     "is_path",
     "load_profile",
@@ -25,6 +26,10 @@ __all__ = [
 ]
 
 
+CATALOGUE = "images"
+"""The file among the profiles that is none: which images there are to be pulled."""
+
+
 def profiles_dir() -> Path:
     """Where the shipped profiles are: in the wheel, or in the checkout it was installed from."""
     installed = Path(str(resources.files("qmpkit"))) / "profiles"
@@ -33,7 +38,8 @@ def profiles_dir() -> Path:
 
 def profile_names() -> tuple[str, ...]:
     """The shipped profiles, sorted."""
-    return tuple(sorted(path.stem for path in profiles_dir().glob("*.toml")))
+    found = {path.stem for path in profiles_dir().glob("*.toml")}
+    return tuple(sorted(found - {CATALOGUE}))
 
 
 def load_profile(name_or_path: str | os.PathLike[str]) -> MachineSpec:

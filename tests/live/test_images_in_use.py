@@ -13,6 +13,7 @@ import trio
 
 import qmpkit
 from qmpkit import Disk, ImageInUse, MachineSpec, SpecInvalid, images
+from qmpkit.process.tools import run
 from tests.sizes import OLDEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*OLDEST), pytest.mark.usefixtures("qemu_img")]
@@ -211,3 +212,28 @@ async def test_a_machine_on_a_bad_chain_is_refused(qemu: str, tmp_path: Path, ki
     with pytest.raises(SpecInvalid, match=words):
         async with qmpkit.running(spec):
             raise AssertionError("it must not start")
+
+
+async def test_an_image_of_the_store(
+    qemu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a stranger runs on it is nowhere noted."""
+    monkeypatch.setenv("QMPKIT_STATE_DIR", str(tmp_path / "state"))
+    await images.create(tmp_path / "disk.qcow2", "1MiB", "qcow2")
+    store = images.Store(tmp_path / "store")
+    base = await store.pull(tmp_path / "disk.qcow2")
+    (tmp_path / "far").mkdir()
+    top = tmp_path / "far" / "top.qcow2"
+    words = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base.path)]
+    assert (await run([*words, str(top)])).status.success
+    await images.create(tmp_path / "other.qcow2", "2MiB", "qcow2")
+    (tmp_path / "other.qcow2").rename(tmp_path / "disk.qcow2")
+    await store.pull(tmp_path / "disk.qcow2")  # the first one has no name now
+    async with stranger(qemu, top, "-name", "guest=web"):
+        report = await store.gc(gone=True)
+        assert report.removed == ()
+        (why,) = (kept.why for kept in report.kept if kept.image.digest == base.digest)
+        assert why[0].startswith("machine 'web' (qemu-system-x86_64, pid ")
+        with pytest.raises(ImageInUse, match=r"cannot remove .*machine 'web'"):
+            await store.remove(base.digest, gone=True)
+    assert (await store.gc()).removed == (base.path,)

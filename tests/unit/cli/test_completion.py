@@ -68,6 +68,7 @@ def test_no_profile_fits_so_readline_completes_paths(bash: Bash) -> None:
 def test_commands_and_options(bash: Bash) -> None:
     words = ["doctor", "run", "profiles", "argv", "validate", "qmp", "image", "completion"]
     words_of_image = ["info", "create", "overlay", "check", "resize", "convert", "build"]
+    words_of_image += ["pull", "ls", "rm", "gc", "verify"]
     assert bash.complete("")[: len(words)] == words
     assert bash.complete("pro") == ["profiles"]
     assert bash.complete("run", "--he") == ["--headless", "--help"]
@@ -81,6 +82,17 @@ def test_commands_and_options(bash: Bash) -> None:
     assert bash.complete("image", "build", "") == ["debian"]
     assert bash.complete("run", "--firmware", "") == ["bios", "uefi"]
     assert bash.complete("doctor", "--require", "vh") == ["vhost-net"]
+
+
+def test_names_of_images(bash: Bash, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMPKIT_IMAGES_DIR", str(tmp_path / "images"))
+    assert bash.complete("image", "pull", "debian-") == ["debian-13", "debian-12"]
+    assert bash.complete("image", "rm", "") == []
+    (tmp_path / "images" / "names").mkdir(parents=True)
+    for name in ("web", "db", "db.draft"):
+        (tmp_path / "images" / "names" / name).touch()
+    assert bash.complete("image", "rm", "") == ["db", "web"]
+    assert bash.complete("image", "verify", "w") == ["web"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from qmpkit.cli.exits import EXIT_TABLE, Exit, Refusal, exit_of
 from qmpkit.errors import (
     BinaryMissing,
+    ChecksumWrong,
     Fault,
     GuestRefused,
     HostLacks,
@@ -14,6 +15,7 @@ from qmpkit.errors import (
     ImageInUse,
     KvmUnavailable,
     LaunchFailed,
+    PullFailed,
     QmpkitError,
     SpecInvalid,
 )
@@ -33,6 +35,12 @@ REFUSED = CommandRefused("vm", "cont", {}, {"error": {"class": "GenericError", "
 
 def _image_failed(cause: OSError | None) -> ImageFailed:
     error = ImageFailed("a.qcow2", "create", "no")
+    error.__cause__ = cause
+    return error
+
+
+def _pull_failed(cause: OSError) -> PullFailed:
+    error = PullFailed("/x", "no")
     error.__cause__ = cause
     return error
 
@@ -57,6 +65,10 @@ def _image_failed(cause: OSError | None) -> ImageFailed:
         (MonitorTorn("vm", b"{"), 4),
         (MonitorGarbled("vm", "no JSON"), 4),
         (PermissionError(13, "Permission denied", "/x"), 1),
+        (PullFailed("https://example.org/x", "there is no such file"), 1),
+        (ChecksumWrong("https://example.org/x", "it is another"), 1),
+        (_pull_failed(FileNotFoundError(2, "No such file or directory")), 2),
+        (_pull_failed(PermissionError(13, "Permission denied")), 1),
         (_image_failed(None), 1),
         (_image_failed(OSError(28, "No space left on device")), 1),
         (_image_failed(FileExistsError(17, "File exists")), 2),

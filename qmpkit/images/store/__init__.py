@@ -1,0 +1,1 @@
+"""The image store: base images by their content, pulled, checked, immutable; `images.Store`."""
