@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -32,6 +33,11 @@ class Layer:
     format: str
     header: Header
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether its content can be read only with a secret."""
+        return self.format == "luks" or (self.format == "qcow2" and self.header.encrypted)
+
 
 @attrs.frozen
 class Broken:
@@ -46,8 +52,9 @@ class Broken:
 class Chain:
     """The layers from the top down, and what is wrong with the chain.
 
-    It ends at a base that is no plain file (`nbd://…`, `json:…`, `fat:…`): QEMU would ask
-    a host, or read a directory, because an image says so.  `outside` names it.
+    It ends at a reference that is no plain file (`nbd://…`, `json:…`, `fat:…`): QEMU would
+    ask a host, or read a directory, because an image says so; and at a file outside the
+    folders that are allowed.  `outside` names it.
     """
 
     layers: tuple[Layer, ...]
@@ -55,15 +62,20 @@ class Chain:
     outside: Broken | None = None
 
 
-def walk_chain(image: Path, format: str | None = None) -> Chain:
+def walk_chain(
+    image: Path, format: str | None = None, allowed: Sequence[str | os.PathLike[str]] | None = None
+) -> Chain:
     """Follow the bases below *image*; *format* None: what its header says.
 
     A base is taken in the format its overlay records, so a raw base has no base,
     whatever its first bytes say.  At most `MAX_CHAIN` files are read.
+    *allowed*: folders in one of which each file must be that an image names (None: anywhere),
+    with links followed; not *image* itself, which you name.
     Never raises: what cannot be read is `broken`.
     """
     layers: list[Layer] = []
     seen: dict[FileId, Path] = {}
+    folders = None if allowed is None else [os.path.realpath(folder) for folder in allowed]
     while True:
         try:
             header, identity = _read(image)
@@ -76,12 +88,13 @@ def walk_chain(image: Path, format: str | None = None) -> Chain:
             return Chain(tuple(layers), _too_deep(layers))
         seen[identity] = image
         layers.append(Layer(image, format or header.format or "raw", header))
-        if layers[-1].format != "qcow2":
+        if layers[-1].format != header.format:
             return Chain(tuple(layers))
-        if header.data_file and (broken := _lacks_data(image, header.data_file)):
+        # First whether it may be looked at: what is said of a missing file is a look, too.
+        outside = next(_outside(image, header, folders), None)
+        if outside is None and (broken := _lacks_data(image, header.data_file)) is not None:
             return Chain(tuple(layers), broken)
         base = backing_path(image, header.backing) if header.backing else None
-        outside = _outside(image, header)
         if base is None or outside is not None:
             return Chain(tuple(layers), outside=outside)
         image, format = base, header.backing_format
@@ -92,21 +105,42 @@ def _read(image: Path) -> tuple[Header, FileId]:
     return read_header(image), (found.st_dev, found.st_ino)
 
 
-def _outside(image: Path, header: Header) -> Broken | None:
-    """What an image names that is no plain file."""
-    if header.data_file and backing_path(image, header.data_file) is None:
-        why = f"the data file {header.data_file!r} of {str(image)!r} is no plain file"
-        return Broken(image, why, "copy it with qemu-img convert, if you trust the image")
-    if header.backing and backing_path(image, header.backing) is None:
-        why = f"the base {header.backing!r} of {str(image)!r} is no plain file"
-        cure = f"name a file: qemu-img rebase -u -F FORMAT -b BASE {str(image)!r}"
-        return Broken(image, why, f"{cure}; or, if you trust it, run it as a Disk of a spec")
-    return None
+def _outside(image: Path, header: Header, folders: Sequence[str] | None) -> Iterator[Broken]:
+    """What an image names that is no plain file, or none in these folders."""
+    cure = "copy it with qemu-img convert, if you trust the image"
+    if header.data_file:
+        yield from _no_file(image, "the data file", header.data_file, folders, cure)
+    for extent in header.extents:
+        yield from _no_file(image, "the extent", extent, folders, cure)
+    if header.backing:
+        rebase = f"name a file: qemu-img rebase -u -F FORMAT -b BASE {str(image)!r}"
+        cure = f"{rebase}; or, if you trust it, run it as a Disk of a spec"
+        yield from _no_file(image, "the base", header.backing, folders, cure)
+
+
+def _no_file(
+    image: Path, what: str, name: str, folders: Sequence[str] | None, cure: str
+) -> Iterator[Broken]:
+    path = backing_path(image, name)
+    if path is None:
+        yield Broken(image, f"{what} {name!r} of {str(image)!r} is no plain file", cure)
+    elif folders is not None and not _inside(path, folders):
+        why = f"{what} {name!r} of {str(image)!r} is outside the allowed folders"
+        yield Broken(image, why, f"if you trust the image, allow {str(path.parent)!r} too")
+
+
+def _inside(path: Path, folders: Sequence[str]) -> bool:
+    """Whether *path* is below one of *folders*, wherever its links lead."""
+    try:
+        real = Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        return False
+    return any(real.is_relative_to(folder) for folder in folders)
 
 
 def _lacks_data(image: Path, name: str) -> Broken | None:
     """The content of a qcow2 image may be in a file of its own."""
-    data = backing_path(image, name)
+    data = backing_path(image, name) if name else None
     if data is None or os.access(data, os.R_OK, effective_ids=True):
         return None
     problem = "cannot be read" if os.path.lexists(data) else "does not exist"

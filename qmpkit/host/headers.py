@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -35,6 +36,11 @@ _LONGEST_NAME = 1023  # of a backing file, by the qcow2 specification
 _SMALLEST_CLUSTER, _LARGEST_CLUSTER = 9, 21  # bits
 _BACKING_FORMAT, _DATA_FILE = 0xE2792ACA, 0x44415441
 _MOST_EXTENSIONS = 32  # five kinds are known
+_QED_HAS_BACKING, _QED_RAW_BACKING = 1, 4
+_LONGEST_DESCRIPTOR = 1 << 20  # QEMU reads no more of a vmdk's
+# QEMU reads both with C's own parsers, which take a line's end for a space.
+_EXTENT = re.compile(rb'[+-]?\d+\s*\S+\s+"([^"\r\n]+)')
+_PARENT = re.compile(rb'parentFileNameHint..([^"]*)', re.DOTALL)
 
 
 @attrs.frozen
@@ -43,9 +49,11 @@ class Header:
 
     `format`: QEMU's name, the name of a compression, or "" when nothing is known
     (which raw images are).  `empty`: the file has no byte at all.
-    Of qcow2 alone: `backing`, the base as the file names it ("" none), and
-    `backing_format`, that of the base ("" not recorded, so QEMU would guess);
-    `data_file`, where the content is when it is in a file of its own; `size` in bytes.
+    Of qcow2, qed and vmdk: `backing`, the base as the file names it ("" none), and
+    `backing_format`, that of the base ("" not recorded, so QEMU would guess).
+    Of qcow2 alone: `data_file`, where the content is when it is in a file of its own;
+    `size` in bytes; `encrypted`.
+    Of vmdk alone: `extents`, the files that its descriptor says the content is in.
     """
 
     format: str
@@ -54,6 +62,8 @@ class Header:
     backing_format: str = ""
     data_file: str = ""
     size: int = 0
+    encrypted: bool = False
+    extents: tuple[str, ...] = ()
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -66,7 +76,9 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     try:
         start = os.pread(fd, 512, 0)
         kind = _identify(start)
-        return _qcow2(fd, start) if kind == "qcow2" else Header(kind, empty=not start)
+        if (read := _READERS.get(kind)) is not None:
+            return read(fd, start)
+        return Header(kind, empty=not start)
     finally:
         os.close(fd)
 
@@ -96,7 +108,47 @@ def _qcow2(fd: int, start: bytes) -> Header:
         backing_format=extensions.get(_BACKING_FORMAT, "") if backing else "",
         data_file=extensions.get(_DATA_FILE, "") if _has_data_file(start, version) else "",
         size=size,
+        encrypted=any(start[32:36]),
     )
+
+
+def _qed(fd: int, start: bytes) -> Header:
+    if len(start) < 64:
+        return Header("qed")
+    (features,) = struct.unpack_from("<Q", start, 16)
+    at, length = struct.unpack_from("<II", start, 56)
+    if not features & _QED_HAS_BACKING or not 0 < length <= _LONGEST_NAME:
+        return Header("qed")
+    recorded = "raw" if features & _QED_RAW_BACKING else ""
+    return Header("qed", _name(os.pread(fd, length, at)), backing_format=recorded)
+
+
+def _vmdk(fd: int, start: bytes) -> Header:
+    """A text of its own, or a header that has one within."""
+    binary = start.startswith((b"KDMV", b"COWD"))
+    # Of a binary one QEMU reads the parent's name here, wherever the header puts the text.
+    parent = _PARENT.search(_text(fd, 512 if binary else 0))
+    backing = os.fsdecode(parent[1]) if parent else ""
+    if binary:
+        capacity = int.from_bytes(start[12:20], "little")
+        at = int.from_bytes(start[28:36], "little") << 9
+        if start.startswith(b"COWD") or capacity or not at:  # the content is in this file
+            return _with_parent(backing)
+    extents = _EXTENT.findall(_text(fd, at if binary else 0))
+    return attrs.evolve(_with_parent(backing), extents=tuple(map(os.fsdecode, extents)))
+
+
+def _with_parent(backing: str) -> Header:
+    return Header("vmdk", backing, backing_format="vmdk" if backing else "")
+
+
+def _text(fd: int, at: int) -> bytes:
+    if at >= 1 << 62:
+        return b""
+    return os.pread(fd, _LONGEST_DESCRIPTOR, at).partition(b"\0")[0]
+
+
+_READERS = {"qcow2": _qcow2, "qed": _qed, "vmdk": _vmdk}
 
 
 def _name(raw: bytes) -> str:

@@ -11,10 +11,12 @@ from qmpkit.images.conversion import convert, converting
 from qmpkit.images.details import Bitmap, ImageInfo, Snapshot, chain, info
 from qmpkit.images.machine import machine_for
 from qmpkit.images.new import create, overlay
+from qmpkit.images.options import Options
 from qmpkit.images.progress import Progress
 from qmpkit.images.resizing import resize
 from qmpkit.images.seed import CloudInit, make_seed
 from qmpkit.images.tool import INFO_LIMITS
+from qmpkit.images.turns import limiter
 from qmpkit.process.limits import Limits
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Holder",
     "ImageInfo",
     "Limits",
+    "Options",
     "Progress",
     "Snapshot",
     "chain",
@@ -34,6 +37,7 @@ __all__ = [
     "converting",
     "create",
     "info",
+    "limiter",
     "machine_for",
     "make_seed",
     "overlay",

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import trio
 
 from qmpkit.host.chain import MAX_CHAIN
 from qmpkit.images.details import info
 from qmpkit.images.drafts import Placed, StrPath, new_image
-from qmpkit.images.in_use import checked_chain, refuse_used
+from qmpkit.images.in_use import Allowed, checked_chain, refuse_used
+from qmpkit.images.keys import Key, Secret, held_keys
+from qmpkit.images.options import DEFAULTS, Options, option_words
 from qmpkit.images.tool import WRITE_LIMITS, Asked, run_qemu_img
 from qmpkit.process.limits import Limits
 from qmpkit.spec.sizes import to_bytes
 
-__all__ = ["create", "overlay", "place_empty", "place_overlay"]
-
-Preallocation = Literal["metadata", "falloc", "full"]
+__all__ = ["create", "overlay", "place_empty", "place_overlay", "recorded_name"]
 
 _SECTOR = 512
 _OVERLAYS = ("qcow2", "qed")
@@ -31,20 +31,21 @@ async def create(
     size: int | str,
     format: str,
     *,
-    preallocation: Preallocation | None = None,
+    options: Options = DEFAULTS,
+    secret: Secret | None = None,
     limits: Limits = WRITE_LIMITS,
 ) -> Path:
     """Make an empty image of *size* ("10GiB" or bytes) at *path*; gives back its absolute path.
 
-    *format* is QEMU's name (`qcow2`, `raw`, …).  *preallocation*: "falloc" takes the disk
-    space at once, "full" writes all of it, "metadata" (qcow2) only lays the tables out;
-    None takes space as the guest writes.  The image gets its name only when it
+    *format* is QEMU's name (`qcow2`, `raw`, `luks`, …).  *options*: how it is laid out.
+    *secret* encrypts it (qcow2 and luks, by LUKS): text in UTF-8, without which nobody
+    reads it; deriving its key takes seconds of CPU.  The image gets its name only when it
     is whole and on disk, so *path* is never half an image, not even after a SIGKILL or a
     power cut.  Its mode is 0644 less the umask.  `ImageFailed` when *path* exists, qemu-img
-    fails or meets one of *limits*, `BinaryMissing` without qemu-img.  Cancelled or
-    failed, nothing is left.
+    fails or meets one of *limits*, `SpecInvalid` when options do not go together,
+    `BinaryMissing` without qemu-img.  Cancelled or failed, nothing is left.
     """
-    placed = await place_empty(path, size, format, preallocation=preallocation, limits=limits)
+    placed = await place_empty(path, size, format, options=options, secret=secret, limits=limits)
     return placed.path
 
 
@@ -54,16 +55,31 @@ async def overlay(
     base_format: str,
     format: str = "qcow2",
     *,
+    options: Options = DEFAULTS,
+    secret: Secret | None = None,
+    allowed: Allowed = None,
     limits: Limits = WRITE_LIMITS,
 ) -> Path:
     """Make an image at *path* that holds only what differs from *base*, in the base's size.
 
     A base in the same directory is recorded by its name, so the two can be moved
     together; any other by its absolute path.  As `create` otherwise; *format* is
-    qcow2 or qed.  `ImageInUse` when a running QEMU writes to *base* or to one of the
+    qcow2 or qed.  *secret* encrypts what the overlay holds; the base stays what it is.
+    *allowed*: the folders in which all files must be that *base* and its bases name, None
+    for any.  `ImageInUse` when a running QEMU writes to *base* or to one of the
     images below it, which would corrupt the overlay.
     """
-    return (await place_overlay(path, base, base_format, format, limits=limits)).path
+    placed = await place_overlay(
+        path,
+        base,
+        base_format,
+        format,
+        options=options,
+        secret=secret,
+        allowed=allowed,
+        limits=limits,
+    )
+    return placed.path
 
 
 async def place_empty(
@@ -71,7 +87,8 @@ async def place_empty(
     size: int | str,
     format: str,
     *,
-    preallocation: Preallocation | None = None,
+    options: Options = DEFAULTS,
+    secret: Secret | None = None,
     limits: Limits = WRITE_LIMITS,
 ) -> Placed:
     """`create`, for a caller that may have to take the image away again.
@@ -79,14 +96,17 @@ async def place_empty(
     There is no checkpoint between the image's appearance and the return.
     """
     length = to_bytes(size)
-    async with new_image(path, format) as draft:
-        options = [] if preallocation is None else ["-o", f"preallocation={preallocation}"]
-        words = ["create", "-q", "-f", format, *options, "--", draft.path, str(length)]
-        await run_qemu_img(words, draft.asked, limits, fds=draft.fds)
-        if format not in _CHECKED:
-            words = ["info", "-f", format, "--", draft.path]
-            await run_qemu_img(words, draft.asked, limits, fds=draft.fds)
-    return draft.placed()
+    with held_keys(secret) as (key,):
+        words = ["create", "-q", *_new(format, options, key)]
+        async with new_image(path, format) as draft:
+            fds = {**draft.fds, **(key.fds if key else {})}
+            whole = options.preallocation in ("falloc", "full")
+            end = ["--", draft.path, str(length)]
+            await run_qemu_img([*words, *end], draft.asked, limits, fds=fds, long=whole)
+            if format not in _CHECKED:
+                words = ["info", "-f", format, "--", draft.path]
+                await run_qemu_img(words, draft.asked, limits, fds=draft.fds)
+        return draft.placed()
 
 
 async def place_overlay(
@@ -95,32 +115,47 @@ async def place_overlay(
     base_format: str,
     format: str,
     *,
+    options: Options = DEFAULTS,
+    secret: Secret | None = None,
+    allowed: Allowed = None,
     limits: Limits = WRITE_LIMITS,
 ) -> Placed:
     """`overlay`, in the way of `place_empty`."""
     asked = Asked.of("make an overlay of", base)
     origin = asked.path
-    size = await trio.to_thread.run_sync(_size_of_base, asked, base_format, format)
-    if size is None:
-        size = (await info(origin, format=base_format)).virtual_size
-    async with new_image(path, format) as draft:
-        # With ./ in front, a colon in the name is not taken for a protocol.
-        beside = origin.parent == draft.target.parent
-        recorded = f"./{origin.name}" if beside else str(origin)
+    with held_keys(secret) as (key,):
         # -u: from the draft a name beside leads nowhere, and the base has been looked at.
-        words = ["create", "-q", "-u", "-f", format, "-F", base_format, "-b", recorded]
-        words += ["--", draft.path, str(size)]
-        await run_qemu_img(words, draft.asked, limits, fds=draft.fds)
-    return draft.placed()
+        words = ["create", "-q", "-u", *_new(format, options, key, base=True), "-F", base_format]
+        measure = partial(_size_of_base, asked, base_format, format, allowed)
+        size = await trio.to_thread.run_sync(measure)
+        if size is None:
+            size = (await info(origin, format=base_format)).virtual_size
+        async with new_image(path, format) as draft:
+            words += ["-b", recorded_name(draft.target, origin), "--", draft.path, str(size)]
+            fds = {**draft.fds, **(key.fds if key else {})}
+            await run_qemu_img(words, draft.asked, limits, fds=fds)
+        return draft.placed()
 
 
-def _size_of_base(asked: Asked, base_format: str, format: str) -> int | None:
+def _new(format: str, options: Options, key: Key | None, *, base: bool = False) -> list[str]:
+    """The words that say what is to be made."""
+    objects = key.words if key else ()
+    return [*objects, "-f", format, *option_words(options, format, key, base=base)]
+
+
+def recorded_name(overlay: Path, base: Path) -> str:
+    """How an overlay names its base: by its name alone when it is beside it."""
+    # With ./ in front, a colon in the name is not taken for a protocol.
+    return f"./{base.name}" if base.parent == overlay.parent else str(base)
+
+
+def _size_of_base(asked: Asked, base_format: str, format: str, allowed: Allowed) -> int | None:
     """Bytes that a guest sees of *base*, where its header tells; after every reason to refuse."""
     if format not in _OVERLAYS:
         raise asked.failed(f"{format} images have no base", 'format="qcow2"')
     # qemu-img does not look at the base's locks when it makes an overlay.
     refuse_used(asked, for_writing=False, cure=_SNAPSHOT_CURE)
-    chain = checked_chain(asked, base_format)
+    chain = checked_chain(asked, base_format, allowed)
     if len(chain.layers) == MAX_CHAIN:
         raise asked.failed(f"it would be deeper than {MAX_CHAIN} images", "use a base further down")
     header = chain.layers[0].header
