@@ -1,20 +1,28 @@
 """Disk images through qemu-img, and cloud-init's seeds.
 
-`create`, `overlay`; `info`, `chain`; `check`, `resize`; `convert`, `converting`; `make_seed`;
-`machine_for`.
+`create`, `overlay`; `info`, `chain`, `extents`, `measure`, `compare`; `check`, `resize`;
+`convert`, `converting`; `rebase`, `commit`; snapshots and bitmaps of images that nobody uses;
+`bench`; `limiter`; `make_seed`; `machine_for`.
 """
 
 from qmpkit.host.chain import MAX_CHAIN
 from qmpkit.host.holders import Holder
+from qmpkit.images.benching import Bench, bench
+from qmpkit.images.bitmaps import add_bitmap, change_bitmap, merge_bitmap
 from qmpkit.images.checking import CheckReport, check
+from qmpkit.images.committing import commit
+from qmpkit.images.comparing import Comparison, compare
 from qmpkit.images.conversion import convert, converting
 from qmpkit.images.details import Bitmap, ImageInfo, Snapshot, chain, info
 from qmpkit.images.machine import machine_for
+from qmpkit.images.mapping import Extent, Measured, extents, measure
 from qmpkit.images.new import create, overlay
 from qmpkit.images.options import Options
 from qmpkit.images.progress import Progress
+from qmpkit.images.rebasing import rebase
 from qmpkit.images.resizing import resize
 from qmpkit.images.seed import CloudInit, make_seed
+from qmpkit.images.snapshots import apply_snapshot, create_snapshot, delete_snapshot
 from qmpkit.images.tool import INFO_LIMITS
 from qmpkit.images.turns import limiter
 from qmpkit.process.limits import Limits
@@ -22,24 +30,40 @@ from qmpkit.process.limits import Limits
 __all__ = [
     "INFO_LIMITS",
     "MAX_CHAIN",
+    "Bench",
     "Bitmap",
     "CheckReport",
     "CloudInit",
+    "Comparison",
+    "Extent",
     "Holder",
     "ImageInfo",
     "Limits",
+    "Measured",
     "Options",
     "Progress",
     "Snapshot",
+    "add_bitmap",
+    "apply_snapshot",
+    "bench",
     "chain",
+    "change_bitmap",
     "check",
+    "commit",
+    "compare",
     "convert",
     "converting",
     "create",
+    "create_snapshot",
+    "delete_snapshot",
+    "extents",
     "info",
     "limiter",
     "machine_for",
     "make_seed",
+    "measure",
+    "merge_bitmap",
     "overlay",
+    "rebase",
     "resize",
 ]

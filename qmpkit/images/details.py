@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,19 +107,25 @@ async def info(
 
 
 async def chain(
-    path: StrPath, *, format: str | None = None, limits: Limits = INFO_LIMITS
+    path: StrPath,
+    *,
+    format: str | None = None,
+    allowed: Sequence[StrPath] | None = None,
+    limits: Limits = INFO_LIMITS,
 ) -> tuple[ImageInfo, ...]:
     """The image at *path* and all those below it, the top first; each as from `info`.
 
     A base is taken in the format its overlay records.  A base that is no plain file
-    (`nbd://…`) is the last image's `backing`, and not opened.
+    (`nbd://…`) is the last image's `backing`, and not opened.  *allowed*: folders in which
+    all files must be that the images name, else `ImageFailed`; None for any.
     `ImageFailed`, naming the file at fault, for a missing base, a loop, or more than
     `MAX_CHAIN` (200) images: found before qemu-img is run.
     """
     asked = Asked.of("follow the chain of", path)
-    walked = await trio.to_thread.run_sync(walk_chain, asked.path, format)
-    if walked.broken is not None:
-        raise asked.failed(walked.broken.why, walked.broken.cure)
+    walked = await trio.to_thread.run_sync(walk_chain, asked.path, format, allowed)
+    fault = walked.broken or (None if allowed is None else walked.outside)
+    if fault is not None:
+        raise asked.failed(fault.why, fault.cure)
     async with shared_spawner():
         found = [await info(asked.path, format=format, limits=limits)]
         # Bases of other formats than qcow2 are known only now, so the bound holds here too.

@@ -18,10 +18,10 @@ from qmpkit.images.tool import WRITE_LIMITS, Asked, run_qemu_img
 from qmpkit.process.limits import Limits
 from qmpkit.spec.sizes import to_bytes
 
-__all__ = ["create", "overlay", "place_empty", "place_overlay", "recorded_name"]
+__all__ = ["OVERLAYS", "create", "overlay", "place_empty", "place_overlay", "recorded_name"]
 
 _SECTOR = 512
-_OVERLAYS = ("qcow2", "qed")
+OVERLAYS = ("qcow2", "qed")
 _CHECKED = ("raw", "qcow2")  # of others qemu-img makes some that it cannot open: a vmdk of 8 EiB
 _SNAPSHOT_CURE = "stop that machine first, or make the overlay with the running machine's snapshots"
 
@@ -151,7 +151,7 @@ def recorded_name(overlay: Path, base: Path) -> str:
 
 def _size_of_base(asked: Asked, base_format: str, format: str, allowed: Allowed) -> int | None:
     """Bytes that a guest sees of *base*, where its header tells; after every reason to refuse."""
-    if format not in _OVERLAYS:
+    if format not in OVERLAYS:
         raise asked.failed(f"{format} images have no base", 'format="qcow2"')
     # qemu-img does not look at the base's locks when it makes an overlay.
     refuse_used(asked, for_writing=False, cure=_SNAPSHOT_CURE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,10 @@ _OUT_OF_MEMORY = ("allocate memory", "failed to allocate", "could not allocate",
 _NO_DELETION = "Error when deleting file /proc/self/fd/"
 _MOST_LINES = 8  # of what it says at the beginning, and at the end; a damaged image has thousands
 _FINISH_GRACE = 5.0  # seconds that a change in place has to end in order, once it is cancelled
+# An image that was told by its options is told to people by its name.
+_OPTIONS = re.compile(
+    r"driver=\w+,file\.driver=\w+,file\.filename=((?:[^,]|,,)+)(?:,[\w.-]+=key\d+)*"
+)
 _ABORTS = (signal.SIGABRT, signal.SIGTRAP, signal.SIGSEGV)
 
 
@@ -138,6 +143,7 @@ def _failed(done: Completed, asked: Asked, cure: str) -> ImageFailed:
     said = said or f"qemu-img ended with {done.status}"
     if asked.draft:
         said = said.replace(asked.draft, str(asked.path))
+    said = _OPTIONS.sub(lambda found: found[1].replace(",,", ","), said)
     return asked.failed(said, cure_of(said) or cure)
 
 
