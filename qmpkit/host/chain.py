@@ -10,7 +10,16 @@ import attrs
 
 from qmpkit.host.headers import Header, backing_path, read_header
 
-__all__ = ["MAX_CHAIN", "Broken", "Chain", "Layer", "walk_chain"]
+__all__ = [
+    "MAX_CHAIN",
+    "Broken",
+    "Chain",
+    "Folders",
+    "Layer",
+    "foreign_extent",
+    "inside",
+    "walk_chain",
+]
 
 MAX_CHAIN = 200
 """Images in one chain, the top included.
@@ -22,7 +31,10 @@ with the square of their number: 200 take it 0.8 s, 1,000 take 15 s.
 _REBASE_HINT = "put it back, or name another with qemu-img rebase -u"
 _SHORTEN_HINT = "shorten it with qemu-img rebase or qemu-img commit"
 
+_COPY_HINT = "copy it with qemu-img convert, if you trust the image"
+
 FileId = tuple[int, int]
+Folders = Sequence[str | os.PathLike[str]]
 
 
 @attrs.frozen
@@ -62,9 +74,7 @@ class Chain:
     outside: Broken | None = None
 
 
-def walk_chain(
-    image: Path, format: str | None = None, allowed: Sequence[str | os.PathLike[str]] | None = None
-) -> Chain:
+def walk_chain(image: Path, format: str | None = None, allowed: Folders | None = None) -> Chain:
     """Follow the bases below *image*; *format* None: what its header says.
 
     A base is taken in the format its overlay records, so a raw base has no base,
@@ -75,7 +85,6 @@ def walk_chain(
     """
     layers: list[Layer] = []
     seen: dict[FileId, Path] = {}
-    folders = None if allowed is None else [os.path.realpath(folder) for folder in allowed]
     while True:
         try:
             header, identity = _read(image)
@@ -91,7 +100,7 @@ def walk_chain(
         if layers[-1].format != header.format:
             return Chain(tuple(layers))
         # First whether it may be looked at: what is said of a missing file is a look, too.
-        outside = next(_outside(image, header, folders), None)
+        outside = next(_outside(image, header, allowed), None)
         if outside is None and (broken := _lacks_data(image, header.data_file)) is not None:
             return Chain(tuple(layers), broken)
         base = backing_path(image, header.backing) if header.backing else None
@@ -105,37 +114,45 @@ def _read(image: Path) -> tuple[Header, FileId]:
     return read_header(image), (found.st_dev, found.st_ino)
 
 
-def _outside(image: Path, header: Header, folders: Sequence[str] | None) -> Iterator[Broken]:
+def _outside(image: Path, header: Header, folders: Folders | None) -> Iterator[Broken]:
     """What an image names that is no plain file, or none in these folders."""
-    cure = "copy it with qemu-img convert, if you trust the image"
     if header.data_file:
-        yield from _no_file(image, "the data file", header.data_file, folders, cure)
-    for extent in header.extents:
-        yield from _no_file(image, "the extent", extent, folders, cure)
+        yield from _no_file(image, "the data file", header.data_file, folders, _COPY_HINT)
+    if (extent := foreign_extent(image, header, folders)) is not None:
+        yield extent
     if header.backing:
         rebase = f"name a file: qemu-img rebase -u -F FORMAT -b BASE {str(image)!r}"
         cure = f"{rebase}; or, if you trust it, run it as a Disk of a spec"
         yield from _no_file(image, "the base", header.backing, folders, cure)
 
 
+def foreign_extent(image: Path, header: Header, folders: Folders | None) -> Broken | None:
+    """An extent of a vmdk that is no plain file, or none in *folders* (None: anywhere).
+
+    QEMU opens extents even to say what the image is.
+    """
+    found = (_no_file(image, "the extent", name, folders, _COPY_HINT) for name in header.extents)
+    return next((broken for one in found for broken in one), None)
+
+
 def _no_file(
-    image: Path, what: str, name: str, folders: Sequence[str] | None, cure: str
+    image: Path, what: str, name: str, folders: Folders | None, cure: str
 ) -> Iterator[Broken]:
     path = backing_path(image, name)
     if path is None:
         yield Broken(image, f"{what} {name!r} of {str(image)!r} is no plain file", cure)
-    elif folders is not None and not _inside(path, folders):
+    elif folders is not None and not inside(path, folders):
         why = f"{what} {name!r} of {str(image)!r} is outside the allowed folders"
         yield Broken(image, why, f"if you trust the image, allow {str(path.parent)!r} too")
 
 
-def _inside(path: Path, folders: Sequence[str]) -> bool:
+def inside(path: Path, folders: Folders) -> bool:
     """Whether *path* is below one of *folders*, wherever its links lead."""
     try:
         real = Path(os.path.realpath(path))
+        return any(real.is_relative_to(os.path.realpath(folder)) for folder in folders)
     except (OSError, ValueError):
         return False
-    return any(real.is_relative_to(folder) for folder in folders)
 
 
 def _lacks_data(image: Path, name: str) -> Broken | None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-
 from qmpkit.errors import ImageInUse
-from qmpkit.host.chain import Chain, walk_chain
+from qmpkit.host.chain import Chain, Folders, walk_chain
 from qmpkit.host.holders import holders_of, image_locked
 from qmpkit.images.guessed import refuse_guessed_bases
 from qmpkit.images.tool import Asked, cure_of
 
 __all__ = ["Allowed", "checked_chain", "refuse_used", "sound_chain"]
 
-Allowed = Sequence[str | os.PathLike[str]] | None
+Allowed = Folders | None
 
 _STOP = "stop that machine first"
 
