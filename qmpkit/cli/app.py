@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from qmpkit import __version__
-from qmpkit.cli import commands, farm_commands, guest_commands, image_commands, serve_commands
+from qmpkit.cli import (
+    commands,
+    farm_commands,
+    guest_commands,
+    image_commands,
+    image_more_commands,
+    serve_commands,
+)
 from qmpkit.cli.exits import EXIT_TABLE, Exit
 from qmpkit.cli.farm_words import GROUP
 from qmpkit.cli.report import debug_wanted, reported
@@ -56,6 +63,8 @@ def completion(
 
 
 image = App(name="image", help="Make, look at and change disk images.")
+snapshot = App(name="snapshot", help="Snapshots inside an image that no machine uses.")
+bitmap = App(name="bitmap", help="Dirty bitmaps inside an image that no machine uses.")
 
 
 def _add(to: App, commands: Iterable[Callable[..., Any] | App], group: Group | None = None) -> None:
@@ -68,7 +77,15 @@ def _add(to: App, commands: Iterable[Callable[..., Any] | App], group: Group | N
             to.command(command, help=help_, sort_key=place, group=group)
 
 
-_add(image, image_commands.ALL)
+def _add_named(to: App, commands: Mapping[str, Callable[..., Any]]) -> None:
+    for place, (name, command) in enumerate(commands.items()):
+        to.command(command, name=name, help=_flowing(command.__doc__ or ""), sort_key=place)
+
+
+_add_named(snapshot, image_more_commands.SNAPSHOT)
+_add_named(bitmap, image_more_commands.BITMAP)
+_add(image, [*image_commands.ALL[:-1], *image_more_commands.MORE, snapshot, bitmap])
+_add(image, image_commands.ALL[-1:])
 _add(app, [*commands.ALL, image, completion])
 _add(app, [*farm_commands.ALL, *guest_commands.ALL, *serve_commands.ALL], GROUP)
 

@@ -87,6 +87,6 @@ def _look(
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise asked.failed(
             f"its base {str(base.path)!r} has other overlays, which would break: {named}{more}",
-            "convert it into an image of its own, or say shared=True if those may break",
+            "convert it into an image of its own, or say shared=True (--shared) if those may break",
         )
     return chain, image

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import attrs
@@ -147,8 +146,8 @@ class _Work:
     async def run(self, target: StrPath, replace: bool, progress: Progress) -> Path:
         with held_keys(*self.secrets) as (source_key, key):
             words = self._words(key)
-            look = partial(readable, self.asked, self.source_format, source_key, self.allowed)
-            chain, source = await trio.to_thread.run_sync(look)
+            wanted = self.asked, self.source_format, source_key, self.allowed, "source_secret"
+            chain, source = await trio.to_thread.run_sync(readable, *wanted)
             limits = self.limits or limits_of_chain(len(chain.layers))
             doing = "convert to"
             async with new_image(

@@ -14,8 +14,6 @@ from qmpkit.images.tool import Asked
 
 __all__ = ["Opened", "changeable", "image_options", "opened", "readable"]
 
-_CURE = "say secret=…, or in a shell --secret-file FILE"
-
 
 @attrs.frozen
 class Opened:
@@ -26,15 +24,19 @@ class Opened:
     fds: Mapping[int, int]
 
 
-def opened(asked: Asked, chains: Sequence[Chain], key: Key | None) -> list[Opened]:
+def opened(
+    asked: Asked, chains: Sequence[Chain], key: Key | None, option: str = "secret"
+) -> list[Opened]:
     """Each of the images on top of *chains*, in its stated format, for one command line.
 
-    `ImageFailed` when one of them or of their bases is encrypted and there is no *key*.
+    `ImageFailed` when one of them or of their bases is encrypted and there is no *key*,
+    which *option* gives.
     """
     for chain in chains:
         for layer in chain.layers:
             if layer.encrypted and key is None:
-                raise asked.failed(f"{str(layer.path)!r} is encrypted", _CURE)
+                cure = f"say {option}=…, in a shell --{option.replace('_', '-')}-file FILE"
+                raise asked.failed(f"{str(layer.path)!r} is encrypted", cure)
     if key is None:
         return [Opened(("-f", c.layers[0].format), str(c.layers[0].path), {}) for c in chains]
     words = (*key.words, "--image-opts")
@@ -55,11 +57,15 @@ def image_options(chain: Chain, key: Key | None) -> str:
 
 
 def readable(
-    asked: Asked, format: str, key: Key | None, allowed: Allowed = None
+    asked: Asked,
+    format: str,
+    key: Key | None,
+    allowed: Allowed = None,
+    option: str = "secret",
 ) -> tuple[Chain, Opened]:
     """The image, to be read with all below it, after every reason to refuse; blocking."""
     chain = checked_chain(asked, format, allowed)
-    (image,) = opened(asked, [chain], key)
+    (image,) = opened(asked, [chain], key, option)
     return chain, image
 
 

@@ -130,7 +130,9 @@ class _Work:
             raise asked.failed(f"it would be deeper than {MAX_CHAIN} images", "commit some first")
         if not self.unsafe and any(layer.encrypted for layer in new.layers):
             what = f"the new base {str(base)!r} is encrypted, and qemu-img cannot be told its key"
-            raise asked.failed(what, "convert it, or say unsafe=True if the content is the same")
+            raise asked.failed(
+                what, "convert it; unsafe=True (--unsafe) if it has the same content"
+            )
         return new
 
     def base_words(self, name: str) -> list[str]:
