@@ -60,3 +60,8 @@ SIMULATED_EVENTS = size(ci=5_000, long=100_000)  # that happen to a farm of fake
 CHAOS_SECONDS = size(ci=0, long=600)  # in which a farm is made to suffer, round after round
 FARM_MACHINES = size(ci=10, long=200)  # paused ones, started against a bare script, and kept
 FARM_EVENTS = size(ci=20, long=1000)  # of them, timed on their way to a client
+
+# Images at rest
+ENCRYPTED = ("qcow2", "luks") if LONG else ("qcow2",)  # each takes seconds to make
+REST_KILLS = size(ci=3, long=100)  # SIGKILLs of Python while it rebases or commits
+REST_CANCELS = ("commit", "rebase") if LONG else ("commit",)  # cancelled at every checkpoint

@@ -54,7 +54,8 @@ async def add_bitmap(
         words += ["-g", str(step)]
     asked = Asked.of("add a bitmap to", path)
     await changed(asked, format, words, [name], secret=secret)
-    return await _found(asked, format, name)
+    bitmaps = (await info(asked.path, format=format)).bitmaps
+    return next(bitmap for bitmap in bitmaps if bitmap.name == name)
 
 
 async def change_bitmap(
@@ -71,7 +72,6 @@ async def change_bitmap(
     """
     _check_name(name)
     asked = Asked.of(f"{change} a bitmap of", path)
-    await _found(asked, format, name)
     await changed(asked, format, ["bitmap", f"--{change}"], [name], secret=secret)
 
 
@@ -85,8 +85,6 @@ async def merge_bitmap(
     _check_name(name)
     _check_name(source)
     asked = Asked.of("merge bitmaps of", path)
-    for one in (name, source):
-        await _found(asked, format, one)
     # Joined by =, a name that begins with a dash is no option.
     await changed(asked, format, ["bitmap", f"--merge={source}"], [name], secret=secret)
 
@@ -101,12 +99,3 @@ def _check_name(name: str) -> None:
         problem = f"the name is longer than {_LONGEST} bytes"
     if problem:
         raise SpecInvalid([Fault("name", problem)])
-
-
-async def _found(asked: Asked, format: str, name: str) -> Bitmap:
-    bitmaps = (await info(asked.path, format=format)).bitmaps
-    for bitmap in bitmaps:
-        if bitmap.name == name:
-            return bitmap
-    known = ", ".join(repr(bitmap.name) for bitmap in bitmaps[:5])
-    raise asked.failed(f"it has no bitmap {name!r}, but {known or 'none at all'}")

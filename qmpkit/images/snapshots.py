@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import trio
+
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.images.changing import changed
-from qmpkit.images.details import ImageInfo, Snapshot, info
+from qmpkit.images.details import Snapshot
 from qmpkit.images.drafts import StrPath
+from qmpkit.images.in_use import refuse_used
 from qmpkit.images.keys import Secret
+from qmpkit.images.snapshot_table import read_snapshots
 from qmpkit.images.tool import Asked
 
 __all__ = ["apply_snapshot", "create_snapshot", "delete_snapshot"]
@@ -36,12 +40,10 @@ async def create_snapshot(
     if problem := _problem(name):
         raise SpecInvalid([Fault("name", problem)])
     asked = Asked.of("make a snapshot in", path)
-    before = await info(asked.path, format=format)
-    if any(found.name == name for found in before.snapshots):
+    if any(found.name == name for found in await _list(asked, format)):
         raise asked.failed(f"it has a snapshot {name!r} already", "choose another name")
     await changed(asked, format, ["snapshot", "-q", "-c", name], secret=secret)
-    after = await info(asked.path, format=format)
-    return next(found for found in after.snapshots if found.name == name)
+    return next(found for found in await _list(asked, format) if found.name == name)
 
 
 async def apply_snapshot(
@@ -53,7 +55,7 @@ async def apply_snapshot(
     For the rest as `create_snapshot`.
     """
     asked = Asked.of("apply a snapshot in", path)
-    found = _one(asked, await info(asked.path, format=format), snapshot)
+    found = _one(asked, await _list(asked, format), snapshot)
     # By its id, which qemu-img looks at first: another's name may be the same number.
     await changed(asked, format, ["snapshot", "-q", "-a", found.id], secret=secret)
 
@@ -66,23 +68,40 @@ async def delete_snapshot(
     The present content stays as it is.  For the rest as `create_snapshot`.
     """
     asked = Asked.of("delete a snapshot in", path)
-    told = await info(asked.path, format=format)
-    found = _one(asked, told, snapshot)
-    if sum(other.name == found.name for other in told.snapshots) > 1:
+    listed = await _list(asked, format)
+    found = _one(asked, listed, snapshot)
+    if sum(other.name == found.name for other in listed) > 1:
         # qemu-img deletes by name alone, and would take the first.
         raise asked.failed(f"it has several snapshots {found.name!r}", "qemu's monitor knows ids")
     await changed(asked, format, ["snapshot", "-q", "-d", found.name], secret=secret)
 
 
-def _one(asked: Asked, image: ImageInfo, wanted: str) -> Snapshot:
-    named = [found for found in image.snapshots if found.name == wanted]
-    named = named or [found for found in image.snapshots if found.id == wanted]
+async def _list(asked: Asked, format: str) -> tuple[Snapshot, ...]:
+    """The snapshots of the image, which nobody uses."""
+    if format != "qcow2":
+        raise asked.failed(f"{format} images have no snapshots", "convert it to qcow2")
+    return await trio.to_thread.run_sync(_read, asked)
+
+
+def _read(asked: Asked) -> tuple[Snapshot, ...]:
+    refuse_used(asked, for_writing=True)
+    try:
+        return read_snapshots(asked.path)
+    except OSError as error:
+        raise asked.failed_by(error) from error
+    except ValueError as error:
+        raise asked.failed(str(error), "look at it with check") from error
+
+
+def _one(asked: Asked, snapshots: Sequence[Snapshot], wanted: str) -> Snapshot:
+    named = [found for found in snapshots if found.name == wanted]
+    named = named or [found for found in snapshots if found.id == wanted]
     if len(named) == 1:
         return named[0]
     if named:
         ids = ", ".join(found.id for found in named)
         raise asked.failed(f"it has several snapshots {wanted!r}", f"name one by its id: {ids}")
-    raise asked.failed(f"it has no snapshot {wanted!r}, but {_known(image.snapshots)}")
+    raise asked.failed(f"it has no snapshot {wanted!r}, but {_known(snapshots)}")
 
 
 def _known(snapshots: Sequence[Snapshot]) -> str:

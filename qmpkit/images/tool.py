@@ -48,6 +48,7 @@ _CURES = {
     "--shrink": "say shrink=True if what is beyond the new end may be lost",
     "does not support checks": "only formats with metadata can be checked, as qcow2",
     "Image is corrupt": "copy the file, then qmpkit image check --repair all",
+    "active dirty bitmaps": "remove its bitmaps first: they would not know of the change",
     "Invalid password": "give the secret that it was made with",
 }
 _OUT_OF_MEMORY = ("allocate memory", "failed to allocate", "could not allocate", "failed to map")
