@@ -9,9 +9,11 @@ import attrs
 import trio
 
 from qmpkit.host.chain import Chain
+from qmpkit.images.details import info
 from qmpkit.images.drafts import StrPath
 from qmpkit.images.in_use import Allowed, checked_chain
 from qmpkit.images.keys import Key, Secret, held_keys
+from qmpkit.images.new import raw_size
 from qmpkit.images.opening import Opened, opened
 from qmpkit.images.progress import Progress, percentages
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
@@ -61,7 +63,7 @@ async def compare(
     second = Asked.of("compare", other)
     with held_keys(secret) as (key,):
         look = partial(_look, (asked, second), (one_format, other_format), key, allowed)
-        chains, (left, right) = await trio.to_thread.run_sync(look)
+        chains, sizes, (left, right) = await trio.to_thread.run_sync(look)
         # One key and one kind of name are said once, for both.
         formats = left.words if left.fds else (*left.words, "-F", other_format)
         done = await run_qemu_img(
@@ -80,7 +82,17 @@ async def compare(
     identical = done.status.code == _SAME
     if not identical and found is None:
         raise asked.failed(f"qemu-img's answer is not understood: {done.out!r}")
-    return Comparison(identical, int(found[1]) if found else None, "size mismatch" not in done.out)
+    if found is None:
+        return Comparison(identical, None, "size mismatch" not in done.out)
+    # At the first difference qemu-img ends, and has not said yet whether the sizes differ.
+    lengths = [
+        size if size is not None else (await info(path, format=format)).virtual_size
+        for path, format, size in (
+            (asked.path, one_format, sizes[0]),
+            (second.path, other_format, sizes[1]),
+        )
+    ]
+    return Comparison(identical, int(found[1]), lengths[0] == lengths[1])
 
 
 def _compared(done: Completed) -> bool:
@@ -89,7 +101,16 @@ def _compared(done: Completed) -> bool:
 
 def _look(
     both: tuple[Asked, Asked], formats: tuple[str, str], key: Key | None, allowed: Allowed
-) -> tuple[list[Chain], list[Opened]]:
+) -> tuple[list[Chain], list[int | None], list[Opened]]:
     pairs = zip(both, formats, strict=True)
     chains = [checked_chain(asked, format, allowed) for asked, format in pairs]
-    return chains, opened(both[0], chains, key)
+    sizes = [_size(asked, chain) for asked, chain in zip(both, chains, strict=True)]
+    return chains, sizes, opened(both[0], chains, key)
+
+
+def _size(asked: Asked, chain: Chain) -> int | None:
+    """Bytes that a guest sees, where that is known without qemu-img."""
+    top = chain.layers[0]
+    if top.format == "raw":
+        return raw_size(asked)
+    return top.header.size if top.format == "qcow2" else None

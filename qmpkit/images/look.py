@@ -73,8 +73,9 @@ async def look_at(
     async with shared_spawner():
         told = await info(image, format=stated)
         if told.encrypted:
-            why = "is encrypted, and qmpkit has no way to be told its key"
-            raise SpecInvalid([Fault("", why, "decrypt it with qemu-img convert")], str(path))
+            why = "is encrypted, and a machine has no way to be told its secret"
+            cure = "a plain copy: qmpkit image convert --source-secret-file FILE"
+            raise SpecInvalid([Fault("", why, cure)], str(path))
         start = await first_bytes(image, told.format)
     return Looked(image, told.format, told, boot_signs(start))
 

@@ -18,7 +18,15 @@ from qmpkit.images.tool import WRITE_LIMITS, Asked, run_qemu_img
 from qmpkit.process.limits import Limits
 from qmpkit.spec.sizes import to_bytes
 
-__all__ = ["OVERLAYS", "create", "overlay", "place_empty", "place_overlay", "recorded_name"]
+__all__ = [
+    "OVERLAYS",
+    "create",
+    "overlay",
+    "place_empty",
+    "place_overlay",
+    "raw_size",
+    "recorded_name",
+]
 
 _SECTOR = 512
 OVERLAYS = ("qcow2", "qed")
@@ -160,13 +168,14 @@ def _size_of_base(asked: Asked, base_format: str, format: str, allowed: Allowed)
         raise asked.failed(f"it would be deeper than {MAX_CHAIN} images", "use a base further down")
     header = chain.layers[0].header
     if base_format == "raw":
-        return _raw_size(asked)
+        return raw_size(asked)
     if header.format != base_format:
         raise asked.failed(f"it is {header.format or 'raw'}, not {base_format}", "state its format")
     return header.size if base_format == "qcow2" else None
 
 
-def _raw_size(asked: Asked) -> int:
+def raw_size(asked: Asked) -> int:
+    """Bytes that a guest sees of a raw image; blocking."""
     try:
         fd = os.open(asked.path, os.O_RDONLY | os.O_CLOEXEC)
         try:

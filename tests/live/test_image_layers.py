@@ -161,8 +161,13 @@ async def test_compare_map_measure_bench(qemu_img: str, tmp_path: Path) -> None:
         assert await images.compare(one, "raw", other, "raw") == Comparison(True, None, False)
         content = bytearray(one.read_bytes())
         content[1_000_000] ^= 1
-        other.write_bytes(content)
-        assert await images.compare(one, "raw", other, "raw") == Comparison(False, 999_936, True)
+        for length, same in ((MIB, False), (2 * MIB, True)):
+            other.write_bytes(content[:length])
+            found = await images.compare(one, "raw", other, "raw")
+            assert found == Comparison(False, 999_936, same)
+        vdi = await images.convert(other, tmp_path / "vdi", source_format="raw", format="vdi")
+        found = await images.compare(one, "raw", vdi, "vdi")
+        assert found == Comparison(False, 999_936, True)
         disk = await images.create(tmp_path / "disk", "2MiB", "qcow2")
         await wrote(qemu_img, disk, MIB, 7)
         parts = await images.extents(disk, "qcow2")
