@@ -52,8 +52,8 @@ async def create(
     async with interruptible() as work:
         secret = await read_secret(secret_file)
         await trio.to_thread.run_sync(check_place, file)
-        with size_judged(length, format):
-            async with noted(f"{file}: making it …"):
+        async with noted(f"{file}: making it …"):
+            with size_judged(length, format):
                 await images.create(file, length, format, options=options, secret=secret)
         work.done = True
         with suppress(QmpkitError):  # it is made, whatever hinders a look at it
