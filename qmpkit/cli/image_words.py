@@ -63,9 +63,9 @@ Allowed = Annotated[
     list[Path] | None,
     Parameter(
         name="--allow",
-        help="For a stranger's image: the folder (may be repeated) in which all files must be "
-        "that it names. Default: anywhere.",
-        negative="",
+        help="For a stranger's image: the folder in which all files must be that it names. "
+        "Default: anywhere. Repeatable.",
+        consume_multiple=False,
     ),
 ]
 Yes = Annotated[bool, Parameter(name="--yes", help="Do not ask.")]

@@ -71,7 +71,7 @@ async def look_at(
     look = partial(_look, Path(path), format, option, allowed)
     image, stated = await trio.to_thread.run_sync(look)
     async with shared_spawner():
-        told = await info(image, format=stated)
+        told = await info(image, format=stated, allowed=allowed)
         if told.encrypted:
             why = "is encrypted, and a machine has no way to be told its secret"
             cure = "a plain copy: qmpkit image convert --source-secret-file FILE"
