@@ -168,6 +168,7 @@ async def convert(
     secret_files: tuple[Path | None, Path | None] = (None, None),
     sparse: str | None = None,
     parallel: int | None = None,
+    snapshot: str | None = None,
     allow: Sequence[Path] | None = None,
 ) -> None:
     """Copy the image, with a bar on a terminal; *secret_files*: the source's, the copy's."""
@@ -191,6 +192,7 @@ async def convert(
                 secret=secrets[1],
                 sparse=sparse,
                 parallel=parallel,
+                snapshot=snapshot,
                 allowed=allow,
             ) as progress:
                 await show_progress(f"{source.name} → {target.name}", progress)

@@ -165,6 +165,9 @@ async def convert(
     parallel: Annotated[
         int | None, Parameter(help="Requests at once, 1 to 16. Default: 8.")
     ] = None,
+    snapshot: Annotated[
+        str | None, Parameter(help="Copy this snapshot in it, not its present content.")
+    ] = None,
     secret_file: NewSecret = None,
     source_secret_file: Annotated[
         Path | None, Parameter(help="The file with the secret that opens an encrypted source.")
@@ -192,6 +195,7 @@ async def convert(
         secret_files=(source_secret_file, secret_file),
         sparse=sparse,
         parallel=parallel,
+        snapshot=snapshot,
         allow=allow,
     )
 

@@ -13,6 +13,7 @@ from qmpkit.images.in_use import Allowed, refuse_used
 from qmpkit.images.keys import Key, Secret, held_keys
 from qmpkit.images.opening import Opened, changeable
 from qmpkit.images.progress import Progress, percentages
+from qmpkit.images.snapshot_table import refuse_snapshots
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
 from qmpkit.images.users import overlays_of
 from qmpkit.process.limits import Limits
@@ -46,8 +47,9 @@ async def commit(
 
     *secret* opens every encrypted image of the chain.  *allowed*: folders in which all
     files must be that it names, None for any.  `ImageFailed` when there is no base, when
-    its format is not recorded, when qemu-img fails or *limits* are met (None: memory
-    alone); `ImageInUse` when a QEMU has one of the two open.
+    its format is not recorded, when the overlay has snapshots, which would break, when
+    qemu-img fails or *limits* are met (None: memory alone); `ImageInUse` when a QEMU has
+    one of the two open.
     """
     asked = Asked.of("commit", path)
     with held_keys(secret) as (key,):
@@ -75,6 +77,7 @@ def _look(
     chain, image = changeable(asked, format, key, allowed)
     if len(chain.layers) < 2:
         raise asked.failed("it has no base", "only an overlay can be committed")
+    refuse_snapshots(asked, format)
     base = chain.layers[1]
     if not chain.layers[0].header.backing_format:
         rebase = f"qmpkit image rebase --unsafe {str(asked.path)!r} {str(base.path)!r}"

@@ -11,12 +11,14 @@ import trio
 
 from qmpkit._trio import raise_collapsed
 from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.host.chain import Chain
 from qmpkit.images.drafts import StrPath, new_image
 from qmpkit.images.in_use import Allowed
 from qmpkit.images.keys import Key, Secret, held_keys
-from qmpkit.images.opening import readable
+from qmpkit.images.opening import Opened, readable
 from qmpkit.images.options import DEFAULTS, Options, option_words
 from qmpkit.images.progress import Progress, percentages
+from qmpkit.images.snapshot_table import listed, the_one
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
 from qmpkit.process.limits import Limits
 from qmpkit.spec.sizes import to_bytes
@@ -40,6 +42,7 @@ async def convert(
     source_secret: Secret | None = None,
     sparse: int | str | None = None,
     parallel: int | None = None,
+    snapshot: str | None = None,
     allowed: Allowed = None,
     limits: Limits | None = None,
 ) -> Path:
@@ -61,7 +64,8 @@ async def convert(
     every encrypted image of the source's chain: without *secret* the copy is plain.
     *sparse*: so many bytes of zeros become a hole (512 or a multiple, 4 KiB by default; 0
     makes none, and takes all the space).  *parallel*: how many requests at once, 1 to 16
-    (8 by default).
+    (8 by default).  *snapshot*: a snapshot inside the source, by its name or id, that is
+    copied instead of the present content.
 
     The chain is what the images say, and a stranger's image may name any file of this
     host as its base: *allowed* says in which folders they may be (None: anywhere), and
@@ -76,6 +80,7 @@ async def convert(
         secrets=(source_secret, secret),
         sparse=sparse,
         parallel=parallel,
+        snapshot=snapshot,
         allowed=allowed,
         limits=limits,
     )
@@ -96,6 +101,7 @@ async def converting(
     source_secret: Secret | None = None,
     sparse: int | str | None = None,
     parallel: int | None = None,
+    snapshot: str | None = None,
     allowed: Allowed = None,
     limits: Limits | None = None,
 ) -> AsyncIterator[Progress]:
@@ -118,6 +124,7 @@ async def converting(
         secrets=(source_secret, secret),
         sparse=sparse,
         parallel=parallel,
+        snapshot=snapshot,
         allowed=allowed,
         limits=limits,
     )
@@ -140,21 +147,21 @@ class _Work:
     secrets: tuple[Secret | None, Secret | None]
     sparse: int | str | None
     parallel: int | None
+    snapshot: str | None
     allowed: Allowed
     limits: Limits | None
 
     async def run(self, target: StrPath, replace: bool, progress: Progress) -> Path:
         with held_keys(*self.secrets) as (source_key, key):
             words = self._words(key)
-            wanted = self.asked, self.source_format, source_key, self.allowed, "source_secret"
-            chain, source = await trio.to_thread.run_sync(readable, *wanted)
+            chain, source, taken = await trio.to_thread.run_sync(self._look, source_key)
             limits = self.limits or limits_of_chain(len(chain.layers))
             doing = "convert to"
             async with new_image(
                 target, self.format, doing=doing, replace=replace, lasting=True
             ) as draft:
                 await run_qemu_img(
-                    [*words, *source.words, "--", source.name, draft.path],
+                    [*words, *taken, *source.words, "--", source.name, draft.path],
                     draft.asked,
                     limits,
                     fds={**draft.fds, **source.fds, **(key.fds if key else {})},
@@ -165,6 +172,14 @@ class _Work:
             placed = draft.placed().path
             progress._set(1.0)
             return placed
+
+    def _look(self, key: Key | None) -> tuple[Chain, Opened, list[str]]:
+        asked, format = self.asked, self.source_format
+        chain, source = readable(asked, format, key, self.allowed, "source_secret")
+        if self.snapshot is None:
+            return chain, source, []
+        found = the_one(asked, listed(asked, format), self.snapshot)
+        return chain, source, ["-l", f"snapshot.id={found.id}"]
 
     def _words(self, key: Key | None) -> list[str]:
         words = ["convert", "-p", "-O", self.format, *option_words(self.options, self.format, key)]

@@ -15,6 +15,7 @@ from qmpkit.images.keys import Key, Secret, held_keys
 from qmpkit.images.new import OVERLAYS, recorded_name
 from qmpkit.images.opening import Opened, changeable, opened
 from qmpkit.images.progress import Progress, percentages
+from qmpkit.images.snapshot_table import refuse_snapshots
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
 from qmpkit.process.limits import Limits
 
@@ -49,8 +50,10 @@ async def rebase(
     that both chains name, None for any.
 
     `ImageFailed` when a base is missing, would be above itself or has no stated
-    *base_format*, when qemu-img fails or *limits* are met (None: memory alone);
-    `ImageInUse` when a QEMU has the overlay open or writes to a base.
+    *base_format*, when the overlay has snapshots (only the present content is copied, and
+    they would show the new base; *unsafe* keeps them), when qemu-img fails or *limits*
+    are met (None: memory alone); `ImageInUse` when a QEMU has the overlay open or writes
+    to a base.
     """
     asked = Asked.of("rebase", path)
     work = _Work(asked, format, base_format, unsafe, allowed)
@@ -103,6 +106,7 @@ class _Work:
             (image,) = opened(asked, [old], key)
         else:
             old, image = changeable(asked, self.format, key, self.allowed)
+            refuse_snapshots(asked, self.format)
         (alone,) = opened(asked, [Chain(old.layers[:1])], key)
         if base is None:
             return image, alone, "", [old]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from qmpkit.images.details import Snapshot
+from qmpkit.images.tool import Asked
 
-__all__ = ["read_snapshots"]
+__all__ = ["listed", "read_snapshots", "refuse_snapshots", "the_one"]
 
 _MOST, _LARGEST = 65536, 64 << 20  # what QEMU takes, in number and in bytes
 _ENTRY = struct.Struct(">QIHHIIQII")
@@ -50,3 +52,42 @@ def _entries(table: bytes, count: int) -> tuple[Snapshot, ...]:
         found.append(Snapshot(id, name, state, seconds + nanos / 1e9, clock / 1e9))
         at = -(-at // 8) * 8
     return tuple(found)
+
+
+def listed(asked: Asked, format: str) -> tuple[Snapshot, ...]:
+    """The snapshots of the image; `ImageFailed` when it can have none."""
+    if format != "qcow2":
+        raise asked.failed(f"{format} images have no snapshots", "convert it to qcow2")
+    try:
+        return read_snapshots(asked.path)
+    except OSError as error:
+        raise asked.failed_by(error) from error
+    except ValueError as error:
+        raise asked.failed(str(error), "look at it with check") from error
+
+
+def refuse_snapshots(asked: Asked, format: str) -> None:
+    """`ImageFailed` when a snapshot in the image would show another base than it was taken on."""
+    if format == "qcow2" and (found := listed(asked, format)):
+        raise asked.failed(
+            f"it has snapshots ({_known(found)}), which would show what the base becomes",
+            "convert(snapshot=…) (--snapshot) copies one; then delete them",
+        )
+
+
+def the_one(asked: Asked, snapshots: Sequence[Snapshot], wanted: str) -> Snapshot:
+    """The snapshot that *wanted* names, or else the one with that id; `ImageFailed` for none."""
+    named = [found for found in snapshots if found.name == wanted]
+    named = named or [found for found in snapshots if found.id == wanted]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        ids = ", ".join(found.id for found in named)
+        raise asked.failed(f"it has several snapshots {wanted!r}", f"name one by its id: {ids}")
+    raise asked.failed(f"it has no snapshot {wanted!r}, but {_known(snapshots)}")
+
+
+def _known(snapshots: Sequence[Snapshot]) -> str:
+    names = ", ".join(repr(found.name) for found in snapshots[:5])
+    more = ", …" if len(snapshots) > 5 else ""
+    return f"{names}{more}" if names else "none at all"

@@ -6,8 +6,6 @@ disk, and both would write to the tables.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import trio
 
 from qmpkit.errors import Fault, SpecInvalid
@@ -16,7 +14,7 @@ from qmpkit.images.details import Snapshot
 from qmpkit.images.drafts import StrPath
 from qmpkit.images.in_use import refuse_used
 from qmpkit.images.keys import Secret
-from qmpkit.images.snapshot_table import read_snapshots
+from qmpkit.images.snapshot_table import listed, the_one
 from qmpkit.images.tool import Asked
 
 __all__ = ["apply_snapshot", "create_snapshot", "delete_snapshot"]
@@ -55,7 +53,7 @@ async def apply_snapshot(
     For the rest as `create_snapshot`.
     """
     asked = Asked.of("apply a snapshot in", path)
-    found = _one(asked, await _list(asked, format), snapshot)
+    found = the_one(asked, await _list(asked, format), snapshot)
     # By its id, which qemu-img looks at first: another's name may be the same number.
     await changed(asked, format, ["snapshot", "-q", "-a", found.id], secret=secret)
 
@@ -68,9 +66,9 @@ async def delete_snapshot(
     The present content stays as it is.  For the rest as `create_snapshot`.
     """
     asked = Asked.of("delete a snapshot in", path)
-    listed = await _list(asked, format)
-    found = _one(asked, listed, snapshot)
-    if sum(other.name == found.name for other in listed) > 1:
+    those = await _list(asked, format)
+    found = the_one(asked, those, snapshot)
+    if sum(other.name == found.name for other in those) > 1:
         # qemu-img deletes by name alone, and would take the first.
         raise asked.failed(f"it has several snapshots {found.name!r}", "qemu's monitor knows ids")
     await changed(asked, format, ["snapshot", "-q", "-d", found.name], secret=secret)
@@ -78,36 +76,12 @@ async def delete_snapshot(
 
 async def _list(asked: Asked, format: str) -> tuple[Snapshot, ...]:
     """The snapshots of the image, which nobody uses."""
-    if format != "qcow2":
-        raise asked.failed(f"{format} images have no snapshots", "convert it to qcow2")
-    return await trio.to_thread.run_sync(_read, asked)
+    return await trio.to_thread.run_sync(_unused, asked, format)
 
 
-def _read(asked: Asked) -> tuple[Snapshot, ...]:
+def _unused(asked: Asked, format: str) -> tuple[Snapshot, ...]:
     refuse_used(asked, for_writing=True)
-    try:
-        return read_snapshots(asked.path)
-    except OSError as error:
-        raise asked.failed_by(error) from error
-    except ValueError as error:
-        raise asked.failed(str(error), "look at it with check") from error
-
-
-def _one(asked: Asked, snapshots: Sequence[Snapshot], wanted: str) -> Snapshot:
-    named = [found for found in snapshots if found.name == wanted]
-    named = named or [found for found in snapshots if found.id == wanted]
-    if len(named) == 1:
-        return named[0]
-    if named:
-        ids = ", ".join(found.id for found in named)
-        raise asked.failed(f"it has several snapshots {wanted!r}", f"name one by its id: {ids}")
-    raise asked.failed(f"it has no snapshot {wanted!r}, but {_known(snapshots)}")
-
-
-def _known(snapshots: Sequence[Snapshot]) -> str:
-    names = ", ".join(repr(found.name) for found in snapshots[:5])
-    more = ", …" if len(snapshots) > 5 else ""
-    return f"{names}{more}" if names else "none at all"
+    return listed(asked, format)
 
 
 def _problem(name: str) -> str:

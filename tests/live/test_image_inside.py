@@ -16,7 +16,7 @@ from qmpkit.errors import ImageFailed, SpecInvalid
 from qmpkit.images import Limits, Options
 from qmpkit.process.spawner import shared_spawner
 from tests.hostile import DAMAGED
-from tests.live.image_tools import MIB, assert_same, left, said, wrote
+from tests.live.image_tools import MIB, assert_same, left, said, written, wrote
 from tests.sizes import ENCRYPTED, NEWEST, OLDEST
 
 pytestmark = pytest.mark.live
@@ -45,6 +45,18 @@ async def test_snapshots(qemu_img: str, tmp_path: Path) -> None:
         await assert_same(disk, "qcow2", flat, "raw", qemu_img)
         await images.apply_snapshot(disk, second.id)
         assert not (await images.compare(disk, "qcow2", flat, "raw")).identical
+        copy = await images.convert(
+            disk,
+            tmp_path / "copy",
+            source_format="qcow2",
+            format="raw",
+            snapshot=first.name,
+        )
+        assert content(copy) == content(flat)
+        with pytest.raises(ImageFailed, match="it has no snapshot 'x', but '-c first, of all', 's"):
+            await images.convert(
+                disk, tmp_path / "x", source_format="qcow2", format="raw", snapshot="x"
+            )
         await images.delete_snapshot(disk, "1")
         assert (await images.info(disk)).snapshots == (second,)
         with pytest.raises(ImageFailed, match="it has a snapshot 'second' already"):
@@ -56,6 +68,26 @@ async def test_snapshots(qemu_img: str, tmp_path: Path) -> None:
             with pytest.raises(SpecInvalid, match="name"):
                 await images.create_snapshot(disk, name)
         assert (await images.check(disk, "qcow2")).leaks == 0
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_a_snapshot_keeps_its_base(qemu_img: str, tmp_path: Path) -> None:
+    """qemu-img would copy the present content alone, and the snapshot show another base's."""
+    async with shared_spawner():
+        base = written(tmp_path / "base", MIB)
+        top = await images.overlay(tmp_path / "top", base, "raw")
+        await images.create_snapshot(top, "one")
+        asks: tuple[Callable[[], Awaitable[object]], ...] = (
+            lambda: images.rebase(top, "qcow2", None),
+            lambda: images.commit(top, "qcow2"),
+        )
+        for ask in asks:
+            with pytest.raises(ImageFailed, match=r"it has snapshots \('one'\), which would show"):
+                await ask()
+        moved = base.rename(tmp_path / "moved")
+        await images.rebase(top, "qcow2", moved, "raw", unsafe=True)
+        await images.apply_snapshot(top, "one")
+        await assert_same(top, "qcow2", moved, "raw", qemu_img)
 
 
 @pytest.mark.qemus(*NEWEST)
