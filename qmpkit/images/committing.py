@@ -43,7 +43,8 @@ async def commit(
 
     The overlay keeps its content until all of it is safe in the base.  Cancelled, killed or
     out of space, the overlay reads as it did, while the base may be between the old and
-    the new: commit again.  *progress* is told how far it is.
+    the new: commit again.  The bitmaps of both may be broken then, as after a crash.
+    *progress* is told how far it is.
 
     *secret* opens every encrypted image of the chain.  *allowed*: folders in which all
     files must be that it names, None for any.  `ImageFailed` when there is no base, when

@@ -40,7 +40,8 @@ async def rebase(
     first copied into the overlay, each piece safe on disk before the next, and the new
     base's name is written last.  Cancelled, killed, or out of space, the overlay has the
     old base or the new one, and reads the same with either; only space may be taken for
-    nothing.  It grows by all that differs.  *progress* is told how far it is.
+    nothing, and its bitmaps be broken, as after a crash.  It grows by all that differs.
+    *progress* is told how far it is.
 
     *unsafe* writes the name alone, at once: for a base that was moved, whose content
     must be what the old base's is.  Any other makes a broken disk of it.

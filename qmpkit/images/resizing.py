@@ -31,7 +31,8 @@ async def resize(
     """Give the image at *path* another size: bytes, "20GiB", or "+5GiB" more; what it is then.
 
     Only metadata is written, in place: cancelled or killed, the image has the old or
-    the new size (a qcow2 may have leaked clusters, which `check` frees).  The guest's
+    the new size (a killed qcow2 may have leaked clusters, which `check` frees, and its
+    bitmaps broken, as after a crash; a cancelled one is let end in order).  The guest's
     partitions and file systems are the guest's to adapt.
 
     Becoming smaller loses what is beyond the new end; it must be said with *shrink*, and

@@ -35,6 +35,16 @@ trio.run(main)
 COMMIT = REBASE.replace(
     'rebase(sys.argv[1], "qcow2", sys.argv[2], "raw")', 'commit(sys.argv[1], "qcow2")'
 )
+SNAPSHOTS = REBASE.replace('rebase(sys.argv[1], "qcow2", sys.argv[2], "raw")', "noted()").replace(
+    "async def main",
+    """async def noted():
+    while True:
+        await images.create_snapshot(sys.argv[1], "one")
+        await images.apply_snapshot(sys.argv[1], "one")
+        await images.delete_snapshot(sys.argv[1], "one")
+images.noted = noted
+async def main""",
+)
 
 
 async def stack(folder: Path, size: int = 8 * MIB) -> tuple[Path, Path]:
@@ -57,7 +67,7 @@ async def shows(top: Path, flat: Path) -> None:
 
 
 @pytest.mark.bound(300)
-@pytest.mark.parametrize("code", [REBASE, COMMIT], ids=["rebase", "commit"])
+@pytest.mark.parametrize("code", [REBASE, COMMIT, SNAPSHOTS], ids=["rebase", "commit", "snapshots"])
 async def test_python_is_killed(tmp_path: Path, code: str) -> None:
     async with shared_spawner():
         top, flat = await stack(tmp_path)
