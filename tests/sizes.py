@@ -63,5 +63,6 @@ FARM_EVENTS = size(ci=20, long=1000)  # of them, timed on their way to a client
 
 # Images at rest
 ENCRYPTED = ("qcow2", "luks") if LONG else ("qcow2",)  # each takes seconds to make
-REST_KILLS = size(ci=3, long=100)  # SIGKILLs of Python while it rebases or commits
+REST_KILLS = size(ci=2, long=100)  # SIGKILLs of Python while it does each of these
+REST_KILLED = ("rebase", "commit", "snapshots") if LONG else ("rebase", "commit")
 REST_CANCELS = ("commit", "rebase") if LONG else ("commit",)  # cancelled at every checkpoint

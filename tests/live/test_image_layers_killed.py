@@ -17,34 +17,30 @@ from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.image_tools import MIB
 from tests.live.test_images_killed import killed_program
-from tests.sizes import NEWEST, REST_CANCELS, REST_KILLS
+from tests.sizes import NEWEST, REST_CANCELS, REST_KILLED, REST_KILLS
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST), pytest.mark.usefixtures("qemu_img")]
 
-REBASE = """
+PROGRAM = """
 import sys, trio
 from qmpkit import images
 from qmpkit.process.spawner import shared_spawner
+top, base = sys.argv[1:]
 async def main():
     async with shared_spawner():
         print("go", flush=True)
-        await images.rebase(sys.argv[1], "qcow2", sys.argv[2], "raw")
+        {}
         print("done", flush=True)
 trio.run(main)
 """
-COMMIT = REBASE.replace(
-    'rebase(sys.argv[1], "qcow2", sys.argv[2], "raw")', 'commit(sys.argv[1], "qcow2")'
-)
-SNAPSHOTS = REBASE.replace('rebase(sys.argv[1], "qcow2", sys.argv[2], "raw")', "noted()").replace(
-    "async def main",
-    """async def noted():
-    while True:
-        await images.create_snapshot(sys.argv[1], "one")
-        await images.apply_snapshot(sys.argv[1], "one")
-        await images.delete_snapshot(sys.argv[1], "one")
-images.noted = noted
-async def main""",
-)
+DEEDS = {
+    "rebase": 'await images.rebase(top, "qcow2", base, "raw")',
+    "commit": 'await images.commit(top, "qcow2")',
+    "snapshots": """while True:
+            await images.create_snapshot(top, "one")
+            await images.apply_snapshot(top, "one")
+            await images.delete_snapshot(top, "one")""",
+}
 
 
 async def stack(folder: Path, size: int = 8 * MIB) -> tuple[Path, Path]:
@@ -67,19 +63,19 @@ async def shows(top: Path, flat: Path) -> None:
 
 
 @pytest.mark.bound(300)
-@pytest.mark.parametrize("code", [REBASE, COMMIT, SNAPSHOTS], ids=["rebase", "commit", "snapshots"])
-async def test_python_is_killed(tmp_path: Path, code: str) -> None:
+@pytest.mark.parametrize("doing", REST_KILLED)
+async def test_python_is_killed(tmp_path: Path, doing: str) -> None:
     async with shared_spawner():
         top, flat = await stack(tmp_path)
+        program = PROGRAM.format(DEEDS[doing])
         first = tmp_path / "base1"
         kept = {path: path.with_suffix(".kept") for path in (top, first)}
         for path, copy in kept.items():
             shutil.copyfile(path, copy)
         ends = set()
         for number in range(REST_KILLS):
-            printed = await killed_program(
-                code, top, tmp_path / "base2", after=0.2 * number / REST_KILLS
-            )
+            after = 0.03 + 0.2 * number / REST_KILLS
+            printed = await killed_program(program, top, tmp_path / "base2", after=after)
             await shows(top, flat)
             ends.add(b"done" in printed)
             for path, copy in kept.items():
