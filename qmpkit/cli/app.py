@@ -84,8 +84,8 @@ def _add_named(to: App, commands: Mapping[str, Callable[..., Any]]) -> None:
 
 _add_named(snapshot, image_more_commands.SNAPSHOT)
 _add_named(bitmap, image_more_commands.BITMAP)
-_add(image, [*image_commands.ALL[:-1], *image_more_commands.MORE, snapshot, bitmap])
-_add(image, image_commands.ALL[-1:])
+*_of_images, _build = image_commands.ALL
+_add(image, [*_of_images, *image_more_commands.MORE, snapshot, bitmap, _build])
 _add(app, [*commands.ALL, image, completion])
 _add(app, [*farm_commands.ALL, *guest_commands.ALL, *serve_commands.ALL], GROUP)
 
