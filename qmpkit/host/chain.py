@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -111,6 +112,9 @@ def walk_chain(image: Path, format: str | None = None, allowed: Folders | None =
 
 def _read(image: Path) -> tuple[Header, FileId]:
     found = image.stat()
+    if stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode):
+        # Opening alone may do something: /dev/watchdog resets the host.
+        raise ValueError("neither a file nor a block device")
     return read_header(image), (found.st_dev, found.st_ino)
 
 

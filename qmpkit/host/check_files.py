@@ -127,16 +127,12 @@ def _bases_written(spec: MachineSpec, writers: dict[FileId, str]) -> Iterator[Pr
 
 def _all_bases(disk: Disk) -> Iterator[Path]:
     """The bases of a disk as it is, or as it will be made."""
-    image = Path(disk.file)
+    image, stated = Path(disk.file), str(disk.format)
     if _to_make(disk) and isinstance(disk.make, Overlay):
-        image = Path(disk.make.file)
+        image, stated = Path(disk.make.file), str(disk.make.format)
         yield image
-    yield from _bases(image)
-
-
-def _bases(image: Path) -> Iterator[Path]:
-    """The images below *image*, as far as they can be followed."""
-    for layer in walk_chain(image).layers[1:]:
+    # As far as they can be followed: what a guest wrote on a raw disk leads nowhere.
+    for layer in walk_chain(image, stated).layers[1:]:
         yield layer.path
 
 
