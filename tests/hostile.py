@@ -77,6 +77,19 @@ def _below(folder: Path) -> Path:
     return qcow2(folder / "a.qcow2", "b.qcow2", backing_format="qcow2", size=MIB)
 
 
+def _old(folder: Path) -> Path:
+    """As qcow, which is not qcow2, the one in the middle is opened with its base."""
+    qcow2(folder / "b.qcow", SECRET, size=MIB, version=1)
+    return qcow2(folder / "a.qcow2", "b.qcow", backing_format="qcow", size=MIB)
+
+
+def _nameless(folder: Path) -> Path:
+    """Its text has no magic, and QEMU believes it all the same once the format is recorded."""
+    text = vmdk_text(folder / "b", SECRET).read_text().replace("# Disk DescriptorFile\n", "")
+    (folder / "b").write_text("# hello\n" + text.replace("version=1\n", "x=1\n"))
+    return qcow2(folder / "a.qcow2", "b", backing_format="vmdk", size=MIB)
+
+
 def _on(name: str, format: str = "raw") -> Callable[[Path], Path]:
     return lambda folder: qcow2(folder / "a.qcow2", name, backing_format=format, size=MIB)
 
@@ -91,7 +104,10 @@ REFERENCES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "a base by file:": ("qcow2", _on(f"file:{SECRET}")),
     "a base by a link": ("qcow2", _linked),
     "a base of a base": ("qcow2", _below),
-    "a base in no format": ("qcow2", _on(SECRET, "")),
+    "a base in no format": ("qcow2", _on("x.raw", "")),
+    "a base in a format that is none": ("qcow2", _on("x.raw", "vvfat")),
+    "a base of a base in the old format": ("qcow2", _old),
+    "an extent without the usual words": ("qcow2", _nameless),
     "itself": ("qcow2", _on("a.qcow2", "qcow2")),
     "a loop": ("qcow2", _loop),
     "nbd": ("qcow2", _on("nbd://127.0.0.1:10809/x")),

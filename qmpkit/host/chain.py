@@ -34,6 +34,11 @@ _SHORTEN_HINT = "shorten it with qemu-img rebase or qemu-img commit"
 
 _COPY_HINT = "copy it with qemu-img convert, if you trust the image"
 
+_FORMATS = (
+    "raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vhdx", "vpc",
+    "parallels", "luks", "dmg", "bochs", "cloop", "host_device",
+)  # fmt: skip
+
 FileId = tuple[int, int]
 Folders = Sequence[str | os.PathLike[str]]
 
@@ -49,7 +54,9 @@ class Layer:
     @property
     def encrypted(self) -> bool:
         """Whether its content can be read only with a secret."""
-        return self.format == "luks" or (self.format == "qcow2" and self.header.encrypted)
+        return self.format == "luks" or (
+            self.format == self.header.format and self.header.encrypted
+        )
 
 
 @attrs.frozen
@@ -88,7 +95,7 @@ def walk_chain(image: Path, format: str | None = None, allowed: Folders | None =
     seen: dict[FileId, Path] = {}
     while True:
         try:
-            header, identity = _read(image)
+            header, identity = _read(image, format)
         except (OSError, ValueError) as error:
             reason = (getattr(error, "strerror", None) or str(error)).lower()
             return Chain(tuple(layers), _unreadable(layers, image, reason))
@@ -110,12 +117,12 @@ def walk_chain(image: Path, format: str | None = None, allowed: Folders | None =
         image, format = base, header.backing_format
 
 
-def _read(image: Path) -> tuple[Header, FileId]:
+def _read(image: Path, format: str | None) -> tuple[Header, FileId]:
     found = image.stat()
     if stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode):
         # Opening alone may do something: /dev/watchdog resets the host.
         raise ValueError("neither a file nor a block device")
-    return read_header(image), (found.st_dev, found.st_ino)
+    return read_header(image, format), (found.st_dev, found.st_ino)
 
 
 def _outside(image: Path, header: Header, folders: Folders | None) -> Iterator[Broken]:
@@ -124,10 +131,25 @@ def _outside(image: Path, header: Header, folders: Folders | None) -> Iterator[B
         yield from _no_file(image, "the data file", header.data_file, folders, _COPY_HINT)
     if (extent := foreign_extent(image, header, folders)) is not None:
         yield extent
+    if header.backing and (unsound := _unsound_format(image, header, folders)) is not None:
+        yield unsound
     if header.backing:
         rebase = f"name a file: qemu-img rebase -u -F FORMAT -b BASE {str(image)!r}"
         cure = f"{rebase}; or, if you trust it, run it as a Disk of a spec"
         yield from _no_file(image, "the base", header.backing, folders, cure)
+
+
+def _unsound_format(image: Path, header: Header, folders: Folders | None) -> Broken | None:
+    """Why the base's format, as recorded, is not to be trusted."""
+    cure = f"record it: qmpkit image rebase --unsafe {str(image)!r} BASE --base-format FORMAT"
+    recorded, base = header.backing_format, f"the base {header.backing!r} of {str(image)!r}"
+    if not recorded and folders is not None:  # QEMU would guess, and its guest may have written it
+        return Broken(image, f"the format of {base} is not recorded", cure)
+    if (
+        recorded and recorded not in _FORMATS
+    ):  # a driver that would take the name for something else
+        return Broken(image, f"the format of {base} is {recorded!r}, which is no image's", cure)
+    return None
 
 
 def foreign_extent(image: Path, header: Header, folders: Folders | None) -> Broken | None:

@@ -32,7 +32,7 @@ __all__ = [
     "unreadable",
 ]
 
-_QEMU_FORMATS = ("raw", "qcow2", "qed", "vmdk", "vhdx", "vpc", "vdi", "luks", "parallels")
+_QEMU_FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vhdx", "vpc", "vdi", "luks", "parallels")
 FileId = tuple[int, int]
 
 

@@ -36,6 +36,8 @@ _LONGEST_NAME = 1023  # of a backing file, by the qcow2 specification
 _SMALLEST_CLUSTER, _LARGEST_CLUSTER = 9, 21  # bits
 _BACKING_FORMAT, _DATA_FILE = 0xE2792ACA, 0x44415441
 _MOST_EXTENSIONS = 32  # five kinds are known
+# What QEMU takes for a vmdk's description when nobody states the format.
+_DESCRIPTION = re.compile(rb"(?:#[^\n]*\n| +\r?\n)*version=[123]\r?\n")
 _QED_HAS_BACKING, _QED_RAW_BACKING = 1, 4
 _LONGEST_DESCRIPTOR = 1 << 20  # QEMU reads no more of a vmdk's
 # QEMU reads both with C's own parsers, which take a line's end for a space.
@@ -49,7 +51,7 @@ class Header:
 
     `format`: QEMU's name, the name of a compression, or "" when nothing is known
     (which raw images are).  `empty`: the file has no byte at all.
-    Of qcow2, qed and vmdk: `backing`, the base as the file names it ("" none), and
+    Of qcow2, qcow, qed and vmdk: `backing`, the base as the file names it ("" none), and
     `backing_format`, that of the base ("" not recorded, so QEMU would guess).
     Of qcow2 alone: `data_file`, where the content is when it is in a file of its own;
     `size` in bytes; `encrypted`.
@@ -66,16 +68,17 @@ class Header:
     extents: tuple[str, ...] = ()
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
+def read_header(path: str | os.PathLike[str], stated: str | None = None) -> Header:
     """Read the header of *path*; blocking, raises OSError.
 
+    *stated*: the format in which QEMU will open it.  As vmdk it takes any text.
     Whatever a damaged header claims has a meaning here; what QEMU refuses is left out.
     """
     # Non-blocking: opening a FIFO would wait for a writer for ever.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         start = os.pread(fd, 512, 0)
-        kind = _identify(start)
+        kind = "vmdk" if stated == "vmdk" else _identify(start)
         if (read := _READERS.get(kind)) is not None:
             return read(fd, start)
         return Header(kind, empty=not start)
@@ -90,7 +93,7 @@ def _identify(start: bytes) -> str:
     for magic, name in _MAGIC.items():
         if start.startswith(magic) and not (bootable and len(magic) < 4):
             return name
-    return ""
+    return "vmdk" if _DESCRIPTION.match(start) else ""
 
 
 def _qcow2(fd: int, start: bytes) -> Header:
@@ -102,6 +105,8 @@ def _qcow2(fd: int, start: bytes) -> Header:
     named = offset and 0 < length <= min(_LONGEST_NAME, cluster - offset)
     backing = _name(os.pread(fd, length, offset)) if named else ""
     extensions = _extensions(fd, start, version, cluster)
+    if version == 1:  # an older format, which records no format of its base
+        return Header("qcow", backing, size=size, encrypted=any(start[36:40]))
     return Header(
         "qcow2",
         backing,

@@ -155,7 +155,7 @@ def _look(asked: Asked, format: str | None, allowed: Folders | None) -> _Looked:
     """What can be known without qemu-img; blocking."""
     image = asked.path
     try:
-        header = read_header(image)
+        header = read_header(image, format)
         # Looking through all processes is left out where no lock says that there is one.
         in_use = image_locked(image, for_writing=True)
         holders = holders_of(image) if in_use else ()

@@ -112,9 +112,9 @@ def test_a_device_that_is_no_disk_is_not_opened(
     """Opening alone may do something: /dev/watchdog resets the host."""
     read: list[Path] = []
 
-    def noted(path: Path) -> Header:
+    def noted(path: Path, stated: str | None) -> Header:
         read.append(path)
-        return read_header(path)
+        return read_header(path, stated)
 
     monkeypatch.setattr("qmpkit.host.chain.read_header", noted)
     top = qcow2(tmp_path / "top", "/dev/null", backing_format="raw")
@@ -147,9 +147,9 @@ def test_the_deepest(tmp_path: Path) -> None:
 def test_too_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
 
-    def counted(path: Path) -> Header:
+    def counted(path: Path, stated: str | None) -> Header:
         read.append(path)
-        return read_header(path)
+        return read_header(path, stated)
 
     monkeypatch.setattr("qmpkit.host.chain.read_header", counted)
     top = tower(tmp_path, 1000)

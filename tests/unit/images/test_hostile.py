@@ -18,7 +18,7 @@ from qmpkit.spec.machine import MachineSpec
 from tests.hostile import REFERENCES, SECRET, qed, vmdk_text
 from tests.unit.host.images_on_disk import qcow2, raw
 
-REFUSED = r"outside the allowed folders|is no plain file|form a loop|is itself below"
+REFUSED = "outside the allowed folders|is no plain file|form a loop|not recorded|is no image's"
 
 
 @pytest.fixture
@@ -159,6 +159,18 @@ async def test_a_data_file_that_another_has_open_is_told(
 
 
 # --- headers
+
+
+def test_a_text_that_qemu_would_take_for_a_vmdk(folder: Path) -> None:
+    for text, format in (
+        ("# x\n  \n# y\nversion=1\n", "vmdk"),
+        ("version=3\r\n", "vmdk"),
+        ("version=4\n", ""),
+        ("\nversion=1\n", ""),
+        ("x\nversion=1\n", ""),
+    ):
+        (folder / "a").write_text(text, newline="")
+        assert read_header(folder / "a").format == format, text
 
 
 def test_what_qed_and_vmdk_name(folder: Path) -> None:
