@@ -35,7 +35,6 @@ _BOOT_SIGNATURE = b"\x55\xaa"
 _LONGEST_NAME = 1023  # of a backing file, by the qcow2 specification
 _SMALLEST_CLUSTER, _LARGEST_CLUSTER = 9, 21  # bits
 _BACKING_FORMAT, _DATA_FILE = 0xE2792ACA, 0x44415441
-_MOST_EXTENSIONS = 32  # five kinds are known
 # What QEMU takes for a vmdk's description when nobody states the format.
 _DESCRIPTION = re.compile(rb"(?:#[^\n]*\n| +\r?\n)*version=[123]\r?\n")
 _QED_HAS_BACKING, _QED_RAW_BACKING = 1, 4
@@ -104,7 +103,9 @@ def _qcow2(fd: int, start: bytes) -> Header:
     # QEMU takes a name from the first cluster alone; the kernel knows no offset beyond 2^63.
     named = offset and 0 < length <= min(_LONGEST_NAME, cluster - offset)
     backing = _name(os.pread(fd, length, offset)) if named else ""
-    extensions = _extensions(fd, start, version, cluster)
+    # They may go on to the name, and QEMU looks no further.
+    end = min(offset, cluster) if offset else cluster
+    extensions = _extensions(fd, start, version, end)
     if version == 1:  # an older format, which records no format of its base
         return Header("qcow", backing, size=size, encrypted=any(start[36:40]))
     return Header(
@@ -165,14 +166,19 @@ def _has_data_file(start: bytes, version: int) -> bool:
 
 
 def _extensions(fd: int, start: bytes, version: int, end: int) -> dict[int, str]:
-    """The header's extensions by kind, as text; they end with kind 0 or the first cluster."""
+    """The header's extensions by kind, as text; they end with kind 0 or at *end*.
+
+    Of several of one kind QEMU takes the last, however many there are.
+    """
     found: dict[int, str] = {}
-    at = int.from_bytes(start[100:104], "big") if version >= 3 else 72
-    for _ in range(_MOST_EXTENSIONS):
-        kind, length = struct.unpack(">II", os.pread(fd, 8, at).ljust(8, b"\0"))
-        if not kind or at + 8 > end:
+    begin = int.from_bytes(start[100:104], "big") if version >= 3 else 72
+    area = os.pread(fd, max(0, end - begin), begin)
+    at = 0
+    while at + 8 <= len(area):
+        kind, length = struct.unpack_from(">II", area, at)
+        if not kind or length > len(area) - at - 8:
             break
-        found.setdefault(kind, _name(os.pread(fd, min(length, _LONGEST_NAME), at + 8)))
+        found[kind] = _name(area[at + 8 : at + 8 + min(length, _LONGEST_NAME)])
         at += 8 + (length + 7) // 8 * 8
     return found
 

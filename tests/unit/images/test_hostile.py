@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -159,6 +160,20 @@ async def test_a_data_file_that_another_has_open_is_told(
 
 
 # --- headers
+
+
+def test_of_several_extensions_the_last_counts(folder: Path) -> None:
+    """Else one would be shown to us, and another to QEMU."""
+    image = qcow2(folder / "a", "b", backing_format="vmdk", data_file="hidden")
+    content = bytearray(image.read_bytes())
+    raw_format = struct.pack(">II", 0xE2792ACA, 3) + b"raw".ljust(8, b"\0")
+    padding = struct.pack(">II", 0x12345678, 0) * 60
+    known = bytes(content[104:160]).rstrip(b"\0").ljust(56, b"\0")
+    content[104:1024] = (raw_format + padding + known).ljust(920, b"\0")
+    content += raw_format  # behind the name of the base QEMU does not look
+    image.write_bytes(content)
+    found = read_header(image)
+    assert (found.backing, found.backing_format, found.data_file) == ("b", "vmdk", "hidden")
 
 
 def test_a_text_that_qemu_would_take_for_a_vmdk(folder: Path) -> None:
