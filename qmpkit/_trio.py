@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import trio
 
-__all__ = ["ServiceNursery", "raise_collapsed", "service_nursery"]
+__all__ = ["ServiceNursery", "finished_within", "raise_collapsed", "service_nursery"]
 
 
 class ServiceNursery:
@@ -62,6 +62,33 @@ async def service_nursery() -> AsyncIterator[ServiceNursery]:
                 services._end()
     except BaseExceptionGroup as group:
         raise_collapsed(group)
+
+
+@asynccontextmanager
+async def finished_within(grace: float) -> AsyncIterator[None]:
+    """Let a cancellation reach the block only *grace* seconds after it came.
+
+    For what must not be cut off in the middle and is over soon as a rule.  A block that
+    ends in that time ends well; the cancellation comes after it.
+    """
+    if not grace:
+        yield
+        return
+    try:
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope(shield=True) as scope:
+                nursery.start_soon(_give_up_later, scope, grace)
+                yield
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise_collapsed(group)
+
+
+async def _give_up_later(scope: trio.CancelScope, grace: float) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        scope.deadline = trio.current_time() + grace
 
 
 def raise_collapsed(group: BaseExceptionGroup[BaseException]) -> NoReturn:

@@ -69,3 +69,9 @@ FARM_EVENTS = size(ci=20, long=1000)  # of them, timed on their way to a client
 # Disks of machines that run
 DISK_KILLS = size(ci=5, long=100)  # SIGKILLs between two steps of a change, for each kind
 DISK_STEPS = size(ci=15, long=200)  # changes of two disks that a guest writes to all the time
+
+# Images at rest
+ENCRYPTED = ("qcow2", "luks") if LONG else ("qcow2",)  # each takes seconds to make
+REST_KILLS = size(ci=2, long=100)  # SIGKILLs of Python while it does each of these
+REST_KILLED = ("rebase", "commit", "snapshots") if LONG else ("rebase", "commit")
+REST_CANCELS = ("commit", "rebase") if LONG else ("commit",)  # cancelled at every checkpoint

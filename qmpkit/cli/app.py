@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -15,6 +15,7 @@ from qmpkit.cli import (
     farm_commands,
     guest_commands,
     image_commands,
+    image_more_commands,
     serve_commands,
     store_commands,
 )
@@ -66,6 +67,8 @@ def completion(
 image = App(name="image", help="Make, look at and change disk images.")
 snapshot = App(name="snapshot", help="Remember what a machine's disks hold, while it runs.")
 disk = App(name="disk", help="Move, grow and bound a machine's disks, while it runs.")
+inner = App(name="snapshot", help="Snapshots inside an image that no machine uses.")
+bitmap = App(name="bitmap", help="Dirty bitmaps inside an image that no machine uses.")
 
 
 def _add(to: App, commands: Iterable[Callable[..., Any] | App], group: Group | None = None) -> None:
@@ -78,11 +81,19 @@ def _add(to: App, commands: Iterable[Callable[..., Any] | App], group: Group | N
             to.command(command, help=help_, sort_key=place, group=group)
 
 
-_add(image, [*image_commands.ALL, *store_commands.ALL])
-for group, named in ((snapshot, disk_commands.SNAPSHOT), (disk, disk_commands.DISK)):
-    for name, command in named.items():
-        group.command(command, name=name, help=_flowing(command.__doc__ or ""))
-    group.group = (GROUP,)
+def _add_named(to: App, commands: Mapping[str, Callable[..., Any]]) -> None:
+    for place, (name, command) in enumerate(commands.items()):
+        to.command(command, name=name, help=_flowing(command.__doc__ or ""), sort_key=place)
+
+
+_add_named(inner, image_more_commands.SNAPSHOT)
+_add_named(bitmap, image_more_commands.BITMAP)
+*_of_images, _build = image_commands.ALL
+_add(image, [*_of_images, *image_more_commands.MORE, inner, bitmap, _build, *store_commands.ALL])
+_add_named(snapshot, disk_commands.SNAPSHOT)
+_add_named(disk, disk_commands.DISK)
+for _group in (snapshot, disk):
+    _group.group = (GROUP,)
 _add(app, [*commands.ALL, image, completion])
 _add(app, [*farm_commands.ALL, *guest_commands.ALL, snapshot, disk], GROUP)
 _add(app, serve_commands.ALL, GROUP)

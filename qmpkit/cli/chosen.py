@@ -43,6 +43,7 @@ class ImageOptions:
     user: str | None = None
     ssh_key: tuple[Path, ...] = ()
     port: tuple[str, ...] = ()
+    allow: tuple[Path, ...] = ()
 
     def given(self) -> list[str]:
         """Those that are set, as they are written: `--ssh-key`."""
@@ -131,7 +132,8 @@ def _forwards(ports: tuple[str, ...]) -> tuple[Forward, ...]:
 async def _around_image(
     word: str, overrides: tuple[str, ...], options: ImageOptions, folder: Scratch
 ) -> Chosen:
-    looked = await look_at(word, format=options.format, option="--format")
+    allowed = options.allow or None
+    looked = await look_at(word, format=options.format, option="--format", allowed=allowed)
     if options.write and not looked.is_cd:
         await trio.to_thread.run_sync(_check_writable, looked.path)
     overlay = options.keep
@@ -143,6 +145,7 @@ async def _around_image(
         arch=options.arch,
         firmware=options.firmware,
         forwards=_forwards(options.port),
+        allowed=options.allow,
     )
     spec = await trio.to_thread.run_sync(machine_around, looked, wishes)
     if options.user is not None or options.ssh_key:

@@ -173,6 +173,15 @@ async def run(
         Literal["qcow2", "raw", "vmdk", "vdi", "vhdx", "vpc", "qed"] | None,
         Parameter(group=_IMAGE, help="The image's format. Default: what its header says."),
     ] = None,
+    allow: Annotated[
+        tuple[Path, ...],
+        Parameter(
+            group=_IMAGE,
+            help="For a stranger's image: the folder in which all files must be that it names. "
+            "Default: anywhere. Repeatable.",
+            consume_multiple=False,
+        ),
+    ] = (),
 ) -> int:
     """Run a machine in the foreground until it ends.
 
@@ -204,6 +213,7 @@ async def run(
                 user=user,
                 ssh_key=ssh_key,
                 port=port,
+                allow=allow,
             ),
             headless=headless or json,
             paused=paused,

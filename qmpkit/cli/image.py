@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import trio
 
 from qmpkit import images
 from qmpkit.cli.exits import Exit, Refusal
+from qmpkit.cli.image_secret import read_secret
 from qmpkit.cli.image_view import image_to_dict, print_chain, print_report, report_to_dict
 from qmpkit.cli.interrupt import interruptible
 from qmpkit.cli.places import check_cache, check_place, size_judged
@@ -23,18 +25,37 @@ from qmpkit.cli.talk import noted, print_json, talk
 from qmpkit.errors import QmpkitError, SpecInvalid
 from qmpkit.images import ImageInfo
 from qmpkit.images.look import image_fault, usable_format
+from qmpkit.images.options import DEFAULTS
 from qmpkit.spec.sizes import to_bytes
 
-__all__ = ["build", "check", "convert", "create", "overlay", "resize", "show_info"]
+__all__ = [
+    "build",
+    "check",
+    "convert",
+    "create",
+    "format_line",
+    "overlay",
+    "resize",
+    "show_info",
+    "usable",
+]
 
 
-async def create(file: Path, size: str, format: str) -> None:
+async def create(
+    file: Path,
+    size: str,
+    format: str,
+    options: images.Options = DEFAULTS,
+    secret_file: Path | None = None,
+) -> None:
     """Make an empty image and say so."""
     length: int = to_bytes(size, "SIZE")
     async with interruptible() as work:
+        secret = await read_secret(secret_file)
         await trio.to_thread.run_sync(check_place, file)
-        with size_judged(length, format):
-            await images.create(file, length, format)
+        async with noted(f"{file}: making it …"):
+            with size_judged(length, format):
+                await images.create(file, length, format, options=options, secret=secret)
         work.done = True
         with suppress(QmpkitError):  # it is made, whatever hinders a look at it
             # qemu-img makes whole sectors of it.
@@ -43,16 +64,26 @@ async def create(file: Path, size: str, format: str) -> None:
     talk.say(f"{file}: an empty {format} of {exact_size(length)} is made")
 
 
-async def overlay(file: Path, base: Path, base_format: str | None) -> None:
+async def overlay(
+    file: Path,
+    base: Path,
+    base_format: str | None,
+    options: images.Options = DEFAULTS,
+    secret_file: Path | None = None,
+    allow: Sequence[Path] | None = None,
+) -> None:
     """Make an overlay and say what is below it."""
     async with interruptible() as work:
+        secret = await read_secret(secret_file)
         await trio.to_thread.run_sync(check_place, file)
         base = await stored(base)
-        below = await _usable(base, base_format, "--base-format")
-        await images.overlay(file, base, below.format)
+        below = await usable(base, base_format, "--base-format", allow)
+        await images.overlay(
+            file, base, below.format, options=options, secret=secret, allowed=allow
+        )
         work.done = True
     talk.say(f"{file}: an overlay of {exact_size(below.virtual_size)} is made")
-    talk.note(f"{base}: {_format(below, base_format)}; from now on it must not change")
+    talk.note(f"{base}: {format_line(below, base_format)}; from now on it must not change")
 
 
 async def show_info(file: Path, format: str | None, *, as_json: bool) -> None:
@@ -63,29 +94,45 @@ async def show_info(file: Path, format: str | None, *, as_json: bool) -> None:
     if as_json:
         print_json([image_to_dict(image) for image in found])
     else:
-        print_chain(found, _format(top, format))
+        print_chain(found, format_line(top, format))
 
 
 async def check(
-    file: Path, format: str | None, repair: Literal["leaks", "all"] | None, *, as_json: bool
+    file: Path,
+    format: str | None,
+    repair: Literal["leaks", "all"] | None,
+    secret_file: Path | None = None,
+    allow: Sequence[Path] | None = None,
+    *,
+    as_json: bool,
 ) -> int:
     """Check, or mend, the image's metadata; the exit status tells whether it is sound."""
     async with interruptible(), noted(f"{file}: checking …"):
-        image = await _usable(file, format)
+        secret = await read_secret(secret_file)
+        image = await usable(file, format, allow=allow)
         if image.format == "raw":
             raise Refusal(f"{file} is raw, which has no bookkeeping that could be checked")
-        report = await images.check(file, image.format, repair=repair)
+        report = await images.check(file, image.format, repair=repair, secret=secret, allowed=allow)
     if as_json:
         print_json(report_to_dict(report))
     else:
-        print_report(report, _format(image, format))
+        print_report(report, format_line(image, format))
     return Exit.OK if report.ok else Exit.FAILED
 
 
-async def resize(file: Path, size: str, format: str | None, *, shrink: bool) -> None:
+async def resize(
+    file: Path,
+    size: str,
+    format: str | None,
+    secret_file: Path | None = None,
+    allow: Sequence[Path] | None = None,
+    *,
+    shrink: bool,
+) -> None:
     """Change the image's size and say from what to what."""
     async with interruptible():
-        before = await _usable(file, format)
+        secret = await read_secret(secret_file)
+        before = await usable(file, format, allow=allow)
         wanted = _new_size(size, before.virtual_size)
         if wanted < before.virtual_size and not shrink:
             lost = human_size(before.virtual_size - wanted)
@@ -94,10 +141,12 @@ async def resize(file: Path, size: str, format: str | None, *, shrink: bool) -> 
                 "be lost. Cure: --shrink, once the guest's file systems and partitions are smaller"
             )
         with size_judged(wanted, before.format):
-            after = await images.resize(file, wanted, before.format, shrink=shrink)
+            after = await images.resize(
+                file, wanted, before.format, shrink=shrink, secret=secret, allowed=allow
+            )
     old, new = exact_size(before.virtual_size), exact_size(after.virtual_size)
     talk.say(f"{file}: resized from {old} to {new}")
-    talk.note(f"{_format(before, format)}; its partitions are the guest's to change")
+    talk.note(f"{format_line(before, format)}; its partitions are the guest's to change")
 
 
 def _new_size(size: str, now: int) -> int:
@@ -117,11 +166,18 @@ async def convert(
     *,
     compress: bool,
     replace: bool,
+    options: images.Options = DEFAULTS,
+    secret_files: tuple[Path | None, Path | None] = (None, None),
+    sparse: str | None = None,
+    parallel: int | None = None,
+    snapshot: str | None = None,
+    allow: Sequence[Path] | None = None,
 ) -> None:
-    """Copy the image, with a bar on a terminal."""
+    """Copy the image, with a bar on a terminal; *secret_files*: the source's, the copy's."""
     made: ImageInfo | None = None
     async with interruptible() as work:
-        told = await _usable(source, source_format, "--source-format")
+        secrets = [await read_secret(file) for file in secret_files]
+        told = await usable(source, source_format, "--source-format", allow)
         cure = "--replace puts the copy in its place"
         await trio.to_thread.run_sync(partial(check_place, target, replace=replace, cure=cure))
         progress: images.Progress | None = None
@@ -133,6 +189,13 @@ async def convert(
                 format=format,
                 compress=compress,
                 replace=replace,
+                options=options,
+                source_secret=secrets[0],
+                secret=secrets[1],
+                sparse=sparse,
+                parallel=parallel,
+                snapshot=snapshot,
+                allowed=allow,
             ) as progress:
                 await show_progress(f"{source.name} → {target.name}", progress)
         finally:
@@ -142,7 +205,7 @@ async def convert(
             made = await images.info(target, format=format)
     sizes = made and f"{human_size(made.virtual_size)}, {human_size(made.disk_size)} on disk"
     talk.say(f"{target}: {format}, {f'{sizes}, ' if sizes else ''}is made of {source}")
-    talk.note(f"{source}: {_format(told, source_format)}")
+    talk.note(f"{source}: {format_line(told, source_format)}")
 
 
 def build(guest: Literal["debian"], *, refresh: bool) -> None:
@@ -157,10 +220,18 @@ def build(guest: Literal["debian"], *, refresh: bool) -> None:
     talk.note(f"run it with: qmpkit run {shell_word(path)} --user NAME")
 
 
-async def _usable(file: Path, format: str | None, option: str = "--format") -> ImageInfo:
-    """What the image is that is to be opened; its format may have to be stated, with *option*."""
+async def usable(
+    file: Path,
+    format: str | None,
+    option: str = "--format",
+    allow: Sequence[Path] | None = None,
+) -> ImageInfo:
+    """What the image is that is to be opened; its format may have to be stated, with *option*.
+
+    *allow*: the folders in which all files must be that it names, None for any.
+    """
     stated = await trio.to_thread.run_sync(partial(usable_format, file, format, option=option))
-    return await images.info(file, format=stated)
+    return await images.info(file, format=stated, allowed=allow)
 
 
 async def _known(file: Path, format: str | None) -> ImageInfo:
@@ -170,6 +241,7 @@ async def _known(file: Path, format: str | None) -> ImageInfo:
     return await images.info(file, format=format)
 
 
-def _format(image: ImageInfo, stated: str | None) -> str:
+def format_line(image: ImageInfo, stated: str | None) -> str:
+    """Its format, and how that is known."""
     guessed = "it has no header" if image.format == "raw" else "from its header"
     return f"format {image.format} ({'as stated' if stated else guessed})"

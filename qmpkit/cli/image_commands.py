@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
+
+from qmpkit.cli.image_words import (
+    Allowed,
+    AsJson,
+    Image,
+    NewFormat,
+    NewImage,
+    Readable,
+    SecretFile,
+    StatedFormat,
+    file_word,
+)
 
 __all__ = ["ALL"]
 
-# Stated, so that a name that is misspelt is told, and Tab knows them.
-Writable = Literal["qcow2", "raw", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels"]
-Readable = Literal[
-    "qcow2", "raw", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels",
-    "qcow", "luks", "dmg", "bochs", "cloop",
-]  # fmt: skip
-
-
-def _named(_: object, tokens: Sequence[Token]) -> Path:
-    # Path("") is the current directory, which an unset variable of a script does not mean.
-    if not tokens[0].value:
-        raise ValueError("The name is empty.")
-    return Path(tokens[0].value)
-
-
-def _file(help: str) -> Parameter:
-    return Parameter(help=help, converter=_named)
-
-
-Image = Annotated[Path, _file("The image's file.")]
-NewImage = Annotated[Path, _file("Where to make it; nothing may be there.")]
-StatedFormat = Annotated[
-    Readable | None,
-    Parameter(name="--format", help="Its format (qcow2, raw, …). Default: what its header says."),
+Preallocation = Annotated[
+    Literal["metadata", "falloc", "full"] | None,
+    Parameter(help="Take the space now (falloc), write all of it (full). Default: as needed."),
 ]
-AsJson = Annotated[bool, Parameter(name="--json", help="JSON; sizes in bytes.")]
-NewFormat = Annotated[
-    Writable, Parameter(name="--format", help="The new image's format. Default: qcow2.")
+ClusterSize = Annotated[str | None, Parameter(help="qcow2: 512 to 2MiB. Default: 64KiB.")]
+ExtendedL2 = Annotated[
+    bool, Parameter(name="--extended-l2", help="qcow2: allocate parts of clusters by themselves.")
+]
+LazyRefcounts = Annotated[
+    bool, Parameter(help="qcow2: quicker, repaired when opened after a crash.")
+]
+NewSecret = Annotated[
+    Path | None,
+    Parameter(
+        name="--secret-file",
+        help="Encrypt it (qcow2, luks): the file with its secret, to the byte, a newline too; "
+        "- is stdin, /dev/fd/N a descriptor.",
+    ),
 ]
 
 
@@ -47,28 +49,46 @@ async def create(
     /,
     *,
     format: NewFormat = "qcow2",
+    preallocation: Preallocation = None,
+    cluster_size: ClusterSize = None,
+    extended_l2: ExtendedL2 = False,
+    lazy_refcounts: LazyRefcounts = False,
+    secret_file: NewSecret = None,
 ) -> None:
     """Make an empty disk image."""
     from qmpkit.cli.image import create
+    from qmpkit.images import Options
 
-    await create(file, size, format)
+    options = Options(
+        preallocation=preallocation,
+        cluster_size=cluster_size,
+        extended_l2=extended_l2,
+        lazy_refcounts=lazy_refcounts,
+    )
+    await create(file, size, format, options, secret_file)
 
 
 async def overlay(
     file: NewImage,
     base: Annotated[
-        Path, _file("The image it shows, also by its name in the store; from now on only read.")
+        Path, file_word("The image it shows, also by its name in the store; from now on only read.")
     ],
     /,
     *,
     base_format: Annotated[
         Readable | None, Parameter(help="The base's format. Default: what its header says.")
     ] = None,
+    cluster_size: ClusterSize = None,
+    extended_l2: ExtendedL2 = False,
+    secret_file: NewSecret = None,
+    allow: Allowed = None,
 ) -> None:
     """Make an image that holds only what differs from a base."""
     from qmpkit.cli.image import overlay
+    from qmpkit.images import Options
 
-    await overlay(file, base, base_format)
+    options = Options(cluster_size=cluster_size, extended_l2=extended_l2)
+    await overlay(file, base, base_format, options, secret_file, allow)
 
 
 async def info(file: Image, /, *, format: StatedFormat = None, json: AsJson = False) -> None:
@@ -90,6 +110,8 @@ async def check(
         Literal["leaks", "all"] | None,
         Parameter(help="Mend lost space only (leaks, safe), or everything. Default: only look."),
     ] = None,
+    secret_file: SecretFile = None,
+    allow: Allowed = None,
     json: AsJson = False,
 ) -> int:
     """Check an image's own bookkeeping; not the file systems in it.
@@ -98,7 +120,7 @@ async def check(
     """
     from qmpkit.cli.image import check
 
-    return await check(file, format, repair, as_json=json)
+    return await check(file, format, repair, secret_file, allow, as_json=json)
 
 
 async def resize(
@@ -113,6 +135,8 @@ async def resize(
     shrink: Annotated[
         bool, Parameter(help="Allow a smaller size: what lies beyond it is lost.")
     ] = False,
+    secret_file: SecretFile = None,
+    allow: Allowed = None,
 ) -> None:
     """Change the size that the guest sees.
 
@@ -120,12 +144,12 @@ async def resize(
     """
     from qmpkit.cli.image import resize
 
-    await resize(file, size, format, shrink=shrink)
+    await resize(file, size, format, secret_file, allow, shrink=shrink)
 
 
 async def convert(
-    source: Annotated[Path, _file("The image to copy.")],
-    target: Annotated[Path, _file("Where to write the copy.")],
+    source: Annotated[Path, file_word("The image to copy.")],
+    target: Annotated[Path, file_word("Where to write the copy.")],
     /,
     *,
     format: NewFormat = "qcow2",
@@ -134,14 +158,48 @@ async def convert(
     ] = None,
     compress: Annotated[bool, Parameter(help="Compress the copy (qcow2).")] = False,
     replace: Annotated[bool, Parameter(help="Put it in the place of a file that exists.")] = False,
+    preallocation: Preallocation = None,
+    cluster_size: ClusterSize = None,
+    extended_l2: ExtendedL2 = False,
+    sparse: Annotated[
+        str | None, Parameter(help="So many zeros become a hole; 0: none. Default: 4KiB.")
+    ] = None,
+    parallel: Annotated[
+        int | None, Parameter(help="Requests at once, 1 to 16. Default: 8.")
+    ] = None,
+    snapshot: Annotated[
+        str | None, Parameter(help="Copy this snapshot in it, not its present content.")
+    ] = None,
+    secret_file: NewSecret = None,
+    source_secret_file: Annotated[
+        Path | None, Parameter(help="The file with the secret that opens an encrypted source.")
+    ] = None,
+    allow: Allowed = None,
 ) -> None:
     """Copy an image, with all its bases, into one new image.
 
     The target appears when it is whole. Ctrl-C leaves nothing of it.
     """
     from qmpkit.cli.image import convert
+    from qmpkit.images import Options
 
-    await convert(source, target, source_format, format, compress=compress, replace=replace)
+    options = Options(
+        preallocation=preallocation, cluster_size=cluster_size, extended_l2=extended_l2
+    )
+    await convert(
+        source,
+        target,
+        source_format,
+        format,
+        compress=compress,
+        replace=replace,
+        options=options,
+        secret_files=(source_secret_file, secret_file),
+        sparse=sparse,
+        parallel=parallel,
+        snapshot=snapshot,
+        allow=allow,
+    )
 
 
 def build(

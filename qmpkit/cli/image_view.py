@@ -12,9 +12,21 @@ import attrs
 from qmpkit.cli.sizes import exact_size, human_size
 from qmpkit.cli.tables import print_line, print_table
 from qmpkit.cli.talk import talk
-from qmpkit.images import CheckReport, ImageInfo, Snapshot
+from qmpkit.images import Bitmap, CheckReport, ImageInfo, Snapshot
 
-__all__ = ["image_to_dict", "print_chain", "print_report", "report_to_dict"]
+__all__ = [
+    "BITMAP_HEADINGS",
+    "SNAPSHOT_HEADINGS",
+    "bitmap_row",
+    "image_to_dict",
+    "print_chain",
+    "print_report",
+    "report_to_dict",
+    "snapshot_row",
+]
+
+SNAPSHOT_HEADINGS = ("ID", "NAME", "TAKEN", "MACHINE STATE")
+BITMAP_HEADINGS = ("NAME", "A BIT FOR", "STATE")
 
 
 def image_to_dict(image: ImageInfo) -> dict[str, Any]:
@@ -44,8 +56,7 @@ def print_chain(images: Sequence[ImageInfo], format: str) -> None:
         if image.snapshots:
             print_line("")
             print_line(f"Snapshots in {image.path.name}:")
-            rows = list(map(_snapshot, image.snapshots))
-            print_table(("ID", "NAME", "TAKEN", "MACHINE STATE"), rows, prose=False)
+            print_table(SNAPSHOT_HEADINGS, map(snapshot_row, image.snapshots), prose=False)
 
 
 def _row(top: ImageInfo, image: ImageInfo, depth: int) -> tuple[str, ...]:
@@ -78,12 +89,18 @@ def _remarks(image: ImageInfo, top: ImageInfo) -> Iterator[str]:
     elif image.backing is not None and image.backing_format is None:
         yield f"{who}it does not record the format of its base, so that QEMU would guess it"
     for bitmap in image.bitmaps:
-        state = "broken" if bitmap.broken else "recording" if bitmap.recording else "idle"
-        step = human_size(bitmap.granularity)
-        yield f"{who}bitmap {bitmap.name!r}, a bit for {step}, {state}"
+        name, step, state = bitmap_row(bitmap)
+        yield f"{who}bitmap {name!r}, a bit for {step}, {state}"
 
 
-def _snapshot(snapshot: Snapshot) -> tuple[str, ...]:
+def bitmap_row(bitmap: Bitmap) -> tuple[str, str, str]:
+    """A bitmap in the columns of `BITMAP_HEADINGS`."""
+    state = "broken" if bitmap.broken else "recording" if bitmap.recording else "idle"
+    return bitmap.name, human_size(bitmap.granularity), state
+
+
+def snapshot_row(snapshot: Snapshot) -> tuple[str, ...]:
+    """A snapshot in the columns of `SNAPSHOT_HEADINGS`."""
     taken = datetime.fromtimestamp(snapshot.taken).astimezone().isoformat(" ", "seconds")
     state = human_size(snapshot.vm_size) if snapshot.vm_size else "none, the disk alone"
     return snapshot.id, snapshot.name, taken, state

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import attrs
 
 from qmpkit.host.headers import Header, backing_path, read_header
 
-__all__ = ["MAX_CHAIN", "Broken", "Chain", "Layer", "walk_chain"]
+__all__ = [
+    "MAX_CHAIN",
+    "Broken",
+    "Chain",
+    "Folders",
+    "Layer",
+    "foreign_extent",
+    "inside",
+    "walk_chain",
+]
 
 MAX_CHAIN = 200
 """Images in one chain, the top included.
@@ -21,7 +32,15 @@ with the square of their number: 200 take it 0.8 s, 1,000 take 15 s.
 _REBASE_HINT = "put it back, or name another with qemu-img rebase -u"
 _SHORTEN_HINT = "shorten it with qemu-img rebase or qemu-img commit"
 
+_COPY_HINT = "copy it with qemu-img convert, if you trust the image"
+
+_FORMATS = (
+    "raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vhdx", "vpc",
+    "parallels", "luks", "dmg", "bochs", "cloop", "host_device",
+)  # fmt: skip
+
 FileId = tuple[int, int]
+Folders = Sequence[str | os.PathLike[str]]
 
 
 @attrs.frozen
@@ -31,6 +50,13 @@ class Layer:
     path: Path
     format: str
     header: Header
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether its content can be read only with a secret."""
+        return self.format == "luks" or (
+            self.format == self.header.format and self.header.encrypted
+        )
 
 
 @attrs.frozen
@@ -46,8 +72,9 @@ class Broken:
 class Chain:
     """The layers from the top down, and what is wrong with the chain.
 
-    It ends at a base that is no plain file (`nbd://…`, `json:…`, `fat:…`): QEMU would ask
-    a host, or read a directory, because an image says so.  `outside` names it.
+    It ends at a reference that is no plain file (`nbd://…`, `json:…`, `fat:…`): QEMU would
+    ask a host, or read a directory, because an image says so; and at a file outside the
+    folders that are allowed.  `outside` names it.
     """
 
     layers: tuple[Layer, ...]
@@ -55,18 +82,20 @@ class Chain:
     outside: Broken | None = None
 
 
-def walk_chain(image: Path, format: str | None = None) -> Chain:
+def walk_chain(image: Path, format: str | None = None, allowed: Folders | None = None) -> Chain:
     """Follow the bases below *image*; *format* None: what its header says.
 
     A base is taken in the format its overlay records, so a raw base has no base,
     whatever its first bytes say.  At most `MAX_CHAIN` files are read.
+    *allowed*: folders in one of which each file must be that an image names (None: anywhere),
+    with links followed; not *image* itself, which you name.
     Never raises: what cannot be read is `broken`.
     """
     layers: list[Layer] = []
     seen: dict[FileId, Path] = {}
     while True:
         try:
-            header, identity = _read(image)
+            header, identity = _read(image, format)
         except (OSError, ValueError) as error:
             reason = (getattr(error, "strerror", None) or str(error)).lower()
             return Chain(tuple(layers), _unreadable(layers, image, reason))
@@ -76,37 +105,85 @@ def walk_chain(image: Path, format: str | None = None) -> Chain:
             return Chain(tuple(layers), _too_deep(layers))
         seen[identity] = image
         layers.append(Layer(image, format or header.format or "raw", header))
-        if layers[-1].format != "qcow2":
+        if layers[-1].format != header.format:
             return Chain(tuple(layers))
-        if header.data_file and (broken := _lacks_data(image, header.data_file)):
+        # First whether it may be looked at: what is said of a missing file is a look, too.
+        outside = next(_outside(image, header, allowed), None)
+        if outside is None and (broken := _lacks_data(image, header.data_file)) is not None:
             return Chain(tuple(layers), broken)
         base = backing_path(image, header.backing) if header.backing else None
-        outside = _outside(image, header)
         if base is None or outside is not None:
             return Chain(tuple(layers), outside=outside)
         image, format = base, header.backing_format
 
 
-def _read(image: Path) -> tuple[Header, FileId]:
+def _read(image: Path, format: str | None) -> tuple[Header, FileId]:
     found = image.stat()
-    return read_header(image), (found.st_dev, found.st_ino)
+    if stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode):
+        # Opening alone may do something: /dev/watchdog resets the host.
+        raise ValueError("neither a file nor a block device")
+    return read_header(image, format), (found.st_dev, found.st_ino)
 
 
-def _outside(image: Path, header: Header) -> Broken | None:
-    """What an image names that is no plain file."""
-    if header.data_file and backing_path(image, header.data_file) is None:
-        why = f"the data file {header.data_file!r} of {str(image)!r} is no plain file"
-        return Broken(image, why, "copy it with qemu-img convert, if you trust the image")
-    if header.backing and backing_path(image, header.backing) is None:
-        why = f"the base {header.backing!r} of {str(image)!r} is no plain file"
-        cure = f"name a file: qemu-img rebase -u -F FORMAT -b BASE {str(image)!r}"
-        return Broken(image, why, f"{cure}; or, if you trust it, run it as a Disk of a spec")
+def _outside(image: Path, header: Header, folders: Folders | None) -> Iterator[Broken]:
+    """What an image names that is no plain file, or none in these folders."""
+    if header.data_file:
+        yield from _no_file(image, "the data file", header.data_file, folders, _COPY_HINT)
+    if (extent := foreign_extent(image, header, folders)) is not None:
+        yield extent
+    if header.backing and (unsound := _unsound_format(image, header, folders)) is not None:
+        yield unsound
+    if header.backing:
+        rebase = f"name a file: qemu-img rebase -u -F FORMAT -b BASE {str(image)!r}"
+        cure = f"{rebase}; or, if you trust it, run it as a Disk of a spec"
+        yield from _no_file(image, "the base", header.backing, folders, cure)
+
+
+def _unsound_format(image: Path, header: Header, folders: Folders | None) -> Broken | None:
+    """Why the base's format, as recorded, is not to be trusted."""
+    cure = f"record it: qmpkit image rebase --unsafe {str(image)!r} BASE --base-format FORMAT"
+    recorded, base = header.backing_format, f"the base {header.backing!r} of {str(image)!r}"
+    if not recorded and folders is not None:  # QEMU would guess, and its guest may have written it
+        return Broken(image, f"the format of {base} is not recorded", cure)
+    if (
+        recorded and recorded not in _FORMATS
+    ):  # a driver that would take the name for something else
+        return Broken(image, f"the format of {base} is {recorded!r}, which is no image's", cure)
     return None
+
+
+def foreign_extent(image: Path, header: Header, folders: Folders | None) -> Broken | None:
+    """An extent of a vmdk that is no plain file, or none in *folders* (None: anywhere).
+
+    QEMU opens extents even to say what the image is.
+    """
+    found = (_no_file(image, "the extent", name, folders, _COPY_HINT) for name in header.extents)
+    return next((broken for one in found for broken in one), None)
+
+
+def _no_file(
+    image: Path, what: str, name: str, folders: Folders | None, cure: str
+) -> Iterator[Broken]:
+    path = backing_path(image, name)
+    if path is None:
+        yield Broken(image, f"{what} {name!r} of {str(image)!r} is no plain file", cure)
+    elif folders is not None and not inside(path, folders):
+        why = f"{what} {name!r} of {str(image)!r} is outside the allowed folders"
+        yield Broken(image, why, f"if you trust the image, allow {str(path.parent)!r} too")
+
+
+def inside(path: Path, folders: Folders) -> bool:
+    """Whether *path* is below one of *folders*, wherever its links lead."""
+    try:
+        real = Path(os.path.realpath(path))
+        return any(real.is_relative_to(os.path.realpath(folder)) for folder in folders)
+    except (OSError, ValueError):
+        return False
 
 
 def _lacks_data(image: Path, name: str) -> Broken | None:
     """The content of a qcow2 image may be in a file of its own."""
-    data = backing_path(image, name)
+    data = backing_path(image, name) if name else None
     if data is None or os.access(data, os.R_OK, effective_ids=True):
         return None
     problem = "cannot be read" if os.path.lexists(data) else "does not exist"

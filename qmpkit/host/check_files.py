@@ -32,7 +32,7 @@ __all__ = [
     "unreadable",
 ]
 
-_QEMU_FORMATS = ("raw", "qcow2", "qed", "vmdk", "vhdx", "vpc", "vdi", "luks", "parallels")
+_QEMU_FORMATS = ("raw", "qcow2", "qcow", "qed", "vmdk", "vhdx", "vpc", "vdi", "luks", "parallels")
 FileId = tuple[int, int]
 
 
@@ -51,9 +51,19 @@ def check_disks(spec: MachineSpec) -> Iterator[Problem]:
     writers: dict[FileId, str] = {}
     for number, disk in enumerate(spec.disks):
         if _sound(disk.file):
-            yield from _Check(disk, f"disks[{number}]", writers).problems()
+            check = _Check(disk, f"disks[{number}]", writers, _allowed(spec, disk))
+            yield from check.problems()
     if len(spec.disks) > 1:
         yield from _bases_written(spec, writers)
+
+
+def _allowed(spec: MachineSpec, disk: Disk) -> tuple[str, ...] | None:
+    """Where the files may be that the disk's images name; None: anywhere."""
+    if not spec.image_folders:
+        return None
+    # The base that the spec names itself is no stranger's word.
+    own = (disk.make.file,) if isinstance(disk.make, Overlay) else ()
+    return (*spec.image_folders, *own)
 
 
 def raw_warnings(spec: MachineSpec) -> Iterator[str]:
@@ -117,16 +127,12 @@ def _bases_written(spec: MachineSpec, writers: dict[FileId, str]) -> Iterator[Pr
 
 def _all_bases(disk: Disk) -> Iterator[Path]:
     """The bases of a disk as it is, or as it will be made."""
-    image = Path(disk.file)
+    image, stated = Path(disk.file), str(disk.format)
     if _to_make(disk) and isinstance(disk.make, Overlay):
-        image = Path(disk.make.file)
+        image, stated = Path(disk.make.file), str(disk.make.format)
         yield image
-    yield from _bases(image)
-
-
-def _bases(image: Path) -> Iterator[Path]:
-    """The images below *image*, as far as they can be followed."""
-    for layer in walk_chain(image).layers[1:]:
+    # As far as they can be followed: what a guest wrote on a raw disk leads nowhere.
+    for layer in walk_chain(image, stated).layers[1:]:
         yield layer.path
 
 
@@ -147,6 +153,7 @@ class _Check:
     disk: Disk
     where: str
     writers: dict[FileId, str]
+    allowed: tuple[str, ...] | None
 
     def problems(self) -> Iterator[Problem]:
         if _to_make(self.disk):
@@ -167,7 +174,7 @@ class _Check:
             why = "is on a read-only file system" if _read_only(image) else "may not be written"
             yield Problem(Fault(at, f"{self.disk.file!r} {why}", "readonly = true"))
         yield from self._driver(image, at)
-        yield from _format_problems(image, self.disk.format, self.where, at)
+        yield from self._format(image, self.disk.format, self.where, at)
         yield from self._sharing(image, at)
         yield from file_in_use(image, at, for_writing=not self.disk.is_readonly)
 
@@ -209,9 +216,38 @@ class _Check:
         at, base = f"{self.where}.make.file", Path(make.file)
         problems = list(unreadable(base, at))
         yield from problems
-        if not problems:
-            yield from _format_problems(base, make.format, f"{self.where}.make", at)
-            yield from file_in_use(base, at, for_writing=False)
+        if problems:
+            return
+        yield from self._format(base, make.format, f"{self.where}.make", at)
+        yield from file_in_use(base, at, for_writing=False)
+
+    # --- both
+
+    def _format(self, image: Path, stated: str, where: str, at: str) -> Iterator[Problem]:
+        """The stated format against the header, here and in every base below."""
+        try:
+            header = read_header(image)
+        except OSError as error:
+            yield Problem(Fault(at, f"{str(image)!r} cannot be read: {_reason(error)}"))
+            return
+        if mismatch := _mismatch(image, stated, header):
+            yield Problem(Fault(f"{where}.format", *mismatch))
+        elif stated == header.format:
+            yield from self._chain(image, stated, at)
+
+    def _chain(self, image: Path, stated: str, at: str) -> Iterator[Problem]:
+        chain = walk_chain(image, stated, self.allowed)
+        fault = chain.broken or (None if self.allowed is None else chain.outside)
+        if fault is not None:
+            yield Problem(Fault(at, fault.why, fault.cure))
+        for depth, layer in enumerate(chain.layers):
+            if depth:
+                yield from file_in_use(layer.path, at, for_writing=False)
+            data = layer.header.data_file and backing_path(layer.path, layer.header.data_file)
+            if data:
+                # The data file of the image itself is written with it.
+                writes = depth == 0 and at.endswith("].file") and not self.disk.is_readonly
+                yield from file_in_use(data, at, for_writing=writes)
 
 
 def _read_only(path: Path) -> bool:
@@ -268,19 +304,6 @@ def _similar(path: Path) -> str:
     return f"did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
 
 
-def _format_problems(image: Path, stated: str, where: str, at: str) -> Iterator[Problem]:
-    """The stated format against the header, here and in every base below."""
-    try:
-        header = read_header(image)
-    except OSError as error:
-        yield Problem(Fault(at, f"{str(image)!r} cannot be read: {_reason(error)}"))
-        return
-    if mismatch := _mismatch(image, stated, header):
-        yield Problem(Fault(f"{where}.format", *mismatch))
-    elif stated == "qcow2":
-        yield from _chain_problems(image, at)
-
-
 def _mismatch(image: Path, stated: str, header: Header) -> tuple[str, str] | None:
     # Stated raw is raw, whatever its guest wrote into the first sector: `raw_warnings`.
     if stated in ("raw", header.format):
@@ -296,14 +319,6 @@ def _mismatch(image: Path, stated: str, header: Header) -> tuple[str, str] | Non
         hint = f"qemu-img convert -f {header.format} -O qcow2"
         return f"{name} is {header.format}, not {stated}", hint
     return f"{name} is compressed ({header.format}), not {stated}", "unpack it"
-
-
-def _chain_problems(image: Path, at: str) -> Iterator[Problem]:
-    chain = walk_chain(image)
-    if chain.broken is not None:
-        yield Problem(Fault(at, chain.broken.why, chain.broken.cure))
-    for layer in chain.layers[1:]:
-        yield from file_in_use(layer.path, at, for_writing=False)
 
 
 def file_in_use(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -34,7 +35,13 @@ _BOOT_SIGNATURE = b"\x55\xaa"
 _LONGEST_NAME = 1023  # of a backing file, by the qcow2 specification
 _SMALLEST_CLUSTER, _LARGEST_CLUSTER = 9, 21  # bits
 _BACKING_FORMAT, _DATA_FILE = 0xE2792ACA, 0x44415441
-_MOST_EXTENSIONS = 32  # five kinds are known
+# What QEMU takes for a vmdk's description when nobody states the format.
+_DESCRIPTION = re.compile(rb"(?:#[^\n]*\n| +\r?\n)*version=[123]\r?\n")
+_QED_HAS_BACKING, _QED_RAW_BACKING = 1, 4
+_LONGEST_DESCRIPTOR = 1 << 20  # QEMU reads no more of a vmdk's
+# QEMU reads both with C's own parsers, which take a line's end for a space.
+_EXTENT = re.compile(rb'[+-]?\d+\s*\S+\s+"([^"\r\n]+)')
+_PARENT = re.compile(rb'parentFileNameHint..([^"]*)', re.DOTALL)
 
 
 @attrs.frozen
@@ -43,9 +50,11 @@ class Header:
 
     `format`: QEMU's name, the name of a compression, or "" when nothing is known
     (which raw images are).  `empty`: the file has no byte at all.
-    Of qcow2 alone: `backing`, the base as the file names it ("" none), and
-    `backing_format`, that of the base ("" not recorded, so QEMU would guess);
-    `data_file`, where the content is when it is in a file of its own; `size` in bytes.
+    Of qcow2, qcow, qed and vmdk: `backing`, the base as the file names it ("" none), and
+    `backing_format`, that of the base ("" not recorded, so QEMU would guess).
+    Of qcow2 alone: `data_file`, where the content is when it is in a file of its own;
+    `size` in bytes; `encrypted`.
+    Of vmdk alone: `extents`, the files that its descriptor says the content is in.
     """
 
     format: str
@@ -54,19 +63,24 @@ class Header:
     backing_format: str = ""
     data_file: str = ""
     size: int = 0
+    encrypted: bool = False
+    extents: tuple[str, ...] = ()
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
+def read_header(path: str | os.PathLike[str], stated: str | None = None) -> Header:
     """Read the header of *path*; blocking, raises OSError.
 
+    *stated*: the format in which QEMU will open it.  As vmdk it takes any text.
     Whatever a damaged header claims has a meaning here; what QEMU refuses is left out.
     """
     # Non-blocking: opening a FIFO would wait for a writer for ever.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         start = os.pread(fd, 512, 0)
-        kind = _identify(start)
-        return _qcow2(fd, start) if kind == "qcow2" else Header(kind, empty=not start)
+        kind = "vmdk" if stated == "vmdk" else _identify(start)
+        if (read := _READERS.get(kind)) is not None:
+            return read(fd, start)
+        return Header(kind, empty=not start)
     finally:
         os.close(fd)
 
@@ -78,7 +92,7 @@ def _identify(start: bytes) -> str:
     for magic, name in _MAGIC.items():
         if start.startswith(magic) and not (bootable and len(magic) < 4):
             return name
-    return ""
+    return "vmdk" if _DESCRIPTION.match(start) else ""
 
 
 def _qcow2(fd: int, start: bytes) -> Header:
@@ -89,14 +103,58 @@ def _qcow2(fd: int, start: bytes) -> Header:
     # QEMU takes a name from the first cluster alone; the kernel knows no offset beyond 2^63.
     named = offset and 0 < length <= min(_LONGEST_NAME, cluster - offset)
     backing = _name(os.pread(fd, length, offset)) if named else ""
-    extensions = _extensions(fd, start, version, cluster)
+    # They may go on to the name, and QEMU looks no further.
+    end = min(offset, cluster) if offset else cluster
+    extensions = _extensions(fd, start, version, end)
+    if version == 1:  # an older format, which records no format of its base
+        return Header("qcow", backing, size=size, encrypted=any(start[36:40]))
     return Header(
         "qcow2",
         backing,
         backing_format=extensions.get(_BACKING_FORMAT, "") if backing else "",
         data_file=extensions.get(_DATA_FILE, "") if _has_data_file(start, version) else "",
         size=size,
+        encrypted=any(start[32:36]),
     )
+
+
+def _qed(fd: int, start: bytes) -> Header:
+    if len(start) < 64:
+        return Header("qed")
+    (features,) = struct.unpack_from("<Q", start, 16)
+    at, length = struct.unpack_from("<II", start, 56)
+    if not features & _QED_HAS_BACKING or not 0 < length <= _LONGEST_NAME:
+        return Header("qed")
+    recorded = "raw" if features & _QED_RAW_BACKING else ""
+    return Header("qed", _name(os.pread(fd, length, at)), backing_format=recorded)
+
+
+def _vmdk(fd: int, start: bytes) -> Header:
+    """A text of its own, or a header that has one within."""
+    binary = start.startswith((b"KDMV", b"COWD"))
+    # Of a binary one QEMU reads the parent's name here, wherever the header puts the text.
+    parent = _PARENT.search(_text(fd, 512 if binary else 0))
+    backing = os.fsdecode(parent[1]) if parent else ""
+    if binary:
+        capacity = int.from_bytes(start[12:20], "little")
+        at = int.from_bytes(start[28:36], "little") << 9
+        if start.startswith(b"COWD") or capacity or not at:  # the content is in this file
+            return _with_parent(backing)
+    extents = _EXTENT.findall(_text(fd, at if binary else 0))
+    return attrs.evolve(_with_parent(backing), extents=tuple(map(os.fsdecode, extents)))
+
+
+def _with_parent(backing: str) -> Header:
+    return Header("vmdk", backing, backing_format="vmdk" if backing else "")
+
+
+def _text(fd: int, at: int) -> bytes:
+    if at >= 1 << 62:
+        return b""
+    return os.pread(fd, _LONGEST_DESCRIPTOR, at).partition(b"\0")[0]
+
+
+_READERS = {"qcow2": _qcow2, "qed": _qed, "vmdk": _vmdk}
 
 
 def _name(raw: bytes) -> str:
@@ -108,14 +166,19 @@ def _has_data_file(start: bytes, version: int) -> bool:
 
 
 def _extensions(fd: int, start: bytes, version: int, end: int) -> dict[int, str]:
-    """The header's extensions by kind, as text; they end with kind 0 or the first cluster."""
+    """The header's extensions by kind, as text; they end with kind 0 or at *end*.
+
+    Of several of one kind QEMU takes the last, however many there are.
+    """
     found: dict[int, str] = {}
-    at = int.from_bytes(start[100:104], "big") if version >= 3 else 72
-    for _ in range(_MOST_EXTENSIONS):
-        kind, length = struct.unpack(">II", os.pread(fd, 8, at).ljust(8, b"\0"))
-        if not kind or at + 8 > end:
+    begin = int.from_bytes(start[100:104], "big") if version >= 3 else 72
+    area = os.pread(fd, max(0, end - begin), begin)
+    at = 0
+    while at + 8 <= len(area):
+        kind, length = struct.unpack_from(">II", area, at)
+        if not kind or length > len(area) - at - 8:
             break
-        found.setdefault(kind, _name(os.pread(fd, min(length, _LONGEST_NAME), at + 8)))
+        found[kind] = _name(area[at + 8 : at + 8 + min(length, _LONGEST_NAME)])
         at += 8 + (length + 7) // 8 * 8
     return found
 

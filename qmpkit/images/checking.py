@@ -10,8 +10,11 @@ from typing import Literal
 import attrs
 import trio
 
+from qmpkit.host.chain import Chain
 from qmpkit.images.drafts import StrPath
-from qmpkit.images.in_use import checked_chain, refuse_used
+from qmpkit.images.in_use import Allowed, refuse_used
+from qmpkit.images.keys import Key, Secret, held_keys
+from qmpkit.images.opening import Opened, readable
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
 from qmpkit.process.limits import Limits
 from qmpkit.process.tools import Completed
@@ -50,13 +53,17 @@ async def check(
     format: str,
     *,
     repair: Literal["leaks", "all"] | None = None,
+    secret: Secret | None = None,
+    allowed: Allowed = None,
     limits: Limits | None = None,
 ) -> CheckReport:
     """Check the metadata of the image at *path*, which nobody may have open for writing.
 
     *repair* "leaks" frees leaked clusters, "all" mends corruptions too, which may make
     it worse: keep a copy.  Repairs change the image in place and need it to be unused.
-    *limits* None: memory alone, 1 GiB and 40 MiB for each image of the chain.
+    *secret* opens an encrypted image.  *allowed*: folders in which all files must be that it
+    and its bases name, None for any.  *limits* None: memory alone, 1 GiB and 40 MiB for
+    each image of the chain.
 
     What is found is returned, not raised.  `ImageFailed` when it cannot be checked at
     all (raw images hold nothing to check) or not be mended, `ImageInUse` when a QEMU
@@ -65,19 +72,21 @@ async def check(
     Cancelled in a repair, the image is as far as the repair was; check it again.
     """
     asked = Asked.of("check" if repair is None else "repair", path)
-    depth = await trio.to_thread.run_sync(
-        partial(_checkable, asked, format, for_writing=repair is not None)
-    )
-    words = ["check", "--output=json", "-f", format]
+    words = ["check", "--output=json"]
     if repair is not None:
         words += ["-r", repair]
-    done = await run_qemu_img(
-        [*words, "--", str(asked.path)],
-        asked,
-        limits or limits_of_chain(depth),
-        well=_reported,
-        cure="copy the file before repairing it",
-    )
+    with held_keys(secret) as (key,):
+        look = partial(_checkable, asked, format, key, allowed, for_writing=repair is not None)
+        chain, image = await trio.to_thread.run_sync(look)
+        done = await run_qemu_img(
+            [*words, *image.words, "--", image.name],
+            asked,
+            limits or limits_of_chain(len(chain.layers)),
+            fds=image.fds,
+            well=_reported,
+            cure="copy the file before repairing it",
+            long=True,
+        )
     try:
         return _typed(asked.path, json.loads(done.stdout.decode(errors="replace")))
     except (ValueError, KeyError) as error:
@@ -89,10 +98,12 @@ def _reported(done: Completed) -> bool:
     return code in (_SOUND, _CORRUPT, _LEAKS) or (code == _ERRORS and bool(done.stdout.strip()))
 
 
-def _checkable(asked: Asked, format: str, *, for_writing: bool) -> int:
-    """How many images it would open, after every reason to refuse."""
+def _checkable(
+    asked: Asked, format: str, key: Key | None, allowed: Allowed, *, for_writing: bool
+) -> tuple[Chain, Opened]:
+    """The image, after every reason to refuse."""
     refuse_used(asked, for_writing=for_writing, cure=_CURE)
-    return len(checked_chain(asked, format).layers)
+    return readable(asked, format, key, allowed)
 
 
 def _typed(image: Path, said: dict[str, int | str]) -> CheckReport:

@@ -10,13 +10,23 @@ import attrs
 import trio
 
 from qmpkit._trio import raise_collapsed
-from qmpkit.images.drafts import Draft, StrPath, new_image
-from qmpkit.images.in_use import checked_chain
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.host.chain import Chain
+from qmpkit.images.drafts import StrPath, new_image
+from qmpkit.images.in_use import Allowed
+from qmpkit.images.keys import Key, Secret, held_keys
+from qmpkit.images.opening import Opened, readable
+from qmpkit.images.options import DEFAULTS, Options, option_words
 from qmpkit.images.progress import Progress, percentages
+from qmpkit.images.snapshot_table import listed, the_one
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
 from qmpkit.process.limits import Limits
+from qmpkit.spec.sizes import to_bytes
 
 __all__ = ["convert", "converting"]
+
+_MOST_PARALLEL = 16  # coroutines, by qemu-img
+_SECTOR, _LARGEST_HOLE = 512, 2 << 20  # its buffer
 
 
 async def convert(
@@ -27,6 +37,13 @@ async def convert(
     format: str,
     compress: bool = False,
     replace: bool = False,
+    options: Options = DEFAULTS,
+    secret: Secret | None = None,
+    source_secret: Secret | None = None,
+    sparse: int | str | None = None,
+    parallel: int | None = None,
+    snapshot: str | None = None,
+    allowed: Allowed = None,
     limits: Limits | None = None,
 ) -> Path:
     """Copy *source*, with all that is below it, into one new image; its absolute path.
@@ -43,10 +60,30 @@ async def convert(
     `ImageInUse` when a QEMU writes to *source* or has *target* open.  Cancelled, failed
     or killed: the target is as it was.
 
+    *options* and *secret* are those of `create`, for the target.  *source_secret* opens
+    every encrypted image of the source's chain: without *secret* the copy is plain.
+    *sparse*: so many bytes of zeros become a hole (512 or a multiple, 4 KiB by default; 0
+    makes none, and takes all the space).  *parallel*: how many requests at once, 1 to 16
+    (8 by default).  *snapshot*: a snapshot inside the source, by its name or id, that is
+    copied instead of the present content.
+
     The chain is what the images say, and a stranger's image may name any file of this
-    host as its base: look at `chain()` first.
+    host as its base: *allowed* says in which folders they may be (None: anywhere), and
+    another is `ImageFailed` before anything is opened.
     """
-    work = _Work(Asked.of("convert", source), source_format, format, compress, limits)
+    work = _Work(
+        Asked.of("convert", source),
+        source_format,
+        format,
+        compress=compress,
+        options=options,
+        secrets=(source_secret, secret),
+        sparse=sparse,
+        parallel=parallel,
+        snapshot=snapshot,
+        allowed=allowed,
+        limits=limits,
+    )
     return await work.run(target, replace, Progress())
 
 
@@ -59,6 +96,13 @@ async def converting(
     format: str,
     compress: bool = False,
     replace: bool = False,
+    options: Options = DEFAULTS,
+    secret: Secret | None = None,
+    source_secret: Secret | None = None,
+    sparse: int | str | None = None,
+    parallel: int | None = None,
+    snapshot: str | None = None,
+    allowed: Allowed = None,
     limits: Limits | None = None,
 ) -> AsyncIterator[Progress]:
     """`convert` while the block runs, which is told how far it is.
@@ -71,7 +115,19 @@ async def converting(
     exception in the block, and a cancellation, end the work and leave the target as it
     was.  A failure of the work cancels the block and is raised.
     """
-    work = _Work(Asked.of("convert", source), source_format, format, compress, limits)
+    work = _Work(
+        Asked.of("convert", source),
+        source_format,
+        format,
+        compress=compress,
+        options=options,
+        secrets=(source_secret, secret),
+        sparse=sparse,
+        parallel=parallel,
+        snapshot=snapshot,
+        allowed=allowed,
+        limits=limits,
+    )
     progress = Progress()
     try:
         async with trio.open_nursery() as nursery:
@@ -87,27 +143,62 @@ class _Work:
     source_format: str
     format: str
     compress: bool
+    options: Options
+    secrets: tuple[Secret | None, Secret | None]
+    sparse: int | str | None
+    parallel: int | None
+    snapshot: str | None
+    allowed: Allowed
     limits: Limits | None
 
     async def run(self, target: StrPath, replace: bool, progress: Progress) -> Path:
-        chain = await trio.to_thread.run_sync(checked_chain, self.asked, self.source_format)
-        limits = self.limits or limits_of_chain(len(chain.layers))
-        doing = "convert to"
-        async with new_image(
-            target, self.format, doing=doing, replace=replace, lasting=True
-        ) as draft:
-            words = self._words(draft)
-            told = percentages(progress)
-            opens = [layer.path for layer in chain.layers]
-            await run_qemu_img(
-                words, draft.asked, limits, fds=draft.fds, on_stdout=told, opens=opens
-            )
-        placed = draft.placed().path
-        progress._set(1.0)
-        return placed
+        with held_keys(*self.secrets) as (source_key, key):
+            words = self._words(key)
+            chain, source, taken = await trio.to_thread.run_sync(self._look, source_key)
+            limits = self.limits or limits_of_chain(len(chain.layers))
+            doing = "convert to"
+            async with new_image(
+                target, self.format, doing=doing, replace=replace, lasting=True
+            ) as draft:
+                await run_qemu_img(
+                    [*words, *taken, *source.words, "--", source.name, draft.path],
+                    draft.asked,
+                    limits,
+                    fds={**draft.fds, **source.fds, **(key.fds if key else {})},
+                    on_stdout=percentages(progress),
+                    opens=[layer.path for layer in chain.layers],
+                    long=True,
+                )
+            placed = draft.placed().path
+            progress._set(1.0)
+            return placed
 
-    def _words(self, draft: Draft) -> list[str]:
-        words = ["convert", "-p", "-f", self.source_format, "-O", self.format]
+    def _look(self, key: Key | None) -> tuple[Chain, Opened, list[str]]:
+        asked, format = self.asked, self.source_format
+        chain, source = readable(asked, format, key, self.allowed, "source_secret")
+        if self.snapshot is None:
+            return chain, source, []
+        found = the_one(asked, listed(asked, format), self.snapshot)
+        return chain, source, ["-l", f"snapshot.id={found.id}"]
+
+    def _words(self, key: Key | None) -> list[str]:
+        words = ["convert", "-p", "-O", self.format, *option_words(self.options, self.format, key)]
+        words += key.words if key else ()
         if self.compress:
             words.append("-c")
-        return [*words, "--", str(self.asked.path), draft.path]
+        if self.sparse is not None:
+            words += ["-S", str(_holes(self.sparse))]
+        if self.parallel is not None:
+            if not 1 <= self.parallel <= _MOST_PARALLEL:
+                why = f"can be 1 to {_MOST_PARALLEL}, not {self.parallel}"
+                raise SpecInvalid([Fault("parallel", why)])
+            words += ["-m", str(self.parallel)]
+        return words
+
+
+def _holes(sparse: int | str) -> int:
+    size = to_bytes(sparse, "sparse")
+    if size % _SECTOR or size > _LARGEST_HOLE:
+        why = f"is a multiple of {_SECTOR} bytes up to {_LARGEST_HOLE}, not {size}"
+        raise SpecInvalid([Fault("sparse", why)])
+    return size

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import trio
 
-from qmpkit.host.chain import MAX_CHAIN, walk_chain
+from qmpkit.host.chain import MAX_CHAIN, Folders, foreign_extent, walk_chain
 from qmpkit.host.headers import Header, backing_path, read_header
 from qmpkit.host.holders import Holder, holders_of, image_locked
 from qmpkit.images.drafts import StrPath
@@ -87,17 +87,23 @@ class ImageInfo:
 
 
 async def info(
-    path: StrPath, *, format: str | None = None, limits: Limits = INFO_LIMITS
+    path: StrPath,
+    *,
+    format: str | None = None,
+    allowed: Folders | None = None,
+    limits: Limits = INFO_LIMITS,
 ) -> ImageInfo:
     """What the image at *path* is; works while a machine runs on it.
 
     *format* None: the header is read, and qemu-img is told what it says; QEMU's own
-    probing is never used.  What is no known header is raw.
+    probing is never used.  What is no known header is raw.  The image alone is opened,
+    with the extents of a vmdk, which must be files in one of the folders *allowed* (None:
+    anywhere).
     `ImageFailed` when it cannot be read or takes more than *limits* (1 GiB of memory,
     30 s of CPU); `BinaryMissing` without qemu-img.  About 10 ms.
     """
     asked = Asked.of("read", path)
-    looked = await trio.to_thread.run_sync(_look, asked, format)
+    looked = await trio.to_thread.run_sync(_look, asked, format, allowed)
     words = ["info", "-U", "--output=json", "-f", looked.format, "--", str(asked.path)]
     done = await run_qemu_img(words, asked, limits)
     try:
@@ -107,26 +113,33 @@ async def info(
 
 
 async def chain(
-    path: StrPath, *, format: str | None = None, limits: Limits = INFO_LIMITS
+    path: StrPath,
+    *,
+    format: str | None = None,
+    allowed: Folders | None = None,
+    limits: Limits = INFO_LIMITS,
 ) -> tuple[ImageInfo, ...]:
     """The image at *path* and all those below it, the top first; each as from `info`.
 
     A base is taken in the format its overlay records.  A base that is no plain file
-    (`nbd://…`) is the last image's `backing`, and not opened.
+    (`nbd://…`) is the last image's `backing`, and not opened.  *allowed*: folders in which
+    all files must be that the images name, else `ImageFailed`; None for any.
     `ImageFailed`, naming the file at fault, for a missing base, a loop, or more than
     `MAX_CHAIN` (200) images: found before qemu-img is run.
     """
     asked = Asked.of("follow the chain of", path)
-    walked = await trio.to_thread.run_sync(walk_chain, asked.path, format)
-    if walked.broken is not None:
-        raise asked.failed(walked.broken.why, walked.broken.cure)
+    walked = await trio.to_thread.run_sync(walk_chain, asked.path, format, allowed)
+    fault = walked.broken or (None if allowed is None else walked.outside)
+    if fault is not None:
+        raise asked.failed(fault.why, fault.cure)
     async with shared_spawner():
-        found = [await info(asked.path, format=format, limits=limits)]
+        found = [await info(asked.path, format=format, allowed=allowed, limits=limits)]
         # Bases of other formats than qcow2 are known only now, so the bound holds here too.
         while (base := found[-1].backing_path) is not None:
             if len(found) == MAX_CHAIN:
                 raise asked.failed(f"deeper than {MAX_CHAIN} images")
-            found.append(await info(base, format=found[-1].backing_format, limits=limits))
+            format = found[-1].backing_format
+            found.append(await info(base, format=format, allowed=allowed, limits=limits))
     return tuple(found)
 
 
@@ -138,11 +151,11 @@ class _Looked:
     holders: tuple[Holder, ...]
 
 
-def _look(asked: Asked, format: str | None) -> _Looked:
+def _look(asked: Asked, format: str | None, allowed: Folders | None) -> _Looked:
     """What can be known without qemu-img; blocking."""
     image = asked.path
     try:
-        header = read_header(image)
+        header = read_header(image, format)
         # Looking through all processes is left out where no lock says that there is one.
         in_use = image_locked(image, for_writing=True)
         holders = holders_of(image) if in_use else ()
@@ -150,7 +163,10 @@ def _look(asked: Asked, format: str | None) -> _Looked:
         raise asked.failed_by(error) from error
     if format is None and header.format in _COMPRESSIONS:
         raise asked.failed(f"it is compressed ({header.format})", "unpack it")
-    return _Looked(format or header.format or "raw", header, in_use, holders)
+    format = format or header.format or "raw"
+    if format == header.format and (foreign := foreign_extent(image, header, allowed)) is not None:
+        raise asked.failed(foreign.why, foreign.cure)
+    return _Looked(format, header, in_use, holders)
 
 
 def _typed(image: Path, looked: _Looked, said: dict[str, Any]) -> ImageInfo:

@@ -16,7 +16,7 @@ from qmpkit.images.tool import Asked
 __all__ = ["refuse_guessed_bases", "taken_format"]
 
 # Whoever names a file like that says what it is.
-_ENDINGS = {"qcow2": (".qcow2", ".qcow"), "vmdk": (".vmdk",), "qed": (".qed",)}
+_ENDINGS = {"qcow2": (".qcow2", ".qcow"), "qcow": (".qcow",), "vmdk": (".vmdk",), "qed": (".qed",)}
 
 
 def taken_format(asked: Asked, header: Header, *, option: str = "") -> str:

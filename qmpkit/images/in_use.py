@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from qmpkit.errors import ImageInUse
-from qmpkit.host.chain import Chain, walk_chain
+from qmpkit.host.chain import Chain, Folders, walk_chain
 from qmpkit.host.holders import holders_of, image_locked
 from qmpkit.images.guessed import refuse_guessed_bases
 from qmpkit.images.store.uses import IN_STORE, homes_of
 from qmpkit.images.tool import Asked, cure_of
 
-__all__ = ["checked_chain", "refuse_used", "sound_chain"]
+__all__ = ["Allowed", "checked_chain", "refuse_used", "sound_chain"]
+
+Allowed = Folders | None
 
 _STOP = "stop that machine first"
 
@@ -33,17 +35,20 @@ def refuse_used(asked: Asked, *, for_writing: bool, cure: str = _STOP) -> None:
         raise ImageInUse(str(path), asked.doing, f"{holders} {doing}", cure)
 
 
-def checked_chain(asked: Asked, format: str) -> Chain:
+def checked_chain(asked: Asked, format: str, allowed: Allowed = None) -> Chain:
     """The chain of the image, which is sound and which nobody writes to."""
-    chain = sound_chain(asked, format)
+    chain = sound_chain(asked, format, allowed)
     for layer in chain.layers:
         refuse_used(Asked(asked.doing, layer.path), for_writing=False)
     return chain
 
 
-def sound_chain(asked: Asked, format: str) -> Chain:
-    """The chain of the image, of plain files down to its end; before any program opens it."""
-    chain = walk_chain(asked.path, format)
+def sound_chain(asked: Asked, format: str, allowed: Allowed = None) -> Chain:
+    """The chain of the image, of plain files down to its end; before any program opens it.
+
+    *allowed*: folders in which those files must be, None for any.
+    """
+    chain = walk_chain(asked.path, format, allowed)
     if (fault := chain.broken or chain.outside) is not None:
         raise asked.failed(fault.why, fault.cure or cure_of(fault.why))
     refuse_guessed_bases(asked, chain)

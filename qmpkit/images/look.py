@@ -16,7 +16,7 @@ from qmpkit.host.headers import read_header
 from qmpkit.images.boot import LOOK_AT, BootSigns, boot_signs
 from qmpkit.images.details import ImageInfo, info
 from qmpkit.images.guessed import taken_format
-from qmpkit.images.in_use import sound_chain
+from qmpkit.images.in_use import Allowed, sound_chain
 from qmpkit.images.tool import INFO_LIMITS, Asked, run_qemu_img
 from qmpkit.process.spawner import shared_spawner
 
@@ -53,25 +53,29 @@ class Looked:
         return self.boot.iso and self.format == "raw"
 
 
-async def look_at(path: StrPath, *, format: str | None = None, option: str = "") -> Looked:
+async def look_at(
+    path: StrPath, *, format: str | None = None, option: str = "", allowed: Allowed = None
+) -> Looked:
     """Find out what the image at *path* is; nothing is written, it may be in use.
 
     *format* states its format; None takes it from the header, where no magic means
     raw, and has it confirmed by qemu-img.  *option* is how a user states it, for the
-    error.  Runs qemu-img twice (about 25 ms), for a raw image once.
+    error.  *allowed*: folders in which all files must be that it names, None for any.
+    Runs qemu-img twice (about 25 ms), for a raw image once.
 
     Raises `SpecInvalid` when there is no such image or it is something else (a
     directory, compressed, encrypted), `ImageFailed` when it is damaged, when its chain
     is broken or leads out of this host's files, or when its format has to be stated
     (`taken_format`); `BinaryMissing` without qemu-img.
     """
-    look = partial(_look, Path(path), format, option)
+    look = partial(_look, Path(path), format, option, allowed)
     image, stated = await trio.to_thread.run_sync(look)
     async with shared_spawner():
-        told = await info(image, format=stated)
+        told = await info(image, format=stated, allowed=allowed)
         if told.encrypted:
-            why = "is encrypted, and qmpkit has no way to be told its key"
-            raise SpecInvalid([Fault("", why, "decrypt it with qemu-img convert")], str(path))
+            why = "is encrypted, and a machine has no way to be told its secret"
+            cure = "a plain copy: qmpkit image convert --source-secret-file FILE"
+            raise SpecInvalid([Fault("", why, cure)], str(path))
         start = await first_bytes(image, told.format)
     return Looked(image, told.format, told, boot_signs(start))
 
@@ -94,11 +98,11 @@ async def first_bytes(path: Path, format: str, length: int = LOOK_AT) -> bytes:
         os.close(memory)
 
 
-def _look(path: Path, format: str | None, option: str) -> tuple[Path, str]:
+def _look(path: Path, format: str | None, option: str, allowed: Allowed) -> tuple[Path, str]:
     """Where the image is and its format, after every reason not to open it."""
     format = usable_format(path, format, option=option)
     asked = Asked.of("read", path)
-    sound_chain(asked, format)
+    sound_chain(asked, format, allowed)
     return asked.path, format
 
 

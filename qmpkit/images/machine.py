@@ -49,6 +49,7 @@ async def machine_for(
     cpus: int | None = None,
     forwards: Iterable[Forward | str] = (SSH,),
     name: str | None = None,
+    allowed: Iterable[StrPath] = (),
 ) -> MachineSpec:
     """A machine that boots the disk image at *path*; looks at it, makes and changes nothing.
 
@@ -68,11 +69,15 @@ async def machine_for(
     free port to the guest's port 22; `await vm.forwards()` tells which.  *name*: from
     the file's name.
 
+    *allowed*: for a stranger's image, the folders in which all files must be that it names;
+    the machine's `image_folders`.  Without any they may be anywhere on this host.
+
     Raises `SpecInvalid` when *path* is no image or the wishes do not go together,
     `ImageFailed` when it is damaged, `BinaryMissing` without qemu-img.  Takes about
     25 ms; cancelling leaves nothing behind.
     """
-    looked = await look_at(path, format=format)
+    folders = tuple(allowed)
+    looked = await look_at(path, format=format, allowed=folders or None)
     wishes = Wishes(
         overlay=overlay,
         write=write,
@@ -82,6 +87,7 @@ async def machine_for(
         cpus=cpus,
         forwards=forwards,
         name=name,
+        allowed=folders,
     )
     return await trio.to_thread.run_sync(machine_around, looked, wishes)
 
@@ -98,6 +104,7 @@ class Wishes:
     cpus: int | None = None
     forwards: Iterable[Forward | str] = (SSH,)
     name: str | None = None
+    allowed: tuple[StrPath, ...] = ()
 
 
 def machine_around(looked: Looked, wishes: Wishes) -> MachineSpec:
@@ -116,6 +123,7 @@ def machine_around(looked: Looked, wishes: Wishes) -> MachineSpec:
         firmware=_firmware(looked, arch, wishes.firmware),
         memory=memory,
         cpu=cpu,
+        image_folders=wishes.allowed,
         disks=(_disk(looked, wishes, arch),),
         nics=(UserNic(forwards=forwards),),
         agent=True,

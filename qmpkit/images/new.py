@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import os
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import trio
 
 from qmpkit.host.chain import MAX_CHAIN
 from qmpkit.images.details import info
 from qmpkit.images.drafts import Placed, StrPath, new_image
-from qmpkit.images.in_use import checked_chain, refuse_used
+from qmpkit.images.in_use import Allowed, checked_chain, refuse_used
+from qmpkit.images.keys import Key, Secret, held_keys
+from qmpkit.images.options import DEFAULTS, Options, option_words
 from qmpkit.images.store.uses import Home, homes_of, registered
 from qmpkit.images.tool import WRITE_LIMITS, Asked, run_qemu_img
 from qmpkit.process.limits import Limits
 from qmpkit.spec.sizes import to_bytes
 
-__all__ = ["create", "overlay", "place_empty", "place_layer", "place_overlay"]
-
-Preallocation = Literal["metadata", "falloc", "full"]
+__all__ = [
+    "OVERLAYS",
+    "create",
+    "overlay",
+    "place_empty",
+    "place_layer",
+    "place_overlay",
+    "raw_size",
+    "recorded_name",
+]
 
 _SECTOR = 512
-_OVERLAYS = ("qcow2", "qed")
+OVERLAYS = ("qcow2", "qed")
 _CHECKED = ("raw", "qcow2")  # of others qemu-img makes some that it cannot open: a vmdk of 8 EiB
 _SNAPSHOT_CURE = "stop that machine first, or make the overlay with the running machine's snapshots"
 
@@ -33,20 +42,21 @@ async def create(
     size: int | str,
     format: str,
     *,
-    preallocation: Preallocation | None = None,
+    options: Options = DEFAULTS,
+    secret: Secret | None = None,
     limits: Limits = WRITE_LIMITS,
 ) -> Path:
     """Make an empty image of *size* ("10GiB" or bytes) at *path*; gives back its absolute path.
 
-    *format* is QEMU's name (`qcow2`, `raw`, …).  *preallocation*: "falloc" takes the disk
-    space at once, "full" writes all of it, "metadata" (qcow2) only lays the tables out;
-    None takes space as the guest writes.  The image gets its name only when it
+    *format* is QEMU's name (`qcow2`, `raw`, `luks`, …).  *options*: how it is laid out.
+    *secret* encrypts it (qcow2 and luks, by LUKS): text in UTF-8, without which nobody
+    reads it; deriving its key takes seconds of CPU.  The image gets its name only when it
     is whole and on disk, so *path* is never half an image, not even after a SIGKILL or a
     power cut.  Its mode is 0644 less the umask.  `ImageFailed` when *path* exists, qemu-img
-    fails or meets one of *limits*, `BinaryMissing` without qemu-img.  Cancelled or
-    failed, nothing is left.
+    fails or meets one of *limits*, `SpecInvalid` when options do not go together,
+    `BinaryMissing` without qemu-img.  Cancelled or failed, nothing is left.
     """
-    placed = await place_empty(path, size, format, preallocation=preallocation, limits=limits)
+    placed = await place_empty(path, size, format, options=options, secret=secret, limits=limits)
     return placed.path
 
 
@@ -56,17 +66,32 @@ async def overlay(
     base_format: str,
     format: str = "qcow2",
     *,
+    options: Options = DEFAULTS,
+    secret: Secret | None = None,
+    allowed: Allowed = None,
     limits: Limits = WRITE_LIMITS,
 ) -> Path:
     """Make an image at *path* that holds only what differs from *base*, in the base's size.
 
     A base in the same directory is recorded by its name, so the two can be moved
-    together; any other by its absolute path.  A base in the image store is told of it,
-    and stays there for it.  As `create` otherwise; *format* is qcow2 or qed.
-    `ImageInUse` when a running QEMU writes to *base* or to one of the images below it,
-    which would corrupt the overlay.
+    together; any other by its absolute path.  As `create` otherwise; *format* is
+    qcow2 or qed.  A base in the image store is told of it, and stays there for it.
+    *secret* encrypts what the overlay holds; the base stays what it is.
+    *allowed*: the folders in which all files must be that *base* and its bases name, None
+    for any.  `ImageInUse` when a running QEMU writes to *base* or to one of the
+    images below it, which would corrupt the overlay.
     """
-    return (await place_overlay(path, base, base_format, format, limits=limits)).path
+    placed = await place_overlay(
+        path,
+        base,
+        base_format,
+        format,
+        options=options,
+        secret=secret,
+        allowed=allowed,
+        limits=limits,
+    )
+    return placed.path
 
 
 async def place_empty(
@@ -74,7 +99,8 @@ async def place_empty(
     size: int | str,
     format: str,
     *,
-    preallocation: Preallocation | None = None,
+    options: Options = DEFAULTS,
+    secret: Secret | None = None,
     limits: Limits = WRITE_LIMITS,
 ) -> Placed:
     """`create`, for a caller that may have to take the image away again.
@@ -82,14 +108,17 @@ async def place_empty(
     There is no checkpoint between the image's appearance and the return.
     """
     length = to_bytes(size)
-    async with new_image(path, format) as draft:
-        options = [] if preallocation is None else ["-o", f"preallocation={preallocation}"]
-        words = ["create", "-q", "-f", format, *options, "--", draft.path, str(length)]
-        await run_qemu_img(words, draft.asked, limits, fds=draft.fds)
-        if format not in _CHECKED:
-            words = ["info", "-f", format, "--", draft.path]
-            await run_qemu_img(words, draft.asked, limits, fds=draft.fds)
-    return draft.placed()
+    with held_keys(secret) as (key,):
+        words = ["create", "-q", *_new(format, options, key)]
+        async with new_image(path, format) as draft:
+            fds = {**draft.fds, **(key.fds if key else {})}
+            whole = options.preallocation in ("falloc", "full")
+            end = ["--", draft.path, str(length)]
+            await run_qemu_img([*words, *end], draft.asked, limits, fds=fds, long=whole)
+            if format not in _CHECKED:
+                words = ["info", "-f", format, "--", draft.path]
+                await run_qemu_img(words, draft.asked, limits, fds=draft.fds)
+        return draft.placed()
 
 
 async def place_overlay(
@@ -98,24 +127,41 @@ async def place_overlay(
     base_format: str,
     format: str,
     *,
+    options: Options = DEFAULTS,
+    secret: Secret | None = None,
+    allowed: Allowed = None,
     limits: Limits = WRITE_LIMITS,
 ) -> Placed:
     """`overlay`, in the way of `place_empty`."""
     asked = Asked.of("make an overlay of", base)
     origin = asked.path
-    size, homes = await trio.to_thread.run_sync(_look_at_base, asked, base_format, format)
-    if size is None:
-        size = (await info(origin, format=base_format)).virtual_size
-    async with AsyncExitStack() as stack:
-        target = Asked.of("create", path).path
-        if homes:
-            await _note(stack, asked, homes, target)
-        draft = await stack.enter_async_context(new_image(path, format))
-        recorded = _recorded(origin, draft.target)
+    with held_keys(secret) as (key,):
         # -u: from the draft a name beside leads nowhere, and the base has been looked at.
-        words = ["create", "-q", "-u", "-f", format, "-F", base_format, "-b", recorded]
-        words += ["--", draft.path, str(size)]
-        await run_qemu_img(words, draft.asked, limits, fds=draft.fds)
+        words = ["create", "-q", "-u", *_new(format, options, key, base=True), "-F", base_format]
+        look = partial(_look_at_base, asked, base_format, format, allowed)
+        size, homes = await trio.to_thread.run_sync(look)
+        if size is None:
+            size = (await info(origin, format=base_format)).virtual_size
+        async with AsyncExitStack() as stack:
+            if homes:
+                await _note(stack, asked, homes, Asked.of("create", path).path)
+            draft = await stack.enter_async_context(new_image(path, format))
+            words += ["-b", recorded_name(draft.target, origin), "--", draft.path, str(size)]
+            fds = {**draft.fds, **(key.fds if key else {})}
+            await run_qemu_img(words, draft.asked, limits, fds=fds)
+        return draft.placed()
+
+
+async def place_layer(path: StrPath, base: StrPath, base_format: str, size: int) -> Placed:
+    """An overlay of an image that a machine writes to, which is to be put above it there.
+
+    *size*: what the guest sees of it, in bytes.  As `place_empty` otherwise.
+    """
+    origin = Asked.of("make a layer above", base).path
+    async with new_image(path, "qcow2") as draft:
+        words = ["create", "-q", "-u", "-f", "qcow2", "-F", base_format]
+        words += ["-b", recorded_name(draft.target, origin), "--", draft.path, str(size)]
+        await run_qemu_img(words, draft.asked, WRITE_LIMITS, fds=draft.fds)
     return draft.placed()
 
 
@@ -127,28 +173,43 @@ async def _note(stack: AsyncExitStack, asked: Asked, homes: list[Home], overlay:
         raise asked.failed_by(error) from error
 
 
-def _look_at_base(asked: Asked, base_format: str, format: str) -> tuple[int | None, list[Home]]:
+def _new(format: str, options: Options, key: Key | None, *, base: bool = False) -> list[str]:
+    """The words that say what is to be made."""
+    objects = key.words if key else ()
+    return [*objects, "-f", format, *option_words(options, format, key, base=base)]
+
+
+def recorded_name(overlay: Path, base: Path) -> str:
+    """How an overlay names its base: by its name alone when it is beside it."""
+    # With ./ in front, a colon in the name is not taken for a protocol.
+    return f"./{base.name}" if base.parent == overlay.parent else str(base)
+
+
+def _look_at_base(
+    asked: Asked, base_format: str, format: str, allowed: Allowed
+) -> tuple[int | None, list[Home]]:
     """Bytes that a guest sees of *base*, where its header tells; after every reason to refuse.
 
     And which images of its chain are in an image store.
     """
-    if format not in _OVERLAYS:
+    if format not in OVERLAYS:
         raise asked.failed(f"{format} images have no base", 'format="qcow2"')
     # qemu-img does not look at the base's locks when it makes an overlay.
     refuse_used(asked, for_writing=False, cure=_SNAPSHOT_CURE)
-    chain = checked_chain(asked, base_format)
+    chain = checked_chain(asked, base_format, allowed)
     if len(chain.layers) == MAX_CHAIN:
         raise asked.failed(f"it would be deeper than {MAX_CHAIN} images", "use a base further down")
     header = chain.layers[0].header
     homes = homes_of(layer.path for layer in chain.layers)
     if base_format == "raw":
-        return _raw_size(asked), homes
+        return raw_size(asked), homes
     if header.format != base_format:
         raise asked.failed(f"it is {header.format or 'raw'}, not {base_format}", "state its format")
     return header.size if base_format == "qcow2" else None, homes
 
 
-def _raw_size(asked: Asked) -> int:
+def raw_size(asked: Asked) -> int:
+    """Bytes that a guest sees of a raw image; blocking."""
     try:
         fd = os.open(asked.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -157,22 +218,3 @@ def _raw_size(asked: Asked) -> int:
             os.close(fd)
     except OSError as error:
         raise asked.failed_by(error) from error
-
-
-async def place_layer(path: StrPath, base: StrPath, base_format: str, size: int) -> Placed:
-    """An overlay of an image that a machine writes to, which is to be put above it there.
-
-    *size*: what the guest sees of it, in bytes.  As `place_empty` otherwise.
-    """
-    origin = Asked.of("make a layer above", base).path
-    async with new_image(path, "qcow2") as draft:
-        words = ["create", "-q", "-u", "-f", "qcow2", "-F", base_format]
-        words += ["-b", _recorded(origin, draft.target), "--", draft.path, str(size)]
-        await run_qemu_img(words, draft.asked, WRITE_LIMITS, fds=draft.fds)
-    return draft.placed()
-
-
-def _recorded(base: Path, target: Path) -> str:
-    """How an overlay names its base: beside it by its name, so that they can move together."""
-    # With ./ in front, a colon in the name is not taken for a protocol.
-    return f"./{base.name}" if base.parent == target.parent else str(base)

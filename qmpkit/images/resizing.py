@@ -8,7 +8,9 @@ import trio
 
 from qmpkit.images.details import ImageInfo, info
 from qmpkit.images.drafts import StrPath
-from qmpkit.images.in_use import checked_chain, refuse_used
+from qmpkit.images.in_use import Allowed
+from qmpkit.images.keys import Secret, held_keys
+from qmpkit.images.opening import changeable
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
 from qmpkit.process.limits import Limits
 from qmpkit.spec.sizes import to_bytes
@@ -22,12 +24,15 @@ async def resize(
     format: str,
     *,
     shrink: bool = False,
+    secret: Secret | None = None,
+    allowed: Allowed = None,
     limits: Limits | None = None,
 ) -> ImageInfo:
     """Give the image at *path* another size: bytes, "20GiB", or "+5GiB" more; what it is then.
 
     Only metadata is written, in place: cancelled or killed, the image has the old or
-    the new size (a qcow2 may have leaked clusters, which `check` frees).  The guest's
+    the new size (a killed qcow2 may have leaked clusters, which `check` frees, and its
+    bitmaps broken, as after a crash; a cancelled one is let end in order).  The guest's
     partitions and file systems are the guest's to adapt.
 
     Becoming smaller loses what is beyond the new end; it must be said with *shrink*, and
@@ -35,15 +40,20 @@ async def resize(
     grows do not, those of one that shrinks read zeros where it has ended, and no image
     knows its overlays, so a base with overlays should not be shrunk.
 
-    `ImageFailed` when qemu-img fails or *limits* are met, `ImageInUse` when a QEMU has
-    it open, be it as the base of a running overlay.
+    *secret* opens an encrypted image.  *allowed*: folders in which all files must be that it
+    and its bases name, None for any.  `ImageFailed` when qemu-img fails or *limits* are
+    met, `ImageInUse` when a QEMU has it open, be it as the base of a running overlay.
     """
     wanted = _wanted(size)
     asked = Asked.of("resize", path)
-    depth = await trio.to_thread.run_sync(partial(_resizable, asked, format))
-    words = ["resize", "-q", "-f", format, *(["--shrink"] if shrink else [])]
-    words += ["--", str(asked.path), wanted]
-    await run_qemu_img(words, asked, limits or limits_of_chain(depth))
+    with held_keys(secret) as (key,):
+        look = partial(changeable, asked, format, key, allowed)
+        chain, image = await trio.to_thread.run_sync(look)
+        words = ["resize", "-q", *image.words, *(["--shrink"] if shrink else [])]
+        words += ["--", image.name, wanted]
+        await run_qemu_img(
+            words, asked, limits or limits_of_chain(len(chain.layers)), fds=image.fds
+        )
     return await info(asked.path, format=format)
 
 
@@ -53,8 +63,3 @@ def _wanted(size: int | str) -> str:
     if isinstance(size, str) and sign and sign in "+-":
         return f"{sign}{to_bytes(size.strip()[1:], 'size')}"
     return str(to_bytes(size, "size"))
-
-
-def _resizable(asked: Asked, format: str) -> int:
-    refuse_used(asked, for_writing=True)
-    return len(checked_chain(asked, format).layers)

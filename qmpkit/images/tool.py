@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import attrs
 import trio
 
+from qmpkit._trio import finished_within
 from qmpkit.errors import BinaryMissing, ImageFailed, ImageInUse
 from qmpkit.host.holders import holders_of
 from qmpkit.host.tools import qemu_img
+from qmpkit.images.turns import turn
 from qmpkit.process.limits import Limits
 from qmpkit.process.tools import Completed, run
 from qmpkit.spec.sizes import GIB, MIB, format_size
@@ -45,10 +48,17 @@ _CURES = {
     "--shrink": "say shrink=True if what is beyond the new end may be lost",
     "does not support checks": "only formats with metadata can be checked, as qcow2",
     "Image is corrupt": "copy the file, then qmpkit image check --repair all",
+    "active dirty bitmaps": "remove its bitmaps first: they would not know of the change",
+    "Invalid password": "give the secret that it was made with",
 }
 _OUT_OF_MEMORY = ("allocate memory", "failed to allocate", "could not allocate", "failed to map")
 _NO_DELETION = "Error when deleting file /proc/self/fd/"
 _MOST_LINES = 8  # of what it says at the beginning, and at the end; a damaged image has thousands
+_FINISH_GRACE = 5.0  # seconds that a change in place has to end in order, once it is cancelled
+# An image that was told by its options is told to people by its name.
+_OPTIONS = re.compile(
+    r"driver=\w+,file\.driver=\w+,file\.filename=((?:[^,]|,,)+)(?:,[\w.-]+=key\d+)*"
+)
 _ABORTS = (signal.SIGABRT, signal.SIGTRAP, signal.SIGSEGV)
 
 
@@ -101,17 +111,22 @@ async def run_qemu_img(
     well: Callable[[Completed], bool] = _success,
     opens: Sequence[Path] = (),
     cure: str = "",
+    long: bool = False,
+    in_place: bool = False,
 ) -> Completed:
     """Run qemu-img; what is not *well* is `ImageFailed` or `ImageInUse`.
 
     *opens*: the images besides that of *asked* that it may find in use.
     *cure*: what helps when nothing better is known.
-    Raises `BinaryMissing` without qemu-img.  Cancellation kills it.
+    *long*: it reads or writes a whole image, and waits for its turn among those.
+    Raises `BinaryMissing` without qemu-img.  Cancellation kills it; a change *in_place*
+    gets 5 s to end in order before.
     """
+    argv = ["qemu-img", *words]
+    grace = _FINISH_GRACE if in_place else 0.0
     try:
-        done = await run(
-            ["qemu-img", *words], fds=fds, on_stdout=on_stdout, limits=limits, name="qemu-img"
-        )
+        async with turn(long=long), finished_within(grace):
+            done = await run(argv, fds=fds, on_stdout=on_stdout, limits=limits, name="qemu-img")
     except BinaryMissing:
         await trio.to_thread.run_sync(qemu_img)  # which knows the package
         raise
@@ -129,6 +144,7 @@ def _failed(done: Completed, asked: Asked, cure: str) -> ImageFailed:
     said = said or f"qemu-img ended with {done.status}"
     if asked.draft:
         said = said.replace(asked.draft, str(asked.path))
+    said = _OPTIONS.sub(lambda found: found[1].replace(",,", ","), said)
     return asked.failed(said, cure_of(said) or cure)
 
 

@@ -32,6 +32,11 @@ def _launcher(value: Iterable[str]) -> tuple[str, ...]:
     return items_of(value, "launcher", '["nice", "-n", "5"]')
 
 
+def _folders(value: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
+    wanted = items_of(value, "image_folders", '["/srv/images"]', (str, os.PathLike))
+    return tuple(os.fspath(folder) for folder in wanted)
+
+
 def _extra_args(value: Iterable[str]) -> tuple[str, ...]:
     return items_of(value, "extra_args", '["-rtc", "base=localtime"]')
 
@@ -77,7 +82,9 @@ class MachineSpec:
     takes KVM when it serves, else TCG. `memory` and `cpu` may be given as a size and a
     number. `firmware`: "uefi" or `Uefi(…)`, a BIOS file; None is QEMU's own. `serials`: a
     number or names. `agent`: a channel for
-    qemu-guest-agent. `panic`: a device by which the guest reports its panic.
+    qemu-guest-agent. `image_folders`: where the files must be that disks' images name (bases,
+    data files, extents), for images of strangers; empty is anywhere; a base in `make` is
+    your own word. `panic`: a device by which the guest reports its panic.
     `vmgenid`: "auto" or a UUID; `vsock`: the guest's CID. `display`: "std" is a VGA
     card, on virt a virtio one with a keyboard, that screenshots show. `root_ports`:
     empty ports for hotplug, on boards with PCI.
@@ -100,6 +107,7 @@ class MachineSpec:
     memory: Memory = attrs.field(default=Memory(), converter=to_memory)
     kernel: Kernel | None = attrs.field(default=None, converter=_kernel)
     firmware: Firmware = attrs.field(default=None, converter=to_firmware)
+    image_folders: tuple[str, ...] = attrs.field(default=(), converter=_folders)
     disks: tuple[Disk, ...] = attrs.field(default=(), converter=to_disks)
     nics: tuple[Nic, ...] = attrs.field(default=(), converter=to_nics)
     serials: tuple[Serial, ...] = attrs.field(default=(Serial(),), converter=to_serials)

@@ -17,6 +17,7 @@ PATHS: tuple[Pattern, ...] = (
     ("kernel", "image"),
     ("kernel", "initrd"),
     ("memory", "mem_path"),
+    ("image_folders", "*"),
     ("disks", "*", "file"),
     ("disks", "*", "make", "file"),
 )

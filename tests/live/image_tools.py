@@ -38,3 +38,9 @@ def written(path: Path, size: int, seed: int = 0) -> Path:
             file.write(chooser.randbytes(min(4096, size)))
         file.truncate(size)
     return path
+
+
+async def wrote(qemu_img: str, image: Path, at: int, byte: int, length: int = 4096) -> None:
+    """Write *length* bytes at *at* into a qcow2, as its guest would."""
+    tool = Path(qemu_img).with_name("qemu-io")
+    await said(str(tool), "-f", "qcow2", "-c", f"write -P {byte} {at} {length}", str(image))

@@ -8,11 +8,13 @@ import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
+import qmpkit
 from qmpkit import images
-from qmpkit.errors import ImageFailed
+from qmpkit.errors import ImageFailed, SpecInvalid
 from tests.live.commands import COMMAND
 from tests.live.image_tools import left, said
 
@@ -78,7 +80,7 @@ async def test_no_loop_is_followed(qemu_img: str, tmp_path: Path) -> None:
     await assert_refused(two, f"the bases of {str(two)!r} form a loop at {str(two)!r}")
 
 
-def qmpkit(*words: str, cwd: Path) -> tuple[int, str]:
+def command(*words: str, cwd: Path) -> tuple[int, str]:
     argv = [*COMMAND, *words]
     ran = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
     assert "Traceback" not in ran.stderr
@@ -102,14 +104,34 @@ async def test_a_guest_that_wrote_a_header(
     (tmp_path / "secret").write_bytes(b"secret".ljust(1 << 20, b"."))
     evil = await made(qemu_img, tmp_path / "evil.raw", str(tmp_path / "secret"))
     before = evil.read_bytes()
-    status, told = await trio.to_thread.run_sync(lambda: qmpkit(*words, cwd=tmp_path))
+    status, told = await trio.to_thread.run_sync(lambda: command(*words, cwd=tmp_path))
     assert status != 0
     assert f"is that of a qcow2 image with the base {str(tmp_path / 'secret')!r}" in told
     assert f"Cure: state its format with {option}: raw if its guest may have written that" in told
     assert left(tmp_path) == {"secret", "evil.raw"}
     assert evil.read_bytes() == before
-    assert qmpkit("image", "info", "evil.raw", cwd=tmp_path)[0] == 0  # which opens it alone
+    assert command("image", "info", "evil.raw", cwd=tmp_path)[0] == 0  # which opens it alone
     if option == "--source-format":
         convert = (*words, "--source-format", "raw", "--format", "raw")
-        assert qmpkit(*convert, cwd=tmp_path)[0] == 0
+        assert command(*convert, cwd=tmp_path)[0] == 0
         assert (tmp_path / "out.raw").read_bytes().startswith(before)
+
+
+async def test_no_machine_opens_what_is_elsewhere(qemu: str, qemu_img: str, tmp_path: Path) -> None:
+    """The classic attack: a disk that shows its guest a file of this host."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(1 << 20))
+    (folder := tmp_path / "images").mkdir()
+    image = await made(qemu_img, folder / "a.qcow2", str(secret))
+    spec = qmpkit.MachineSpec(
+        qemu=qemu,
+        accel="tcg",
+        memory="16MiB",
+        disks=[qmpkit.Disk(image, format="qcow2")],
+        image_folders=[folder],
+    )
+    with pytest.raises(SpecInvalid, match="is outside the allowed folders"):
+        async with qmpkit.running(spec):
+            raise AssertionError("it must not start")
+    async with qmpkit.running(attrs.evolve(spec, image_folders=[tmp_path])) as vm:
+        assert vm.pid

@@ -8,7 +8,7 @@ import pytest
 
 from qmpkit import images
 from qmpkit.errors import ImageFailed
-from qmpkit.images.new import Preallocation
+from qmpkit.images.options import Preallocation
 from qmpkit.process.spawner import shared_spawner
 from tests.live.image_tools import FORMATS, MIB, assert_same, left, said, written
 from tests.unit.host.images_on_disk import qcow2
@@ -65,7 +65,9 @@ async def test_the_size_of_a_base_in_vpc(qemu_img: str, tmp_path: Path) -> None:
 async def test_preallocation(qemu_img: str, tmp_path: Path) -> None:
     modes: tuple[Preallocation, ...] = ("metadata", "falloc", "full")
     for mode in modes:
-        made = await images.create(tmp_path / mode, 4 * MIB, "qcow2", preallocation=mode)
+        made = await images.create(
+            tmp_path / mode, 4 * MIB, "qcow2", options=images.Options(preallocation=mode)
+        )
         assert ((await images.info(made)).disk_size >= 4 * MIB) is (mode != "metadata")
 
 

@@ -293,7 +293,7 @@ async def test_a_full_disk(small_disk: Path, raw: Path, draft: None) -> None:
     with pytest.raises(ImageFailed, match=f"cannot convert to {str(target)!r}: .*{full}"):
         await images.convert(raw, target, source_format="raw", format="qcow2")
     with pytest.raises(ImageFailed, match=f"cannot create {str(target)!r}: .*{full}"):
-        await images.create(target, "8MiB", "qcow2", preallocation="full")
+        await images.create(target, "8MiB", "qcow2", options=images.Options(preallocation="full"))
     assert left(small_disk) == set()
     assert content(raw) == before
     target.write_bytes(b"precious")
@@ -303,4 +303,4 @@ async def test_a_full_disk(small_disk: Path, raw: Path, draft: None) -> None:
     assert left(small_disk) == {"disk"}
     # What was taken is given back.
     target.unlink()
-    await images.create(target, "3MiB", "raw", preallocation="full")
+    await images.create(target, "3MiB", "raw", options=images.Options(preallocation="full"))

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,3 +118,21 @@ def test_the_ten_lines_run() -> None:
     assert lines[0].startswith("Linux 6.")
     assert lines[-2] == "State.PAUSED"
     assert lines[-1].startswith("the guest shut itself down after")
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("word", ["images.converting(", "images.rebase("])
+async def test_the_programs_about_images_run(
+    word: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (code,) = (block for block in blocks("python") if word in block)
+    monkeypatch.chdir(tmp_path)
+    if word == "images.converting(":
+        await qmpkit.images.create("debian.qcow2", "1MiB", "qcow2")
+    program: dict[str, Any] = {}
+    exec(f"async def program():\n{_indented(code)}", program)
+    await program["program"]()
+    assert ("identical=True" in capsys.readouterr().out) is (word == "images.rebase(")

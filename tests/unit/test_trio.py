@@ -6,7 +6,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from qmpkit._trio import ServiceNursery, raise_collapsed, service_nursery
+from qmpkit._trio import (
+    ServiceNursery,
+    finished_within,
+    raise_collapsed,
+    service_nursery,
+)
 
 
 async def _serve(log: list[str], name: str = "service") -> None:
@@ -150,3 +155,29 @@ def test_a_group_of_several_leaves_as_it_is() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         raise_collapsed(group)
     assert caught.value is group
+
+
+# --- finished within a grace
+
+
+@pytest.mark.parametrize(("takes", "ends"), [(3.0, True), (7.0, False)])
+async def test_a_cancelled_block_may_finish(
+    autojump_clock: MockClock, takes: float, ends: bool
+) -> None:
+    log: list[str] = []
+    with trio.move_on_after(1) as scope:
+        async with finished_within(5):
+            await trio.sleep(takes)
+            log.append("finished")
+        log.append("after")
+    assert scope.cancelled_caught
+    assert log == (["finished"] if ends else [])
+    assert trio.current_time() == pytest.approx(takes if ends else 6.0)
+
+
+async def test_what_is_not_cancelled_takes_its_time(autojump_clock: MockClock) -> None:
+    async with finished_within(5):
+        await trio.sleep(20)
+    with pytest.raises(ZeroDivisionError):
+        async with finished_within(5):
+            raise ZeroDivisionError

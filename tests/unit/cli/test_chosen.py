@@ -163,3 +163,14 @@ def test_no_place_for_what_is_thrown_away(
     err = capsys.readouterr().err
     assert f"no directory can be made in '{here}/none'" in err
     assert "Cure: name another place: TMPDIR=" in err
+
+
+def test_a_strangers_image_is_held_to_folders(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qcow2(here / "disk.qcow2", "/etc/shadow", backing_format="raw")
+    assert main(["run", "disk.qcow2", "--allow", "/srv", "--allow", str(here)]) == 1
+    assert "'/etc/shadow' of" in (told := capsys.readouterr().err)
+    assert "is outside the allowed folders. Cure: if you trust the image, allow '/etc'" in told
+    assert main(["run", "tiny", "--allow", "/srv"]) == 2
+    assert "--allow fits a disk image" in capsys.readouterr().err

@@ -67,14 +67,25 @@ def test_no_profile_fits_so_readline_completes_paths(bash: Bash) -> None:
 
 def test_commands_and_options(bash: Bash) -> None:
     words = ["doctor", "run", "profiles", "argv", "validate", "qmp", "image", "completion"]
-    words_of_image = ["info", "create", "overlay", "check", "resize", "convert", "build"]
+    words_of_image = ["info", "create", "overlay", "check", "resize", "convert", "rebase"]
+    words_of_image += [
+        "commit",
+        "compare",
+        "map",
+        "measure",
+        "bench",
+        "snapshot",
+        "bitmap",
+        "build",
+    ]
     words_of_image += ["pull", "ls", "rm", "gc", "verify"]
     assert bash.complete("")[: len(words)] == words
     assert bash.complete("pro") == ["profiles"]
     assert bash.complete("run", "--he") == ["--headless", "--help"]
     assert bash.complete("completion", "b") == ["bash"]
     assert bash.complete("validate", "--j") == ["--json"]
-    assert bash.complete("image", "co") == ["convert"]
+    assert bash.complete("image", "co") == ["convert", "commit", "compare"]
+    assert bash.complete("image", "snapshot", "") == ["list", "create", "apply", "delete"]
     assert bash.complete("image", "") == words_of_image
     assert bash.complete("image", "check", "--repair", "a") == ["all"]
     assert bash.complete("image", "create", "--format", "v") == ["vmdk", "vdi", "vhdx", "vpc"]

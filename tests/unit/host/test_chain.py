@@ -106,6 +106,22 @@ def test_unreadable_base(tmp_path: Path, kind: str) -> None:
     assert "cannot be read: " in what_is_broken(qcow2(tmp_path / "top", "base")).why
 
 
+def test_a_device_that_is_no_disk_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening alone may do something: /dev/watchdog resets the host."""
+    read: list[Path] = []
+
+    def noted(path: Path, stated: str | None) -> Header:
+        read.append(path)
+        return read_header(path, stated)
+
+    monkeypatch.setattr("qmpkit.host.chain.read_header", noted)
+    top = qcow2(tmp_path / "top", "/dev/null", backing_format="raw")
+    assert what_is_broken(top).why.endswith("cannot be read: neither a file nor a block device")
+    assert read == [top]
+
+
 def test_missing_image(tmp_path: Path) -> None:
     assert what_is_broken(tmp_path / "absent").why == "no such file or directory"
 
@@ -131,9 +147,9 @@ def test_the_deepest(tmp_path: Path) -> None:
 def test_too_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
 
-    def counted(path: Path) -> Header:
+    def counted(path: Path, stated: str | None) -> Header:
         read.append(path)
-        return read_header(path)
+        return read_header(path, stated)
 
     monkeypatch.setattr("qmpkit.host.chain.read_header", counted)
     top = tower(tmp_path, 1000)

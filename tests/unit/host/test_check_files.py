@@ -350,3 +350,13 @@ def test_an_overlay_yet_to_be_made_has_its_base(tmp_path: Path) -> None:
     base = raw(tmp_path / "base")
     spec = one_disk(tmp_path / "top", make=Overlay(base, format="raw"))
     assert list(base_warnings(spec)) == []
+
+
+def test_what_a_guest_wrote_on_its_raw_disk_is_not_followed(tmp_path: Path) -> None:
+    """The other disk is not its base, whatever its first sector says."""
+    other = raw(tmp_path / "other")
+    evil = qcow2(tmp_path / "evil", "other", backing_format="raw")
+    disks = (Disk(other, format="raw"), Disk(evil, format="raw"))
+    assert told(MachineSpec(disks=disks)) == []
+    (line,) = told(MachineSpec(disks=(disks[0], Disk(evil, format="qcow2"))))
+    assert f"its base {str(other)!r} is written by disks[0]" in line

@@ -169,6 +169,7 @@ def machines(draw: st.DrawFn) -> MachineSpec:
         sandbox=draw(st.booleans()),
         run_as=draw(optional(paths)),
         launcher=draw(st.lists(texts, max_size=2)),
+        image_folders=draw(st.lists(paths, max_size=2)),
         env=draw(st.dictionaries(st.from_regex(r"[A-Z_.,' ]{1,8}", fullmatch=True), texts)),
         qemu=draw(optional(paths)),
         extra_args=draw(st.lists(texts, max_size=2)),

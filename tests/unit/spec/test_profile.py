@@ -132,6 +132,7 @@ def test_relative_paths_count_from_their_own_file(folder: Path) -> None:
         """
         schema = 1
         extends = "base/base.toml"
+        image_folders = ["images", "/srv/images"]
         [kernel]
         initrd = "${cache}/initrd"
         [[disks]]
@@ -151,7 +152,8 @@ def test_relative_paths_count_from_their_own_file(folder: Path) -> None:
     assert spec.kernel.initrd == "${cache}/initrd"
     assert [disk.file for disk in spec.disks] == [f"{folder}/web.qcow2", "/dev/null"]
     assert spec.disks[0].make == Overlay(f"{folder}/images/debian.qcow2", format="qcow2")
-    assert len(PATHS) == 9  # a path field that comes new belongs here too
+    assert spec.image_folders == (f"{folder}/images", "/srv/images")
+    assert len(PATHS) == 10  # a path field that comes new belongs here too
 
 
 def test_a_relative_profile_counts_from_the_working_directory(
