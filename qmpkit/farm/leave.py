@@ -120,7 +120,7 @@ async def removed(
 async def _forgotten(lab: Supervisor, name: str, delete_disks: bool) -> Result:
     made = _made(lab.kept[name])
     try:
-        await lab.forget(name)
+        await lab.forget(name, disks=delete_disks)
         await discard_seed(lab.state_dir, name)
         deleted = await _deleted(lab, made) if delete_disks else []
     except (QmpkitError, OSError) as error:
@@ -137,11 +137,12 @@ async def _deleted(lab: Supervisor, made: Sequence[str]) -> list[str]:
 def _made(kept: Kept) -> list[str]:
     """The disks that `make` has made, with the layers that were put above them since."""
     asked = kept.spec if kept.record.farm is None else kept.record.farm.spec
-    made = {disk.id for disk in asked.disks if disk.make is not None}
-    files = [os.fspath(disk.file) for disk in kept.spec.disks if disk.id in made]
+    files = {str(Path(disk.file).absolute()) for disk in asked.disks if disk.make is not None}
+    made = {disk.id for disk in kept.spec.disks if (disk.origin or disk.file) in files}
+    found = [os.fspath(disk.file) for disk in kept.spec.disks if disk.id in made]
     points = (it.disks.items() for it in kept.spec.snapshots)
-    files += [file for point in points for disk, file in point if disk in made]
-    return list(dict.fromkeys(files))
+    found += [file for point in points for disk, file in point if disk in made]
+    return list(dict.fromkeys(found))
 
 
 def _files(spec: MachineSpec) -> Iterator[str]:

@@ -11,7 +11,7 @@ from qmpkit.errors import HostLacks, SpecInvalid
 from qmpkit.host.resolve import resolve
 from qmpkit.spec.farm import FarmMachine
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.supervisor.ledger import carried_over
+from qmpkit.supervisor.layers import carried_over
 from qmpkit.supervisor.supervisor import Supervisor
 
 __all__ = ["preflight"]
@@ -51,5 +51,4 @@ async def preflight(
 
 def _with_layers(lab: Supervisor, spec: MachineSpec) -> MachineSpec:
     """As it would be started: with the layers that its disks have got meanwhile."""
-    kept = lab.kept.get(spec.name)
-    return spec if kept is None else carried_over(spec, kept.spec)
+    return carried_over(spec, lab.layers_of(spec.name))

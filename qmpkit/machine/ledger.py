@@ -7,6 +7,7 @@ is about to do, and afterwards what came of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import attrs
@@ -26,7 +27,9 @@ class Change:
     as all of `files` are there, whoever dies.  `job`, `nodes`, `files`: the job that does it
     and the nodes and files that are made for it, to be gone when it is not done in the end.
     `leaving`, `obsolete`: nodes and files that the machine does not use any more once it is
-    done, and that nobody needs.  `frozen`: the guest's file systems are frozen for it.
+    done, and that nobody needs.  `inodes`: those of `files`, once they are made: a file that
+    is another one is not removed.  `tag`: a snapshot in the images, to be gone likewise.
+    `frozen`: the guest's file systems are frozen for it.
     """
 
     what: str
@@ -38,6 +41,8 @@ class Change:
     files: tuple[str, ...] = ()
     leaving: tuple[str, ...] = ()
     obsolete: tuple[str, ...] = ()
+    inodes: tuple[int, ...] = ()
+    tag: str = ""
     frozen: bool = False
 
 
@@ -50,11 +55,14 @@ class Ledger(Protocol):
         Raises JournalFailed when that is not possible: then nothing may be done.
         """
 
-    async def settle(self, spec: MachineSpec) -> None:
-        """It is done, or undone: this is the spec.
+    async def settle(self, spec: MachineSpec) -> bool:
+        """It is done, or undone: this is the spec; whether that is safe on disk.
 
-        When that cannot be written, what was intended stands, by which the truth is found.
+        When it is not, what was intended stands, by which the truth is found.
         """
+
+    async def users_of(self, files: Sequence[str]) -> list[str]:
+        """The other machines that need one of *files*, as far as they are known."""
 
 
 class Unwritten:
@@ -64,6 +72,12 @@ class Unwritten:
         """Nothing is to be remembered."""
         await trio.lowlevel.checkpoint()
 
-    async def settle(self, spec: MachineSpec) -> None:
+    async def settle(self, spec: MachineSpec) -> bool:
         """Nothing is to be remembered."""
         await trio.lowlevel.checkpoint()
+        return True
+
+    async def users_of(self, files: Sequence[str]) -> list[str]:
+        """Nobody is known."""
+        await trio.lowlevel.checkpoint()
+        return []

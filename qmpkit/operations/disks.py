@@ -83,6 +83,7 @@ async def move(
         words = {"device": chain[0].node, "target": new.node, "sync": "full", "speed": speed}
         async with undertaking(machine, change) as it, making(machine) as made:
             made.file(await place_empty(path, chain[0].size, format))
+            await it.made(made.files)
             await made.nodes(*layer_blockdevs(new))
             await change_place(
                 machine,

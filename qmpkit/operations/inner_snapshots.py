@@ -15,6 +15,7 @@ import trio
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.graph import Graph, Layer, graph_of
 from qmpkit.operations.jobs import job
 from qmpkit.operations.layers import STEP_GRACE
@@ -23,7 +24,7 @@ from qmpkit.operations.undertaking import undertaking
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.snapshots import Snapshot
 
-__all__ = ["delete_inner", "load_inner", "take_inner"]
+__all__ = ["delete_inner", "load_inner", "remove_tag", "take_inner"]
 
 
 async def take_inner(
@@ -46,8 +47,33 @@ async def take_inner(
     spec = attrs.evolve(machine.spec, snapshots=(*machine.spec.snapshots, point), snapshot=name)
     nodes = [layer.node for layer in layers.values()]
     words = {"tag": name, "vmstate": nodes[0], "devices": nodes}
-    await _run(machine, "snapshot-save", words, f"take the snapshot {name!r}", spec, progress)
+    asked = f"take the snapshot {name!r}"
+    try:
+        await _run(machine, "snapshot-save", words, asked, spec, progress, tag=name)
+    except (trio.Cancelled, JobFailed):
+        if point not in machine.spec.snapshots:
+            with trio.move_on_after(STEP_GRACE, shield=True):
+                await remove_tag(machine, name)
+        raise
     return point
+
+
+async def remove_tag(machine: Changeable, tag: str) -> None:
+    """Take a snapshot that is on no record out of the images that have it."""
+    nodes = await machine.execute("query-named-block-nodes", {"flat": True})
+    holding = [
+        node["node-name"]
+        for node in nodes
+        if any(it["name"] == tag for it in node["image"].get("snapshots", ()))
+    ]
+    # The node of a file shows what the format above it has, too.
+    holding = [node for node in holding if not node.endswith("-file")]
+    if holding:
+        name = await free_job_id(machine, "delete", "machine")
+        words = {"tag": tag, "devices": holding}
+        asked = f"delete the snapshot {tag!r}"
+        async with job(machine, "snapshot-delete", words, id=name, asked=asked) as running:
+            await running.ended()
 
 
 async def load_inner(
@@ -58,9 +84,10 @@ async def load_inner(
     What the guest has done since is lost.  One that fails leaves the guest as it was.
     """
     layers = _layers(machine.spec, await graph_of(machine))
-    moved = [disk for disk, file in point.disks.items() if layers[disk].file != file]
-    if moved or layers.keys() != point.disks.keys():
-        what = ", ".join(moved or sorted(layers.keys() ^ point.disks.keys()))
+    moved = sorted(layers.keys() ^ point.disks.keys())
+    moved = moved or [disk for disk, file in point.disks.items() if layers[disk].file != file]
+    if moved:
+        what = ", ".join(moved)
         message = f"disk {what} is on another image than at {point.name!r}"
         hint = "delete the external snapshots that were taken since"
         raise SpecInvalid([Fault(point.name, message, hint)], f"machine {machine.name!r}")
@@ -88,12 +115,15 @@ async def _recover(machine: Changeable, *, ran: bool) -> None:
 async def delete_inner(machine: Changeable, point: Snapshot) -> None:
     """Take *point* out of the images (`snapshot-delete`)."""
     graph = await graph_of(machine)
-    layers = {disk: graph.chain(disk)[0] for disk in point.disks}
+    used = {layer.file for disk in graph.disks for layer in graph.chain(disk)}
+    layers = {disk: graph.chain(disk)[0] for disk in point.disks if disk in graph.disks}
     for disk, file in point.disks.items():
-        if layers[disk].file != file:
+        if file in used and (disk not in layers or layers[disk].file != file):
             message = f"it is in {file}, which is below other layers now"
             hint = "delete the external snapshots that were taken since"
             raise SpecInvalid([Fault(disk, message, hint)], f"machine {machine.name!r}")
+    # In an image that the machine has left it stays, as the rest of that does.
+    held = [layers[disk].node for disk, file in point.disks.items() if file in used]
     spec = machine.spec
     points = [
         attrs.evolve(known, parent=point.parent) if known.parent == point.name else known
@@ -101,10 +131,14 @@ async def delete_inner(machine: Changeable, point: Snapshot) -> None:
         if known.name != point.name
     ]
     at = point.parent if spec.snapshot == point.name else spec.snapshot
-    words = {"tag": point.name, "devices": [layer.node for layer in layers.values()]}
     asked = f"delete the snapshot {point.name!r}"
     done = attrs.evolve(spec, snapshots=points, snapshot=at)
-    await _run(machine, "snapshot-delete", words, asked, done, None)
+    if held:
+        words = {"tag": point.name, "devices": held}
+        return await _run(machine, "snapshot-delete", words, asked, done, None)
+    async with undertaking(machine, Change(what=asked, spec=done, begun=spec)) as it:
+        it.done()
+    return None
 
 
 async def _run(
@@ -114,9 +148,10 @@ async def _run(
     asked: str,
     spec: MachineSpec,
     progress: Progress | None,
+    tag: str = "",
 ) -> None:
     name = await free_job_id(machine, command.replace("snapshot-", ""), "machine")
-    change = Change(what=asked, spec=spec, begun=machine.spec, job=name)
+    change = Change(what=asked, spec=spec, begun=machine.spec, job=name, tag=tag)
     async with (
         undertaking(machine, change) as it,
         job(machine, command, words, id=name, asked=asked) as running,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import attrs
@@ -18,11 +18,22 @@ from qmpkit.spec.block import Disk, blockdevs_of
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.options import Json
 
-__all__ = ["STEP_GRACE", "Made", "layer_blockdevs", "making", "remove_files", "remove_nodes"]
+__all__ = [
+    "INODE",
+    "STEP_GRACE",
+    "Made",
+    "layer_blockdevs",
+    "making",
+    "remove_files",
+    "remove_nodes",
+]
 __all__ += ["with_disks"]
 
 STEP_GRACE = 30.0
 """Seconds that a step which must not be torn, or taking one back, may take."""
+
+INODE = 1
+"""Where a stamp (`Placed`) has the number of the file."""
 
 _FILE = 2  # of a stamp, what tells which file it is
 _LOST = (MachineGone, MachineDied, MonitorLost, MonitorGarbled)
@@ -47,6 +58,11 @@ class Made:
         self._machine = machine
         self._nodes: list[str] = []
         self._files: list[Placed] = []
+
+    @property
+    def files(self) -> Sequence[Placed]:
+        """The files that were made."""
+        return self._files
 
     def file(self, placed: Placed) -> None:
         """A file that was made; no checkpoint between its appearance and this."""

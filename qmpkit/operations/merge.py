@@ -7,14 +7,15 @@ build is written down in that moment, so that it is right whoever dies before or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 import trio
 
-from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.errors import Fault, JournalFailed, MachineDied, MachineGone, SpecInvalid
 from qmpkit.host.chain import walk_chain
 from qmpkit.host.layered import mark_layered
 from qmpkit.machine.ledger import Change
@@ -24,13 +25,15 @@ from qmpkit.operations.graph import Layer, graph_of, nodes_of
 from qmpkit.operations.jobs import Job, JobProgress, job, jobs_of
 from qmpkit.operations.layers import STEP_GRACE, remove_nodes, with_disks
 from qmpkit.operations.undertaking import Undertaking, undertaking
-from qmpkit.qmp.errors import CommandRefused
+from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
 from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import job_id
 from qmpkit.spec.snapshots import Snapshot
 
 __all__ = ["Progress", "change_place", "delete_point", "deleted_from", "follow", "free_job_id"]
+
+_LOST = (MachineGone, MachineDied, MonitorLost, MonitorGarbled)
 
 Progress = Callable[[JobProgress], object]
 """Is told how far a job is, about twice a second; must not block."""
@@ -74,13 +77,22 @@ async def change_place(
             await running.reached("ready")
             await running.complete()
             await running.reached("pending")
-            with trio.move_on_after(STEP_GRACE, shield=True):
+            with trio.move_on_after(STEP_GRACE, shield=True) as scope:
                 await it.make_sure()
                 await _finalize(running, it, keep)
+            if scope.cancelled_caught and not it.left:
+                await _too_slow(it)
     finally:
         if it.is_done and not it.left:
             with trio.move_on_after(STEP_GRACE, shield=True):
                 await remove_nodes(machine, it.change.leaving)
+
+
+async def _too_slow(it: Undertaking) -> NoReturn:
+    """The journal has not answered while the guest's writes are held back: that is to end."""
+    with trio.move_on_after(STEP_GRACE, shield=True):
+        await it.give_up()
+    raise JournalFailed("the journal", f"it has not answered within {STEP_GRACE:g} s")
 
 
 async def _finalize(running: Job, it: Undertaking, keep: Callable[[], object]) -> None:
@@ -89,7 +101,8 @@ async def _finalize(running: Job, it: Undertaking, keep: Callable[[], object]) -
         await running.ended()
     except (CommandRefused, JobFailed):
         # Before the job is taken off, which lets the guest write to the old place again.
-        await it.give_up()
+        if not await it.give_up():
+            running.left = True
         raise
     except BaseException:
         # Perhaps it was done, and the guest's next writes are in the new place.
@@ -129,6 +142,7 @@ async def delete_point(
 
 async def _drop(machine: Changeable, disk_id: str, point: Snapshot) -> None:
     """The machine is on another branch, or was moved or flattened since: only its file goes."""
+    await _refuse_users(machine, point, [point.disks[disk_id]])
     begun = _with_point(machine.spec, attrs.evolve(point, whole=False))
     change = Change(
         what=f"remove {point.disks[disk_id]}",
@@ -153,6 +167,7 @@ async def _merge(
     """Merge into the point's layer the one above it (`block-commit`)."""
     upper, base = chain[place - 1], chain[place]
     _refuse_inner_points(machine.spec, disk_id, upper)
+    await _refuse_users(machine, point, [upper.file, base.file])
     begun = _with_point(machine.spec, attrs.evolve(point, whole=False))
     change = Change(
         what=f"merge {upper.file} into {base.file}",
@@ -163,18 +178,25 @@ async def _merge(
         obsolete=(upper.file,),
     )
     words: dict[str, Any] = {"device": chain[0].node, "base-node": base.node, "speed": speed}
+    before = machine.spec
     async with undertaking(machine, change) as it:
-        if place == 1:
-            await change_place(machine, "block-commit", words, it, progress=progress)
-        else:
+        try:
+            if place == 1:
+                await change_place(machine, "block-commit", words, it, progress=progress)
+                return
             words |= {"top-node": upper.node, "backing-file": _recorded(base, chain[place - 2])}
-            await _merge_between(machine, words, it, progress)
-            above = Path(chain[place - 2].file)
-            await trio.to_thread.run_sync(mark_layered, Path(base.file), above)
+            await _merge_between(machine, disk_id, words, it, progress)
+        except CommandRefused as refused:
+            if refused.command == "block-commit":  # nothing was begun: the point is whole
+                machine.spec = before
+            raise
+        above = Path(chain[place - 2].file)
+        await trio.to_thread.run_sync(mark_layered, Path(base.file), above)
 
 
 async def _merge_between(
     machine: Changeable,
+    disk_id: str,
     words: Mapping[str, Any],
     it: Undertaking,
     progress: Progress | None,
@@ -185,10 +207,12 @@ async def _merge_between(
         async with job(machine, "block-commit", words, id=name, asked=asked) as running:
             await follow(running, progress)
             await running.ended()
-            it.done()
     finally:
-        if it.is_done:
-            with trio.move_on_after(STEP_GRACE, shield=True):
+        # A job that was cancelled may have come to its end all the same.
+        with trio.move_on_after(STEP_GRACE, shield=True), suppress(*_LOST):
+            layers = (await graph_of(machine)).chain(disk_id)
+            if not {layer.file for layer in layers} & {*it.change.obsolete}:
+                it.done()
                 await remove_nodes(machine, it.change.leaving)
 
 
@@ -207,6 +231,14 @@ async def _refuse_branches(
         message = f"its file {point.disks[disk_id]} is below that of {', '.join(needing)}"
         fault = Fault(point.name, message, f"delete {needing[0]} first")
         raise SpecInvalid([fault], f"machine {spec.name!r}")
+
+
+async def _refuse_users(machine: Changeable, point: Snapshot, files: Sequence[str]) -> None:
+    """Other machines would see their bases change, or lose them."""
+    if users := await machine.ledger.users_of(files):
+        message = f"its files are below the disks of {', '.join(users)}"
+        hint = f"give {users[0]} disks of its own (qmpkit disk flatten), or delete it"
+        raise SpecInvalid([Fault(point.name, message, hint)], f"machine {machine.name!r}")
 
 
 def _above(others: list[tuple[str, Path, str | None]], file: Path) -> list[str]:

@@ -10,16 +10,22 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import trio
+
 from qmpkit.host.chain import walk_chain
+from qmpkit.host.headers import read_header
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.graph import graph_of
+from qmpkit.operations.inner_snapshots import remove_tag
 from qmpkit.operations.jobs import discard_job, jobs_of
 from qmpkit.operations.layers import remove_files, remove_nodes
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.machine import MachineSpec
 
 __all__ = ["recover", "settled"]
+
+_EMPTY = 1 << 20  # bytes that a layer takes at most that nothing was written to
 
 
 async def recover(machine: Changeable, change: Change) -> MachineSpec:
@@ -43,8 +49,31 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
     machine.spec = change.spec if done else change.begun
     for nodes in (change.nodes, change.leaving):  # those in use stay
         await remove_nodes(machine, nodes)
-    await remove_files(machine, change.obsolete if done else change.files)
+    if change.tag and not done:
+        await remove_tag(machine, change.tag)
+    ours = await trio.to_thread.run_sync(_ours, change)
+    await remove_files(machine, change.obsolete if done else ours)
     return machine.spec
+
+
+def _ours(change: Change) -> list[str]:
+    """Of the files that were to be made, those that we have made.  Blocking.
+
+    Before their numbers were written down, only an empty layer can be told from a file that
+    somebody else has put there meanwhile.
+    """
+    inodes = dict(zip(change.files, change.inodes, strict=False))
+    return [file for file in change.files if _is_ours(Path(file), inodes.get(file))]
+
+
+def _is_ours(file: Path, inode: int | None) -> bool:
+    try:
+        found = file.lstat()
+        if inode is not None:
+            return found.st_ino == inode
+        return found.st_blocks * 512 <= _EMPTY and bool(read_header(file).backing)
+    except OSError:
+        return False
 
 
 def _unfinished(job: str, states: object) -> bool:
@@ -61,7 +90,7 @@ def settled(change: Change) -> MachineSpec:
         done = all(os.path.exists(file) for file in change.files)  # noqa: PTH110
     else:
         done = _is_done(change, _used_by(change.begun))
-    for file in change.obsolete if done else change.files:
+    for file in change.obsolete if done else _ours(change):
         with suppress(FileNotFoundError):
             os.unlink(file)  # noqa: PTH108
     return change.spec if done else change.begun

@@ -7,6 +7,7 @@ together with the machine's RAM.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -16,6 +17,7 @@ import attrs
 import trio
 
 from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.host.chain import MAX_CHAIN
 from qmpkit.host.layered import mark_layered
 from qmpkit.images.new import place_layer
 from qmpkit.machine.ledger import Change
@@ -86,6 +88,7 @@ async def _carry_out(
             made.file(await place_layer(new.file, base.file, base.format, base.size))
             await trio.to_thread.run_sync(mark_layered, Path(base.file), Path(new.file))
             await made.nodes(*layer_blockdevs(new))
+        await it.made(made.files)
         async with freeze() if freeze else nullcontext():
             try:
                 await _switch(machine, steps)
@@ -128,9 +131,16 @@ def _plan(
     steps: list[_Step] = []
     taken: set[str] = set()
     for disk in chosen if not snapshot_name_problem(name) else ():
+        where = f"disks.{disk.id}"
+        if disk.driver != "file" and folder is None:
+            hint = "say in which folder its layer is to be"
+            faults.append(Fault(where, f"{disk.file} is a block device of the host", hint))
+            continue
         step = _step(spec, graph, disk, name, folder, taken)
-        if Path(step.disk.file).exists():
-            hint = "remove it, or choose another name"
+        if len(graph.chain(disk.id)) >= MAX_CHAIN:
+            faults.append(Fault(where, f"it has {MAX_CHAIN} layers", "delete snapshots first"))
+        if os.path.lexists(step.disk.file) or step.disk.file in {it.disk.file for it in steps}:
+            hint = "remove it, or choose another name or folder"
             faults.append(Fault("name", f"{step.disk.file!r} is there already", hint))
         taken.add(str(step.disk.node))
         steps.append(step)
@@ -156,9 +166,9 @@ def _step(
     taken: set[str],
 ) -> _Step:
     below = graph.chain(disk.id)[0]
-    file = layer_file(disk.origin or disk.file, name)
-    if folder is not None:
-        file = str(folder.absolute() / Path(file).name)
+    # By the first file's name, and where the disk is now, which may have been moved.
+    called = Path(layer_file(disk.origin or disk.file, name)).name
+    file = str((folder or Path(disk.file).parent).absolute() / called)
     node = node_above(disk, below, {*graph.names, *taken})
     new = attrs.evolve(
         disk,
@@ -190,6 +200,8 @@ def writable_disks(
         if not chosen:
             faults.append(Fault("disks", "it has no disk that it can write to"))
         return chosen
+    if not wanted:
+        faults.append(Fault("disks", "none is named", "leave it out for all that it can write to"))
     for name in wanted:
         if name not in by_id:
             hint = suggestion(name, tuple(by_id))
@@ -216,6 +228,10 @@ async def delete(
         point = known_snapshot(machine.spec, name)
         if point.kind == "internal":
             return await delete_inner(machine, point)
+        known = {disk.id for disk in machine.spec.disks}
+        if strange := [disk for disk in point.disks if disk not in known]:  # before any merge
+            fault = Fault(name, f"the machine has no disk {strange[0]!r} any more")
+            raise SpecInvalid([fault], f"machine {machine.name!r}")
         for disk_id in point.disks:
             point = known_snapshot(machine.spec, name)
             await delete_point(machine, disk_id, point, speed=speed, progress=progress)

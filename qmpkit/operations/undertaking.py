@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import attrs
 import trio
 
-from qmpkit.errors import JournalFailed
+from qmpkit.errors import JournalFailed, MachineDied, MachineGone, SpecInvalid
+from qmpkit.images.drafts import Placed
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.layers import STEP_GRACE, remove_files
+from qmpkit.operations.layers import INODE, STEP_GRACE, remove_files
+from qmpkit.qmp.errors import MonitorGarbled, MonitorLost
 
 __all__ = ["Undertaking", "undertaking"]
+
+_LOST = (MachineGone, MachineDied, MonitorLost, MonitorGarbled)
 
 
 class Undertaking:
@@ -46,9 +50,17 @@ class Undertaking:
         self.change = attrs.evolve(self.change, sure=True)
         await self._machine.ledger.intend(self.change)
 
-    async def give_up(self) -> None:
-        """Write down that it is not done, before anything else makes that so."""
-        await self._machine.ledger.settle(self.change.begun)
+    async def give_up(self) -> bool:
+        """Write down that it is not done, before that is made so; whether it is safe on disk."""
+        return await self._machine.ledger.settle(self.change.begun)
+
+    async def made(self, placed: Sequence[Placed]) -> None:
+        """Write down which files are ours: another one at their places is not to be removed."""
+        inodes = tuple(it.stamp[INODE] for it in placed)
+        self.change = attrs.evolve(self.change, inodes=inodes)
+        if self.is_done:
+            self._machine.spec = self.change.spec
+        await self._machine.ledger.intend(self.change)
 
     async def _settle(self) -> None:
         if self.is_done and self.change.obsolete:
@@ -68,11 +80,19 @@ class Undertaking:
 @asynccontextmanager
 async def undertaking(machine: Changeable, change: Change) -> AsyncIterator[Undertaking]:
     """Put *change* on record, and what came of it when the block ends, however it does."""
-    await machine.ledger.intend(change)
-    machine.spec = change.begun
     it = Undertaking(machine, change)
+    begun = False
     try:
+        # Cancelled here, it may be written all the same, so it is settled in any case.
+        await machine.ledger.intend(change)
+        machine.spec, begun = change.begun, True
         yield it
+    except (JournalFailed, SpecInvalid):
+        it.left = it.left or not begun  # nothing is written, or another change stands there
+        raise
+    except _LOST:
+        it.left = True  # QEMU's end tells no more; what is on record is found out by the images
+        raise
     finally:
         if not it.left:
             with trio.move_on_after(STEP_GRACE, shield=True):

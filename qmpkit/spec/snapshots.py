@@ -9,6 +9,8 @@ from typing import Literal
 
 import attrs
 
+from qmpkit.spec.names import NODE_NAME_LIMIT
+
 __all__ = ["Snapshot", "layer_file", "layer_node", "snapshot_name_problem"]
 
 SNAPSHOT_NAME_LIMIT = 48
@@ -67,6 +69,6 @@ def layer_node(disk_node: str, taken: frozenset[str] | set[str]) -> str:
     count = int(number)
     while True:
         count += 1
-        name = f"{stem}-{count}"
+        name = f"{stem[: NODE_NAME_LIMIT - len(f'-{count}-file')]}-{count}"
         if name not in taken and f"{name}-file" not in taken:
             return name

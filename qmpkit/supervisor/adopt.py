@@ -113,13 +113,13 @@ async def _with_monitor(kept: Kept, means: Means, machine: Machine, seen: Seen) 
     if kept.record.phase == "starting":
         kept.note(phase="up", history=kept.record.history.came_up(time.time()))
         means.journal.jot(kept.record)
-    machine.ledger = KeptLedger(kept, means.journal)
+    machine.ledger = ledger = KeptLedger(kept, means.journal, means.machines)
     vm = VM(machine, logs=kept.home.logs)
     kept.attach(vm, "adopted", adopted=True)
     try:
         await _compare(kept, vm.state)
         seen()
-        await recover_change(kept, means.journal, vm)
+        await recover_change(kept, ledger, vm)
         await _compare_disks(kept, vm, means.patience)
         return await attend(kept, means, vm)
     finally:

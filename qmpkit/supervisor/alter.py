@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,24 +30,29 @@ def matters(record: Record | Wanted) -> dict[str, Any]:
 
 async def amend(kept: Kept, wanted: Wanted, networks: Networks, journal: Journal) -> None:
     """See `Supervisor.amend`."""
+    joined = kept.record.wanting(wanted).joined
+    if joined != kept.record.joined:  # how its networks are set up, not which they are
+        await networks.make(kept.name, joined)
     before = kept.record
     seen = {name: getattr(wanted.spec, name) for name in AMENDABLE}
     spec = attrs.evolve(before.spec, **seen)
-    joined = before.wanting(wanted).joined
-    if joined != before.joined:  # how its networks are set up, not which they are
-        await networks.make(kept.name, joined)
     kept.note(spec=spec, asked=digest_of(wanted.spec), **matters(before.wanting(wanted)))
     if not await kept.write(journal):
-        kept.note(spec=before.spec, asked=before.asked, **matters(before))
+        # Meanwhile its disks may have changed: only what was amended is taken back.
+        seen = {name: getattr(before.spec, name) for name in AMENDABLE}
+        spec = attrs.evolve(kept.spec, **seen)
+        kept.note(spec=spec, asked=before.asked, **matters(before))
         assert kept.not_durable is not None
         raise kept.not_durable
 
 
-async def revert(kept: Kept, snapshot: str, journal: Journal) -> tuple[str, ...]:
+async def revert(
+    kept: Kept, snapshot: str, journal: Journal, machines: Mapping[str, Kept]
+) -> tuple[str, ...]:
     """See `Supervisor.revert`."""
     await _down(kept)
     change, left = await overlaid(kept.spec, snapshot)
-    ledger = KeptLedger(kept, journal)
+    ledger = KeptLedger(kept, journal, machines)
     await ledger.intend(change)
     try:
         await overlays_made(change)
@@ -60,10 +65,12 @@ async def revert(kept: Kept, snapshot: str, journal: Journal) -> tuple[str, ...]
 
 
 @asynccontextmanager
-async def disks_at_rest(kept: Kept, journal: Journal) -> AsyncIterator[AtRest]:
+async def disks_at_rest(
+    kept: Kept, journal: Journal, machines: Mapping[str, Kept]
+) -> AsyncIterator[AtRest]:
     """See `Supervisor.at_rest`."""
     await _down(kept)
-    async with at_rest(kept.spec, ledger=KeptLedger(kept, journal)) as machine:
+    async with at_rest(kept.spec, ledger=KeptLedger(kept, journal, machines)) as machine:
         yield machine
 
 

@@ -33,11 +33,12 @@ from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.gate import Gate
 from qmpkit.supervisor.journal import Journal, read_records
 from qmpkit.supervisor.kept import Kept
-from qmpkit.supervisor.ledger import carried_over, finish_change
+from qmpkit.supervisor.layers import Forgotten, carried_over, refuse_points
+from qmpkit.supervisor.ledger import finish_change
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.record import Declared, Record, Wanted, digest_of
-from qmpkit.supervisor.strangers import strangers
+from qmpkit.supervisor.strangers import tell_strangers
 from qmpkit.supervisor.tending import Tending
 
 __all__ = ["Keeper"]
@@ -79,6 +80,7 @@ class Keeper:
             Means,
             ground=ground,
             networks=networks,
+            machines=self.machines,
             gate=self._gate,
             options=options,
             powerdown_grace=powerdown_grace,
@@ -101,6 +103,8 @@ class Keeper:
         try:
             async with service_nursery() as services:
                 self._journal = Journal(self._places.records)
+                self._forgotten = Forgotten(self._places.state / "layers")
+                await self._forgotten.load()
                 self._tasks = Tending(self._with(journal=self._journal, home=self._home))
                 services.start_soon(self._journal.run)
                 services.start_soon(self._trim_logs)
@@ -126,7 +130,8 @@ class Keeper:
             why = f"its record was unreadable ({loss.why}) and is now {loss.path}"
             log.error("machine %r: %s", loss.machine, why)
             self._events.tell(loss.machine, "record-lost", why)
-        complete = not await self._strangers_reported() and not lost
+        known = {kept.home.sockets for kept in self.machines.values()}
+        complete = not await tell_strangers(self._places.runtime, known, self._events) and not lost
         members = {record.name: record.joined for record in records}
         networks = self._networks.open(self._places, members, complete=complete)
         try:
@@ -187,7 +192,9 @@ class Keeper:
             self.machines[spec.name] = kept  # the name is taken from here on
             try:
                 await self._networks.make(spec.name, record.joined)
-                resolution = await self._resolved(spec)
+                resolution = await self._resolved(
+                    carried_over(spec, self._forgotten.get(spec.name))
+                )
                 started = attrs.evolve(record, spec=resolution.spec)
                 await self._change(kept, started, resolution, wait=wait)
             except BaseException:
@@ -195,7 +202,13 @@ class Keeper:
                 with trio.move_on_after(UNDO_GRACE, shield=True):
                     await self._networks.drop(spec.name, record.joined)
                 raise
+        await self._forgotten.drop(spec.name)
         return kept
+
+    def layers_of(self, name: str) -> MachineSpec | None:
+        """What is known of a machine's disks, also of one that is forgotten."""
+        kept = self.machines.get(name)
+        return self._forgotten.get(name) if kept is None else kept.spec
 
     def _kept(self, record: Record, home: Home) -> Kept:
         kept = Kept(record, home, self._events)
@@ -215,6 +228,7 @@ class Keeper:
             record = kept.record.wanting(wanted)
             await self._networks.make(record.name, record.joined)
             spec = carried_over(wanted.spec, record.spec)
+            refuse_points(spec)
             resolution = await self._resolved(spec, record.spec.uuid)
             record = attrs.evolve(record, spec=resolution.spec, asked=asked)
         await self._change(kept, record, resolution, wait=wait)
@@ -230,14 +244,15 @@ class Keeper:
     async def at_rest(self, name: str) -> AsyncIterator[AtRest]:
         """See `Supervisor.at_rest`."""
         kept = self.known(name)
-        async with kept.turn, disks_at_rest(kept, self._journal) as machine:
+        at_rest = disks_at_rest(kept, self._journal, self.machines)
+        async with kept.turn, at_rest as machine:
             yield machine
 
     async def revert(self, name: str, snapshot: str) -> tuple[str, ...]:
         """See `Supervisor.revert`."""
         kept = self.known(name)
         async with kept.turn:
-            return await revert(kept, snapshot, self._journal)
+            return await revert(kept, snapshot, self._journal, self.machines)
 
     def _home(self, name: str) -> Home:
         return Home(self._places.sockets(name), self._places.logs(name))
@@ -283,13 +298,16 @@ class Keeper:
             kept.record = wanted
             await kept.write(self._journal)
 
-    async def forget(self, name: str) -> None:
+    async def forget(self, name: str, *, disks: bool) -> None:
         """See `Supervisor.forget`."""
         kept = self.known(name)
         async with kept.turn:
             if kept.tended or kept.record.identity is not None:
                 fault = Fault("", "it is up, or about to be", f'declare({name!r}, "stopped") first')
                 raise SpecInvalid([fault], _whose(name))
+            await finish_change(kept)
+            if not disks:
+                await self._forgotten.put(kept.spec)
             await self._journal.remove(name)
             self.machines.pop(name, None)
             self._events.tell(name, "forgotten", "it is declared no longer")
@@ -361,20 +379,6 @@ class Keeper:
             await trio.to_thread.run_sync(discard, kept.home.sockets)
 
     # Around them
-
-    async def _strangers_reported(self) -> bool:
-        """Tell of sockets without a record, and remove those that nobody listens at.
-
-        True when there are any of the first kind.
-        """
-        known = {kept.home.sockets for kept in self.machines.values()}
-        runtime = self._places.runtime
-        found = await trio.to_thread.run_sync(strangers, runtime, known)
-        for directory in found:
-            why = f"a QEMU answers at {directory}/qmp and no machine on record has it"
-            log.error("%s", why)
-            self._events.tell(directory.name, "stranger", why)
-        return bool(found)
 
     async def _trim_logs(self) -> None:
         while True:

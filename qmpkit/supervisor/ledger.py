@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import attrs
 import trio
 
-from qmpkit.errors import HostLacks, QmpkitError
+from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
+from qmpkit.host.chain import walk_chain
 from qmpkit.machine.ledger import Change
+from qmpkit.operations.agent_freeze import THAW_GRACE
 from qmpkit.operations.layers import STEP_GRACE
 from qmpkit.operations.recovery import recover, settled
 from qmpkit.spec.machine import MachineSpec
@@ -16,50 +21,93 @@ from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept
 from qmpkit.vm import VM
 
-__all__ = ["KeptLedger", "carried_over", "finish_change", "recover_change"]
+__all__ = ["KeptLedger", "finish_change", "recover_change", "with_disks_of"]
 
 log = logging.getLogger("qmpkit.supervisor")
 
 
 class KeptLedger:
-    """Writes into the machine's record what is about to change, and what came of it."""
+    """Writes into the machine's record what is about to change, and what came of it.
 
-    def __init__(self, kept: Kept, journal: Journal) -> None:
+    Of the spec only what is said of its disks: the rest may change at the same time.
+    *machines* are all that the supervisor keeps.
+    """
+
+    def __init__(self, kept: Kept, journal: Journal, machines: Mapping[str, Kept]) -> None:
         self._kept = kept
         self._journal = journal
+        self._machines = machines
+        self._begun = False
 
     async def intend(self, change: Change) -> None:
         """See `Ledger`."""
         kept, before = self._kept, self._kept.record
-        kept.note(spec=change.begun, change=change)
+        if before.change is not None and not self._begun:
+            message = f"it was to {before.change.what}, and what came of it is not known"
+            fault = Fault("", message, "restart it, or the supervisor, which finds out")
+            raise SpecInvalid([fault], f"machine {kept.name!r}")
+        kept.note(spec=with_disks_of(kept.spec, change.begun), change=change)
+        self._begun = True
         if not await kept.write(self._journal):
-            kept.note(spec=before.spec, change=before.change)
+            kept.note(spec=with_disks_of(kept.spec, before.spec), change=before.change)
+            self._begun = before.change is not None
             assert kept.not_durable is not None
             raise kept.not_durable
 
-    async def settle(self, spec: MachineSpec) -> None:
+    async def settle(self, spec: MachineSpec) -> bool:
         """See `Ledger`."""
-        self._kept.note(spec=spec, change=None)
-        await self._kept.write(self._journal)
+        self._kept.note(spec=with_disks_of(self._kept.spec, spec), change=None)
+        self._begun = False
+        return await self._kept.write(self._journal)
+
+    async def users_of(self, files: Sequence[str]) -> list[str]:
+        """See `Ledger`."""
+        others = [kept.spec for kept in self._machines.values() if kept is not self._kept]
+        return await trio.to_thread.run_sync(_users, others, [Path(file) for file in files])
 
 
-async def recover_change(kept: Kept, journal: Journal, vm: VM) -> None:
+def _users(specs: Sequence[MachineSpec], files: Sequence[Path]) -> list[str]:
+    """The machines that have one of *files* in the chain of a disk.  Blocking."""
+    inodes = {identity for file in files if (identity := _identity(file)) is not None}
+    found = []
+    for spec in specs:
+        chains = (walk_chain(Path(disk.file), disk.format) for disk in spec.disks)
+        if any(_identity(layer.path) in inodes for chain in chains for layer in chain.layers):
+            found.append(spec.name)
+    return found
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def with_disks_of(spec: MachineSpec, other: MachineSpec) -> MachineSpec:
+    """*spec* with the disks and snapshots of *other*.  Pure."""
+    return attrs.evolve(spec, disks=other.disks, snapshots=other.snapshots, snapshot=other.snapshot)
+
+
+async def recover_change(kept: Kept, ledger: KeptLedger, vm: VM) -> None:
     """End or undo, on a machine that was found again, what its supervisor died in."""
     change = kept.record.change
     if change is None:
         return
+    if change.frozen and kept.spec.agent:
+        with trio.move_on_after(THAW_GRACE), suppress(QmpkitError):  # the guest may be down
+            await vm.agent.thaw()
     machine = vm.machine
     with trio.move_on_after(STEP_GRACE) as scope:
         async with machine.changing:
             try:
-                if change.frozen and kept.spec.agent:
-                    await vm.agent.thaw()
                 spec = await recover(machine, change)
             except QmpkitError as error:
                 kept.tell("differs", f"it was to {change.what}, and what came of it: {error}")
                 return
-            await KeptLedger(kept, journal).settle(spec)
-            told = "is done" if spec == change.spec else "is undone"
+            await ledger.settle(spec)
+            told = "is done" if spec is change.spec else "is undone"
             kept.tell("recovered", f"to {change.what}: that was interrupted, and {told}")
     if scope.cancelled_caught:
         kept.tell("differs", f"it was to {change.what}, and gives no answer what came of it")
@@ -75,30 +123,6 @@ async def finish_change(kept: Kept) -> None:
     except OSError as error:
         what = f"machine {kept.name!r} was to {change.what}, and what came of it: {error}"
         raise HostLacks(what, "make its images readable, and their folder writable") from error
-    kept.note(spec=spec, change=None)
-    told = "is done" if spec == change.spec else "is undone"
+    kept.note(spec=with_disks_of(kept.spec, spec), change=None)
+    told = "is done" if spec is change.spec else "is undone"
     kept.tell("recovered", f"to {change.what}: that was interrupted, and {told}")
-
-
-def carried_over(wanted: MachineSpec, known: MachineSpec) -> MachineSpec:
-    """*wanted*, a machine's new spec, with what was done to its disks since the one before.
-
-    Its owner writes the files that he knows; what the guest has written since may be in
-    layers above them, or where a disk was moved to.  Pure.
-    """
-    now = {disk.id: disk for disk in known.disks if disk.origin is not None}
-    disks = [
-        attrs.evolve(
-            disk,
-            file=now[disk.id].file,
-            format=now[disk.id].format,
-            node=now[disk.id].node,
-            driver=now[disk.id].driver,
-            make=None,
-            origin=disk.file,
-        )
-        if disk.id in now and now[disk.id].origin == disk.file
-        else disk
-        for disk in wanted.disks
-    ]
-    return attrs.evolve(wanted, disks=disks, snapshots=known.snapshots, snapshot=known.snapshot)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 
 import attrs
@@ -53,6 +53,7 @@ class Means:
     ground: Ground
     networks: Networks
     journal: Journal
+    machines: Mapping[str, Kept]
     home: Callable[[str], Home]
     gate: Gate
     options: LaunchOptions
@@ -147,7 +148,7 @@ async def _put_on_record(
     kept.note(phase="up", history=kept.record.history.came_up(time.time()))
     means.journal.jot(kept.record)  # were it lost, an adoption would find out
     made.keep()
-    machine.ledger = KeptLedger(kept, means.journal)
+    machine.ledger = KeptLedger(kept, means.journal, means.machines)
     return VM(machine, logs=kept.home.logs)
 
 

@@ -297,12 +297,19 @@ class Supervisor:
         """The directory of its machines' sockets, which a reboot may take."""
         return self._kept_machines().places.runtime
 
-    async def forget(self, name: str) -> None:
+    async def forget(self, name: str, *, disks: bool = False) -> None:
         """Forget a kept machine that is down, with its logs; its disks stay.
 
+        Where its data are is remembered: a machine of its name that is made later, from a
+        spec with the same files, goes on with the layers that these have got.  *disks*: not
+        that, for they are about to be deleted.
         Raises SpecInvalid for one that is up or unknown, JournalFailed.
         """
-        await self._kept_machines().forget(name)
+        await self._kept_machines().forget(name, disks=disks)
+
+    def layers_of(self, name: str) -> MachineSpec | None:
+        """A spec with the disks of a machine as they are now, also of one that is forgotten."""
+        return self._kept_machines().layers_of(name)
 
     def at_rest(self, name: str) -> AbstractAsyncContextManager[AtRest]:
         """`async with supervisor.at_rest(name) as machine:` the disks of one that is down.

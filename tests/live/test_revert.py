@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
 
+import qmpkit
 from qmpkit import JournalFailed, SpecInvalid
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import bare, holds, nothing_left, write
@@ -86,3 +88,59 @@ async def test_it_is_undone_when_it_cannot_be_written(
                 assert [it.name for it in kept.spec.snapshots] == ["one"]
             await end_all()
     assert names_in(tmp_path) == ["0.one.qcow2", "0.qcow2"]
+
+
+async def test_forgotten_and_made_again_it_goes_on(qemu: str, tmp_path: Path) -> None:
+    spec = bare(qemu, tmp_path, "qcow2")
+    async with leaks():
+        async with lab() as supervisor:
+            kept = await supervisor.ensure(spec, paused=True)
+            assert kept.vm is not None
+            await write(kept.vm, "disk0", 0, 1)
+            await kept.vm.snapshots.take("one")
+            await write(kept.vm, "disk0", 1, 2)
+            await supervisor.declare("bare", "stopped")
+            await supervisor.forget("bare")
+        async with lab() as supervisor:
+            extra = qmpkit.Disk(str(tmp_path / "new.raw"), format="raw", make="1MiB")
+            kept = await supervisor.ensure(
+                attrs.evolve(spec, disks=[extra, *_unnamed(spec)]), paused=True
+            )
+            assert kept.vm is not None
+            assert [point.disks for point in kept.vm.snapshots.list()] == [
+                {"disk1": str(tmp_path / "0.qcow2")}
+            ]
+            await write(kept.vm, "disk1", 2, 3)
+            await kept.vm.snapshots.delete("one")
+            await supervisor.declare("bare", "stopped")
+            disk = kept.spec.disks[1]
+        await end_all()
+    await holds(disk.file, "qcow2", {0: 1, 1: 2, 2: 3})
+
+
+def _unnamed(spec: qmpkit.MachineSpec) -> list[qmpkit.Disk]:
+    return [attrs.evolve(disk, id="") for disk in spec.disks]
+
+
+async def test_what_another_machine_needs_is_not_merged(qemu: str, tmp_path: Path) -> None:
+    spec = bare(qemu, tmp_path, "qcow2")
+    async with leaks():
+        async with lab() as supervisor:
+            kept = await supervisor.ensure(spec, paused=True)
+            assert kept.vm is not None
+            await kept.vm.snapshots.take("one")
+            base = kept.vm.snapshots.list()[0].disks["disk0"]
+            over = qmpkit.Disk(
+                str(tmp_path / "clone.qcow2"),
+                format="qcow2",
+                make=qmpkit.Overlay(base, format="qcow2"),
+            )
+            clone = attrs.evolve(spec, name="clone", disks=[over])
+            await supervisor.ensure(clone, paused=True)
+            await supervisor.declare("clone", "stopped")
+            with pytest.raises(SpecInvalid, match="below the disks of clone"):
+                await kept.vm.snapshots.delete("one")
+            assert kept.vm.snapshots.list()[0].whole
+            await supervisor.forget("clone")
+            await kept.vm.snapshots.delete("one")
+        await end_all()

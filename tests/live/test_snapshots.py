@@ -101,14 +101,16 @@ async def test_a_disk_moves_grows_and_is_flattened(qemu: str, tmp_path: Path) ->
         assert [it.size for it in await vm.disks.chain("disk0")] == [32 << 20]
         await nothing_left(vm)
         await vm.snapshots.take("two")
+        assert Path(vm.spec.disks[0].file).parent == target.parent, "beside where it is now"
         await write(vm, "disk0", 3, 4)
         await vm.disks.flatten("disk0")
+        await vm.snapshots.delete("one")  # which it has left behind
+        assert not (tmp_path / "0.qcow2").exists()
         await nothing_left(vm)
         (disk,) = vm.spec.disks
     await holds(str(target), "raw", {0: 1, 1: 2, 2: 3})
     target.unlink()
     await holds(disk.file, "qcow2", {0: 1, 1: 2, 2: 3, 3: 4})
-    await holds(str(tmp_path / "0.qcow2"), "qcow2", {0: 1, 1: 0})
 
 
 async def test_disks_and_ram_go_back_together(qemu: str, tmp_path: Path) -> None:
@@ -119,10 +121,26 @@ async def test_disks_and_ram_go_back_together(qemu: str, tmp_path: Path) -> None
         await write(vm, "disk0", 0, 2)
         await vm.snapshots.load("ram")
         await vm.snapshots.delete("ram")
+
+        async def save() -> None:
+            await vm.snapshots.save("again")
+
+        async def forget() -> None:
+            assert await _tags(vm) == {it.name for it in vm.snapshots.list()}
+            if vm.snapshots.list():
+                await vm.snapshots.delete("again")
+
+        await cancel_at_every_checkpoint(save, every=3, after=forget)
+        assert await _tags(vm) == set()
         assert vm.spec.snapshots == ()
         await nothing_left(vm)
         (first, _) = vm.spec.disks
     await holds(first.file, "qcow2", {0: 1})
+
+
+async def _tags(vm: qmpkit.VM) -> set[str]:
+    nodes = await vm.execute("query-named-block-nodes", {"flat": True})
+    return {it["name"] for node in nodes for it in node["image"].get("snapshots", ())}
 
 
 async def test_what_cannot_be_is_refused_before_anything_is_done(qemu: str, tmp_path: Path) -> None:
@@ -137,6 +155,8 @@ async def test_what_cannot_be_is_refused_before_anything_is_done(qemu: str, tmp_
         for name in ("", "../x", "a/b", "ä", "x" * 49):
             with pytest.raises(SpecInvalid, match=r"snapshot's name|longer than"):
                 await vm.snapshots.take(name)
+        with pytest.raises(SpecInvalid, match="none is named"):
+            await vm.snapshots.take("none", disks=[])
         with pytest.raises(SpecInvalid, match="a raw image holds no snapshots"):
             await vm.snapshots.save("ram")
         with pytest.raises(SpecInvalid, match="there is no snapshot 'nix'"):
@@ -170,6 +190,10 @@ async def test_cancelled_anywhere_a_change_is_done_or_undone(qemu: str, tmp_path
             if vm.spec.snapshots:
                 await vm.snapshots.delete(vm.spec.snapshots[-1].name)
 
+        async def merge_below() -> None:
+            if len(vm.spec.snapshots) > 1:
+                await vm.snapshots.delete(vm.spec.snapshots[-2].name)
+
         async def move() -> None:
             await vm.disks.move("disk0", tmp_path / f"{next(names)}.qcow2")
 
@@ -177,6 +201,8 @@ async def test_cancelled_anywhere_a_change_is_done_or_undone(qemu: str, tmp_path
         await cancel_at_every_checkpoint(snapshot)
         await _as_the_spec_says(vm, tmp_path)
         await write(vm, "disk0", 1, 2)
+        await cancel_at_every_checkpoint(merge_below)
+        await _as_the_spec_says(vm, tmp_path)
         await cancel_at_every_checkpoint(merge)
         while vm.spec.snapshots:
             await merge()

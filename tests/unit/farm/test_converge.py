@@ -319,10 +319,10 @@ async def test_one_that_cannot_be_forgotten_is_told(monkeypatch: pytest.MonkeyPa
         await up(supervisor, farm(a={}, b={}))
         forget = supervisor.forget
 
-        async def refuse(name: str) -> None:
+        async def refuse(name: str, *, disks: bool) -> None:
             if name == "a":
                 raise HostLacks("the disk is full", "")
-            await forget(name)
+            await forget(name, disks=disks)
 
         monkeypatch.setattr(supervisor, "forget", refuse)
         outcome = await down(supervisor)

@@ -12,7 +12,7 @@ from qmpkit.machine.ledger import Change
 from qmpkit.operations.graph import Graph, nodes_of
 from qmpkit.operations.merge import deleted_from
 from qmpkit.operations.recovery import settled
-from qmpkit.supervisor.ledger import carried_over
+from qmpkit.supervisor.layers import carried_over, refuse_points
 
 
 def layer(number: int, file: str = "") -> Layer:
@@ -153,5 +153,50 @@ def test_what_was_sure_without_its_files_is_undone(tmp_path: Path) -> None:
 
 def test_what_was_not_sure_is_undone_and_leaves_nothing(tmp_path: Path) -> None:
     change = _change(tmp_path, sure=False)
-    assert settled(change) == change.begun
+    made = attrs.evolve(change, inodes=((tmp_path / "new.raw").stat().st_ino,))
+    assert settled(made) == change.begun
     assert [path.name for path in tmp_path.iterdir()] == ["old.raw"]
+
+
+def test_a_file_that_we_have_not_made_stays(tmp_path: Path) -> None:
+    change = _change(tmp_path, sure=False)
+    assert settled(change) == change.begun
+    (tmp_path / "new.raw").unlink()
+    (tmp_path / "other.raw").write_bytes(b"mine")
+    (tmp_path / "other.raw").rename(tmp_path / "new.raw")
+    assert settled(attrs.evolve(change, inodes=(1,))) == change.begun
+    assert (tmp_path / "new.raw").read_bytes() == b"mine"
+
+
+def test_a_disk_is_known_by_its_file_and_not_by_its_place() -> None:
+    other = Disk("/n.raw", format="raw")
+    wanted = MachineSpec(name="m", disks=[other, Disk("/l0.qcow2", format="qcow2")])
+    carried = carried_over(wanted, snapped())
+    assert [disk.file for disk in carried.disks] == ["/n.raw", "/l3.qcow2"]
+    assert [list(point.disks) for point in carried.snapshots] == [["disk1"]] * 3
+    assert carried_over(snapped(), snapped()) == snapped(), "also from a spec that followed"
+    stale = attrs.evolve(snapped(), disks=[attrs.evolve(snapped().disks[0], file="/l1.qcow2")])
+    assert carried_over(stale, snapped()).disks == snapped().disks
+
+
+def test_points_of_disks_that_are_gone_go() -> None:
+    two = attrs.evolve(
+        snapped().snapshots[1],
+        disks={"disk0": "/l1.qcow2", "disk1": "/x.qcow2"},
+        formats={"disk0": "qcow2", "disk1": "qcow2"},
+    )
+    disks = [*snapped().disks, Disk("/y.qcow2", format="qcow2", origin="/x.qcow2")]
+    points = (snapped().snapshots[0], two, snapped().snapshots[2])
+    known = attrs.evolve(snapped(), disks=disks, snapshots=points)
+    carried = carried_over(MachineSpec(name="m", disks=[Disk("/x.qcow2", format="qcow2")]), known)
+    assert [(it.name, it.parent, it.disks) for it in carried.snapshots] == [
+        ("b", None, {"disk0": "/x.qcow2"})
+    ]
+    assert carried.snapshot == "b"
+
+
+def test_a_disk_is_not_to_write_to_a_point() -> None:
+    refuse_points(snapped())
+    wrong = attrs.evolve(snapped(), disks=[Disk("/l1.qcow2", format="qcow2")])
+    with pytest.raises(SpecInvalid, match="is what the snapshot 'b' holds"):
+        refuse_points(wrong)

@@ -1,0 +1,158 @@
+"""Where the data of machines are that are started anew: in the layers that their disks have got.
+
+Their owners write the files that they know.  What guests have written since a snapshot or a
+move is in others, also when the machine was forgotten meanwhile, and to start it from the
+file as written would be to lose that.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit.errors import Fault, JournalFailed, QmpkitError, SpecInvalid
+from qmpkit.process.durable import write_durably
+from qmpkit.spec.block import Disk
+from qmpkit.spec.data import spec_from_dict, spec_to_dict
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.snapshots import Snapshot
+
+__all__ = ["Forgotten", "carried_over", "refuse_points"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+
+class Forgotten:
+    """The specs of machines that are forgotten and whose disks have layers, in *folder*."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._specs: dict[str, MachineSpec] = {}
+
+    async def load(self) -> None:
+        """Read what earlier supervisors have left."""
+        self._specs = dict(await trio.to_thread.run_sync(lambda: list(_read(self._folder))))
+
+    def get(self, name: str) -> MachineSpec | None:
+        """What a forgotten machine had; None when its disks are as its owner wrote them."""
+        return self._specs.get(name)
+
+    async def put(self, spec: MachineSpec) -> None:
+        """Remember, when there is something; JournalFailed when that cannot be written."""
+        if not spec.snapshots and all(disk.origin is None for disk in spec.disks):
+            return
+        await self._write(spec.name, json.dumps(spec_to_dict(spec)))
+        self._specs[spec.name] = spec
+
+    async def drop(self, name: str) -> None:
+        """It is on record again, or its disks are gone."""
+        if self._specs.pop(name, None) is not None:
+            await self._write(name, None)
+
+    async def _write(self, name: str, text: str | None) -> None:
+        path = self._folder / f"{name}.json"
+
+        def write() -> None:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            write_durably(path, text)
+
+        try:
+            await trio.to_thread.run_sync(write)
+        except OSError as error:
+            raise JournalFailed(str(path), error.strerror or str(error)) from error
+
+
+def _read(folder: Path) -> Iterator[tuple[str, MachineSpec]]:
+    for path in sorted(folder.glob("*.json")):
+        try:
+            spec = spec_from_dict(json.loads(path.read_bytes()))
+            yield spec.name, spec
+        except (OSError, ValueError, QmpkitError) as error:
+            log.warning("%s cannot be read, which tells of a machine's disks: %s", path, error)
+
+
+def carried_over(wanted: MachineSpec, known: MachineSpec | None) -> MachineSpec:
+    """*wanted*, a machine's new spec, with what was done to its disks since the one before.
+
+    A disk is known by the file that its owner wrote, whatever its place in the list.  Pure
+    but for the working directory.
+    """
+    if known is None:
+        return wanted
+    before = {_place(disk): disk for disk in known.disks}
+    ids: dict[str, str] = {}
+    disks = []
+    for disk in wanted.disks:
+        old = before.get(_place(disk))
+        if old is not None:
+            ids[old.id] = disk.id
+            disk = _on(disk, old)
+        disks.append(disk)
+    points = [_renamed(point, ids) for point in known.snapshots]
+    kept = {point.name for point in points if point.disks}
+    parents = {point.name: point.parent for point in points}
+    return attrs.evolve(
+        wanted,
+        disks=disks,
+        snapshots=[
+            attrs.evolve(point, parent=_nearest(point.parent, kept, parents))
+            for point in points
+            if point.disks
+        ],
+        snapshot=_nearest(known.snapshot, kept, parents),
+    )
+
+
+def _place(disk: Disk) -> str:
+    return str(Path(disk.origin or disk.file).absolute())
+
+
+def _on(disk: Disk, old: Disk) -> Disk:
+    if old.origin is None:
+        return disk
+    return attrs.evolve(
+        disk,
+        file=old.file,
+        format=old.format,
+        node=old.node,
+        driver=old.driver,
+        make=None,
+        origin=old.origin,
+    )
+
+
+def _renamed(point: Snapshot, ids: dict[str, str]) -> Snapshot:
+    """With the disks' ids of today; a disk that the machine has no more is in no point either."""
+    return attrs.evolve(
+        point,
+        disks={ids[disk]: file for disk, file in point.disks.items() if disk in ids},
+        formats={ids[disk]: format for disk, format in point.formats.items() if disk in ids},
+    )
+
+
+def _nearest(name: str | None, kept: set[str], parents: dict[str, str | None]) -> str | None:
+    while name is not None and name not in kept:
+        name = parents.get(name)
+    return name
+
+
+def refuse_points(spec: MachineSpec) -> None:
+    """Raise SpecInvalid when a disk would write to what one of the snapshots holds.  Pure."""
+    held = {
+        file: point.name
+        for point in spec.snapshots
+        if point.kind == "external"
+        for file in point.disks.values()
+    }
+    faults = [
+        Fault(f"disks[{number}].file", f"{disk.file!r} is what the snapshot {name!r} holds")
+        for number, disk in enumerate(spec.disks)
+        if not disk.is_readonly and (name := held.get(disk.file)) is not None
+    ]
+    if faults:
+        raise SpecInvalid(faults, f"machine {spec.name!r}")
