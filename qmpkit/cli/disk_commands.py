@@ -9,11 +9,19 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter, validators
 
 from qmpkit.cli.farm_words import Farm, Json, Name
+from qmpkit.cli.image_words import file_word
 
 __all__ = ["DISK", "SNAPSHOT"]
 
-Point = Annotated[str, Parameter(help="The snapshot's name.")]
-DiskId = Annotated[str, Parameter(help="The disk: disk0 is the first.")]
+
+def _word(_: object, value: str) -> None:
+    # An unset variable of a script is no name, and would be another path of the API.
+    if not value or "/" in value:
+        raise ValueError(f"{value!r} is no name.")
+
+
+Point = Annotated[str, Parameter(help="The snapshot's name.", validator=_word)]
+DiskId = Annotated[str, Parameter(help="The disk: disk0 is the first.", validator=_word)]
 
 
 Speed = Annotated[
@@ -113,7 +121,7 @@ def disks(name: Name, /, *, farm: Farm = None, json: Json = False) -> int:
 def move(
     name: Name,
     disk: DiskId,
-    target: Annotated[Path, Parameter(help="The new file; nothing may be there.")],
+    target: Annotated[Path, file_word("The new file; nothing may be there.")],
     /,
     *,
     format: Annotated[Literal["qcow2", "raw"], Parameter(help="Its format.")] = "qcow2",

@@ -156,6 +156,7 @@ class DiskApi:
         """The layers of every disk."""
         kept = self._find(request)
         chains = {}
+        _refuse_turn(kept)
         async with self._on(kept) as machine:
             for disk in machine.spec.disks:
                 if not disk.is_readonly:
@@ -199,6 +200,7 @@ class DiskApi:
         size = (await read_object(request, {"size": (int, str)})).get("size")
         if size is None:
             raise Refused("size is missing: bytes, or a text as 20GiB")
+        _refuse_busy(kept)
         async with self._on(kept) as machine:
             return answer({"size": await machine.disks.resize(disk, size)})
 
@@ -221,6 +223,19 @@ class DiskApi:
 
     def _job(self, what: str, work: Callable[[Step], Awaitable[dict[str, Any]]]) -> Response:
         return answer({"job": self._jobs.start(what, work).id}, 202)
+
+
+def _refuse_turn(kept: Kept) -> None:
+    """What is answered at once is not to wait for a start, or for another job at rest."""
+    if kept.vm is None and kept.turn.locked():
+        raise Refused(f"machine {kept.name!r} is about to be something else: ask again", 409)
+
+
+def _refuse_busy(kept: Kept) -> None:
+    """Nor for a job that changes the disks of one that runs."""
+    _refuse_turn(kept)
+    if kept.vm is not None and kept.vm.machine.changing.locked():
+        raise Refused(f"the disks of machine {kept.name!r} are being changed: ask again", 409)
 
 
 def snapshot_view(point: Snapshot) -> dict[str, Any]:

@@ -106,7 +106,8 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     shell.run("disk", "flatten", "store", "disk0")
 
     said = shell.run("snapshot", "take", "store", "a/b", status=2)
-    assert "is not a snapshot's name" in said
+    assert "'a/b' is no name" in said
+    assert "'' is no name" in shell.run("snapshot", "delete", "store", "", status=2)
     assert "there is no snapshot 'nix'" in shell.run("snapshot", "delete", "store", "nix", status=2)
     assert "it has no disk 'disk7'" in shell.run(
         "disk", "resize", "store", "disk7", "1GiB", status=2
