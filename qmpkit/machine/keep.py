@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -37,7 +37,16 @@ from qmpkit.spec.chardev import FdEndpoint
 from qmpkit.spec.facts import Facts
 from qmpkit.spec.machine import MachineSpec, channels
 
-__all__ = ["Ground", "Home", "KeptStart", "QemuGround", "WrongMachine", "attached", "begun"]
+__all__ = [
+    "First",
+    "Ground",
+    "Home",
+    "KeptStart",
+    "QemuGround",
+    "WrongMachine",
+    "attached",
+    "begun",
+]
 __all__ += ["examined"]
 
 # QEMU stays when its guest is down, so that how it went is known also to a supervisor
@@ -71,15 +80,20 @@ class KeptStart:
     argv: tuple[str, ...]
 
 
+First = Callable[[], Awaitable[object]]
+"""Something that must have happened before a process may be started."""
+
+
 class Ground(Protocol):
     """Who starts and finds kept processes: `QemuGround`, or a fake in tests."""
 
     def start(
-        self, resolution: Resolution, home: Home, links: Mapping[str, int]
+        self, resolution: Resolution, home: Home, links: Mapping[str, int], first: First
     ) -> AbstractAsyncContextManager[KeptStart]:
         """Start the process; leaving the block kills it unless it is kept by then.
 
         *links*: our descriptors of devices that it takes, by NIC id; they stay ours.
+        *first* is awaited before the process is started, not before all is ready for it.
         """
 
     def adopt(self, identity: Identity, home: Home) -> AbstractAsyncContextManager[KeptLike]:
@@ -107,7 +121,7 @@ class QemuGround:
 
     @asynccontextmanager
     async def start(
-        self, resolution: Resolution, home: Home, links: Mapping[str, int]
+        self, resolution: Resolution, home: Home, links: Mapping[str, int], first: First
     ) -> AsyncIterator[KeptStart]:
         """Start QEMU, paused, its channels listening in *home*.
 
@@ -129,6 +143,7 @@ class QemuGround:
                     store=wiring.store,
                     checked=True,
                 )
+                await first()
                 started = kept_child(
                     argv,
                     stderr=home.stderr,

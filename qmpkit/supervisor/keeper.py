@@ -244,8 +244,7 @@ class Keeper:
     async def at_rest(self, name: str) -> AsyncIterator[AtRest]:
         """See `Supervisor.at_rest`."""
         kept = self.known(name)
-        at_rest = disks_at_rest(kept, self._journal, self.machines)
-        async with kept.turn, at_rest as machine:
+        async with kept.turn, disks_at_rest(kept, self._journal, self.machines) as machine:
             yield machine
 
     async def revert(self, name: str, snapshot: str) -> tuple[str, ...]:
@@ -357,7 +356,9 @@ class Keeper:
         kept.record = attrs.evolve(wanted, phase="starting", identity=None, history=anew)
         kept.refusal = None
         try:
-            await self._journal.put(kept.record)
+            kept.entry = self._journal.post(kept.record)
+            if not wait:
+                await kept.entry.durable()
             life = self._tasks.first(kept, resolution) if wait else self._tasks.enlisted(kept)
             await self._nursery.start(self._tasks.tend, kept, life)
             if not wait:
@@ -377,8 +378,6 @@ class Keeper:
             else:
                 await self._journal.put(before)
             await trio.to_thread.run_sync(discard, kept.home.sockets)
-
-    # Around them
 
     async def _trim_logs(self) -> None:
         while True:

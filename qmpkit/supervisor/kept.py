@@ -17,7 +17,7 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.restart import Restart
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.health import Verdict
-from qmpkit.supervisor.journal import Journal
+from qmpkit.supervisor.journal import Journal, Ticket
 from qmpkit.supervisor.record import Declared, End, Record
 from qmpkit.supervisor.table import Row
 from qmpkit.vm import VM
@@ -58,6 +58,7 @@ class Kept:
         self.health: Verdict | None = None  # None: it has no checks, or is not up
         self.refusal: Exception | None = None
         self.grace: float | None = None
+        self.entry: Ticket | None = None  # of the declaration that it is started by
         self.on_change: Callable[[Kept], object] = lambda kept: None
         self._events = events
         self._entered = trio.current_time()

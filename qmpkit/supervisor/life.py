@@ -116,8 +116,11 @@ async def _bring_up(
     kept.home = means.home(kept.name)  # the runtime directory may be another one today
     async with means.networks.plugged(resolution.spec, joined) as plugged:
         resolution = attrs.evolve(resolution, spec=plugged.spec)
-        starting = means.ground.start(resolution, kept.home, plugged.links)
+        # What is declared is safe on disk before it is made true.
+        first = trio.lowlevel.checkpoint if kept.entry is None else kept.entry.durable
+        starting = means.ground.start(resolution, kept.home, plugged.links, first)
         start = await stack.enter_async_context(starting)
+        kept.entry = None
     kept.note(
         phase="starting",
         sockets=str(kept.home.sockets),

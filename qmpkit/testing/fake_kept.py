@@ -16,7 +16,7 @@ from pathlib import Path
 import trio
 
 from qmpkit.host.resolve import Resolution
-from qmpkit.machine.keep import Home, KeptStart
+from qmpkit.machine.keep import First, Home, KeptStart
 from qmpkit.process.errors import ProcessVanished
 from qmpkit.process.identity import Identity, Standing, boot_id
 from qmpkit.process.kept import KeptLike
@@ -78,10 +78,11 @@ class FakeGround:
 
     @asynccontextmanager
     async def start(
-        self, resolution: Resolution, home: Home, links: Mapping[str, int]
+        self, resolution: Resolution, home: Home, links: Mapping[str, int], first: First
     ) -> AsyncIterator[KeptStart]:
         """A started fake; leaving the block kills it unless it is kept by then."""
         spec = resolution.spec
+        await first()
         qemu = FakeQemu(self._nursery)
         qemu.pauses_on_shutdown = True
         qemu.uuid = spec.uuid or ""
