@@ -18,7 +18,8 @@ from qmpkit.cli.which_farm import which_farm
 from qmpkit.spec.sizes import format_size
 
 __all__ = ["delete_snapshot", "flatten_disk", "limit_disk", "list_snapshots", "load_snapshot"]
-__all__ += ["move_disk", "resize_disk", "revert_snapshot", "show_disks", "take_snapshot"]
+__all__ += ["move_disk", "rename_snapshot", "resize_disk", "revert_snapshot", "show_disks"]
+__all__ += ["take_snapshot"]
 
 
 def _machine(name: str, farm: str | None) -> tuple[Daemon, str]:
@@ -48,7 +49,7 @@ def list_snapshots(name: str, farm: str | None, *, as_json: bool) -> int:
     if not found["snapshots"]:
         talk.note(f"{machine} has no snapshots")
         return Exit.OK
-    headings = ("NAME", "KIND", "TAKEN", "DISKS", "DESCRIPTION")
+    headings = ("NAME", "KIND", "TAKEN", "SIZE", "DISKS", "DESCRIPTION")
     print_table(headings, _rows(found["snapshots"], found["current"]), prose=True)
     return Exit.OK
 
@@ -65,6 +66,7 @@ def _rows(points: list[dict[str, Any]], current: str | None) -> list[tuple[str, 
                 "  " * depth[point["name"]] + point["name"] + mark,
                 "disks" if point["kind"] == "external" else "disks and RAM",
                 time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(point["time"])),
+                "-" if point["bytes"] is None else human_size(point["bytes"]),
                 ", ".join(point["disks"]),
                 point["description"] + torn,
             )
@@ -87,6 +89,14 @@ def load_snapshot(name: str, snapshot: str, farm: str | None) -> int:
     job = daemon.post("machines", machine, "snapshots", snapshot, "load")["job"]
     followed(daemon, job, f"going back to snapshot {snapshot} of {machine}", quiet=True)
     talk.say(f"{machine} is back at snapshot {snapshot}")
+    return Exit.OK
+
+
+def rename_snapshot(name: str, snapshot: str, to: str, farm: str | None) -> int:
+    """`snapshot rename`."""
+    daemon, machine = _machine(name, farm)
+    daemon.post("machines", machine, "snapshots", snapshot, "rename", body={"to": to})
+    talk.say(f"{machine}: snapshot {snapshot} is called {to}")
     return Exit.OK
 
 

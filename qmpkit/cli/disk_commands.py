@@ -87,6 +87,20 @@ def load(name: Name, snapshot: Point, /, *, farm: Farm = None) -> int:
     return load_snapshot(name, snapshot, farm)
 
 
+def rename(
+    name: Name,
+    snapshot: Point,
+    to: Annotated[str, Parameter(help="What it is to be called.")],
+    /,
+    *,
+    farm: Farm = None,
+) -> int:
+    """Give a snapshot of the disks another name."""
+    from qmpkit.cli.disk_actions import rename_snapshot
+
+    return rename_snapshot(name, snapshot, to, farm)
+
+
 def revert(
     name: Name,
     snapshot: Point,
@@ -181,6 +195,7 @@ SNAPSHOT: dict[str, Callable[..., Any]] = {
     "list": list_,
     "delete": delete,
     "load": load,
+    "rename": rename,
     "revert": revert,
 }
 DISK: dict[str, Callable[..., Any]] = {

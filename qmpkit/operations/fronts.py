@@ -153,6 +153,17 @@ class Snapshots:
                 raise SpecInvalid([fault], f"machine {self._machine.name!r}")
             await inner_snapshots.load_inner(self._machine, point, progress=progress)
 
+    async def sizes(self) -> dict[str, int]:
+        """Bytes on the host of each snapshot's own layers; those with RAM are in the images."""
+        return await snapshots.sizes_of(self.list())
+
+    async def rename(self, name: str, to: str) -> None:
+        """Give a snapshot another name; its files keep theirs.
+
+        Not one that `save` has made: the images know it by its name.
+        """
+        await snapshots.rename(self._machine, name, to)
+
     async def delete(self, name: str, *, speed: int = 0, progress: Progress | None = None) -> None:
         """Forget a snapshot; the machine's data stay.
 

@@ -236,3 +236,50 @@ async def delete(
             point = known_snapshot(machine.spec, name)
             await delete_point(machine, disk_id, point, speed=speed, progress=progress)
     return None
+
+
+async def rename(machine: Changeable, name: str, to: str) -> None:
+    """Give a snapshot another name; see `Snapshots.rename`."""
+    async with machine.changing:
+        point = known_snapshot(machine.spec, name)
+        faults = list(new_name_faults(machine.spec, to))
+        if point.kind == "internal":
+            message = f"{name!r} is held by the images, which know it by that name"
+            faults.append(Fault("name", message))
+        if faults:
+            raise SpecInvalid(faults, f"machine {machine.name!r}")
+        names = {name: to}
+        points = [
+            attrs.evolve(
+                it,
+                name=names.get(it.name, it.name),
+                parent=names.get(it.parent or "", it.parent),
+            )
+            for it in machine.spec.snapshots
+        ]
+        at = names.get(machine.spec.snapshot or "", machine.spec.snapshot)
+        done = attrs.evolve(machine.spec, snapshots=points, snapshot=at)
+        what = f"rename the snapshot {name!r}"
+        change = Change(what=what, spec=done, begun=machine.spec, sure=True)
+        async with undertaking(machine, change) as it:
+            it.done()
+
+
+async def sizes_of(points: Sequence[Snapshot]) -> dict[str, int]:
+    """Bytes that the files of each external snapshot take on the host."""
+    return await trio.to_thread.run_sync(_sizes_of, points)
+
+
+def _sizes_of(points: Sequence[Snapshot]) -> dict[str, int]:
+    sizes = {}
+    for point in points:
+        if point.kind == "external":
+            sizes[point.name] = sum(_size(Path(file)) for file in point.disks.values())
+    return sizes
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_blocks * 512
+    except OSError:
+        return 0

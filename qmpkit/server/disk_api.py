@@ -15,7 +15,7 @@ from starlette.routing import Route
 from qmpkit.operations.at_rest import AtRest
 from qmpkit.operations.jobs import JobProgress
 from qmpkit.operations.merge import Progress
-from qmpkit.operations.snapshots import known_snapshot
+from qmpkit.operations.snapshots import known_snapshot, sizes_of
 from qmpkit.server.answers import Refused, answer
 from qmpkit.server.bodies import Keys, read_object, whole_number
 from qmpkit.server.jobs import Jobs, Step
@@ -52,6 +52,7 @@ class DiskApi:
             Route(f"{one}/snapshots", self.take, methods=["POST"]),
             Route(point, self.delete, methods=["DELETE"]),
             Route(f"{point}/load", self.load, methods=["POST"]),
+            Route(f"{point}/rename", self.rename, methods=["POST"]),
             Route(f"{point}/revert", self.revert, methods=["POST"]),
             Route(f"{one}/disks", self.disks),
             Route(f"{disk}/move", self.move, methods=["POST"]),
@@ -65,7 +66,8 @@ class DiskApi:
     async def snapshots(self, request: Request) -> Response:
         """All of a machine, and the one that it goes on from."""
         spec = self._find(request).spec
-        points = [snapshot_view(it) for it in spec.snapshots]
+        sizes = await sizes_of(spec.snapshots)
+        points = [snapshot_view(it) | {"bytes": sizes.get(it.name)} for it in spec.snapshots]
         return answer({"snapshots": points, "current": spec.snapshot})
 
     async def take(self, request: Request) -> Response:
@@ -129,6 +131,15 @@ class DiskApi:
             return {"name": name}
 
         return self._job(f"load snapshot {name} of {kept.name}", work)
+
+    async def rename(self, request: Request) -> Response:
+        """Give one another name."""
+        kept, name = self._find(request), request.path_params["snapshot"]
+        to = (await read_object(request, {"to": str})).get("to", "")
+        _refuse_busy(kept)
+        async with self._on(kept) as machine:
+            await machine.snapshots.rename(name, to)
+        return answer({"name": to})
 
     async def revert(self, request: Request) -> Response:
         """Start from one of the disks alone; with stop, a machine that is up is restarted."""

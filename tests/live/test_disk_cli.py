@@ -117,7 +117,8 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     shell.run("snapshot", "take", "store", "down")
     assert "down *" in shell.run("snapshot", "list", "store")
     assert "store.down.qcow2" in shell.run("disk", "list", "store")
-    shell.run("snapshot", "delete", "store", "down")
+    shell.run("snapshot", "rename", "store", "down", "rest")
+    shell.run("snapshot", "delete", "store", "rest")
     assert "running machine" in shell.run("disk", "limit", "store", "disk0", status=2)
     shell.run("down", "--grace", "0", "--delete-disks", "--yes")
     assert places.qemus() == []

@@ -40,6 +40,10 @@ async def test_snapshots_of_two_disks_are_taken_and_merged(qemu: str, tmp_path: 
             snapshot = await vm.snapshots.take(name, description=f"the {name}")
         assert snapshot.parent == "two"
         assert vm.snapshots.current == "three"
+        await vm.snapshots.rename("two", "deux")
+        assert [it.parent for it in vm.snapshots.list()] == [None, "one", "deux"]
+        await vm.snapshots.rename("deux", "two")
+        assert all(size > 0 for size in (await vm.snapshots.sizes()).values())
         points = {point.name: point.disks for point in vm.snapshots.list()}
         seen: list[JobProgress] = []
         await vm.snapshots.delete("two", progress=seen.append)  # in the middle
