@@ -63,3 +63,8 @@ FARM_EVENTS = size(ci=20, long=1000)  # of them, timed on their way to a client
 
 # Disks of machines that run
 DISK_KILLS = size(ci=5, long=100)  # SIGKILLs between two steps of a change, for each kind
+
+# Backups
+BACKUP_POINTS = size(ci=3, long=19)  # in one chain, and one more after a restart
+BACKUP_CANCELS = size(ci=11, long=1)  # each so-and-so-many-th checkpoint of one
+BACKUP_KILLS = size(ci=4, long=100)  # SIGKILLs between two steps of a backup, and of a prune

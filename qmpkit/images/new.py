@@ -16,7 +16,7 @@ from qmpkit.images.tool import WRITE_LIMITS, Asked, run_qemu_img
 from qmpkit.process.limits import Limits
 from qmpkit.spec.sizes import to_bytes
 
-__all__ = ["create", "overlay", "place_empty", "place_layer", "place_overlay"]
+__all__ = ["create", "overlay", "place_backup", "place_empty", "place_layer", "place_overlay"]
 
 Preallocation = Literal["metadata", "falloc", "full"]
 
@@ -149,6 +149,18 @@ async def place_layer(path: StrPath, base: StrPath, base_format: str, size: int)
     async with new_image(path, "qcow2") as draft:
         words = ["create", "-q", "-u", "-f", "qcow2", "-F", base_format]
         words += ["-b", _recorded(origin, draft.target), "--", draft.path, str(size)]
+        await run_qemu_img(words, draft.asked, WRITE_LIMITS, fds=draft.fds)
+    return draft.placed()
+
+
+async def place_backup(path: StrPath, parent: str | None, size: int) -> Placed:
+    """An empty qcow2 for a backup; *parent*: the name of the layer beside it that it needs.
+
+    As `place_empty` otherwise.
+    """
+    async with new_image(path, "qcow2") as draft:
+        below = [] if parent is None else ["-u", "-F", "qcow2", "-b", f"./{parent}"]
+        words = ["create", "-q", "-f", "qcow2", *below, "--", draft.path, str(size)]
         await run_qemu_img(words, draft.asked, WRITE_LIMITS, fds=draft.fds)
     return draft.placed()
 

@@ -24,7 +24,8 @@ class Change:
     `what`: in words, for people.  `spec`: what the machine is started from once it is done,
     `begun` meanwhile and when it is not done in the end.  `sure`: `spec` is right as soon
     as all of `files` are there, whoever dies.  `job`, `nodes`, `files`: the job that does it
-    and the nodes and files that are made for it, to be gone when it is not done in the end.
+    and the nodes and files that are made for it, to be gone when it is not done in the end;
+    `jobs`: those that do it together, when they are several.
     `leaving`, `obsolete`: nodes and files that the machine does not use any more once it is
     done, and that nobody needs.  `frozen`: the guest's file systems are frozen for it.
     """
@@ -34,6 +35,7 @@ class Change:
     begun: MachineSpec
     sure: bool = False
     job: str = ""
+    jobs: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     leaving: tuple[str, ...] = ()

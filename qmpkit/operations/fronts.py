@@ -1,4 +1,4 @@
-"""`vm.disks` and `vm.snapshots`: what users hold of the block operations."""
+"""`vm.disks`, `vm.snapshots`, `vm.backups`: what users hold of the block operations."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from pathlib import Path
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations import disks, inner_snapshots, snapshots
 from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.backup import run_backup
+from qmpkit.operations.backup_plan import Mode, remove_bitmaps
 from qmpkit.operations.graph import Layer
 from qmpkit.operations.merge import Progress
 from qmpkit.operations.snapshots import Freeze
+from qmpkit.spec.backups import BackupPoint
 from qmpkit.spec.block import DiskFormat
 from qmpkit.spec.snapshots import Snapshot
 
-__all__ = ["Disks", "Snapshots"]
+__all__ = ["Backups", "Disks", "Snapshots"]
 
 
 class Disks:
@@ -162,3 +165,57 @@ class Snapshots:
         (`Snapshot.whole`); delete it again.
         """
         await snapshots.delete(self._machine, name, speed=speed, progress=progress)
+
+
+class Backups:
+    """Backups of one machine; `qmpkit.backups` reads, restores and prunes what they make."""
+
+    def __init__(self, machine: Changeable, freeze: Freeze) -> None:
+        self._machine = machine
+        self._freeze = freeze
+
+    async def run(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        mode: Mode = "auto",
+        compress: bool = False,
+        speed: int = 0,
+        freeze: bool = False,
+        progress: Progress | None = None,
+    ) -> BackupPoint:
+        """Copy all disks that the guest can write to, as they are at this moment, into *folder*.
+
+        The guest goes on meanwhile.  Each disk becomes a qcow2 there that holds what has
+        changed since the point before ("incremental": QEMU keeps a persistent dirty bitmap
+        in the disk's image), or all of it ("full").  "auto" is incremental where that can
+        be, and `BackupPoint.why` says where it could not: raw images hold no bitmap; a
+        snapshot, a merge or a move leaves it behind; a QEMU that was killed has spoilt it.
+
+        *folder* is made when it is not there; it takes backups of one machine.  *speed*: bytes
+        a second for all disks together, 0: as fast as it can.  *freeze*: the guest's file
+        systems are flushed and stand still for the moment (needs the guest agent).
+        *progress* is told of the copying, then of the checksums (`state.type` "checksum").
+
+        The point is there when it is whole and safe on disk.  Failed or cancelled, *folder*
+        and the machine are as they were, and the next one goes on from the last point.
+        Raises SpecInvalid (an "incremental" that cannot be, a folder of another machine),
+        ImageInUse (another is at work in the folder), JobFailed and ImageFailed (no space).
+        """
+        return await run_backup(
+            self._machine,
+            Path(folder),
+            mode=mode,
+            compress=compress,
+            speed=speed,
+            freeze=self._freeze if freeze else None,
+            progress=progress,
+        )
+
+    async def forget(self) -> None:
+        """Remove the dirty bitmaps of all backups from the machine's images.
+
+        The next backup into any folder copies everything.
+        """
+        async with self._machine.changing:
+            await remove_bitmaps(self._machine, "")

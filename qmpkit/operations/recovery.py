@@ -37,6 +37,8 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
                     await changes.next()
         if change.job:
             await discard_job(machine, change.job, changes)
+    for name in change.jobs:
+        await discard_job(machine, name)
     graph = await graph_of(machine)
     used = {layer.file for disk in graph.disks for layer in graph.chain(disk)}
     done = _is_done(change, used)

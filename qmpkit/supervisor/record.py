@@ -159,7 +159,7 @@ class Record:
 
 
 _OWN_FORM = ("spec", "identity", "end", "history", "health", "farm", "change")
-_CHANGE_LISTS = ("nodes", "files", "leaving", "obsolete")
+_CHANGE_LISTS = ("jobs", "nodes", "files", "leaving", "obsolete")
 _CAUSES: dict[str, Cause] = {cause.value: cause for cause in (*ExitCause, *Mishap)}
 
 

@@ -240,6 +240,8 @@ async def test_a_guest_freezes_for_the_moment_and_goes_on(qemu: str, tmp_path: P
         make = "mkdir -p /mnt && mke2fs -q /dev/vda && mount /dev/vda /mnt"
         await vm.agent.run(["sh", "-c", make], check=True)
         await vm.agent.run(["sh", "-c", "echo safe > /mnt/file"], check=True)
+        point = await vm.backups.run(tmp_path / "backups", freeze=True)
+        assert point.frozen
         await vm.snapshots.take("frozen", freeze=True)
         await vm.agent.run(["sh", "-c", "echo more > /mnt/more && sync"], check=True)
         async with vm.agent.frozen() as count:
@@ -250,3 +252,7 @@ async def test_a_guest_freezes_for_the_moment_and_goes_on(qemu: str, tmp_path: P
                 await trio.sleep_forever()
         done = await vm.agent.run(["sh", "-c", "cat /mnt/file /mnt/more /mnt/even"], check=True)
         assert done.text.split() == ["safe", "more", "even"]
+    raw = await qmpkit.backups.restore(tmp_path / "backups", "disk0", tmp_path / "r", format="raw")
+    argv = ["debugfs", "-R", "cat /file", str(raw)]
+    shown = await trio.run_process(argv, capture_stdout=True, capture_stderr=True)
+    assert shown.stdout == b"safe\n", "only the freezing has flushed it"

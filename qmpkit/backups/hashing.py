@@ -1,0 +1,76 @@
+"""Checksums of files that may take minutes to read: told of, and cancelled between two pieces."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import attrs
+import trio
+
+from qmpkit.images.tool import Asked
+
+__all__ = ["Digest", "Read", "copied", "digest_of"]
+
+_PIECE = 16 << 20  # some 20 ms of work in the thread
+_COPY = 64 << 20
+
+Read = Callable[[int], object]
+"""Is told how many bytes more have been read; must not block."""
+
+
+@attrs.frozen
+class Digest:
+    """The SHA-256 of a file in hexadecimal, and its length in bytes."""
+
+    sha256: str
+    length: int
+
+
+async def digest_of(path: Path, asked: Asked, read: Read | None = None, *, safe: bool) -> Digest:
+    """Read the whole file; with *safe* what is read is on disk afterwards (fsync).
+
+    Raises ImageFailed, in the name of *asked*, for what the file system says.
+    """
+    try:
+        file = await trio.to_thread.run_sync(path.open, "rb")
+        with file:
+            if safe:  # abandoned it ends by itself, and does no harm
+                await trio.to_thread.run_sync(os.fsync, file.fileno(), abandon_on_cancel=True)
+            digest, length = hashlib.sha256(), 0
+            while count := await trio.to_thread.run_sync(_update, digest, file):
+                length += count
+                if read is not None:
+                    read(count)
+    except OSError as error:
+        raise asked.failed_by(error) from error
+    return Digest(digest.hexdigest(), length)
+
+
+def _update(digest: hashlib._Hash, file: BinaryIO) -> int:
+    piece = file.read(_PIECE)
+    digest.update(piece)
+    return len(piece)
+
+
+async def copied(source: Path, target: Path, asked: Asked) -> None:
+    """Write a copy of *source* at *target*, which is not there; sharing blocks where it can be.
+
+    Cancelled or failed, what there is of it stays: it is the caller's draft.
+    """
+    try:
+        with (
+            await trio.to_thread.run_sync(source.open, "rb") as old,
+            await trio.to_thread.run_sync(target.open, "xb") as new,
+        ):
+            while await trio.to_thread.run_sync(_copy, old.fileno(), new.fileno()):
+                pass
+    except OSError as error:
+        raise asked.failed_by(error) from error
+
+
+def _copy(old: int, new: int) -> int:
+    return os.copy_file_range(old, new, _COPY)

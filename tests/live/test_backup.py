@@ -1,0 +1,356 @@
+"""Backups of a machine that runs: every point restores to what the guest had then."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+import trio
+
+import qmpkit
+from qmpkit import ImageFailed, JobFailed, SpecInvalid, backups
+from qmpkit.backups.repository import MANIFEST
+from qmpkit.operations.backup_plan import dirty_bitmaps
+from qmpkit.operations.jobs import JobProgress
+from qmpkit.testing.cancel import cancel_at_every_checkpoint
+from qmpkit.testing.leaks import leaks
+from tests.live.blocks import BLOCK, bare, holds, nothing_left, write
+from tests.live.small_disk import small_disk
+from tests.sizes import BACKUP_CANCELS, BACKUP_POINTS, NEWEST
+
+pytestmark = pytest.mark.live
+
+BLOCKS = 16 * 16  # of a disk of 16 MiB
+
+
+async def io(vm: qmpkit.VM, disk: str, command: str) -> None:
+    line = f'qemu-io -d /machine/peripheral/{disk}/virtio-backend "{command}"'
+    await vm.execute("human-monitor-command", {"command-line": line})
+
+
+async def restored(folder: Path, disk: str, point: int | None, expected: dict[int, int]) -> None:
+    target = folder / f"{disk}-{point}.raw"
+    await backups.restore(folder, disk, target, point=point, format="raw")
+    try:
+        await holds(str(target), "raw", expected)
+    finally:
+        target.unlink()
+
+
+def layers(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {MANIFEST}
+
+
+async def ours(vm: qmpkit.VM) -> set[str]:
+    """The dirty bitmaps in all its images."""
+    found = await dirty_bitmaps(vm.machine)
+    return {name for bitmaps in found.values() for name in bitmaps}
+
+
+async def changed(vm: qmpkit.VM, expected: dict[int, int], rng: random.Random) -> int:
+    """Write, zero and trim blocks at random; how many of them."""
+    blocks = rng.sample(range(BLOCKS), 8)
+    for block in blocks:
+        deed = rng.choice(["write", "write", "zero", "trim"])
+        expected[block] = rng.randrange(1, 256) if deed == "write" else 0
+        flags = {"write": f"-P {expected[block]}", "zero": "-z", "trim": "-z -u"}[deed]
+        await io(vm, "disk0", f"write {flags} {block * BLOCK} {BLOCK}")
+    await io(vm, "disk0", "flush")
+    return len(blocks)
+
+
+@pytest.mark.bound(60 + 4 * BACKUP_POINTS)
+async def test_every_point_restores_and_the_kept_ones_after_a_prune(
+    qemu: str, qemu_img: str, tmp_path: Path
+) -> None:
+    folder, rng = tmp_path / "backups", random.Random(1)
+    expected: dict[int, int] = dict.fromkeys(range(BLOCKS), 0)
+    had: dict[int, dict[int, int]] = {}
+    spec = bare(qemu, tmp_path, "qcow2", "raw")
+    async with qmpkit.running(spec, paused=True) as vm:
+        for number in range(1, BACKUP_POINTS + 1):
+            dirty = await changed(vm, expected, rng)
+            await write(vm, "disk1", 0, number)
+            point = await vm.backups.run(folder, compress=number % 2 == 0)
+            assert point.number == number
+            had[number] = dict(expected)
+            layer = point.disks["disk0"]
+            if number > 1:
+                assert layer.parent and not layer.why, point.why
+                # The metadata of an empty qcow2 are five clusters.
+                assert (
+                    folder / layer.file
+                ).stat().st_blocks * 512 <= 1.1 * dirty * BLOCK + 5 * BLOCK
+            assert "raw image holds no dirty bitmap" in point.disks["disk1"].why
+            await nothing_left(vm)
+            assert len(await ours(vm)) == 1
+        spec = vm.spec
+    async with qmpkit.running(spec, paused=True) as vm:  # the bitmap has waited in the image
+        await changed(vm, expected, rng)
+        point = await vm.backups.run(folder, mode="auto")
+        assert point.disks["disk0"].parent is not None, point.why
+        had[point.number] = dict(expected)
+    assert await backups.compare(folder, "disk0", spec.disks[0].file, format="qcow2")
+    assert not await backups.compare(folder, "disk0", spec.disks[0].file, format="qcow2", point=1)
+    await _all_hold(folder, had)
+    gone = await backups.prune(folder, keep_last=2, dry_run=True)
+    assert [point.number for point in gone] == sorted(had)[:-2]
+    assert gone == await backups.prune(folder, keep_last=2)
+    had = {number: had[number] for number in sorted(had)[-2:]}
+    await _all_hold(folder, had)
+    assert len(layers(folder)) == 4
+    assert await backups.prune(folder, keep_last=1, weekly=1) != ()
+    (last,) = await backups.points(folder)
+    assert last.kind == "full"
+    async with qmpkit.running(spec, paused=True) as vm:  # a pruned chain goes on
+        await changed(vm, expected, rng)
+        point = await vm.backups.run(folder, mode="auto")
+        assert point.disks["disk0"].parent is not None, point.why
+    await _all_hold(folder, {last.number: had[last.number], point.number: expected})
+
+
+async def _all_hold(folder: Path, had: dict[int, dict[int, int]]) -> None:
+    assert [point.number for point in await backups.points(folder)] == sorted(had)
+    assert await backups.verify(folder) == ()
+    for number, expected in had.items():
+        await restored(folder, "disk0", number, expected)
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_an_incremental_backup_is_as_small_as_what_changed(qemu: str, tmp_path: Path) -> None:
+    folder = tmp_path / "backups"
+    async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+        await write(vm, "disk0", 0, 1, count=BLOCKS)
+        await vm.backups.run(folder)
+        for block in range(0, BLOCKS, 2):
+            await write(vm, "disk0", block, 2)
+        point = await vm.backups.run(folder, mode="incremental")
+    taken = (folder / point.disks["disk0"].file).stat().st_blocks * 512
+    assert taken <= 1.1 * BLOCK * BLOCKS / 2
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_what_has_no_bitmap_any_more_is_copied_whole_and_said(
+    qemu: str, tmp_path: Path
+) -> None:
+    folder, expected = tmp_path / "backups", {0: 1}
+    had: dict[int, dict[int, int]] = {}
+
+    async def backed_up(said: str | None) -> None:
+        expected[len(had) + 1] = len(had) + 1
+        await write(vm, "disk0", len(had) + 1, len(had) + 1)
+        point = await vm.backups.run(folder)
+        assert (point.kind == "incremental") == (said is None), point.why
+        assert (said or "") in point.why
+        had[point.number] = dict(expected)
+        await nothing_left(vm)
+        (top, *_) = await vm.disks.chain("disk0")
+        assert len(top.bitmaps) == 1
+
+    async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+        await write(vm, "disk0", 0, 1)
+        await backed_up("")
+        await vm.disks.resize("disk0", "32MiB")
+        await backed_up(None)
+        await vm.snapshots.take("one")
+        with pytest.raises(SpecInvalid, match=r"disk0: its dirty bitmap is gone.*mode=.auto"):
+            await vm.backups.run(folder, mode="incremental")
+        point = await vm.backups.run(folder)
+        assert point.kind == "full" and "a snapshot" in point.why
+        had[point.number] = dict(expected)
+        await backed_up(None)
+        await vm.snapshots.delete("one")
+        await backed_up("its dirty bitmap is gone")
+        await backed_up(None)
+        await vm.disks.move("disk0", tmp_path / "moved.qcow2")
+        await backed_up("its dirty bitmap is gone")
+        (folder / (await backups.points(folder))[-1].disks["disk0"].file).rename(tmp_path / "aside")
+        await backed_up("is not there any more")
+        (tmp_path / "aside").rename(folder / (await backups.points(folder))[-2].disks["disk0"].file)
+        spec = vm.spec
+        await vm.kill()
+    async with qmpkit.running(spec, paused=True) as vm:
+        await backed_up("QEMU was killed before it was stored there")
+        await backed_up(None)
+    async with qmpkit.running(spec, paused=True) as vm:
+        await backed_up(None)
+        await vm.quit()
+    async with qmpkit.running(spec, paused=True) as vm:
+        await vm.kill()
+    async with qmpkit.running(spec, paused=True) as vm:
+        await backed_up("bitmap may lack changes: QEMU was killed")
+        await backed_up(None)
+        await vm.backups.forget()
+        await backed_up("its dirty bitmap is gone")
+    assert await backups.verify(folder) == ()
+    for number, blocks in had.items():
+        await restored(folder, "disk0", number, blocks)
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_going_back_to_ram_leaves_no_bitmap_that_lies(qemu: str, tmp_path: Path) -> None:
+    folder = tmp_path / "backups"
+    async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+        await write(vm, "disk0", 0, 1)
+        await vm.snapshots.save("ram")
+        await write(vm, "disk0", 0, 2)
+        await vm.backups.run(folder)
+        await vm.snapshots.load("ram")
+        point = await vm.backups.run(folder)
+        assert "its dirty bitmap is gone" in point.why
+    await restored(folder, "disk0", 1, {0: 2})
+    await restored(folder, "disk0", 2, {0: 1})
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_cancelled_anywhere_the_folder_and_the_machine_are_as_they_were(
+    qemu: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "backups"
+    async with leaks(), qmpkit.running(bare(qemu, tmp_path, "qcow2", "qcow2"), paused=True) as vm:
+        await vm.backups.run(folder)
+        numbers = itertools.count(1)
+        known: list[int] = [1]
+
+        async def run() -> None:
+            await write(vm, "disk0", next(numbers), 7)
+            await vm.backups.run(folder)
+
+        async def as_before() -> None:
+            await nothing_left(vm)
+            points = await backups.points(folder)
+            files = {layer.file for point in points for layer in point.disks.values()}
+            assert layers(folder) == files
+            if len(points) == len(known):  # undone: it goes on from the last point
+                assert f"-{points[-1].number}" in str(await ours(vm))
+            known[:] = [point.number for point in points]
+
+        await cancel_at_every_checkpoint(run, every=BACKUP_CANCELS, after=as_before)
+        done = next(numbers)
+        point = await vm.backups.run(folder)
+        assert not point.why
+    await restored(folder, "disk0", None, dict.fromkeys(range(1, done), 7))
+    assert await backups.verify(folder) == ()
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_a_full_disk_fails_the_backup_and_not_the_machine(qemu: str, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small") as small:
+        folder = small.path / "backups"
+        async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+            await write(vm, "disk0", 0, 7, count=4)
+            await vm.backups.run(folder)
+            before = layers(folder)
+            await write(vm, "disk0", 4, 8, count=32)
+            with pytest.raises(ImageFailed, match=r"No space left.*needed"):
+                await vm.backups.run(folder)
+            # Nobody knows beforehand what compression leaves of it.
+            for block in range(4, 36):
+                await io(vm, "disk0", f"write -s /dev/urandom {block * BLOCK} {BLOCK}")
+            with pytest.raises((JobFailed, ImageFailed), match="No space left"):
+                await vm.backups.run(folder, compress=True)
+            small.fill()
+            with pytest.raises(ImageFailed, match="No space left"):
+                await vm.backups.run(folder, compress=True)
+            small.free()
+            assert layers(folder) == before
+            await nothing_left(vm)
+            for block in range(4, 36):
+                await write(vm, "disk0", block, 9, count=1)
+            point = await vm.backups.run(folder, compress=True)
+            assert not point.why
+            small.fill()
+            with pytest.raises(ImageFailed, match="No space left"):
+                await backups.prune(folder, keep_last=1)
+            small.free()
+            await vm.quit()
+        await backups.restore(folder, "disk0", tmp_path / "back.raw", format="raw")
+        await holds(str(tmp_path / "back.raw"), "raw", {0: 7, 3: 7, 4: 9, 35: 9, 36: 0})
+        assert await backups.verify(folder) == ()
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_a_bad_layer_is_found_and_never_merged_or_restored(qemu: str, tmp_path: Path) -> None:
+    folder = tmp_path / "backups"
+    async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+        for number in (1, 2, 3):
+            await write(vm, "disk0", number, number)
+            await vm.backups.run(folder, mode="full" if number == 1 else "incremental")
+    second = folder / (await backups.points(folder))[1].disks["disk0"].file
+    whole = second.read_bytes()
+    second.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    (flaw,) = await backups.verify(folder)
+    assert flaw.points == (2, 3) and "checksum" in flaw.what
+    assert await backups.verify(folder, point=1) == ()
+    with pytest.raises(ImageFailed, match=r"checksum.*or take point 1"):
+        await backups.restore(folder, "disk0", tmp_path / "x.qcow2")
+    with pytest.raises(ImageFailed, match="checksum"):
+        await backups.prune(folder, keep_last=1)
+    assert not (tmp_path / "x.qcow2").exists()
+    second.unlink()
+    assert "missing" in str((await backups.verify(folder))[0])
+    second.write_bytes(whole)
+    assert len(await backups.prune(folder, keep_last=1)) == 2
+    await restored(folder, "disk0", 3, {1: 1, 2: 2, 3: 3})
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_what_cannot_be_is_refused(qemu: str, tmp_path: Path) -> None:
+    folder = tmp_path / "backups"
+    async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+        with pytest.raises(SpecInvalid, match="there is no point of it before"):
+            await vm.backups.run(folder, mode="incremental")
+        assert not folder.exists(), "what was made for nothing is gone"
+        seen: list[JobProgress] = []
+        await vm.backups.run(folder, progress=seen.append)
+        assert {it.state.type for it in seen} == {"backup", "checksum"}
+        assert seen[-1].state.fraction == 1.0
+        with pytest.raises(SpecInvalid, match="counts from 0"):
+            await vm.backups.run(folder, speed=-1)
+        with pytest.raises(SpecInvalid, match="mode"):
+            await vm.backups.run(folder, mode="other")  # type: ignore[arg-type]
+        text = (folder / MANIFEST).read_text()
+        (folder / MANIFEST).write_text(text.replace('"bare"', '"other"'))
+        with pytest.raises(SpecInvalid, match="backups of 'other', not of 'bare'"):
+            await vm.backups.run(folder)
+        (folder / MANIFEST).write_text(text)
+        with pytest.raises(ImageFailed, match="No such file"):
+            await vm.backups.run(tmp_path / "no" / "folder")
+    with pytest.raises(SpecInvalid, match="there is no manifest"):
+        await backups.points(tmp_path)
+    with pytest.raises(SpecInvalid, match=r"there is no point 7 \(there are 1"):
+        await backups.restore(folder, "disk0", tmp_path / "x.qcow2", point=7)
+    with pytest.raises(SpecInvalid, match="did you mean 'disk0'"):
+        await backups.restore(folder, "disc0", tmp_path / "x.qcow2")
+    with pytest.raises(ImageFailed, match="exists already"):
+        await backups.restore(folder, "disk0", tmp_path / "0.qcow2")
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_two_at_once_in_a_folder_and_a_slow_one_cancelled(qemu: str, tmp_path: Path) -> None:
+    folder = tmp_path / "backups"
+    spec = bare(qemu, tmp_path, "qcow2")
+    async with qmpkit.running(spec, paused=True) as vm:
+        await write(vm, "disk0", 0, 1, count=BLOCKS)
+        seen: list[JobProgress] = []
+        with trio.CancelScope() as scope:
+
+            async def second() -> None:
+                with pytest.raises(qmpkit.ImageInUse, match="is at work there"):
+                    await backups.prune(folder, keep_last=1)
+                scope.cancel()
+
+            async with trio.open_nursery() as nursery:
+
+                def told(progress: JobProgress) -> None:
+                    if not seen:
+                        nursery.start_soon(second)
+                    seen.append(progress)
+
+                await vm.backups.run(folder, speed=1 << 20, progress=told)
+        assert scope.cancelled_caught
+        assert seen[-1].state.fraction < 1
+        assert not folder.exists()
+        await nothing_left(vm)
