@@ -16,6 +16,7 @@ from qmpkit.operations.backup_plan import dirty_bitmaps
 from qmpkit.operations.jobs import JobProgress
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
+from tests.live.backup_folders import files_needed, files_there, make_first_older
 from tests.live.blocks import BLOCK, bare, holds, nothing_left, write
 from tests.live.small_disk import small_disk
 from tests.sizes import BACKUP_CANCELS, BACKUP_POINTS, NEWEST
@@ -37,10 +38,6 @@ async def restored(folder: Path, disk: str, point: int | None, expected: dict[in
         await holds(str(target), "raw", expected)
     finally:
         target.unlink()
-
-
-def layers(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {MANIFEST}
 
 
 async def ours(vm: qmpkit.VM) -> set[str]:
@@ -100,7 +97,7 @@ async def test_every_point_restores_and_the_kept_ones_after_a_prune(
     assert gone == await backups.prune(folder, keep_last=2)
     had = {number: had[number] for number in sorted(had)[-2:]}
     await _all_hold(folder, had)
-    assert len(layers(folder)) == 4
+    assert len(files_there(folder)) == 4
     assert await backups.prune(folder, keep_last=1, weekly=1) != ()
     (last,) = await backups.points(folder)
     assert last.kind == "full"
@@ -221,8 +218,7 @@ async def test_cancelled_anywhere_the_folder_and_the_machine_are_as_they_were(
         async def as_before() -> None:
             await nothing_left(vm)
             points = await backups.points(folder)
-            files = {layer.file for point in points for layer in point.disks.values()}
-            assert layers(folder) == files
+            assert files_there(folder) == files_needed(points)
             if len(points) == len(known):  # undone: it goes on from the last point
                 assert f"-{points[-1].number}" in str(await ours(vm))
             known[:] = [point.number for point in points]
@@ -242,7 +238,7 @@ async def test_a_full_disk_fails_the_backup_and_not_the_machine(qemu: str, tmp_p
         async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
             await write(vm, "disk0", 0, 7, count=4)
             await vm.backups.run(folder)
-            before = layers(folder)
+            before = files_there(folder)
             await write(vm, "disk0", 4, 8, count=32)
             with pytest.raises(ImageFailed, match=r"No space left.*needed"):
                 await vm.backups.run(folder)
@@ -255,7 +251,7 @@ async def test_a_full_disk_fails_the_backup_and_not_the_machine(qemu: str, tmp_p
             with pytest.raises(ImageFailed, match="No space left"):
                 await vm.backups.run(folder, compress=True)
             small.free()
-            assert layers(folder) == before
+            assert files_there(folder) == before
             await nothing_left(vm)
             for block in range(4, 36):
                 await write(vm, "disk0", block, 9, count=1)
@@ -292,7 +288,9 @@ async def test_a_bad_layer_is_found_and_never_merged_or_restored(qemu: str, tmp_
     second.unlink()
     assert "missing" in str((await backups.verify(folder))[0])
     second.write_bytes(whole)
-    assert len(await backups.prune(folder, keep_last=1)) == 2
+    make_first_older(folder)
+    assert [point.number for point in await backups.prune(folder, daily=2)] == [2]
+    await restored(folder, "disk0", 1, {1: 1, 2: 0, 3: 0})
     await restored(folder, "disk0", 3, {1: 1, 2: 2, 3: 3})
 
 
