@@ -16,7 +16,14 @@ from qmpkit.images.drafts import StrPath
 from qmpkit.images.in_use import checked_chain
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
 from qmpkit.process.tools import Completed
-from qmpkit.spec.backups import BackupLayer, BackupManifest, BackupPoint, layers_below, point_of
+from qmpkit.spec.backups import (
+    BackupLayer,
+    BackupManifest,
+    BackupPoint,
+    layers_below,
+    point_of,
+    point_with,
+)
 
 __all__ = ["Flaw", "Told", "compare", "flaws_of", "points", "refused", "verify"]
 
@@ -55,7 +62,7 @@ async def verify(
     async with repository(folder, doing="verify the backups in") as place:
         chosen = place.manifest.points
         if point is not None:
-            chosen = (point_of(place.manifest, point),)
+            chosen = (point_with(chosen, point),)
         return await flaws_of(place, chosen, progress)
 
 

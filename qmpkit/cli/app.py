@@ -9,7 +9,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from qmpkit import __version__
-from qmpkit.cli import commands, farm_commands, guest_commands, image_commands, serve_commands
+from qmpkit.cli import (
+    backup_commands,
+    commands,
+    farm_commands,
+    guest_commands,
+    image_commands,
+    serve_commands,
+)
 from qmpkit.cli.exits import EXIT_TABLE, Exit
 from qmpkit.cli.farm_words import GROUP
 from qmpkit.cli.report import debug_wanted, reported
@@ -56,6 +63,7 @@ def completion(
 
 
 image = App(name="image", help="Make, look at and change disk images.")
+backup = App(name="backup", help="List, verify, restore and prune the backups in a folder.")
 
 
 def _add(to: App, commands: Iterable[Callable[..., Any] | App], group: Group | None = None) -> None:
@@ -69,7 +77,8 @@ def _add(to: App, commands: Iterable[Callable[..., Any] | App], group: Group | N
 
 
 _add(image, image_commands.ALL)
-_add(app, [*commands.ALL, image, completion])
+_add(backup, backup_commands.ALL)
+_add(app, [*commands.ALL, image, backup, completion])
 _add(app, [*farm_commands.ALL, *guest_commands.ALL, *serve_commands.ALL], GROUP)
 
 app.meta.suppress_keyboard_interrupt = False  # not handed down; ours says something

@@ -19,7 +19,7 @@ from qmpkit.spec.suggest import suggestion
 __all__ = ["MANIFEST_SCHEMA", "BackupLayer", "BackupManifest", "BackupPoint", "Merge", "Merged"]
 __all__ += ["bitmap_name", "bitmap_prefix", "files_of", "is_layer_file", "kept_points"]
 __all__ += ["layer_file_name", "layers_below", "manifest_from_json", "manifest_to_json"]
-__all__ += ["merges_for", "point_of"]
+__all__ += ["merges_for", "point_of", "point_with"]
 
 MANIFEST_SCHEMA = 1
 """The format's number.  A reader refuses what is newer than itself."""
@@ -121,21 +121,26 @@ def bitmap_name(repository: str, number: int) -> str:
     return f"{bitmap_prefix(repository)}{number}"
 
 
-def point_of(manifest: BackupManifest, number: int | None, disk: str = "") -> BackupPoint:
-    """The point of that number (None: the newest); SpecInvalid when it, or its *disk*, is none."""
-    source = f"backups of {manifest.machine!r}"
-    known = {point.number: point for point in manifest.points}
+def point_with(points: Sequence[BackupPoint], number: int | None) -> BackupPoint:
+    """The point of that number, None: the newest; SpecInvalid when there is none."""
+    known = {point.number: point for point in points}
     if not known:
-        raise SpecInvalid([Fault("point", "there is none yet")], source)
+        raise SpecInvalid([Fault("point", "there is none yet")])
     if number is None:
         number = max(known)
     if number not in known:
         hint = f"there are {', '.join(map(str, known))}"
-        raise SpecInvalid([Fault("point", f"there is no point {number}", hint)], source)
-    if disk and disk not in known[number].disks:
-        hint = suggestion(disk, tuple(known[number].disks))
-        raise SpecInvalid([Fault("disk", f"point {number} has no disk {disk!r}", hint)], source)
+        raise SpecInvalid([Fault("point", f"there is no point {number}", hint)])
     return known[number]
+
+
+def point_of(manifest: BackupManifest, number: int | None, disk: str) -> BackupPoint:
+    """`point_with`, and SpecInvalid when it has no *disk*."""
+    point = point_with(manifest.points, number)
+    if disk not in point.disks:
+        hint = suggestion(disk, tuple(point.disks))
+        raise SpecInvalid([Fault("disk", f"point {point.number} has no disk {disk!r}", hint)])
+    return point
 
 
 def layers_below(manifest: BackupManifest, layer: BackupLayer) -> tuple[BackupLayer, ...]:

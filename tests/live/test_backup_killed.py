@@ -146,15 +146,16 @@ async def test_killed_between_any_two_steps_of_a_prune(qemu: str, tmp_path: Path
                 await write(vm, "disk0", block, expected[block])
                 await vm.backups.run(folder)
             # The one merges down to nothing, the other down to the first point.
-            policy = {"keep_last": 2} if number % 2 else {"daily": 2}
+            last, daily = (2, 0) if number % 2 else (0, 2)
+            policy = f"dict(keep_last={last}, daily={daily})"
             make_first_older(folder)
-            died = await _dies(PRUNE, folder, _spread(number, PRUNE_STEPS), repr(policy))
+            died = await _dies(PRUNE, folder, _spread(number, PRUNE_STEPS), policy)
             assert died or LONG, "all of CI's moments are in a prune"
             assert await backups.verify(folder) == ()
             for point in await backups.points(folder):
                 had = dict(list(expected.items())[: point.number])
                 await _restores(folder, had, point.number)
-            await backups.prune(folder, **policy)
+            await backups.prune(folder, keep_last=last, daily=daily)
             points = await backups.points(folder)
             assert len(points) == 2
             assert files_there(folder) == files_needed(points)

@@ -24,7 +24,7 @@ from qmpkit.spec.backups import (
     manifest_from_json,
     manifest_to_json,
     merges_for,
-    point_of,
+    point_with,
 )
 
 ID = "0123abcd"
@@ -129,9 +129,9 @@ def test_a_manifest_comes_back() -> None:
     assert manifest_from_json(manifest_to_json(manifest), "x") == manifest
     assert [it.length for it in layers_below(manifest, layer(3, 2))] == [3, 2, 1]
     assert [it.kind for it in manifest.points] == ["full", "incremental", "incremental"]
-    assert point_of(manifest, None).number == 3
+    assert point_with(manifest.points, None).number == 3
     with pytest.raises(SpecInvalid, match="there is none yet"):
-        point_of(BackupManifest(id=ID, machine="web"), None)
+        point_with((), None)
 
 
 def broken(**changes: Any) -> str:

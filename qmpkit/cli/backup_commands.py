@@ -1,0 +1,82 @@
+"""`qmpkit backup …` as the shell sees it: words, options, help.  The deeds are in `cli.backup`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+__all__ = ["ALL"]
+
+Folder = Annotated[Path, Parameter(help="The folder of the backups.")]
+OnePoint = Annotated[
+    int | None, Parameter(name="--point", help="Its number, as `backup list` shows it.")
+]
+
+
+async def list(
+    folder: Folder,
+    /,
+    *,
+    json: Annotated[bool, Parameter(name="--json", help="JSON; sizes in bytes.")] = False,
+) -> None:
+    """Show the points in time that a folder of backups holds."""
+    from qmpkit.cli.backup import show_points
+
+    await show_points(folder, as_json=json)
+
+
+async def verify(folder: Folder, /, *, point: OnePoint = None) -> int:
+    """Read every layer, or those that one point needs, and compare its checksum.
+
+    Exit status 0: all are what they were; 1: some are not.
+    """
+    from qmpkit.cli.backup import verify
+
+    return await verify(folder, point)
+
+
+async def restore(
+    folder: Folder,
+    target: Annotated[Path, Parameter(help="Where to write the disk; nothing may be there.")],
+    /,
+    *,
+    disk: Annotated[
+        str | None, Parameter(help="Which disk. Default: the only one that the point has.")
+    ] = None,
+    point: OnePoint = None,
+    format: Annotated[
+        Literal["qcow2", "raw"], Parameter(help="The new image's format. Default: qcow2.")
+    ] = "qcow2",
+    no_verify: Annotated[bool, Parameter(help="Do not compare checksums before.")] = False,
+) -> None:
+    """Write a disk as it was at a point, the newest by default, to a new image.
+
+    It needs nothing of the backups afterwards, and appears when it is whole.
+    """
+    from qmpkit.cli.backup import restore
+
+    await restore(folder, target, disk, point, format, verified=not no_verify)
+
+
+async def prune(
+    folder: Folder,
+    /,
+    *,
+    keep_last: Annotated[int, Parameter(help="Keep so many of the newest points.")] = 0,
+    daily: Annotated[int, Parameter(help="… and one of each of so many days that have any.")] = 0,
+    weekly: Annotated[int, Parameter(help="… and one of each of so many weeks that have any.")] = 0,
+    dry_run: Annotated[bool, Parameter(help="Only show which would go.")] = False,
+) -> None:
+    """Remove the points that are not to be kept; the newest always is.
+
+    What later points need of them is merged into those. Days and weeks are those of UTC.
+    """
+    from qmpkit.cli.backup import prune
+
+    await prune(folder, keep_last, daily, weekly, dry_run=dry_run)
+
+
+ALL: tuple[Callable[..., Any], ...] = (list, verify, restore, prune)

@@ -1,0 +1,68 @@
+"""`qmpkit backup …` on real backups, without a daemon."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import trio
+
+import qmpkit
+from qmpkit import backups
+from qmpkit.cli import main
+from tests.live.blocks import bare, holds, write
+from tests.sizes import NEWEST
+
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
+
+
+async def made(qemu: str, folder: Path) -> None:
+    """Three points of two disks."""
+    async with qmpkit.running(bare(qemu, folder, "qcow2", "raw"), paused=True) as vm:
+        for number in (1, 2, 3):
+            await write(vm, "disk0", number, number)
+            await vm.backups.run(folder / "b")
+
+
+def test_backups_are_listed_verified_restored_and_pruned(
+    qemu: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def ran(*words: str) -> tuple[int, str, str]:
+        status = main(["backup", *words])
+        return status, *capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    trio.run(made, qemu, tmp_path)
+    status, out, _ = ran("list", "b")
+    assert status == 0
+    assert "raw image holds no dirty bitmap" in out and out.count("incremental") == 2
+    points = json.loads(ran("list", "b", "--json")[1])
+    assert [point["number"] for point in points] == [1, 2, 3]
+    layer = points[1]["disks"]["disk0"]["file"]
+    assert ran("verify", "b") == (
+        0,
+        "",
+        "b: reading …\nb: all points can be restored, every checksum is right\n",
+    )
+    status, _, err = ran("restore", "b", "back.raw", "--format", "raw")
+    assert status == 2 and "Cure: --disk, of disk0, disk1" in err
+    words = ("restore", "b", "back.raw", "--format", "raw", "--disk", "disk0", "--point", "2")
+    status, _, err = ran(*words)
+    assert status == 0 and "back.raw: raw, disk0 as it was at point 2, 20" in err
+    trio.run(holds, "back.raw", "raw", {1: 1, 2: 2, 3: 0})
+    assert ran(*words)[0] == 2, "nothing is written over"
+    assert ran("prune", "b")[0] == 2
+    status, out, _ = ran("prune", "b", "--keep-last", "2", "--dry-run")
+    assert status == 0 and out.startswith("point 1, 20") and out.endswith(", would go\n")
+    status, out, err = ran("prune", "b", "--keep-last", "2")
+    assert status == 0 and out.endswith(", is gone\n") and f"merge into {layer}" in err
+    assert [point.number for point in trio.run(backups.points, "b")] == [2, 3]
+    Path("b", layer).write_bytes(b"")
+    status, out, _ = ran("verify", "b")
+    assert status == 1 and out.startswith(f"{layer}: it has 0 bytes instead of ")
+    assert ran("restore", "b", "x.raw", "--disk", "disk0")[0] == 1
+    assert ran("list", ".")[0] == 2
