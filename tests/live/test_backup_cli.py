@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -66,3 +69,21 @@ def test_backups_are_listed_verified_restored_and_pruned(
     assert status == 1 and out.startswith(f"{layer}: it has 0 bytes instead of ")
     assert ran("restore", "b", "x.raw", "--disk", "disk0")[0] == 1
     assert ran("list", ".")[0] == 2
+
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+async def test_the_readme_s_program_runs(
+    qemu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (program,) = (block for block in blocks if "vm.backups.run" in block)
+    names: dict[str, Any] = {}
+    program = program.replace("freeze=True, ", "")  # there is no guest
+    exec(f"async def program(vm):\n{textwrap.indent(program, '    ')}", names)
+    monkeypatch.chdir(tmp_path)
+    async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+        await write(vm, "disk0", 1, 1)
+        await names["program"](vm)
+    await holds("restored.qcow2", "qcow2", {1: 1})
