@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from qmpkit.operations.agent import Agent as Agent
     from qmpkit.operations.agent_info import GuestInterface as GuestInterface
     from qmpkit.operations.agent_info import OsInfo as OsInfo
+    from qmpkit.operations.backup_pull import Pull as Pull
+    from qmpkit.operations.backup_pull import PulledDisk as PulledDisk
     from qmpkit.operations.completed import Completed as Completed
     from qmpkit.operations.console import Console as Console
     from qmpkit.operations.console_attach import AttachEnd as AttachEnd
@@ -130,6 +132,7 @@ _MODULES = {
     "qmpkit.machine.state": "State",
     "qmpkit.operations.agent": "Agent",
     "qmpkit.operations.agent_info": "GuestInterface OsInfo",
+    "qmpkit.operations.backup_pull": "Pull PulledDisk",
     "qmpkit.operations.completed": "Completed",
     "qmpkit.operations.console": "Console",
     "qmpkit.operations.console_attach": "AttachEnd",

@@ -28,6 +28,7 @@ class Change:
     `jobs`: those that do it together, when they are several.
     `leaving`, `obsolete`: nodes and files that the machine does not use any more once it is
     done, and that nobody needs.  `frozen`: the guest's file systems are frozen for it.
+    `serving`: QEMU's NBD server runs for it.
     """
 
     what: str
@@ -41,6 +42,7 @@ class Change:
     leaving: tuple[str, ...] = ()
     obsolete: tuple[str, ...] = ()
     frozen: bool = False
+    serving: bool = False
 
 
 class Ledger(Protocol):

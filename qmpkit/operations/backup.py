@@ -37,7 +37,7 @@ from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
 from qmpkit.spec.backups import BackupLayer, BackupPoint, bitmap_name
 from qmpkit.spec.sizes import format_size
 
-__all__ = ["run_backup"]
+__all__ = ["let_go_on", "run_backup"]
 
 _LOST = (MachineGone, MachineDied, MonitorLost, MonitorGarbled)
 
@@ -177,7 +177,7 @@ async def _copied(machine: Changeable, copies: Sequence[Copy], wanted: _Wanted) 
                     wanted.progress(state)
     except BaseException:
         with trio.move_on_after(STEP_GRACE, shield=True), suppress(*_LOST):
-            await _let_go_on(machine, ran=ran)
+            await let_go_on(machine, ran=ran)
         raise
     return when
 
@@ -202,7 +202,7 @@ def _actions(copy: Copy, wanted: _Wanted, of: int) -> list[dict[str, Any]]:
     return actions
 
 
-async def _let_go_on(machine: Changeable, *, ran: bool) -> None:
+async def let_go_on(machine: Changeable, *, ran: bool) -> None:
     """A full target stops a guest that writes, in the middle of its write; it is tried again."""
     if ran and (await machine.execute("query-status"))["status"] == "io-error":
         await machine.execute("cont")

@@ -26,7 +26,15 @@ from qmpkit.spec.backups import (
     layers_below,
 )
 
-__all__ = ["LONGEST_CHAIN", "Copy", "Mode", "dirty_bitmaps", "planned", "remove_bitmaps"]
+__all__ = [
+    "LONGEST_CHAIN",
+    "Copy",
+    "Mode",
+    "dirty_bitmaps",
+    "free_targets",
+    "planned",
+    "remove_bitmaps",
+]
 
 Mode = Literal["auto", "full", "incremental"]
 
@@ -118,7 +126,7 @@ def planned(
         faults = [Fault(it.disk, it.unfit, _HINT) for it in known if it.unfit]
         if faults:
             raise SpecInvalid(faults, source)
-    names = _targets(graph)
+    names = free_targets(graph)
     return tuple(_copy(it, manifest, mode, next(names)) for it in known)
 
 
@@ -166,7 +174,7 @@ def _copy(it: _Known, manifest: BackupManifest, mode: Mode, target: str) -> Copy
     return Copy(why=why, bytes=used, **common)
 
 
-def _targets(graph: Graph) -> Iterator[str]:
+def free_targets(graph: Graph) -> Iterator[str]:
     """Names for nodes that nobody has."""
     number = 0
     while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from qmpkit.errors import Fault, SpecInvalid
@@ -11,6 +12,7 @@ from qmpkit.operations import disks, inner_snapshots, snapshots
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.backup import run_backup
 from qmpkit.operations.backup_plan import Mode, remove_bitmaps
+from qmpkit.operations.backup_pull import Pull, drop_checkpoint, pulling
 from qmpkit.operations.graph import Layer
 from qmpkit.operations.merge import Progress
 from qmpkit.operations.snapshots import Freeze
@@ -212,8 +214,40 @@ class Backups:
             progress=progress,
         )
 
+    def pulling(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        since: str | None = None,
+        checkpoint: str | None = None,
+        freeze: bool = False,
+    ) -> AbstractAsyncContextManager[Pull]:
+        """Serve the disks as they are at this moment, for another backup program to fetch.
+
+            async with vm.backups.pulling("/run/web.pull", checkpoint="monday") as pull:
+                ...  # qemu-img convert pull.disks["disk0"].uri …
+
+        By NBD, for reading, on a socket (0600) in *folder*, which is made (0700), is gone
+        after the block, and takes what the guest overwrites meanwhile: it needs room.
+        *checkpoint*: changes are recorded from this moment on under that name (a dirty
+        bitmap in each qcow2), unless the block fails.  *since*: what has changed since that
+        checkpoint can be asked for by `PulledDisk.context`.  *freeze*: as in `run`.
+
+        Nothing else can be changed in the machine's disks within.  The block is cancelled
+        and JobFailed raised when *folder* is full: then the moment is lost, not the guest.
+        Raises SpecInvalid, ImageFailed, ImageInUse, and CommandRefused when QEMU's NBD
+        server is in other hands.
+        """
+        freezing = self._freeze if freeze else None
+        where = Path(folder)
+        return pulling(self._machine, where, since=since, checkpoint=checkpoint, freeze=freezing)
+
+    async def drop_checkpoint(self, name: str) -> None:
+        """Forget a checkpoint of `pulling`; none of that name is fine."""
+        await drop_checkpoint(self._machine, name)
+
     async def forget(self) -> None:
-        """Remove the dirty bitmaps of all backups from the machine's images.
+        """Remove the dirty bitmaps of all backups and checkpoints from the machine's images.
 
         The next backup into any folder copies everything.
         """

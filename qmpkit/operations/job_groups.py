@@ -59,6 +59,16 @@ class JobGroup:
             with trio.move_on_after(every):
                 await self._changes.next()
 
+    async def failed(self) -> None:
+        """Never returns: raises JobFailed when one of them fails or is there no longer."""
+        while True:
+            await self._states()
+            await self._changes.next()
+
+    def broken(self, why: str) -> JobFailed:
+        """The error for what is wrong with them and QEMU does not tell of."""
+        return JobFailed(self._machine.name, self._ids[0], self._asked, why)
+
     async def _states(self) -> list[JobState]:
         known = {state.id: state for state in await jobs_of(self._machine)}
         for name in self._ids:

@@ -28,6 +28,9 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
     A job that only waits to be let do what is on record is let; every other one is
     cancelled.  `machine.spec` is set, and nothing of the change is left that is not needed.
     """
+    if change.serving:  # first: what is served holds its nodes
+        with suppress(CommandRefused):
+            await machine.execute("nbd-server-stop")
     with machine.subscribe("JOB_STATUS_CHANGE", where={"id": change.job}) as changes:
         for state in await jobs_of(machine):
             if state.id == change.job and state.status == "pending" and change.sure:
