@@ -103,6 +103,18 @@ trio.run(main)
 )
 
 
+PULL = """
+import os, signal, sys, qmpkit, trio
+
+async def main():
+    async with qmpkit.Supervisor("lab", keep=True) as lab:
+        async with lab.kept["bare"].vm.backups.pulling(sys.argv[1], checkpoint="one"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+trio.run(main)
+"""
+
+
 @pytest.mark.bound(60 + 10 * BACKUP_KILLS)
 @pytest.mark.usefixtures("places")
 async def test_killed_between_any_two_steps_of_a_backup(
@@ -134,6 +146,25 @@ async def test_killed_between_any_two_steps_of_a_backup(
             assert files_there(folder) == files_needed(await backups.points(folder))
         assert await backups.verify(folder) == ()
         await end_all()
+
+
+@pytest.mark.usefixtures("places")
+async def test_what_a_supervisor_served_ends_at_the_adoption(
+    qemu: str, places: Places, tmp_path: Path
+) -> None:
+    async with lab() as supervisor:
+        await _up(supervisor, bare(qemu, tmp_path, "qcow2"))
+    assert await _dies(PULL, tmp_path / "pull", 0, "")
+    async with lab() as supervisor:
+        kept = await _up(supervisor, bare(qemu, tmp_path, "qcow2"))
+        assert kept.vm is not None
+        assert await kept.vm.execute("query-block-exports") == []
+        await nothing_left(kept.vm)
+        await kept.vm.backups.drop_checkpoint("one")
+        async with kept.vm.backups.pulling(tmp_path / "pull", checkpoint="one"):
+            pass
+    assert not (tmp_path / "pull").exists()
+    await end_all()
 
 
 async def test_killed_between_any_two_steps_of_a_prune(qemu: str, tmp_path: Path) -> None:
