@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import attrs
 import trio
@@ -15,7 +15,8 @@ from qmpkit.images.tool import Asked
 
 __all__ = ["Digest", "Read", "copied", "digest_of"]
 
-_PIECE = 16 << 20  # some 20 ms of work in the thread
+_PIECE = 16 << 20  # between two looks at a cancellation: 80 ms where the CPU has no SHA-256
+_BUFFER = 256 << 10  # stays in the CPU's cache: a quarter faster than pieces of megabytes
 _COPY = 64 << 20
 
 Read = Callable[[int], object]
@@ -36,7 +37,7 @@ async def digest_of(path: Path, asked: Asked, read: Read | None = None, *, safe:
     Raises ImageFailed, in the name of *asked*, for what the file system says.
     """
     try:
-        file = await trio.to_thread.run_sync(path.open, "rb")
+        file = await trio.to_thread.run_sync(_opened, path)
         with file:
             if safe:  # abandoned it ends by itself, and does no harm
                 await trio.to_thread.run_sync(os.fsync, file.fileno(), abandon_on_cancel=True)
@@ -50,10 +51,17 @@ async def digest_of(path: Path, asked: Asked, read: Read | None = None, *, safe:
     return Digest(digest.hexdigest(), length)
 
 
-def _update(digest: hashlib._Hash, file: BinaryIO) -> int:
-    piece = file.read(_PIECE)
-    digest.update(piece)
-    return len(piece)
+def _opened(path: Path) -> FileIO:
+    return path.open("rb", buffering=0)
+
+
+def _update(digest: hashlib._Hash, file: FileIO) -> int:
+    buffer = memoryview(bytearray(_BUFFER))
+    done = 0
+    while done < _PIECE and (count := file.readinto(buffer)):
+        digest.update(buffer[:count])
+        done += count
+    return done
 
 
 async def copied(source: Path, target: Path, asked: Asked) -> None:

@@ -63,7 +63,7 @@ def completion(
 
 
 image = App(name="image", help="Make, look at and change disk images.")
-backup = App(name="backup", help="List, verify, restore and prune the backups in a folder.")
+backup = App(name="backup", help="Make, list, verify, restore and prune backups.")
 
 
 def _add(to: App, commands: Iterable[Callable[..., Any] | App], group: Group | None = None) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import attrs
 import trio
 
 from qmpkit import backups
@@ -19,7 +17,7 @@ from qmpkit.cli.progress import shown
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.tables import print_line, print_table
 from qmpkit.cli.talk import print_json, talk
-from qmpkit.spec.backups import point_with
+from qmpkit.spec.backups import point_to_dict, point_with
 
 __all__ = ["prune", "restore", "show_points", "verify"]
 
@@ -32,11 +30,6 @@ async def show_points(folder: Path, *, as_json: bool) -> None:
         print_json([point_to_dict(point) for point in found])
         return
     print_table(("POINT", "TIME", "KIND", "SIZE", "DISKS", "REMARK"), _rows(found), prose=True)
-
-
-def point_to_dict(point: BackupPoint) -> dict[str, Any]:
-    """The point as `qmpkit backup list --json` prints it."""
-    return {**attrs.asdict(point), "kind": point.kind, "why": point.why}
 
 
 def _rows(points: Sequence[BackupPoint]) -> list[tuple[str, ...]]:

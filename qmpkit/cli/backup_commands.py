@@ -79,4 +79,31 @@ async def prune(
     await prune(folder, keep_last, daily, weekly, dry_run=dry_run)
 
 
-ALL: tuple[Callable[..., Any], ...] = (list, verify, restore, prune)
+def run(
+    name: Annotated[str, Parameter(help="The machine, one that runs in a farm.")],
+    folder: Annotated[Path, Parameter(help="The folder of its backups; made if not there.")],
+    /,
+    *,
+    mode: Annotated[
+        Literal["auto", "full", "incremental"],
+        Parameter(help="What is copied: what has changed where that is known (auto), or all."),
+    ] = "auto",
+    compress: Annotated[bool, Parameter(help="Compress what is copied.")] = False,
+    speed: Annotated[
+        str, Parameter(help="At most so much a second: 50MiB. Default: all it can.")
+    ] = "0",
+    freeze: Annotated[
+        bool, Parameter(help="Have the guest flush its file systems (needs its agent).")
+    ] = False,
+    farm: Annotated[str | None, Parameter(help="The farm. Default: the only one.")] = None,
+) -> None:
+    """Back up all disks of a machine while it runs, by its farm's daemon.
+
+    It says which disks were copied whole, and why.
+    """
+    from qmpkit.cli.backup_run import run
+
+    run(name, folder, mode, speed, farm, compress=compress, freeze=freeze)
+
+
+ALL: tuple[Callable[..., Any], ...] = (run, list, verify, restore, prune)

@@ -9,9 +9,10 @@ from qmpkit.cli.exits import DaemonSaid
 from qmpkit.cli.talk import talk
 from qmpkit.cli.waiting import Waiting
 
-__all__ = ["followed", "print_outcome"]
+__all__ = ["BEAT", "followed", "print_outcome", "result_of"]
 
-_BEAT = 1000  # milliseconds after which the daemon says at least that it lives
+BEAT = 1000
+"""Milliseconds after which the daemon says at least that it lives."""
 
 _WORDS = {
     "added": "is up",
@@ -34,9 +35,9 @@ def followed(daemon: Daemon, job: str, what: str, *, quiet: bool = False) -> dic
     """
     try:
         with Waiting(what) as waiting:
-            for name, data in daemon.events("jobs", job, "events", beat=_BEAT):
+            for name, data in daemon.events("jobs", job, "events", beat=BEAT):
                 if name == "end":
-                    return _result(data)
+                    return result_of(data)
                 if name == "progress":
                     waiting.what = f"{what}, {data['done']} of {data['total']} machines done"
                 if name == "progress" and not quiet:
@@ -50,7 +51,8 @@ def followed(daemon: Daemon, job: str, what: str, *, quiet: bool = False) -> dic
     raise DaemonAbsent(f"the daemon of farm {daemon.farm!r} has ended before the job")
 
 
-def _result(job: dict[str, Any]) -> dict[str, Any]:
+def result_of(job: dict[str, Any]) -> dict[str, Any]:
+    """The result of a job that has ended; raises DaemonSaid with what it failed of."""
     if job["state"] == "done":
         result: dict[str, Any] = job["result"]
         return result

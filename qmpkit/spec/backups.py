@@ -19,7 +19,7 @@ from qmpkit.spec.suggest import suggestion
 __all__ = ["MANIFEST_SCHEMA", "BackupLayer", "BackupManifest", "BackupPoint", "Merge", "Merged"]
 __all__ += ["bitmap_name", "bitmap_prefix", "files_of", "is_layer_file", "kept_points"]
 __all__ += ["layer_file_name", "layers_below", "manifest_from_json", "manifest_to_json"]
-__all__ += ["merges_for", "point_of", "point_with"]
+__all__ += ["merges_for", "point_of", "point_to_dict", "point_with"]
 
 MANIFEST_SCHEMA = 1
 """The format's number.  A reader refuses what is newer than itself."""
@@ -85,6 +85,11 @@ class BackupPoint:
         """Why disks are full that were not asked to be; "" when there is none."""
         told = (f"{disk}: {layer.why}" for disk, layer in self.disks.items() if layer.why)
         return "; ".join(told)
+
+
+def point_to_dict(point: BackupPoint) -> dict[str, Any]:
+    """The point for those who read JSON; sizes in bytes."""
+    return {**unstructure_any(point), "kind": point.kind, "why": point.why}
 
 
 @attrs.frozen(kw_only=True)

@@ -5,16 +5,26 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from hypercorn.trio import serve
 
 import qmpkit
-from qmpkit import backups
+from qmpkit import Supervisor, backups
 from qmpkit.cli import main
+from qmpkit.server.api import make_app
+from qmpkit.server.daemon import IDLE, config_for
+from qmpkit.server.door import opened_door
+from qmpkit.server.jobs import Jobs
 from tests.live.blocks import bare, holds, write
+from tests.live.commands import COMMAND
+from tests.live.kept import Places, end_all, lab
 from tests.sizes import NEWEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
@@ -69,6 +79,46 @@ def test_backups_are_listed_verified_restored_and_pruned(
     assert status == 1 and out.startswith(f"{layer}: it has 0 bytes instead of ")
     assert ran("restore", "b", "x.raw", "--disk", "disk0")[0] == 1
     assert ran("list", ".")[0] == 2
+
+
+@asynccontextmanager
+async def daemon() -> AsyncIterator[Supervisor]:
+    """One for the farm "lab", in this process."""
+    async with lab() as supervisor, trio.open_nursery() as nursery:
+        over = trio.Event()
+        with opened_door("lab", supervisor.runtime_dir, None) as (listener, _):
+            app = make_app(supervisor, Jobs(nursery), over.set)
+            config = config_for(listener.fileno(), IDLE)
+            nursery.start_soon(
+                partial(serve, app, config, shutdown_trigger=over.wait)  # type: ignore[arg-type]
+            )
+            yield supervisor
+            over.set()
+
+
+async def test_a_daemon_s_machine_is_backed_up(qemu: str, places: Places, tmp_path: Path) -> None:
+    async with daemon() as supervisor:
+        kept = await supervisor.ensure(bare(qemu, tmp_path, "qcow2", "raw"), paused=True)
+        await kept.until(lambda: kept.vm is not None)
+
+        async def ran(*words: str) -> tuple[int, str]:
+            argv = [*COMMAND, "backup", "run", *words]
+            done = await trio.run_process(argv, cwd=tmp_path, capture_stderr=True, check=False)
+            return done.returncode, done.stderr.decode()
+
+        assert kept.vm is not None
+        await write(kept.vm, "disk0", 1, 1)
+        status, said = await ran("bare", "b", "--compress", "--speed", "50MiB")
+        assert (status, said.splitlines()[0].rpartition(",")[0]) == (0, "b: point 1 of bare, full")
+        status, said = await ran("bare", "b")
+        assert status == 0 and "copied whole: disk1: a raw image holds no" in said
+        status, said = await ran("bare", "b", "--mode", "incremental")
+        assert status == 2 and "disk1: a raw image holds no dirty bitmap" in said
+        assert (await ran("bare", "no/b"))[0] == 1
+        assert (await ran("nix", "b"))[0] == 2
+        assert (await ran("bare", "b", "--freeze"))[0] == 2, "it has no agent"
+    assert [point.kind for point in await backups.points(tmp_path / "b")] == ["full", "incremental"]
+    await end_all()
 
 
 README = Path(__file__).parents[2] / "README.md"
