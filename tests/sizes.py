@@ -66,5 +66,5 @@ DISK_KILLS = size(ci=5, long=100)  # SIGKILLs between two steps of a change, for
 
 # Backups
 BACKUP_POINTS = size(ci=3, long=19)  # in one chain, and one more after a restart
-BACKUP_CANCELS = size(ci=11, long=1)  # each so-and-so-many-th checkpoint of one
+BACKUP_CANCELS = size(ci=17, long=1)  # each so-and-so-many-th checkpoint of one
 BACKUP_KILLS = size(ci=2, long=100)  # SIGKILLs between two steps of a backup, and of a prune

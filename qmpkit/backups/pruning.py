@@ -19,6 +19,7 @@ from qmpkit.backups.verifying import flaws_of, refused
 from qmpkit.images.drafts import StrPath
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
 from qmpkit.process.durable import sync
+from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.backups import (
     BackupLayer,
     BackupManifest,
@@ -63,7 +64,8 @@ async def prune(
         kept = kept_points(points, keep_last=keep_last, daily=daily, weekly=weekly)
         gone = tuple(point for point in points if point.number not in kept)
         if gone and not dry_run:
-            await _prune(place, kept, step)
+            async with shared_spawner():
+                await _prune(place, kept, step)
     return gone
 
 

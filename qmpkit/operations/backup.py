@@ -29,7 +29,7 @@ from qmpkit.operations.backup_plan import Copy, Mode, dirty_bitmaps, planned, re
 from qmpkit.operations.graph import graph_of
 from qmpkit.operations.job_groups import job_group
 from qmpkit.operations.jobs import JobState, progress_of
-from qmpkit.operations.layers import STEP_GRACE, Made, making, remove_nodes
+from qmpkit.operations.layers import STEP_GRACE, Made, making
 from qmpkit.operations.merge import Progress
 from qmpkit.operations.snapshots import Freeze
 from qmpkit.operations.undertaking import undertaking
@@ -119,8 +119,7 @@ async def _carried_out(
         for copy in copies:
             await _make_target(place, copy, made)
         when = await _copied(machine, copies, wanted)
-        targets = [node for copy in copies for node in (copy.target, f"{copy.target}-file")]
-        await remove_nodes(machine, targets)  # closed, the files are whole
+        await _close(machine, copies)
         digests = await _digests(place, copies, wanted.progress)
         layers = {
             copy.disk: _layer(copy, digest, compressed=wanted.compress)
@@ -136,6 +135,13 @@ async def _carried_out(
     with trio.move_on_after(STEP_GRACE, shield=True), suppress(*_LOST):
         await remove_bitmaps(machine, manifest.id, bitmap_name(manifest.id, number))
     return point
+
+
+async def _close(machine: Changeable, copies: Sequence[Copy]) -> None:
+    """The files are whole when QEMU has closed them: one that it does not close is no layer."""
+    for copy in copies:
+        for node in (copy.target, f"{copy.target}-file"):
+            await machine.execute("blockdev-del", {"node-name": node})
 
 
 async def _make_target(place: Repository, copy: Copy, made: Made) -> None:

@@ -26,6 +26,7 @@ from tests.live.blocks import bare, holds, write
 from tests.live.commands import COMMAND
 from tests.live.kept import Places, end_all, lab
 from tests.sizes import NEWEST
+from tests.unit.server.client import Client
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
 
@@ -101,22 +102,27 @@ async def test_a_daemon_s_machine_is_backed_up(qemu: str, places: Places, tmp_pa
         kept = await supervisor.ensure(bare(qemu, tmp_path, "qcow2", "raw"), paused=True)
         await kept.until(lambda: kept.vm is not None)
 
-        async def ran(*words: str) -> tuple[int, str]:
-            argv = [*COMMAND, "backup", "run", *words]
-            done = await trio.run_process(argv, cwd=tmp_path, capture_stderr=True, check=False)
-            return done.returncode, done.stderr.decode()
+        ask = Client(supervisor.runtime_dir / ".api" / "http")
+
+        async def refused(**words: object) -> str:
+            return str((await ask.done("POST", "/v1/machines/bare/backup", words))["error"])
 
         assert kept.vm is not None
         await write(kept.vm, "disk0", 1, 1)
-        status, said = await ran("bare", "b", "--compress", "--speed", "50MiB")
-        assert (status, said.splitlines()[0].rpartition(",")[0]) == (0, "b: point 1 of bare, full")
-        status, said = await ran("bare", "b")
-        assert status == 0 and "copied whole: disk1: a raw image holds no" in said
-        status, said = await ran("bare", "b", "--mode", "incremental")
-        assert status == 2 and "disk1: a raw image holds no dirty bitmap" in said
-        assert (await ran("bare", "no/b"))[0] == 1
-        assert (await ran("nix", "b"))[0] == 2
-        assert (await ran("bare", "b", "--freeze"))[0] == 2, "it has no agent"
+        words = ["bare", "b", "--compress", "--speed", "50MiB"]
+        argv = [*COMMAND, "backup", "run", *words]
+        done = await trio.run_process(argv, cwd=tmp_path, capture_stderr=True)
+        assert done.stderr.decode().startswith("b: point 1 of bare, full, ")
+        assert b"copied whole: disk1: a raw image holds no dirty bitmap" in done.stderr
+        where = {"folder": str(tmp_path / "b")}
+        job = await ask.done("POST", "/v1/machines/bare/backup", where)
+        assert job["result"]["kind"] == "incremental"
+        assert job["step"] == {"phase": "checksum", "percent": 100}
+        assert "disk1: a raw image" in await refused(**where, mode="incremental")
+        assert "it has no guest agent" in await refused(**where, freeze=True)
+        assert "No such file" in await refused(folder=str(tmp_path / "no" / "b"))
+        status, _ = await ask.ask("POST", "/v1/machines/bare/backup", {"folder": "b"})
+        assert status == 400
     assert [point.kind for point in await backups.points(tmp_path / "b")] == ["full", "incremental"]
     await end_all()
 

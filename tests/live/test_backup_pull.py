@@ -46,6 +46,7 @@ async def bitmaps(vm: qmpkit.VM) -> set[str]:
     return {name for names in found.values() for name in names}
 
 
+@pytest.mark.qemus(*NEWEST)
 async def test_what_is_fetched_is_of_one_moment(qemu: str, qemu_img: str, tmp_path: Path) -> None:
     folder = tmp_path / "pull"
     async with qmpkit.running(bare(qemu, tmp_path, "qcow2", "raw"), paused=True) as vm:
