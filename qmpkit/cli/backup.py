@@ -50,18 +50,27 @@ def _time(point: BackupPoint) -> str:
     return datetime.fromtimestamp(point.time).astimezone().isoformat(" ", "seconds")
 
 
-async def verify(folder: Path, point: int | None) -> int:
-    """Compare checksums, and say which files are not what they were."""
+async def verify(
+    folder: Path, number: int | None, against: Path | None, format: str, disk: str | None
+) -> int:
+    """Compare checksums, and an image when there is one, and say what is not as it was."""
     async with interruptible():
         with shown(f"{folder}: reading") as told:
-            flaws = await backups.verify(folder, point=point, progress=told)
-    for flaw in flaws:
-        print_line(str(flaw))
-    if flaws:
-        return Exit.FAILED
-    which = "all points" if point is None else f"point {point}"
-    talk.say(f"{folder}: {which} can be restored, every checksum is right")
-    return Exit.OK
+            flaws = await backups.verify(folder, point=number, progress=told)
+        for flaw in flaws:
+            print_line(str(flaw))
+        if flaws:
+            return Exit.FAILED
+        which = "all points" if number is None else f"point {number}"
+        talk.say(f"{folder}: {which} can be restored, every checksum is right")
+        if against is None:
+            return Exit.OK
+        point = point_with(await backups.points(folder), number)
+        disk = disk or _only_disk(point)
+        same = await backups.compare(folder, disk, against, format=format, point=point.number)
+    verdict = "is" if same else "is NOT"
+    print_line(f"{against} {verdict} what {disk} was at point {point.number}, {_time(point)}")
+    return Exit.OK if same else Exit.FAILED
 
 
 async def restore(

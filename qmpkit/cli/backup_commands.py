@@ -15,6 +15,10 @@ OnePoint = Annotated[
     int | None, Parameter(name="--point", help="Its number, as `backup list` shows it.")
 ]
 
+OneDisk = Annotated[
+    str | None, Parameter(help="Which disk. Default: the only one that the point has.")
+]
+
 
 async def list(
     folder: Folder,
@@ -28,14 +32,27 @@ async def list(
     await show_points(folder, as_json=json)
 
 
-async def verify(folder: Folder, /, *, point: OnePoint = None) -> int:
+async def verify(
+    folder: Folder,
+    /,
+    *,
+    point: OnePoint = None,
+    against: Annotated[
+        Path | None,
+        Parameter(help="An image of a stopped machine, to be compared with the point's disk too."),
+    ] = None,
+    format: Annotated[
+        Literal["qcow2", "raw"], Parameter(help="The format of that image. Default: qcow2.")
+    ] = "qcow2",
+    disk: OneDisk = None,
+) -> int:
     """Read every layer, or those that one point needs, and compare its checksum.
 
-    Exit status 0: all are what they were; 1: some are not.
+    Exit status 0: all are what they were; 1: some are not, or the image shows something else.
     """
     from qmpkit.cli.backup import verify
 
-    return await verify(folder, point)
+    return await verify(folder, point, against, format, disk)
 
 
 async def restore(
@@ -43,9 +60,7 @@ async def restore(
     target: Annotated[Path, Parameter(help="Where to write the disk; nothing may be there.")],
     /,
     *,
-    disk: Annotated[
-        str | None, Parameter(help="Which disk. Default: the only one that the point has.")
-    ] = None,
+    disk: OneDisk = None,
     point: OnePoint = None,
     format: Annotated[
         Literal["qcow2", "raw"], Parameter(help="The new image's format. Default: qcow2.")

@@ -349,6 +349,14 @@ async def test_two_at_once_in_a_folder_and_a_slow_one_cancelled(qemu: str, tmp_p
         assert seen[-1].state.fraction < 1
         assert not folder.exists()
         await nothing_left(vm)
+        async with trio.open_nursery() as nursery:
+
+            def ends(progress: JobProgress) -> None:
+                nursery.start_soon(vm.kill)
+
+            with pytest.raises(qmpkit.MachineGone):
+                await vm.backups.run(folder, speed=1 << 20, progress=ends)
+    assert not folder.exists()
 
 
 @pytest.mark.qemus(*NEWEST)

@@ -64,11 +64,15 @@ def test_backups_are_listed_verified_restored_and_pruned(
     )
     status, _, err = ran("restore", "b", "back.raw", "--format", "raw")
     assert status == 2 and "Cure: --disk, of disk0, disk1" in err
-    words = ("restore", "b", "back.raw", "--format", "raw", "--disk", "disk0", "--point", "2")
-    status, _, err = ran(*words)
+    restoring = ("restore", "b", "back.raw", "--format", "raw", "--disk", "disk0", "--point", "2")
+    status, _, err = ran(*restoring)
     assert status == 0 and "back.raw: raw, disk0 as it was at point 2, 20" in err
     trio.run(holds, "back.raw", "raw", {1: 1, 2: 2, 3: 0})
-    assert ran(*words)[0] == 2, "nothing is written over"
+    assert ran(*restoring)[0] == 2, "nothing is written over"
+    words = ("verify", "b", "--against", "0.qcow2", "--disk", "disk0")
+    assert ran(*words)[1].startswith("0.qcow2 is what disk0 was at point 3, 20")
+    status, out, _ = ran(*words, "--point", "1")
+    assert status == 1 and out.startswith("0.qcow2 is NOT what disk0 was at point 1")
     assert ran("prune", "b")[0] == 2
     status, out, _ = ran("prune", "b", "--keep-last", "2", "--dry-run")
     assert status == 0 and out.startswith("point 1, 20") and out.endswith(", would go\n")
