@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
 import attrs
 import trio
 
+from qmpkit._trio import raise_collapsed
 from qmpkit.images.tool import Asked
 
 __all__ = ["Digest", "Read", "copied", "digest_of"]
@@ -36,19 +39,32 @@ async def digest_of(path: Path, asked: Asked, read: Read | None = None, *, safe:
 
     Raises ImageFailed, in the name of *asked*, for what the file system says.
     """
+    digest, length = hashlib.sha256(), 0
     try:
         file = await trio.to_thread.run_sync(_opened, path)
         with file:
-            if safe:  # abandoned it ends by itself, and does no harm
-                await trio.to_thread.run_sync(os.fsync, file.fileno(), abandon_on_cancel=True)
-            digest, length = hashlib.sha256(), 0
-            while count := await trio.to_thread.run_sync(_update, digest, file):
-                length += count
-                if read is not None:
-                    read(count)
+            async with _synced(file if safe else None):
+                while count := await trio.to_thread.run_sync(_update, digest, file):
+                    length += count
+                    if read is not None:
+                        read(count)
     except OSError as error:
         raise asked.failed_by(error) from error
     return Digest(digest.hexdigest(), length)
+
+
+@asynccontextmanager
+async def _synced(file: FileIO | None) -> AsyncIterator[None]:
+    """The disk writes while the block computes; what the file had before is safe after it."""
+    try:
+        async with trio.open_nursery() as nursery:
+            if file is not None:
+                # Abandoned, it ends by itself, and does no harm.
+                sync = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
+                nursery.start_soon(sync, os.fsync, file.fileno())
+            yield
+    except BaseExceptionGroup as group:
+        raise_collapsed(group)
 
 
 def _opened(path: Path) -> FileIO:

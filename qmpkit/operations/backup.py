@@ -147,9 +147,12 @@ async def _close(machine: Changeable, copies: Sequence[Copy]) -> None:
 async def _make_target(place: Repository, copy: Copy, made: Made) -> None:
     path = draft_of(place.path(copy.file))
     made.file(await place_backup(path, copy.parent, copy.size))
-    lower = {"driver": "file", "node-name": f"{copy.target}-file", "filename": str(path)}
+    # Unflushed: the file is synced once, while its checksum is computed.
+    cache = {"cache": {"direct": False, "no-flush": True}}
+    name = f"{copy.target}-file"
+    lower = {"driver": "file", "node-name": name, "filename": str(path), **cache}
     # Without the layers below: whole clusters are written, and nothing of those is read.
-    upper = {"driver": "qcow2", "node-name": copy.target, "file": lower["node-name"]}
+    upper = {"driver": "qcow2", "node-name": copy.target, "file": name, **cache}
     await made.nodes(lower, {**upper, "backing": None} if copy.parent else upper)
 
 
