@@ -6,7 +6,7 @@ ends in order.  It is the last point's, or of no use: then all of the disk is co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -78,12 +78,13 @@ class _Known:
     parent: BackupLayer | None
     depth: int = 0
     parent_there: bool = False
+    unable: str = ""
 
     @property
     def unfit(self) -> str:
         """Why it cannot be incremental; "" when it can."""
-        if self.chain[0].format != "qcow2":
-            return f"a {self.chain[0].format} image holds no dirty bitmap"
+        if self.unable:
+            return self.unable
         if self.parent is None:
             return "there is no point of it before"
         if not self.parent_there:
@@ -105,14 +106,14 @@ class _Known:
 def planned(
     machine: Changeable,
     graph: Graph,
-    bitmaps: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    bitmaps: Bitmaps,
     manifest: BackupManifest,
     mode: Mode,
     folder: Path,
 ) -> tuple[Copy, ...]:
     """What is to be done for the next point.  Looks at files' sizes; blocking.
 
-    *bitmaps*: those of each node, by their names.  Raises SpecInvalid with all faults: an
+    Raises SpecInvalid with all faults: an
     unknown mode, no disk to back up, a disk that cannot be incremental when that is asked.
     """
     source = f"machine {machine.name!r}"
@@ -133,19 +134,20 @@ def planned(
 def _known(
     disk: str,
     graph: Graph,
-    bitmaps: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    bitmaps: Bitmaps,
     manifest: BackupManifest,
     folder: Path,
 ) -> _Known:
     chain = graph.chain(disk)
     last = manifest.last
     parent = last.disks.get(disk) if last else None
-    if last is None or parent is None or parent.bitmap is None:
-        return _Known(disk, chain, None, None)
+    unable = bitmaps.unable(chain[0])
+    if parent is None or parent.bitmap is None:
+        return _Known(disk, chain, None, None, unable=unable)
     below = layers_below(manifest, parent)
     there = all(_is_there(folder, layer) for layer in below)
-    bitmap = bitmaps.get(chain[0].node, {}).get(parent.bitmap)
-    return _Known(disk, chain, bitmap, parent, len(below), there)
+    bitmap = bitmaps.of(chain[0].node).get(parent.bitmap)
+    return _Known(disk, chain, bitmap, parent, len(below), there, unable)
 
 
 def _is_there(folder: Path, layer: BackupLayer) -> bool:
@@ -162,7 +164,7 @@ def _copy(it: _Known, manifest: BackupManifest, mode: Mode, target: str) -> Copy
         "node": top.node,
         "size": top.size,
         "file": layer_file_name(it.disk, number, manifest.id),
-        "bitmap": bitmap_name(manifest.id, number) if top.format == "qcow2" else None,
+        "bitmap": None if it.unable else bitmap_name(manifest.id, number),
         "target": target,
         "job": f"{target}-{it.disk}",
     }
@@ -170,7 +172,7 @@ def _copy(it: _Known, manifest: BackupManifest, mode: Mode, target: str) -> Copy
         count = it.bitmap["count"]
         return Copy(parent=it.parent.file, since=it.parent.bitmap, bytes=count, **common)
     used = min(top.size, sum(layer.used for layer in it.chain))
-    why = it.unfit if mode == "auto" and (manifest.points or top.format != "qcow2") else ""
+    why = it.unfit if mode == "auto" and (manifest.points or it.unable) else ""
     return Copy(why=why, bytes=used, **common)
 
 
@@ -184,13 +186,36 @@ def free_targets(graph: Graph) -> Iterator[str]:
         number += 1
 
 
-async def dirty_bitmaps(machine: Changeable) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """The dirty bitmaps that each node has, by its name and theirs, as QEMU tells of them."""
-    nodes = await machine.execute("query-named-block-nodes", {"flat": True})
-    return {
-        node["node-name"]: {it["name"]: it for it in node.get("dirty-bitmaps", ()) if "name" in it}
-        for node in nodes
-    }
+class Bitmaps:
+    """The dirty bitmaps of all nodes, as QEMU tells of them; `dirty_bitmaps` asks for them."""
+
+    def __init__(self, nodes: Iterable[Mapping[str, Any]]) -> None:
+        self._nodes = {node["node-name"]: node for node in nodes}
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Each one's node and name."""
+        for node in self._nodes:
+            for name in self.of(node):
+                yield node, name
+
+    def of(self, node: str) -> dict[str, Mapping[str, Any]]:
+        """Those of one node, by their names."""
+        told = self._nodes[node].get("dirty-bitmaps", ())
+        return {bitmap["name"]: bitmap for bitmap in told if "name" in bitmap}
+
+    def unable(self, layer: Layer) -> str:
+        """Why that image can hold none for longer than its QEMU lives; "" when it can."""
+        if layer.format != "qcow2":
+            return f"a {layer.format} image holds no dirty bitmap"
+        specific = self._nodes[layer.node]["image"].get("format-specific", {}).get("data", {})
+        if specific.get("compat") == "0.10":
+            return "a qcow2 of the old version holds no dirty bitmap: qemu-img amend -o compat=1.1"
+        return ""
+
+
+async def dirty_bitmaps(machine: Changeable) -> Bitmaps:
+    """The dirty bitmaps there are now."""
+    return Bitmaps(await machine.execute("query-named-block-nodes", {"flat": True}))
 
 
 async def remove_bitmaps(machine: Changeable, repository: str, keep: str | None = None) -> None:
@@ -199,9 +224,8 @@ async def remove_bitmaps(machine: Changeable, repository: str, keep: str | None 
     `repository` "": those of all.  One that is in use, or in an image that is only read, stays.
     """
     prefix = bitmap_prefix(repository) if repository else "qk-"
-    for node, bitmaps in (await dirty_bitmaps(machine)).items():
-        for name in bitmaps:
-            if name.startswith(prefix) and name != keep:
-                with suppress(CommandRefused):
-                    words = {"node": node, "name": name}
-                    await machine.execute("block-dirty-bitmap-remove", words)
+    for node, name in await dirty_bitmaps(machine):
+        if name.startswith(prefix) and name != keep:
+            with suppress(CommandRefused):
+                words = {"node": node, "name": name}
+                await machine.execute("block-dirty-bitmap-remove", words)

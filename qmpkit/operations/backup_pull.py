@@ -149,7 +149,7 @@ async def _planned(
         if disk.is_readonly:
             continue
         top = graph.chain(disk.id)[0]
-        known = bitmaps.get(top.node, {})
+        known = bitmaps.of(top.node)
         if checkpoint is not None and _bitmap(checkpoint) in known:
             fault = Fault("checkpoint", f"there is {checkpoint!r} already", "drop it first")
             raise SpecInvalid([fault], f"machine {machine.name!r}")
@@ -161,7 +161,7 @@ async def _planned(
                 next(names),
                 folder / f"{disk.id}{FLEECE}",
                 None if since is None or why else _bitmap(since),
-                _bitmap(checkpoint) if checkpoint and top.format == "qcow2" else None,
+                _bitmap(checkpoint) if checkpoint and not bitmaps.unable(top) else None,
                 why,
             )
         )
@@ -306,8 +306,8 @@ def _told(it: _Served, socket: Path) -> PulledDisk:
 async def drop_checkpoint(machine: Changeable, name: str) -> None:
     """See `Backups.drop_checkpoint`."""
     async with machine.changing:
-        for node, bitmaps in (await dirty_bitmaps(machine)).items():
-            if _bitmap(name) in bitmaps:
+        for node, known in await dirty_bitmaps(machine):
+            if known == _bitmap(name):
                 with suppress(CommandRefused):  # in an image that is only read
-                    words = {"node": node, "name": _bitmap(name)}
+                    words = {"node": node, "name": known}
                     await machine.execute("block-dirty-bitmap-remove", words)

@@ -42,8 +42,7 @@ async def restored(folder: Path, disk: str, point: int | None, expected: dict[in
 
 async def ours(vm: qmpkit.VM) -> set[str]:
     """The dirty bitmaps in all its images."""
-    found = await dirty_bitmaps(vm.machine)
-    return {name for bitmaps in found.values() for name in bitmaps}
+    return {name for _, name in await dirty_bitmaps(vm.machine)}
 
 
 async def changed(vm: qmpkit.VM, expected: dict[int, int], rng: random.Random) -> int:
@@ -181,6 +180,19 @@ async def test_what_has_no_bitmap_any_more_is_copied_whole_and_said(
     assert await backups.verify(folder) == ()
     for number, blocks in had.items():
         await restored(folder, "disk0", number, blocks)
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_an_image_of_the_old_version_is_copied_whole(qemu: str, tmp_path: Path) -> None:
+    spec = bare(qemu, tmp_path, "qcow2")
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10", spec.disks[0].file]
+    await trio.run_process([*argv, "16M"])
+    async with qmpkit.running(spec, paused=True) as vm:
+        for _ in range(2):
+            point = await vm.backups.run(tmp_path / "backups")
+            assert point.kind == "full" and "compat=1.1" in point.why
+        async with vm.backups.pulling(tmp_path / "pull", checkpoint="one"):
+            assert await ours(vm) == set()
 
 
 @pytest.mark.qemus(*NEWEST)
