@@ -217,7 +217,7 @@ def _change_to_dict(change: Change) -> dict[str, Any]:
 
 def _change_from_dict(plain: Mapping[str, Any]) -> Change:
     specs = {name: spec_from_dict(plain[name]) for name in ("spec", "begun")}
-    lists = {name: tuple(map(_text, plain[name])) for name in _CHANGE_LISTS}
+    lists = {name: tuple(map(_text, plain.get(name, ()))) for name in _CHANGE_LISTS}
     return Change(**{**plain, **specs, **lists})
 
 
