@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from qmpkit import backups as backups
     from qmpkit import images as images
     from qmpkit._running import running as running
     from qmpkit.errors import AgentSilent as AgentSilent
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from qmpkit.operations.agent_info import OsInfo as OsInfo
     from qmpkit.operations.at_rest import AtRest as AtRest
     from qmpkit.operations.at_rest import at_rest as at_rest
+    from qmpkit.operations.backup_pull import Pull as Pull
+    from qmpkit.operations.backup_pull import PulledDisk as PulledDisk
     from qmpkit.operations.completed import Completed as Completed
     from qmpkit.operations.console import Console as Console
     from qmpkit.operations.console_attach import AttachEnd as AttachEnd
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from qmpkit.operations.errors import OutputLost as OutputLost
     from qmpkit.operations.errors import UnknownKey as UnknownKey
     from qmpkit.operations.forwards import Forwarded as Forwarded
+    from qmpkit.operations.fronts import Backups as Backups
     from qmpkit.operations.fronts import Disks as Disks
     from qmpkit.operations.fronts import Snapshots as Snapshots
     from qmpkit.operations.graph import Layer as Layer
@@ -77,6 +81,8 @@ if TYPE_CHECKING:
     from qmpkit.qmp.events import Event as Event
     from qmpkit.qmp.events import Subscription as Subscription
     from qmpkit.qmp.session import Session as Session
+    from qmpkit.spec.backups import BackupLayer as BackupLayer
+    from qmpkit.spec.backups import BackupPoint as BackupPoint
     from qmpkit.spec.block import Disk as Disk
     from qmpkit.spec.block import Overlay as Overlay
     from qmpkit.spec.chardev import Serial as Serial
@@ -134,6 +140,7 @@ _MODULES = {
     "qmpkit.operations.agent": "Agent",
     "qmpkit.operations.agent_info": "GuestInterface OsInfo",
     "qmpkit.operations.at_rest": "AtRest at_rest",
+    "qmpkit.operations.backup_pull": "Pull PulledDisk",
     "qmpkit.operations.completed": "Completed",
     "qmpkit.operations.console": "Console",
     "qmpkit.operations.console_attach": "AttachEnd",
@@ -142,11 +149,12 @@ _MODULES = {
         "AgentRefused ConsoleEnded GuestCommandFailed JobFailed OutputLost UnknownKey"
     ),
     "qmpkit.operations.forwards": "Forwarded",
-    "qmpkit.operations.fronts": "Disks Snapshots",
+    "qmpkit.operations.fronts": "Backups Disks Snapshots",
     "qmpkit.operations.graph": "Layer",
     "qmpkit.operations.jobs": "JobProgress JobState",
     "qmpkit.operations.patterns": "Match",
     "qmpkit.process.status": "ExitStatus",
+    "qmpkit.spec.backups": "BackupLayer BackupPoint",
     "qmpkit.spec.block": "Disk Overlay",
     "qmpkit.spec.chardev": "Serial",
     "qmpkit.spec.cpu": "Cpu",
@@ -166,7 +174,7 @@ _MODULES = {
     "qmpkit.supervisor.table": "Row",
     "qmpkit.vm": "VM",
 }
-_SUBPACKAGES = ("images",)
+_SUBPACKAGES = ("backups", "images")
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = ["__version__", *_SUBPACKAGES, *sorted(_HOME)]

@@ -15,7 +15,7 @@ from qmpkit.operations import keys, power, screen
 from qmpkit.operations.agent import Agent
 from qmpkit.operations.console import Console
 from qmpkit.operations.forwards import Forwarded, forwarded_ports
-from qmpkit.operations.fronts import Disks, Snapshots
+from qmpkit.operations.fronts import Backups, Disks, Snapshots
 from qmpkit.process.logs import BoundedLog
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.machine import MachineSpec
@@ -26,7 +26,8 @@ __all__ = ["VM"]
 class VM:
     """One running virtual machine; `qmpkit.running` and `Supervisor.start` make it.
 
-    `disks` and `snapshots` change its disks while it runs, and `spec` follows.
+    `disks` and `snapshots` change its disks while it runs, and `spec` follows; `backups`
+    copies them.
 
     Every method that talks to QEMU raises MachineGone when the machine has ended in
     an orderly way, MachineDied when it ended out of the blue, and CommandRefused
@@ -41,6 +42,7 @@ class VM:
         self._agent = self._open_agent()
         self.disks = Disks(machine)
         self.snapshots = Snapshots(machine, self._frozen)
+        self.backups = Backups(machine, self._frozen)
 
     def __repr__(self) -> str:
         return f"<VM {self.name!r} {self.state.value}>"

@@ -75,3 +75,8 @@ ENCRYPTED = ("qcow2", "luks") if LONG else ("qcow2",)  # each takes seconds to m
 REST_KILLS = size(ci=2, long=100)  # SIGKILLs of Python while it does each of these
 REST_KILLED = ("rebase", "commit", "snapshots") if LONG else ("rebase", "commit")
 REST_CANCELS = ("commit", "rebase") if LONG else ("commit",)  # cancelled at every checkpoint
+
+# Backups
+BACKUP_POINTS = size(ci=3, long=19)  # in one chain, and one more after a restart
+BACKUP_CANCELS = size(ci=17, long=1)  # each so-and-so-many-th checkpoint of one
+BACKUP_KILLS = size(ci=2, long=100)  # SIGKILLs between two steps of a backup, and of a prune

@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from qmpkit import __version__
 from qmpkit.cli import (
+    backup_commands,
     commands,
     disk_commands,
     farm_commands,
@@ -69,6 +70,7 @@ snapshot = App(name="snapshot", help="Remember what a machine's disks hold, whil
 disk = App(name="disk", help="Move, grow and bound a machine's disks, while it runs.")
 inner = App(name="snapshot", help="Snapshots inside an image that no machine uses.")
 bitmap = App(name="bitmap", help="Dirty bitmaps inside an image that no machine uses.")
+backup = App(name="backup", help="Make, list, verify, restore and prune backups.")
 
 
 def _add(to: App, commands: Iterable[Callable[..., Any] | App], group: Group | None = None) -> None:
@@ -94,7 +96,8 @@ _add_named(snapshot, disk_commands.SNAPSHOT)
 _add_named(disk, disk_commands.DISK)
 for _group in (snapshot, disk):
     _group.group = (GROUP,)
-_add(app, [*commands.ALL, image, completion])
+_add(backup, backup_commands.ALL)
+_add(app, [*commands.ALL, image, backup, completion])
 _add(app, [*farm_commands.ALL, *guest_commands.ALL, snapshot, disk], GROUP)
 _add(app, serve_commands.ALL, GROUP)
 

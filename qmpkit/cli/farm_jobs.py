@@ -10,9 +10,10 @@ from qmpkit.cli.sizes import human_size
 from qmpkit.cli.talk import talk
 from qmpkit.cli.waiting import Waiting
 
-__all__ = ["followed", "print_outcome"]
+__all__ = ["BEAT", "followed", "print_outcome", "result_of"]
 
-_BEAT = 1000  # milliseconds after which the daemon says at least that it lives
+BEAT = 1000
+"""Milliseconds after which the daemon says at least that it lives."""
 
 _WORDS = {
     "added": "is up",
@@ -35,9 +36,9 @@ def followed(daemon: Daemon, job: str, what: str, *, quiet: bool = False) -> dic
     """
     try:
         with Waiting(what) as waiting:
-            for name, data in daemon.events("jobs", job, "events", beat=_BEAT):
+            for name, data in daemon.events("jobs", job, "events", beat=BEAT):
                 if name == "end":
-                    return _result(data)
+                    return result_of(data)
                 if name == "progress" and "bytes" in data:
                     waiting.what = f"{what}, {_way(data)}"
                 elif name == "progress":
@@ -61,7 +62,8 @@ def _way(step: dict[str, Any]) -> str:
     return f"{done}, {human_size(int(step['rate']))}/s, {step['left']:.0f} s left"
 
 
-def _result(job: dict[str, Any]) -> dict[str, Any]:
+def result_of(job: dict[str, Any]) -> dict[str, Any]:
+    """The result of a job that has ended; raises DaemonSaid with what it failed of."""
     if job["state"] == "done":
         result: dict[str, Any] = job["result"]
         return result

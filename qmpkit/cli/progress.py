@@ -22,7 +22,7 @@ from qmpkit.cli.safe import one_line
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.talk import talk
 
-__all__ = ["Advance", "show_progress", "transfer"]
+__all__ = ["Advance", "show_progress", "shown", "transfer"]
 
 Advance = Callable[[int, int | None], None]
 """Called with the bytes that have gone over, and how many there are, None when nobody knows."""
@@ -44,6 +44,18 @@ async def show_progress(what: str, fractions: AsyncIterable[float]) -> None:
         task = bar.add_task(one_line(what), total=1.0)
         async for fraction in fractions:
             bar.update(task, completed=fraction, refresh=True)
+
+
+@contextmanager
+def shown(what: str) -> Iterator[Callable[[float], object]]:
+    """What it gives is to be called with the fraction that is done, 0.0 to 1.0."""
+    if not talk.console.is_terminal:
+        talk.note(f"{what} …")
+        yield lambda _: None
+        return
+    with _bar(TaskProgressColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task(one_line(what), total=1.0)
+        yield lambda fraction: bar.update(task, completed=fraction, refresh=True)
 
 
 @contextmanager

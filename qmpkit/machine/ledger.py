@@ -25,11 +25,13 @@ class Change:
     `what`: in words, for people.  `spec`: what the machine is started from once it is done,
     `begun` meanwhile and when it is not done in the end.  `sure`: `spec` is right as soon
     as all of `files` are there, whoever dies.  `job`, `nodes`, `files`: the job that does it
-    and the nodes and files that are made for it, to be gone when it is not done in the end.
+    and the nodes and files that are made for it, to be gone when it is not done in the end;
+    `jobs`: those that do it together, when they are several.
     `leaving`, `obsolete`: nodes and files that the machine does not use any more once it is
     done, and that nobody needs.  `inodes`: those of `files`, once they are made: a file that
     is another one is not removed.  `tag`: a snapshot in the images, to be gone likewise.
     `frozen`: the guest's file systems are frozen for it.
+    `serving`: QEMU's NBD server runs for it.
     """
 
     what: str
@@ -37,6 +39,7 @@ class Change:
     begun: MachineSpec
     sure: bool = False
     job: str = ""
+    jobs: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     leaving: tuple[str, ...] = ()
@@ -44,6 +47,7 @@ class Change:
     inodes: tuple[int, ...] = ()
     tag: str = ""
     frozen: bool = False
+    serving: bool = False
 
 
 class Ledger(Protocol):

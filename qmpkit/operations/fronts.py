@@ -1,21 +1,26 @@
-"""`vm.disks` and `vm.snapshots`: what users hold of the block operations."""
+"""`vm.disks`, `vm.snapshots`, `vm.backups`: what users hold of the block operations."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations import disks, inner_snapshots, snapshots
 from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.backup import run_backup
+from qmpkit.operations.backup_plan import Mode, remove_bitmaps
+from qmpkit.operations.backup_pull import Pull, drop_checkpoint, pulling
 from qmpkit.operations.graph import Layer
 from qmpkit.operations.merge import Progress
 from qmpkit.operations.snapshots import Freeze
+from qmpkit.spec.backups import BackupPoint
 from qmpkit.spec.block import DiskFormat
 from qmpkit.spec.snapshots import Snapshot
 
-__all__ = ["Disks", "Snapshots"]
+__all__ = ["Backups", "Disks", "Snapshots"]
 
 
 class Disks:
@@ -173,3 +178,89 @@ class Snapshots:
         (`Snapshot.whole`); delete it again.
         """
         await snapshots.delete(self._machine, name, speed=speed, progress=progress)
+
+
+class Backups:
+    """Backups of one machine; `qmpkit.backups` reads, restores and prunes what they make."""
+
+    def __init__(self, machine: Changeable, freeze: Freeze) -> None:
+        self._machine = machine
+        self._freeze = freeze
+
+    async def run(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        mode: Mode = "auto",
+        compress: bool = False,
+        speed: int = 0,
+        freeze: bool = False,
+        progress: Progress | None = None,
+    ) -> BackupPoint:
+        """Copy all disks that the guest can write to, as they are at this moment, into *folder*.
+
+        The guest goes on meanwhile.  Each disk becomes a qcow2 there that holds what has
+        changed since the point before ("incremental": QEMU keeps a persistent dirty bitmap
+        in the disk's image), or all of it ("full").  "auto" is incremental where that can
+        be, and `BackupPoint.why` says where it could not: raw images hold no bitmap; a
+        snapshot, a merge or a move leaves it behind; a QEMU that was killed has spoilt it.
+
+        *folder* is made when it is not there; it takes backups of one machine.  *speed*: bytes
+        a second for all disks together, 0: as fast as it can.  *freeze*: the guest's file
+        systems are flushed and stand still for the moment (needs the guest agent).
+        *progress* is told of the copying, then of the checksums (`state.type` "checksum").
+
+        The point is there when it is whole and safe on disk.  Failed or cancelled, *folder*
+        and the machine are as they were, and the next one goes on from the last point.
+        Raises SpecInvalid (an "incremental" that cannot be, a folder of another machine),
+        ImageInUse (another is at work in the folder), JobFailed and ImageFailed (no space).
+        """
+        return await run_backup(
+            self._machine,
+            Path(folder),
+            mode=mode,
+            compress=compress,
+            speed=speed,
+            freeze=self._freeze if freeze else None,
+            progress=progress,
+        )
+
+    def pulling(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        since: str | None = None,
+        checkpoint: str | None = None,
+        freeze: bool = False,
+    ) -> AbstractAsyncContextManager[Pull]:
+        """Serve the disks as they are at this moment, for another backup program to fetch.
+
+            async with vm.backups.pulling("/run/web.pull", checkpoint="monday") as pull:
+                ...  # qemu-img convert pull.disks["disk0"].uri …
+
+        By NBD, for reading, on a socket (0600) in *folder*, which is made (0700), is gone
+        after the block, and takes what the guest overwrites meanwhile: it needs room.
+        *checkpoint*: changes are recorded from this moment on under that name (a dirty
+        bitmap in each qcow2), unless the block fails.  *since*: what has changed since that
+        checkpoint can be asked for by `PulledDisk.context`.  *freeze*: as in `run`.
+
+        Nothing else can be changed in the machine's disks within.  The block is cancelled
+        and JobFailed raised when *folder* is full: then the moment is lost, not the guest.
+        Raises SpecInvalid, ImageFailed, ImageInUse, and CommandRefused when QEMU's NBD
+        server is in other hands.
+        """
+        freezing = self._freeze if freeze else None
+        where = Path(folder)
+        return pulling(self._machine, where, since=since, checkpoint=checkpoint, freeze=freezing)
+
+    async def drop_checkpoint(self, name: str) -> None:
+        """Forget a checkpoint of `pulling`; none of that name is fine."""
+        await drop_checkpoint(self._machine, name)
+
+    async def forget(self) -> None:
+        """Remove the dirty bitmaps of all backups and checkpoints from the machine's images.
+
+        The next backup into any folder copies everything.
+        """
+        async with self._machine.changing:
+            await remove_bitmaps(self._machine, "")

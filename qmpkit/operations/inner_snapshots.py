@@ -15,6 +15,7 @@ import trio
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.backup_plan import remove_bitmaps
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.graph import Graph, Layer, graph_of
 from qmpkit.operations.jobs import job
@@ -95,6 +96,8 @@ async def load_inner(
     words = {"tag": point.name, "vmstate": nodes[0], "devices": nodes}
     spec = attrs.evolve(machine.spec, snapshot=point.name)
     asked = f"go back to the snapshot {point.name!r}"
+    # What a bitmap records would be wrong then, and QEMU goes back to nothing with one.
+    await remove_bitmaps(machine, "")
     ran = (await machine.execute("query-status"))["running"]
     try:
         await _run(machine, "snapshot-load", words, asked, spec, progress)

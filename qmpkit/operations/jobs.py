@@ -19,7 +19,7 @@ from qmpkit.operations.errors import JobFailed
 from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
 from qmpkit.qmp.events import Subscription
 
-__all__ = ["Job", "JobProgress", "JobState", "discard_job", "job", "jobs_of"]
+__all__ = ["Job", "JobProgress", "JobState", "discard_job", "job", "jobs_of", "progress_of"]
 
 DISCARD_GRACE = 30.0
 """Seconds that taking a job back may take: one that is in a slow disk ends after its request."""
@@ -122,7 +122,7 @@ class Job:
         while True:
             state, now = await self.state(), trio.current_time()
             begun = begun or (now, state.done)
-            yield _progress(state, *begun, now)
+            yield progress_of(state, *begun, now)
             if state.status in (*_REST, "ready"):
                 return
             with trio.move_on_after(every):
@@ -152,7 +152,8 @@ class Job:
         return JobFailed(self._machine.name, self.id, self._asked, why)
 
 
-def _progress(state: JobState, since: float, at_first: int, now: float) -> JobProgress:
+def progress_of(state: JobState, since: float, at_first: int, now: float) -> JobProgress:
+    """How far a job is that had done *at_first* at the time *since*."""
     if now <= since or state.done <= at_first:
         return JobProgress(state)
     rate = (state.done - at_first) / (now - since)

@@ -34,6 +34,9 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
     A job that only waits to be let do what is on record is let; every other one is
     cancelled.  `machine.spec` is set, and nothing of the change is left that is not needed.
     """
+    if change.serving:  # first: what is served holds its nodes
+        with suppress(CommandRefused):
+            await machine.execute("nbd-server-stop")
     with machine.subscribe("JOB_STATUS_CHANGE", where={"id": change.job}) as changes:
         for state in await jobs_of(machine):
             if state.id == change.job and state.status == "pending" and change.sure:
@@ -43,6 +46,8 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
                     await changes.next()
         if change.job:
             await discard_job(machine, change.job, changes)
+    for name in change.jobs:
+        await discard_job(machine, name)
     graph = await graph_of(machine)
     used = {layer.file for disk in graph.disks for layer in graph.chain(disk)}
     done = _is_done(change, used)

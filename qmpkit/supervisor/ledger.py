@@ -107,8 +107,7 @@ async def recover_change(kept: Kept, ledger: KeptLedger, vm: VM) -> None:
                 kept.tell("differs", f"it was to {change.what}, and what came of it: {error}")
                 return
             await ledger.settle(spec)
-            told = "is done" if spec is change.spec else "is undone"
-            kept.tell("recovered", f"to {change.what}: that was interrupted, and {told}")
+            kept.tell("recovered", _told(change, spec))
     if scope.cancelled_caught:
         kept.tell("differs", f"it was to {change.what}, and gives no answer what came of it")
 
@@ -124,5 +123,10 @@ async def finish_change(kept: Kept) -> None:
         what = f"machine {kept.name!r} was to {change.what}, and what came of it: {error}"
         raise HostLacks(what, "make its images readable, and their folder writable") from error
     kept.note(spec=with_disks_of(kept.spec, spec), change=None)
-    told = "is done" if spec is change.spec else "is undone"
-    kept.tell("recovered", f"to {change.what}: that was interrupted, and {told}")
+    kept.tell("recovered", _told(change, spec))
+
+
+def _told(change: Change, spec: MachineSpec) -> str:
+    # What changes no spec (a backup) is never finished by anyone else.
+    done = spec == change.spec and change.spec != change.begun
+    return f"to {change.what}: that was interrupted, and is {'done' if done else 'undone'}"

@@ -159,7 +159,7 @@ class Record:
 
 
 _OWN_FORM = ("spec", "identity", "end", "history", "health", "farm", "change")
-_CHANGE_LISTS = ("nodes", "files", "leaving", "obsolete")
+_CHANGE_LISTS = ("jobs", "nodes", "files", "leaving", "obsolete")
 _CAUSES: dict[str, Cause] = {cause.value: cause for cause in (*ExitCause, *Mishap)}
 
 
@@ -217,7 +217,7 @@ def _change_to_dict(change: Change) -> dict[str, Any]:
 
 def _change_from_dict(plain: Mapping[str, Any]) -> Change:
     specs = {name: spec_from_dict(plain[name]) for name in ("spec", "begun")}
-    lists = {name: tuple(map(_text, plain[name])) for name in _CHANGE_LISTS}
+    lists = {name: tuple(map(_text, plain.get(name, ()))) for name in _CHANGE_LISTS}
     inodes = tuple(int(number) for number in plain.get("inodes", ()))
     return Change(**{**plain, **specs, **lists, "inodes": inodes})
 

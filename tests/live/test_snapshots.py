@@ -280,6 +280,8 @@ async def test_a_guest_freezes_for_the_moment_and_goes_on(qemu: str, tmp_path: P
         make = "mkdir -p /mnt && mke2fs -q /dev/vda && mount /dev/vda /mnt"
         await vm.agent.run(["sh", "-c", make], check=True)
         await vm.agent.run(["sh", "-c", "echo safe > /mnt/file"], check=True)
+        point = await vm.backups.run(tmp_path / "backups", freeze=True)
+        assert point.frozen
         await vm.snapshots.take("frozen", freeze=True)
         await vm.agent.run(["sh", "-c", "echo more > /mnt/more && sync"], check=True)
         async with vm.agent.frozen() as count:
@@ -288,5 +290,29 @@ async def test_a_guest_freezes_for_the_moment_and_goes_on(qemu: str, tmp_path: P
         with pytest.raises(qmpkit.GuestRefused, match=r"took more than 0.2 s"):
             async with vm.agent.frozen(longest=0.2):
                 await trio.sleep_forever()
+        await _served_from_a_full_folder(vm, tmp_path)
         done = await vm.agent.run(["sh", "-c", "cat /mnt/file /mnt/more /mnt/even"], check=True)
         assert done.text.split() == ["safe", "more", "even"]
+    raw = await qmpkit.backups.restore(tmp_path / "backups", "disk0", tmp_path / "r", format="raw")
+    argv = ["debugfs", "-R", "cat /file", str(raw)]
+    shown = await trio.run_process(argv, capture_stdout=True, capture_stderr=True)
+    assert shown.stdout == b"safe\n", "only the freezing has flushed it"
+
+
+async def _served_from_a_full_folder(vm: qmpkit.VM, folder: Path) -> None:
+    """What the guest overwrites finds no room: the serving ends, and its write goes on."""
+
+    async def wrote(source: str) -> None:
+        command = f"dd if=/dev/{source} of=/mnt/large bs=1M count=4 conv=notrunc,fsync"
+        await vm.agent.run(["sh", "-c", command], check=True)
+
+    await wrote("urandom")
+    with small_disk(folder / "small") as small:
+        with pytest.raises(JobFailed, match="a write of the guest failed by that"):
+            async with vm.backups.pulling(small.path / "pull"):
+                await wrote("zero")
+        assert list(small.path.iterdir()) == []
+        await nothing_left(vm)
+    await vm.wait_running()
+    await wrote("zero")
+    assert "I/O error" not in (await vm.agent.run(["dmesg"], check=True)).text

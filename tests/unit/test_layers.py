@@ -20,6 +20,7 @@ LAYERS = [
     {"process"},
     {"host"},
     {"images"},
+    {"backups"},
     {"machine"},
     {"operations"},
     {"vm", "_running"},

@@ -73,7 +73,12 @@ def _indented(code: str) -> str:
     return "".join(f"    {line}" for line in code.splitlines(keepends=True))
 
 
-FRONTS = {"vm": qmpkit.VM, "vm.console": qmpkit.Console, "vm.agent": qmpkit.Agent}
+FRONTS = {
+    "vm": qmpkit.VM,
+    "vm.console": qmpkit.Console,
+    "vm.agent": qmpkit.Agent,
+    "vm.backups": qmpkit.Backups,
+}
 
 
 def methods() -> list[str]:

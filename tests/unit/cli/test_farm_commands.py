@@ -12,7 +12,7 @@ import pytest
 
 from qmpkit.cli import main
 from qmpkit.cli.exits import DaemonSaid
-from qmpkit.cli.farm_jobs import _result
+from qmpkit.cli.farm_jobs import result_of
 from qmpkit.cli.serve import end_daemon
 from tests.unit.cli.daemons import job, scripted
 
@@ -110,7 +110,7 @@ def test_what_became_of_each(root: Path, capsys: pytest.CaptureFixture[str]) -> 
 )
 def test_a_job_that_does_not_end_well(error: dict[str, Any] | None, words: str) -> None:
     with pytest.raises(DaemonSaid, match=words):
-        _result({"state": "failed", "what": "stop web1", "result": None, "error": error})
+        result_of({"state": "failed", "what": "stop web1", "result": None, "error": error})
 
 
 def test_each_machine_gets_its_word(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,60 @@
+"""What the tests of backups share: a look into their folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import qmpkit
+from qmpkit import BackupPoint, backups
+from qmpkit.backups.repository import MANIFEST
+from qmpkit.operations.backup_plan import dirty_bitmaps
+from tests.live.blocks import holds
+
+__all__ = ["files_needed", "files_there", "make_first_older", "points_in"]
+__all__ += ["io", "ours", "restored"]
+
+DAY = 86400
+
+
+def files_there(folder: Path) -> set[str]:
+    """All that is in the folder but for the manifest."""
+    return {path.name for path in folder.iterdir()} - {MANIFEST}
+
+
+def files_needed(points: tuple[BackupPoint, ...]) -> set[str]:
+    """What should be there."""
+    return {layer.file for point in points for layer in point.disks.values()}
+
+
+async def points_in(folder: Path) -> tuple[BackupPoint, ...]:
+    """The points, also of a folder that nothing has been put into."""
+    return await backups.points(folder) if (folder / MANIFEST).exists() else ()
+
+
+def make_first_older(folder: Path) -> None:
+    """Put the first point three days into the past of the second."""
+    told = json.loads((folder / MANIFEST).read_text())
+    told["points"][0]["time"] = told["points"][1]["time"] - 3 * DAY
+    (folder / MANIFEST).write_text(json.dumps(told))
+
+
+async def io(vm: qmpkit.VM, disk: str, command: str) -> None:
+    """Have QEMU do it through the disk's device."""
+    line = f'qemu-io -d /machine/peripheral/{disk}/virtio-backend "{command}"'
+    await vm.execute("human-monitor-command", {"command-line": line})
+
+
+async def restored(folder: Path, disk: str, point: int | None, expected: dict[int, int]) -> None:
+    """The point, None: the newest, restores to this."""
+    target = folder / f"{disk}-{point}.raw"
+    await backups.restore(folder, disk, target, point=point, format="raw")
+    try:
+        await holds(str(target), "raw", expected)
+    finally:
+        target.unlink()
+
+
+async def ours(vm: qmpkit.VM) -> set[str]:
+    """The dirty bitmaps in all its images."""
+    return {name for _, name in await dirty_bitmaps(vm.machine)}

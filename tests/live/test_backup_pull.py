@@ -1,0 +1,127 @@
+"""Disks served for another backup program: one moment, and what has changed since another."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import trio
+
+import qmpkit
+from qmpkit import CommandRefused, ImageFailed, PulledDisk, SpecInvalid
+from qmpkit.operations.backup_plan import dirty_bitmaps
+from qmpkit.testing.cancel import cancel_at_every_checkpoint
+from qmpkit.testing.leaks import leaks
+from tests.live.blocks import BLOCK, bare, holds, nothing_left, write
+from tests.sizes import BACKUP_CANCELS, NEWEST
+
+pytestmark = pytest.mark.live
+
+
+async def fetched(disk: PulledDisk, target: Path) -> str:
+    argv = ["qemu-img", "convert", "-f", "raw", "-O", "raw", disk.uri, str(target)]
+    await trio.run_process(argv)
+    return str(target)
+
+
+async def dirty(disk: PulledDisk, socket: Path) -> set[int]:
+    """The blocks that the context says have changed."""
+    image = f"driver=nbd,server.type=unix,server.path={socket},export={disk.export}"
+    argv = ["qemu-img", "map", "--output=json", "--image-opts"]
+    done = await trio.run_process(
+        [*argv, f"{image},x-dirty-bitmap={disk.context}"], capture_stdout=True
+    )
+    found: set[int] = set()
+    for extent in json.loads(done.stdout):
+        if not extent["data"]:  # as qemu-img shows a bitmap that is taken for a map
+            first = extent["start"] // BLOCK
+            found |= set(range(first, first + extent["length"] // BLOCK))
+    return found
+
+
+async def bitmaps(vm: qmpkit.VM) -> set[str]:
+    return {name for _, name in await dirty_bitmaps(vm.machine)}
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_what_is_fetched_is_of_one_moment(qemu: str, qemu_img: str, tmp_path: Path) -> None:
+    folder = tmp_path / "pull"
+    async with qmpkit.running(bare(qemu, tmp_path, "qcow2", "raw"), paused=True) as vm:
+        for disk in ("disk0", "disk1"):
+            await write(vm, disk, 0, 1)
+        async with vm.backups.pulling(folder, checkpoint="one") as pull:
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            assert stat.S_IMODE(pull.socket.stat().st_mode) == 0o600
+            for disk in ("disk0", "disk1"):
+                await write(vm, disk, 0, 2)
+                await write(vm, disk, 5, 2)
+            for disk in ("disk0", "disk1"):
+                file = await fetched(pull.disks[disk], tmp_path / f"{disk}.raw")
+                await holds(file, "raw", {0: 1, 5: 0})
+        assert not folder.exists()
+        await nothing_left(vm)
+        assert await bitmaps(vm) == {"qk-checkpoint-one"}
+        async with vm.backups.pulling(folder, since="one", checkpoint="two") as pull:
+            await write(vm, "disk0", 7, 3)
+            assert await dirty(pull.disks["disk0"], pull.socket) == {0, 5}
+            raw = pull.disks["disk1"]
+            assert raw.context is None and "it has no checkpoint 'one'" in raw.why
+            file = await fetched(pull.disks["disk0"], tmp_path / "again.raw")
+            await holds(file, "raw", {0: 2, 5: 2, 7: 0})
+        await vm.backups.drop_checkpoint("one")
+        assert await bitmaps(vm) == {"qk-checkpoint-two"}
+        await nothing_left(vm)
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_cancelled_anywhere_nothing_is_left(qemu: str, tmp_path: Path) -> None:
+    folder = tmp_path / "pull"
+    async with leaks(), qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+
+        async def pull() -> None:
+            async with vm.backups.pulling(folder, checkpoint="one"):
+                await trio.lowlevel.checkpoint()
+
+        async def nothing() -> None:
+            await nothing_left(vm)
+            assert not folder.exists()
+            assert await vm.execute("query-block-exports") == []
+            await vm.backups.drop_checkpoint("one")
+            assert await bitmaps(vm) == set()
+
+        await cancel_at_every_checkpoint(pull, every=BACKUP_CANCELS, after=nothing)
+        with pytest.raises(ValueError, match="mine"):
+            async with vm.backups.pulling(folder, checkpoint="one"):
+                raise ValueError("mine")
+        assert await bitmaps(vm) == set(), "of no use to anybody"
+        await nothing()
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_what_cannot_be_served_is_refused(qemu: str, tmp_path: Path) -> None:
+    folder = tmp_path / "pull"
+    async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+        with pytest.raises(SpecInvalid) as refused:
+            async with vm.backups.pulling(tmp_path / ("x" * 100), since="a/b", checkpoint="ä"):
+                pass
+        assert len(refused.value.faults) == 3
+        folder.mkdir(mode=0o700)
+        (folder / "mine").touch()
+        with pytest.raises(ImageFailed, match="no private folder of such a backup"):
+            async with vm.backups.pulling(folder):
+                pass
+        (folder / "mine").rename(folder / "disk0.fleece.qcow2")  # as a program that died leaves it
+        async with vm.backups.pulling(folder, checkpoint="one"):
+            pass
+        with pytest.raises(SpecInvalid, match="there is 'one' already"):
+            async with vm.backups.pulling(folder, checkpoint="one"):
+                pass
+        address = {"type": "unix", "data": {"path": str(tmp_path / "theirs")}}
+        await vm.execute("nbd-server-start", {"addr": address})
+        with pytest.raises(CommandRefused, match="already running"):
+            async with vm.backups.pulling(folder):
+                pass
+        await nothing_left(vm)
+        await vm.execute("nbd-server-stop")  # nobody else has
