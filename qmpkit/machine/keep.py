@@ -131,7 +131,11 @@ class QemuGround:
         _check(resolution, links)
         async with AsyncExitStack() as ours:
             with ExitStack() as theirs:
-                wiring, log = await trio.to_thread.run_sync(_wired, spec, home, theirs)
+                try:
+                    wiring, log = await trio.to_thread.run_sync(_wired, spec, home, theirs)
+                except HostLacks:
+                    await first()  # where that fails too, as on a full disk, it says more
+                    raise
                 for nic, fd in links.items():
                     wiring.endpoints[nic] = FdEndpoint(wiring.take(fd))
                 await give_store(resolution, wiring, theirs)

@@ -62,6 +62,7 @@ async def test_a_past_that_is_gone_is_told_once(
 ) -> None:
     monkeypatch.setattr(chronicle_module, "FILE_LIMIT", 200)
     monkeypatch.setattr(chronicle_module, "FILES_KEPT", 2)
+    monkeypatch.setattr(chronicle_module, "_TOGETHER", 0)
     monkeypatch.setattr(events_module, "RING", 2)
     events = EventLog("lab")
     chronicle = Chronicle(tmp_path / "events")
