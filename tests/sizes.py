@@ -32,9 +32,8 @@ AGENT_CANCELS = size(ci=8, long=200)  # agent calls cancelled at random points
 CONSOLE_FLOOD = size(ci=1100, long=20_000)  # KiB printed while nobody reads; 1024 are kept
 LATE_KILL_AFTER = size(ci=2, long=15)  # seconds after a start that Python is killed
 
-# Debian on its own disk: the cached image boots by (QEMU, firmware), and with --long reboots
-_DEBIAN = [(version, firmware) for firmware in (None, "uefi") for version in QEMU_VERSIONS]
-DEBIAN_BOOTS = _DEBIAN[: size(ci=1, long=len(_DEBIAN))]
+# Debian on its own disk, with --long: the cached image boots by (QEMU, firmware) and reboots
+DEBIAN_BOOTS = [(version, firmware) for firmware in (None, "uefi") for version in QEMU_VERSIONS]
 FARM_DEBIANS = size(ci=1, long=2)  # Debian machines of the farm that is brought up by its file
 FARM_TINY = size(ci=4, long=12)  # … and tiny ones
 FARM_SEGMENTS = size(ci=1, long=2)  # … on so many segments, and Debian with a way out too
@@ -67,7 +66,7 @@ FARM_MACHINES = size(ci=10, long=200)  # paused ones, started against a bare scr
 FARM_EVENTS = size(ci=20, long=1000)  # of them, timed on their way to a client
 
 # Disks of machines that run
-DISK_KILLS = size(ci=5, long=100)  # SIGKILLs between two steps of a change, for each kind
+DISK_KILLS = size(ci=4, long=100)  # SIGKILLs between two steps of a change, for each kind
 DISK_STEPS = size(ci=15, long=200)  # changes of two disks that a guest writes to all the time
 
 # Images at rest

@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from tests.live.commands import COMMAND, Terminal, ask, on, piped, qmp, rest, said, terminal
+from tests.sizes import NEWEST
 
 pytestmark = pytest.mark.live
 
@@ -31,6 +32,7 @@ def modes(fd: int) -> int:
     return int(termios.tcgetattr(fd)[3]) & (termios.ECHO | termios.ICANON | termios.ISIG)
 
 
+@pytest.mark.qemus(*NEWEST)
 async def test_a_person_at_the_console(qemu: str, tmp_path: Path) -> None:
     async with terminal("run", "tiny", *on(qemu), f"--logs={tmp_path}") as person:
         await person.expect("tiny: this is its console; Ctrl-] leaves it")

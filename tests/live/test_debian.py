@@ -1,6 +1,7 @@
 """Debian on its own disk: boots by BIOS and by UEFI, takes its seed, obeys; its image stays whole.
 
-CI boots the cached image once; `scripts/test --long` by both firmwares on every QEMU.
+In CI a farm boots the cached image (test_farm_debian); here `scripts/test --long` does, by both
+firmwares on every QEMU.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def image() -> Path:
     return guests.build_debian()
 
 
-@pytest.mark.bound(300)  # one boot under TCG, two with --long: these took up to 261 s
+@pytest.mark.skipif(not LONG, reason="two minutes and more: scripts/test --long")
+@pytest.mark.bound(300)  # two boots under TCG, which took up to 261 s
 @pytest.mark.parametrize(("version", "firmware"), DEBIAN_BOOTS)
 async def test_debian_boots_takes_its_seed_and_obeys(
     image: Path, tmp_path: Path, version: str, firmware: str | None
@@ -45,9 +47,8 @@ async def test_debian_boots_takes_its_seed_and_obeys(
         by = await _says(vm, "[ -d /sys/firmware/efi ] && echo uefi || echo bios")
         assert by == (firmware or "bios")
         await _takes_its_seed(vm, tmp_path)
-        if LONG:
-            assert await _says(vm, "systemctl is-system-running --wait") == "running"
-            await _reboots(vm)
+        assert await _says(vm, "systemctl is-system-running --wait") == "running"
+        await _reboots(vm)
         await vm.powerdown()
         report = await vm.wait()
         assert report.cause is qmpkit.ExitCause.GUEST_SHUTDOWN

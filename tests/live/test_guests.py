@@ -20,6 +20,7 @@ from qmpkit.spec.machine import Accel
 from qmpkit.spec.network import UserNic
 from qmpkit.testing import guests
 from qmpkit.testing.guests import copies, store
+from tests.sizes import NEWEST
 
 pytestmark = pytest.mark.live
 
@@ -46,6 +47,7 @@ async def test_tiny_boots_to_its_shell_and_its_agent(qemu: str, name: str) -> No
         assert done.text == "Linux x86_64\n"
 
 
+@pytest.mark.qemus(*NEWEST)
 async def test_tiny_has_a_driver_for_every_device(qemu: str, tmp_path: Path) -> None:
     interfaces = ("virtio-blk", "virtio-scsi", "nvme", "scsi-cdrom")
     disks = [_disk(tmp_path, interface) for interface in interfaces]

@@ -9,9 +9,14 @@ import trio
 import qmpkit
 from qmpkit import ExitCause, Supervisor
 from qmpkit.testing.leaks import leaks
-from tests.sizes import LONG, TINY_BOOTED, TINY_PAUSED
+from tests.sizes import LONG, NEWEST, TINY_BOOTED, TINY_PAUSED
 
-pytestmark = [pytest.mark.live, pytest.mark.alone, pytest.mark.bound(700)]
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.alone,
+    pytest.mark.bound(700),
+    pytest.mark.qemus(*NEWEST),
+]
 
 # A guest under TCG takes a core: fifty at once boot for minutes on two.
 BOOT_WITHIN = 500.0 if LONG else 60.0

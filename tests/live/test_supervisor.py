@@ -13,6 +13,7 @@ import trio
 import qmpkit
 from qmpkit import ExitCause, MachineSpec, State, Supervisor
 from qmpkit.testing.leaks import leaks
+from tests.sizes import NEWEST
 
 pytestmark = pytest.mark.live
 
@@ -60,6 +61,7 @@ async def test_a_failed_start_among_others(bare: MachineSpec) -> None:
 
 
 @pytest.mark.alone
+@pytest.mark.qemus(*NEWEST)
 async def test_guests_power_down_together_and_the_deaf_are_ended(
     qemu: str, bare: MachineSpec, tmp_path: Path
 ) -> None:
