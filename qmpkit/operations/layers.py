@@ -36,7 +36,8 @@ INODE = 1
 """Where a stamp (`Placed`) has the number of the file."""
 
 _FILE = 2  # of a stamp, what tells which file it is
-_LOST = (MachineGone, MachineDied, MonitorLost, MonitorGarbled)
+LOST = (MachineGone, MachineDied, MonitorLost, MonitorGarbled)
+"""What is raised when QEMU, or its monitor, is there no longer."""
 
 
 def layer_blockdevs(disk: Disk, *, backing: str | None = None) -> tuple[Json, Json]:
@@ -81,7 +82,7 @@ class Made:
         self._files.clear()
 
     async def _undo(self) -> None:
-        with suppress(*_LOST):
+        with suppress(*LOST):
             await remove_nodes(self._machine, reversed(self._nodes))
         await trio.to_thread.run_sync(_unmake, self._files, abandon_on_cancel=True)
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import attrs
 import trio
 
-from qmpkit.errors import Fault, JournalFailed, MachineDied, MachineGone, SpecInvalid
+from qmpkit.errors import Fault, JournalFailed, SpecInvalid
 from qmpkit.host.chain import walk_chain
 from qmpkit.host.layered import mark_layered
 from qmpkit.machine.ledger import Change
@@ -23,17 +23,15 @@ from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.graph import Layer, graph_of, nodes_of
 from qmpkit.operations.jobs import Job, JobProgress, job, jobs_of
-from qmpkit.operations.layers import STEP_GRACE, remove_nodes, with_disks
+from qmpkit.operations.layers import LOST, STEP_GRACE, remove_nodes, with_disks
 from qmpkit.operations.undertaking import Undertaking, undertaking
-from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
+from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import job_id
 from qmpkit.spec.snapshots import Snapshot
 
 __all__ = ["Progress", "change_place", "delete_point", "deleted_from", "follow", "free_job_id"]
-
-_LOST = (MachineGone, MachineDied, MonitorLost, MonitorGarbled)
 
 Progress = Callable[[JobProgress], object]
 """Is told how far a job is, about twice a second; must not block."""
@@ -209,7 +207,7 @@ async def _merge_between(
             await running.ended()
     finally:
         # A job that was cancelled may have come to its end all the same.
-        with trio.move_on_after(STEP_GRACE, shield=True), suppress(*_LOST):
+        with trio.move_on_after(STEP_GRACE, shield=True), suppress(*LOST):
             layers = (await graph_of(machine)).chain(disk_id)
             if not {layer.file for layer in layers} & {*it.change.obsolete}:
                 it.done()

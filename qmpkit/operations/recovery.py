@@ -7,6 +7,7 @@ one that does not.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.graph import graph_of
 from qmpkit.operations.inner_snapshots import remove_tag
-from qmpkit.operations.jobs import discard_job, jobs_of
+from qmpkit.operations.jobs import JobState, discard_job, jobs_of
 from qmpkit.operations.layers import remove_files, remove_nodes
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.machine import MachineSpec
@@ -81,8 +82,7 @@ def _is_ours(file: Path, inode: int | None) -> bool:
         return False
 
 
-def _unfinished(job: str, states: object) -> bool:
-    assert isinstance(states, list)
+def _unfinished(job: str, states: Iterable[JobState]) -> bool:
     return any(state.id == job and state.status != "concluded" for state in states)
 
 

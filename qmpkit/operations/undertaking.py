@@ -8,16 +8,13 @@ from contextlib import asynccontextmanager, suppress
 import attrs
 import trio
 
-from qmpkit.errors import JournalFailed, MachineDied, MachineGone, SpecInvalid
+from qmpkit.errors import JournalFailed, SpecInvalid
 from qmpkit.images.drafts import Placed
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.layers import INODE, STEP_GRACE, remove_files
-from qmpkit.qmp.errors import MonitorGarbled, MonitorLost
+from qmpkit.operations.layers import INODE, LOST, STEP_GRACE, remove_files
 
 __all__ = ["Undertaking", "undertaking"]
-
-_LOST = (MachineGone, MachineDied, MonitorLost, MonitorGarbled)
 
 
 class Undertaking:
@@ -90,7 +87,7 @@ async def undertaking(machine: Changeable, change: Change) -> AsyncIterator[Unde
     except (JournalFailed, SpecInvalid):
         it.left = it.left or not begun  # nothing is written, or another change stands there
         raise
-    except _LOST:
+    except LOST:
         it.left = True  # QEMU's end tells no more; what is on record is found out by the images
         raise
     finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import trio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -28,6 +29,8 @@ __all__ = ["DiskApi", "snapshot_view"]
 
 Find = Callable[[Request], Kept]
 """The machine that a request means."""
+
+_RESTART_GRACE = 60.0  # seconds that a machine may take to be up again after a revert
 
 _SPEED: Keys = {"speed": int}
 
@@ -156,7 +159,9 @@ class DiskApi:
                 left = await self._lab.revert(name, point)
             finally:
                 if asked.get("stop"):
-                    await self._lab.declare(name, before)
+                    # Also for a client that has given it up: it was up before.
+                    with trio.move_on_after(_RESTART_GRACE, shield=True):
+                        await self._lab.declare(name, before)
             return {"name": point, "left": list(left)}
 
         return self._job(f"revert {kept.name} to {point}", work)

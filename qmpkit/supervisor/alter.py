@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
+import trio
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations.at_rest import AtRest, at_rest
+from qmpkit.operations.layers import STEP_GRACE
 from qmpkit.operations.revert import overlaid, overlays_made
 from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept
@@ -53,13 +55,14 @@ async def revert(
     await _down(kept)
     change, left = await overlaid(kept.spec, snapshot)
     ledger = KeptLedger(kept, journal, machines)
-    await ledger.intend(change)
+    done = False
     try:
+        await ledger.intend(change)
         await overlays_made(change)
-    except BaseException:
-        await ledger.settle(change.begun)
-        raise
-    await ledger.settle(change.spec)
+        done = True
+    finally:
+        with trio.move_on_after(STEP_GRACE, shield=True):
+            await ledger.settle(change.spec if done else change.begun)
     kept.tell("reverted", f"to the snapshot {snapshot!r}")
     return left
 

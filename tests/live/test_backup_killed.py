@@ -15,6 +15,7 @@ from qmpkit.supervisor.kept import Kept
 from qmpkit.testing.leaks import leaks
 from tests.live.backup_folders import files_needed, files_there, make_first_older, points_in
 from tests.live.blocks import bare, holds, nothing_left, write
+from tests.live.dying import STEPS
 from tests.live.kept import Places, end_all, lab
 from tests.sizes import BACKUP_KILLS, LONG, NEWEST
 
@@ -23,37 +24,17 @@ pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
 BACKUP_STEPS, PRUNE_STEPS = 24, 8  # that there are at least; even, see `_spread`
 
 # The steps are what is asked of QEMU, entries in the journal, files and manifests written.
-STEPS = """
-import os, pkgutil, signal, sys, qmpkit, trio
-
-folder, last, victims = sys.argv[1:]
-last, count, armed, qemu = int(last), 0, False, 0
-
-def die():
-    if victims == "both":
-        os.kill(qemu, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def step(place, name):
-    owner = pkgutil.resolve_name(place)
-    real = getattr(owner, name)
-    async def counted(*args, **kwargs):
-        global count
-        count += armed
-        if armed and count == 2 * last:
-            die()
-        result = await real(*args, **kwargs)
-        if armed and count == 2 * last - 1:
-            die()
-        count += armed
-        return result
-    setattr(owner, name, counted)
+BEGIN = (
+    STEPS
+    + """
+(folder,) = words
 
 step("qmpkit.backups.repository:Repository", "seal")
 """
+)
 
 BACKUP = (
-    STEPS
+    BEGIN
     + """
 step("qmpkit.machine.machine:Machine", "execute")
 step("qmpkit.supervisor.ledger:KeptLedger", "intend")
@@ -74,7 +55,7 @@ trio.run(main)
 )
 
 PRUNE = (
-    STEPS
+    BEGIN
     + """
 import qmpkit.backups.pruning
 step("qmpkit.backups.repository:Repository", "without")

@@ -14,6 +14,7 @@ from qmpkit import MachineSpec, Supervisor
 from qmpkit.supervisor.kept import Kept
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import bare, holds, nothing_left, write
+from tests.live.dying import STEPS
 from tests.live.kept import Places, end_all, lab
 from tests.sizes import DISK_KILLS, NEWEST
 
@@ -24,31 +25,10 @@ pytestmark = [
 ]
 
 # The steps of a change are what it asks of QEMU, its entries in the journal, its files.
-PROGRAM = """
-import os, pkgutil, signal, sys, qmpkit, trio
-
-kind, folder, last, victims = sys.argv[1:]
-last, count, armed, qemu = int(last), 0, False, 0
-
-def die():
-    if victims == "both":
-        os.kill(qemu, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def step(place, name):
-    owner = pkgutil.resolve_name(place)
-    real = getattr(owner, name)
-    async def counted(*args, **kwargs):
-        global count
-        count += armed
-        if armed and count == 2 * last:
-            die()
-        result = await real(*args, **kwargs)
-        if armed and count == 2 * last - 1:
-            die()
-        count += armed
-        return result
-    setattr(owner, name, counted)
+PROGRAM = (
+    STEPS
+    + """
+kind, folder = words
 
 step("qmpkit.machine.machine:Machine", "execute")
 step("qmpkit.supervisor.ledger:KeptLedger", "intend")
@@ -72,6 +52,7 @@ async def main():
 
 trio.run(main)
 """
+)
 
 
 @pytest.mark.bound(60 + 8 * DISK_KILLS)
