@@ -55,8 +55,6 @@ class Undertaking:
         """Write down which files are ours: another one at their places is not to be removed."""
         inodes = tuple(it.stamp[INODE] for it in placed)
         self.change = attrs.evolve(self.change, inodes=inodes)
-        if self.is_done:
-            self._machine.spec = self.change.spec
         await self._machine.ledger.intend(self.change)
 
     async def _settle(self) -> None:
@@ -68,8 +66,8 @@ class Undertaking:
     async def _remove_obsolete(self) -> None:
         """Not before the record can do without them, and not after it has forgotten them."""
         done = self.change.spec
-        rest = Change(what=self.change.what, spec=done, begun=done, sure=True)
-        rest = attrs.evolve(rest, obsolete=self.change.obsolete)
+        what, obsolete = self.change.what, self.change.obsolete
+        rest = Change(what=what, spec=done, begun=done, sure=True, obsolete=obsolete)
         await self._machine.ledger.intend(rest)
         await remove_files(self._machine, rest.obsolete)
 
