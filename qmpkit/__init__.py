@@ -45,10 +45,14 @@ if TYPE_CHECKING:
     from qmpkit.operations.agent import Agent as Agent
     from qmpkit.operations.agent_info import GuestInterface as GuestInterface
     from qmpkit.operations.agent_info import OsInfo as OsInfo
-    from qmpkit.operations.at_rest import AtRest as AtRest
-    from qmpkit.operations.at_rest import at_rest as at_rest
-    from qmpkit.operations.backup_pull import Pull as Pull
-    from qmpkit.operations.backup_pull import PulledDisk as PulledDisk
+    from qmpkit.operations.block.at_rest import AtRest as AtRest
+    from qmpkit.operations.block.at_rest import at_rest as at_rest
+    from qmpkit.operations.block.backup_pull import Pull as Pull
+    from qmpkit.operations.block.backup_pull import PulledDisk as PulledDisk
+    from qmpkit.operations.block.fronts import Backups as Backups
+    from qmpkit.operations.block.fronts import Disks as Disks
+    from qmpkit.operations.block.fronts import Snapshots as Snapshots
+    from qmpkit.operations.block.graph import Layer as Layer
     from qmpkit.operations.completed import Completed as Completed
     from qmpkit.operations.console import Console as Console
     from qmpkit.operations.console_attach import AttachEnd as AttachEnd
@@ -60,10 +64,6 @@ if TYPE_CHECKING:
     from qmpkit.operations.errors import OutputLost as OutputLost
     from qmpkit.operations.errors import UnknownKey as UnknownKey
     from qmpkit.operations.forwards import Forwarded as Forwarded
-    from qmpkit.operations.fronts import Backups as Backups
-    from qmpkit.operations.fronts import Disks as Disks
-    from qmpkit.operations.fronts import Snapshots as Snapshots
-    from qmpkit.operations.graph import Layer as Layer
     from qmpkit.operations.jobs import JobProgress as JobProgress
     from qmpkit.operations.jobs import JobState as JobState
     from qmpkit.operations.patterns import Match as Match
@@ -139,8 +139,8 @@ _MODULES = {
     "qmpkit.machine.state": "State",
     "qmpkit.operations.agent": "Agent",
     "qmpkit.operations.agent_info": "GuestInterface OsInfo",
-    "qmpkit.operations.at_rest": "AtRest at_rest",
-    "qmpkit.operations.backup_pull": "Pull PulledDisk",
+    "qmpkit.operations.block.at_rest": "AtRest at_rest",
+    "qmpkit.operations.block.backup_pull": "Pull PulledDisk",
     "qmpkit.operations.completed": "Completed",
     "qmpkit.operations.console": "Console",
     "qmpkit.operations.console_attach": "AttachEnd",
@@ -149,8 +149,8 @@ _MODULES = {
         "AgentRefused ConsoleEnded GuestCommandFailed JobFailed OutputLost UnknownKey"
     ),
     "qmpkit.operations.forwards": "Forwarded",
-    "qmpkit.operations.fronts": "Backups Disks Snapshots",
-    "qmpkit.operations.graph": "Layer",
+    "qmpkit.operations.block.fronts": "Backups Disks Snapshots",
+    "qmpkit.operations.block.graph": "Layer",
     "qmpkit.operations.jobs": "JobProgress JobState",
     "qmpkit.operations.patterns": "Match",
     "qmpkit.process.status": "ExitStatus",

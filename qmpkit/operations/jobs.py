@@ -6,7 +6,7 @@ A fast one has concluded before its command returns: whoever waits has subscribe
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -18,8 +18,20 @@ from qmpkit.operations._protocols import Monitor
 from qmpkit.operations.errors import JobFailed
 from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
 from qmpkit.qmp.events import Subscription
+from qmpkit.spec.names import job_id
 
-__all__ = ["Job", "JobProgress", "JobState", "discard_job", "job", "jobs_of", "progress_of"]
+__all__ = [
+    "Job",
+    "JobProgress",
+    "JobState",
+    "Progress",
+    "discard_job",
+    "follow",
+    "free_job_id",
+    "job",
+    "jobs_of",
+    "progress_of",
+]
 
 DISCARD_GRACE = 30.0
 """Seconds that taking a job back may take: one that is in a slow disk ends after its request."""
@@ -218,3 +230,23 @@ async def discard_job(machine: Monitor, job_id: str, changes: Subscription | Non
         else:
             await changes.next()
     return None
+
+
+Progress = Callable[[JobProgress], object]
+"""Is told how far a job is, about twice a second; must not block."""
+
+
+async def follow(running: Job, progress: Progress | None) -> None:
+    """Tell of the job's way until it is ready or rests."""
+    async for state in running.progress():
+        if progress is not None:
+            progress(state)
+
+
+async def free_job_id(machine: Monitor, kind: str, subject: str) -> str:
+    """A name for a job that no job of this QEMU has."""
+    taken = {state.id for state in await jobs_of(machine)}
+    number = 1
+    while (name := job_id(kind, subject, number)) in taken:
+        number += 1
+    return name

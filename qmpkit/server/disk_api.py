@@ -13,10 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from qmpkit.operations.at_rest import AtRest
-from qmpkit.operations.jobs import JobProgress
-from qmpkit.operations.merge import Progress
-from qmpkit.operations.snapshots import known_snapshot, sizes_of
+from qmpkit.operations.block.at_rest import AtRest
+from qmpkit.operations.block.snapshots import known_snapshot, sizes_of
+from qmpkit.operations.jobs import JobProgress, Progress
 from qmpkit.server.answers import Refused, answer
 from qmpkit.server.bodies import Keys, read_object, whole_number
 from qmpkit.server.jobs import Jobs, Step

@@ -10,9 +10,9 @@ import attrs
 import trio
 
 from qmpkit.errors import Fault, SpecInvalid
-from qmpkit.operations.at_rest import AtRest, at_rest
-from qmpkit.operations.layers import STEP_GRACE
-from qmpkit.operations.revert import overlaid, overlays_made
+from qmpkit.operations.block.at_rest import AtRest, at_rest
+from qmpkit.operations.block.layers import STEP_GRACE
+from qmpkit.operations.block.revert import overlaid, overlays_made
 from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.ledger import KeptLedger, finish_change

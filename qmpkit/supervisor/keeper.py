@@ -18,7 +18,7 @@ from qmpkit.errors import Fault, JournalFailed, QmpkitError, SpecInvalid
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.keep import Ground, Home
 from qmpkit.machine.launch import LaunchOptions
-from qmpkit.operations.at_rest import AtRest
+from qmpkit.operations.block.at_rest import AtRest
 from qmpkit.process.kept import trim_log
 from qmpkit.process.places import Places, claimed_places, discard
 from qmpkit.spec.farm_order import circles

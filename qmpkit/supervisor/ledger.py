@@ -14,8 +14,8 @@ from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
 from qmpkit.host.chain import walk_chain
 from qmpkit.machine.ledger import Change
 from qmpkit.operations.agent_freeze import THAW_GRACE
-from qmpkit.operations.layers import STEP_GRACE
-from qmpkit.operations.recovery import recover, settled
+from qmpkit.operations.block.layers import STEP_GRACE
+from qmpkit.operations.block.recovery import recover, settled
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept

@@ -24,7 +24,7 @@ from qmpkit.machine.keep import Ground, QemuGround
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.machine.machine import check_grace
 from qmpkit.networks.farm_networks import FarmNetworks
-from qmpkit.operations.at_rest import AtRest
+from qmpkit.operations.block.at_rest import AtRest
 from qmpkit.process.limits import raise_nofile
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.farm import FarmMachine

@@ -8,7 +8,7 @@ from pathlib import Path
 import qmpkit
 from qmpkit import BackupPoint, backups
 from qmpkit.backups.repository import MANIFEST
-from qmpkit.operations.backup_plan import dirty_bitmaps
+from qmpkit.operations.block.backup_plan import dirty_bitmaps
 from tests.live.blocks import holds
 
 __all__ = ["files_needed", "files_there", "make_first_older", "points_in"]

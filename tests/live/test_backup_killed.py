@@ -39,8 +39,8 @@ BACKUP = (
 step("qmpkit.machine.machine:Machine", "execute")
 step("qmpkit.supervisor.ledger:KeptLedger", "intend")
 step("qmpkit.supervisor.ledger:KeptLedger", "settle")
-step("qmpkit.operations.backup", "place_backup")
-step("qmpkit.operations.backup", "digest_of")
+step("qmpkit.operations.block.backup", "place_backup")
+step("qmpkit.operations.block.backup", "digest_of")
 
 async def main():
     global armed, qemu

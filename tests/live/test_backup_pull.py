@@ -11,7 +11,7 @@ import trio
 
 import qmpkit
 from qmpkit import CommandRefused, ImageFailed, PulledDisk, SpecInvalid
-from qmpkit.operations.backup_plan import dirty_bitmaps
+from qmpkit.operations.block.backup_plan import dirty_bitmaps
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import BLOCK, bare, holds, nothing_left, write

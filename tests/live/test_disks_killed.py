@@ -33,9 +33,9 @@ kind, folder = words
 step("qmpkit.machine.machine:Machine", "execute")
 step("qmpkit.supervisor.ledger:KeptLedger", "intend")
 step("qmpkit.supervisor.ledger:KeptLedger", "settle")
-step("qmpkit.operations.snapshots", "place_layer")
-step("qmpkit.operations.disks", "place_empty")
-step("qmpkit.operations.undertaking", "remove_files")
+step("qmpkit.operations.block.snapshots", "place_layer")
+step("qmpkit.operations.block.disks", "place_empty")
+step("qmpkit.operations.block.undertaking", "remove_files")
 
 async def main():
     global armed, qemu

@@ -9,9 +9,9 @@ import pytest
 
 from qmpkit import Disk, Layer, MachineSpec, Snapshot, SpecInvalid
 from qmpkit.machine.ledger import Change
-from qmpkit.operations.graph import Graph, nodes_of
-from qmpkit.operations.merge import deleted_from
-from qmpkit.operations.recovery import settled
+from qmpkit.operations.block.graph import Graph, nodes_of
+from qmpkit.operations.block.merge import deleted_from
+from qmpkit.operations.block.recovery import settled
 from qmpkit.supervisor.layers import carried_over, refuse_points
 
 

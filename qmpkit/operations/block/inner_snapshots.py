@@ -15,13 +15,12 @@ import trio
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.backup_plan import remove_bitmaps
+from qmpkit.operations.block.backup_plan import remove_bitmaps
+from qmpkit.operations.block.graph import Graph, Layer, graph_of
+from qmpkit.operations.block.layers import STEP_GRACE
+from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.errors import JobFailed
-from qmpkit.operations.graph import Graph, Layer, graph_of
-from qmpkit.operations.jobs import job
-from qmpkit.operations.layers import STEP_GRACE
-from qmpkit.operations.merge import Progress, follow, free_job_id
-from qmpkit.operations.undertaking import undertaking
+from qmpkit.operations.jobs import Progress, follow, free_job_id, job
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.snapshots import Snapshot
 

@@ -22,11 +22,12 @@ from qmpkit.host.layered import mark_layered
 from qmpkit.images.new import place_layer
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.graph import Graph, Layer, graph_of, node_above
-from qmpkit.operations.inner_snapshots import delete_inner
-from qmpkit.operations.layers import STEP_GRACE, layer_blockdevs, making, with_disks
-from qmpkit.operations.merge import Progress, delete_point
-from qmpkit.operations.undertaking import undertaking
+from qmpkit.operations.block.graph import Graph, Layer, graph_of, node_above
+from qmpkit.operations.block.inner_snapshots import delete_inner
+from qmpkit.operations.block.layers import STEP_GRACE, layer_blockdevs, making, with_disks
+from qmpkit.operations.block.merge import delete_point
+from qmpkit.operations.block.undertaking import undertaking
+from qmpkit.operations.jobs import Progress
 from qmpkit.qmp.errors import CommandRefused, MonitorSilent
 from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec

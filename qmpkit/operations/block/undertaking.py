@@ -12,7 +12,7 @@ from qmpkit.errors import JournalFailed, SpecInvalid
 from qmpkit.images.drafts import Placed
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.layers import INODE, LOST, STEP_GRACE, remove_files
+from qmpkit.operations.block.layers import INODE, LOST, STEP_GRACE, remove_files
 
 __all__ = ["Undertaking", "undertaking"]
 

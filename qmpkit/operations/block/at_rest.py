@@ -21,8 +21,8 @@ from qmpkit.host.tools import storage_daemon
 from qmpkit.images.in_use import checked_chain, refuse_used
 from qmpkit.images.tool import Asked
 from qmpkit.machine.ledger import Ledger, Unwritten
-from qmpkit.operations.fronts import Disks, Snapshots
-from qmpkit.operations.graph import file_of
+from qmpkit.operations.block.fronts import Disks, Snapshots
+from qmpkit.operations.block.graph import file_of
 from qmpkit.process.child import child
 from qmpkit.qmp.errors import MonitorGarbled, MonitorLost, MonitorSilent
 from qmpkit.qmp.events import Subscription

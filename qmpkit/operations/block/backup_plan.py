@@ -15,7 +15,7 @@ import attrs
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.graph import Graph, Layer
+from qmpkit.operations.block.graph import Graph, Layer
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.backups import (
     BackupLayer,

@@ -8,14 +8,14 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from qmpkit.errors import Fault, SpecInvalid
-from qmpkit.operations import disks, inner_snapshots, snapshots
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.backup import run_backup
-from qmpkit.operations.backup_plan import Mode, remove_bitmaps
-from qmpkit.operations.backup_pull import Pull, drop_checkpoint, pulling
-from qmpkit.operations.graph import Layer
-from qmpkit.operations.merge import Progress
-from qmpkit.operations.snapshots import Freeze
+from qmpkit.operations.block import disks, inner_snapshots, snapshots
+from qmpkit.operations.block.backup import run_backup
+from qmpkit.operations.block.backup_plan import Mode, remove_bitmaps
+from qmpkit.operations.block.backup_pull import Pull, drop_checkpoint, pulling
+from qmpkit.operations.block.graph import Layer
+from qmpkit.operations.block.snapshots import Freeze
+from qmpkit.operations.jobs import Progress
 from qmpkit.spec.backups import BackupPoint
 from qmpkit.spec.block import DiskFormat
 from qmpkit.spec.snapshots import Snapshot

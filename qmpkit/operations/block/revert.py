@@ -14,8 +14,8 @@ from qmpkit.host.layered import mark_layered
 from qmpkit.images.drafts import Placed
 from qmpkit.images.new import place_overlay
 from qmpkit.machine.ledger import Change
-from qmpkit.operations.layers import STEP_GRACE, with_disks
-from qmpkit.operations.snapshots import known_snapshot
+from qmpkit.operations.block.layers import STEP_GRACE, with_disks
+from qmpkit.operations.block.snapshots import known_snapshot
 from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.snapshots import Snapshot, layer_file

@@ -20,37 +20,17 @@ from qmpkit.host.chain import walk_chain
 from qmpkit.host.layered import mark_layered
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.block.graph import Layer, graph_of, nodes_of
+from qmpkit.operations.block.layers import LOST, STEP_GRACE, remove_nodes, with_disks
+from qmpkit.operations.block.undertaking import Undertaking, undertaking
 from qmpkit.operations.errors import JobFailed
-from qmpkit.operations.graph import Layer, graph_of, nodes_of
-from qmpkit.operations.jobs import Job, JobProgress, job, jobs_of
-from qmpkit.operations.layers import LOST, STEP_GRACE, remove_nodes, with_disks
-from qmpkit.operations.undertaking import Undertaking, undertaking
+from qmpkit.operations.jobs import Job, Progress, follow, free_job_id, job
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.names import job_id
 from qmpkit.spec.snapshots import Snapshot
 
-__all__ = ["Progress", "change_place", "delete_point", "deleted_from", "follow", "free_job_id"]
-
-Progress = Callable[[JobProgress], object]
-"""Is told how far a job is, about twice a second; must not block."""
-
-
-async def follow(running: Job, progress: Progress | None) -> None:
-    """Tell of the job's way until it is ready or rests."""
-    async for state in running.progress():
-        if progress is not None:
-            progress(state)
-
-
-async def free_job_id(machine: Changeable, kind: str, subject: str) -> str:
-    """A name for a job that no job of this QEMU has."""
-    taken = {state.id for state in await jobs_of(machine)}
-    number = 1
-    while (name := job_id(kind, subject, number)) in taken:
-        number += 1
-    return name
+__all__ = ["change_place", "delete_point", "deleted_from"]
 
 
 async def change_place(

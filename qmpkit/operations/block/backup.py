@@ -25,14 +25,13 @@ from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
 from qmpkit.images.new import place_backup
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.backup_plan import Copy, Mode, dirty_bitmaps, planned, remove_bitmaps
-from qmpkit.operations.graph import graph_of
+from qmpkit.operations.block.backup_plan import Copy, Mode, dirty_bitmaps, planned, remove_bitmaps
+from qmpkit.operations.block.graph import graph_of
+from qmpkit.operations.block.layers import STEP_GRACE, Made, making
+from qmpkit.operations.block.snapshots import Freeze
+from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.job_groups import job_group
-from qmpkit.operations.jobs import JobState, progress_of
-from qmpkit.operations.layers import STEP_GRACE, Made, making
-from qmpkit.operations.merge import Progress
-from qmpkit.operations.snapshots import Freeze
-from qmpkit.operations.undertaking import undertaking
+from qmpkit.operations.jobs import JobState, Progress, progress_of
 from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
 from qmpkit.spec.backups import BackupLayer, BackupPoint, bitmap_name
 from qmpkit.spec.sizes import format_size

@@ -17,10 +17,10 @@ from qmpkit.host.chain import walk_chain
 from qmpkit.host.headers import read_header
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.graph import graph_of
-from qmpkit.operations.inner_snapshots import remove_tag
+from qmpkit.operations.block.graph import graph_of
+from qmpkit.operations.block.inner_snapshots import remove_tag
+from qmpkit.operations.block.layers import remove_files, remove_nodes
 from qmpkit.operations.jobs import JobState, discard_job, jobs_of
-from qmpkit.operations.layers import remove_files, remove_nodes
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.machine import MachineSpec
 

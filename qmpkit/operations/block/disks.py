@@ -12,17 +12,17 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.images.new import place_empty
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.graph import Layer, graph_of, node_above, nodes_of
-from qmpkit.operations.jobs import job
-from qmpkit.operations.layers import (
+from qmpkit.operations.block.graph import Layer, graph_of, node_above, nodes_of
+from qmpkit.operations.block.layers import (
     STEP_GRACE,
     layer_blockdevs,
     making,
     remove_nodes,
     with_disks,
 )
-from qmpkit.operations.merge import Progress, change_place, follow, free_job_id
-from qmpkit.operations.undertaking import undertaking
+from qmpkit.operations.block.merge import change_place
+from qmpkit.operations.block.undertaking import undertaking
+from qmpkit.operations.jobs import Progress, follow, free_job_id, job
 from qmpkit.spec.block import Disk, DiskFormat
 from qmpkit.spec.sizes import format_size, to_bytes
 from qmpkit.spec.suggest import suggestion

@@ -23,14 +23,14 @@ from qmpkit.images.new import place_backup
 from qmpkit.images.tool import Asked
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.backup import let_go_on
-from qmpkit.operations.backup_plan import dirty_bitmaps, free_targets
-from qmpkit.operations.graph import Layer, graph_of
+from qmpkit.operations.block.backup import let_go_on
+from qmpkit.operations.block.backup_plan import dirty_bitmaps, free_targets
+from qmpkit.operations.block.graph import Layer, graph_of
+from qmpkit.operations.block.layers import STEP_GRACE, remove_nodes
+from qmpkit.operations.block.pull_folder import FLEECE, SOCKET, held_folder, removed_folder
+from qmpkit.operations.block.snapshots import Freeze
+from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.job_groups import JobGroup, job_group
-from qmpkit.operations.layers import STEP_GRACE, remove_nodes
-from qmpkit.operations.pull_folder import FLEECE, SOCKET, held_folder, removed_folder
-from qmpkit.operations.snapshots import Freeze
-from qmpkit.operations.undertaking import undertaking
 from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.snapshots import snapshot_name_problem

@@ -12,7 +12,7 @@ import trio
 from qmpkit.errors import MachineDied, MachineGone
 from qmpkit.images.drafts import Placed
 from qmpkit.operations._protocols import Changeable, Monitor
-from qmpkit.operations.graph import file_of
+from qmpkit.operations.block.graph import file_of
 from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
 from qmpkit.spec.block import Disk, blockdevs_of
 from qmpkit.spec.machine import MachineSpec
