@@ -13,9 +13,10 @@ from qmpkit.machine.report import ExitReport
 from qmpkit.machine.state import State
 from qmpkit.operations import keys, power, screen
 from qmpkit.operations.agent import Agent
-from qmpkit.operations.block.fronts import Backups, Disks, Snapshots
+from qmpkit.operations.block.fronts import Backups, Snapshots
 from qmpkit.operations.console import Console
 from qmpkit.operations.forwards import Forwarded, forwarded_ports
+from qmpkit.operations.hotplug.fronts import Disks
 from qmpkit.process.logs import BoundedLog
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.machine import MachineSpec

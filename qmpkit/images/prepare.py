@@ -17,7 +17,7 @@ from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.firmware import Firmware, Uefi
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["MadeImages", "prepared_disks"]
+__all__ = ["MadeImages", "place_disk", "prepared_disks"]
 
 # A handful of system calls; the bound is for a file system that hangs.
 _CLEANUP_GRACE = 5.0
@@ -40,11 +40,7 @@ class MadeImages:
 
     async def _make(self, disk: Disk) -> None:
         # No checkpoint between the image's appearance and its entry in the list.
-        if isinstance(disk.make, Overlay):
-            base = disk.make
-            self._made.append(await place_overlay(disk.file, base.file, base.format, disk.format))
-        elif disk.make is not None:
-            self._made.append(await place_empty(disk.file, disk.make, disk.format))
+        self._made.append(await place_disk(disk))
 
     async def _make_store(self, firmware: Firmware) -> None:
         if not isinstance(firmware, Uefi) or not firmware.vars or not firmware.template:
@@ -84,6 +80,17 @@ async def prepared_disks(spec: MachineSpec) -> AsyncIterator[MadeImages]:
         with trio.move_on_after(_CLEANUP_GRACE, shield=True):
             await trio.to_thread.run_sync(made._unmake, abandon_on_cancel=True)
         raise
+
+
+async def place_disk(disk: Disk) -> Placed:
+    """Make the image that a disk's `make` asks for.
+
+    There is no checkpoint between the image's appearance and the return.
+    """
+    assert disk.make is not None, "there is nothing to make"
+    if isinstance(disk.make, Overlay):
+        return await place_overlay(disk.file, disk.make.file, disk.make.format, disk.format)
+    return await place_empty(disk.file, disk.make, disk.format)
 
 
 async def _missing(spec: MachineSpec) -> list[Disk]:

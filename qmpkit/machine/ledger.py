@@ -32,6 +32,9 @@ class Change:
     is another one is not removed.  `tag`: a snapshot in the images, to be gone likewise.
     `frozen`: the guest's file systems are frozen for it.
     `serving`: QEMU's NBD server runs for it.
+    `coming`, `going`: the parts (`qmpkit.spec.parts`, "device/nic1") that are added to a
+    machine that runs, or taken away from it, in that order; it is done when their devices
+    are there, or no more.
     """
 
     what: str
@@ -48,6 +51,8 @@ class Change:
     tag: str = ""
     frozen: bool = False
     serving: bool = False
+    coming: tuple[str, ...] = ()
+    going: tuple[str, ...] = ()
 
 
 class Ledger(Protocol):

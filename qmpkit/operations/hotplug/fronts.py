@@ -1,0 +1,44 @@
+"""What users hold of hotplug: `vm.disks.add`, `vm.nics`, `vm.devices`."""
+
+from __future__ import annotations
+
+from qmpkit.operations.block import fronts
+from qmpkit.operations.hotplug import disks
+from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE
+from qmpkit.spec.block import Disk
+
+__all__ = ["Disks"]
+
+
+class Disks(fronts.Disks):
+    """The disks of one machine, by the ids that they have in its spec (`disk0`)."""
+
+    __doc__ = fronts.Disks.__doc__
+
+    async def add(self, disk: Disk, *, fd: int | None = None) -> Disk:
+        """Plug a disk into the machine; its guest sees it in some hundredths of a second.
+
+        Gives it back as it is in `vm.spec` now: with an id, an absolute path and a place.
+        `make` works as at a start: an image that is missing is made, and removed again when
+        the rest fails.  *fd*: a descriptor of the image, for a QEMU that may not open it
+        (`add-fd`); it stays the caller's, and `disk.file` is what a restart opens.
+
+        Raises NoPortLeft when every root port holds a device (`root_ports`), SpecInvalid and
+        HostLacks with all that is wrong before anything is done, CommandRefused.  Failed or
+        cancelled, nothing is left; a device that QEMU had accepted when it was cancelled is
+        unplugged, and stays, in `vm.spec` too, if the guest does not let go of it.
+        (`blockdev-add`, `device_add`.)
+        """
+        return await disks.add_disk(self._machine, disk, fd)
+
+    async def remove(self, disk: str, *, grace: float = UNPLUG_GRACE) -> Disk:
+        """Have the guest let go of a disk, and close its image, which stays where it is.
+
+        Linux lets go of one that is mounted, too: what it had not written is lost, so unmount
+        it first.  *grace*: seconds for the guest's answer.  Raises UnplugRefused,
+        UnplugPending (the guest stands still, has not booted, or is silent: nothing has
+        changed, remove it again later), SpecInvalid when it has no such disk, a snapshot
+        holds it, or it is on a bus that gives nothing back.  Cancelled, the guest may let go
+        of it later; `vm.spec` says so then.  (`device_del`, `blockdev-del`.)
+        """
+        return await disks.remove_disk(self._machine, disk, grace)
