@@ -21,6 +21,7 @@ from qmpkit._trio import ServiceNursery, service_nursery
 from qmpkit.errors import HostLacks, LaunchFailed, QmpkitError
 from qmpkit.host.resolve import Resolution
 from qmpkit.machine.launch import LaunchOptions, Wiring, check_links, failing_launch, give_store
+from qmpkit.machine.links import set_links
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
 from qmpkit.process.errors import SpawnFailed
@@ -241,6 +242,7 @@ async def begun(
         outer.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         try:
+            await set_links(machine)
             yield machine
         finally:
             if not child.kept:

@@ -58,6 +58,9 @@ class Change:
 class Ledger(Protocol):
     """Where a machine's spec is kept."""
 
+    lasting: bool
+    """Whether the machine is started again from it when nobody is there to hand things over."""
+
     async def intend(self, change: Change) -> None:
         """Write down what is about to be done, safe on disk when this returns.
 
@@ -76,6 +79,8 @@ class Ledger(Protocol):
 
 class Unwritten:
     """Of a machine that ends with its block: its spec is in the hands of who started it."""
+
+    lasting = False
 
     async def intend(self, change: Change) -> None:
         """Nothing is to be remembered."""

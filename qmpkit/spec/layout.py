@@ -131,7 +131,9 @@ def layout_of(spec: MachineSpec) -> Layout:
     fixed = fixed_devices(spec)
     if family_of(spec.machine) == "microvm":
         return allocate_mmio([*(Wish(*item) for item in fixed), *nics, *disks], _two_ioapics(spec))
-    layout = allocate_pci([name for name, _ in fixed], nics, disks, spec.root_ports, spec.last_ports)
+    layout = allocate_pci(
+        [name for name, _ in fixed], nics, disks, spec.root_ports, spec.last_ports
+    )
     for unit, disk in enumerate(disk for disk in spec.disks if disk.interface == "cdrom"):
         layout.places[disk.id] = Place(f"ide.{unit}")
     return layout

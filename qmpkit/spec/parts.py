@@ -12,9 +12,10 @@ import attrs
 
 from qmpkit.errors import Fault
 from qmpkit.spec import devices
-from qmpkit.spec.chardev import Endpoint
 from qmpkit.spec.layout import layout_of
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.names import netdev_id
+from qmpkit.spec.network import Cable, Nic, link_needed, netdev_of
 from qmpkit.spec.options import Json
 
 __all__ = ["Part", "PartKind", "names_of", "parts_between", "parts_of", "refused_changes"]
@@ -53,21 +54,25 @@ def names_of(parts: Iterable[Part]) -> tuple[str, ...]:
     return tuple(part.name for part in parts)
 
 
-def parts_of(
-    spec: MachineSpec, endpoints: Mapping[str, Endpoint] | None = None
-) -> tuple[Part, ...]:
+def parts_of(spec: MachineSpec, endpoints: Mapping[str, Cable] | None = None) -> tuple[Part, ...]:
     """All parts of *spec* but what the board brings, each after those that it needs.
 
-    *endpoints*: of NICs whose cable is handed over (`links`); one that is not among them has
-    no back end here.
+    *endpoints*: of NICs whose cable is handed over (`links`); the back end of one that is not
+    among them can only be taken away.
     """
     placed = layout_of(spec)
     rows: list[Part] = []
     rows += [Part("object", str(it["id"]), it) for it in devices.objects(spec)]
     rows += [Part("node", str(it["node-name"]), it) for it in devices.blockdevs(spec)]
-    rows += [Part("netdev", str(it["id"]), it) for it in devices.netdevs(spec, endpoints or {})]
+    rows += [_netdev(nic, endpoints or {}) for nic in spec.nics]
     rows += [Part("device", str(it["id"]), it) for it in devices.devices(spec, placed)]
     return tuple(rows)
+
+
+def _netdev(nic: Nic, endpoints: Mapping[str, Cable]) -> Part:
+    if link_needed(nic) and nic.id not in endpoints:
+        return Part("netdev", netdev_id(nic.id))
+    return Part("netdev", netdev_id(nic.id), netdev_of(nic, endpoints.get(nic.id)))
 
 
 def parts_between(old: Sequence[Part], new: Sequence[Part]) -> tuple[tuple[Part, ...], ...]:

@@ -13,6 +13,7 @@ import trio
 from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
 from qmpkit.host.chain import walk_chain
 from qmpkit.machine.ledger import Change
+from qmpkit.machine.links import set_links
 from qmpkit.operations.agent_freeze import THAW_GRACE
 from qmpkit.operations.block.layers import STEP_GRACE
 from qmpkit.operations.block.recovery import recover, settled
@@ -34,6 +35,8 @@ class KeptLedger:
     What its owner may amend at the same time is not touched.
     *machines* are all that the supervisor keeps.
     """
+
+    lasting = True
 
     def __init__(self, kept: Kept, journal: Journal, machines: Mapping[str, Kept]) -> None:
         self._kept = kept
@@ -113,6 +116,7 @@ async def recover_change(kept: Kept, ledger: KeptLedger, vm: VM) -> None:
                 kept.tell("differs", f"it was to {change.what}, and what came of it: {error}")
                 return
             await ledger.settle(spec)
+            await set_links(machine, also_up=True)
             kept.tell("recovered", _told(change, spec))
     if scope.cancelled_caught:
         kept.tell("differs", f"it was to {change.what}, and gives no answer what came of it")

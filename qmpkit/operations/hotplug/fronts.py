@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block import fronts
-from qmpkit.operations.hotplug import disks
+from qmpkit.operations.hotplug import disks, nics
+from qmpkit.operations.hotplug.nics import Cable
 from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE
 from qmpkit.spec.block import Disk
+from qmpkit.spec.network import Nic
 
-__all__ = ["Disks"]
+__all__ = ["Disks", "Nics"]
 
 
 class Disks(fronts.Disks):
@@ -42,3 +45,43 @@ class Disks(fronts.Disks):
         of it later; `vm.spec` says so then.  (`device_del`, `blockdev-del`.)
         """
         return await disks.remove_disk(self._machine, disk, grace)
+
+
+class Nics:
+    """The NICs of one machine, by the ids that they have in its spec (`nic0`)."""
+
+    def __init__(self, machine: Changeable) -> None:
+        self._machine = machine
+
+    async def add(self, nic: Nic, *, fd: Cable | None = None) -> Nic:
+        """Plug a NIC into the machine; its guest sees it in some hundredths of a second.
+
+        Gives it back as it is in `vm.spec` now.  *fd*: a tap device, or a connected socket,
+        for one that has no address of its own; it stays the caller's, and a start of
+        `vm.spec` wants another (`LaunchOptions.links`), so a kept machine takes none.
+        Raises and is cancelled as `Disks.add`.  (`getfd`, `netdev_add`, `device_add`.)
+        """
+        return await nics.add_nic(self._machine, nic, fd)
+
+    async def remove(self, nic: str, *, grace: float = UNPLUG_GRACE) -> Nic:
+        """Have the guest let go of a NIC, then close what is behind it.
+
+        *grace*: seconds for the guest's answer.  Raises and is cancelled as `Disks.remove`.
+        (`device_del`, `netdev_del`.)
+        """
+        return await nics.remove_nic(self._machine, nic, grace)
+
+    async def change(
+        self, nic: Nic, *, fd: Cable | None = None, grace: float = UNPLUG_GRACE
+    ) -> Nic:
+        """Put another back end behind the NIC of that id, whose MAC and place stay.
+
+        QEMU (7.2 to 10.0) connects no living NIC with another back end: the guest sees the
+        card go and come.  When the new one cannot be had, the old one is plugged in again,
+        unless it came with an *fd*.  Raises as `add` and `remove`.
+        """
+        return await nics.change_nic(self._machine, nic, fd, grace)
+
+    async def set_link(self, nic: str, *, up: bool) -> None:
+        """Pull the NIC's cable, or put it in again (`set_link`); a restart has it so, too."""
+        await nics.set_link(self._machine, nic, up)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import attrs
 
@@ -15,6 +15,7 @@ from qmpkit.spec.boards import board_of
 from qmpkit.spec.check import validate
 from qmpkit.spec.layout import layout_of
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.network import Cable
 from qmpkit.spec.parts import Part, parts_between, parts_of, refused_changes
 
 __all__ = ["RootPorts", "changes_between", "empty_port", "root_ports"]
@@ -71,14 +72,16 @@ async def _holds_something(machine: Monitor, port: str) -> bool:
 
 
 def changes_between(
-    old: MachineSpec, new: MachineSpec, endpoints: dict[str, object] | None = None
+    old: MachineSpec, new: MachineSpec, endpoints: Mapping[str, Cable] | None = None
 ) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
     """What goes and what comes between two specs of a machine that runs.  Pure.
+
+    *endpoints*: of NICs that come with their cable.
 
     Raises SpecInvalid when *new* makes no sense, or not without a restart.
     """
     validate(new)
-    before, after = parts_of(old), parts_of(new)
+    before, after = parts_of(old), parts_of(new, endpoints)
     going, coming = parts_between(before, after)
     faults = [*refused_changes(before, after), *_fixed((*going, *coming))]
     if faults:

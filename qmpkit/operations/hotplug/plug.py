@@ -19,6 +19,7 @@ from qmpkit.operations.block.undertaking import Undertaking, undertaking
 from qmpkit.operations.hotplug.errors import PlugFailed
 from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE, is_plugged, plugged_devices, release
 from qmpkit.qmp.errors import CommandRefused
+from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.parts import Part, PartKind, names_of
 
@@ -141,7 +142,7 @@ async def plug_parts(
     them; they stay the caller's.  The caller holds `machine.changing`.
     """
     names = (*(f"fd/{name}" for name in fds or {}), *names_of(parts))
-    change = Change(what=what, spec=spec, begun=machine.spec, coming=names)
+    change = Change(what=what, spec=spec, begun=pinned(machine.spec), coming=names)
     async with undertaking(machine, change) as it, plugging(machine, stuck=it.done) as plugged:
         for name, fd in (fds or {}).items():
             await plugged.hand_over(name, fd)
@@ -164,7 +165,8 @@ async def unplug_parts(
     Raises as `release` does, with nothing changed.  Once the last device is gone, what is
     behind them goes too, also when this is cancelled.  The caller holds `machine.changing`.
     """
-    change = Change(what=what, spec=spec, begun=machine.spec, going=names_of(parts))
+    begun = pinned(machine.spec)
+    change = Change(what=what, spec=spec, begun=begun, going=names_of(parts))
     devices = [part for part in parts if part.kind == "device"]
     async with undertaking(machine, change) as it:
         try:
