@@ -242,7 +242,7 @@ def _told_of(drafts: Sequence[Path], progress: Progress | None) -> Any:
 def _layer(copy: Copy, digest: Digest, *, compressed: bool) -> BackupLayer:
     return BackupLayer(
         file=copy.file,
-        sha256=digest.sha256,
+        checksum=digest.checksum,
         length=digest.length,
         virtual_size=copy.size,
         parent=copy.parent,
