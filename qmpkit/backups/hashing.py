@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from io import FileIO
@@ -18,12 +18,13 @@ from qmpkit._trio import raise_collapsed
 from qmpkit.images.tool import Asked
 from qmpkit.spec.backups import CHECKSUMS
 
-__all__ = ["Digest", "Read", "copied", "digest_of"]
+__all__ = ["Digest", "Read", "copied", "digest_of", "trickling"]
 
 _NEW = next(iter(CHECKSUMS))
 _PIECE = 16 << 20  # between two looks at a cancellation: 80 ms where the CPU has no SHA-256
 _BUFFER = 256 << 10  # stays in the CPU's cache: a quarter faster than pieces of megabytes
 _COPY = 64 << 20
+_TRICKLE = 0.1  # seconds between two flushes
 
 Read = Callable[[int], object]
 """Is told how many bytes more have been read; must not block."""
@@ -76,6 +77,37 @@ def _hash(algorithm: str) -> _Hash:
     import xxhash  # whoever makes no backups needs it not
 
     return xxhash.xxh3_128()
+
+
+@asynccontextmanager
+async def trickling(paths: Iterable[Path], asked: Asked) -> AsyncIterator[None]:
+    """What QEMU writes to these files within the block goes on to the disk by and by.
+
+    All of it at once, in the end, would hold up whoever flushes there too: the guests.
+    Raises ImageFailed, in the name of *asked*, when the disk fails: a flush is told of that
+    once, so the one that makes all of it safe would not be.
+    """
+    ended = trio.Event()
+    try:
+        async with trio.open_nursery() as nursery:
+            for path in paths:
+                nursery.start_soon(_trickle, path, asked, ended)
+            yield
+            ended.set()
+    except BaseExceptionGroup as group:
+        raise_collapsed(group)
+
+
+async def _trickle(path: Path, asked: Asked, ended: trio.Event) -> None:
+    try:
+        file = await trio.to_thread.run_sync(_opened, path)
+        with file:
+            while True:
+                with trio.move_on_after(_TRICKLE):
+                    return await ended.wait()
+                await trio.to_thread.run_sync(os.fdatasync, file.fileno(), abandon_on_cancel=True)
+    except OSError as error:
+        raise asked.failed_by(error) from error
 
 
 @asynccontextmanager

@@ -20,7 +20,14 @@ import trio
 from qmpkit._trio import ServiceNursery, service_nursery
 from qmpkit.errors import HostLacks, LaunchFailed, QmpkitError
 from qmpkit.host.resolve import Resolution
-from qmpkit.machine.launch import LaunchOptions, Wiring, check_links, failing_launch, give_store
+from qmpkit.machine.launch import (
+    LaunchOptions,
+    Wiring,
+    check_links,
+    environment,
+    failing_launch,
+    give_store,
+)
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
 from qmpkit.process.errors import SpawnFailed
@@ -153,7 +160,7 @@ class QemuGround:
                     stderr=home.stderr,
                     log=log,
                     fds=wiring.theirs,
-                    env={**os.environ, **spec.env} if spec.env else None,
+                    env=environment(spec),
                     name=spec.name,
                 )
                 process = await _entered(ours, started, spec.name, argv)

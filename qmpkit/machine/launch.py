@@ -35,11 +35,16 @@ from qmpkit.spec.machine import MachineSpec, channels, links
 from qmpkit.spec.network import TapNic
 
 __all__ = ["LaunchOptions", "Started", "Starter", "launched", "start_qemu"]
-__all__ += ["Wiring", "check_links", "failing_launch", "give_store"]  # for machines that are kept
+# for machines that are kept
+__all__ += ["Wiring", "check_links", "environment", "failing_launch", "give_store"]
 
 # When QEMU closes its monitor before it greeted, its exit status follows at once.
 _STATUS_FOLLOWS = 5.0
 _FIRST_FD = 3
+
+# A block job's buffers are memory that glibc gives back to the kernel and asks for again with
+# each request, which is half of the CPU time of a backup.  With these it keeps up to 32 MiB.
+_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
 
 
 def _optional_path(value: str | os.PathLike[str] | None) -> Path | None:
@@ -121,7 +126,7 @@ async def _run(
     process = child(
         argv,
         fds=wiring.theirs,
-        env={**os.environ, **spec.env} if spec.env else None,
+        env=environment(spec),
         stderr_log=options.stderr_log,
         name=spec.name,
     )
@@ -129,6 +134,11 @@ async def _run(
         return await ours.enter_async_context(process)
     except SpawnFailed as failed:
         raise LaunchFailed(spec.name, argv, None, str(failed), failed.cure) from failed
+
+
+def environment(spec: MachineSpec) -> dict[str, str]:
+    """QEMU's environment: ours, and what *spec* adds to it."""
+    return {**_HEAP, **os.environ, **spec.env}
 
 
 class Wiring:

@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 import trio
 
-from qmpkit.backups.hashing import Digest, digest_of
+from qmpkit.backups.hashing import Digest, digest_of, trickling
 from qmpkit.backups.repository import Repository, draft_of, repository
 from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
 from qmpkit.images.new import place_backup
@@ -37,6 +37,8 @@ from qmpkit.spec.backups import BackupLayer, BackupPoint, bitmap_name
 from qmpkit.spec.sizes import format_size
 
 __all__ = ["let_go_on", "run_backup"]
+
+_WORKERS = 16  # each with a buffer of 1 MiB
 
 _LOST = (MachineGone, MachineDied, MonitorLost, MonitorGarbled)
 
@@ -117,9 +119,11 @@ async def _carried_out(
     async with _new_bitmaps(machine, copies):
         for copy in copies:
             await _make_target(place, copy, made)
-        when = await _copied(machine, copies, wanted)
+        drafts = [draft_of(place.path(copy.file)) for copy in copies]
+        async with trickling(drafts, place.asked):
+            when = await _copied(machine, copies, wanted)
         await _close(machine, copies)
-        digests = await _digests(place, copies, wanted.progress)
+        digests = await _digests(place, drafts, wanted.progress)
         layers = {
             copy.disk: _layer(copy, digest, compressed=wanted.compress)
             for copy, digest in zip(copies, digests, strict=True)
@@ -172,13 +176,16 @@ async def _new_bitmaps(machine: Changeable, copies: Sequence[Copy]) -> AsyncIter
 
 async def _copied(machine: Changeable, copies: Sequence[Copy], wanted: _Wanted) -> float:
     """Have QEMU copy, all from one moment on; that moment, in seconds since the epoch."""
-    actions = [action for copy in copies for action in _actions(copy, wanted, len(copies))]
+    plain = [action for copy in copies for action in _actions(copy, wanted, len(copies))]
     ran = (await machine.execute("query-status"))["running"]
     ids = [copy.job for copy in copies]
     try:
         async with job_group(machine, ids, asked="back its disks up") as jobs:
             async with wanted.freeze() if wanted.freeze else nullcontext():
-                await jobs.start(actions)
+                try:
+                    await jobs.start([_tuned(action) for action in plain])
+                except CommandRefused:  # for an experimental parameter, or for a reason
+                    await jobs.start(plain)
                 when = time.time()
             async for state in jobs.progress():
                 if wanted.progress is not None:
@@ -210,6 +217,13 @@ def _actions(copy: Copy, wanted: _Wanted, of: int) -> list[dict[str, Any]]:
     return actions
 
 
+def _tuned(action: dict[str, Any]) -> dict[str, Any]:
+    """With as many requests at once as keep processors busy; QEMU's 64 are in each other's way."""
+    if action["type"] != "blockdev-backup":
+        return action
+    return {**action, "data": {**action["data"], "x-perf": {"max-workers": _WORKERS}}}
+
+
 async def let_go_on(machine: Changeable, *, ran: bool) -> None:
     """A full target stops a guest that writes, in the middle of its write; it is tried again."""
     if ran and (await machine.execute("query-status"))["status"] == "io-error":
@@ -217,9 +231,8 @@ async def let_go_on(machine: Changeable, *, ran: bool) -> None:
 
 
 async def _digests(
-    place: Repository, copies: Sequence[Copy], progress: Progress | None
+    place: Repository, drafts: Sequence[Path], progress: Progress | None
 ) -> list[Digest]:
-    drafts = [draft_of(place.path(copy.file)) for copy in copies]
     told = await trio.to_thread.run_sync(_told_of, drafts, progress)
     return [await digest_of(draft, place.asked, told, safe=True) for draft in drafts]
 
