@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from qmpkit.spec.farm import FarmMachine as FarmMachine
     from qmpkit.spec.farm_load import load_farm as load_farm
     from qmpkit.spec.firmware import Uefi as Uefi
+    from qmpkit.spec.limits import IoLimits as IoLimits
     from qmpkit.spec.machine import Kernel as Kernel
     from qmpkit.spec.machine import MachineSpec as MachineSpec
     from qmpkit.spec.memory import Memory as Memory
@@ -156,6 +157,7 @@ _MODULES = {
     "qmpkit.process.status": "ExitStatus",
     "qmpkit.spec.backups": "BackupLayer BackupPoint",
     "qmpkit.spec.block": "Disk Overlay",
+    "qmpkit.spec.limits": "IoLimits",
     "qmpkit.spec.chardev": "Serial",
     "qmpkit.spec.cpu": "Cpu",
     "qmpkit.spec.data": "spec_from_dict spec_from_toml spec_to_dict spec_to_toml",

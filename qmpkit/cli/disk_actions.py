@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from qmpkit.cli.daemon import Daemon, find_daemon
 from qmpkit.cli.exits import Exit
 from qmpkit.cli.farm_actions import one_machine
 from qmpkit.cli.farm_jobs import followed
+from qmpkit.cli.overrides import arguments_from
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
@@ -166,16 +167,15 @@ def resize_disk(name: str, disk: str, size: str, farm: str | None) -> int:
 
 
 def limit_disk(
-    name: str, disk: str, farm: str | None, *, bytes_per_second: int, operations: int
+    name: str, disk: str, bounds: Iterable[str], farm: str | None, *, as_json: bool
 ) -> int:
     """`disk limit`."""
+    body = arguments_from(bounds)
     daemon, machine = _machine(name, farm)
-    body = {"bytes_per_second": bytes_per_second, "operations": operations}
-    daemon.post("machines", machine, "disks", disk, "limit", body=body)
-    bounds = [
-        f"{format_size(bytes_per_second)} a second" if bytes_per_second else "",
-        f"{operations} operations a second" if operations else "",
-    ]
-    told = " and ".join(filter(None, bounds)) or "no bound"
-    talk.say(f"{machine}: {disk} has {told}, until it is started anew")
+    told = daemon.post("machines", machine, "disks", disk, "limit", body=body)
+    if as_json:
+        print_json(told)
+        return Exit.OK
+    held = ", ".join(f"{bound}={body[bound]}" for bound in body if body[bound])
+    talk.say(f"{machine}: {disk} has {held or 'no bound'}, also after a restart")
     return Exit.OK

@@ -173,21 +173,22 @@ def limit(
     name: Name,
     disk: DiskId,
     /,
-    *,
-    bytes_per_second: Annotated[
-        str, Parameter(name="--bytes", help="Read and written together, a second: 100MiB.")
-    ] = "0",
-    operations: Annotated[
-        int, Parameter(help="Reads and writes a second.", validator=validators.Number(gte=0))
-    ] = 0,
+    *bounds: Annotated[
+        str,
+        Parameter(help="bps=100MiB, iops=500, or of one way bps_rd, iops_wr; bursts bps_max=…."),
+    ],
     farm: Farm = None,
+    json: Json = False,
 ) -> int:
-    """Bound what a guest may read and write, until it is started anew; without, no bound."""
+    """Bound what a guest may read and write each second on a disk; without any, no bound.
+
+    The bounds are those of QEMU's throttle, by its names: bps and iops, with _rd or _wr for
+    one way, with _max for what it may do after a rest and _max_length for how many seconds.
+    They hold from now on, and after a restart too.
+    """
     from qmpkit.cli.disk_actions import limit_disk
 
-    return limit_disk(
-        name, disk, farm, bytes_per_second=_bytes(bytes_per_second), operations=operations
-    )
+    return limit_disk(name, disk, bounds, farm, as_json=json)
 
 
 SNAPSHOT: dict[str, Callable[..., Any]] = {

@@ -19,6 +19,7 @@ from qmpkit.operations.jobs import JobProgress, Progress
 from qmpkit.server.answers import Refused, answer
 from qmpkit.server.bodies import Keys, read_object, whole_number
 from qmpkit.server.jobs import Jobs, Step
+from qmpkit.spec.limits import IoLimits
 from qmpkit.spec.snapshots import Snapshot
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.supervisor import Supervisor
@@ -32,6 +33,9 @@ Find = Callable[[Request], Kept]
 _RESTART_GRACE = 60.0  # seconds that a machine may take to be up again after a revert
 
 _SPEED: Keys = {"speed": int}
+_LIMITS: Keys = {
+    field.name: int if field.converter is None else (int, str) for field in attrs.fields(IoLimits)
+}
 
 
 class DiskApi:
@@ -220,12 +224,13 @@ class DiskApi:
             return answer({"size": await machine.disks.resize(disk, size)})
 
     async def limit(self, request: Request) -> Response:
-        """Bound what its guest may read and write."""
+        """Bound what its guest may read and write each second; without any, no bound."""
         kept, disk = self._find(request), request.path_params["disk"]
-        asked = await read_object(request, {"bytes_per_second": int, "operations": int})
+        limits = IoLimits(**await read_object(request, _LIMITS))
+        _refuse_busy(kept)
         async with self._on(kept) as machine:
-            await machine.disks.limit(disk, **asked)
-        return answer({"disk": disk, **asked})
+            await machine.disks.limit(disk, limits)
+        return answer({"disk": disk, "limits": attrs.asdict(limits)})
 
     @asynccontextmanager
     async def _on(self, kept: Kept) -> AsyncIterator[VM | AtRest]:

@@ -11,6 +11,7 @@ import attrs
 from qmpkit.errors import Fault
 from qmpkit.spec.addresses import Place
 from qmpkit.spec.given import items_of
+from qmpkit.spec.limits import IoLimits, limits_faults
 from qmpkit.spec.names import (
     file_node,
     format_node,
@@ -85,7 +86,8 @@ class Disk:
     (virtio-blk, virtio-scsi). `boot`: place in the boot order, the lowest first.
     `driver`: "host_device" for a block device of the host. `id` is filled in from
     the place in the list (`disk0`); `node` names the block node (`qk-disk0`).
-    `bus`: the root port to sit in, chosen when left out. `origin`: the file that its owner
+    `bus`: the root port to sit in, chosen when left out. `limits`: what the guest may read
+    and write each second. `origin`: the file that its owner
     wrote here, when a snapshot, a merge or a move has put another in its place since.
     """
 
@@ -105,6 +107,7 @@ class Disk:
     id: str = attrs.field(default="", kw_only=True)
     node: str | None = attrs.field(default=None, kw_only=True)
     bus: str | None = attrs.field(default=None, kw_only=True)
+    limits: IoLimits | None = attrs.field(default=None, kw_only=True)
     origin: str | None = attrs.field(default=None, kw_only=True)
 
     @property
@@ -238,6 +241,8 @@ def disk_faults(disk: Disk, where: str) -> Iterator[Fault]:
         yield Fault(f"{where}.boot", f"counts from 0, not from {disk.boot}")
     if disk.bus is not None and not on_root_port(disk):
         yield Fault(f"{where}.bus", f"{disk.interface} does not sit in a root port")
+    if disk.limits is not None:
+        yield from limits_faults(disk.limits, f"{where}.limits")
     yield from _serial_faults(disk, where)
     yield from _make_faults(disk, where)
 

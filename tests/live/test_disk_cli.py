@@ -96,7 +96,10 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     assert shell.names() == ["store.qcow2", "store.two.qcow2"]
     assert "moved.qcow2" in shell.run("disk", "move", "store", "disk0", "moved.qcow2")
     assert "has 96MiB" in shell.run("disk", "resize", "store", "disk0", "96MiB")
-    shell.run("disk", "limit", "store", "disk0", "--bytes", "10MiB")
+    assert "bps=10MiB, also" in shell.run("disk", "limit", "store", "disk0", "bps=10MiB")
+    assert "iops_max: is of use only" in shell.run(
+        "disk", "limit", "store", "disk0", "iops_max=5", status=2
+    )
     (layer,) = shell.json("disk", "list", "store")["disk0"]
     assert layer["file"] == str(shell.folder / "moved.qcow2") and layer["size"] == 96 << 20
     shell.run("snapshot", "take", "store", "ram", "--ram")
@@ -119,7 +122,7 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     assert "store.down.qcow2" in shell.run("disk", "list", "store")
     shell.run("snapshot", "rename", "store", "down", "rest")
     shell.run("snapshot", "delete", "store", "rest")
-    assert "running machine" in shell.run("disk", "limit", "store", "disk0", status=2)
+    assert shell.json("disk", "limit", "store", "disk0")["limits"]["bps"] == 0
     shell.run("down", "--grace", "0", "--delete-disks", "--yes")
     assert places.qemus() == []
     left = ["store.qcow2", "store.two.qcow2"]

@@ -52,6 +52,7 @@ class AtRest:
         self.spec = spec
         self.ledger = ledger
         self.changing = trio.Lock()
+        self.is_down = True
         self.disks = Disks(self)
         self.snapshots = Snapshots(self, self._frozen)
         self._qmp = qmp
@@ -102,7 +103,7 @@ class AtRest:
         raise SpecInvalid([fault], f"machine {self.name!r}")
 
 
-_RUNNING = ("snapshot-save", "snapshot-load", "snapshot-delete", "block_set_io_throttle")
+_RUNNING = ("snapshot-save", "snapshot-load", "snapshot-delete")
 
 
 def _by_file(

@@ -18,6 +18,7 @@ from qmpkit.operations.block.snapshots import Freeze
 from qmpkit.operations.jobs import Progress
 from qmpkit.spec.backups import BackupPoint
 from qmpkit.spec.block import DiskFormat
+from qmpkit.spec.limits import IoLimits
 from qmpkit.spec.snapshots import Snapshot
 
 __all__ = ["Backups", "Disks", "Snapshots"]
@@ -72,14 +73,13 @@ class Disks:
         """
         return await disks.resize(self._machine, disk, size)
 
-    async def limit(self, disk: str, *, bytes_per_second: int = 0, operations: int = 0) -> None:
-        """Bound what the guest may read and write together, each second; 0: no bound.
+    async def limit(self, disk: str, limits: IoLimits | None) -> None:
+        """Bound what the guest may read and write each second, from now on; None: no bounds.
 
-        Until the machine is started anew (`block_set_io_throttle`).
+        `vm.spec` has them then, and so the next start (`block_set_io_throttle`).  Raises
+        SpecInvalid with all that is wrong at once; failed or cancelled, those before hold.
         """
-        await disks.limit(
-            self._machine, disk, bytes_per_second=bytes_per_second, operations=operations
-        )
+        await disks.limit(self._machine, disk, limits)
 
 
 class Snapshots:

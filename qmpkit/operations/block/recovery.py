@@ -17,6 +17,7 @@ from qmpkit.host.chain import walk_chain
 from qmpkit.host.headers import read_header
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.block.disks import limit_again
 from qmpkit.operations.block.graph import graph_of
 from qmpkit.operations.block.inner_snapshots import remove_tag
 from qmpkit.operations.block.layers import remove_files, remove_nodes
@@ -53,6 +54,7 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
     used = {layer.file for disk in graph.disks for layer in graph.chain(disk)}
     done = _is_done(change, used)
     machine.spec = change.spec if done else change.begun
+    await limit_again(machine, change)
     for nodes in (change.nodes, change.leaving):  # those in use stay
         await remove_nodes(machine, nodes)
     if change.tag and not done:
