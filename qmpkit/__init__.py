@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from qmpkit.operations.errors import GuestCommandFailed as GuestCommandFailed
     from qmpkit.operations.errors import JobFailed as JobFailed
     from qmpkit.operations.errors import OutputLost as OutputLost
+    from qmpkit.operations.errors import TrayLocked as TrayLocked
     from qmpkit.operations.errors import UnknownKey as UnknownKey
     from qmpkit.operations.forwards import Forwarded as Forwarded
     from qmpkit.operations.jobs import JobProgress as JobProgress
@@ -147,7 +148,7 @@ _MODULES = {
     "qmpkit.operations.console_attach": "AttachEnd",
     "qmpkit.operations.console_reader": "Reader",
     "qmpkit.operations.errors": (
-        "AgentRefused ConsoleEnded GuestCommandFailed JobFailed OutputLost UnknownKey"
+        "AgentRefused ConsoleEnded GuestCommandFailed JobFailed OutputLost TrayLocked UnknownKey"
     ),
     "qmpkit.operations.forwards": "Forwarded",
     "qmpkit.operations.block.fronts": "Backups Disks Snapshots",

@@ -20,7 +20,7 @@ from qmpkit.spec.sizes import format_size
 
 __all__ = ["delete_snapshot", "flatten_disk", "limit_disk", "list_snapshots", "load_snapshot"]
 __all__ += ["move_disk", "rename_snapshot", "resize_disk", "revert_snapshot", "show_disks"]
-__all__ += ["take_snapshot"]
+__all__ += ["eject_medium", "insert_medium", "take_snapshot"]
 
 
 def _machine(name: str, farm: str | None) -> tuple[Daemon, str]:
@@ -133,6 +133,7 @@ def show_disks(name: str, farm: str | None, *, as_json: bool) -> int:
         for disk, layers in disks.items()
         for place, layer in enumerate(layers)
     ]
+    rows += [(disk, "(empty)", "-", "-", "-") for disk, layers in disks.items() if not layers]
     print_table(("DISK", "IMAGE", "FORMAT", "SIZE", "ON THE HOST"), rows, prose=False)
     return Exit.OK
 
@@ -178,4 +179,24 @@ def limit_disk(
         return Exit.OK
     held = ", ".join(f"{bound}={body[bound]}" for bound in body if body[bound])
     talk.say(f"{machine}: {disk} has {held or 'no bound'}, also after a restart")
+    return Exit.OK
+
+
+def insert_medium(
+    name: str, disk: str, file: Path, farm: str | None, *, format: str | None, force: bool
+) -> int:
+    """`disk insert`."""
+    daemon, machine = _machine(name, farm)
+    body: dict[str, Any] = {"file": str(file.absolute()), "force": force}
+    body |= {} if format is None else {"format": format}
+    told = daemon.post("machines", machine, "disks", disk, "insert", body=body)
+    talk.say(f"{machine}: {disk} has {told['file']} in it")
+    return Exit.OK
+
+
+def eject_medium(name: str, disk: str, farm: str | None, *, force: bool) -> int:
+    """`disk eject`."""
+    daemon, machine = _machine(name, farm)
+    daemon.post("machines", machine, "disks", disk, "eject", body={"force": force})
+    talk.say(f"{machine}: {disk} is empty")
     return Exit.OK

@@ -191,6 +191,34 @@ def limit(
     return limit_disk(name, disk, bounds, farm, as_json=json)
 
 
+Force = Annotated[bool, Parameter(help="Open the tray also when the guest holds it.", negative="")]
+
+
+def insert(
+    name: Name,
+    disk: DiskId,
+    file: Annotated[Path, file_word("What is to be in the drive.")],
+    /,
+    *,
+    format: Annotated[
+        Literal["qcow2", "raw"] | None, Parameter(help="Its format. Default: the drive's.")
+    ] = None,
+    force: Force = False,
+    farm: Farm = None,
+) -> int:
+    """Put another CD into a drive; a restart has it too."""
+    from qmpkit.cli.disk_actions import insert_medium
+
+    return insert_medium(name, disk, file, farm, format=format, force=force)
+
+
+def eject(name: Name, disk: DiskId, /, *, force: Force = False, farm: Farm = None) -> int:
+    """Take the CD out of a drive; after a restart it is empty too."""
+    from qmpkit.cli.disk_actions import eject_medium
+
+    return eject_medium(name, disk, farm, force=force)
+
+
 SNAPSHOT: dict[str, Callable[..., Any]] = {
     "take": take,
     "list": list_,
@@ -205,4 +233,6 @@ DISK: dict[str, Callable[..., Any]] = {
     "flatten": flatten,
     "resize": resize,
     "limit": limit,
+    "insert": insert,
+    "eject": eject,
 }

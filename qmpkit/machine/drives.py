@@ -40,7 +40,7 @@ async def limit_drives(machine: _Commanded, spec: MachineSpec) -> None:
     By command, not by a node of its own on the command line: one above a disk's layers would
     be in the way of everything that changes these.
     """
-    wanted = {disk.id: disk.limits for disk in spec.disks if disk.limits is not None}
+    wanted = {disk.id: disk.limits for disk in spec.disks if disk.limits and not disk.is_empty}
     if wanted:
         drives = dict(drives_of(await machine.execute("query-block")))
         for disk, limits in wanted.items():

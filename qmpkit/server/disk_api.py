@@ -65,6 +65,8 @@ class DiskApi:
             Route(f"{disk}/flatten", self.flatten, methods=["POST"]),
             Route(f"{disk}/resize", self.resize, methods=["POST"]),
             Route(f"{disk}/limit", self.limit, methods=["POST"]),
+            Route(f"{disk}/insert", self.insert, methods=["POST"]),
+            Route(f"{disk}/eject", self.eject, methods=["POST"]),
         ]
 
     # Snapshots
@@ -172,13 +174,13 @@ class DiskApi:
     # Disks
 
     async def disks(self, request: Request) -> Response:
-        """The layers of every disk."""
+        """The layers of every disk; of one that is down, of those that it can write to."""
         kept = self._find(request)
         chains = {}
         _refuse_turn(kept)
         async with self._on(kept) as machine:
             for disk in machine.spec.disks:
-                if not disk.is_readonly:
+                if not disk.is_readonly or kept.vm is not None:
                     chain = await machine.disks.chain(disk.id)
                     chains[disk.id] = [attrs.asdict(layer) for layer in chain]
         return answer({"disks": chains})
@@ -231,6 +233,28 @@ class DiskApi:
         async with self._on(kept) as machine:
             await machine.disks.limit(disk, limits)
         return answer({"disk": disk, "limits": attrs.asdict(limits)})
+
+    async def insert(self, request: Request) -> Response:
+        """Put a medium into a CD drive."""
+        kept, disk = self._find(request), request.path_params["disk"]
+        asked = await read_object(request, {"file": str, "format": str, "force": bool})
+        file, format = _absolute(asked.get("file", "")), asked.get("format")
+        if file is None or format not in (None, "qcow2", "raw"):
+            raise Refused("file must be a path and format qcow2 or raw")
+        _refuse_busy(kept)
+        async with self._on(kept) as machine:
+            force = asked.get("force", False)
+            await machine.disks.insert(disk, file, format=format, force=force)
+        return answer({"disk": disk, "file": str(file)})
+
+    async def eject(self, request: Request) -> Response:
+        """Take out what is in a CD drive."""
+        kept, disk = self._find(request), request.path_params["disk"]
+        force = (await read_object(request, {"force": bool})).get("force", False)
+        _refuse_busy(kept)
+        async with self._on(kept) as machine:
+            await machine.disks.eject(disk, force=force)
+        return answer({"disk": disk, "file": ""})
 
     @asynccontextmanager
     async def _on(self, kept: Kept) -> AsyncIterator[VM | AtRest]:

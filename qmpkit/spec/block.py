@@ -75,10 +75,10 @@ def _make(value: str | int | Overlay | None) -> Size | Overlay | None:
 class Disk:
     """A drive of the guest.
 
-    `file`, `format`: the image. `make`: what to create at start when it is missing,
-    a size ("10GiB") or an `Overlay`; None means that it must exist. `interface`:
-    what the guest sees; "cdrom" is SATA (Debian's cloud kernels have no driver for it),
-    "scsi-cdrom" needs virtio-scsi in the guest.
+    `file`, `format`: the image; a CD drive without a file is empty. `make`: what to create
+    at start when it is missing, a size ("10GiB") or an `Overlay`; None means that it must
+    exist. `interface`: what the guest sees; "cdrom" is SATA (Debian's cloud kernels have no
+    driver for it), "scsi-cdrom" needs virtio-scsi in the guest.
     `cache`: "none" bypasses the host's page cache, "writethrough" and "directsync"
     make every write durable, "unsafe" ignores flushes. `aio`: "native" needs
     "none" or "directsync". `discard`: pass the guest's trims on to the file.
@@ -91,7 +91,7 @@ class Disk:
     wrote here, when a snapshot, a merge or a move has put another in its place since.
     """
 
-    file: str = attrs.field(converter=_path)
+    file: str = attrs.field(default="", converter=_path)
     format: DiskFormat = attrs.field(kw_only=True)
     make: Size | Overlay | None = attrs.field(default=None, converter=_make, kw_only=True)
     interface: DiskInterface = attrs.field(default="virtio-blk", kw_only=True)
@@ -114,6 +114,11 @@ class Disk:
     def is_cdrom(self) -> bool:
         """Whether the guest sees a CD drive, which is never written."""
         return self.interface in _CDROMS
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is a CD drive with nothing in it."""
+        return self.is_cdrom and not self.file
 
     @property
     def is_readonly(self) -> bool:
@@ -181,8 +186,9 @@ def device_of(disk: Disk, place: Place, unit: int = 0) -> Json:
         "driver": _driver(disk, place),
         "id": disk.id,
         **place.properties(),
-        "drive": disk_node(disk),
     }
+    if not disk.is_empty:
+        device["drive"] = disk_node(disk)
     if disk.interface in ("virtio-scsi", "scsi-cdrom"):
         device |= {"scsi-id": unit, "lun": 0}
     if disk.iothread is not None and disk.interface == "virtio-blk":
@@ -230,8 +236,8 @@ def disk_faults(disk: Disk, where: str) -> Iterator[Fault]:
             yield Fault(f"{where}.iothread", problem)
         elif disk.interface not in ("virtio-blk", "virtio-scsi", "scsi-cdrom"):
             yield Fault(f"{where}.iothread", f"{disk.interface} cannot use an iothread")
-    if not disk.file:
-        yield Fault(f"{where}.file", "the path is empty")
+    if not disk.file and not disk.is_cdrom:
+        yield Fault(f"{where}.file", "the path is empty", "only a CD drive can be empty")
     if disk.aio == "native" and disk.cache not in _DIRECT:
         hint = 'cache = "none" or "directsync"'
         yield Fault(f"{where}.aio", f"native does not work with cache {disk.cache!r}", hint)

@@ -40,6 +40,8 @@ def _same(disk: Disk, node: str, file: str) -> bool:
 
 def _why(disk: Disk, inserted: Mapping[str, Any]) -> str:
     node, file = inserted.get("node-name", ""), inserted.get("file", "")
+    if disk.is_empty:
+        return f"drive {disk.id!r} has {file} in it, and is empty by its spec" if inserted else ""
     if not inserted or not _same(disk, node, file):
         told = f"is on node {node!r} ({file})" if inserted else "is empty"
         return (

@@ -58,7 +58,7 @@ async def qemu_io(
 async def told(vm: VM, *fields: str, disk: str = "disk0") -> list[int]:
     """What QEMU has as the bounds of a disk."""
     for block in await vm.execute("query-block"):
-        if f"/{disk}/" in f"{block['qdev']}/":
+        if f"/{disk}/" in f"/{block['qdev']}/":
             return [block["inserted"].get(field, 0) for field in fields]
     raise AssertionError(f"there is no {disk}")
 

@@ -23,7 +23,10 @@ schema = 1
 qemu = "{qemu}"
 accel = "tcg"
 memory = "{memory}"
-disks = [{{ file = "{{name}}.qcow2", format = "qcow2", make = "64MiB" }}]
+disks = [
+  {{ file = "{{name}}.qcow2", format = "qcow2", make = "64MiB" }},
+  {{ interface = "cdrom", format = "raw", id = "cd0" }},
+]
 """
 
 
@@ -102,6 +105,13 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     )
     (layer,) = shell.json("disk", "list", "store")["disk0"]
     assert layer["file"] == str(shell.folder / "moved.qcow2") and layer["size"] == 96 << 20
+    (shell.folder / "a.iso").write_bytes(bytes(4096))
+    assert shell.json("disk", "list", "store")["cd0"] == []
+    assert "a.iso in it" in shell.run("disk", "insert", "store", "cd0", "a.iso")
+    assert "a.iso" in shell.run("disk", "list", "store")
+    shell.run("disk", "eject", "store", "cd0", "--force")
+    assert "(empty)" in shell.run("disk", "list", "store")
+    assert "no tray" in shell.run("disk", "eject", "store", "disk0", status=2)
     shell.run("snapshot", "take", "store", "ram", "--ram")
     shell.run("snapshot", "load", "store", "ram")
     shell.run("snapshot", "take", "store", "three")

@@ -17,6 +17,7 @@ from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import bare, told
 from tests.live.kept import Places, end_all, lab
+from tests.sizes import NEWEST
 
 pytestmark = pytest.mark.live
 
@@ -62,6 +63,7 @@ async def test_a_start_has_those_of_the_spec_and_each_change_is_in_it(
             assert await told(vm, "bps") == [0]
 
 
+@pytest.mark.qemus(*NEWEST)
 async def test_cancelled_what_holds_is_in_the_spec(qemu: str, tmp_path: Path) -> None:
     async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
         number = 0
@@ -78,6 +80,7 @@ async def test_cancelled_what_holds_is_in_the_spec(qemu: str, tmp_path: Path) ->
         assert await cancel_at_every_checkpoint(limit, after=after) > 3
 
 
+@pytest.mark.qemus(*NEWEST)
 async def test_a_change_that_nobody_ended_is_taken_back(qemu: str, tmp_path: Path) -> None:
     async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
         begun = vm.spec
@@ -87,6 +90,7 @@ async def test_a_change_that_nobody_ended_is_taken_back(qemu: str, tmp_path: Pat
         assert await told(vm, "iops") == [0]
 
 
+@pytest.mark.qemus(*NEWEST)
 @pytest.mark.usefixtures("places")
 async def test_a_kept_machines_record_has_them(qemu: str, places: Places, tmp_path: Path) -> None:
     async with leaks():

@@ -140,7 +140,10 @@ async def at_rest(spec: MachineSpec, *, ledger: Ledger | None = None) -> AsyncIt
 
 def _writable(spec: MachineSpec) -> tuple[MachineSpec, list[Disk]]:
     """With absolute paths, and the disks that are opened."""
-    disks = [attrs.evolve(disk, file=os.path.abspath(disk.file)) for disk in spec.disks]  # noqa: PTH100
+    disks = [
+        disk if disk.is_empty else attrs.evolve(disk, file=os.path.abspath(disk.file))  # noqa: PTH100
+        for disk in spec.disks
+    ]
     spec = attrs.evolve(spec, disks=disks)
     opened = [disk for disk in spec.disks if not disk.is_readonly]
     if not opened:

@@ -170,7 +170,8 @@ async def limit(machine: Changeable, disk_id: str, limits: IoLimits | None) -> N
 
 
 async def _bound(machine: Changeable, disk: Disk) -> None:
-    if not machine.is_down:  # else it is when it is started
+    # One that is down has them when it is started, an empty drive when it is filled.
+    if not machine.is_down and not disk.is_empty:
         await limit_drive(machine, (await graph_of(machine)).device(disk.id), disk.limits)
 
 
