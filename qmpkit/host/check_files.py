@@ -25,6 +25,7 @@ from qmpkit.spec.machine import MachineSpec
 
 __all__ = [
     "base_warnings",
+    "check_disk",
     "check_disks",
     "check_plain_files",
     "file_in_use",
@@ -55,6 +56,11 @@ def check_disks(spec: MachineSpec) -> Iterator[Problem]:
             yield from check.problems()
     if len(spec.disks) > 1:
         yield from _bases_written(spec, writers)
+
+
+def check_disk(spec: MachineSpec, disk: Disk, where: str) -> Iterator[Problem]:
+    """One image that a machine of *spec* is to get."""
+    yield from _Check(disk, where, {}, _allowed(spec, disk)).problems()
 
 
 def _allowed(spec: MachineSpec, disk: Disk) -> tuple[str, ...] | None:
@@ -127,6 +133,8 @@ def _bases_written(spec: MachineSpec, writers: dict[FileId, str]) -> Iterator[Pr
 
 def _all_bases(disk: Disk) -> Iterator[Path]:
     """The bases of a disk as it is, or as it will be made."""
+    if disk.is_empty:
+        return
     image, stated = Path(disk.file), str(disk.format)
     if _to_make(disk) and isinstance(disk.make, Overlay):
         image, stated = Path(disk.make.file), str(disk.make.format)

@@ -20,6 +20,7 @@ import trio
 from qmpkit._trio import ServiceNursery, service_nursery
 from qmpkit.errors import HostLacks, LaunchFailed, QmpkitError
 from qmpkit.host.resolve import Resolution
+from qmpkit.machine.drives import limit_drives
 from qmpkit.machine.launch import (
     LaunchOptions,
     Wiring,
@@ -248,6 +249,7 @@ async def begun(
         outer.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         try:
+            await limit_drives(machine, machine.spec)
             yield machine
         finally:
             if not child.kept:

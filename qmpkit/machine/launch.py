@@ -20,6 +20,7 @@ from qmpkit._trio import service_nursery
 from qmpkit.errors import Fault, HostLacks, LaunchFailed, SpecInvalid
 from qmpkit.host.resolve import Resolution
 from qmpkit.images.varstore import private_store
+from qmpkit.machine.drives import limit_drives
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
 from qmpkit.process.child import Child, ChildLike, child
@@ -243,6 +244,7 @@ async def launched(
         stack.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         try:
+            await limit_drives(machine, machine.spec)
             yield machine
         finally:
             with trio.move_on_after(options.graces.total, shield=True):

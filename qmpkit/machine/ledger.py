@@ -31,7 +31,7 @@ class Change:
     done, and that nobody needs.  `inodes`: those of `files`, once they are made: a file that
     is another one is not removed.  `tag`: a snapshot in the images, to be gone likewise.
     `frozen`: the guest's file systems are frozen for it.
-    `serving`: QEMU's NBD server runs for it.
+    `serving`: QEMU's NBD server runs for it.  `drive`: the CD drive whose medium changes.
     """
 
     what: str
@@ -48,6 +48,7 @@ class Change:
     tag: str = ""
     frozen: bool = False
     serving: bool = False
+    drive: str = ""
 
 
 class Ledger(Protocol):

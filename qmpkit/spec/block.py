@@ -11,6 +11,7 @@ import attrs
 from qmpkit.errors import Fault
 from qmpkit.spec.addresses import Place
 from qmpkit.spec.given import items_of
+from qmpkit.spec.limits import IoLimits, limits_faults
 from qmpkit.spec.names import (
     file_node,
     format_node,
@@ -74,10 +75,10 @@ def _make(value: str | int | Overlay | None) -> Size | Overlay | None:
 class Disk:
     """A drive of the guest.
 
-    `file`, `format`: the image. `make`: what to create at start when it is missing,
-    a size ("10GiB") or an `Overlay`; None means that it must exist. `interface`:
-    what the guest sees; "cdrom" is SATA (Debian's cloud kernels have no driver for it),
-    "scsi-cdrom" needs virtio-scsi in the guest.
+    `file`, `format`: the image; a CD drive without a file is empty. `make`: what to create
+    at start when it is missing, a size ("10GiB") or an `Overlay`; None means that it must
+    exist. `interface`: what the guest sees; "cdrom" is SATA (Debian's cloud kernels have no
+    driver for it), "scsi-cdrom" needs virtio-scsi in the guest.
     `cache`: "none" bypasses the host's page cache, "writethrough" and "directsync"
     make every write durable, "unsafe" ignores flushes. `aio`: "native" needs
     "none" or "directsync". `discard`: pass the guest's trims on to the file.
@@ -85,11 +86,12 @@ class Disk:
     (virtio-blk, virtio-scsi). `boot`: place in the boot order, the lowest first.
     `driver`: "host_device" for a block device of the host. `id` is filled in from
     the place in the list (`disk0`); `node` names the block node (`qk-disk0`).
-    `bus`: the root port to sit in, chosen when left out. `origin`: the file that its owner
+    `bus`: the root port to sit in, chosen when left out. `limits`: what the guest may read
+    and write each second. `origin`: the file that its owner
     wrote here, when a snapshot, a merge or a move has put another in its place since.
     """
 
-    file: str = attrs.field(converter=_path)
+    file: str = attrs.field(default="", converter=_path)
     format: DiskFormat = attrs.field(kw_only=True)
     make: Size | Overlay | None = attrs.field(default=None, converter=_make, kw_only=True)
     interface: DiskInterface = attrs.field(default="virtio-blk", kw_only=True)
@@ -105,12 +107,18 @@ class Disk:
     id: str = attrs.field(default="", kw_only=True)
     node: str | None = attrs.field(default=None, kw_only=True)
     bus: str | None = attrs.field(default=None, kw_only=True)
+    limits: IoLimits | None = attrs.field(default=None, kw_only=True)
     origin: str | None = attrs.field(default=None, kw_only=True)
 
     @property
     def is_cdrom(self) -> bool:
         """Whether the guest sees a CD drive, which is never written."""
         return self.interface in _CDROMS
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is a CD drive with nothing in it."""
+        return self.is_cdrom and not self.file
 
     @property
     def is_readonly(self) -> bool:
@@ -178,8 +186,9 @@ def device_of(disk: Disk, place: Place, unit: int = 0) -> Json:
         "driver": _driver(disk, place),
         "id": disk.id,
         **place.properties(),
-        "drive": disk_node(disk),
     }
+    if not disk.is_empty:
+        device["drive"] = disk_node(disk)
     if disk.interface in ("virtio-scsi", "scsi-cdrom"):
         device |= {"scsi-id": unit, "lun": 0}
     if disk.iothread is not None and disk.interface == "virtio-blk":
@@ -227,8 +236,8 @@ def disk_faults(disk: Disk, where: str) -> Iterator[Fault]:
             yield Fault(f"{where}.iothread", problem)
         elif disk.interface not in ("virtio-blk", "virtio-scsi", "scsi-cdrom"):
             yield Fault(f"{where}.iothread", f"{disk.interface} cannot use an iothread")
-    if not disk.file:
-        yield Fault(f"{where}.file", "the path is empty")
+    if not disk.file and not disk.is_cdrom:
+        yield Fault(f"{where}.file", "the path is empty", "only a CD drive can be empty")
     if disk.aio == "native" and disk.cache not in _DIRECT:
         hint = 'cache = "none" or "directsync"'
         yield Fault(f"{where}.aio", f"native does not work with cache {disk.cache!r}", hint)
@@ -238,6 +247,8 @@ def disk_faults(disk: Disk, where: str) -> Iterator[Fault]:
         yield Fault(f"{where}.boot", f"counts from 0, not from {disk.boot}")
     if disk.bus is not None and not on_root_port(disk):
         yield Fault(f"{where}.bus", f"{disk.interface} does not sit in a root port")
+    if disk.limits is not None:
+        yield from limits_faults(disk.limits, f"{where}.limits")
     yield from _serial_faults(disk, where)
     yield from _make_faults(disk, where)
 

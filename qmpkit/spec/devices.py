@@ -31,7 +31,8 @@ def objects(spec: MachineSpec) -> Iterator[Json]:
 def blockdevs(spec: MachineSpec) -> Iterator[Json]:
     """`-blockdev`."""
     for disk in spec.disks:
-        yield from block.blockdevs_of(disk)
+        if not disk.is_empty:
+            yield from block.blockdevs_of(disk)
 
 
 def netdevs(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> Iterator[Json]:

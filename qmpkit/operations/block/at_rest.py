@@ -52,6 +52,7 @@ class AtRest:
         self.spec = spec
         self.ledger = ledger
         self.changing = trio.Lock()
+        self.is_down = True
         self.disks = Disks(self)
         self.snapshots = Snapshots(self, self._frozen)
         self._qmp = qmp
@@ -102,7 +103,7 @@ class AtRest:
         raise SpecInvalid([fault], f"machine {self.name!r}")
 
 
-_RUNNING = ("snapshot-save", "snapshot-load", "snapshot-delete", "block_set_io_throttle")
+_RUNNING = ("snapshot-save", "snapshot-load", "snapshot-delete")
 
 
 def _by_file(
@@ -139,7 +140,10 @@ async def at_rest(spec: MachineSpec, *, ledger: Ledger | None = None) -> AsyncIt
 
 def _writable(spec: MachineSpec) -> tuple[MachineSpec, list[Disk]]:
     """With absolute paths, and the disks that are opened."""
-    disks = [attrs.evolve(disk, file=os.path.abspath(disk.file)) for disk in spec.disks]  # noqa: PTH100
+    disks = [
+        disk if disk.is_empty else attrs.evolve(disk, file=os.path.abspath(disk.file))  # noqa: PTH100
+        for disk in spec.disks
+    ]
     spec = attrs.evolve(spec, disks=disks)
     opened = [disk for disk in spec.disks if not disk.is_readonly]
     if not opened:
