@@ -14,7 +14,7 @@ import attrs
 
 from qmpkit.errors import Fault, SpecInvalid
 
-__all__ = ["Key", "Secret", "held_keys"]
+__all__ = ["Key", "Secret", "held_keys", "same_secret"]
 
 Secret = str | bytes
 
@@ -59,6 +59,11 @@ def held_keys(*secrets: Secret | None) -> Iterator[tuple[Key | None, ...]]:
             os.write(fd, secret)
             keys.append(Key(f"key{number}", _FIRST_FD + number, fd))
         yield tuple(keys)
+
+
+def same_secret(one: Secret, other: Secret) -> bool:
+    """Whether both are the same to QEMU."""
+    return _bytes(one) == _bytes(other)
 
 
 def _bytes(secret: Secret) -> bytes:
