@@ -92,6 +92,8 @@ if TYPE_CHECKING:
     from qmpkit.spec.data import spec_from_toml as spec_from_toml
     from qmpkit.spec.data import spec_to_dict as spec_to_dict
     from qmpkit.spec.data import spec_to_toml as spec_to_toml
+    from qmpkit.spec.encryption import BaseKey as BaseKey
+    from qmpkit.spec.encryption import Luks as Luks
     from qmpkit.spec.farm import Farm as Farm
     from qmpkit.spec.farm import FarmMachine as FarmMachine
     from qmpkit.spec.farm_load import load_farm as load_farm
@@ -162,6 +164,7 @@ _MODULES = {
     "qmpkit.spec.chardev": "Serial",
     "qmpkit.spec.cpu": "Cpu",
     "qmpkit.spec.data": "spec_from_dict spec_from_toml spec_to_dict spec_to_toml",
+    "qmpkit.spec.encryption": "BaseKey Luks",
     "qmpkit.spec.farm": "Farm FarmMachine",
     "qmpkit.spec.farm_load": "load_farm",
     "qmpkit.spec.firmware": "Uefi",

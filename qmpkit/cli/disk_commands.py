@@ -138,7 +138,7 @@ def move(
     target: Annotated[Path, file_word("The new file; nothing may be there.")],
     /,
     *,
-    format: Annotated[Literal["qcow2", "raw"], Parameter(help="Its format.")] = "qcow2",
+    format: Annotated[Literal["qcow2", "raw", "luks"], Parameter(help="Its format.")] = "qcow2",
     speed: Speed = "0",
     farm: Farm = None,
 ) -> int:

@@ -15,6 +15,7 @@ import attrs
 from qmpkit._paths import cache_dir
 from qmpkit.errors import BinaryMissing, Fault, ImageInUse
 from qmpkit.host.chain import walk_chain
+from qmpkit.host.encrypted import encrypted_problems
 from qmpkit.host.findings import Problem, lacking
 from qmpkit.host.headers import Header, backing_path, read_header
 from qmpkit.host.holders import holders_of, image_locked
@@ -248,13 +249,16 @@ class _Check:
         fault = chain.broken or (None if self.allowed is None else chain.outside)
         if fault is not None:
             yield Problem(Fault(at, fault.why, fault.cure))
+        own = at.endswith("].file")
+        where = at.removesuffix(".file").removesuffix(".make")
+        yield from encrypted_problems(self.disk, chain, where, own=own)
         for depth, layer in enumerate(chain.layers):
             if depth:
                 yield from file_in_use(layer.path, at, for_writing=False)
             data = layer.header.data_file and backing_path(layer.path, layer.header.data_file)
             if data:
                 # The data file of the image itself is written with it.
-                writes = depth == 0 and at.endswith("].file") and not self.disk.is_readonly
+                writes = depth == 0 and own and not self.disk.is_readonly
                 yield from file_in_use(data, at, for_writing=writes)
 
 

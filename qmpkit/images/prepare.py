@@ -11,6 +11,7 @@ import trio
 
 from qmpkit.host.holders import image_locked
 from qmpkit.images.drafts import Placed
+from qmpkit.images.encrypting import encrypting
 from qmpkit.images.new import place_empty, place_overlay
 from qmpkit.images.varstore import place_store
 from qmpkit.spec.block import Disk, Overlay
@@ -39,12 +40,14 @@ class MadeImages:
         self._made.clear()
 
     async def _make(self, disk: Disk) -> None:
+        how = await encrypting(disk.luks)
         # No checkpoint between the image's appearance and its entry in the list.
         if isinstance(disk.make, Overlay):
-            base = disk.make
-            self._made.append(await place_overlay(disk.file, base.file, base.format, disk.format))
+            base, target = disk.make, disk.file
+            made = await place_overlay(target, base.file, base.format, disk.format, **how)
+            self._made.append(made)
         elif disk.make is not None:
-            self._made.append(await place_empty(disk.file, disk.make, disk.format))
+            self._made.append(await place_empty(disk.file, disk.make, disk.format, **how))
 
     async def _make_store(self, firmware: Firmware) -> None:
         if not isinstance(firmware, Uefi) or not firmware.vars or not firmware.template:

@@ -310,6 +310,7 @@ _CURES = {
     "Could not set up host forwarding rule": "choose another host port: this one is taken",
     'Failed to get "write" lock': "another process has the image open: stop it first",
     'Failed to get shared "write" lock': "another process has the image open: stop it first",
+    "Invalid password": "name the file with the secret of that image: luks.key_file, luks.bases",
     "Cannot allocate memory": "give the machine less memory, or free some on this host",
     "Could not access KVM kernel module": 'use accel = "tcg", or make /dev/kvm accessible',
 }

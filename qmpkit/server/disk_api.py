@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import trio
@@ -19,6 +19,7 @@ from qmpkit.operations.jobs import JobProgress, Progress
 from qmpkit.server.answers import Refused, answer
 from qmpkit.server.bodies import Keys, read_object, whole_number
 from qmpkit.server.jobs import Jobs, Step
+from qmpkit.spec.block import DiskFormat
 from qmpkit.spec.limits import IoLimits
 from qmpkit.spec.snapshots import Snapshot
 from qmpkit.supervisor.kept import Kept
@@ -190,8 +191,8 @@ class DiskApi:
         kept, disk = self._find(request), request.path_params["disk"]
         asked = await read_object(request, {"target": str, "format": str, **_SPEED})
         target, format = _absolute(asked.get("target", "")), asked.get("format", "qcow2")
-        if target is None or format not in ("qcow2", "raw"):
-            raise Refused("target must be a path and format qcow2 or raw")
+        if target is None or format not in get_args(DiskFormat):
+            raise Refused("target must be a path and format qcow2, raw or luks")
 
         async def work(step: Step) -> dict[str, Any]:
             speed, told = asked.get("speed", 0), _telling(step)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import attrs
 
 from qmpkit.errors import Fault
 from qmpkit.spec.addresses import Place
+from qmpkit.spec.encryption import (
+    BaseImage,
+    Luks,
+    backing_of,
+    encryption_of,
+    luks_faults,
+    to_luks,
+)
 from qmpkit.spec.given import items_of
 from qmpkit.spec.limits import IoLimits, limits_faults
 from qmpkit.spec.names import (
@@ -18,6 +26,7 @@ from qmpkit.spec.names import (
     id_problem,
     iothread_id,
     node_problem,
+    secret_id,
 )
 from qmpkit.spec.options import Json
 from qmpkit.spec.sizes import Size, format_size, to_bytes
@@ -40,8 +49,8 @@ __all__ = [
     "to_disks",
 ]
 
-DiskFormat = Literal["raw", "qcow2"]
-BaseFormat = Literal["raw", "qcow2", "qed", "vmdk", "vdi", "vhdx", "vpc"]
+DiskFormat = Literal["raw", "qcow2", "luks"]
+BaseFormat = Literal["raw", "qcow2", "qed", "vmdk", "vdi", "vhdx", "vpc", "luks"]
 DiskInterface = Literal["virtio-blk", "virtio-scsi", "nvme", "cdrom", "scsi-cdrom"]
 Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
 Aio = Literal["threads", "native", "io_uring"]
@@ -89,6 +98,7 @@ class Disk:
     `bus`: the root port to sit in, chosen when left out. `limits`: what the guest may read
     and write each second. `origin`: the file that its owner
     wrote here, when a snapshot, a merge or a move has put another in its place since.
+    `luks`: the image is encrypted; the file with its secret, or a `Luks`.
     """
 
     file: str = attrs.field(default="", converter=_path)
@@ -109,6 +119,7 @@ class Disk:
     bus: str | None = attrs.field(default=None, kw_only=True)
     limits: IoLimits | None = attrs.field(default=None, kw_only=True)
     origin: str | None = attrs.field(default=None, kw_only=True)
+    luks: Luks | None = attrs.field(default=None, converter=to_luks, kw_only=True)
 
     @property
     def is_cdrom(self) -> bool:
@@ -151,10 +162,13 @@ def on_root_port(disk: Disk) -> bool:
     return disk.interface in ("virtio-blk", "nvme")
 
 
-def blockdevs_of(disk: Disk, lower_node: str | None = None) -> tuple[Json, Json]:
+def blockdevs_of(
+    disk: Disk, lower_node: str | None = None, bases: Sequence[BaseImage] = ()
+) -> tuple[Json, Json]:
     """The arguments of `-blockdev` (and `blockdev-add`), the lower node first.
 
     *lower_node*: its name, when that of the disk is taken by a layer that is there already.
+    *bases*: those of an encrypted disk, for which it may have to be told secrets.
     """
     lower_node = lower_node or file_node(disk.id)
     shared: dict[str, object] = {
@@ -175,6 +189,9 @@ def blockdevs_of(disk: Disk, lower_node: str | None = None) -> tuple[Json, Json]
         "file": lower_node,
         **shared,
     }
+    if disk.luks is not None:
+        upper |= encryption_of(disk.format, secret_id(disk.id, 0))
+        upper |= backing_of(disk.id, bases)
     if disk.detect_zeroes != "off":
         upper["detect-zeroes"] = disk.detect_zeroes
     return lower, upper
@@ -249,6 +266,7 @@ def disk_faults(disk: Disk, where: str) -> Iterator[Fault]:
         yield Fault(f"{where}.bus", f"{disk.interface} does not sit in a root port")
     if disk.limits is not None:
         yield from limits_faults(disk.limits, f"{where}.limits")
+    yield from luks_faults(disk.luks, disk.format, where)
     yield from _serial_faults(disk, where)
     yield from _make_faults(disk, where)
 

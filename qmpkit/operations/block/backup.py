@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -60,11 +60,11 @@ async def run_backup(
     speed: int = 0,
     freeze: Freeze | None = None,
     progress: Progress | None = None,
+    plain: bool = False,
 ) -> BackupPoint:
     """See `Backups.run`."""
-    if speed < 0:
-        fault = Fault("speed", f"counts from 0, not from {speed}")
-        raise SpecInvalid([fault], f"machine {machine.name!r}")
+    if faults := list(_faults(machine, speed=speed, plain=plain)):
+        raise SpecInvalid(faults, f"machine {machine.name!r}")
     wanted = _Wanted(compress, speed, freeze, progress)
     held = repository(folder, doing="back up to", change=True, new_of=machine.name)
     async with held as place, machine.changing:
@@ -82,6 +82,16 @@ async def run_backup(
         )
         async with undertaking(machine, change), making(machine) as made:
             return await _carried_out(machine, place, copies, wanted, made)
+
+
+def _faults(machine: Changeable, *, speed: int, plain: bool) -> Iterator[Fault]:
+    if speed < 0:
+        yield Fault("speed", f"counts from 0, not from {speed}")
+    for disk in machine.spec.disks:
+        if disk.luks is not None and not disk.is_readonly and not plain:
+            message = "it is encrypted, and its backup would show in clear what it holds"
+            hint = "plain=True (--plain) if that is wanted: the folder then needs a safe place"
+            yield Fault(disk.id, message, hint)
 
 
 async def _planned(machine: Changeable, place: Repository, mode: Mode) -> tuple[Copy, ...]:

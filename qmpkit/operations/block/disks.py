@@ -10,6 +10,7 @@ import attrs
 import trio
 
 from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.images.encrypting import encrypting
 from qmpkit.images.new import place_empty
 from qmpkit.machine.drives import limit_drive
 from qmpkit.machine.ledger import Change
@@ -28,6 +29,7 @@ from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.jobs import Progress, follow, free_job_id, job
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.block import Disk, DiskFormat
+from qmpkit.spec.encryption import luks_faults
 from qmpkit.spec.limits import IoLimits, limits_faults
 from qmpkit.spec.sizes import format_size, to_bytes
 from qmpkit.spec.suggest import suggestion
@@ -76,6 +78,8 @@ async def move(
             make=None,
             origin=disk.origin or disk.file,
         )
+        if faults := list(luks_faults(new.luks, format, disk_id)):
+            raise SpecInvalid(faults, f"machine {machine.name!r}")
         change = Change(
             what=f"move disk {disk_id!r} to {path}",
             spec=with_disks(machine.spec, [new]),
@@ -87,7 +91,7 @@ async def move(
         )
         words = {"device": chain[0].node, "target": new.node, "sync": "full", "speed": speed}
         async with undertaking(machine, change) as it, making(machine) as made:
-            made.file(await place_empty(path, chain[0].size, format))
+            made.file(await place_empty(path, chain[0].size, format, **await encrypting(disk.luks)))
             await it.made(made.files)
             await made.nodes(*layer_blockdevs(new))
             await change_place(

@@ -218,6 +218,7 @@ class Backups:
         compress: bool = False,
         speed: int = 0,
         freeze: bool = False,
+        plain: bool = False,
         progress: Progress | None = None,
     ) -> BackupPoint:
         """Copy all disks that the guest can write to, as they are at this moment, into *folder*.
@@ -230,7 +231,8 @@ class Backups:
 
         *folder* is made when it is not there; it takes backups of one machine.  *speed*: bytes
         a second for all disks together, 0: as fast as it can.  *freeze*: the guest's file
-        systems are flushed and stand still for the moment (needs the guest agent).
+        systems are flushed and stand still for the moment (needs the guest agent).  *plain*:
+        the layers are never encrypted, so disks that are have to be asked for in clear.
         *progress* is told of the copying, then of the checksums (`state.type` "checksum").
 
         The point is there when it is whole and safe on disk.  Failed or cancelled, *folder*
@@ -245,6 +247,7 @@ class Backups:
             compress=compress,
             speed=speed,
             freeze=self._freeze if freeze else None,
+            plain=plain,
             progress=progress,
         )
 
@@ -262,7 +265,8 @@ class Backups:
                 ...  # qemu-img convert pull.disks["disk0"].uri …
 
         By NBD, for reading, on a socket (0600) in *folder*, which is made (0700), is gone
-        after the block, and takes what the guest overwrites meanwhile: it needs room.
+        after the block, and takes what the guest overwrites meanwhile: it needs room.  Of an
+        encrypted disk that is encrypted there; what is served is in clear.
         *checkpoint*: changes are recorded from this moment on under that name (a dirty
         bitmap in each qcow2), unless the block fails.  *since*: what has changed since that
         checkpoint can be asked for by `PulledDisk.context`.  *freeze*: as in `run`.
