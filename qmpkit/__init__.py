@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from qmpkit.operations.errors import GuestCommandFailed as GuestCommandFailed
     from qmpkit.operations.errors import JobFailed as JobFailed
     from qmpkit.operations.errors import OutputLost as OutputLost
+    from qmpkit.operations.errors import TrayLocked as TrayLocked
     from qmpkit.operations.errors import UnknownKey as UnknownKey
     from qmpkit.operations.forwards import Forwarded as Forwarded
     from qmpkit.operations.jobs import JobProgress as JobProgress
@@ -91,10 +92,13 @@ if TYPE_CHECKING:
     from qmpkit.spec.data import spec_from_toml as spec_from_toml
     from qmpkit.spec.data import spec_to_dict as spec_to_dict
     from qmpkit.spec.data import spec_to_toml as spec_to_toml
+    from qmpkit.spec.encryption import BaseKey as BaseKey
+    from qmpkit.spec.encryption import Luks as Luks
     from qmpkit.spec.farm import Farm as Farm
     from qmpkit.spec.farm import FarmMachine as FarmMachine
     from qmpkit.spec.farm_load import load_farm as load_farm
     from qmpkit.spec.firmware import Uefi as Uefi
+    from qmpkit.spec.limits import IoLimits as IoLimits
     from qmpkit.spec.machine import Kernel as Kernel
     from qmpkit.spec.machine import MachineSpec as MachineSpec
     from qmpkit.spec.memory import Memory as Memory
@@ -146,7 +150,7 @@ _MODULES = {
     "qmpkit.operations.console_attach": "AttachEnd",
     "qmpkit.operations.console_reader": "Reader",
     "qmpkit.operations.errors": (
-        "AgentRefused ConsoleEnded GuestCommandFailed JobFailed OutputLost UnknownKey"
+        "AgentRefused ConsoleEnded GuestCommandFailed JobFailed OutputLost TrayLocked UnknownKey"
     ),
     "qmpkit.operations.forwards": "Forwarded",
     "qmpkit.operations.block.fronts": "Backups Disks Snapshots",
@@ -156,9 +160,11 @@ _MODULES = {
     "qmpkit.process.status": "ExitStatus",
     "qmpkit.spec.backups": "BackupLayer BackupPoint",
     "qmpkit.spec.block": "Disk Overlay",
+    "qmpkit.spec.limits": "IoLimits",
     "qmpkit.spec.chardev": "Serial",
     "qmpkit.spec.cpu": "Cpu",
     "qmpkit.spec.data": "spec_from_dict spec_from_toml spec_to_dict spec_to_toml",
+    "qmpkit.spec.encryption": "BaseKey Luks",
     "qmpkit.spec.farm": "Farm FarmMachine",
     "qmpkit.spec.farm_load": "load_farm",
     "qmpkit.spec.firmware": "Uefi",

@@ -209,7 +209,7 @@ def with_merged(layer: BackupLayer, merged: Merged) -> BackupLayer:
     """*layer* once its file is the merged one."""
     return attrs.evolve(
         layer,
-        sha256=merged.sha256,
+        checksum=merged.checksum,
         length=merged.length,
         parent=merged.parent,
         merged=None,

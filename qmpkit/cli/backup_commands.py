@@ -110,6 +110,9 @@ def run(
     freeze: Annotated[
         bool, Parameter(help="Have the guest flush its file systems (needs its agent).")
     ] = False,
+    plain: Annotated[
+        bool, Parameter(help="Of encrypted disks too: the layers have in clear what they hold.")
+    ] = False,
     farm: Annotated[str | None, Parameter(help="The farm. Default: the only one.")] = None,
 ) -> None:
     """Back up all disks of a machine while it runs, by its farm's daemon.
@@ -118,7 +121,7 @@ def run(
     """
     from qmpkit.cli.backup_run import run
 
-    run(name, folder, mode, speed, farm, compress=compress, freeze=freeze)
+    run(name, folder, mode, speed, farm, compress=compress, freeze=freeze, plain=plain)
 
 
 ALL: tuple[Callable[..., Any], ...] = (run, list, verify, restore, prune)

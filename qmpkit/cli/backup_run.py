@@ -27,6 +27,7 @@ def run(
     *,
     compress: bool,
     freeze: bool,
+    plain: bool,
 ) -> None:
     """Back the machine up, and say what the point is."""
     body = {
@@ -35,6 +36,7 @@ def run(
         "compress": compress,
         "speed": int(to_bytes(speed, "--speed")),
         "freeze": freeze,
+        "plain": plain,
     }
     daemon = find_daemon(which_farm(farm))
     job = daemon.post("machines", name, "backup", body=body)["job"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from qmpkit.cli.daemon import Daemon, find_daemon
 from qmpkit.cli.exits import Exit
 from qmpkit.cli.farm_actions import one_machine
 from qmpkit.cli.farm_jobs import followed
+from qmpkit.cli.overrides import arguments_from
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
@@ -19,7 +20,7 @@ from qmpkit.spec.sizes import format_size
 
 __all__ = ["delete_snapshot", "flatten_disk", "limit_disk", "list_snapshots", "load_snapshot"]
 __all__ += ["move_disk", "rename_snapshot", "resize_disk", "revert_snapshot", "show_disks"]
-__all__ += ["take_snapshot"]
+__all__ += ["eject_medium", "insert_medium", "take_snapshot"]
 
 
 def _machine(name: str, farm: str | None) -> tuple[Daemon, str]:
@@ -132,6 +133,7 @@ def show_disks(name: str, farm: str | None, *, as_json: bool) -> int:
         for disk, layers in disks.items()
         for place, layer in enumerate(layers)
     ]
+    rows += [(disk, "(empty)", "-", "-", "-") for disk, layers in disks.items() if not layers]
     print_table(("DISK", "IMAGE", "FORMAT", "SIZE", "ON THE HOST"), rows, prose=False)
     return Exit.OK
 
@@ -166,16 +168,35 @@ def resize_disk(name: str, disk: str, size: str, farm: str | None) -> int:
 
 
 def limit_disk(
-    name: str, disk: str, farm: str | None, *, bytes_per_second: int, operations: int
+    name: str, disk: str, bounds: Iterable[str], farm: str | None, *, as_json: bool
 ) -> int:
     """`disk limit`."""
+    body = arguments_from(bounds)
     daemon, machine = _machine(name, farm)
-    body = {"bytes_per_second": bytes_per_second, "operations": operations}
-    daemon.post("machines", machine, "disks", disk, "limit", body=body)
-    bounds = [
-        f"{format_size(bytes_per_second)} a second" if bytes_per_second else "",
-        f"{operations} operations a second" if operations else "",
-    ]
-    told = " and ".join(filter(None, bounds)) or "no bound"
-    talk.say(f"{machine}: {disk} has {told}, until it is started anew")
+    told = daemon.post("machines", machine, "disks", disk, "limit", body=body)
+    if as_json:
+        print_json(told)
+        return Exit.OK
+    held = ", ".join(f"{bound}={body[bound]}" for bound in body if body[bound])
+    talk.say(f"{machine}: {disk} has {held or 'no bound'}, also after a restart")
+    return Exit.OK
+
+
+def insert_medium(
+    name: str, disk: str, file: Path, farm: str | None, *, format: str | None, force: bool
+) -> int:
+    """`disk insert`."""
+    daemon, machine = _machine(name, farm)
+    body: dict[str, Any] = {"file": str(file.absolute()), "force": force}
+    body |= {} if format is None else {"format": format}
+    told = daemon.post("machines", machine, "disks", disk, "insert", body=body)
+    talk.say(f"{machine}: {disk} has {told['file']} in it")
+    return Exit.OK
+
+
+def eject_medium(name: str, disk: str, farm: str | None, *, force: bool) -> int:
+    """`disk eject`."""
+    daemon, machine = _machine(name, farm)
+    daemon.post("machines", machine, "disks", disk, "eject", body={"force": force})
+    talk.say(f"{machine}: {disk} is empty")
     return Exit.OK

@@ -18,6 +18,7 @@ from qmpkit.cli.image_words import (
     SecretFile,
     StatedFormat,
     file_word,
+    secret_word,
 )
 
 __all__ = ["ALL"]
@@ -35,7 +36,7 @@ LazyRefcounts = Annotated[
 ]
 NewSecret = Annotated[
     Path | None,
-    Parameter(
+    secret_word(
         name="--secret-file",
         help="Encrypt it (qcow2, luks): the file with its secret, to the byte, a newline too; "
         "- is stdin, /dev/fd/N a descriptor.",
@@ -172,7 +173,7 @@ async def convert(
     ] = None,
     secret_file: NewSecret = None,
     source_secret_file: Annotated[
-        Path | None, Parameter(help="The file with the secret that opens an encrypted source.")
+        Path | None, secret_word("The file with the secret that opens an encrypted source.")
     ] = None,
     allow: Allowed = None,
 ) -> None:

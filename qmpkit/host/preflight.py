@@ -21,6 +21,7 @@ from qmpkit.host.check_files import (
     raw_warnings,
 )
 from qmpkit.host.check_network import check_network
+from qmpkit.host.encrypted import secret_problems, secret_warnings
 from qmpkit.host.findings import Problem, lacking
 from qmpkit.host.kvm import read_text
 from qmpkit.host.layered import layered_problems
@@ -45,6 +46,7 @@ def preflight(spec: MachineSpec, root: Path = Path("/")) -> tuple[Problem, ...]:
 def _problems(spec: MachineSpec, root: Path) -> Iterator[Problem]:
     yield from check_plain_files(spec)
     yield from check_disks(spec)
+    yield from secret_problems(spec)
     yield from layered_problems(spec)
     yield from check_network(spec, root)
     yield from _check_memory_file(spec)
@@ -94,6 +96,7 @@ def host_warnings(spec: MachineSpec) -> Iterator[str]:
         yield memory
     yield from raw_warnings(spec)
     yield from base_warnings(spec)
+    yield from secret_warnings(spec)
 
 
 def memory_warning(spec: MachineSpec, root: Path = Path("/")) -> str | None:

@@ -153,29 +153,52 @@ async def place_overlay(
         return draft.placed()
 
 
-async def place_layer(path: StrPath, base: StrPath, base_format: str, size: int) -> Placed:
+async def place_layer(
+    path: StrPath,
+    base: StrPath,
+    base_format: str,
+    size: int,
+    *,
+    options: Options = DEFAULTS,
+    secret: Secret | None = None,
+) -> Placed:
     """An overlay of an image that a machine writes to, which is to be put above it there.
 
     *size*: what the guest sees of it, in bytes.  As `place_empty` otherwise.
     """
     origin = Asked.of("make a layer above", base).path
-    async with new_image(path, "qcow2") as draft:
-        words = ["create", "-q", "-u", "-f", "qcow2", "-F", base_format]
-        words += ["-b", recorded_name(draft.target, origin), "--", draft.path, str(size)]
-        await run_qemu_img(words, draft.asked, WRITE_LIMITS, fds=draft.fds)
-    return draft.placed()
+    target = Asked.of("create", path).path
+    below = ["-F", base_format, "-b", recorded_name(target, origin)]
+    return await _place_unopened(path, below, size, options, secret)
 
 
-async def place_backup(path: StrPath, parent: str | None, size: int) -> Placed:
+async def place_backup(
+    path: StrPath,
+    parent: str | None,
+    size: int,
+    *,
+    options: Options = DEFAULTS,
+    secret: Secret | None = None,
+) -> Placed:
     """An empty qcow2 for a backup; *parent*: the name of the layer beside it that it needs.
 
     As `place_empty` otherwise.
     """
-    async with new_image(path, "qcow2") as draft:
-        below = [] if parent is None else ["-u", "-F", "qcow2", "-b", f"./{parent}"]
-        words = ["create", "-q", "-f", "qcow2", *below, "--", draft.path, str(size)]
-        await run_qemu_img(words, draft.asked, WRITE_LIMITS, fds=draft.fds)
-    return draft.placed()
+    below = [] if parent is None else ["-F", "qcow2", "-b", f"./{parent}"]
+    return await _place_unopened(path, below, size, options, secret)
+
+
+async def _place_unopened(
+    path: StrPath, below: list[str], size: int, options: Options, secret: Secret | None
+) -> Placed:
+    """A qcow2 above an image that qemu-img does not look at."""
+    with held_keys(secret) as (key,):
+        words = ["create", "-q", *_new("qcow2", options, key), *(["-u", *below] if below else [])]
+        async with new_image(path, "qcow2") as draft:
+            fds = {**draft.fds, **(key.fds if key else {})}
+            words += ["--", draft.path, str(size)]
+            await run_qemu_img(words, draft.asked, WRITE_LIMITS, fds=fds)
+        return draft.placed()
 
 
 async def _note(stack: AsyncExitStack, asked: Asked, homes: list[Home], overlay: Path) -> None:

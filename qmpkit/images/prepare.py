@@ -11,6 +11,7 @@ import trio
 
 from qmpkit.host.holders import image_locked
 from qmpkit.images.drafts import Placed
+from qmpkit.images.encrypting import encrypting
 from qmpkit.images.new import place_empty, place_overlay
 from qmpkit.images.varstore import place_store
 from qmpkit.spec.block import Disk, Overlay
@@ -88,9 +89,11 @@ async def place_disk(disk: Disk) -> Placed:
     There is no checkpoint between the image's appearance and the return.
     """
     assert disk.make is not None, "there is nothing to make"
+    how = await encrypting(disk.luks)
     if isinstance(disk.make, Overlay):
-        return await place_overlay(disk.file, disk.make.file, disk.make.format, disk.format)
-    return await place_empty(disk.file, disk.make, disk.format)
+        base, target = disk.make, disk.file
+        return await place_overlay(target, base.file, base.format, disk.format, **how)
+    return await place_empty(disk.file, disk.make, disk.format, **how)
 
 
 async def _missing(spec: MachineSpec) -> list[Disk]:

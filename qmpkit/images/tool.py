@@ -49,6 +49,12 @@ _CURES = {
     "does not support checks": "only formats with metadata can be checked, as qcow2",
     "Image is corrupt": "copy the file, then qmpkit image check --repair all",
     "active dirty bitmaps": "remove its bitmaps first: they would not know of the change",
+    "requires refcount_bits=16": "say refcount_bits=16 (--refcount-bits 16), too",
+    "only active keyslot": "add another secret first: without any nobody reads it again",
+    "active keyslots match": "add another secret first: without any nobody reads it again",
+    "all keyslots are in use": "remove one first",
+    "Refusing to overwrite active keyslot": "remove it first, or leave the slot out",
+    "No keyslots match": "`qmpkit image key list` shows the slots that are taken",
     "Invalid password": "give the secret that it was made with",
 }
 _OUT_OF_MEMORY = ("allocate memory", "failed to allocate", "could not allocate", "failed to map")

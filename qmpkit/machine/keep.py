@@ -20,7 +20,15 @@ import trio
 from qmpkit._trio import ServiceNursery, service_nursery
 from qmpkit.errors import HostLacks, LaunchFailed, QmpkitError
 from qmpkit.host.resolve import Resolution
-from qmpkit.machine.launch import LaunchOptions, Wiring, check_links, failing_launch, give_store
+from qmpkit.machine.drives import limit_drives
+from qmpkit.machine.launch import (
+    LaunchOptions,
+    Wiring,
+    check_links,
+    environment,
+    failing_launch,
+    give_store,
+)
 from qmpkit.machine.links import set_links
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
@@ -154,7 +162,7 @@ class QemuGround:
                     stderr=home.stderr,
                     log=log,
                     fds=wiring.theirs,
-                    env={**os.environ, **spec.env} if spec.env else None,
+                    env=environment(spec),
                     name=spec.name,
                 )
                 process = await _entered(ours, started, spec.name, argv)
@@ -243,6 +251,7 @@ async def begun(
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         try:
             await set_links(machine)
+            await limit_drives(machine, machine.spec)
             yield machine
         finally:
             if not child.kept:

@@ -31,7 +31,7 @@ class Change:
     done, and that nobody needs.  `inodes`: those of `files`, once they are made: a file that
     is another one is not removed.  `tag`: a snapshot in the images, to be gone likewise.
     `frozen`: the guest's file systems are frozen for it.
-    `serving`: QEMU's NBD server runs for it.
+    `serving`: QEMU's NBD server runs for it.  `drive`: the CD drive whose medium changes.
     `coming`, `going`: the parts (`qmpkit.spec.parts`, "device/nic1") that are added to a
     machine that runs, or taken away from it, in that order; it is done when their devices
     are there, or no more.
@@ -51,6 +51,7 @@ class Change:
     tag: str = ""
     frozen: bool = False
     serving: bool = False
+    drive: str = ""
     coming: tuple[str, ...] = ()
     going: tuple[str, ...] = ()
 

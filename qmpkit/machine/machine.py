@@ -103,6 +103,7 @@ class Machine:
         self.report: ExitReport | None = None
         self.started_at = trio.current_time()
         self.on_state: StateObserver | None = None
+        self.is_down = False
         self.ledger: Ledger = Unwritten()
         self.changing = trio.Lock()
         self._expected: set[Expected] = set()

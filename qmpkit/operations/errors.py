@@ -17,6 +17,7 @@ __all__ = [
     "GuestCommandFailed",
     "JobFailed",
     "OutputLost",
+    "TrayLocked",
     "UnknownKey",
     "end_of",
 ]
@@ -105,6 +106,20 @@ class GuestCommandFailed(GuestRefused):
             f"in the guest of machine {self.machine!r}, {shlex.join(done.argv)} ended with "
             f"{done.ending}{': ' if said else ''}{said}"
         )
+
+
+class TrayLocked(GuestRefused):
+    """The guest holds the tray of a CD drive, as it does while it has the CD mounted.
+
+    It was asked to let go, and has not within two seconds.
+    """
+
+    def __init__(self, machine: str, asked: str) -> None:
+        super().__init__(machine, f"to {asked}", "it has locked the tray")
+        self.args = (machine, asked)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}. Cure: unmount the CD in the guest, or use force"
 
 
 class UnknownKey(QmpkitError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import trio
@@ -19,6 +19,8 @@ from qmpkit.operations.jobs import JobProgress, Progress
 from qmpkit.server.answers import Refused, answer
 from qmpkit.server.bodies import Keys, read_object, whole_number
 from qmpkit.server.jobs import Jobs, Step
+from qmpkit.spec.block import DiskFormat
+from qmpkit.spec.limits import IoLimits
 from qmpkit.spec.snapshots import Snapshot
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.supervisor import Supervisor
@@ -32,6 +34,9 @@ Find = Callable[[Request], Kept]
 _RESTART_GRACE = 60.0  # seconds that a machine may take to be up again after a revert
 
 _SPEED: Keys = {"speed": int}
+_LIMITS: Keys = {
+    field.name: int if field.converter is None else (int, str) for field in attrs.fields(IoLimits)
+}
 
 
 class DiskApi:
@@ -61,6 +66,8 @@ class DiskApi:
             Route(f"{disk}/flatten", self.flatten, methods=["POST"]),
             Route(f"{disk}/resize", self.resize, methods=["POST"]),
             Route(f"{disk}/limit", self.limit, methods=["POST"]),
+            Route(f"{disk}/insert", self.insert, methods=["POST"]),
+            Route(f"{disk}/eject", self.eject, methods=["POST"]),
         ]
 
     # Snapshots
@@ -168,13 +175,13 @@ class DiskApi:
     # Disks
 
     async def disks(self, request: Request) -> Response:
-        """The layers of every disk."""
+        """The layers of every disk; of one that is down, of those that it can write to."""
         kept = self._find(request)
         chains = {}
         _refuse_turn(kept)
         async with self._on(kept) as machine:
             for disk in machine.spec.disks:
-                if not disk.is_readonly:
+                if not disk.is_readonly or kept.vm is not None:
                     chain = await machine.disks.chain(disk.id)
                     chains[disk.id] = [attrs.asdict(layer) for layer in chain]
         return answer({"disks": chains})
@@ -184,8 +191,8 @@ class DiskApi:
         kept, disk = self._find(request), request.path_params["disk"]
         asked = await read_object(request, {"target": str, "format": str, **_SPEED})
         target, format = _absolute(asked.get("target", "")), asked.get("format", "qcow2")
-        if target is None or format not in ("qcow2", "raw"):
-            raise Refused("target must be a path and format qcow2 or raw")
+        if target is None or format not in get_args(DiskFormat):
+            raise Refused("target must be a path and format qcow2, raw or luks")
 
         async def work(step: Step) -> dict[str, Any]:
             speed, told = asked.get("speed", 0), _telling(step)
@@ -220,12 +227,35 @@ class DiskApi:
             return answer({"size": await machine.disks.resize(disk, size)})
 
     async def limit(self, request: Request) -> Response:
-        """Bound what its guest may read and write."""
+        """Bound what its guest may read and write each second; without any, no bound."""
         kept, disk = self._find(request), request.path_params["disk"]
-        asked = await read_object(request, {"bytes_per_second": int, "operations": int})
+        limits = IoLimits(**await read_object(request, _LIMITS))
+        _refuse_busy(kept)
         async with self._on(kept) as machine:
-            await machine.disks.limit(disk, **asked)
-        return answer({"disk": disk, **asked})
+            await machine.disks.limit(disk, limits)
+        return answer({"disk": disk, "limits": attrs.asdict(limits)})
+
+    async def insert(self, request: Request) -> Response:
+        """Put a medium into a CD drive."""
+        kept, disk = self._find(request), request.path_params["disk"]
+        asked = await read_object(request, {"file": str, "format": str, "force": bool})
+        file, format = _absolute(asked.get("file", "")), asked.get("format")
+        if file is None or format not in (None, "qcow2", "raw"):
+            raise Refused("file must be a path and format qcow2 or raw")
+        _refuse_busy(kept)
+        async with self._on(kept) as machine:
+            force = asked.get("force", False)
+            await machine.disks.insert(disk, file, format=format, force=force)
+        return answer({"disk": disk, "file": str(file)})
+
+    async def eject(self, request: Request) -> Response:
+        """Take out what is in a CD drive."""
+        kept, disk = self._find(request), request.path_params["disk"]
+        force = (await read_object(request, {"force": bool})).get("force", False)
+        _refuse_busy(kept)
+        async with self._on(kept) as machine:
+            await machine.disks.eject(disk, force=force)
+        return answer({"disk": disk, "file": ""})
 
     @asynccontextmanager
     async def _on(self, kept: Kept) -> AsyncIterator[VM | AtRest]:

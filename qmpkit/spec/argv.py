@@ -67,7 +67,7 @@ def render(
     for monitor in ("qmp", TOOLS):
         if monitor in endpoints:
             argv += ["-mon", monitor_option(monitor)]
-    argv += _hardware(spec, endpoints)
+    argv += _hardware(spec, facts, endpoints)
     return [*argv, *spec.extra_args]
 
 
@@ -154,7 +154,7 @@ def _boot(spec: MachineSpec, facts: Facts, store: int | None) -> Iterator[str]:
         yield "-no-reboot"
 
 
-def _hardware(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> Iterator[str]:
+def _hardware(spec: MachineSpec, facts: Facts, endpoints: Mapping[str, Endpoint]) -> Iterator[str]:
     if family_of(spec.machine) == "microvm":
         # The old virtio-mmio dialect lacks what vsock needs.
         yield from ("-global", "virtio-mmio.force-legacy=false")
@@ -163,7 +163,7 @@ def _hardware(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> Iterator[
     placed = layout_of(spec)
     dicts = {
         "-object": parts.objects(spec),
-        "-blockdev": parts.blockdevs(spec),
+        "-blockdev": parts.blockdevs(spec, facts.bases),
         "-netdev": parts.netdevs(spec, endpoints),
         "-device": parts.devices(spec, placed),
     }

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import attrs
 
 from qmpkit.errors import Fault
 from qmpkit.spec.addresses import Place
+from qmpkit.spec.encryption import (
+    BaseImage,
+    Luks,
+    backing_of,
+    encryption_of,
+    luks_faults,
+    to_luks,
+)
 from qmpkit.spec.given import items_of
+from qmpkit.spec.limits import IoLimits, limits_faults
 from qmpkit.spec.names import (
     file_node,
     format_node,
     id_problem,
     iothread_id,
     node_problem,
+    secret_id,
 )
 from qmpkit.spec.options import Json
 from qmpkit.spec.sizes import Size, format_size, to_bytes
@@ -39,8 +49,8 @@ __all__ = [
     "to_disks",
 ]
 
-DiskFormat = Literal["raw", "qcow2"]
-BaseFormat = Literal["raw", "qcow2", "qed", "vmdk", "vdi", "vhdx", "vpc"]
+DiskFormat = Literal["raw", "qcow2", "luks"]
+BaseFormat = Literal["raw", "qcow2", "qed", "vmdk", "vdi", "vhdx", "vpc", "luks"]
 DiskInterface = Literal["virtio-blk", "virtio-scsi", "nvme", "cdrom", "scsi-cdrom"]
 Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
 Aio = Literal["threads", "native", "io_uring"]
@@ -74,10 +84,10 @@ def _make(value: str | int | Overlay | None) -> Size | Overlay | None:
 class Disk:
     """A drive of the guest.
 
-    `file`, `format`: the image. `make`: what to create at start when it is missing,
-    a size ("10GiB") or an `Overlay`; None means that it must exist. `interface`:
-    what the guest sees; "cdrom" is SATA (Debian's cloud kernels have no driver for it),
-    "scsi-cdrom" needs virtio-scsi in the guest.
+    `file`, `format`: the image; a CD drive without a file is empty. `make`: what to create
+    at start when it is missing, a size ("10GiB") or an `Overlay`; None means that it must
+    exist. `interface`: what the guest sees; "cdrom" is SATA (Debian's cloud kernels have no
+    driver for it), "scsi-cdrom" needs virtio-scsi in the guest.
     `cache`: "none" bypasses the host's page cache, "writethrough" and "directsync"
     make every write durable, "unsafe" ignores flushes. `aio`: "native" needs
     "none" or "directsync". `discard`: pass the guest's trims on to the file.
@@ -85,11 +95,13 @@ class Disk:
     (virtio-blk, virtio-scsi). `boot`: place in the boot order, the lowest first.
     `driver`: "host_device" for a block device of the host. `id` is filled in from
     the place in the list (`disk0`); `node` names the block node (`qk-disk0`).
-    `bus`: the root port to sit in, chosen when left out. `origin`: the file that its owner
+    `bus`: the root port to sit in, chosen when left out. `limits`: what the guest may read
+    and write each second. `origin`: the file that its owner
     wrote here, when a snapshot, a merge or a move has put another in its place since.
+    `luks`: the image is encrypted; the file with its secret, or a `Luks`.
     """
 
-    file: str = attrs.field(converter=_path)
+    file: str = attrs.field(default="", converter=_path)
     format: DiskFormat = attrs.field(kw_only=True)
     make: Size | Overlay | None = attrs.field(default=None, converter=_make, kw_only=True)
     interface: DiskInterface = attrs.field(default="virtio-blk", kw_only=True)
@@ -105,12 +117,19 @@ class Disk:
     id: str = attrs.field(default="", kw_only=True)
     node: str | None = attrs.field(default=None, kw_only=True)
     bus: str | None = attrs.field(default=None, kw_only=True)
+    limits: IoLimits | None = attrs.field(default=None, kw_only=True)
     origin: str | None = attrs.field(default=None, kw_only=True)
+    luks: Luks | None = attrs.field(default=None, converter=to_luks, kw_only=True)
 
     @property
     def is_cdrom(self) -> bool:
         """Whether the guest sees a CD drive, which is never written."""
         return self.interface in _CDROMS
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is a CD drive with nothing in it."""
+        return self.is_cdrom and not self.file
 
     @property
     def is_readonly(self) -> bool:
@@ -143,10 +162,13 @@ def on_root_port(disk: Disk) -> bool:
     return disk.interface in ("virtio-blk", "nvme")
 
 
-def blockdevs_of(disk: Disk, lower_node: str | None = None) -> tuple[Json, Json]:
+def blockdevs_of(
+    disk: Disk, lower_node: str | None = None, bases: Sequence[BaseImage] = ()
+) -> tuple[Json, Json]:
     """The arguments of `-blockdev` (and `blockdev-add`), the lower node first.
 
     *lower_node*: its name, when that of the disk is taken by a layer that is there already.
+    *bases*: those of an encrypted disk, for which it may have to be told secrets.
     """
     lower_node = lower_node or file_node(disk.id)
     shared: dict[str, object] = {
@@ -167,6 +189,9 @@ def blockdevs_of(disk: Disk, lower_node: str | None = None) -> tuple[Json, Json]
         "file": lower_node,
         **shared,
     }
+    if disk.luks is not None:
+        upper |= encryption_of(disk.format, secret_id(disk.id, 0))
+        upper |= backing_of(disk.id, bases)
     if disk.detect_zeroes != "off":
         upper["detect-zeroes"] = disk.detect_zeroes
     return lower, upper
@@ -178,8 +203,9 @@ def device_of(disk: Disk, place: Place, unit: int = 0) -> Json:
         "driver": _driver(disk, place),
         "id": disk.id,
         **place.properties(),
-        "drive": disk_node(disk),
     }
+    if not disk.is_empty:
+        device["drive"] = disk_node(disk)
     if disk.interface in ("virtio-scsi", "scsi-cdrom"):
         device |= {"scsi-id": unit, "lun": 0}
     if disk.iothread is not None and disk.interface == "virtio-blk":
@@ -227,8 +253,8 @@ def disk_faults(disk: Disk, where: str) -> Iterator[Fault]:
             yield Fault(f"{where}.iothread", problem)
         elif disk.interface not in ("virtio-blk", "virtio-scsi", "scsi-cdrom"):
             yield Fault(f"{where}.iothread", f"{disk.interface} cannot use an iothread")
-    if not disk.file:
-        yield Fault(f"{where}.file", "the path is empty")
+    if not disk.file and not disk.is_cdrom:
+        yield Fault(f"{where}.file", "the path is empty", "only a CD drive can be empty")
     if disk.aio == "native" and disk.cache not in _DIRECT:
         hint = 'cache = "none" or "directsync"'
         yield Fault(f"{where}.aio", f"native does not work with cache {disk.cache!r}", hint)
@@ -238,6 +264,9 @@ def disk_faults(disk: Disk, where: str) -> Iterator[Fault]:
         yield Fault(f"{where}.boot", f"counts from 0, not from {disk.boot}")
     if disk.bus is not None and not on_root_port(disk):
         yield Fault(f"{where}.bus", f"{disk.interface} does not sit in a root port")
+    if disk.limits is not None:
+        yield from limits_faults(disk.limits, f"{where}.limits")
+    yield from luks_faults(disk.luks, disk.format, where)
     yield from _serial_faults(disk, where)
     yield from _make_faults(disk, where)
 

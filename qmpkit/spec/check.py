@@ -185,6 +185,8 @@ def _files_twice(spec: MachineSpec) -> Iterator[Fault]:
     """Two writers destroy an image; QEMU's lock would say so much later and less clearly."""
     first: dict[str, tuple[str, Disk]] = {}
     for number, disk in enumerate(spec.disks):
+        if disk.is_empty:
+            continue
         where = f"disks[{number}]"
         other = first.setdefault(disk.file, (where, disk))
         if other[1] is not disk and not (disk.is_readonly and other[1].is_readonly):

@@ -20,6 +20,10 @@ PATHS: tuple[Pattern, ...] = (
     ("image_folders", "*"),
     ("disks", "*", "file"),
     ("disks", "*", "make", "file"),
+    ("disks", "*", "luks"),
+    ("disks", "*", "luks", "key_file"),
+    ("disks", "*", "luks", "bases", "*", "file"),
+    ("disks", "*", "luks", "bases", "*", "key_file"),
 )
 """Relative ones count from the file they are written in. `*` is every item of a list."""
 

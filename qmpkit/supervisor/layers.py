@@ -84,11 +84,11 @@ def carried_over(wanted: MachineSpec, known: MachineSpec | None) -> MachineSpec:
     """
     if known is None:
         return wanted
-    before = {_place(disk): disk for disk in known.disks}
+    before = {_place(disk): disk for disk in known.disks if not disk.is_empty}
     ids: dict[str, str] = {}
     disks = []
     for disk in wanted.disks:
-        old = before.get(_place(disk))
+        old = None if disk.is_empty else before.get(_place(disk))
         if old is not None:
             ids[old.id] = disk.id
             disk = _on(disk, old)

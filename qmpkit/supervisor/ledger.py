@@ -78,7 +78,7 @@ def _users(specs: Sequence[MachineSpec], files: Sequence[Path]) -> list[str]:
     inodes = {identity for file in files if (identity := _identity(file)) is not None}
     found = []
     for spec in specs:
-        chains = (walk_chain(Path(disk.file), disk.format) for disk in spec.disks)
+        chains = (walk_chain(Path(it.file), it.format) for it in spec.disks if not it.is_empty)
         if any(_identity(layer.path) in inodes for chain in chains for layer in chain.layers):
             found.append(spec.name)
     return found

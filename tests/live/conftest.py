@@ -11,7 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import trio
 
+from qmpkit import images
 from qmpkit.images import drafts
 from qmpkit.testing.leaks import living_with
 from tests.live.kept import Places
@@ -37,6 +39,22 @@ def qemu_img(qemu: str, monkeypatch: pytest.MonkeyPatch) -> str:
     folder = Path(qemu).resolve().parent
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return str(folder / "qemu-img")
+
+
+@pytest.fixture(scope="session")
+def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A qcow2 that "secret one" opens, to be copied: making one takes seconds of CPU."""
+
+    async def made() -> Path:
+        return await images.create(
+            tmp_path_factory.mktemp("encrypted") / "qcow2",
+            "1MiB",
+            "qcow2",
+            secret="secret one",
+            options=images.Options(iter_time=10),
+        )
+
+    return trio.run(made)
 
 
 @pytest.fixture(params=["unnamed", "named"])

@@ -14,6 +14,7 @@ from qmpkit.operations.jobs import JobProgress
 from tests.live.backup_folders import (
     files_there,
     io,
+    make_of_first_schema,
     ours,
     restored,
 )
@@ -160,6 +161,30 @@ async def test_what_has_no_bitmap_any_more_is_copied_whole_and_said(
     assert await backups.verify(folder) == ()
     for number, blocks in had.items():
         await restored(folder, "disk0", number, blocks)
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_backups_with_the_checksums_of_before_go_on(qemu: str, tmp_path: Path) -> None:
+    folder = tmp_path / "backups"
+    async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+        for number in (1, 2):
+            await write(vm, "disk0", number, number)
+            await vm.backups.run(folder)
+        make_of_first_schema(folder)
+        assert await backups.verify(folder) == ()
+        await write(vm, "disk0", 3, 3)
+        assert (await vm.backups.run(folder)).kind == "incremental"
+    layers = [point.disks["disk0"] for point in await backups.points(folder)]
+    assert [layer.checksum.partition(":")[0] for layer in layers] == ["sha256"] * 2 + ["xxh3_128"]
+    for layer, needed in zip(layers, [(1, 2, 3), (2, 3), (3,)], strict=True):
+        whole = (folder / layer.file).read_bytes()
+        (folder / layer.file).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert [flaw.points for flaw in await backups.verify(folder)] == [needed]
+        (folder / layer.file).write_bytes(whole)
+    await restored(folder, "disk0", 2, {1: 1, 2: 2, 3: 0})
+    assert len(await backups.prune(folder, keep_last=1)) == 2
+    assert await backups.verify(folder) == ()
+    await restored(folder, "disk0", 3, {1: 1, 2: 2, 3: 3})
 
 
 @pytest.mark.qemus(*NEWEST)

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 import qmpkit
-from qmpkit import ImageFailed, SpecInvalid
+from qmpkit import ImageFailed, IoLimits, SpecInvalid
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.jobs import JobProgress, jobs_of
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
@@ -101,7 +101,7 @@ async def test_a_disk_moves_grows_and_is_flattened(qemu: str, tmp_path: Path) ->
         assert await vm.disks.move("disk0", target, format="raw") == target
         await write(vm, "disk0", 2, 3)
         assert await vm.disks.resize("disk0", "32MiB") == 32 << 20
-        await vm.disks.limit("disk0", bytes_per_second=64 << 20)
+        await vm.disks.limit("disk0", IoLimits(bps="64MiB"))
         assert [it.size for it in await vm.disks.chain("disk0")] == [32 << 20]
         await nothing_left(vm)
         await vm.snapshots.take("two")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 import trio
 
-from qmpkit.backups.hashing import Digest, digest_of
+from qmpkit.backups.hashing import Digest, digest_of, trickling
 from qmpkit.backups.repository import Repository, draft_of, repository
 from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
 from qmpkit.images.new import place_backup
@@ -37,6 +37,8 @@ from qmpkit.spec.backups import BackupLayer, BackupPoint, bitmap_name
 from qmpkit.spec.sizes import format_size
 
 __all__ = ["let_go_on", "run_backup"]
+
+_WORKERS = 16  # each with a buffer of 1 MiB
 
 _LOST = (MachineGone, MachineDied, MonitorLost, MonitorGarbled)
 
@@ -58,11 +60,11 @@ async def run_backup(
     speed: int = 0,
     freeze: Freeze | None = None,
     progress: Progress | None = None,
+    plain: bool = False,
 ) -> BackupPoint:
     """See `Backups.run`."""
-    if speed < 0:
-        fault = Fault("speed", f"counts from 0, not from {speed}")
-        raise SpecInvalid([fault], f"machine {machine.name!r}")
+    if faults := list(_faults(machine, speed=speed, plain=plain)):
+        raise SpecInvalid(faults, f"machine {machine.name!r}")
     wanted = _Wanted(compress, speed, freeze, progress)
     held = repository(folder, doing="back up to", change=True, new_of=machine.name)
     async with held as place, machine.changing:
@@ -80,6 +82,16 @@ async def run_backup(
         )
         async with undertaking(machine, change), making(machine) as made:
             return await _carried_out(machine, place, copies, wanted, made)
+
+
+def _faults(machine: Changeable, *, speed: int, plain: bool) -> Iterator[Fault]:
+    if speed < 0:
+        yield Fault("speed", f"counts from 0, not from {speed}")
+    for disk in machine.spec.disks:
+        if disk.luks is not None and not disk.is_readonly and not plain:
+            message = "it is encrypted, and its backup would show in clear what it holds"
+            hint = "plain=True (--plain) if that is wanted: the folder then needs a safe place"
+            yield Fault(disk.id, message, hint)
 
 
 async def _planned(machine: Changeable, place: Repository, mode: Mode) -> tuple[Copy, ...]:
@@ -117,9 +129,11 @@ async def _carried_out(
     async with _new_bitmaps(machine, copies):
         for copy in copies:
             await _make_target(place, copy, made)
-        when = await _copied(machine, copies, wanted)
+        drafts = [draft_of(place.path(copy.file)) for copy in copies]
+        async with trickling(drafts, place.asked):
+            when = await _copied(machine, copies, wanted)
         await _close(machine, copies)
-        digests = await _digests(place, copies, wanted.progress)
+        digests = await _digests(place, drafts, wanted.progress)
         layers = {
             copy.disk: _layer(copy, digest, compressed=wanted.compress)
             for copy, digest in zip(copies, digests, strict=True)
@@ -172,13 +186,16 @@ async def _new_bitmaps(machine: Changeable, copies: Sequence[Copy]) -> AsyncIter
 
 async def _copied(machine: Changeable, copies: Sequence[Copy], wanted: _Wanted) -> float:
     """Have QEMU copy, all from one moment on; that moment, in seconds since the epoch."""
-    actions = [action for copy in copies for action in _actions(copy, wanted, len(copies))]
+    plain = [action for copy in copies for action in _actions(copy, wanted, len(copies))]
     ran = (await machine.execute("query-status"))["running"]
     ids = [copy.job for copy in copies]
     try:
         async with job_group(machine, ids, asked="back its disks up") as jobs:
             async with wanted.freeze() if wanted.freeze else nullcontext():
-                await jobs.start(actions)
+                try:
+                    await jobs.start([_tuned(action) for action in plain])
+                except CommandRefused:  # for an experimental parameter, or for a reason
+                    await jobs.start(plain)
                 when = time.time()
             async for state in jobs.progress():
                 if wanted.progress is not None:
@@ -210,6 +227,13 @@ def _actions(copy: Copy, wanted: _Wanted, of: int) -> list[dict[str, Any]]:
     return actions
 
 
+def _tuned(action: dict[str, Any]) -> dict[str, Any]:
+    """With as many requests at once as keep processors busy; QEMU's 64 are in each other's way."""
+    if action["type"] != "blockdev-backup":
+        return action
+    return {**action, "data": {**action["data"], "x-perf": {"max-workers": _WORKERS}}}
+
+
 async def let_go_on(machine: Changeable, *, ran: bool) -> None:
     """A full target stops a guest that writes, in the middle of its write; it is tried again."""
     if ran and (await machine.execute("query-status"))["status"] == "io-error":
@@ -217,9 +241,8 @@ async def let_go_on(machine: Changeable, *, ran: bool) -> None:
 
 
 async def _digests(
-    place: Repository, copies: Sequence[Copy], progress: Progress | None
+    place: Repository, drafts: Sequence[Path], progress: Progress | None
 ) -> list[Digest]:
-    drafts = [draft_of(place.path(copy.file)) for copy in copies]
     told = await trio.to_thread.run_sync(_told_of, drafts, progress)
     return [await digest_of(draft, place.asked, told, safe=True) for draft in drafts]
 
@@ -242,7 +265,7 @@ def _told_of(drafts: Sequence[Path], progress: Progress | None) -> Any:
 def _layer(copy: Copy, digest: Digest, *, compressed: bool) -> BackupLayer:
     return BackupLayer(
         file=copy.file,
-        sha256=digest.sha256,
+        checksum=digest.checksum,
         length=digest.length,
         virtual_size=copy.size,
         parent=copy.parent,

@@ -19,6 +19,7 @@ import trio
 
 from qmpkit._trio import raise_collapsed
 from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
+from qmpkit.images.encrypting import encrypting
 from qmpkit.images.new import place_backup
 from qmpkit.images.tool import Asked
 from qmpkit.machine.ledger import Change
@@ -33,6 +34,8 @@ from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.job_groups import JobGroup, job_group
 from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
 from qmpkit.qmp.events import Subscription
+from qmpkit.spec.encryption import Luks, encryption_of
+from qmpkit.spec.names import secret_id
 from qmpkit.spec.snapshots import snapshot_name_problem
 
 __all__ = ["Pull", "PulledDisk", "drop_checkpoint", "pulling"]
@@ -79,6 +82,7 @@ class _Served:
     since: str | None
     checkpoint: str | None
     why: str
+    luks: Luks | None
 
     @property
     def job(self) -> str:
@@ -163,6 +167,7 @@ async def _planned(
                 None if since is None or why else _bitmap(since),
                 _bitmap(checkpoint) if checkpoint and not bitmaps.unable(top) else None,
                 why,
+                disk.luks,
             )
         )
     return tuple(served)
@@ -191,9 +196,15 @@ async def _made(
     try:
         await _remove_bitmaps(machine, [(it, _DIRTY) for it in served])
         for it in served:
-            await place_backup(it.file, None, it.top.size)
+            await place_backup(it.file, None, it.top.size, **await encrypting(it.luks))
             lower = {"driver": "file", "node-name": f"{it.node}-file", "filename": str(it.file)}
-            upper = {"driver": "qcow2", "node-name": it.node, "file": lower["node-name"]}
+            upper: dict[str, object] = {
+                "driver": "qcow2",
+                "node-name": it.node,
+                "file": lower["node-name"],
+            }
+            if it.luks is not None:  # what the guest overwrites is not to be there in clear
+                upper |= encryption_of("qcow2", secret_id(it.disk, 0))
             for blockdev in (lower, {**upper, "backing": it.top.node}):
                 await machine.execute("blockdev-add", blockdev)
         yield

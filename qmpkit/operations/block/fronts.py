@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.block import disks, inner_snapshots, snapshots
+from qmpkit.operations.block import disks, inner_snapshots, media, snapshots
 from qmpkit.operations.block.backup import run_backup
 from qmpkit.operations.block.backup_plan import Mode, remove_bitmaps
 from qmpkit.operations.block.backup_pull import Pull, drop_checkpoint, pulling
@@ -18,6 +18,7 @@ from qmpkit.operations.block.snapshots import Freeze
 from qmpkit.operations.jobs import Progress
 from qmpkit.spec.backups import BackupPoint
 from qmpkit.spec.block import DiskFormat
+from qmpkit.spec.limits import IoLimits
 from qmpkit.spec.snapshots import Snapshot
 
 __all__ = ["Backups", "Disks", "Snapshots"]
@@ -72,14 +73,36 @@ class Disks:
         """
         return await disks.resize(self._machine, disk, size)
 
-    async def limit(self, disk: str, *, bytes_per_second: int = 0, operations: int = 0) -> None:
-        """Bound what the guest may read and write together, each second; 0: no bound.
+    async def limit(self, disk: str, limits: IoLimits | None) -> None:
+        """Bound what the guest may read and write each second, from now on; None: no bounds.
 
-        Until the machine is started anew (`block_set_io_throttle`).
+        `vm.spec` has them then, and so the next start (`block_set_io_throttle`).  Raises
+        SpecInvalid with all that is wrong at once; failed or cancelled, those before hold.
         """
-        await disks.limit(
-            self._machine, disk, bytes_per_second=bytes_per_second, operations=operations
-        )
+        await disks.limit(self._machine, disk, limits)
+
+    async def insert(
+        self,
+        disk: str,
+        file: str | os.PathLike[str],
+        *,
+        format: DiskFormat | None = None,
+        force: bool = False,
+    ) -> None:
+        """Put another medium into a CD drive, in place of what is in it; the tray is closed then.
+
+        *format*: default that of the drive.  `vm.spec` names the file, so the next start has
+        it in the drive.  A guest that holds the tray and does not let go when it is asked
+        raises TrayLocked; with *force* it is opened all the same (`blockdev-open-tray`,
+        `-remove-medium`, `-insert-medium`, `-close-tray`).  Raises SpecInvalid when the file is
+        not there or not in that format, or the disk is no CD drive, ImageInUse when a machine
+        writes to it.  Failed or cancelled, what was in it is.
+        """
+        await media.insert(self._machine, disk, file, format=format, force=force)
+
+    async def eject(self, disk: str, *, force: bool = False) -> None:
+        """Take out what is in a CD drive, as `insert` does; an empty one is fine."""
+        await media.eject(self._machine, disk, force=force)
 
 
 class Snapshots:
@@ -195,6 +218,7 @@ class Backups:
         compress: bool = False,
         speed: int = 0,
         freeze: bool = False,
+        plain: bool = False,
         progress: Progress | None = None,
     ) -> BackupPoint:
         """Copy all disks that the guest can write to, as they are at this moment, into *folder*.
@@ -207,7 +231,8 @@ class Backups:
 
         *folder* is made when it is not there; it takes backups of one machine.  *speed*: bytes
         a second for all disks together, 0: as fast as it can.  *freeze*: the guest's file
-        systems are flushed and stand still for the moment (needs the guest agent).
+        systems are flushed and stand still for the moment (needs the guest agent).  *plain*:
+        the layers are never encrypted, so disks that are have to be asked for in clear.
         *progress* is told of the copying, then of the checksums (`state.type` "checksum").
 
         The point is there when it is whole and safe on disk.  Failed or cancelled, *folder*
@@ -222,6 +247,7 @@ class Backups:
             compress=compress,
             speed=speed,
             freeze=self._freeze if freeze else None,
+            plain=plain,
             progress=progress,
         )
 
@@ -239,7 +265,8 @@ class Backups:
                 ...  # qemu-img convert pull.disks["disk0"].uri …
 
         By NBD, for reading, on a socket (0600) in *folder*, which is made (0700), is gone
-        after the block, and takes what the guest overwrites meanwhile: it needs room.
+        after the block, and takes what the guest overwrites meanwhile: it needs room.  Of an
+        encrypted disk that is encrypted there; what is served is in clear.
         *checkpoint*: changes are recorded from this moment on under that name (a dirty
         bitmap in each qcow2), unless the block fails.  *since*: what has changed since that
         checkpoint can be asked for by `PulledDisk.context`.  *freeze*: as in `run`.

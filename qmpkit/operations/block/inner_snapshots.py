@@ -21,6 +21,7 @@ from qmpkit.operations.block.layers import STEP_GRACE
 from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.jobs import Progress, follow, free_job_id, job
+from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.snapshots import Snapshot
 
@@ -166,13 +167,22 @@ async def _run(
 def _layers(spec: MachineSpec, graph: Graph) -> dict[str, Layer]:
     disks = [disk for disk in spec.disks if not disk.is_readonly]
     layers = {disk.id: graph.chain(disk.id)[0] for disk in disks}
-    faults = list(_faults(layers))
+    faults = [*_faults(layers), *_encrypted(disks)]
     if not layers:
         hint = "give it a qcow2 disk: the images hold the RAM"
         faults.append(Fault("disks", "it has no disk to write to", hint))
     if faults:
         raise SpecInvalid(faults, f"machine {spec.name!r}")
     return layers
+
+
+def _encrypted(disks: Sequence[Disk]) -> Sequence[Fault]:
+    """QEMU 7.2 and 10.0 abort when they write the memory into such an image."""
+    return [
+        Fault(f"disks.{disk.id}", "an encrypted image takes no memory", "take one without it")
+        for disk in disks
+        if disk.luks is not None
+    ]
 
 
 def _faults(layers: dict[str, Layer]) -> Sequence[Fault]:

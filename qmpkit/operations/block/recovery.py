@@ -17,9 +17,11 @@ from qmpkit.host.chain import walk_chain
 from qmpkit.host.headers import read_header
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.block.disks import limit_again
 from qmpkit.operations.block.graph import graph_of
 from qmpkit.operations.block.inner_snapshots import remove_tag
 from qmpkit.operations.block.layers import remove_files, remove_nodes
+from qmpkit.operations.block.media import settle_drive
 from qmpkit.operations.jobs import JobState, discard_job, jobs_of
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.machine import MachineSpec
@@ -52,7 +54,10 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
     graph = await graph_of(machine)
     used = {layer.file for disk in graph.disks for layer in graph.chain(disk)}
     done = _is_done(change, used)
+    if change.drive:
+        done = await settle_drive(machine, change, graph)
     machine.spec = change.spec if done else change.begun
+    await limit_again(machine, change)
     for nodes in (change.nodes, change.leaving):  # those in use stay
         await remove_nodes(machine, nodes)
     if change.tag and not done:
@@ -102,7 +107,7 @@ def settled(change: Change) -> MachineSpec:
 
 
 def _used_by(spec: MachineSpec) -> set[str]:
-    chains = (walk_chain(Path(disk.file), disk.format) for disk in spec.disks)
+    chains = (walk_chain(Path(it.file), it.format) for it in spec.disks if not it.is_empty)
     return {str(layer.path.resolve()) for chain in chains for layer in chain.layers}
 
 

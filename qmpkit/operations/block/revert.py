@@ -12,6 +12,7 @@ import trio
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.layered import mark_layered
 from qmpkit.images.drafts import Placed
+from qmpkit.images.encrypting import encrypting
 from qmpkit.images.new import place_overlay
 from qmpkit.machine.ledger import Change
 from qmpkit.operations.block.layers import STEP_GRACE, with_disks
@@ -52,7 +53,8 @@ async def overlays_made(change: Change) -> None:
         for disk in change.spec.disks:
             if disk.file in change.files:
                 base, base_format = point.disks[disk.id], point.formats[disk.id]
-                made.append(await place_overlay(disk.file, base, base_format, "qcow2"))
+                how = await encrypting(disk.luks)
+                made.append(await place_overlay(disk.file, base, base_format, "qcow2", **how))
                 await trio.to_thread.run_sync(mark_layered, Path(base), Path(disk.file))
     except BaseException:
         with trio.move_on_after(STEP_GRACE, shield=True):

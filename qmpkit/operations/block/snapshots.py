@@ -19,6 +19,7 @@ import trio
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.chain import MAX_CHAIN
 from qmpkit.host.layered import mark_layered
+from qmpkit.images.encrypting import encrypting
 from qmpkit.images.new import place_layer
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
@@ -86,7 +87,8 @@ async def _carry_out(
     async with undertaking(machine, change) as it, making(machine) as made:
         for step in steps:
             base, new = step.below, step.disk
-            made.file(await place_layer(new.file, base.file, base.format, base.size))
+            how = await encrypting(new.luks)
+            made.file(await place_layer(new.file, base.file, base.format, base.size, **how))
             await trio.to_thread.run_sync(mark_layered, Path(base.file), Path(new.file))
             await made.nodes(*layer_blockdevs(new))
         await it.made(made.files)
