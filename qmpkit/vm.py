@@ -16,7 +16,7 @@ from qmpkit.operations.agent import Agent
 from qmpkit.operations.block.fronts import Backups, Snapshots
 from qmpkit.operations.console import Console
 from qmpkit.operations.forwards import Forwarded, forwarded_ports
-from qmpkit.operations.hotplug.fronts import Disks, Nics
+from qmpkit.operations.hotplug.fronts import Devices, Disks, Nics
 from qmpkit.process.logs import BoundedLog
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.machine import MachineSpec
@@ -27,8 +27,8 @@ __all__ = ["VM"]
 class VM:
     """One running virtual machine; `qmpkit.running` and `Supervisor.start` make it.
 
-    `disks`, `snapshots` and `nics` change it while it runs, and `spec` follows; `backups`
-    copies its disks.
+    `disks`, `snapshots`, `nics` and `devices` change it while it runs, and `spec` follows;
+    `backups` copies its disks.
 
     Every method that talks to QEMU raises MachineGone when the machine has ended in
     an orderly way, MachineDied when it ended out of the blue, and CommandRefused
@@ -43,6 +43,7 @@ class VM:
         self._agent = self._open_agent()
         self.disks = Disks(machine)
         self.nics = Nics(machine)
+        self.devices = Devices(machine)
         self.snapshots = Snapshots(machine, self._frozen)
         self.backups = Backups(machine, self._frozen)
 

@@ -80,3 +80,7 @@ REST_CANCELS = ("commit", "rebase") if LONG else ("commit",)  # cancelled at eve
 BACKUP_POINTS = size(ci=3, long=19)  # in one chain, and one more after a restart
 BACKUP_CANCELS = size(ci=17, long=1)  # each so-and-so-many-th checkpoint of one
 BACKUP_KILLS = size(ci=2, long=100)  # SIGKILLs between two steps of a backup, and of a prune
+
+# Hotplug
+HOTPLUG_STEPS = size(ci=15, long=200)  # devices that come and go in random order
+HOTPLUG_CANCELS = size(ci=7, long=1)  # each so-and-so-many-th checkpoint of a plug

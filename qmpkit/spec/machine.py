@@ -16,6 +16,7 @@ from qmpkit.spec.firmware import Firmware, to_firmware
 from qmpkit.spec.given import items_of, table_of
 from qmpkit.spec.memory import Memory, to_memory
 from qmpkit.spec.network import Nic, link_needed, to_nics
+from qmpkit.spec.peripherals import Device, to_devices
 from qmpkit.spec.snapshots import Snapshot
 
 __all__ = ["Accel", "Kernel", "MachineSpec", "Option", "channels", "links"]
@@ -85,7 +86,7 @@ class MachineSpec:
     versioned name ("pc-q35-7.2"), with `machine_options` for `-machine`. `accel`: "auto"
     takes KVM when it serves, else TCG. `memory` and `cpu` may be given as a size and a
     number. `firmware`: "uefi" or `Uefi(…)`, a BIOS file; None is QEMU's own. `serials`: a
-    number or names. `agent`: a channel for
+    number or names. `devices`: of any other kind. `agent`: a channel for
     qemu-guest-agent. `image_folders`: where the files must be that disks' images name (bases,
     data files, extents), for images of strangers; empty is anywhere; a base in `make` is
     your own word. `panic`: a device by which the guest reports its panic.
@@ -116,6 +117,7 @@ class MachineSpec:
     image_folders: tuple[str, ...] = attrs.field(default=(), converter=_folders)
     disks: tuple[Disk, ...] = attrs.field(default=(), converter=to_disks)
     nics: tuple[Nic, ...] = attrs.field(default=(), converter=to_nics)
+    devices: tuple[Device, ...] = attrs.field(default=(), converter=to_devices)
     serials: tuple[Serial, ...] = attrs.field(default=(Serial(),), converter=to_serials)
     agent: bool = False
     rng: bool = False

@@ -20,6 +20,8 @@ PATHS: tuple[Pattern, ...] = (
     ("image_folders", "*"),
     ("disks", "*", "file"),
     ("disks", "*", "make", "file"),
+    ("devices", "*", "file"),
+    ("devices", "*", "socket"),
     ("disks", "*", "luks"),
     ("disks", "*", "luks", "key_file"),
     ("disks", "*", "luks", "bases", "*", "file"),

@@ -23,10 +23,11 @@ from qmpkit.operations.block.disks import disk_of
 from qmpkit.operations.block.graph import graph_of, nodes_of
 from qmpkit.operations.block.layers import making
 from qmpkit.operations.block.undertaking import undertaking
+from qmpkit.operations.hotplug.devices import with_controller
 from qmpkit.operations.hotplug.places import changes_between, empty_port
 from qmpkit.operations.hotplug.plug import free_fdset, plugging, unplug_parts
 from qmpkit.spec.addresses import DISK_PORTS
-from qmpkit.spec.block import Disk, on_root_port, to_disks
+from qmpkit.spec.block import ON_CONTROLLERS, Disk, on_root_port, to_disks
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import file_node
@@ -40,6 +41,7 @@ _FDSET = re.compile(r"/dev/fdset/(\d+)")
 async def add_disk(machine: Changeable, disk: Disk, fd: int | None) -> Disk:
     """See `Disks.add`."""
     async with machine.changing:
+        await _have_controller(machine, disk)
         old = pinned(machine.spec)
         disk, new = await _placed(machine, old, disk)
         _, parts = changes_between(old, new)
@@ -78,16 +80,23 @@ async def _limited(machine: Changeable, disk: Disk) -> None:
         await limit_drive(machine, (await graph_of(machine)).device(disk.id), disk.limits)
 
 
-async def _placed(machine: Changeable, old: MachineSpec, disk: Disk) -> tuple[Disk, MachineSpec]:
-    """The disk with its id, its place and a path for ever, and the spec that has it."""
+async def _have_controller(machine: Changeable, disk: Disk) -> None:
     if not isinstance(disk, Disk):
         raise SpecInvalid([Fault("disk", f"cannot be {disk!r}")], f"machine {machine.name!r}")
+    if disk.interface in ON_CONTROLLERS and disk.controller is None:
+        usb = disk.interface == "usb"
+        await with_controller(machine, usb=usb, iothread=disk.iothread)
+
+
+async def _placed(machine: Changeable, old: MachineSpec, disk: Disk) -> tuple[Disk, MachineSpec]:
+    """The disk with its id, its place and a path for ever, and the spec that has it."""
     file = str(Path(disk.file).absolute()) if disk.file else ""  # noqa: ASYNC240  # one getcwd
     disk = to_disks([*old.disks, attrs.evolve(disk, file=file)])[-1]
     if on_root_port(disk) and disk.bus is None:
         bus = await empty_port(machine, old, disk.id, DISK_PORTS.prefix, "disk")
         disk = attrs.evolve(disk, bus=bus)
-    return disk, attrs.evolve(old, disks=[*old.disks, disk])
+    new = pinned(attrs.evolve(old, disks=[*old.disks, disk]))
+    return new.disks[-1], new
 
 
 def _checked(new: MachineSpec, disk: Disk, fd: int | None) -> bool:

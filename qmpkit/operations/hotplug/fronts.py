@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block import fronts
-from qmpkit.operations.hotplug import disks, nics
+from qmpkit.operations.hotplug import devices, disks, nics
 from qmpkit.operations.hotplug.nics import Cable
+from qmpkit.operations.hotplug.places import RootPorts, root_ports
 from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE
 from qmpkit.spec.block import Disk
 from qmpkit.spec.network import Nic
+from qmpkit.spec.peripherals import Device
 
-__all__ = ["Disks", "Nics"]
+__all__ = ["Devices", "Disks", "Nics"]
 
 
 class Disks(fronts.Disks):
@@ -85,3 +87,32 @@ class Nics:
     async def set_link(self, nic: str, *, up: bool) -> None:
         """Pull the NIC's cable, or put it in again (`set_link`); a restart has it so, too."""
         await nics.set_link(self._machine, nic, up)
+
+
+class Devices:
+    """All other devices of one machine, by the ids that they have in its spec (`rng1`)."""
+
+    def __init__(self, machine: Changeable) -> None:
+        self._machine = machine
+
+    def ports(self) -> RootPorts:
+        """The machine's root ports: which hold what, and how many are left for hotplug."""
+        return root_ports(self._machine.spec)
+
+    async def add(self, device: Device) -> Device:
+        """Plug a device into the machine: `Rng`, `Vsock`, `UsbTablet`, `Share`, `Vfio` …
+
+        Gives it back as it is in `vm.spec` now.  A USB device without a controller to sit on
+        gets one, which stays.  What it needs of this host is looked at first: HostLacks.
+        Raises and is cancelled as `Disks.add`.
+        """
+        return await devices.add_device(self._machine, device)
+
+    async def remove(self, device: str, *, grace: float = UNPLUG_GRACE) -> Device:
+        """Have the guest let go of a device, then take away what is behind it.
+
+        Not of those that sit on the board: `rng = true` of a spec, a controller that disks
+        had at the start.  *grace*: seconds for the guest's answer.  Raises and is cancelled as
+        `Disks.remove`.
+        """
+        return await devices.remove_device(self._machine, device, grace)
