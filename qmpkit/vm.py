@@ -16,6 +16,7 @@ from qmpkit.operations.agent import Agent
 from qmpkit.operations.block.fronts import Backups, Snapshots
 from qmpkit.operations.console import Console
 from qmpkit.operations.forwards import Forwarded, forwarded_ports
+from qmpkit.operations.hotplug.departures import follow_departures
 from qmpkit.operations.hotplug.fronts import Devices, Disks, Nics
 from qmpkit.process.logs import BoundedLog
 from qmpkit.qmp.events import Subscription
@@ -44,6 +45,9 @@ class VM:
         self.disks = Disks(machine)
         self.nics = Nics(machine)
         self.devices = Devices(machine)
+        machine.services.start_soon(
+            follow_departures, machine, name=f"departures of {machine.name}"
+        )
         self.snapshots = Snapshots(machine, self._frozen)
         self.backups = Backups(machine, self._frozen)
 

@@ -12,6 +12,7 @@ from qmpkit import __version__
 from qmpkit.cli import (
     backup_commands,
     commands,
+    device_commands,
     disk_commands,
     farm_commands,
     guest_commands,
@@ -68,6 +69,7 @@ def completion(
 
 image = App(name="image", help="Make, look at and change disk images.")
 snapshot = App(name="snapshot", help="Remember what a machine's disks hold, while it runs.")
+device = App(name="device", help="Plug devices into a machine and out of it, while it runs.")
 disk = App(name="disk", help="Move, grow and bound a machine's disks, while it runs.")
 inner = App(name="snapshot", help="Snapshots inside an image that no machine uses.")
 key = App(name="key", help="Secrets that open an encrypted image that no machine uses.")
@@ -99,11 +101,12 @@ _more = [*image_more_commands.MORE, image_amend_commands.AMEND]
 _add(image, [*_of_images, *_more, *_insides, _build, *store_commands.ALL])
 _add_named(snapshot, disk_commands.SNAPSHOT)
 _add_named(disk, disk_commands.DISK)
-for _group in (snapshot, disk):
+_add_named(device, device_commands.DEVICE)
+for _group in (snapshot, disk, device):
     _group.group = (GROUP,)
 _add(backup, backup_commands.ALL)
 _add(app, [*commands.ALL, image, backup, completion])
-_add(app, [*farm_commands.ALL, *guest_commands.ALL, snapshot, disk], GROUP)
+_add(app, [*farm_commands.ALL, *guest_commands.ALL, snapshot, disk, device], GROUP)
 _add(app, serve_commands.ALL, GROUP)
 
 app.meta.suppress_keyboard_interrupt = False  # not handed down; ours says something

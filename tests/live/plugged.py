@@ -7,7 +7,9 @@ from typing import Any
 
 from qmpkit import VM
 from qmpkit.operations.hotplug.unplug import PERIPHERAL, plugged_devices
-from qmpkit.spec.names import mac_of
+from qmpkit.spec.argv import TOOLS
+from qmpkit.spec.machine import channels
+from qmpkit.spec.names import chardev_id, mac_of
 from qmpkit.spec.parts import parts_of
 
 __all__ = ["agreed", "guest_sees", "hmp", "places"]
@@ -50,9 +52,9 @@ async def agreed(vm: VM, *, fdsets: int = 0) -> None:
     objects = await vm.execute("qom-list", {"path": "/objects"})
     assert of("object") == {it["name"] for it in objects if it["type"].startswith("child<")}
     assert of("netdev") == set(_NETDEV.findall((await hmp(vm, "info network")).replace("\r", "")))
-    own = {f"qk-{name}" for name in ("qmp", "agent", *(it.name for it in vm.spec.serials))}
+    own = {chardev_id(channel) for channel in channels(vm.spec)}
     chardevs = {it["label"] for it in await vm.execute("query-chardev")}
-    assert chardevs == own | of("chardev")
+    assert chardevs - {chardev_id(TOOLS)} == own | of("chardev")
     assert len(await vm.execute("query-fdsets")) == fdsets
 
 

@@ -27,13 +27,13 @@ from qmpkit.operations.hotplug.devices import with_controller
 from qmpkit.operations.hotplug.places import changes_between, empty_port
 from qmpkit.operations.hotplug.plug import free_fdset, plugging, unplug_parts
 from qmpkit.spec.addresses import DISK_PORTS
-from qmpkit.spec.block import ON_CONTROLLERS, Disk, on_root_port, to_disks
+from qmpkit.spec.block import ON_CONTROLLERS, Disk, disk_node, on_root_port, to_disks
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import file_node
 from qmpkit.spec.parts import Part, names_of
 
-__all__ = ["add_disk", "remove_disk"]
+__all__ = ["add_disk", "behind", "remove_disk"]
 
 _FDSET = re.compile(r"/dev/fdset/(\d+)")
 
@@ -149,7 +149,7 @@ async def remove_disk(machine: Changeable, disk_id: str, grace: float) -> Disk:
         new = attrs.evolve(old, disks=[it for it in old.disks if it.id != disk_id])
         going, _ = changes_between(old, new)
         parts = [*(part for part in going if part.kind == "device")]
-        parts += await _behind(machine, disk_id)
+        parts += await behind(machine, disk)
         parts += [part for part in going if part.kind == "object"]
         await unplug_parts(machine, f"remove disk {disk_id!r}", new, parts, grace=grace)
     return disk
@@ -162,12 +162,10 @@ def _refuse_held(spec: MachineSpec, disk_id: str) -> None:
         raise SpecInvalid([Fault(disk_id, message, "delete them first")], f"machine {spec.name!r}")
 
 
-async def _behind(machine: Changeable, disk_id: str) -> list[Part]:
+async def behind(machine: Changeable, disk: Disk) -> list[Part]:
     """The nodes of a disk, with all its layers, and the sets of descriptors that they open."""
     graph = await graph_of(machine)
-    if disk_id not in graph.disks:
-        return []  # nothing is in the drive
-    chain = graph.chain(disk_id)
+    chain = graph.chain(disk.id) if disk.id in graph.disks else graph.below(disk_node(disk))
     parts = [Part("node", node) for node in nodes_of(chain)]
     sets = filter(None, (_FDSET.fullmatch(layer.file) for layer in chain))
     return parts + [Part("fdset", found[1]) for found in sets]
