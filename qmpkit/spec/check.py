@@ -159,7 +159,7 @@ def _strings(value: object, where: str) -> Iterator[tuple[str, str]]:
 
 def _names_twice(spec: MachineSpec) -> Iterator[Fault]:
     """Devices share one namespace, whatever they are."""
-    first = dict(fixed_devices(spec))
+    first = {name: where for name, where in fixed_devices(spec) if where != "devices"}
     first |= {AGENT: "agent", "panic0": "panic", "vmgenid0": "vmgenid"}
     named = [(disk.id, f"disks[{n}].id") for n, disk in enumerate(spec.disks)]
     named += [(nic.id, f"nics[{n}].id") for n, nic in enumerate(spec.nics)]

@@ -54,7 +54,9 @@ def fixed_devices(spec: MachineSpec) -> list[tuple[str, str]]:
         ("keyboard0", "display", _keyboard_wanted(spec)),
     ]
     fixed = [(name, where) for name, where, on in wanted if on]
-    return fixed + [(it.id, "disks") for it in controllers(spec) if _is_fixed(it)]
+    listed = {device.id for device in spec.devices}
+    there = [it.id for it in controllers(spec) if _is_fixed(it)]
+    return fixed + [(name, "devices" if name in listed else "disks") for name in there]
 
 
 def _is_fixed(device: Device) -> bool:
