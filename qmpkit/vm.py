@@ -13,9 +13,10 @@ from qmpkit.machine.report import ExitReport
 from qmpkit.machine.state import State
 from qmpkit.operations import keys, power, screen
 from qmpkit.operations.agent import Agent
-from qmpkit.operations.block.fronts import Backups, Disks, Snapshots
+from qmpkit.operations.block.fronts import Backups, Snapshots
 from qmpkit.operations.console import Console
 from qmpkit.operations.forwards import Forwarded, forwarded_ports
+from qmpkit.operations.hotplug.fronts import Disks, Nics
 from qmpkit.process.logs import BoundedLog
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.machine import MachineSpec
@@ -26,8 +27,8 @@ __all__ = ["VM"]
 class VM:
     """One running virtual machine; `qmpkit.running` and `Supervisor.start` make it.
 
-    `disks` and `snapshots` change its disks while it runs, and `spec` follows; `backups`
-    copies them.
+    `disks`, `snapshots` and `nics` change it while it runs, and `spec` follows; `backups`
+    copies its disks.
 
     Every method that talks to QEMU raises MachineGone when the machine has ended in
     an orderly way, MachineDied when it ended out of the blue, and CommandRefused
@@ -41,6 +42,7 @@ class VM:
         }
         self._agent = self._open_agent()
         self.disks = Disks(machine)
+        self.nics = Nics(machine)
         self.snapshots = Snapshots(machine, self._frozen)
         self.backups = Backups(machine, self._frozen)
 

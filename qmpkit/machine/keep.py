@@ -20,7 +20,6 @@ import trio
 from qmpkit._trio import ServiceNursery, service_nursery
 from qmpkit.errors import HostLacks, LaunchFailed, QmpkitError
 from qmpkit.host.resolve import Resolution
-from qmpkit.machine.drives import limit_drives
 from qmpkit.machine.launch import (
     LaunchOptions,
     Wiring,
@@ -31,6 +30,7 @@ from qmpkit.machine.launch import (
 )
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
+from qmpkit.machine.unsaid import set_unsaid
 from qmpkit.process.errors import SpawnFailed
 from qmpkit.process.identity import Identity
 from qmpkit.process.kept import KeptLike, adopted, kept_child, open_log
@@ -249,7 +249,7 @@ async def begun(
         outer.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         try:
-            await limit_drives(machine, machine.spec)
+            await set_unsaid(machine)
             yield machine
         finally:
             if not child.kept:

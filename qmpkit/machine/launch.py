@@ -20,9 +20,9 @@ from qmpkit._trio import service_nursery
 from qmpkit.errors import Fault, HostLacks, LaunchFailed, SpecInvalid
 from qmpkit.host.resolve import Resolution
 from qmpkit.images.varstore import private_store
-from qmpkit.machine.drives import limit_drives
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
+from qmpkit.machine.unsaid import set_unsaid
 from qmpkit.process.child import Child, ChildLike, child
 from qmpkit.process.errors import SpawnFailed
 from qmpkit.process.sockets import listening_socket, remover_of
@@ -244,7 +244,7 @@ async def launched(
         stack.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         try:
-            await limit_drives(machine, machine.spec)
+            await set_unsaid(machine)
             yield machine
         finally:
             with trio.move_on_after(options.graces.total, shield=True):

@@ -32,6 +32,9 @@ class Change:
     is another one is not removed.  `tag`: a snapshot in the images, to be gone likewise.
     `frozen`: the guest's file systems are frozen for it.
     `serving`: QEMU's NBD server runs for it.  `drive`: the CD drive whose medium changes.
+    `coming`, `going`: the parts (`qmpkit.spec.parts`, "device/nic1") that are added to a
+    machine that runs, or taken away from it, in that order; it is done when their devices
+    are there, or no more.
     """
 
     what: str
@@ -49,10 +52,15 @@ class Change:
     frozen: bool = False
     serving: bool = False
     drive: str = ""
+    coming: tuple[str, ...] = ()
+    going: tuple[str, ...] = ()
 
 
 class Ledger(Protocol):
     """Where a machine's spec is kept."""
+
+    lasting: bool
+    """Whether the machine is started again from it when nobody is there to hand things over."""
 
     async def intend(self, change: Change) -> None:
         """Write down what is about to be done, safe on disk when this returns.
@@ -72,6 +80,8 @@ class Ledger(Protocol):
 
 class Unwritten:
     """Of a machine that ends with its block: its spec is in the hands of who started it."""
+
+    lasting = False
 
     async def intend(self, change: Change) -> None:
         """Nothing is to be remembered."""

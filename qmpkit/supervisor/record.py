@@ -96,7 +96,7 @@ class Record:
     `argv`, `facts`: of the process.  `sockets`: the directory where they are.
     `health`, `after`, `requires`: as in `Supervisor.ensure`.  `farm`: the machine as the
     farm file has it that it comes from, None for one that a program made.  `change`: one of
-    its disks that is under way.
+    its disks or devices that is under way.
     """
 
     name: str
@@ -159,7 +159,7 @@ class Record:
 
 
 _OWN_FORM = ("spec", "identity", "end", "history", "health", "farm", "change")
-_CHANGE_LISTS = ("jobs", "nodes", "files", "leaving", "obsolete")
+_CHANGE_LISTS = ("jobs", "nodes", "files", "leaving", "obsolete", "coming", "going")
 _CAUSES: dict[str, Cause] = {cause.value: cause for cause in (*ExitCause, *Mishap)}
 
 

@@ -26,7 +26,7 @@ from qmpkit.operations.jobs import JobState, discard_job, jobs_of
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["recover", "settled"]
+__all__ = ["own_files", "recover", "settled"]
 
 _EMPTY = 1 << 20  # bytes that a layer takes at most that nothing was written to
 
@@ -62,12 +62,12 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
         await remove_nodes(machine, nodes)
     if change.tag and not done:
         await remove_tag(machine, change.tag)
-    ours = await trio.to_thread.run_sync(_ours, change)
+    ours = await trio.to_thread.run_sync(own_files, change)
     await remove_files(machine, change.obsolete if done else ours)
     return machine.spec
 
 
-def _ours(change: Change) -> list[str]:
+def own_files(change: Change) -> list[str]:
     """Of the files that were to be made, those that we have made.  Blocking.
 
     Before their numbers were written down, only an empty layer can be told from a file that
@@ -100,7 +100,7 @@ def settled(change: Change) -> MachineSpec:
         done = all(os.path.exists(file) for file in change.files)  # noqa: PTH110
     else:
         done = _is_done(change, _used_by(change.begun))
-    for file in change.obsolete if done else _ours(change):
+    for file in change.obsolete if done else own_files(change):
         with suppress(FileNotFoundError):
             os.unlink(file)  # noqa: PTH108
     return change.spec if done else change.begun
