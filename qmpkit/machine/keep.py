@@ -20,6 +20,7 @@ import trio
 from qmpkit._trio import ServiceNursery, service_nursery
 from qmpkit.errors import HostLacks, LaunchFailed, QmpkitError
 from qmpkit.host.resolve import Resolution
+from qmpkit.machine.grouping import grouped
 from qmpkit.machine.launch import LaunchOptions, Wiring, check_links, failing_launch, give_store
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
@@ -130,6 +131,7 @@ class QemuGround:
         spec = resolution.spec
         _check(resolution, links)
         async with AsyncExitStack() as ours:
+            group = await ours.enter_async_context(grouped(spec))
             with ExitStack() as theirs:
                 try:
                     wiring, log = await trio.to_thread.run_sync(_wired, spec, home, theirs)
@@ -154,6 +156,7 @@ class QemuGround:
                     log=log,
                     fds=wiring.theirs,
                     env={**os.environ, **spec.env} if spec.env else None,
+                    group=group,
                     name=spec.name,
                 )
                 process = await _entered(ours, started, spec.name, argv)

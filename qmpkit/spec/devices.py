@@ -10,7 +10,7 @@ from qmpkit.spec.block import Disk
 from qmpkit.spec.boards import family_of
 from qmpkit.spec.chardev import Endpoint, Serial
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.memory import memory_backend
+from qmpkit.spec.numa import ram_backends
 from qmpkit.spec.options import Json
 
 __all__ = ["blockdevs", "devices", "netdevs", "objects", "serial_ports"]
@@ -20,10 +20,9 @@ _NOWHERE = Place("")
 
 def objects(spec: MachineSpec) -> Iterator[Json]:
     """`-object`: the RAM, the disks' threads, the source of randomness."""
-    yield memory_backend(spec.memory)
-    for thread in dict.fromkeys(disk.iothread for disk in spec.disks):
-        if thread is not None:
-            yield block.iothread_object(thread)
+    yield from ram_backends(spec.memory, spec.numa)
+    for thread in block.iothreads_of(spec.disks):
+        yield block.iothread_object(thread)
     if spec.rng:
         yield {"qom-type": "rng-random", "id": "qk-rng0", "filename": "/dev/urandom"}
 
