@@ -17,10 +17,8 @@ from qmpkit.host.capabilities import Capabilities, Stamp
 from qmpkit.host.findings import Problem, lacking, raise_problems
 from qmpkit.host.flash import look_at_flash
 from qmpkit.host.kvm import KvmFacts, host_arch, kvm_facts
-from qmpkit.host.placement import placed
+from qmpkit.host.placing import decided
 from qmpkit.host.preflight import host_warnings, preflight
-from qmpkit.host.sitting import occupied, sittings
-from qmpkit.host.topology import topology
 from qmpkit.host.variables import NAMES, host_variables
 from qmpkit.spec.block import Disk
 from qmpkit.spec.boards import board_of
@@ -31,7 +29,6 @@ from qmpkit.spec.facts import Facts, Flash
 from qmpkit.spec.firmware import Firmware, Uefi
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.paths import PATHS, map_fields
-from qmpkit.spec.resources import AUTO
 from qmpkit.spec.variables import expand, variables_in
 
 __all__ = ["Resolution", "resolve"]
@@ -141,12 +138,8 @@ def _survey(declared: MachineSpec, check: bool) -> _Survey:
 
 
 def _placed(spec: MachineSpec, problems: list[Problem]) -> MachineSpec:
-    """With `cpu.pin = "auto"` decided on by who sits where in this moment."""
-    if spec.cpu.pin != AUTO:
-        return spec
     try:
-        host = topology()
-        return placed(spec, host, occupied(sittings(), len(host.processors)))
+        return decided(spec)
     except HostLacks as error:
         problems.append(lacking("cpu.pin", error))
         return spec

@@ -22,7 +22,7 @@ import attrs
 from qmpkit.errors import HostLacks
 
 __all__ = ["Base", "Group", "Pressure", "base_of", "device_number", "group_of", "made_group"]
-__all__ += ["sweep"]
+__all__ += ["sweep", "sweep_groups"]
 
 PREFIX = "qmpkit-"
 BASE_VARIABLE = "QMPKIT_CGROUP"
@@ -314,6 +314,12 @@ def sweep(base: Path) -> list[Path]:
         finally:
             os.close(fd)
     return removed
+
+
+def sweep_groups(root: Path = Path("/")) -> None:
+    """`sweep` where we make groups, if we may make any."""
+    with suppress(HostLacks):
+        sweep(base_of(root).path)
 
 
 def group_of(pid: int, root: Path = Path("/")) -> Group | None:

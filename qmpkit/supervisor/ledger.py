@@ -21,7 +21,7 @@ from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept
 from qmpkit.vm import VM
 
-__all__ = ["KeptLedger", "finish_change", "recover_change", "with_disks_of"]
+__all__ = ["KeptLedger", "finish_change", "recover_change", "with_changes_of"]
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -29,7 +29,8 @@ log = logging.getLogger("qmpkit.supervisor")
 class KeptLedger:
     """Writes into the machine's record what is about to change, and what came of it.
 
-    Of the spec only what is said of its disks: the rest may change at the same time.
+    Of the spec only what is said of its disks, and of its place on the host when that is what
+    changes: the rest may change at the same time.
     *machines* are all that the supervisor keeps.
     """
 
@@ -46,17 +47,18 @@ class KeptLedger:
             message = f"it was to {before.change.what}, and what came of it is not known"
             fault = Fault("", message, "restart it, or the supervisor, which finds out")
             raise SpecInvalid([fault], f"machine {kept.name!r}")
-        kept.note(spec=with_disks_of(kept.spec, change.begun), change=change)
+        kept.note(spec=with_changes_of(kept.spec, change.begun, change), change=change)
         self._begun = True
         if not await kept.write(self._journal):
-            kept.note(spec=with_disks_of(kept.spec, before.spec), change=before.change)
+            kept.note(spec=with_changes_of(kept.spec, before.spec, change), change=before.change)
             self._begun = before.change is not None
             assert kept.not_durable is not None
             raise kept.not_durable
 
     async def settle(self, spec: MachineSpec) -> bool:
         """See `Ledger`."""
-        self._kept.note(spec=with_disks_of(self._kept.spec, spec), change=None)
+        change = self._kept.record.change
+        self._kept.note(spec=with_changes_of(self._kept.spec, spec, change), change=None)
         self._begun = False
         return await self._kept.write(self._journal)
 
@@ -85,9 +87,18 @@ def _identity(file: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def with_disks_of(spec: MachineSpec, other: MachineSpec) -> MachineSpec:
-    """*spec* with the disks and snapshots of *other*.  Pure."""
+def with_changes_of(spec: MachineSpec, other: MachineSpec, change: Change | None) -> MachineSpec:
+    """*spec* with the disks and snapshots of *other*, and what else *change* changes.  Pure."""
+    if change is not None and _tunes(change):
+        # Only then: what a start has made of `cpu.pin = "auto"` is not to be declared.
+        cpu = attrs.evolve(spec.cpu, pin=other.cpu.pin)
+        spec = attrs.evolve(spec, cpu=cpu, resources=other.resources)
     return attrs.evolve(spec, disks=other.disks, snapshots=other.snapshots, snapshot=other.snapshot)
+
+
+def _tunes(change: Change) -> bool:
+    begun, done = change.begun, change.spec
+    return (begun.cpu.pin, begun.resources) != (done.cpu.pin, done.resources)
 
 
 async def recover_change(kept: Kept, ledger: KeptLedger, vm: VM) -> None:
@@ -122,7 +133,7 @@ async def finish_change(kept: Kept) -> None:
     except OSError as error:
         what = f"machine {kept.name!r} was to {change.what}, and what came of it: {error}"
         raise HostLacks(what, "make its images readable, and their folder writable") from error
-    kept.note(spec=with_disks_of(kept.spec, spec), change=None)
+    kept.note(spec=with_changes_of(kept.spec, spec, change), change=None)
     kept.tell("recovered", _told(change, spec))
 
 
