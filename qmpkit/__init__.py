@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from qmpkit.host.doctor.examination import examine_host as examine_host
     from qmpkit.host.doctor.finding import Finding as Finding
     from qmpkit.host.doctor.finding import HostReport as HostReport
+    from qmpkit.host.topology import Topology as Topology
+    from qmpkit.host.topology import topology as topology
     from qmpkit.machine.launch import LaunchOptions as LaunchOptions
     from qmpkit.machine.machine import Graces as Graces
     from qmpkit.machine.report import ExitCause as ExitCause
@@ -68,6 +70,16 @@ if TYPE_CHECKING:
     from qmpkit.operations.jobs import JobProgress as JobProgress
     from qmpkit.operations.jobs import JobState as JobState
     from qmpkit.operations.patterns import Match as Match
+    from qmpkit.operations.tune.fronts import Tune as Tune
+    from qmpkit.operations.tune.live import Tuned as Tuned
+    from qmpkit.operations.tune.stats import DiskUse as DiskUse
+    from qmpkit.operations.tune.stats import Rates as Rates
+    from qmpkit.operations.tune.stats import Stats as Stats
+    from qmpkit.operations.tune.threads import Threads as Threads
+    from qmpkit.operations.tune.usage import MemoryUse as MemoryUse
+    from qmpkit.operations.tune.usage import NicUse as NicUse
+    from qmpkit.operations.tune.usage import ThreadTime as ThreadTime
+    from qmpkit.process.cgroup import Pressure as Pressure
     from qmpkit.process.status import ExitStatus as ExitStatus
     from qmpkit.qmp.connect import connect as connect
     from qmpkit.qmp.errors import CommandRefused as CommandRefused
@@ -107,8 +119,11 @@ if TYPE_CHECKING:
     from qmpkit.spec.network import StreamNic as StreamNic
     from qmpkit.spec.network import TapNic as TapNic
     from qmpkit.spec.network import UserNic as UserNic
+    from qmpkit.spec.numa import NumaNode as NumaNode
     from qmpkit.spec.profile import load_profile as load_profile
     from qmpkit.spec.profile import profile_names as profile_names
+    from qmpkit.spec.resources import IoMax as IoMax
+    from qmpkit.spec.resources import Resources as Resources
     from qmpkit.spec.restart import Restart as Restart
     from qmpkit.spec.snapshots import Snapshot as Snapshot
     from qmpkit.supervisor.events import Happening as Happening
@@ -130,6 +145,7 @@ _MODULES = {
     ),
     "qmpkit.host.doctor.examination": "examine_host",
     "qmpkit.host.doctor.finding": "Finding HostReport",
+    "qmpkit.host.topology": "Topology topology",
     "qmpkit.qmp.connect": "connect",
     "qmpkit.qmp.errors": (
         "CommandRefused EventsLost MonitorAbsent MonitorBusy MonitorGarbled MonitorLost "
@@ -157,6 +173,12 @@ _MODULES = {
     "qmpkit.operations.block.graph": "Layer",
     "qmpkit.operations.jobs": "JobProgress JobState",
     "qmpkit.operations.patterns": "Match",
+    "qmpkit.operations.tune.fronts": "Tune",
+    "qmpkit.operations.tune.live": "Tuned",
+    "qmpkit.operations.tune.stats": "DiskUse Rates Stats",
+    "qmpkit.operations.tune.threads": "Threads",
+    "qmpkit.operations.tune.usage": "MemoryUse NicUse ThreadTime",
+    "qmpkit.process.cgroup": "Pressure",
     "qmpkit.process.status": "ExitStatus",
     "qmpkit.spec.backups": "BackupLayer BackupPoint",
     "qmpkit.spec.block": "Disk Overlay",
@@ -171,7 +193,9 @@ _MODULES = {
     "qmpkit.spec.machine": "Kernel MachineSpec",
     "qmpkit.spec.memory": "Memory",
     "qmpkit.spec.network": "DgramNic Forward StreamNic TapNic UserNic",
+    "qmpkit.spec.numa": "NumaNode",
     "qmpkit.spec.profile": "load_profile profile_names",
+    "qmpkit.spec.resources": "IoMax Resources",
     "qmpkit.spec.restart": "Restart",
     "qmpkit.spec.snapshots": "Snapshot",
     "qmpkit.supervisor.events": "Happening Happenings",

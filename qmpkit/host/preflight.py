@@ -21,6 +21,7 @@ from qmpkit.host.check_files import (
     raw_warnings,
 )
 from qmpkit.host.check_network import check_network
+from qmpkit.host.check_resources import check_resources
 from qmpkit.host.encrypted import secret_problems, secret_warnings
 from qmpkit.host.findings import Problem, lacking
 from qmpkit.host.kvm import read_text
@@ -49,6 +50,7 @@ def _problems(spec: MachineSpec, root: Path) -> Iterator[Problem]:
     yield from secret_problems(spec)
     yield from layered_problems(spec)
     yield from check_network(spec, root)
+    yield from check_resources(spec, root)
     yield from _check_memory_file(spec)
     yield from _check_vsock(spec, root)
     yield from _check_user(spec)

@@ -20,6 +20,7 @@ import trio
 from qmpkit._trio import ServiceNursery, service_nursery
 from qmpkit.errors import HostLacks, LaunchFailed, QmpkitError
 from qmpkit.host.resolve import Resolution
+from qmpkit.machine.grouping import grouped
 from qmpkit.machine.launch import (
     LaunchOptions,
     Wiring,
@@ -138,6 +139,7 @@ class QemuGround:
         spec = resolution.spec
         _check(resolution, links)
         async with AsyncExitStack() as ours:
+            group = await ours.enter_async_context(grouped(spec))
             with ExitStack() as theirs:
                 try:
                     wiring, log = await trio.to_thread.run_sync(_wired, spec, home, theirs)
@@ -162,6 +164,7 @@ class QemuGround:
                     log=log,
                     fds=wiring.theirs,
                     env=environment(spec),
+                    group=group,
                     name=spec.name,
                 )
                 process = await _entered(ours, started, spec.name, argv)

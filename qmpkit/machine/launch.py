@@ -20,9 +20,11 @@ from qmpkit._trio import service_nursery
 from qmpkit.errors import Fault, HostLacks, LaunchFailed, SpecInvalid
 from qmpkit.host.resolve import Resolution
 from qmpkit.images.varstore import private_store
+from qmpkit.machine.grouping import grouped
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
 from qmpkit.machine.unsaid import set_unsaid
+from qmpkit.process.cgroup import Group
 from qmpkit.process.child import Child, ChildLike, child
 from qmpkit.process.errors import SpawnFailed
 from qmpkit.process.sockets import listening_socket, remover_of
@@ -93,6 +95,7 @@ async def start_qemu(resolution: Resolution, options: LaunchOptions) -> AsyncIte
     """
     spec = resolution.spec
     async with AsyncExitStack() as ours:
+        group = await ours.enter_async_context(grouped(spec))
         with ExitStack() as theirs:
             wiring = _wire(spec, options, ours, theirs)
             await give_store(resolution, wiring, theirs)
@@ -104,7 +107,7 @@ async def start_qemu(resolution: Resolution, options: LaunchOptions) -> AsyncIte
                 store=wiring.store,
                 checked=True,
             )
-            process = await _run(ours, spec, argv, wiring, options)
+            process = await _run(ours, spec, argv, wiring, options, group)
         # Their ends are closed here now: QEMU's death is an end of file on ours.
         yield Started(process, tuple(argv), wiring.ours)
 
@@ -123,12 +126,14 @@ async def _run(
     argv: list[str],
     wiring: Wiring,
     options: LaunchOptions,
+    group: Group | None,
 ) -> Child:
     process = child(
         argv,
         fds=wiring.theirs,
         env=environment(spec),
         stderr_log=options.stderr_log,
+        group=group,
         name=spec.name,
     )
     try:

@@ -11,7 +11,7 @@ from qmpkit.spec.boards import family_of
 from qmpkit.spec.chardev import Endpoint, Serial
 from qmpkit.spec.encryption import BaseImage, secret_objects
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.memory import memory_backend
+from qmpkit.spec.numa import ram_backends
 from qmpkit.spec.options import Json
 
 __all__ = ["blockdevs", "devices", "netdevs", "objects", "serial_ports"]
@@ -21,10 +21,9 @@ _NOWHERE = Place("")
 
 def objects(spec: MachineSpec) -> Iterator[Json]:
     """`-object`: the RAM, the disks' threads and secrets, the source of randomness."""
-    yield memory_backend(spec.memory)
-    for thread in dict.fromkeys(disk.iothread for disk in spec.disks):
-        if thread is not None:
-            yield block.iothread_object(thread)
+    yield from ram_backends(spec.memory, spec.numa)
+    for thread in block.iothreads_of(spec.disks):
+        yield block.iothread_object(thread)
     for disk in spec.disks:
         yield from secret_objects(disk.id, disk.luks)
     if spec.rng:

@@ -16,6 +16,8 @@ from qmpkit.spec.firmware import Firmware, to_firmware
 from qmpkit.spec.given import items_of, table_of
 from qmpkit.spec.memory import Memory, to_memory
 from qmpkit.spec.network import Nic, link_needed, to_nics
+from qmpkit.spec.numa import NumaNode, to_numa
+from qmpkit.spec.resources import Resources
 from qmpkit.spec.snapshots import Snapshot
 
 __all__ = ["Accel", "Kernel", "MachineSpec", "Option", "channels", "links"]
@@ -76,6 +78,13 @@ def _kernel(value: Kernel | None) -> Kernel | None:
     return value
 
 
+def _resources(value: Resources) -> Resources:
+    if not isinstance(value, Resources):
+        hint = 'Resources(emulator="0-1")'
+        raise SpecInvalid([Fault("resources", f"cannot be {value!r}", hint)])
+    return value
+
+
 @attrs.frozen(kw_only=True)
 class MachineSpec:
     """A machine. Nothing is created or checked by writing one; `validate` finds its faults.
@@ -84,11 +93,13 @@ class MachineSpec:
     `arch`, `machine`: "q35", "microvm" on "x86_64", "virt" on "aarch64" and "riscv64", or a
     versioned name ("pc-q35-7.2"), with `machine_options` for `-machine`. `accel`: "auto"
     takes KVM when it serves, else TCG. `memory` and `cpu` may be given as a size and a
-    number. `firmware`: "uefi" or `Uefi(…)`, a BIOS file; None is QEMU's own. `serials`: a
-    number or names. `agent`: a channel for
-    qemu-guest-agent. `image_folders`: where the files must be that disks' images name (bases,
-    data files, extents), for images of strangers; empty is anywhere; a base in `make` is
-    your own word. `panic`: a device by which the guest reports its panic.
+    number. `numa`: the NUMA nodes that the guest sees; none is one. `resources`: what the
+    machine is given of the host, and may use of it at most. `firmware`: "uefi" or
+    `Uefi(…)`, a BIOS file; None is QEMU's own. `serials`: a number or names. `agent`: a
+    channel for qemu-guest-agent. `image_folders`: where the files must be that disks'
+    images name (bases, data files, extents), for images of strangers; empty is
+    anywhere; a base in `make` is your own word. `panic`: a device by which the guest
+    reports its panic.
     `vmgenid`: "auto" or a UUID; `vsock`: the guest's CID. `display`: "std" is a VGA
     card, on virt a virtio one with a keyboard, that screenshots show. `root_ports`:
     empty ports for hotplug, on boards with PCI.
@@ -111,6 +122,8 @@ class MachineSpec:
     accel: Accel = "auto"
     cpu: Cpu = attrs.field(default=Cpu(), converter=to_cpu)
     memory: Memory = attrs.field(default=Memory(), converter=to_memory)
+    numa: tuple[NumaNode, ...] = attrs.field(default=(), converter=to_numa)
+    resources: Resources = attrs.field(default=Resources(), converter=_resources)
     kernel: Kernel | None = attrs.field(default=None, converter=_kernel)
     firmware: Firmware = attrs.field(default=None, converter=to_firmware)
     image_folders: tuple[str, ...] = attrs.field(default=(), converter=_folders)

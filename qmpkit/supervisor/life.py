@@ -19,8 +19,11 @@ from qmpkit.machine.launch import LaunchOptions
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.report import ExitCause, ExitReport
 from qmpkit.machine.state import State
+from qmpkit.operations.tune.live import take_place
+from qmpkit.process.cgroup import sweep_groups
 from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
+from qmpkit.spec.resources import controllers
 from qmpkit.supervisor.errors import StartCalledOff
 from qmpkit.supervisor.gate import Gate
 from qmpkit.supervisor.journal import Journal, Ticket
@@ -131,6 +134,7 @@ async def _bring_up(
     # Written while QEMU gets ready.  It dies with us until it is on record.
     ticket = means.journal.post(kept.record)
     machine = await stack.enter_async_context(begun(resolution, start, kept.home, means.options))
+    await take_place(machine)
     return start, machine, ticket, made
 
 
@@ -252,6 +256,8 @@ async def comes_again(kept: Kept, means: Means, end: End) -> bool:
     if kept.record.phase != "down" or kept.record.end != end:
         kept.note(phase="down", identity=None, end=end, history=_after(kept, end))
         await trio.to_thread.run_sync(discard, kept.home.sockets)
+        if controllers(kept.spec.resources):  # of one that was adopted nobody else removes it
+            await trio.to_thread.run_sync(sweep_groups)
         await kept.write(means.journal)
     history = kept.record.history
     if history.crash_loop is not None and kept.declared != "stopped":
