@@ -28,7 +28,7 @@ from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.backup_compare import Moment, fleeces_of, moment
 from qmpkit.operations.block.backup_plan import Copy, Mode, dirty_bitmaps, planned, remove_bitmaps
-from qmpkit.operations.block.fleece import Fleece, let_go_on, socket_fault
+from qmpkit.operations.block.fleece import Fleece, socket_fault
 from qmpkit.operations.block.graph import graph_of
 from qmpkit.operations.block.layers import LOST, STEP_GRACE, Made, making
 from qmpkit.operations.block.snapshots import Freeze
@@ -198,21 +198,15 @@ async def _copied(
 ) -> float:
     """Have QEMU copy, all from one moment on; that moment, in seconds since the epoch."""
     actions = [action for copy in copies for action in _actions(copy, wanted, len(copies))]
-    ran = (await machine.execute("query-status"))["running"]
     ids = [copy.job for copy in copies]
-    try:
-        async with job_group(machine, ids, asked="back its disks up") as jobs:
-            async with wanted.freeze() if wanted.freeze else nullcontext():
-                await jobs.start([*it.actions, *actions])
-                when = time.time()
-            async with it.held():
-                async for state in jobs.progress():
-                    if wanted.progress is not None:
-                        wanted.progress(state)
-    except BaseException:
-        with trio.move_on_after(STEP_GRACE, shield=True), suppress(*LOST):
-            await let_go_on(machine, ran=ran)
-        raise
+    async with job_group(machine, ids, asked="back its disks up") as jobs:
+        async with wanted.freeze() if wanted.freeze else nullcontext():
+            await jobs.start([*it.actions, *actions])
+            when = time.time()
+        async with it.held(jobs):
+            async for state in jobs.progress():
+                if wanted.progress is not None:
+                    wanted.progress(state)
     return when
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,42 +40,43 @@ def fleeces_of(machine: Changeable, place: Repository, copies: Sequence[Copy]) -
 
 
 @attrs.frozen
-class _Jobs:
-    group: JobGroup
-    errors: Subscription
-
-
-@attrs.frozen
 class Moment:
     """The moment of a backup, which nobody holds when it has no *fleeces*; `moment` makes it."""
 
     machine: Changeable
     place: Repository
+    errors: Subscription
     fleeces: tuple[Fleece, ...] = ()
-    jobs: _Jobs | None = None
+    jobs: JobGroup | None = None
 
     @property
     def actions(self) -> list[dict[str, Any]]:
         """To be done in the transaction, before the copies are started."""
         return [it.action for it in self.fleeces]
 
-    def held(self) -> AbstractAsyncContextManager[None]:
-        """The block fails as soon as the moment is lost; after the transaction."""
+    def held(self, copying: JobGroup) -> AbstractAsyncContextManager[None]:
+        """The block fails as soon as the moment is lost, or a write of the guest fails by it.
+
+        After the transaction; the block follows *copying*, the jobs of the copies, itself.
+        """
         if self.jobs is None:
-            return nullcontext()
-        return watched(self.machine, self.jobs.group, self.jobs.errors)
+            return watched(copying, self.errors, follow=False)
+        return watched(self.jobs, self.errors)
 
     async def compare(self, copies: Sequence[Copy], progress: Progress | None) -> None:
         """Read the disks a second time, and the layers, which QEMU has closed.
 
         Raises BackupDiffers.
         """
-        if not self.fleeces:
+        if self.jobs is None:
             return
         told, since = 0, time.monotonic()
         total = sum(copy.size for copy in copies)
         socket = self.place.path(MOMENT) / SOCKET
-        async with self.held(), listening(self.machine, socket, self.fleeces, {}):
+        async with (
+            watched(self.jobs, self.errors),
+            listening(self.machine, socket, self.fleeces, {}),
+        ):
             for copy, fleece in zip(copies, self.fleeces, strict=True):
                 if progress is not None:
                     state = JobState("compare", "compare", "running", told, total)
@@ -107,14 +108,16 @@ async def moment(
     machine: Changeable, place: Repository, fleeces: Sequence[Fleece]
 ) -> AsyncIterator[Moment]:
     """Hold the moment, from the transaction with `Moment.actions` to the block's end."""
-    if not fleeces:
-        yield Moment(machine, place)
-        return
     names = [it.job for it in fleeces]
-    async with (
-        fleecing(machine, place.path(MOMENT), fleeces),
-        going_on(machine),
-        job_group(machine, names, asked="hold its disks for a comparison") as group,
-    ):
-        with machine.subscribe("BLOCK_IO_ERROR", where={"operation": "write"}) as errors:
-            yield Moment(machine, place, tuple(fleeces), _Jobs(group, errors))
+    async with AsyncExitStack() as stack:
+        if fleeces:
+            await stack.enter_async_context(fleecing(machine, place.path(MOMENT), fleeces))
+        await stack.enter_async_context(going_on(machine))
+        # Before a job is ended: an error that comes by that is none.
+        errors = machine.subscribe("BLOCK_IO_ERROR", where={"operation": "write"})
+        it = Moment(machine, place, stack.enter_context(errors))
+        if fleeces:
+            holding = job_group(machine, names, asked="hold its disks for a comparison")
+            jobs = await stack.enter_async_context(holding)
+            it = attrs.evolve(it, fleeces=tuple(fleeces), jobs=jobs)
+        yield it

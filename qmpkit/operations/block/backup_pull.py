@@ -112,7 +112,7 @@ async def pulling(
                 when = await _started(served, jobs, freeze)
                 async with (
                     listening(machine, socket, fleeces, still),
-                    watched(machine, jobs, errors),
+                    watched(jobs, errors),
                 ):
                     yield Pull(socket, when, {it.fleece.disk: _told(it) for it in served})
 

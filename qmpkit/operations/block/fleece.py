@@ -24,13 +24,14 @@ from qmpkit.images.new import place_backup
 from qmpkit.images.tool import Asked
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.layers import LOST, STEP_GRACE, remove_nodes
+from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.job_groups import JobGroup
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.encryption import Luks, encryption_of
 from qmpkit.spec.names import secret_id
 
-__all__ = ["Fleece", "fleecing", "going_on", "let_go_on", "listening", "socket_fault", "watched"]
+__all__ = ["Fleece", "fleecing", "going_on", "listening", "socket_fault", "watched"]
 
 _PATH_LIMIT = 107  # bytes of the path of a socket
 
@@ -148,19 +149,25 @@ async def listening(
 
 
 @asynccontextmanager
-async def watched(machine: Changeable, jobs: JobGroup, errors: Subscription) -> AsyncIterator[None]:
-    """The block is cancelled when the moment cannot be held any longer.
+async def watched(
+    jobs: JobGroup, errors: Subscription, *, follow: bool = True
+) -> AsyncIterator[None]:
+    """The block is cancelled, and JobFailed raised, when the moment cannot be held any longer.
 
-    *errors*: BLOCK_IO_ERROR of writes, since before the moment.
+    *errors*: BLOCK_IO_ERROR of writes, since before the moment.  *follow*: the block does not
+    follow the jobs itself.
     """
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(jobs.failed)
+            if follow:
+                nursery.start_soon(jobs.failed)
             nursery.start_soon(_refused, jobs, errors)
             yield
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        raise_collapsed(group)
+        failed, rest = group.split(JobFailed)
+        # A job and a write of the guest may have failed at once, by the same.
+        raise_collapsed(group if rest or not failed else failed.derive(failed.exceptions[:1]))
 
 
 async def _refused(jobs: JobGroup, errors: Subscription) -> None:
@@ -172,16 +179,14 @@ async def _refused(jobs: JobGroup, errors: Subscription) -> None:
 
 @asynccontextmanager
 async def going_on(machine: Changeable) -> AsyncIterator[None]:
-    """A guest that such a write has stopped tries it again, once nothing is held any more."""
+    """A guest that a failed write has stopped tries it again, once nothing is held any more.
+
+    A target that is full, or broken, lets a write of the guest fail in its middle.
+    """
     ran = (await machine.execute("query-status"))["running"]
     try:
         yield
     finally:
         with trio.move_on_after(STEP_GRACE, shield=True), suppress(*LOST):
-            await let_go_on(machine, ran=ran)
-
-
-async def let_go_on(machine: Changeable, *, ran: bool) -> None:
-    """A full target stops a guest that writes, in the middle of its write; it is tried again."""
-    if ran and (await machine.execute("query-status"))["status"] == "io-error":
-        await machine.execute("cont")
+            if ran and (await machine.execute("query-status"))["status"] == "io-error":
+                await machine.execute("cont")
