@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from qmpkit.operations.console_attach import AttachEnd as AttachEnd
     from qmpkit.operations.console_reader import Reader as Reader
     from qmpkit.operations.errors import AgentRefused as AgentRefused
+    from qmpkit.operations.errors import BackupDiffers as BackupDiffers
     from qmpkit.operations.errors import ConsoleEnded as ConsoleEnded
     from qmpkit.operations.errors import GuestCommandFailed as GuestCommandFailed
     from qmpkit.operations.errors import JobFailed as JobFailed
@@ -166,7 +167,8 @@ _MODULES = {
     "qmpkit.operations.console_attach": "AttachEnd",
     "qmpkit.operations.console_reader": "Reader",
     "qmpkit.operations.errors": (
-        "AgentRefused ConsoleEnded GuestCommandFailed JobFailed OutputLost TrayLocked UnknownKey"
+        "AgentRefused BackupDiffers ConsoleEnded GuestCommandFailed JobFailed OutputLost "
+        "TrayLocked UnknownKey"
     ),
     "qmpkit.operations.forwards": "Forwarded",
     "qmpkit.operations.block.fronts": "Backups Disks Snapshots",

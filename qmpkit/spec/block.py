@@ -39,6 +39,7 @@ __all__ = [
     "DiskFormat",
     "DiskInterface",
     "Overlay",
+    "WriteError",
     "blockdevs_of",
     "device_of",
     "disk_faults",
@@ -56,6 +57,7 @@ BaseFormat = Literal["raw", "qcow2", "qed", "vmdk", "vdi", "vhdx", "vpc", "luks"
 DiskInterface = Literal["virtio-blk", "virtio-scsi", "nvme", "cdrom", "scsi-cdrom"]
 Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
 Aio = Literal["threads", "native", "io_uring", "auto"]
+WriteError = Literal["stop", "enospc", "report"]
 
 _DIRECT = ("none", "directsync")
 _SYNCHRONOUS = ("writethrough", "directsync")
@@ -108,6 +110,9 @@ class Disk:
     `bus`: the root port to sit in, chosen when left out. `limits`: what the guest may read
     and write each second. `origin`: the file that its owner
     wrote here, when a snapshot, a merge or a move has put another in its place since.
+    `werror` (virtio-blk, virtio-scsi): what a write does that the host fails: "stop" the guest,
+    which tries it again when it is resumed, "report" it to the guest, or "enospc": stop it
+    when it is for lack of space.  A backup whose target breaks lets such writes fail.
     `luks`: the image is encrypted; the file with its secret, or a `Luks`.
     """
 
@@ -126,6 +131,7 @@ class Disk:
     serial: str | None = attrs.field(default=None, kw_only=True)
     boot: int | None = attrs.field(default=None, kw_only=True)
     driver: Literal["file", "host_device"] = attrs.field(default="file", kw_only=True)
+    werror: WriteError = attrs.field(default="stop", kw_only=True)
     id: str = attrs.field(default="", kw_only=True)
     node: str | None = attrs.field(default=None, kw_only=True)
     bus: str | None = attrs.field(default=None, kw_only=True)
@@ -231,6 +237,8 @@ def device_of(disk: Disk, place: Place, unit: int = 0) -> Json:
     if not disk.is_cdrom:
         # For a node given by name the write cache is the device's, not -blockdev's.
         device["write-cache"] = "off" if disk.cache in _SYNCHRONOUS else "on"
+    if disk.interface in ("virtio-blk", "virtio-scsi"):
+        device["werror"] = disk.werror
     if disk.serial is not None or disk.interface == "nvme":
         device["serial"] = disk.serial or disk.id
     if disk.boot is not None:

@@ -219,6 +219,7 @@ class Backups:
         speed: int = 0,
         freeze: bool = False,
         plain: bool = False,
+        compare: bool = False,
         progress: Progress | None = None,
     ) -> BackupPoint:
         """Copy all disks that the guest can write to, as they are at this moment, into *folder*.
@@ -232,13 +233,18 @@ class Backups:
         *folder* is made when it is not there; it takes backups of one machine.  *speed*: bytes
         a second for all disks together, 0: as fast as it can.  *freeze*: the guest's file
         systems are flushed and stand still for the moment (needs the guest agent).  *plain*:
-        the layers are never encrypted, so disks that are have to be asked for in clear.
-        *progress* is told of the copying, then of the checksums (`state.type` "checksum").
+        the layers are never encrypted, so disks that are have to be asked for in clear.  *compare*:
+        the moment is held until all is copied, and each disk is read a second time and
+        compared with what a restore would show, by qemu-img over a private socket in *folder*;
+        what the guest overwrites meanwhile takes room there.  *progress* is told of the
+        copying, of the comparison ("compare" in `state.type`), then of the checksums
+        ("checksum").
 
         The point is there when it is whole and safe on disk.  Failed or cancelled, *folder*
         and the machine are as they were, and the next one goes on from the last point.
         Raises SpecInvalid (an "incremental" that cannot be, a folder of another machine),
-        ImageInUse (another is at work in the folder), JobFailed and ImageFailed (no space).
+        ImageInUse (another is at work in the folder), JobFailed and ImageFailed (no space),
+        BackupDiffers.
         """
         return await run_backup(
             self._machine,
@@ -248,6 +254,7 @@ class Backups:
             speed=speed,
             freeze=self._freeze if freeze else None,
             plain=plain,
+            compare=compare,
             progress=progress,
         )
 
