@@ -10,6 +10,7 @@ from pathlib import Path
 import trio
 
 from qmpkit.host.chain import MAX_CHAIN
+from qmpkit.host.headers import read_header
 from qmpkit.images.details import info
 from qmpkit.images.drafts import Placed, StrPath, new_image
 from qmpkit.images.in_use import Allowed, checked_chain, refuse_used
@@ -23,6 +24,7 @@ from qmpkit.spec.sizes import to_bytes
 __all__ = [
     "OVERLAYS",
     "create",
+    "guest_size",
     "overlay",
     "place_backup",
     "place_empty",
@@ -140,9 +142,8 @@ async def place_overlay(
         # -u: from the draft a name beside leads nowhere, and the base has been looked at.
         words = ["create", "-q", "-u", *_new(format, options, key, base=True), "-F", base_format]
         look = partial(_look_at_base, asked, base_format, format, allowed)
-        size, homes = await trio.to_thread.run_sync(look)
-        if size is None:
-            size = (await info(origin, format=base_format)).virtual_size
+        homes = await trio.to_thread.run_sync(look)
+        size = await guest_size(asked, base_format)
         async with AsyncExitStack() as stack:
             if homes:
                 await _note(stack, asked, homes, Asked.of("create", path).path)
@@ -198,13 +199,8 @@ def recorded_name(overlay: Path, base: Path) -> str:
     return f"./{base.name}" if base.parent == overlay.parent else str(base)
 
 
-def _look_at_base(
-    asked: Asked, base_format: str, format: str, allowed: Allowed
-) -> tuple[int | None, list[Home]]:
-    """Bytes that a guest sees of *base*, where its header tells; after every reason to refuse.
-
-    And which images of its chain are in an image store.
-    """
+def _look_at_base(asked: Asked, base_format: str, format: str, allowed: Allowed) -> list[Home]:
+    """Which images of the base's chain are in an image store; after every reason to refuse."""
     if format not in OVERLAYS:
         raise asked.failed(f"{format} images have no base", 'format="qcow2"')
     # qemu-img does not look at the base's locks when it makes an overlay.
@@ -213,12 +209,21 @@ def _look_at_base(
     if len(chain.layers) == MAX_CHAIN:
         raise asked.failed(f"it would be deeper than {MAX_CHAIN} images", "use a base further down")
     header = chain.layers[0].header
-    homes = homes_of(layer.path for layer in chain.layers)
-    if base_format == "raw":
-        return raw_size(asked), homes
-    if header.format != base_format:
+    if base_format not in ("raw", header.format):
         raise asked.failed(f"it is {header.format or 'raw'}, not {base_format}", "state its format")
-    return header.size if base_format == "qcow2" else None, homes
+    return homes_of(layer.path for layer in chain.layers)
+
+
+async def guest_size(asked: Asked, format: str) -> int:
+    """Bytes that a guest sees of the image; qemu-img is run where no header of ours tells."""
+    if format == "raw":
+        return await trio.to_thread.run_sync(raw_size, asked)
+    if format == "qcow2":
+        try:
+            return (await trio.to_thread.run_sync(read_header, asked.path)).size
+        except OSError as error:
+            raise asked.failed_by(error) from error
+    return (await info(asked.path, format=format)).virtual_size
 
 
 def raw_size(asked: Asked) -> int:

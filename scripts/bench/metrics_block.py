@@ -12,7 +12,8 @@ longest time between two of them while QEMU had the transaction.  Each run print
 gap in all of `take` too (`longest`), and in as quiet a time before (`quiet`), in which this
 host has let the guest wait as long.  Its peer is a script of the same QMP commands.
 
-The rest are calls of `qmpkit.images` in a running program against qemu-img with Popen.
+The rest are calls of `qmpkit.images` in a running program against qemu-img with Popen, and
+for `convert` an fsync, since ours is safe on disk when it has its name.
 """
 
 from __future__ import annotations
