@@ -26,7 +26,6 @@ __all__ = [
     "create",
     "guest_size",
     "overlay",
-    "place_backup",
     "place_empty",
     "place_layer",
     "place_overlay",
@@ -163,18 +162,6 @@ async def place_layer(path: StrPath, base: StrPath, base_format: str, size: int)
     async with new_image(path, "qcow2") as draft:
         words = ["create", "-q", "-u", "-f", "qcow2", "-F", base_format]
         words += ["-b", recorded_name(draft.target, origin), "--", draft.path, str(size)]
-        await run_qemu_img(words, draft.asked, WRITE_LIMITS, fds=draft.fds)
-    return draft.placed()
-
-
-async def place_backup(path: StrPath, parent: str | None, size: int) -> Placed:
-    """An empty qcow2 for a backup; *parent*: the name of the layer beside it that it needs.
-
-    As `place_empty` otherwise.
-    """
-    async with new_image(path, "qcow2") as draft:
-        below = [] if parent is None else ["-u", "-F", "qcow2", "-b", f"./{parent}"]
-        words = ["create", "-q", "-f", "qcow2", *below, "--", draft.path, str(size)]
         await run_qemu_img(words, draft.asked, WRITE_LIMITS, fds=draft.fds)
     return draft.placed()
 

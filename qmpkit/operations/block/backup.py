@@ -22,12 +22,11 @@ import trio
 from qmpkit.backups.hashing import Digest, digest_of, trickling
 from qmpkit.backups.repository import Repository, draft_of, repository
 from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
-from qmpkit.images.new import place_backup
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.backup_plan import Copy, Mode, dirty_bitmaps, planned, remove_bitmaps
 from qmpkit.operations.block.graph import graph_of
-from qmpkit.operations.block.layers import STEP_GRACE, Made, making
+from qmpkit.operations.block.layers import STEP_GRACE, Made, formatted, making, new_file
 from qmpkit.operations.block.snapshots import Freeze
 from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.job_groups import job_group
@@ -38,6 +37,7 @@ from qmpkit.spec.sizes import format_size
 
 __all__ = ["let_go_on", "run_backup"]
 
+_ASKED = "back its disks up"
 _WORKERS = 16  # each with a buffer of 1 MiB
 
 _LOST = (MachineGone, MachineDied, MonitorLost, MonitorGarbled)
@@ -118,7 +118,7 @@ async def _carried_out(
 ) -> BackupPoint:
     async with _new_bitmaps(machine, copies):
         for copy in copies:
-            await _make_target(place, copy, made)
+            await _make_target(machine, place, copy, made)
         drafts = [draft_of(place.path(copy.file)) for copy in copies]
         async with trickling(drafts, place.asked):
             when = await _copied(machine, copies, wanted)
@@ -147,16 +147,18 @@ async def _close(machine: Changeable, copies: Sequence[Copy]) -> None:
             await machine.execute("blockdev-del", {"node-name": node})
 
 
-async def _make_target(place: Repository, copy: Copy, made: Made) -> None:
+async def _make_target(machine: Changeable, place: Repository, copy: Copy, made: Made) -> None:
     path = draft_of(place.path(copy.file))
-    made.file(await place_backup(path, copy.parent, copy.size))
+    made.file(await trio.to_thread.run_sync(new_file, place.asked, path))
     # Unflushed: the file is synced once, while its checksum is computed.
     cache = {"cache": {"direct": False, "no-flush": True}}
     name = f"{copy.target}-file"
     lower = {"driver": "file", "node-name": name, "filename": str(path), **cache}
     # Without the layers below: whole clusters are written, and nothing of those is read.
     upper = {"driver": "qcow2", "node-name": copy.target, "file": name, **cache}
-    await made.nodes(lower, {**upper, "backing": None} if copy.parent else upper)
+    await made.nodes(lower)
+    await formatted(machine, name, copy.size, parent=copy.parent, id=copy.job, asked=_ASKED)
+    await made.nodes({**upper, "backing": None} if copy.parent else upper)
 
 
 @asynccontextmanager
@@ -180,7 +182,7 @@ async def _copied(machine: Changeable, copies: Sequence[Copy], wanted: _Wanted) 
     ran = (await machine.execute("query-status"))["running"]
     ids = [copy.job for copy in copies]
     try:
-        async with job_group(machine, ids, asked="back its disks up") as jobs:
+        async with job_group(machine, ids, asked=_ASKED) as jobs:
             async with wanted.freeze() if wanted.freeze else nullcontext():
                 try:
                     await jobs.start([_tuned(action) for action in plain])

@@ -19,14 +19,13 @@ import trio
 
 from qmpkit._trio import raise_collapsed
 from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
-from qmpkit.images.new import place_backup
 from qmpkit.images.tool import Asked
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.backup import let_go_on
 from qmpkit.operations.block.backup_plan import dirty_bitmaps, free_targets
 from qmpkit.operations.block.graph import Layer, graph_of
-from qmpkit.operations.block.layers import STEP_GRACE, remove_nodes
+from qmpkit.operations.block.layers import STEP_GRACE, formatted, new_file, remove_nodes
 from qmpkit.operations.block.pull_folder import FLEECE, SOCKET, held_folder, removed_folder
 from qmpkit.operations.block.snapshots import Freeze
 from qmpkit.operations.block.undertaking import undertaking
@@ -39,6 +38,7 @@ __all__ = ["Pull", "PulledDisk", "drop_checkpoint", "pulling"]
 
 _LOST = (MachineGone, MachineDied, MonitorLost, MonitorGarbled)
 _PATH_LIMIT = 107  # bytes of the path of a socket
+_ASKED = "serve its disks"
 _DIRTY = "qk-pull"
 """The bitmap that stands still, of what has changed since the checkpoint."""
 
@@ -114,7 +114,7 @@ async def pulling(
             undertaking(machine, change),
             _made(machine, folder, served),
             _going_on(machine),
-            job_group(machine, change.jobs, asked="serve its disks") as jobs,
+            job_group(machine, change.jobs, asked=_ASKED) as jobs,
         ):
             with machine.subscribe("BLOCK_IO_ERROR", where={"operation": "write"}) as errors:
                 when = await _started(served, jobs, freeze)
@@ -191,11 +191,13 @@ async def _made(
     try:
         await _remove_bitmaps(machine, [(it, _DIRTY) for it in served])
         for it in served:
-            await place_backup(it.file, None, it.top.size)
-            lower = {"driver": "file", "node-name": f"{it.node}-file", "filename": str(it.file)}
-            upper = {"driver": "qcow2", "node-name": it.node, "file": lower["node-name"]}
-            for blockdev in (lower, {**upper, "backing": it.top.node}):
-                await machine.execute("blockdev-add", blockdev)
+            await trio.to_thread.run_sync(new_file, asked, it.file)
+            name = f"{it.node}-file"
+            lower = {"driver": "file", "node-name": name, "filename": str(it.file)}
+            await machine.execute("blockdev-add", lower)
+            await formatted(machine, name, it.top.size, parent=None, id=it.job, asked=_ASKED)
+            upper = {"driver": "qcow2", "node-name": it.node, "file": name}
+            await machine.execute("blockdev-add", {**upper, "backing": it.top.node})
         yield
         added = []
     finally:
