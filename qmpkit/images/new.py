@@ -10,6 +10,7 @@ from pathlib import Path
 import trio
 
 from qmpkit.host.chain import MAX_CHAIN
+from qmpkit.host.headers import read_header
 from qmpkit.images.details import info
 from qmpkit.images.drafts import Placed, StrPath, new_image
 from qmpkit.images.in_use import Allowed, checked_chain, refuse_used
@@ -23,8 +24,8 @@ from qmpkit.spec.sizes import to_bytes
 __all__ = [
     "OVERLAYS",
     "create",
+    "guest_size",
     "overlay",
-    "place_backup",
     "place_empty",
     "place_layer",
     "place_overlay",
@@ -140,9 +141,8 @@ async def place_overlay(
         # -u: from the draft a name beside leads nowhere, and the base has been looked at.
         words = ["create", "-q", "-u", *_new(format, options, key, base=True), "-F", base_format]
         look = partial(_look_at_base, asked, base_format, format, allowed)
-        size, homes = await trio.to_thread.run_sync(look)
-        if size is None:
-            size = (await info(origin, format=base_format)).virtual_size
+        homes = await trio.to_thread.run_sync(look)
+        size = await guest_size(asked, base_format)
         async with AsyncExitStack() as stack:
             if homes:
                 await _note(stack, asked, homes, Asked.of("create", path).path)
@@ -168,32 +168,9 @@ async def place_layer(
     """
     origin = Asked.of("make a layer above", base).path
     target = Asked.of("create", path).path
-    below = ["-F", base_format, "-b", recorded_name(target, origin)]
-    return await _place_unopened(path, below, size, options, secret)
-
-
-async def place_backup(
-    path: StrPath,
-    parent: str | None,
-    size: int,
-    *,
-    options: Options = DEFAULTS,
-    secret: Secret | None = None,
-) -> Placed:
-    """An empty qcow2 for a backup; *parent*: the name of the layer beside it that it needs.
-
-    As `place_empty` otherwise.
-    """
-    below = [] if parent is None else ["-F", "qcow2", "-b", f"./{parent}"]
-    return await _place_unopened(path, below, size, options, secret)
-
-
-async def _place_unopened(
-    path: StrPath, below: list[str], size: int, options: Options, secret: Secret | None
-) -> Placed:
-    """A qcow2 above an image that qemu-img does not look at."""
+    below = ["-u", "-F", base_format, "-b", recorded_name(target, origin)]
     with held_keys(secret) as (key,):
-        words = ["create", "-q", *_new("qcow2", options, key), *(["-u", *below] if below else [])]
+        words = ["create", "-q", *_new("qcow2", options, key), *below]
         async with new_image(path, "qcow2") as draft:
             fds = {**draft.fds, **(key.fds if key else {})}
             words += ["--", draft.path, str(size)]
@@ -221,13 +198,8 @@ def recorded_name(overlay: Path, base: Path) -> str:
     return f"./{base.name}" if base.parent == overlay.parent else str(base)
 
 
-def _look_at_base(
-    asked: Asked, base_format: str, format: str, allowed: Allowed
-) -> tuple[int | None, list[Home]]:
-    """Bytes that a guest sees of *base*, where its header tells; after every reason to refuse.
-
-    And which images of its chain are in an image store.
-    """
+def _look_at_base(asked: Asked, base_format: str, format: str, allowed: Allowed) -> list[Home]:
+    """Which images of the base's chain are in an image store; after every reason to refuse."""
     if format not in OVERLAYS:
         raise asked.failed(f"{format} images have no base", 'format="qcow2"')
     # qemu-img does not look at the base's locks when it makes an overlay.
@@ -236,12 +208,21 @@ def _look_at_base(
     if len(chain.layers) == MAX_CHAIN:
         raise asked.failed(f"it would be deeper than {MAX_CHAIN} images", "use a base further down")
     header = chain.layers[0].header
-    homes = homes_of(layer.path for layer in chain.layers)
-    if base_format == "raw":
-        return raw_size(asked), homes
-    if header.format != base_format:
+    if base_format not in ("raw", header.format):
         raise asked.failed(f"it is {header.format or 'raw'}, not {base_format}", "state its format")
-    return header.size if base_format == "qcow2" else None, homes
+    return homes_of(layer.path for layer in chain.layers)
+
+
+async def guest_size(asked: Asked, format: str) -> int:
+    """Bytes that a guest sees of the image; qemu-img is run where no header of ours tells."""
+    if format == "raw":
+        return await trio.to_thread.run_sync(raw_size, asked)
+    if format == "qcow2":
+        try:
+            return (await trio.to_thread.run_sync(read_header, asked.path)).size
+        except OSError as error:
+            raise asked.failed_by(error) from error
+    return (await info(asked.path, format=format)).virtual_size
 
 
 def raw_size(asked: Asked) -> int:

@@ -6,10 +6,10 @@ from functools import partial
 
 import trio
 
-from qmpkit.images.details import ImageInfo, info
 from qmpkit.images.drafts import StrPath
 from qmpkit.images.in_use import Allowed
 from qmpkit.images.keys import Secret, held_keys
+from qmpkit.images.new import guest_size
 from qmpkit.images.opening import changeable
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
 from qmpkit.process.limits import Limits
@@ -27,13 +27,14 @@ async def resize(
     secret: Secret | None = None,
     allowed: Allowed = None,
     limits: Limits | None = None,
-) -> ImageInfo:
-    """Give the image at *path* another size: bytes, "20GiB", or "+5GiB" more; what it is then.
+) -> int:
+    """Give the image at *path* another size: bytes, "20GiB", or "+5GiB" more.
 
-    Only metadata is written, in place: cancelled or killed, the image has the old or
-    the new size (a killed qcow2 may have leaked clusters, which `check` frees, and its
-    bitmaps broken, as after a crash; a cancelled one is let end in order).  The guest's
-    partitions and file systems are the guest's to adapt.
+    Gives back the bytes that a guest sees then.  Only metadata is written, in place:
+    cancelled or killed, the image has the old or the new size (a killed qcow2 may have
+    leaked clusters, which `check` frees, and its bitmaps broken, as after a crash; a
+    cancelled one is let end in order).  The guest's partitions and file systems are the
+    guest's to adapt.
 
     Becoming smaller loses what is beyond the new end; it must be said with *shrink*, and
     then "-5GiB" is possible too.  Overlays keep their own size: those of a base that
@@ -54,7 +55,7 @@ async def resize(
         await run_qemu_img(
             words, asked, limits or limits_of_chain(len(chain.layers)), fds=image.fds
         )
-    return await info(asked.path, format=format)
+    return await guest_size(asked, format)
 
 
 def _wanted(size: int | str) -> str:

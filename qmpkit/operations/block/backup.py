@@ -22,7 +22,6 @@ import trio
 from qmpkit.backups.hashing import Digest, digest_of, trickling
 from qmpkit.backups.repository import MOMENT, Repository, draft_of, repository
 from qmpkit.errors import Fault, SpecInvalid
-from qmpkit.images.new import place_backup
 from qmpkit.images.tool import Asked
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
@@ -30,7 +29,7 @@ from qmpkit.operations.block.backup_compare import Moment, fleeces_of, moment
 from qmpkit.operations.block.backup_plan import Copy, Mode, dirty_bitmaps, planned, remove_bitmaps
 from qmpkit.operations.block.fleece import Fleece, socket_fault
 from qmpkit.operations.block.graph import graph_of
-from qmpkit.operations.block.layers import LOST, STEP_GRACE, Made, making
+from qmpkit.operations.block.layers import LOST, STEP_GRACE, Made, formatted, making, new_file
 from qmpkit.operations.block.snapshots import Freeze
 from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.job_groups import job_group
@@ -41,6 +40,7 @@ from qmpkit.spec.sizes import format_size
 
 __all__ = ["run_backup"]
 
+_ASKED = "back its disks up"
 _WORKERS = 16  # each with a buffer of 1 MiB
 
 
@@ -139,7 +139,7 @@ async def _carried_out(
 ) -> BackupPoint:
     async with _new_bitmaps(machine, copies):
         for copy in copies:
-            await _make_target(place, copy, made)
+            await _make_target(machine, place, copy, made)
         drafts = [draft_of(place.path(copy.file)) for copy in copies]
         async with moment(machine, place, fleeces) as it:
             async with trickling(drafts, place.asked):
@@ -170,16 +170,18 @@ async def _close(machine: Changeable, copies: Sequence[Copy]) -> None:
             await machine.execute("blockdev-del", {"node-name": node})
 
 
-async def _make_target(place: Repository, copy: Copy, made: Made) -> None:
+async def _make_target(machine: Changeable, place: Repository, copy: Copy, made: Made) -> None:
     path = draft_of(place.path(copy.file))
-    made.file(await place_backup(path, copy.parent, copy.size))
+    made.file(await trio.to_thread.run_sync(new_file, place.asked, path))
     # Unflushed: the file is synced once, while its checksum is computed.
     cache = {"cache": {"direct": False, "no-flush": True}}
     name = f"{copy.target}-file"
     lower = {"driver": "file", "node-name": name, "filename": str(path), **cache}
     # Without the layers below: whole clusters are written, and nothing of those is read.
     upper = {"driver": "qcow2", "node-name": copy.target, "file": name, **cache}
-    await made.nodes(lower, {**upper, "backing": None} if copy.parent else upper)
+    await made.nodes(lower)
+    await formatted(machine, name, copy.size, parent=copy.parent, id=copy.job, asked=_ASKED)
+    await made.nodes({**upper, "backing": None} if copy.parent else upper)
 
 
 @asynccontextmanager
@@ -203,7 +205,7 @@ async def _copied(
     """Have QEMU copy, all from one moment on; that moment, in seconds since the epoch."""
     plain = [action for copy in copies for action in _actions(copy, wanted, len(copies))]
     ids = [copy.job for copy in copies]
-    async with job_group(machine, ids, asked="back its disks up") as jobs:
+    async with job_group(machine, ids, asked=_ASKED) as jobs:
         async with wanted.freeze() if wanted.freeze else nullcontext():
             try:
                 await jobs.start([*it.actions, *(_tuned(action) for action in plain)])

@@ -35,6 +35,7 @@ from qmpkit.spec.snapshots import snapshot_name_problem
 
 __all__ = ["Pull", "PulledDisk", "drop_checkpoint", "pulling"]
 
+_ASKED = "serve its disks"
 _DIRTY = "qk-pull"
 """The bitmap that stands still, of what has changed since the checkpoint."""
 
@@ -106,7 +107,7 @@ async def pulling(
             _bitmaps(machine, served),
             fleecing(machine, folder, fleeces),
             going_on(machine),
-            job_group(machine, change.jobs, asked="serve its disks") as jobs,
+            job_group(machine, change.jobs, asked=_ASKED) as jobs,
         ):
             with machine.subscribe("BLOCK_IO_ERROR", where={"operation": "write"}) as errors:
                 when = await _started(served, jobs, freeze)

@@ -20,7 +20,7 @@ from qmpkit._trio import raise_collapsed
 from qmpkit.backups.private_folder import FLEECE, SOCKET, held_folder, removed_folder
 from qmpkit.errors import Fault
 from qmpkit.images.encrypting import encrypting
-from qmpkit.images.new import place_backup
+from qmpkit.images.new import place_empty
 from qmpkit.images.tool import Asked
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.layers import LOST, STEP_GRACE, remove_nodes
@@ -106,7 +106,7 @@ async def fleecing(
 
 
 async def _add(machine: Changeable, it: Fleece) -> None:
-    await place_backup(it.file, None, it.size, **await encrypting(it.luks))
+    await place_empty(it.file, it.size, "qcow2", **await encrypting(it.luks))
     node, lower = it.nodes
     await machine.execute(
         "blockdev-add", {"driver": "file", "node-name": lower, "filename": str(it.file)}
