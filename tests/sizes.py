@@ -52,6 +52,8 @@ STORE_KILLS = size(ci=2, long=100)  # SIGKILLs of Python in a pull, and as many 
 PULL_CANCELS_EVERY = size(ci=25, long=1)  # a pull is cancelled at each so-many-th checkpoint
 OVERLAY_CANCELS_EVERY = size(ci=4, long=1)  # and the making of an overlay on its image
 
+MIRRORED = ("x86_64", "aarch64", "riscv64") if LONG else ("x86_64",)  # of the catalogue's images
+
 # Kept machines
 KEPT_MACHINES = size(ci=8, long=50)  # that one supervisor has while it is killed again and again
 SUPERVISOR_KILLS = size(ci=15, long=100)  # SIGKILLs of the supervising Python at random moments
