@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qmpkit._running import running as running
     from qmpkit.errors import AgentSilent as AgentSilent
     from qmpkit.errors import BinaryMissing as BinaryMissing
+    from qmpkit.errors import CertificateWrong as CertificateWrong
     from qmpkit.errors import ChecksumWrong as ChecksumWrong
     from qmpkit.errors import Fault as Fault
     from qmpkit.errors import GuestRefused as GuestRefused
@@ -139,9 +140,9 @@ __version__ = "0.1.0"
 _MODULES = {
     "qmpkit._running": "running",
     "qmpkit.errors": (
-        "AgentSilent BinaryMissing ChecksumWrong Fault GuestRefused HostLacks ImageFailed "
-        "ImageInUse ImageRefused JournalFailed JournalNewer KvmUnavailable LaunchFailed "
-        "MachineDied MachineGone PullFailed QmpkitError SignatureWrong SpecInvalid "
+        "AgentSilent BinaryMissing CertificateWrong ChecksumWrong Fault GuestRefused HostLacks "
+        "ImageFailed ImageInUse ImageRefused JournalFailed JournalNewer KvmUnavailable "
+        "LaunchFailed MachineDied MachineGone PullFailed QmpkitError SignatureWrong SpecInvalid "
         "SupervisorRunning"
     ),
     "qmpkit.host.doctor.examination": "examine_host",

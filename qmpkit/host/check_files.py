@@ -255,7 +255,7 @@ class _Check:
         for depth, layer in enumerate(chain.layers):
             if depth:
                 yield from file_in_use(layer.path, at, for_writing=False)
-            data = layer.header.data_file and backing_path(layer.path, layer.header.data_file)
+            data = layer.data_file
             if data:
                 # The data file of the image itself is written with it.
                 writes = depth == 0 and own and not self.disk.is_readonly
