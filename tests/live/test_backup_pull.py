@@ -62,7 +62,7 @@ async def test_what_is_fetched_is_of_one_moment(qemu: str, qemu_img: str, tmp_pa
                 await holds(file, "raw", {0: 1, 5: 0})
         assert not folder.exists()
         await nothing_left(vm)
-        assert await bitmaps(vm) == {"qk-checkpoint-one"}
+        assert await bitmaps(vm) == {"qk-checkpoint-one@disk0"}
         async with vm.backups.pulling(folder, since="one", checkpoint="two") as pull:
             await write(vm, "disk0", 7, 3)
             assert await dirty(pull.disks["disk0"], pull.socket) == {0, 5}
@@ -71,7 +71,7 @@ async def test_what_is_fetched_is_of_one_moment(qemu: str, qemu_img: str, tmp_pa
             file = await fetched(pull.disks["disk0"], tmp_path / "again.raw")
             await holds(file, "raw", {0: 2, 5: 2, 7: 0})
         await vm.backups.drop_checkpoint("one")
-        assert await bitmaps(vm) == {"qk-checkpoint-two"}
+        assert await bitmaps(vm) == {"qk-checkpoint-two@disk0"}
         await nothing_left(vm)
 
 

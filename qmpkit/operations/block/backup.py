@@ -33,7 +33,7 @@ from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.job_groups import job_group
 from qmpkit.operations.jobs import JobState, Progress, progress_of
 from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
-from qmpkit.spec.backups import BackupLayer, BackupPoint, bitmap_name
+from qmpkit.spec.backups import BackupLayer, BackupPoint, bitmaps_of
 from qmpkit.spec.sizes import format_size
 
 __all__ = ["let_go_on", "run_backup"]
@@ -89,8 +89,7 @@ async def _planned(machine: Changeable, place: Repository, mode: Mode) -> tuple[
     plan = partial(planned, machine, graph, bitmaps, manifest, mode, place.folder)
     copies = await trio.to_thread.run_sync(plan)
     # Of a point that was never finished, or whose bitmap is of no use.
-    keep = bitmap_name(manifest.id, manifest.last.number) if manifest.last else None
-    await remove_bitmaps(machine, manifest.id, keep)
+    await remove_bitmaps(machine, manifest.id, bitmaps_of(manifest.last))
     return copies
 
 
@@ -132,7 +131,7 @@ async def _carried_out(
         await place.seal(manifest, [place.path(copy.file) for copy in copies])
         made.keep()
     with trio.move_on_after(STEP_GRACE, shield=True), suppress(*_LOST):
-        await remove_bitmaps(machine, manifest.id, bitmap_name(manifest.id, number))
+        await remove_bitmaps(machine, manifest.id, bitmaps_of(point))
     return point
 
 
