@@ -27,7 +27,8 @@ from qmpkit.operations.block.backup import let_go_on
 from qmpkit.operations.block.backup_plan import dirty_bitmaps, free_targets
 from qmpkit.operations.block.graph import Layer, graph_of
 from qmpkit.operations.block.layers import STEP_GRACE, remove_nodes
-from qmpkit.operations.block.pull_folder import FLEECE, SOCKET, held_folder, removed_folder
+from qmpkit.operations.block.pull_folder import FLEECE, SERVER, SOCKET, held_folder, removed_folder
+from qmpkit.operations.block.pull_relay import relayed
 from qmpkit.operations.block.snapshots import Freeze
 from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.job_groups import JobGroup, job_group
@@ -99,6 +100,7 @@ async def pulling(
     socket = folder / SOCKET
     _check(machine, socket, since, checkpoint)
     async with machine.changing:
+        await _refuse_threads(machine)
         served = await _planned(machine, folder, since, checkpoint)
         change = Change(
             what="serve its disks for a backup",
@@ -136,6 +138,16 @@ def _check(machine: Changeable, socket: Path, since: str | None, checkpoint: str
     if not any(not disk.is_readonly for disk in machine.spec.disks):
         faults.append(Fault("disks", "it has no disk that it can write to"))
     if faults:
+        raise SpecInvalid(faults, f"machine {machine.name!r}")
+
+
+async def _refuse_threads(machine: Changeable) -> None:
+    """QEMU before 9.0 aborts when an NBD client leaves that another thread has served."""
+    threaded = [disk.id for disk in machine.spec.disks if disk.iothread and not disk.is_readonly]
+    if threaded and (await machine.execute("query-version"))["qemu"]["major"] < 9:
+        message = "it has an iothread, and this QEMU, before 9.0, would abort when a client leaves"
+        hint = "take iothread out of its spec, update QEMU, or use backups.run"
+        faults = [Fault(f"disks.{disk}", message, hint) for disk in threaded]
         raise SpecInvalid(faults, f"machine {machine.name!r}")
 
 
@@ -250,7 +262,8 @@ async def _listening(
     machine: Changeable, socket: Path, served: Sequence[_Served]
 ) -> AsyncIterator[None]:
     """QEMU has one NBD server: when it serves another's exports, this is CommandRefused."""
-    address = {"type": "unix", "data": {"path": str(socket)}}
+    server = socket.with_name(SERVER)
+    address = {"type": "unix", "data": {"path": str(server)}}
     ours = True
     try:
         try:
@@ -258,14 +271,14 @@ async def _listening(
         except CommandRefused:
             ours = False
             raise
-        await trio.to_thread.run_sync(socket.chmod, 0o600)
         for it in served:
             words = {"type": "nbd", "id": it.job, "node-name": it.node, "name": it.disk}
             bitmaps = [] if it.since is None else [_DIRTY]
             await machine.execute("block-export-add", {**words, "bitmaps": bitmaps})
-        yield
+        async with relayed(socket, server):
+            yield
     finally:
-        if ours:  # it ends the exports, and returns when their clients are gone
+        if ours:  # it ends the exports, whose clients are gone
             with trio.move_on_after(STEP_GRACE, shield=True), suppress(CommandRefused, *_LOST):
                 await machine.execute("nbd-server-stop")
 
