@@ -10,10 +10,13 @@ from pathlib import Path
 from qmpkit.errors import ImageInUse
 from qmpkit.images.tool import Asked
 
-__all__ = ["FLEECE", "SOCKET", "cleared_folder", "held_folder", "removed_folder"]
+__all__ = ["FLEECE", "SERVER", "SOCKET", "cleared_folder", "held_folder", "removed_folder"]
 
 SOCKET = "nbd.sock"
 """Where the disks are served."""
+
+SERVER = "own.sock"
+"""Where QEMU's server is, which serves nobody but the one at `SOCKET`; a name as long."""
 
 FLEECE = ".fleece.qcow2"
 """What the names of the images end in that take what the guest overwrites."""
@@ -56,7 +59,7 @@ def _refuse_others(asked: Asked, lock: int) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    return name == SOCKET or name.endswith(FLEECE)
+    return name in (SOCKET, SERVER) or name.endswith(FLEECE)
 
 
 def _clear(folder: Path) -> None:

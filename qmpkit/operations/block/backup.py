@@ -27,7 +27,7 @@ from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.backup_compare import Moment, fleeces_of, moment
 from qmpkit.operations.block.backup_plan import Copy, Mode, dirty_bitmaps, planned, remove_bitmaps
-from qmpkit.operations.block.fleece import Fleece, socket_fault
+from qmpkit.operations.block.fleece import Fleece, refuse_threads, socket_fault
 from qmpkit.operations.block.graph import graph_of
 from qmpkit.operations.block.layers import LOST, STEP_GRACE, Made, formatted, making, new_file
 from qmpkit.operations.block.snapshots import Freeze
@@ -35,7 +35,7 @@ from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.job_groups import job_group
 from qmpkit.operations.jobs import JobState, Progress, progress_of
 from qmpkit.qmp.errors import CommandRefused
-from qmpkit.spec.backups import BackupLayer, BackupPoint, bitmap_name
+from qmpkit.spec.backups import BackupLayer, BackupPoint, bitmaps_of
 from qmpkit.spec.sizes import format_size
 
 __all__ = ["run_backup"]
@@ -74,6 +74,8 @@ async def run_backup(
     wanted = _Wanted(compress, speed, freeze, progress, compare)
     held = repository(folder, doing="back up to", change=True, new_of=machine.name)
     async with held as place, machine.changing:
+        if compare:
+            await refuse_threads(machine)
         copies = await _planned(machine, place, mode)
         if not compress:
             await trio.to_thread.run_sync(_refuse_full, place, copies)
@@ -111,8 +113,7 @@ async def _planned(machine: Changeable, place: Repository, mode: Mode) -> tuple[
     plan = partial(planned, machine, graph, bitmaps, manifest, mode, place.folder)
     copies = await trio.to_thread.run_sync(plan)
     # Of a point that was never finished, or whose bitmap is of no use.
-    keep = bitmap_name(manifest.id, manifest.last.number) if manifest.last else None
-    await remove_bitmaps(machine, manifest.id, keep)
+    await remove_bitmaps(machine, manifest.id, bitmaps_of(manifest.last))
     return copies
 
 
@@ -159,7 +160,7 @@ async def _carried_out(
         await place.seal(manifest, [place.path(copy.file) for copy in copies])
         made.keep()
     with trio.move_on_after(STEP_GRACE, shield=True), suppress(*LOST):
-        await remove_bitmaps(machine, manifest.id, bitmap_name(manifest.id, number))
+        await remove_bitmaps(machine, manifest.id, bitmaps_of(point))
     return point
 
 

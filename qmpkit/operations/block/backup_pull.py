@@ -22,6 +22,7 @@ from qmpkit.operations.block.fleece import (
     fleecing,
     going_on,
     listening,
+    refuse_threads,
     socket_fault,
     watched,
 )
@@ -89,6 +90,7 @@ async def pulling(
     socket = folder / SOCKET
     _check(machine, folder, since, checkpoint)
     async with machine.changing:
+        await refuse_threads(machine)
         served = await _planned(machine, folder, since, checkpoint)
         fleeces = tuple(it.fleece for it in served)
         change = Change(
@@ -145,23 +147,29 @@ async def _planned(
             continue
         top = graph.chain(disk.id)[0]
         known = bitmaps.of(top.node)
-        if checkpoint is not None and _bitmap(checkpoint) in known:
+        if checkpoint is not None and _bitmap(checkpoint, disk.id) in known:
             fault = Fault("checkpoint", f"there is {checkpoint!r} already", "drop it first")
             raise SpecInvalid([fault], f"machine {machine.name!r}")
-        why = "" if since is None else _unfit(known.get(_bitmap(since)), since)
+        why = "" if since is None else _unfit(known.get(_bitmap(since, disk.id)), since)
         served.append(
             _Served(
                 Fleece(disk.id, top.node, top.size, next(names), folder, disk.luks),
-                None if since is None or why else _bitmap(since),
-                _bitmap(checkpoint) if checkpoint and not bitmaps.unable(top) else None,
+                None if since is None or why else _bitmap(since, disk.id),
+                _bitmap(checkpoint, disk.id) if checkpoint and not bitmaps.unable(top) else None,
                 why,
             )
         )
     return tuple(served)
 
 
-def _bitmap(checkpoint: str) -> str:
-    return f"qk-checkpoint-{checkpoint}"
+def _bitmap(checkpoint: str, disk: str) -> str:
+    # The disk's, too: one that takes another's place has not recorded what that has.
+    return f"{_checkpoint(checkpoint)}{disk}"
+
+
+def _checkpoint(name: str) -> str:
+    """What the bitmaps of a checkpoint begin with."""
+    return f"qk-checkpoint-{name}@"
 
 
 def _unfit(bitmap: Mapping[str, Any] | None, since: str) -> str:
@@ -224,7 +232,7 @@ async def drop_checkpoint(machine: Changeable, name: str) -> None:
     """See `Backups.drop_checkpoint`."""
     async with machine.changing:
         for node, known in await dirty_bitmaps(machine):
-            if known == _bitmap(name):
+            if known.startswith(_checkpoint(name)):
                 with suppress(CommandRefused):  # in an image that is only read
                     words = {"node": node, "name": known}
                     await machine.execute("block-dirty-bitmap-remove", words)

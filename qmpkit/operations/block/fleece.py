@@ -17,13 +17,14 @@ import attrs
 import trio
 
 from qmpkit._trio import raise_collapsed
-from qmpkit.backups.private_folder import FLEECE, SOCKET, held_folder, removed_folder
-from qmpkit.errors import Fault
+from qmpkit.backups.private_folder import FLEECE, SERVER, SOCKET, held_folder, removed_folder
+from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.images.encrypting import encrypting
 from qmpkit.images.new import place_empty
 from qmpkit.images.tool import Asked
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.layers import LOST, STEP_GRACE, remove_nodes
+from qmpkit.operations.block.pull_relay import relayed
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.job_groups import JobGroup
 from qmpkit.qmp.errors import CommandRefused
@@ -31,7 +32,15 @@ from qmpkit.qmp.events import Subscription
 from qmpkit.spec.encryption import Luks, encryption_of
 from qmpkit.spec.names import secret_id
 
-__all__ = ["Fleece", "fleecing", "going_on", "listening", "socket_fault", "watched"]
+__all__ = [
+    "Fleece",
+    "fleecing",
+    "going_on",
+    "listening",
+    "refuse_threads",
+    "socket_fault",
+    "watched",
+]
 
 _PATH_LIMIT = 107  # bytes of the path of a socket
 
@@ -87,6 +96,18 @@ def socket_fault(folder: Path) -> Fault | None:
     return Fault("folder", message, "choose a shorter one")
 
 
+async def refuse_threads(machine: Changeable) -> None:
+    """QEMU before 9.0 aborts when an NBD client leaves that another thread has served."""
+    threaded = [
+        disk.id for disk in machine.spec.disks if iothreads_of([disk]) and not disk.is_readonly
+    ]
+    if threaded and (await machine.execute("query-version"))["qemu"]["major"] < 9:
+        message = "it has an iothread, and this QEMU, before 9.0, would abort when a client leaves"
+        hint = "take iothread out of its spec, update QEMU, or use backups.run"
+        faults = [Fault(f"disks.{disk}", message, hint) for disk in threaded]
+        raise SpecInvalid(faults, f"machine {machine.name!r}")
+
+
 @asynccontextmanager
 async def fleecing(
     machine: Changeable, folder: Path, fleeces: Sequence[Fleece]
@@ -128,7 +149,8 @@ async def listening(
 
     QEMU has one NBD server: when it serves another's exports, this is CommandRefused.
     """
-    address = {"type": "unix", "data": {"path": str(socket)}}
+    server = socket.with_name(SERVER)
+    address = {"type": "unix", "data": {"path": str(server)}}
     ours = True
     try:
         try:
@@ -136,14 +158,14 @@ async def listening(
         except CommandRefused:
             ours = False
             raise
-        await trio.to_thread.run_sync(socket.chmod, 0o600)
         for it in fleeces:
             words = {"type": "nbd", "id": it.job, "node-name": it.node, "name": it.disk}
             known = [*bitmaps.get(it.disk, ())]
             await machine.execute("block-export-add", {**words, "bitmaps": known})
-        yield
+        async with relayed(socket, server):
+            yield
     finally:
-        if ours:  # it ends the exports, and returns when their clients are gone
+        if ours:  # it ends the exports, whose clients are gone
             with trio.move_on_after(STEP_GRACE, shield=True), suppress(CommandRefused, *LOST):
                 await machine.execute("nbd-server-stop")
 

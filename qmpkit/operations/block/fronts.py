@@ -280,8 +280,10 @@ class Backups:
 
         Nothing else can be changed in the machine's disks within.  The block is cancelled
         and JobFailed raised when *folder* is full: then the moment is lost, not the guest.
-        Raises SpecInvalid, ImageFailed, ImageInUse, and CommandRefused when QEMU's NBD
-        server is in other hands.
+        A client that leaves unread for a minute what it has asked for loses its connection.
+        Raises SpecInvalid (also for disks with an iothread on QEMU before 9.0, which would
+        abort), ImageFailed, ImageInUse, and CommandRefused when QEMU's NBD server is in
+        other hands.
         """
         freezing = self._freeze if freeze else None
         where = Path(folder)
