@@ -20,8 +20,14 @@ import trio
 from qmpkit._trio import ServiceNursery, service_nursery
 from qmpkit.errors import HostLacks, LaunchFailed, QmpkitError
 from qmpkit.host.resolve import Resolution
-from qmpkit.machine.drives import limit_drives
-from qmpkit.machine.launch import LaunchOptions, Wiring, check_links, failing_launch, give_store
+from qmpkit.machine.launch import (
+    LaunchOptions,
+    Wiring,
+    check_links,
+    failing_launch,
+    get_ready,
+    give_store,
+)
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.state import State
 from qmpkit.process.errors import SpawnFailed
@@ -236,13 +242,13 @@ async def begun(
             session,
             _streams(outer, spec, home),
             services,
-            State.PAUSED,
+            State.PAUSED if spec.resume_from is None else State.INCOMING,
             options.graces,
         )
         outer.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         try:
-            await limit_drives(machine, machine.spec)
+            await get_ready(machine)
             yield machine
         finally:
             if not child.kept:

@@ -17,11 +17,12 @@ import attrs
 import trio
 
 from qmpkit._trio import service_nursery
-from qmpkit.errors import Fault, HostLacks, LaunchFailed, SpecInvalid
+from qmpkit.errors import Fault, HostLacks, LaunchFailed, MachineDied, MachineGone, SpecInvalid
 from qmpkit.host.resolve import Resolution
 from qmpkit.images.varstore import private_store
 from qmpkit.machine.drives import limit_drives
 from qmpkit.machine.machine import Graces, Machine
+from qmpkit.machine.saved_state import load_state, take_images_back
 from qmpkit.machine.state import State
 from qmpkit.process.child import Child, ChildLike, child
 from qmpkit.process.errors import SpawnFailed
@@ -36,7 +37,8 @@ from qmpkit.spec.machine import MachineSpec, channels, links
 from qmpkit.spec.network import TapNic
 
 __all__ = ["LaunchOptions", "Started", "Starter", "launched", "start_qemu"]
-__all__ += ["Wiring", "check_links", "failing_launch", "give_store"]  # for machines that are kept
+# For machines that are kept:
+__all__ += ["Wiring", "check_links", "failing_launch", "get_ready", "give_store"]
 
 # When QEMU closes its monitor before it greeted, its exit status follows at once.
 _STATUS_FOLLOWS = 5.0
@@ -228,13 +230,13 @@ async def launched(
             session,
             _streams(started),
             services,
-            State.INCOMING if options.incoming else State.PAUSED,
+            State.INCOMING if options.incoming or resolution.spec.resume_from else State.PAUSED,
             options.graces,
         )
         stack.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         try:
-            await limit_drives(machine, machine.spec)
+            await get_ready(machine)
             yield machine
         finally:
             with trio.move_on_after(options.graces.total, shield=True):
@@ -285,6 +287,28 @@ async def _failed(
     tail = child.stderr_tail
     cure = cure_if_alive if status is None else _cure_for(tail)
     return LaunchFailed(name, argv, None if status is None else str(status), tail, cure)
+
+
+async def get_ready(machine: Machine) -> None:
+    """What is left to do before its guest may run: the RAM that it goes on with, the bounds.
+
+    LaunchFailed when the RAM is not for this machine.
+    """
+    if machine.spec.resume_from is not None:
+        cure = "have the machine as it was at the snapshot, or go back without its memory"
+        try:
+            why = await load_state(machine, Path(machine.spec.resume_from))
+        except (MachineDied, MachineGone) as ended:
+            report = machine.report
+            status = None if report is None else str(report.status)
+            tail = machine.child.stderr_tail
+            raise LaunchFailed(machine.name, machine.argv, status, tail, cure) from ended
+        if why:
+            raise LaunchFailed(machine.name, machine.argv, None, why, cure)
+        await take_images_back(machine)  # before 10.0 it has them
+        machine.loaded()
+        machine.spec = attrs.evolve(machine.spec, resume_from=None)
+    await limit_drives(machine, machine.spec)
 
 
 def _streams(started: Started) -> dict[str, trio.abc.Stream]:

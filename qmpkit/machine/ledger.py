@@ -29,8 +29,9 @@ class Change:
     `jobs`: those that do it together, when they are several.
     `leaving`, `obsolete`: nodes and files that the machine does not use any more once it is
     done, and that nobody needs.  `inodes`: those of `files`, once they are made: a file that
-    is another one is not removed.  `tag`: a snapshot in the images, to be gone likewise.
-    `frozen`: the guest's file systems are frozen for it.
+    is another one is not removed.  `memory`: the file that the RAM goes into, made and removed
+    like those; `halted`: the guest ran before, and stands still for it.  `tag`: a snapshot in
+    the images, to be gone likewise.  `frozen`: the guest's file systems are frozen for it.
     `serving`: QEMU's NBD server runs for it.  `drive`: the CD drive whose medium changes.
     """
 
@@ -45,6 +46,8 @@ class Change:
     leaving: tuple[str, ...] = ()
     obsolete: tuple[str, ...] = ()
     inodes: tuple[int, ...] = ()
+    memory: str = ""
+    halted: bool = False
     tag: str = ""
     frozen: bool = False
     serving: bool = False

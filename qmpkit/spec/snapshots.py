@@ -11,7 +11,7 @@ import attrs
 
 from qmpkit.spec.names import NODE_NAME_LIMIT
 
-__all__ = ["Snapshot", "layer_file", "layer_node", "snapshot_name_problem"]
+__all__ = ["Snapshot", "layer_file", "layer_node", "memory_file", "snapshot_name_problem"]
 
 SNAPSHOT_NAME_LIMIT = 48
 """In characters, all ASCII: a snapshot's name is part of its layers' file names."""
@@ -25,16 +25,19 @@ class Snapshot:
 
     `kind`: "external" when it is kept as layers below those that are written to, "internal"
     when the images hold it themselves, with the machine's RAM.  `time`: seconds since the
-    epoch.  `parent`: the snapshot that the machine came from then.  `disks`: of each disk in
-    it, by id, the file that holds it, which is only read from then on (external), or the
-    image it is in; `formats`: theirs.  `description`: what it is for.  `whole`: false when
-    its removal was begun and not ended: the machine has its data, and there is no going
-    back to it any more.
+    epoch.  `memory`: the file that has the RAM of an external one, None without.  `pause`: for
+    how many seconds the guest stood still for that.  `parent`: the snapshot that the machine
+    came from then.  `disks`: of each disk in it, by id, the file that holds it, which is only
+    read from then on (external), or the image it is in; `formats`: theirs.  `description`:
+    what it is for.  `whole`: false when its removal was begun and not ended: the machine has
+    its data, and there is no going back to it any more.
     """
 
     name: str
     kind: Literal["external", "internal"] = "external"
     time: float = 0.0
+    memory: str | None = None
+    pause: float = 0.0
     parent: str | None = None
     disks: dict[str, str] = attrs.field(factory=dict)
     formats: dict[str, str] = attrs.field(factory=dict)
@@ -59,6 +62,11 @@ def layer_file(origin: str, snapshot: str) -> str:
     """
     path = PurePath(origin)
     return os.fspath(path.with_name(f"{path.name.removesuffix('.qcow2')}.{snapshot}.qcow2"))
+
+
+def memory_file(origin: str, snapshot: str) -> str:
+    """The file for the RAM of *snapshot*: `web.qcow2` → `web.<snapshot>.ram`."""
+    return f"{layer_file(origin, snapshot).removesuffix('.qcow2')}.ram"
 
 
 def layer_node(disk_node: str, taken: frozenset[str] | set[str]) -> str:

@@ -23,7 +23,7 @@ from qmpkit.spec.machine import channels
 from qmpkit.supervisor.differences import disk_differences
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.ledger import KeptLedger, recover_change
-from qmpkit.supervisor.life import Means, attend
+from qmpkit.supervisor.life import Means, attend, used_up
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import Declared, End, Record
 from qmpkit.vm import VM
@@ -119,6 +119,7 @@ async def _with_monitor(kept: Kept, means: Means, machine: Machine, seen: Seen) 
     try:
         await _compare(kept, vm.state)
         seen()
+        await used_up(kept, means.journal, machine)
         await recover_change(kept, ledger, vm)
         await _compare_disks(kept, vm, means.patience)
         return await attend(kept, means, vm)

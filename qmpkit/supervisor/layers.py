@@ -105,6 +105,7 @@ def carried_over(wanted: MachineSpec, known: MachineSpec | None) -> MachineSpec:
             if point.disks
         ],
         snapshot=_nearest(known.snapshot, kept, parents),
+        resume_from=known.resume_from,
     )
 
 

@@ -87,7 +87,13 @@ def _identity(file: Path) -> tuple[int, int] | None:
 
 def with_disks_of(spec: MachineSpec, other: MachineSpec) -> MachineSpec:
     """*spec* with the disks and snapshots of *other*.  Pure."""
-    return attrs.evolve(spec, disks=other.disks, snapshots=other.snapshots, snapshot=other.snapshot)
+    return attrs.evolve(
+        spec,
+        disks=other.disks,
+        snapshots=other.snapshots,
+        snapshot=other.snapshot,
+        resume_from=other.resume_from,
+    )
 
 
 async def recover_change(kept: Kept, ledger: KeptLedger, vm: VM) -> None:

@@ -117,6 +117,14 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     shell.run("snapshot", "take", "store", "three")
     assert "moved.qcow2" in shell.run("disk", "list", "store")
     shell.run("disk", "flatten", "store", "disk0")
+    said = shell.run("snapshot", "take", "store", "filed", "--ram-file")
+    assert "its guest stood still for" in said
+    assert "disks, RAM in a file" in shell.run("snapshot", "list", "store")
+    said = shell.run("snapshot", "load", "store", "filed", status=2)
+    assert "stop the machine and revert it" in said
+    shell.run("snapshot", "revert", "store", "filed", "--stop", "--grace", "0")
+    shell.run("snapshot", "revert", "store", "filed", "--stop", "--grace", "0", "--disks-only")
+    assert (shell.folder / "store.filed.ram").exists()
 
     said = shell.run("snapshot", "take", "store", "a/b", status=2)
     assert "'a/b' is no name" in said

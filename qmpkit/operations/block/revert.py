@@ -1,4 +1,4 @@
-"""Back to a snapshot without memory, for a machine that is down: new layers above its files."""
+"""Back to an external snapshot, for a machine that is down: new layers above its files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,27 @@ from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.snapshots import Snapshot, layer_file
 
-__all__ = ["overlaid", "overlays_made"]
+__all__ = ["overlaid", "overlays_made", "reverted"]
 
 
-async def overlaid(spec: MachineSpec, name: str) -> tuple[Change, tuple[str, ...]]:
+async def reverted(spec: MachineSpec, name: str, *, memory: bool = True) -> MachineSpec:
+    """The spec by which a machine that is down starts from a snapshot; its new layers are made.
+
+    With one that has the RAM in a file the guest goes on where it was, unless *memory* is
+    false.  For a machine of your own: of a kept one `Supervisor.revert` writes it down.
+    Raises SpecInvalid for an unknown snapshot, ImageFailed.
+    """
+    change, _ = await overlaid(spec, name, memory=memory)
+    await overlays_made(change)
+    return change.spec
+
+
+async def overlaid(
+    spec: MachineSpec, name: str, *, memory: bool = True
+) -> tuple[Change, tuple[str, ...]]:
     """What is to be done to go back, and the files that the machine writes to until then.
+
+    Without *memory* its RAM is left, when it has any: the guest boots.
 
     Raises SpecInvalid when there is no such snapshot, or no going back to it in this way.
     """
@@ -35,7 +51,11 @@ async def overlaid(spec: MachineSpec, name: str) -> tuple[Change, tuple[str, ...
     changed = [await trio.to_thread.run_sync(_on_new_layer, disk, point) for disk in disks]
     change = Change(
         what=f"go back to the snapshot {name!r}",
-        spec=attrs.evolve(with_disks(spec, changed), snapshot=name),
+        spec=attrs.evolve(
+            with_disks(spec, changed),
+            snapshot=name,
+            resume_from=point.memory if memory else None,
+        ),
         begun=spec,
         sure=True,  # an empty layer shows the point
         files=tuple(disk.file for disk in changed),
