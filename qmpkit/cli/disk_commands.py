@@ -99,7 +99,7 @@ def rename(
     *,
     farm: Farm = None,
 ) -> int:
-    """Give a snapshot of the disks another name."""
+    """Give a snapshot another name."""
     from qmpkit.cli.disk_actions import rename_snapshot
 
     return rename_snapshot(name, snapshot, to, farm)

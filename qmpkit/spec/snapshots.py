@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
+from itertools import chain, count
 from pathlib import PurePath
 from typing import Literal
 
@@ -11,7 +13,8 @@ import attrs
 
 from qmpkit.spec.names import NODE_NAME_LIMIT
 
-__all__ = ["Snapshot", "layer_file", "layer_node", "memory_file", "snapshot_name_problem"]
+__all__ = ["Snapshot", "free_tag", "layer_file", "layer_node", "memory_file"]
+__all__ += ["snapshot_name_problem", "tag_of"]
 
 SNAPSHOT_NAME_LIMIT = 48
 """In characters, all ASCII: a snapshot's name is part of its layers' file names."""
@@ -27,10 +30,11 @@ class Snapshot:
     when the images hold it themselves, with the machine's RAM.  `time`: seconds since the
     epoch.  `memory`: the file that has the RAM of an external one, None without.  `pause`: for
     how many seconds the guest stood still for that.  `parent`: the snapshot that the machine
-    came from then.  `disks`: of each disk in it, by id, the file that holds it, which is only
-    read from then on (external), or the image it is in; `formats`: theirs.  `description`:
-    what it is for.  `whole`: false when its removal was begun and not ended: the machine has
-    its data, and there is no going back to it any more.
+    came from then.  `tag`: the name by which the images know an internal one, when it has got
+    another since; QEMU renames none.  `disks`: of each disk in it, by id, the file that holds
+    it, which is only read from then on (external), or the image it is in; `formats`: theirs.
+    `description`: what it is for.  `whole`: false when its removal was begun and not ended:
+    the machine has its data, and there is no going back to it any more.
     """
 
     name: str
@@ -39,10 +43,28 @@ class Snapshot:
     memory: str | None = None
     pause: float = 0.0
     parent: str | None = None
+    tag: str | None = None
     disks: dict[str, str] = attrs.field(factory=dict)
     formats: dict[str, str] = attrs.field(factory=dict)
     description: str = ""
     whole: bool = True
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The files that belong to it and are no disk's."""
+        return () if self.memory is None else (self.memory,)
+
+
+def tag_of(point: Snapshot) -> str:
+    """The name by which the images know an internal snapshot."""
+    return point.tag or point.name
+
+
+def free_tag(name: str, points: Iterable[Snapshot]) -> str:
+    """A name for the images that none of the snapshots has there: *name*, if it can be."""
+    taken = {tag_of(point) for point in points if point.kind == "internal"}
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(tag for tag in names if tag not in taken)
 
 
 def snapshot_name_problem(name: str) -> str:

@@ -197,9 +197,9 @@ class Snapshots:
         return await snapshots.sizes_of(self.list())
 
     async def rename(self, name: str, to: str) -> None:
-        """Give a snapshot another name; its files keep theirs.
+        """Give a snapshot another name; its files, and what the images hold, keep theirs.
 
-        Not one that `save` has made: the images know it by its name.
+        QEMU renames none in an image: `Snapshot.tag` is what that knows it by.
         """
         await snapshots.rename(self._machine, name, to)
 

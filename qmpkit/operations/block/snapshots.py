@@ -32,7 +32,7 @@ from qmpkit.operations.jobs import Progress
 from qmpkit.qmp.errors import CommandRefused, MonitorSilent
 from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.snapshots import Snapshot, layer_file, memory_file, snapshot_name_problem
+from qmpkit.spec.snapshots import Snapshot, layer_file, memory_file, snapshot_name_problem, tag_of
 from qmpkit.spec.suggest import suggestion
 
 __all__ = ["Freeze", "known_snapshot", "new_name_faults", "take", "writable_disks"]
@@ -313,17 +313,16 @@ async def rename(machine: Changeable, name: str, to: str) -> None:
     """Give a snapshot another name; see `Snapshots.rename`."""
     async with machine.changing:
         point = known_snapshot(machine.spec, name)
-        faults = list(new_name_faults(machine.spec, to))
-        if point.kind == "internal":
-            message = f"{name!r} is held by the images, which know it by that name"
-            faults.append(Fault("name", message))
-        if faults:
+        if faults := list(new_name_faults(machine.spec, to)):
             raise SpecInvalid(faults, f"machine {machine.name!r}")
+        tag = tag_of(point) if point.kind == "internal" else None
+        tags = {name: None if tag == to else tag}
         names = {name: to}
         points = [
             attrs.evolve(
                 it,
                 name=names.get(it.name, it.name),
+                tag=tags.get(it.name, it.tag),
                 parent=names.get(it.parent or "", it.parent),
             )
             for it in machine.spec.snapshots
@@ -345,7 +344,7 @@ def _sizes_of(points: Sequence[Snapshot]) -> dict[str, int]:
     sizes = {}
     for point in points:
         if point.kind == "external":
-            files = [*point.disks.values(), *([point.memory] if point.memory else [])]
+            files = [*point.disks.values(), *point.beside]
             sizes[point.name] = sum(_size(Path(file)) for file in files)
     return sizes
 
