@@ -36,7 +36,7 @@ def take_snapshot(name: str, body: Mapping[str, Any], farm: str | None, *, as_js
     if as_json:
         print_json(point)
     else:
-        stood = f"; its guest stood still for {point['pause']:.1f} s" if point["pause"] else ""
+        stood = f"; its guest stood still for {point['pause']:.1f} s" if point["memory"] else ""
         talk.say(f"{machine}: snapshot {point['name']} of {', '.join(point['disks'])}{stood}")
     return Exit.OK
 

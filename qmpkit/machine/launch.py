@@ -305,7 +305,7 @@ async def get_ready(machine: Machine) -> None:
             raise LaunchFailed(machine.name, machine.argv, status, tail, cure) from ended
         if why:
             raise LaunchFailed(machine.name, machine.argv, None, why, cure)
-        await take_images_back(machine)  # before 10.0 it has them
+        await take_images_back(machine)
         machine.loaded()
         machine.spec = attrs.evolve(machine.spec, resume_from=None)
     await limit_drives(machine, machine.spec)

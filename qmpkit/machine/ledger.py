@@ -28,10 +28,11 @@ class Change:
     and the nodes and files that are made for it, to be gone when it is not done in the end;
     `jobs`: those that do it together, when they are several.
     `leaving`, `obsolete`: nodes and files that the machine does not use any more once it is
-    done, and that nobody needs.  `inodes`: those of `files`, once they are made: a file that
-    is another one is not removed.  `memory`: the file that the RAM goes into, made and removed
-    like those; `halted`: the guest ran before, and stands still for it.  `tag`: a snapshot in
-    the images, to be gone likewise.  `frozen`: the guest's file systems are frozen for it.
+    done, and that nobody needs.  `inodes`: those of `made`, once they are made: a file that
+    is another one is not removed.  `memory`, `variables`: the files that the RAM and the UEFI
+    variables go into, made and removed like `files`; `halted`: the guest ran before, and
+    stands still for that.  `tag`: a snapshot in the images, to be gone likewise.
+    `frozen`: the guest's file systems are frozen for it.
     `serving`: QEMU's NBD server runs for it.  `drive`: the CD drive whose medium changes.
     """
 
@@ -47,11 +48,22 @@ class Change:
     obsolete: tuple[str, ...] = ()
     inodes: tuple[int, ...] = ()
     memory: str = ""
+    variables: str = ""
     halted: bool = False
     tag: str = ""
     frozen: bool = False
     serving: bool = False
     drive: str = ""
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """All files that are made for it, in the order of `inodes`."""
+        return (*self.files, *filter(None, (self.memory, self.variables)))
+
+    @property
+    def stands(self) -> bool:
+        """Whether the guest stands still for it, if it ran."""
+        return bool(self.memory or self.variables)
 
 
 class Ledger(Protocol):

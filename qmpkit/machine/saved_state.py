@@ -87,16 +87,14 @@ async def cancel_saving(machine: _Monitored) -> None:
             await changes.next()
 
 
-async def take_images_back(machine: _Monitored) -> bool:
-    """Have the images usable while the guest stands still; False before QEMU 10.0.
+async def take_images_back(machine: _Monitored) -> None:
+    """Have the images usable while a guest that was loaded stands still.
 
-    One that has sent its state, or has got one, has them in its hands only once it runs.
+    From QEMU 10.0 on they are not in its hands before it runs.
     """
     commands = {it["name"] for it in await machine.execute("query-commands")}
-    if _SET_ACTIVE not in commands:
-        return False
-    await machine.execute(_SET_ACTIVE, {"active": True})
-    return True
+    if _SET_ACTIVE in commands:
+        await machine.execute(_SET_ACTIVE, {"active": True})
 
 
 async def load_state(machine: _Monitored, path: Path, *, ignore_shared: bool = False) -> str:

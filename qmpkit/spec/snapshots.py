@@ -14,7 +14,7 @@ import attrs
 from qmpkit.spec.names import NODE_NAME_LIMIT
 
 __all__ = ["Snapshot", "free_tag", "layer_file", "layer_node", "memory_file"]
-__all__ += ["snapshot_name_problem", "tag_of"]
+__all__ += ["snapshot_name_problem", "tag_of", "variables_file"]
 
 SNAPSHOT_NAME_LIMIT = 48
 """In characters, all ASCII: a snapshot's name is part of its layers' file names."""
@@ -28,19 +28,21 @@ class Snapshot:
 
     `kind`: "external" when it is kept as layers below those that are written to, "internal"
     when the images hold it themselves, with the machine's RAM.  `time`: seconds since the
-    epoch.  `memory`: the file that has the RAM of an external one, None without.  `pause`: for
-    how many seconds the guest stood still for that.  `parent`: the snapshot that the machine
-    came from then.  `tag`: the name by which the images know an internal one, when it has got
-    another since; QEMU renames none.  `disks`: of each disk in it, by id, the file that holds
-    it, which is only read from then on (external), or the image it is in; `formats`: theirs.
-    `description`: what it is for.  `whole`: false when its removal was begun and not ended:
-    the machine has its data, and there is no going back to it any more.
+    epoch.  `memory`: the file that has the RAM of an external one, None without;
+    `variables`: the one that has its UEFI variables.  `pause`: for how many seconds the guest
+    stood still for these.  `parent`: the snapshot that the machine came from then.  `tag`: the
+    name by which the images know an internal one, when it has got another since; QEMU renames
+    none.  `disks`: of each disk in it, by id, the file that holds it, which is only read from
+    then on (external), or the image it is in; `formats`: theirs.  `description`: what it is
+    for.  `whole`: false when its removal was begun and not ended: the machine has its data,
+    and there is no going back to it any more.
     """
 
     name: str
     kind: Literal["external", "internal"] = "external"
     time: float = 0.0
     memory: str | None = None
+    variables: str | None = None
     pause: float = 0.0
     parent: str | None = None
     tag: str | None = None
@@ -52,7 +54,7 @@ class Snapshot:
     @property
     def beside(self) -> tuple[str, ...]:
         """The files that belong to it and are no disk's."""
-        return () if self.memory is None else (self.memory,)
+        return tuple(file for file in (self.memory, self.variables) if file is not None)
 
 
 def tag_of(point: Snapshot) -> str:
@@ -89,6 +91,12 @@ def layer_file(origin: str, snapshot: str) -> str:
 def memory_file(origin: str, snapshot: str) -> str:
     """The file for the RAM of *snapshot*: `web.qcow2` → `web.<snapshot>.ram`."""
     return f"{layer_file(origin, snapshot).removesuffix('.qcow2')}.ram"
+
+
+def variables_file(origin: str, snapshot: str) -> str:
+    """The file for UEFI variables of *snapshot*: `web.vars` → `web.<snapshot>.vars`."""
+    path = PurePath(origin)
+    return os.fspath(path.with_name(f"{path.stem}.{snapshot}{path.suffix}"))
 
 
 def layer_node(disk_node: str, taken: frozenset[str] | set[str]) -> str:

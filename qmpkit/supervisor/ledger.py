@@ -16,6 +16,7 @@ from qmpkit.machine.ledger import Change
 from qmpkit.operations.agent_freeze import THAW_GRACE
 from qmpkit.operations.block.layers import STEP_GRACE
 from qmpkit.operations.block.recovery import recover, settled
+from qmpkit.spec.firmware import Firmware, Uefi
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept
@@ -86,14 +87,21 @@ def _identity(file: Path) -> tuple[int, int] | None:
 
 
 def with_disks_of(spec: MachineSpec, other: MachineSpec) -> MachineSpec:
-    """*spec* with the disks and snapshots of *other*.  Pure."""
+    """*spec* with the disks, snapshots and UEFI variables of *other*.  Pure."""
     return attrs.evolve(
         spec,
         disks=other.disks,
         snapshots=other.snapshots,
         snapshot=other.snapshot,
         resume_from=other.resume_from,
+        firmware=_with_store_of(spec.firmware, other.firmware),
     )
+
+
+def _with_store_of(firmware: Firmware, other: Firmware) -> Firmware:
+    if isinstance(firmware, Uefi) and isinstance(other, Uefi):
+        return attrs.evolve(firmware, vars=other.vars, origin=other.origin)
+    return firmware
 
 
 async def recover_change(kept: Kept, ledger: KeptLedger, vm: VM) -> None:

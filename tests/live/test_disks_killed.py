@@ -35,7 +35,7 @@ step("qmpkit.supervisor.ledger:KeptLedger", "intend")
 step("qmpkit.supervisor.ledger:KeptLedger", "settle")
 step("qmpkit.operations.block.snapshots", "place_layer")
 step("qmpkit.operations.block.disks", "place_empty")
-step("qmpkit.operations.block.snapshots", "place_memory")
+step("qmpkit.operations.block.snapshots", "place_file")
 step("qmpkit.operations.block.undertaking", "remove_files")
 
 async def main():
@@ -90,7 +90,7 @@ async def test_killed_between_any_two_steps(
             (disk,) = kept.spec.disks
             points = kept.spec.snapshots
             known = {disk.file} | {file for it in points for file in it.disks.values()}
-            known |= {it.memory for it in points if it.memory is not None}
+            known |= {file for it in points for file in it.beside}
         await end_all()
     await holds(disk.file, "qcow2", expected)
     there = {str(path) for path in _files(folder)}

@@ -140,11 +140,14 @@ class Snapshots:
         With *freeze* the guest's file systems are flushed and stand still for the moment
         (needs the guest agent); they go on in every case.
 
+        UEFI variables of the machine's own are in it as a copy beside them (`web.<name>.vars`),
+        for which the guest stands still some milliseconds.
+
         With *ram* the guest's memory and devices are in it too, in a file beside the first
         layer (`web.<name>.ram`, its user's alone; `migrate`): the guest stands still until
         that is written, `Snapshot.pause` says for how long.  *progress* is told of it.  Going
         back to it takes a restart (`Supervisor.revert`, `qmpkit.reverted`).  A guest that was
-        paused runs for a millisecond afterwards on QEMU before 10.0.
+        paused runs for a millisecond afterwards: QEMU saves it no second time otherwise.
 
         `vm.spec` names the new layers: start the machine from that the next time, for the
         files below must not be written to any more.  Raises SpecInvalid with all that is

@@ -1,4 +1,4 @@
-"""The guest's RAM in a file of its own, as it is at the moment of an external snapshot."""
+"""What an external snapshot has beside its layers, for which the guest stands still: its RAM."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ import trio
 
 from qmpkit.errors import ImageFailed
 from qmpkit.images.drafts import Placed
-from qmpkit.machine.saved_state import cancel_saving, save_state, take_images_back
+from qmpkit.machine.saved_state import cancel_saving, save_state
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.layers import STEP_GRACE
 from qmpkit.operations.block.undertaking import Undertaking
+from qmpkit.operations.block.variables import copy_variables
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.jobs import JobState, Progress, progress_of
 
-__all__ = ["go_on", "place_memory", "runs", "standing_still"]
+__all__ = ["go_on", "place_file", "runs", "standing_still"]
 
 
 async def runs(machine: Changeable) -> bool:
     """Whether the guest's processors run."""
-    return bool((await machine.execute("query-status"))["running"])
+    return not machine.is_down and bool((await machine.execute("query-status"))["running"])
 
 
-async def place_memory(path: str) -> Placed:
-    """An empty file, its user's alone, for the RAM.  ImageFailed when it cannot be made."""
+async def place_file(path: str) -> Placed:
+    """An empty file, its user's alone, to be filled.  ImageFailed when it cannot be made."""
     try:
         return await trio.to_thread.run_sync(_made, Path(path))
     except OSError as error:
@@ -44,7 +45,7 @@ def _made(path: Path) -> Placed:
 async def standing_still(
     machine: Changeable, it: Undertaking, progress: Progress | None
 ) -> AsyncIterator[None]:
-    """The guest stands still within, and its RAM is in the file of the change.
+    """The guest stands still within, its RAM and UEFI variables in the files of the change.
 
     It goes on afterwards, if it ran, however the block ends.  Raises JobFailed when its
     state cannot be written.
@@ -53,12 +54,17 @@ async def standing_still(
     try:
         if it.change.halted:
             await machine.execute("stop")
-        await _save(machine, it, progress)
-        it.paused_for(trio.current_time() - begun)
+        if it.change.memory:
+            await _save(machine, it, progress)
+        if it.change.variables:
+            await copy_variables(it.change.begun, it.change.variables)
+        if it.change.halted:
+            it.paused_for(trio.current_time() - begun)
         yield
     finally:
-        with trio.move_on_after(STEP_GRACE, shield=True):
-            await go_on(machine, ran=it.change.halted)
+        if not machine.is_down:
+            with trio.move_on_after(STEP_GRACE, shield=True):
+                await go_on(machine, ran=it.change.halted)
 
 
 async def _save(machine: Changeable, it: Undertaking, progress: Progress | None) -> None:
@@ -89,8 +95,7 @@ async def go_on(machine: Changeable, *, ran: bool) -> None:
     if ran:
         await machine.execute("cont")
         return
-    status = (await machine.execute("query-status"))["status"]
-    if status == "postmigrate" and not await take_images_back(machine):
-        # There is no other way to have them back; it runs for a millisecond.
+    if (await machine.execute("query-status"))["status"] == "postmigrate":
+        # Nothing else gets it out of that, in which it can be saved no second time.
         await machine.execute("cont")
         await machine.execute("stop")

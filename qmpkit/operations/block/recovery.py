@@ -39,7 +39,7 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
     A job that only waits to be let do what is on record is let; every other one is
     cancelled.  `machine.spec` is set, and nothing of the change is left that is not needed.
     """
-    if change.memory:
+    if change.stands:
         await cancel_saving(machine)
     if change.serving:  # first: what is served holds its nodes
         with suppress(CommandRefused):
@@ -58,7 +58,7 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
     graph = await graph_of(machine)
     used = {layer.file for disk in graph.disks for layer in graph.chain(disk)}
     done = _is_done(change, used)
-    if change.memory:
+    if change.stands:
         await go_on(machine, ran=change.halted)
     if change.drive:
         done = await settle_drive(machine, change, graph)
@@ -79,13 +79,8 @@ def _ours(change: Change) -> list[str]:
     Before their numbers were written down, only an empty layer or file can be told from one
     that somebody else has put there meanwhile.
     """
-    files = _made_for(change)
-    inodes = dict(zip(files, change.inodes, strict=False))
-    return [file for file in files if _is_ours(Path(file), inodes.get(file))]
-
-
-def _made_for(change: Change) -> list[str]:
-    return [*change.files, *([change.memory] if change.memory else [])]
+    inodes = dict(zip(change.made, change.inodes, strict=False))
+    return [file for file in change.made if _is_ours(Path(file), inodes.get(file))]
 
 
 def _is_ours(file: Path, inode: int | None) -> bool:
@@ -110,7 +105,7 @@ def settled(change: Change) -> MachineSpec:
     Files that the result does not need are removed.
     """
     if change.sure:
-        done = all(os.path.exists(file) for file in _made_for(change))  # noqa: PTH110
+        done = all(os.path.exists(file) for file in change.made)  # noqa: PTH110
     else:
         done = _is_done(change, _used_by(change.begun))
     for file in change.obsolete if done else _ours(change):

@@ -25,9 +25,10 @@ from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.graph import Graph, Layer, graph_of, node_above
 from qmpkit.operations.block.inner_snapshots import delete_inner
 from qmpkit.operations.block.layers import STEP_GRACE, Made, layer_blockdevs, making, with_disks
-from qmpkit.operations.block.memory import place_memory, runs, standing_still
+from qmpkit.operations.block.memory import place_file, runs, standing_still
 from qmpkit.operations.block.merge import delete_point
 from qmpkit.operations.block.undertaking import Undertaking, undertaking
+from qmpkit.operations.block.variables import variables_copy
 from qmpkit.operations.jobs import Progress
 from qmpkit.qmp.errors import CommandRefused, MonitorSilent
 from qmpkit.spec.block import Disk
@@ -81,10 +82,18 @@ async def take(
             files=tuple(step.disk.file for step in steps),
             frozen=freeze is not None,
         )
-        if snapshot.memory is None:
-            await _carry_out(machine, change, steps, freeze() if freeze else nullcontext())
+        frozen = freeze() if freeze else nullcontext()
+        if not snapshot.beside:
+            await _carry_out(machine, change, steps, frozen)
             return snapshot
-        await _carry_out_with_ram(machine, change, steps, snapshot.memory, progress)
+        change = attrs.evolve(
+            change,
+            sure=False,  # not before what is beside the layers is whole
+            memory=snapshot.memory or "",
+            variables=snapshot.variables or "",
+            halted=await runs(machine),
+        )
+        await _carry_out_still(machine, change, steps, frozen, progress)
         return known_snapshot(machine.spec, name)
 
 
@@ -102,22 +111,20 @@ def _refuse_ram(machine: Changeable, disks: Sequence[str] | None, freeze: Freeze
         raise SpecInvalid(faults, f"machine {machine.name!r}")
 
 
-async def _carry_out_with_ram(
+async def _carry_out_still(
     machine: Changeable,
     change: Change,
     steps: Sequence[_Step],
-    memory: str,
+    frozen: AbstractAsyncContextManager[object],
     progress: Progress | None,
 ) -> None:
     """The guest stands still until its RAM is written, and gets its layers in that pause."""
-    halted = await runs(machine)
-    # Half of a memory is of no use: it is sure once that is whole.
-    change = attrs.evolve(change, sure=False, memory=memory, halted=halted)
     async with undertaking(machine, change) as it, making(machine) as made:
         await _layers_made(made, steps)
-        made.file(await place_memory(memory))
+        for file in filter(None, (change.memory, change.variables)):
+            made.file(await place_file(file))
         await it.made(made.files)
-        async with standing_still(machine, it, progress):
+        async with frozen, standing_still(machine, it, progress):
             await it.make_sure()
             await _switched(machine, steps, it, made)
 
@@ -203,14 +210,17 @@ def _plan(
         taken.add(str(step.disk.node))
         steps.append(step)
     memory = _memory_file(steps[0].disk, name) if ram and steps else None
-    if memory is not None and os.path.lexists(memory):
-        faults.append(Fault("name", f"{memory!r} is there already", "remove it"))
+    variables = variables_copy(spec, name, folder) if steps else None
+    for file in (memory, variables):
+        if file is not None and os.path.lexists(file):
+            faults.append(Fault("name", f"{file!r} is there already", "remove it"))
     if faults:
         raise SpecInvalid(faults, f"machine {spec.name!r}")
     snapshot = Snapshot(
         name=name,
         time=time.time(),
         memory=memory,
+        variables=variables,
         parent=spec.snapshot,
         disks={step.disk.id: step.below.file for step in steps},
         formats={step.disk.id: step.below.format for step in steps},
