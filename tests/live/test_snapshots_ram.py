@@ -27,7 +27,7 @@ from tests.live.blocks import bare, holds, nothing_left, write
 from tests.live.dying import STEPS
 from tests.live.kept import Places, end_all, lab
 from tests.live.small_disk import small_disk
-from tests.sizes import NEWEST, RAM_CANCELS, RAM_KILLED
+from tests.sizes import NEWEST, OLDEST, RAM_CANCELS, RAM_KILLED
 
 pytestmark = pytest.mark.live
 
@@ -51,6 +51,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.qemus(*OLDEST)
 async def test_the_guest_goes_on_where_it_was(qemu: str, tmp_path: Path) -> None:
     async with leaks():
         async with qmpkit.running(counting(qemu, tmp_path, "qcow2", "raw")) as vm:

@@ -17,7 +17,7 @@ from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import qemu_io
 from tests.live.kept import Places, end_all, lab
-from tests.sizes import NEWEST, RAM_CANCELS
+from tests.sizes import NEWEST, RAM_CANCELS, STORES
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
 
@@ -85,7 +85,7 @@ def names_in(spec: MachineSpec) -> list[str]:
     return sorted(path.name for path in Path(spec.disks[0].file).parent.iterdir())
 
 
-@pytest.mark.parametrize("format", ["raw", "qcow2"])
+@pytest.mark.parametrize("format", STORES)
 async def test_without_ram_they_are_those_of_the_snapshot(
     spec: MachineSpec, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
