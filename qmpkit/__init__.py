@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from qmpkit.operations.block.fronts import Disks as Disks
     from qmpkit.operations.block.fronts import Snapshots as Snapshots
     from qmpkit.operations.block.graph import Layer as Layer
+    from qmpkit.operations.block.revert import reverted as reverted
     from qmpkit.operations.completed import Completed as Completed
     from qmpkit.operations.console import Console as Console
     from qmpkit.operations.console_attach import AttachEnd as AttachEnd
@@ -174,6 +175,7 @@ _MODULES = {
     "qmpkit.operations.forwards": "Forwarded",
     "qmpkit.operations.block.fronts": "Backups Disks Snapshots",
     "qmpkit.operations.block.graph": "Layer",
+    "qmpkit.operations.block.revert": "reverted",
     "qmpkit.operations.jobs": "JobProgress JobState",
     "qmpkit.operations.patterns": "Match",
     "qmpkit.operations.tune.fronts": "Tune",

@@ -39,10 +39,11 @@ FileId = tuple[int, int]
 
 
 def check_plain_files(spec: MachineSpec) -> Iterator[Problem]:
-    """Kernel, initrd and firmware."""
+    """Kernel, initrd, firmware, and the RAM that it is to go on with."""
     wanted = [] if isinstance(spec.firmware, Uefi) else [("firmware", spec.firmware)]
     if spec.kernel is not None:
         wanted += [("kernel.image", spec.kernel.image), ("kernel.initrd", spec.kernel.initrd)]
+    wanted.append(("resume_from", spec.resume_from))
     for where, name in wanted:
         if name is not None and _sound(name):
             yield from unreadable(Path(name), where)

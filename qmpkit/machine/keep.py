@@ -30,8 +30,8 @@ from qmpkit.machine.launch import (
     give_store,
 )
 from qmpkit.machine.machine import Graces, Machine
+from qmpkit.machine.ready import get_ready
 from qmpkit.machine.state import State
-from qmpkit.machine.unsaid import set_unsaid
 from qmpkit.process.errors import SpawnFailed
 from qmpkit.process.identity import Identity
 from qmpkit.process.kept import KeptLike, adopted, kept_child, open_log
@@ -246,13 +246,13 @@ async def begun(
             session,
             _streams(outer, spec, home),
             services,
-            State.PAUSED,
+            State.PAUSED if spec.resume_from is None else State.INCOMING,
             options.graces,
         )
         outer.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         try:
-            await set_unsaid(machine)
+            await get_ready(machine)
             yield machine
         finally:
             if not child.kept:

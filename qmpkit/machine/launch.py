@@ -22,8 +22,8 @@ from qmpkit.host.resolve import Resolution
 from qmpkit.images.varstore import private_store
 from qmpkit.machine.grouping import grouped
 from qmpkit.machine.machine import Graces, Machine
+from qmpkit.machine.ready import get_ready
 from qmpkit.machine.state import State
-from qmpkit.machine.unsaid import set_unsaid
 from qmpkit.process.cgroup import Group
 from qmpkit.process.child import Child, ChildLike, child
 from qmpkit.process.errors import SpawnFailed
@@ -38,7 +38,7 @@ from qmpkit.spec.machine import MachineSpec, channels, links
 from qmpkit.spec.network import TapNic
 
 __all__ = ["LaunchOptions", "Started", "Starter", "launched", "start_qemu"]
-# for machines that are kept
+# For machines that are kept:
 __all__ += ["Wiring", "check_links", "environment", "failing_launch", "give_store"]
 
 # When QEMU closes its monitor before it greeted, its exit status follows at once.
@@ -243,13 +243,13 @@ async def launched(
             session,
             _streams(started),
             services,
-            State.INCOMING if options.incoming else State.PAUSED,
+            State.INCOMING if options.incoming or resolution.spec.resume_from else State.PAUSED,
             options.graces,
         )
         stack.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         try:
-            await set_unsaid(machine)
+            await get_ready(machine)
             yield machine
         finally:
             with trio.move_on_after(options.graces.total, shield=True):

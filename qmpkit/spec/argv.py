@@ -43,7 +43,8 @@ def render(
 
     `endpoints` holds one endpoint for each of `channels(spec)` and `links(spec)`, and
     may hold `TOOLS`. `paused` starts with the processors stopped (`-S`) until `cont`,
-    `incoming` waits for `migrate-incoming` to fill the machine (`-incoming defer`).
+    `incoming` waits for `migrate-incoming` to fill the machine (`-incoming defer`), as one
+    with `resume_from` does.
     `actions` is `-action`: what QEMU does on "shutdown", "panic", "reboot".
     `store` is the descriptor of the UEFI variables of a machine that keeps none.
     `checked` says that the spec is one that `resolve` has found without a fault.
@@ -59,7 +60,7 @@ def render(
     argv += _boot(spec, facts, store)
     if paused:
         argv.append("-S")
-    if incoming:
+    if incoming or spec.resume_from is not None:
         argv += ["-incoming", "defer"]
     if actions:
         argv += ["-action", keyvals("", actions.items())]

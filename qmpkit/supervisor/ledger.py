@@ -98,11 +98,6 @@ def _as_before(spec: MachineSpec, before: MachineSpec) -> MachineSpec:
     return attrs.evolve(before, description=spec.description, nics=nics)
 
 
-def _tunes(change: Change) -> bool:
-    begun, done = change.begun, change.spec
-    return (begun.cpu.pin, begun.resources) != (done.cpu.pin, done.resources)
-
-
 async def recover_change(kept: Kept, ledger: KeptLedger, vm: VM) -> None:
     """End or undo, on a machine that was found again, what its supervisor died in."""
     change = kept.record.change

@@ -29,6 +29,7 @@ from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.job_groups import JobGroup
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
+from qmpkit.spec.block import threads_of
 from qmpkit.spec.encryption import Luks, encryption_of
 from qmpkit.spec.names import secret_id
 
@@ -98,9 +99,7 @@ def socket_fault(folder: Path) -> Fault | None:
 
 async def refuse_threads(machine: Changeable) -> None:
     """QEMU before 9.0 aborts when an NBD client leaves that another thread has served."""
-    threaded = [
-        disk.id for disk in machine.spec.disks if iothreads_of([disk]) and not disk.is_readonly
-    ]
+    threaded = [disk.id for disk in machine.spec.disks if threads_of(disk) and not disk.is_readonly]
     if threaded and (await machine.execute("query-version"))["qemu"]["major"] < 9:
         message = "it has an iothread, and this QEMU, before 9.0, would abort when a client leaves"
         hint = "take iothread out of its spec, update QEMU, or use backups.run"

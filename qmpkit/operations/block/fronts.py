@@ -128,7 +128,9 @@ class Snapshots:
         disks: Sequence[str] | None = None,
         folder: str | os.PathLike[str] | None = None,
         freeze: bool = False,
+        ram: bool = False,
         description: str = "",
+        progress: Progress | None = None,
     ) -> Snapshot:
         """Remember the disks as they are at this moment, all at the same one.
 
@@ -137,6 +139,15 @@ class Snapshots:
         transaction (`blockdev-snapshot`).  *disks*: ids; default: all that it can write to.
         With *freeze* the guest's file systems are flushed and stand still for the moment
         (needs the guest agent); they go on in every case.
+
+        UEFI variables of the machine's own are in it as a copy beside them (`web.<name>.vars`),
+        for which the guest stands still some milliseconds.
+
+        With *ram* the guest's memory and devices are in it too, in a file beside the first
+        layer (`web.<name>.ram`, its user's alone; `migrate`): the guest stands still until
+        that is written, `Snapshot.pause` says for how long.  *progress* is told of it.  Going
+        back to it takes a restart (`Supervisor.revert`, `qmpkit.reverted`).  A guest that was
+        paused runs for a millisecond afterwards: QEMU saves it no second time otherwise.
 
         `vm.spec` names the new layers: start the machine from that the next time, for the
         files below must not be written to any more.  Raises SpecInvalid with all that is
@@ -150,6 +161,8 @@ class Snapshots:
             folder=where,
             description=description,
             freeze=self._freeze if freeze else None,
+            ram=ram,
+            progress=progress,
         )
 
     async def save(
@@ -176,8 +189,9 @@ class Snapshots:
         async with self._machine.changing:
             point = snapshots.known_snapshot(self._machine.spec, name)
             if point.kind != "internal":
-                hint = "stop the machine, and start it from an overlay of the snapshot's files"
-                fault = Fault(name, "it has no RAM: a running machine cannot go back to it", hint)
+                message = "its disks are layers, which a running machine cannot leave"
+                hint = "stop the machine and revert it, which takes its RAM along"
+                fault = Fault(name, message, hint)
                 raise SpecInvalid([fault], f"machine {self._machine.name!r}")
             await inner_snapshots.load_inner(self._machine, point, progress=progress)
 
@@ -186,9 +200,9 @@ class Snapshots:
         return await snapshots.sizes_of(self.list())
 
     async def rename(self, name: str, to: str) -> None:
-        """Give a snapshot another name; its files keep theirs.
+        """Give a snapshot another name; its files, and what the images hold, keep theirs.
 
-        Not one that `save` has made: the images know it by its name.
+        QEMU renames none in an image: `Snapshot.tag` is what that knows it by.
         """
         await snapshots.rename(self._machine, name, to)
 
