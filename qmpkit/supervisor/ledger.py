@@ -16,7 +16,9 @@ from qmpkit.machine.ledger import Change
 from qmpkit.operations.agent_freeze import THAW_GRACE
 from qmpkit.operations.block.layers import STEP_GRACE
 from qmpkit.operations.block.recovery import recover, settled
+from qmpkit.operations.tune.nic_rates import rates_of
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.network import with_rates
 from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept
 from qmpkit.vm import VM
@@ -92,13 +94,15 @@ def with_changes_of(spec: MachineSpec, other: MachineSpec, change: Change | None
     if change is not None and _tunes(change):
         # Only then: what a start has made of `cpu.pin = "auto"` is not to be declared.
         cpu = attrs.evolve(spec.cpu, pin=other.cpu.pin)
-        spec = attrs.evolve(spec, cpu=cpu, resources=other.resources)
+        nics = with_rates(spec.nics, other.nics)
+        spec = attrs.evolve(spec, cpu=cpu, resources=other.resources, nics=nics)
     return attrs.evolve(spec, disks=other.disks, snapshots=other.snapshots, snapshot=other.snapshot)
 
 
 def _tunes(change: Change) -> bool:
     begun, done = change.begun, change.spec
-    return (begun.cpu.pin, begun.resources) != (done.cpu.pin, done.resources)
+    seen = (begun.cpu.pin, begun.resources, rates_of(begun))
+    return seen != (done.cpu.pin, done.resources, rates_of(done))
 
 
 async def recover_change(kept: Kept, ledger: KeptLedger, vm: VM) -> None:
