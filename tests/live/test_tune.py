@@ -10,7 +10,18 @@ import attrs
 import pytest
 
 import qmpkit
-from qmpkit import VM, Cpu, Disk, HostLacks, MachineSpec, Memory, NumaNode, Resources, SpecInvalid
+from qmpkit import (
+    VM,
+    Cpu,
+    Disk,
+    HostLacks,
+    MachineSpec,
+    Memory,
+    NumaNode,
+    Resources,
+    SpecInvalid,
+    farm,
+)
 from qmpkit.testing import guests
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
@@ -171,6 +182,44 @@ async def test_a_kept_machine_has_it_again(qemu: str) -> None:
         assert (await sitting(kept.vm))["vcpu0"] == LAST
         assert kept.vm.spec.resources.nice == 19
         assert os.getpriority(os.PRIO_PROCESS, (await kept.vm.tune.threads()).vcpus[1]) == 19
+    await end_all()
+
+
+FARM = """
+schema = 1
+[machines.one]
+qemu = "{qemu}"
+accel = "tcg"
+memory = "16MiB"
+cpu = {{ cpus = 2, pin = {pin} }}
+resources = {{ nice = {nice} }}
+"""
+
+
+@pytest.mark.qemus(*NEWEST)
+@pytest.mark.usefixtures("places")
+async def test_a_farms_file_changes_it_while_it_runs(qemu: str, tmp_path: Path) -> None:
+    file = tmp_path / "farm.toml"
+
+    async def up(pin: str, nice: int) -> tuple[str, VM]:
+        file.write_text(FARM.format(qemu=qemu, pin=pin, nice=nice))
+        (result,) = (await farm.up(supervisor, qmpkit.load_farm(file))).machines.values()
+        vm = supervisor.kept["one"].vm
+        assert vm is not None
+        return result.did, vm
+
+    async with lab() as supervisor:
+        did, vm = await up('"auto"', 18)
+        auto, pid = (await sitting(vm))["vcpu1"], vm.pid
+        assert did == "added"
+        did, vm = await up('"auto"', 19)
+        assert (did, (await sitting(vm))["vcpu1"]) == ("changed", auto)
+        assert os.getpriority(os.PRIO_PROCESS, vm.pid) == 19
+        did, vm = await up(f'"{LAST}"', 19)
+        assert (did, (await sitting(vm))["vcpu0"], vm.pid) == ("changed", LAST, pid)
+        assert supervisor.kept["one"].spec.cpu.pin == LAST
+        did, vm = await up(f'"{LAST}"', 19)
+        assert did == "unchanged"
     await end_all()
 
 
