@@ -12,6 +12,14 @@ from qmpkit.cli.farm_words import Farm, Json, Name, Names
 __all__ = ["FARM", "HOST"]
 
 
+def _fields(_: object) -> list[str]:
+    import attrs
+
+    from qmpkit.spec.resources import Resources
+
+    return ["pin=", *(f"{field.name}=" for field in attrs.fields(Resources))]
+
+
 def host(*, json: Json = False) -> int:
     """Show what this host is made of, and which machine sits on which processors.
 
@@ -48,7 +56,10 @@ def tune(
     name: Name,
     changes: Annotated[
         tuple[str, ...],
-        Parameter(help='FIELD=VALUE: pin=2-3, cpu_max=1.5, pin=["2","3"]; null takes one away.'),
+        Parameter(
+            help='FIELD=VALUE: pin=2-3, cpu_max=1.5, pin=["2","3"]; null takes one away.',
+            completer=_fields,
+        ),
     ] = (),
     /,
     *,
