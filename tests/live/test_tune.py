@@ -82,6 +82,21 @@ async def test_threads_are_where_the_spec_says_before_the_guest_runs(
             assert os.getpriority(os.PRIO_PROCESS, tid) == 15
 
 
+async def test_the_queues_of_a_disk_are_divided_where_qemu_can(qemu: str, tmp_path: Path) -> None:
+    image = tmp_path / "a.raw"
+    image.write_bytes(bytes(1 << 20))
+    disk = Disk(image, format="raw", iothreads=["a", "b"], queues=4)
+    spec = bare(qemu, disks=[disk], resources=Resources(iothreads={"b": LAST}))
+    if "10.0" not in qemu:
+        with pytest.raises(SpecInvalid, match="cannot divide a disk's queues"):
+            async with qmpkit.running(spec):
+                pass
+        return
+    async with qmpkit.running(spec, paused=True) as vm:
+        told = await sitting(vm)
+        assert (told["a"], told["b"]) == (ALL, LAST)
+
+
 async def test_a_running_machine_is_tuned_and_its_spec_follows(qemu: str) -> None:
     async with qmpkit.running(bare(qemu), paused=True) as vm:
         free = {"vcpu0": ALL, "vcpu1": ALL, "emulator": ALL}
