@@ -87,3 +87,6 @@ REST_CANCELS = ("commit", "rebase") if LONG else ("commit",)  # cancelled at eve
 BACKUP_POINTS = size(ci=3, long=19)  # in one chain, and one more after a restart
 BACKUP_CANCELS = size(ci=17, long=1)  # each so-and-so-many-th checkpoint of one
 BACKUP_KILLS = size(ci=2, long=100)  # SIGKILLs between two steps of a backup, and of a prune
+
+# What a machine is given of its host
+LIMITED_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of one with limits

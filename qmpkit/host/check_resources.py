@@ -70,9 +70,10 @@ def _check_lock(spec: MachineSpec, root: Path) -> Iterator[Problem]:
 
 def scheduling_problems(wanted: Resources, root: Path = Path("/")) -> Iterator[Problem]:
     """Rights that a policy or a niceness needs and that we do not have."""
-    if _capable(root, _CAP_SYS_NICE):
+    realtime = wanted.policy in ("fifo", "rr")
+    if not (realtime or wanted.nice is not None) or _capable(root, _CAP_SYS_NICE):
         return
-    if wanted.policy in ("fifo", "rr"):
+    if realtime:
         most = resource.getrlimit(resource.RLIMIT_RTPRIO)[0]
         if most != resource.RLIM_INFINITY and most < wanted.priority:
             what = f"we may use real-time priorities up to {most}, not {wanted.priority}"

@@ -96,6 +96,11 @@ def host_warnings(spec: MachineSpec) -> Iterator[str]:
     """What does not prevent a start, but is to be known; blocking."""
     if (memory := memory_warning(spec)) is not None:
         yield memory
+    if (limit := spec.resources.memory_max) is not None and limit < spec.memory.size:
+        yield (
+            f"resources.memory_max is {format_size(limit)}, less than the guest's "
+            f"{format_size(spec.memory.size)}: the kernel may kill QEMU when the guest uses it"
+        )
     yield from raw_warnings(spec)
     yield from base_warnings(spec)
     yield from secret_warnings(spec)

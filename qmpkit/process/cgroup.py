@@ -70,8 +70,11 @@ def _place(text: str) -> str | None:
 def base_of(root: Path = Path("/")) -> Base:
     """Where this process may make groups.
 
-    That is $QMPKIT_CGROUP (a path below the mount), else the nearest group from our own
-    upwards that was delegated to us, else for root a slice of our own.  Raises HostLacks.
+    That is $QMPKIT_CGROUP (a path below the mount), else our own group, if it was delegated
+    to us (systemd's Delegate=), else a slice of our own in the topmost group that we may
+    write to: for root the root, for a user that of its systemd.  Not in a service's group
+    that nobody handed to us, which could not be started again while a machine is in it.
+    Raises HostLacks.
     """
     mount = mount_of(root)
     if mount is None:
@@ -80,15 +83,19 @@ def base_of(root: Path = Path("/")) -> Base:
         raise HostLacks(what, cure)
     if named := os.environ.get(BASE_VARIABLE):
         return _named(mount, mount / named.lstrip("/"))
-    own = _place(_text(root / "proc/self/cgroup"))
-    group = mount / own if own else None
-    while group is not None and group != mount and mount in group.parents:
-        if group.name != _MAIN and _divisible(group) and _delegated(group):
-            return Base(mount, group, _controllers(group))
-        group = group.parent
-    if os.geteuid() == 0 and _divisible(mount):
-        return Base(mount, mount / _OWN, _controllers(mount), make=True)
-    raise HostLacks("no control group was handed to us (delegated) to be divided", _SYSTEMD)
+    own = mount / (_place(_text(root / "proc/self/cgroup")) or "")
+    own = own.parent if own.name == _MAIN else own
+    if own != mount and _divisible(own) and _delegated(own):
+        return Base(mount, own, _controllers(own))
+    top = None
+    for group in (own, *own.parents):
+        if _divisible(group):
+            top = group
+        if group == mount:
+            break
+    if top is None:
+        raise HostLacks("no control group was handed to us (delegated) to be divided", _SYSTEMD)
+    return Base(mount, top / _OWN, _controllers(top), make=True)
 
 
 def _named(mount: Path, path: Path) -> Base:
@@ -106,9 +113,7 @@ def _divisible(group: Path) -> bool:
 
 
 def _delegated(group: Path) -> bool:
-    """Root may write everywhere, which says nothing; for others the right is the delegation."""
-    if os.geteuid() != 0:
-        return True
+    """Whether systemd has marked it so: that we may write to it says less."""
     for name in _DELEGATED:
         with suppress(OSError):
             if os.getxattr(group, name) == b"1":
@@ -244,7 +249,7 @@ def made_group(
         what = f"the control group {base.path} lacks the controller {', '.join(absent)}"
         raise HostLacks(what, lacking_cure(absent))
     if base.make:
-        _enable(base.mount, controllers)
+        _enable(base.path.parent, controllers)
         base.path.mkdir(exist_ok=True)
     sweep(base.path)
     _enable(base.path, controllers)

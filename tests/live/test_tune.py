@@ -10,7 +10,18 @@ import attrs
 import pytest
 
 import qmpkit
-from qmpkit import VM, Cpu, Disk, HostLacks, MachineSpec, Memory, NumaNode, Resources, SpecInvalid
+from qmpkit import (
+    VM,
+    Cpu,
+    Disk,
+    HostLacks,
+    MachineSpec,
+    Memory,
+    NumaNode,
+    Resources,
+    SpecInvalid,
+    farm,
+)
 from qmpkit.testing import guests
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
@@ -69,6 +80,21 @@ async def test_threads_are_where_the_spec_says_before_the_guest_runs(
         for tid in (*threads.emulator, *threads.iothreads.values()):
             assert os.sched_getscheduler(tid) == os.SCHED_OTHER
             assert os.getpriority(os.PRIO_PROCESS, tid) == 15
+
+
+async def test_the_queues_of_a_disk_are_divided_where_qemu_can(qemu: str, tmp_path: Path) -> None:
+    image = tmp_path / "a.raw"
+    image.write_bytes(bytes(1 << 20))
+    disk = Disk(image, format="raw", iothreads=["a", "b"], queues=4)
+    spec = bare(qemu, disks=[disk], resources=Resources(iothreads={"b": LAST}))
+    if "10.0" not in qemu:
+        with pytest.raises(SpecInvalid, match="cannot divide a disk's queues"):
+            async with qmpkit.running(spec):
+                pass
+        return
+    async with qmpkit.running(spec, paused=True) as vm:
+        told = await sitting(vm)
+        assert (told["a"], told["b"]) == (ALL, LAST)
 
 
 async def test_a_running_machine_is_tuned_and_its_spec_follows(qemu: str) -> None:
@@ -171,6 +197,44 @@ async def test_a_kept_machine_has_it_again(qemu: str) -> None:
         assert (await sitting(kept.vm))["vcpu0"] == LAST
         assert kept.vm.spec.resources.nice == 19
         assert os.getpriority(os.PRIO_PROCESS, (await kept.vm.tune.threads()).vcpus[1]) == 19
+    await end_all()
+
+
+FARM = """
+schema = 1
+[machines.one]
+qemu = "{qemu}"
+accel = "tcg"
+memory = "16MiB"
+cpu = {{ cpus = 2, pin = {pin} }}
+resources = {{ nice = {nice} }}
+"""
+
+
+@pytest.mark.qemus(*NEWEST)
+@pytest.mark.usefixtures("places")
+async def test_a_farms_file_changes_it_while_it_runs(qemu: str, tmp_path: Path) -> None:
+    file = tmp_path / "farm.toml"
+
+    async def up(pin: str, nice: int) -> tuple[str, VM]:
+        file.write_text(FARM.format(qemu=qemu, pin=pin, nice=nice))
+        (result,) = (await farm.up(supervisor, qmpkit.load_farm(file))).machines.values()
+        vm = supervisor.kept["one"].vm
+        assert vm is not None
+        return result.did, vm
+
+    async with lab() as supervisor:
+        did, vm = await up('"auto"', 18)
+        auto, pid = (await sitting(vm))["vcpu1"], vm.pid
+        assert did == "added"
+        did, vm = await up('"auto"', 19)
+        assert (did, (await sitting(vm))["vcpu1"]) == ("changed", auto)
+        assert os.getpriority(os.PRIO_PROCESS, vm.pid) == 19
+        did, vm = await up(f'"{LAST}"', 19)
+        assert (did, (await sitting(vm))["vcpu0"], vm.pid) == ("changed", LAST, pid)
+        assert supervisor.kept["one"].spec.cpu.pin == LAST
+        did, vm = await up(f'"{LAST}"', 19)
+        assert did == "unchanged"
     await end_all()
 
 

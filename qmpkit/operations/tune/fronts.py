@@ -39,8 +39,9 @@ class Tune:
     async def apply(self, new: MachineSpec) -> Tuned:
         """Make *new*, an `attrs.evolve` of `vm.spec`, true as far as a running machine can be.
 
-        Changed at once: `cpu.pin` and `resources`, of which limits need that the machine was
-        started with one.  The rest waits: start it from *new* the next time.
+        Changed at once: `cpu.pin`, the rates of tap NICs, and `resources`, of which limits
+        need that the machine was started with one.  The rest waits: start it from *new* the
+        next time.
         """
         return await apply(self._machine, new)
 

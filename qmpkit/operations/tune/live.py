@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from qmpkit.host.placing import decided
 from qmpkit.machine.grouping import limit
 from qmpkit.machine.ledger import Change
 from qmpkit.operations.block.undertaking import undertaking
+from qmpkit.operations.tune.nic_rates import bound_nics, rates_of
 from qmpkit.operations.tune.seats import asks_for_seats, seats
 from qmpkit.operations.tune.threads import Tunable, find_threads
 from qmpkit.process.cgroup import Group, group_of
@@ -23,6 +25,7 @@ from qmpkit.process.scheduling import Seat, put_back, seat_all
 from qmpkit.spec.check import faults_of
 from qmpkit.spec.convert import unstructure
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.network import with_rates
 from qmpkit.spec.resources import Resources, controllers
 
 __all__ = ["Tuned", "apply", "differing", "take_place"]
@@ -43,11 +46,13 @@ class Tuned:
 
 
 async def take_place(machine: Tunable, *, before: MachineSpec | None = None) -> None:
-    """Put the threads of *machine* where its spec says: after its start, or when it is found.
+    """Put the threads of *machine* where its spec says, and bound its NICs: at its start and
+    when it is found.
 
     *before*: what it may have been tuned to since; that is given back where its spec says
     nothing of it.  Does nothing for a machine whose spec says nothing.  Raises HostLacks.
     """
+    await bound_nics(machine, machine.spec, None if before is None else rates_of(before))
     if not asks_for_seats(machine.spec) and (before is None or not asks_for_seats(before)):
         return
     async with _seated(machine, machine.spec, before):
@@ -96,7 +101,7 @@ async def apply(machine: Tunable, new: MachineSpec) -> Tuned:
         change = Change(what="tune it", spec=target, begun=old)
         async with undertaking(machine, change) as it:
             async with _limited(group, target, old), _seated(machine, target, old):
-                pass
+                await bound_nics(machine, target, rates_of(old))
             it.done()
         return Tuned(live, waits)
 
@@ -107,18 +112,19 @@ def _group(machine: Tunable) -> Group | None:
 
 def _is_live(field: str, group: Group | None) -> bool:
     """A limit can be changed of a machine that was started in a group of its own."""
-    if field == "cpu.pin":
+    if field == "cpu.pin" or _RATE.fullmatch(field):
         return True
     if not field.startswith("resources."):
         return False
     return group is not None or field.split(".")[1] not in _LIMITS
 
 
+_RATE = re.compile(r"nics\[\d+\]\.max_(received|sent)")
 _LIMITS = ("cpu_max", "cpu_weight", "memory_max", "memory_high", "pids_max", "io_max")
 
 
 def differing(old: MachineSpec, new: MachineSpec) -> Iterator[str]:
-    """The fields in which two specs differ: "cpu.pin", "disks"."""
+    """The fields in which two specs differ: "cpu.pin", "disks[0].cache", "nics"."""
     before, after = unstructure(old), unstructure(new)
     for name in before:
         if before[name] != after[name]:
@@ -128,17 +134,24 @@ def differing(old: MachineSpec, new: MachineSpec) -> Iterator[str]:
 def _parts(name: str, before: Any, after: Any) -> Iterator[str]:
     if isinstance(before, dict) and isinstance(after, dict) and name in _TABLES:
         yield from (f"{name}.{key}" for key in before if before[key] != after.get(key))
+    elif name in _LISTS and len(before) == len(after):
+        for number, (one, other) in enumerate(zip(before, after, strict=True)):
+            keys = {**one, **other}
+            yield from (f"{name}[{number}].{key}" for key in keys if one.get(key) != other.get(key))
     else:
         yield name
 
 
 _TABLES = ("cpu", "memory", "resources")
+_LISTS = ("disks", "nics", "numa")
 
 
 def _carried(old: MachineSpec, new: MachineSpec, live: tuple[str, ...]) -> MachineSpec:
     """*old* with what of *new* can be changed at once."""
     if "cpu.pin" in live:
         old = attrs.evolve(old, cpu=attrs.evolve(old.cpu, pin=new.cpu.pin))
+    if any(map(_RATE.fullmatch, live)):
+        old = attrs.evolve(old, nics=with_rates(old.nics, new.nics))
     names = [field.split(".")[1] for field in live if field.startswith("resources.")]
     seen = {name: getattr(new.resources, name) for name in names}
     return attrs.evolve(old, resources=attrs.evolve(old.resources, **seen))

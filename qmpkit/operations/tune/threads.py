@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import attrs
 import trio
 
+from qmpkit._trio import ServiceNursery
 from qmpkit.errors import HostLacks
 from qmpkit.operations._protocols import Changeable
 from qmpkit.process.child import ChildLike
@@ -24,6 +25,9 @@ class Tunable(Changeable, Protocol):
 
     child: ChildLike
     """QEMU's process, or its launcher's."""
+
+    services: ServiceNursery
+    """For tasks that live as long as the machine."""
 
     argv: tuple[str, ...]
     """The command that it was started with."""

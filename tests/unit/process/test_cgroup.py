@@ -139,17 +139,27 @@ def test_what_is_named_has_to_be_there(root: Path, monkeypatch: pytest.MonkeyPat
         base_of(root)
 
 
-def test_the_nearest_that_was_delegated(
+def test_our_own_group_that_was_delegated(
     root: Path, lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("QMPKIT_CGROUP")
-    monkeypatch.setattr(cgroup, "_delegated", lambda group: group == lab)
-    assert base_of(root).path == lab
+    monkeypatch.setattr(cgroup, "_delegated", lambda group: group == lab / "main")
+    assert base_of(root).path == lab / "main"
+    write(root / "proc/self/cgroup", "0::/lab/main/qmpkit-main\n")  # we have moved there
+    directory(lab / "main/qmpkit-main")
+    assert base_of(root).path == lab / "main"
+
+
+def test_else_the_topmost_that_we_may_write_to(
+    root: Path, lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("QMPKIT_CGROUP")
     monkeypatch.setattr(cgroup, "_delegated", lambda group: False)
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
     own = base_of(root)
-    assert (own.path.name, own.make) == ("qmpkit.slice", True)
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert (own.path, own.make) == (root / "sys/fs/cgroup/qmpkit.slice", True)
+    monkeypatch.setattr(cgroup, "_divisible", lambda group: lab in (group, *group.parents))
+    assert base_of(root).path == lab / "qmpkit.slice"
+    monkeypatch.setattr(cgroup, "_divisible", lambda group: False)
     with pytest.raises(HostLacks, match=r"no control group was handed to us.*systemd-run --user"):
         base_of(root)
 
