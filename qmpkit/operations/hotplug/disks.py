@@ -16,6 +16,7 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.check_files import check_disks
 from qmpkit.host.findings import Problem, raise_problems
 from qmpkit.images.prepare import place_disk
+from qmpkit.machine.drives import limit_drive
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.disks import disk_of
@@ -66,9 +67,15 @@ async def add_disk(machine: Changeable, disk: Disk, fd: int | None) -> Disk:
                     parts = tuple(_through(part, disk, fdset) for part in parts)
                 await plugged.add(*parts)
                 await plugged.confirm()
+                await _limited(machine, disk)
                 plugged.keep()
             stays()
     return disk
+
+
+async def _limited(machine: Changeable, disk: Disk) -> None:
+    if disk.limits is not None and not disk.is_empty:
+        await limit_drive(machine, (await graph_of(machine)).device(disk.id), disk.limits)
 
 
 async def _placed(machine: Changeable, old: MachineSpec, disk: Disk) -> tuple[Disk, MachineSpec]:
