@@ -21,6 +21,7 @@ from qmpkit.cli import (
     image_more_commands,
     serve_commands,
     store_commands,
+    tune_commands,
 )
 from qmpkit.cli.exits import EXIT_TABLE, Exit
 from qmpkit.cli.farm_words import GROUP
@@ -105,8 +106,10 @@ _add_named(device, device_commands.DEVICE)
 for _group in (snapshot, disk, device):
     _group.group = (GROUP,)
 _add(backup, backup_commands.ALL)
-_add(app, [*commands.ALL, image, backup, completion])
-_add(app, [*farm_commands.ALL, *guest_commands.ALL, snapshot, disk, device], GROUP)
+_add(app, [*commands.ALL, *tune_commands.HOST, image, backup, completion])
+_of_farms: list[Callable[..., Any] | App] = [*farm_commands.ALL, *tune_commands.FARM]
+_of_farms += [*guest_commands.ALL, snapshot, disk, device]
+_add(app, _of_farms, GROUP)
 _add(app, serve_commands.ALL, GROUP)
 
 app.meta.suppress_keyboard_interrupt = False  # not handed down; ours says something

@@ -36,7 +36,8 @@ def take_snapshot(name: str, body: Mapping[str, Any], farm: str | None, *, as_js
     if as_json:
         print_json(point)
     else:
-        talk.say(f"{machine}: snapshot {point['name']} of {', '.join(point['disks'])}")
+        stood = f"; its guest stood still for {point['pause']:.1f} s" if point["memory"] else ""
+        talk.say(f"{machine}: snapshot {point['name']} of {', '.join(point['disks'])}{stood}")
     return Exit.OK
 
 
@@ -65,7 +66,7 @@ def _rows(points: list[dict[str, Any]], current: str | None) -> list[tuple[str, 
         rows.append(
             (
                 "  " * depth[point["name"]] + point["name"] + mark,
-                "disks" if point["kind"] == "external" else "disks and RAM",
+                _kind(point),
                 time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(point["time"])),
                 "-" if point["bytes"] is None else human_size(point["bytes"]),
                 ", ".join(point["disks"]),
@@ -73,6 +74,12 @@ def _rows(points: list[dict[str, Any]], current: str | None) -> list[tuple[str, 
             )
         )
     return rows
+
+
+def _kind(point: Mapping[str, Any]) -> str:
+    if point["kind"] == "internal":
+        return "disks and RAM"
+    return "disks, RAM in a file" if point["memory"] else "disks"
 
 
 def delete_snapshot(name: str, snapshot: str, farm: str | None, speed: int) -> int:
@@ -102,11 +109,19 @@ def rename_snapshot(name: str, snapshot: str, to: str, farm: str | None) -> int:
 
 
 def revert_snapshot(
-    name: str, snapshot: str, farm: str | None, *, stop: bool, grace: float | None
+    name: str,
+    snapshot: str,
+    farm: str | None,
+    *,
+    stop: bool,
+    grace: float | None,
+    memory: bool,
 ) -> int:
     """`snapshot revert`."""
     daemon, machine = _machine(name, farm)
-    body: dict[str, Any] = {"stop": stop} | ({} if grace is None else {"grace": grace})
+    body: dict[str, Any] = {"stop": stop, "memory": memory} | (
+        {} if grace is None else {"grace": grace}
+    )
     job = daemon.post("machines", machine, "snapshots", snapshot, "revert", body=body)["job"]
     done = followed(daemon, job, f"reverting {machine} to snapshot {snapshot}", quiet=True)
     talk.say(f"{machine} is back at snapshot {snapshot}")

@@ -44,6 +44,9 @@ def take(
         tuple[str, ...], Parameter(help="Only of this disk; may be said again.", negative="")
     ] = (),
     ram: Annotated[bool, Parameter(help="With the guest's memory, held by its images.")] = False,
+    ram_file: Annotated[
+        bool, Parameter(help="With the guest's memory, in a file beside the new layers.")
+    ] = False,
     freeze: Annotated[
         bool, Parameter(help="Have the guest flush its file systems (needs the agent).")
     ] = False,
@@ -62,6 +65,7 @@ def take(
     body |= {"disks": list(disk)} if disk else {}
     body |= {"folder": str(folder.absolute())} if folder else {}
     body |= {"ram": True} if ram else {}
+    body |= {"ram_file": True} if ram_file else {}
     body |= {"freeze": True} if freeze else {}
     return take_snapshot(name, body, farm, as_json=json)
 
@@ -95,7 +99,7 @@ def rename(
     *,
     farm: Farm = None,
 ) -> int:
-    """Give a snapshot of the disks another name."""
+    """Give a snapshot another name."""
     from qmpkit.cli.disk_actions import rename_snapshot
 
     return rename_snapshot(name, snapshot, to, farm)
@@ -114,15 +118,19 @@ def revert(
             validator=validators.Number(gte=0),
         ),
     ] = None,
+    disks_only: Annotated[
+        bool, Parameter(help="Boot, also where the snapshot has the memory.", negative="")
+    ] = False,
     farm: Farm = None,
 ) -> int:
     """Have a machine's disks as they were at a snapshot; with --stop it starts again from there.
 
-    What it has written since stays in files that are named, and that nothing uses any more.
+    With the memory that the snapshot has in a file, if it has: the guest goes on.  What the
+    machine has written since stays in files that are named, and that nothing uses any more.
     """
     from qmpkit.cli.disk_actions import revert_snapshot
 
-    return revert_snapshot(name, snapshot, farm, stop=stop, grace=grace)
+    return revert_snapshot(name, snapshot, farm, stop=stop, grace=grace, memory=not disks_only)
 
 
 def disks(name: Name, /, *, farm: Farm = None, json: Json = False) -> int:

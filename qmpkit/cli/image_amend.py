@@ -25,12 +25,13 @@ Change = Callable[[str, bytes, bytes | None], Awaitable[ImageInfo]]
 async def amend(
     file: Path,
     format: str | None,
-    compat: Compat | None,
-    lazy_refcounts: bool | None,
-    refcount_bits: int | None,
     secret_file: Path | None,
     allow: Sequence[Path] | None,
     *,
+    compat: Compat | None,
+    lazy_refcounts: bool | None,
+    refcount_bits: int | None,
+    data_file: Path | None,
     as_json: bool,
 ) -> None:
     """Change how the image keeps its books, and say so."""
@@ -44,6 +45,7 @@ async def amend(
                 compat=compat,
                 lazy_refcounts=lazy_refcounts,
                 refcount_bits=refcount_bits,
+                data_file=data_file,
                 secret=secret,
                 allowed=allow,
                 progress=progress,

@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from qmpkit.cli.image_words import Allowed, AsJson, Image, SecretFile, StatedFormat, secret_word
+from qmpkit.cli.image_words import (
+    Allowed,
+    AsJson,
+    Image,
+    SecretFile,
+    StatedFormat,
+    file_word,
+    secret_word,
+)
 
 __all__ = ["AMEND", "KEY"]
 
@@ -42,6 +50,9 @@ async def amend(
     refcount_bits: Annotated[
         int | None, Parameter(help="qcow2: 1, 2, 4, … 64 for each cluster. QEMU's default: 16.")
     ] = None,
+    data_file: Annotated[
+        Path | None, file_word("Where the file with its content is, which was moved.")
+    ] = None,
     format: StatedFormat = None,
     secret_file: SecretFile = None,
     allow: Allowed = None,
@@ -55,7 +66,17 @@ async def amend(
     from qmpkit.cli.image_amend import amend
 
     lazy = None if lazy_refcounts is None else lazy_refcounts == "on"
-    await amend(file, format, compat, lazy, refcount_bits, secret_file, allow, as_json=json)
+    await amend(
+        file,
+        format,
+        secret_file,
+        allow,
+        compat=compat,
+        lazy_refcounts=lazy,
+        refcount_bits=refcount_bits,
+        data_file=data_file,
+        as_json=json,
+    )
 
 
 async def key_list(file: Image, /, *, format: StatedFormat = None, json: AsJson = False) -> None:

@@ -34,6 +34,10 @@ ExtendedL2 = Annotated[
 LazyRefcounts = Annotated[
     bool, Parameter(help="qcow2: quicker, repaired when opened after a crash.")
 ]
+DataFile = Annotated[
+    Path | None, file_word("qcow2: put the content into this new file of its own.")
+]
+DataFileRaw = Annotated[bool, Parameter(help="That file is at any time what a raw image would be.")]
 NewSecret = Annotated[
     Path | None,
     secret_word(
@@ -54,6 +58,8 @@ async def create(
     cluster_size: ClusterSize = None,
     extended_l2: ExtendedL2 = False,
     lazy_refcounts: LazyRefcounts = False,
+    data_file: DataFile = None,
+    data_file_raw: DataFileRaw = False,
     secret_file: NewSecret = None,
 ) -> None:
     """Make an empty disk image."""
@@ -65,6 +71,8 @@ async def create(
         cluster_size=cluster_size,
         extended_l2=extended_l2,
         lazy_refcounts=lazy_refcounts,
+        data_file=data_file,
+        data_file_raw=data_file_raw,
     )
     await create(file, size, format, options, secret_file)
 
@@ -162,6 +170,8 @@ async def convert(
     preallocation: Preallocation = None,
     cluster_size: ClusterSize = None,
     extended_l2: ExtendedL2 = False,
+    data_file: DataFile = None,
+    data_file_raw: DataFileRaw = False,
     sparse: Annotated[
         str | None, Parameter(help="So many zeros become a hole; 0: none. Default: 4KiB.")
     ] = None,
@@ -185,7 +195,11 @@ async def convert(
     from qmpkit.images import Options
 
     options = Options(
-        preallocation=preallocation, cluster_size=cluster_size, extended_l2=extended_l2
+        preallocation=preallocation,
+        cluster_size=cluster_size,
+        extended_l2=extended_l2,
+        data_file=data_file,
+        data_file_raw=data_file_raw,
     )
     await convert(
         source,

@@ -81,7 +81,7 @@ async def commit(
                 progress=progress,
             )
             work.done = True
-    talk.say(f"{base.path}: has what {file} held, {exact_size(base.virtual_size)}")
+    talk.say(f"{base}: has what {file} held, {exact_size(top.virtual_size)}")
     talk.note(f"{file}: {'left full; remove it' if keep else 'emptied, and ready for more'}")
 
 

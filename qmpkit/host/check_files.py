@@ -39,10 +39,11 @@ FileId = tuple[int, int]
 
 
 def check_plain_files(spec: MachineSpec) -> Iterator[Problem]:
-    """Kernel, initrd and firmware."""
+    """Kernel, initrd, firmware, and the RAM that it is to go on with."""
     wanted = [] if isinstance(spec.firmware, Uefi) else [("firmware", spec.firmware)]
     if spec.kernel is not None:
         wanted += [("kernel.image", spec.kernel.image), ("kernel.initrd", spec.kernel.initrd)]
+    wanted.append(("resume_from", spec.resume_from))
     for where, name in wanted:
         if name is not None and _sound(name):
             yield from unreadable(Path(name), where)
@@ -255,7 +256,7 @@ class _Check:
         for depth, layer in enumerate(chain.layers):
             if depth:
                 yield from file_in_use(layer.path, at, for_writing=False)
-            data = layer.header.data_file and backing_path(layer.path, layer.header.data_file)
+            data = layer.data_file
             if data:
                 # The data file of the image itself is written with it.
                 writes = depth == 0 and own and not self.disk.is_readonly

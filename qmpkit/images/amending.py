@@ -7,6 +7,7 @@ from typing import Literal
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.images.changing import changed
+from qmpkit.images.data_files import record_data_file
 from qmpkit.images.details import ImageInfo, info
 from qmpkit.images.drafts import StrPath
 from qmpkit.images.in_use import Allowed
@@ -30,6 +31,7 @@ async def amend(
     compat: Compat | None = None,
     lazy_refcounts: bool | None = None,
     refcount_bits: int | None = None,
+    data_file: StrPath | None = None,
     secret: Secret | None = None,
     allowed: Allowed = None,
     progress: Progress | None = None,
@@ -42,7 +44,9 @@ async def amend(
     files or what zstd has compressed: an image that has one of those is an error.
     *lazy_refcounts*: quicker, and after a crash the image is repaired when it is opened
     next.  *refcount_bits*: 1, 2, 4, 8, 16 (QEMU's default), 32 or 64 for each cluster; the
-    more, the more snapshots.  What a guest reads stays the same.
+    more, the more snapshots.  What a guest reads stays the same.  *data_file*: where the
+    file with its content is now, which was moved; written down before the rest, without a
+    look at what was put down, and any other file is a broken disk.
 
     Cancelled, the change is made or not; where it takes longer than 5 s more, and when this
     program is killed or the disk is full, the image is sound and reads as it did, with leaked
@@ -54,8 +58,10 @@ async def amend(
     `SpecInvalid` for what does not go together, `ImageFailed` when qemu-img refuses or *limits*
     are met (None: memory alone), `ImageInUse` when a QEMU has the image open.
     """
-    if faults := list(_faults(format, compat, lazy_refcounts, refcount_bits)):
+    if faults := list(_faults(format, compat, lazy_refcounts, refcount_bits, data_file)):
         raise SpecInvalid(faults)
+    if data_file is not None:
+        await record_data_file(path, data_file, secret, allowed)
     asked = Asked.of("amend", path)
     if compat == "0.10" and (await info(asked.path, format=format, allowed=allowed)).bitmaps:
         # qemu-img would do it, and leave all of them broken.
@@ -65,25 +71,29 @@ async def amend(
         options.append(f"lazy_refcounts={'on' if lazy_refcounts else 'off'}")
     if refcount_bits is not None:
         options.append(f"refcount_bits={refcount_bits}")
-    await changed(
-        asked,
-        format,
-        ["amend", "-p", "-o", ",".join(options)],
-        secret=secret,
-        allowed=allowed,
-        progress=progress,
-        limits=limits,
-    )
+    if options:
+        await changed(
+            asked,
+            format,
+            ["amend", "-p", "-o", ",".join(options)],
+            secret=secret,
+            allowed=allowed,
+            progress=progress,
+            limits=limits,
+        )
+    elif progress:
+        progress._set(1.0)
     return await info(asked.path, format=format, allowed=allowed)
 
 
 def _faults(
-    format: str, compat: str | None, lazy: bool | None, bits: int | None
+    format: str, compat: str | None, lazy: bool | None, bits: int | None, data: object
 ) -> Iterator[Fault]:
     if format != "qcow2":
         yield Fault("format", f"{format} images have nothing to amend", "convert it to qcow2")
-    if compat is None and lazy is None and bits is None:
-        yield Fault("", "it is not said what to change", "compat, lazy_refcounts or refcount_bits")
+    if compat is None and lazy is None and bits is None and data is None:
+        known = "compat, lazy_refcounts, refcount_bits or data_file"
+        yield Fault("", "it is not said what to change", known)
     if bits is not None and bits not in _REFCOUNT_BITS:
         known = ", ".join(map(str, _REFCOUNT_BITS))
         yield Fault("refcount_bits", f"is to be one of {known}, not {bits}")

@@ -47,7 +47,7 @@ async def changed(
             limits or limits_of_chain(len(chain.layers)),
             fds={child: fd for key in held for child, fd in key.fds.items()},
             on_stdout=percentages(progress) if progress else None,
-            opens=[layer.path for layer in chain.layers],
+            opens=chain.files,
             in_place=True,
         )
     if progress:

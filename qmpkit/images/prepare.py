@@ -91,8 +91,8 @@ async def place_disk(disk: Disk) -> Placed:
     assert disk.make is not None, "there is nothing to make"
     how = await encrypting(disk.luks)
     if isinstance(disk.make, Overlay):
-        base, target = disk.make, disk.file
-        return await place_overlay(target, base.file, base.format, disk.format, **how)
+        base = disk.make
+        return await place_overlay(disk.file, base.file, base.format, disk.format, **how)
     return await place_empty(disk.file, disk.make, disk.format, **how)
 
 

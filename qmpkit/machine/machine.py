@@ -235,6 +235,10 @@ class Machine:
         if self.state is State.PANICKED:
             self._panic = {}
 
+    def loaded(self) -> None:
+        """A saved state is in it, and it stands still: QEMU has no event for that."""
+        self._enter(step(self.state, Trigger.STOP), "its saved state is loaded")
+
     async def stop(self, graces: Graces | None = None) -> ExitReport:
         """End QEMU now: `quit`, then SIGTERM, then SIGKILL, each after its grace.
 

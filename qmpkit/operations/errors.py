@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentRefused",
+    "BackupDiffers",
     "ConsoleEnded",
     "GuestCommandFailed",
     "JobFailed",
@@ -154,6 +155,29 @@ class JobFailed(QmpkitError):
     def __str__(self) -> str:
         cure = next((f". Cure: {cure}" for said, cure in _JOB_CURES if said in self.why), "")
         return f"machine {self.machine!r} could not {self.asked}: {self.why}{cure}"
+
+
+class BackupDiffers(QmpkitError):
+    """A backup was compared with the disk at its moment and shows something else.
+
+    `disk` is the disk's id, `folder` where the backups are, `why` what qemu-img said.  Nothing
+    of the point is kept.
+    """
+
+    def __init__(self, machine: str, disk: str, folder: str, why: str) -> None:
+        self.machine = machine
+        self.disk = disk
+        self.folder = folder
+        self.why = why
+        super().__init__(machine, disk, folder, why)
+
+    def __str__(self) -> str:
+        return (
+            f"machine {self.machine!r}: the backup of disk {self.disk!r} to {self.folder} is not "
+            f"what the disk was, and nothing of it is kept: {self.why} Cure: verify the points "
+            'before it; if they are well, take a full one (mode="full"), and look at the host\'s '
+            "memory and disks (dmesg)"
+        )
 
 
 _JOB_CURES = (

@@ -20,6 +20,7 @@ BACKUP_KEYS: Keys = {
     "speed": int,
     "freeze": bool,
     "plain": bool,
+    "compare": bool,
 }
 """What `vm.backups.run` takes; the folder is one of the daemon's host, and absolute."""
 

@@ -80,7 +80,7 @@ class DiskApi:
         return answer({"snapshots": points, "current": spec.snapshot})
 
     async def take(self, request: Request) -> Response:
-        """Take one: of the disks, or with ram of the guest's memory too."""
+        """Take one: of the disks, and of the memory with ram (in the images) or ram_file."""
         kept = self._find(request)
         keys: Keys = {
             "name": str,
@@ -88,6 +88,7 @@ class DiskApi:
             "folder": str,
             "freeze": bool,
             "ram": bool,
+            "ram_file": bool,
             "description": str,
         }
         asked = await read_object(request, keys)
@@ -98,13 +99,14 @@ class DiskApi:
         if asked.get("ram") and (disks is not None or "folder" in asked or asked.get("freeze")):
             raise Refused("a snapshot with ram is of all disks, and the images hold it")
 
+        if asked.get("ram") and asked.get("ram_file"):
+            raise Refused("the memory is in the images (ram) or in a file (ram_file), not in both")
         folder = _absolute(asked.get("folder"))
 
         async def work(step: Step) -> dict[str, Any]:
             async with self._on(kept) as machine:
-                points = machine.snapshots
+                points, told = machine.snapshots, _telling(step)
                 if asked.get("ram"):
-                    told = _telling(step)
                     point = await points.save(name, description=about, progress=told)
                 else:
                     point = await points.take(
@@ -112,7 +114,9 @@ class DiskApi:
                         disks=disks,
                         folder=folder,
                         freeze=asked.get("freeze", False),
+                        ram=asked.get("ram_file", False),
                         description=about,
+                        progress=told,
                     )
                 return snapshot_view(point)
 
@@ -151,9 +155,9 @@ class DiskApi:
         return answer({"name": to})
 
     async def revert(self, request: Request) -> Response:
-        """Start from one of the disks alone; with stop, a machine that is up is restarted."""
+        """Start from one whose disks are layers; with stop, a machine that is up is restarted."""
         kept, point = self._find(request), request.path_params["snapshot"]
-        asked = await read_object(request, {"stop": bool, "grace": (int, float)})
+        asked = await read_object(request, {"stop": bool, "grace": (int, float), "memory": bool})
 
         async def work(step: Step) -> dict[str, Any]:
             before, name = kept.declared, kept.name
@@ -162,7 +166,7 @@ class DiskApi:
                 grace = asked.get("grace")
                 await self._lab.declare(name, "stopped", powerdown_grace=grace)
             try:
-                left = await self._lab.revert(name, point)
+                left = await self._lab.revert(name, point, memory=asked.get("memory", True))
             finally:
                 if asked.get("stop"):
                     # Also for a client that has given it up: it was up before.

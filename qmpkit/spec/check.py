@@ -11,7 +11,7 @@ import cattrs
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.addresses import port_problem
-from qmpkit.spec.block import Disk, disk_faults, disk_node
+from qmpkit.spec.block import Disk, disk_faults, disk_node, iothreads_of
 from qmpkit.spec.board_faults import board_faults
 from qmpkit.spec.boards import family_of
 from qmpkit.spec.chardev import serial_faults
@@ -24,8 +24,10 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.memory import memory_faults
 from qmpkit.spec.names import file_node, flash_node, mac_of, machine_name_problem
 from qmpkit.spec.network import UserNic, nic_faults
+from qmpkit.spec.numa import numa_faults
 from qmpkit.spec.options import text_problem
 from qmpkit.spec.peripherals import Share, device_faults
+from qmpkit.spec.resources import resource_faults
 from qmpkit.spec.units import unit_faults
 
 __all__ = ["faults_of", "type_faults", "validate"]
@@ -73,6 +75,8 @@ def faults_of(spec: MachineSpec) -> tuple[Fault, ...]:
     found = [*_head_faults(spec), *_text_faults(spec)]
     found += cpu_faults(spec.cpu)
     found += memory_faults(spec.memory)
+    found += numa_faults(spec.numa, spec.memory, spec.cpu.maxcpus or spec.cpu.cpus)
+    found += resource_faults(spec.resources, iothreads_of(spec.disks))
     for number, disk in enumerate(spec.disks):
         found += disk_faults(disk, f"disks[{number}]")
     for number, nic in enumerate(spec.nics):

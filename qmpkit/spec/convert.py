@@ -25,6 +25,7 @@ from qmpkit.spec.machine import MachineSpec, Option
 from qmpkit.spec.memory import Memory
 from qmpkit.spec.network import NIC_KINDS, Forward, Nic, to_forward
 from qmpkit.spec.peripherals import DEVICE_KINDS, Device
+from qmpkit.spec.resources import Pin
 from qmpkit.spec.sizes import Size, format_size, parse_size
 from qmpkit.spec.suggest import suggestion
 
@@ -203,6 +204,12 @@ def _serials(value: object, kind: Any) -> object:
     return _row(value, kind)
 
 
+def _pin(value: object, _: object) -> object:
+    if value is None or isinstance(value, str):
+        return value
+    return _row(value, tuple[str, ...])
+
+
 def _firmware(value: object, _: object) -> Firmware:
     if value is None or (isinstance(value, str) and value != UEFI):
         return value
@@ -274,6 +281,7 @@ def _readers(converter: cattrs.Converter) -> None:
     converter.register_structure_hook_func(lambda kind: kind == _MAKE, _made)
     converter.register_structure_hook_func(lambda kind: kind == tuple[Serial, ...], _serials)
     converter.register_structure_hook_func(lambda kind: kind == Firmware, _firmware)
+    converter.register_structure_hook_func(lambda kind: kind == Pin, _pin)
 
 
 def _writers(converter: cattrs.Converter) -> None:

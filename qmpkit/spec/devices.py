@@ -10,7 +10,7 @@ from qmpkit.spec.boards import family_of
 from qmpkit.spec.chardev import Endpoint, Serial
 from qmpkit.spec.encryption import BaseImage, secret_objects
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.memory import memory_backend
+from qmpkit.spec.numa import ram_backends
 from qmpkit.spec.options import Json
 from qmpkit.spec.peripherals import (
     Controller,
@@ -27,10 +27,9 @@ _NOWHERE = Place("")
 
 def objects(spec: MachineSpec) -> Iterator[Json]:
     """`-object`: the RAM, the disks' threads and secrets, the source of randomness."""
-    yield memory_backend(spec.memory)
-    for thread in dict.fromkeys(_iothreads(spec)):
-        if thread is not None:
-            yield block.iothread_object(thread)
+    yield from ram_backends(spec.memory, spec.numa)
+    for thread in _iothreads(spec):
+        yield block.iothread_object(thread)
     for disk in spec.disks:
         yield from secret_objects(disk.id, disk.luks)
     if spec.rng:
@@ -38,9 +37,9 @@ def objects(spec: MachineSpec) -> Iterator[Json]:
     yield from filter(None, map(device_object, spec.devices))
 
 
-def _iothreads(spec: MachineSpec) -> Iterator[str | None]:
-    yield from (disk.iothread for disk in spec.disks)
-    yield from (it.iothread for it in spec.devices if isinstance(it, ScsiController))
+def _iothreads(spec: MachineSpec) -> Iterator[str]:
+    own = (it.iothread for it in spec.devices if isinstance(it, ScsiController))
+    yield from dict.fromkeys([*block.iothreads_of(spec.disks), *filter(None, own)])
 
 
 def blockdevs(

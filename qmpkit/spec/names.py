@@ -29,6 +29,7 @@ __all__ = [
     "netdev_id",
     "network_name_problem",
     "node_problem",
+    "ram_id",
     "secret_id",
     "tap_name",
 ]
@@ -50,6 +51,12 @@ IFNAME_LIMIT = 15
 
 RAM_ID = "ram0"
 """The memory backend. States saved by every version of qmpkit depend on this name."""
+
+
+def ram_id(node: int) -> str:
+    """The memory backend of the guest's NUMA node of that number."""
+    return f"ram{node}"
+
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
 _NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)

@@ -15,6 +15,7 @@ from qmpkit.spec.chardev import Endpoint, FdEndpoint, NamedEndpoint
 from qmpkit.spec.given import items_of
 from qmpkit.spec.names import id_problem, ifname_problem, mac_of, netdev_id
 from qmpkit.spec.options import Json
+from qmpkit.spec.sizes import KIB, Size, format_size, to_bytes
 
 __all__ = [
     "NIC_KINDS",
@@ -32,8 +33,10 @@ __all__ = [
     "nic_faults",
     "to_forward",
     "to_nics",
+    "with_rates",
 ]
 
+_LEAST_RATE = KIB
 Cable = Endpoint | NamedEndpoint
 NicModel = Literal["virtio-net", "e1000e"]
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
@@ -104,17 +107,25 @@ class UserNic(_NicBase):
     restrict: bool = False
 
 
+def _rate(value: str | int | None) -> Size | None:
+    return None if value is None else to_bytes(value, "nics")
+
+
 @attrs.frozen(kw_only=True)
 class TapNic(_NicBase):
     """A tap device of the host that already exists; `vhost` needs /dev/vhost-net.
 
     Without `ifname`, whoever starts the machine hands over the opened device as the
     endpoint named after the NIC: that is how a farm's bridges do it.
+    `max_received`, `max_sent`: bytes ("10MiB") a second that the guest may receive and send,
+    bounded on the device (CAP_NET_ADMIN).
     """
 
     ifname: str | None = None
     vhost: bool = False
     queues: int = 1
+    max_received: Size | None = attrs.field(default=None, converter=_rate)
+    max_sent: Size | None = attrs.field(default=None, converter=_rate)
 
 
 @attrs.frozen(kw_only=True)
@@ -164,6 +175,18 @@ def to_nics(value: Iterable[Nic]) -> tuple[Nic, ...]:
         used.add(name)
         named.append(nic if name == nic.id else attrs.evolve(nic, id=name))
     return tuple(named)
+
+
+def with_rates(nics: Iterable[Nic], others: Iterable[Nic]) -> tuple[Nic, ...]:
+    """*nics*, bounded as those of *others* are that have the same id."""
+    known = {nic.id: nic for nic in others if isinstance(nic, TapNic)}
+    return tuple(_bounded(nic, known.get(nic.id)) for nic in nics)
+
+
+def _bounded(nic: Nic, other: TapNic | None) -> Nic:
+    if other is None or not isinstance(nic, TapNic):
+        return nic
+    return attrs.evolve(nic, max_received=other.max_received, max_sent=other.max_sent)
 
 
 def link_needed(nic: Nic) -> bool:
@@ -336,6 +359,11 @@ def _tap_faults(nic: TapNic, where: str) -> Iterator[Fault]:
             yield Fault(f"{where}.queues", "a device that is handed over has one queue")
     elif problem := ifname_problem(nic.ifname):
         yield Fault(f"{where}.ifname", problem)
+    for name in ("max_received", "max_sent"):
+        rate: int | None = getattr(nic, name)
+        if rate is not None and rate < _LEAST_RATE:
+            message = f"{format_size(rate)} a second is less than {format_size(_LEAST_RATE)}"
+            yield Fault(f"{where}.{name}", message)
     if not 1 <= nic.queues <= 256:
         yield Fault(f"{where}.queues", f"must be from 1 to 256, not {nic.queues}")
     if nic.queues > 1 and nic.model != "virtio-net":

@@ -18,6 +18,7 @@ PATHS: tuple[Pattern, ...] = (
     ("kernel", "initrd"),
     ("memory", "mem_path"),
     ("image_folders", "*"),
+    ("resume_from",),
     ("disks", "*", "file"),
     ("disks", "*", "make", "file"),
     ("devices", "*", "file"),

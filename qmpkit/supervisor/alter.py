@@ -52,11 +52,11 @@ def _amended(spec: MachineSpec, other: MachineSpec) -> MachineSpec:
 
 
 async def revert(
-    kept: Kept, snapshot: str, journal: Journal, machines: Mapping[str, Kept]
+    kept: Kept, snapshot: str, journal: Journal, machines: Mapping[str, Kept], *, memory: bool
 ) -> tuple[str, ...]:
     """See `Supervisor.revert`."""
     await _down(kept)
-    change, left = await overlaid(kept.spec, snapshot)
+    change, left = await overlaid(kept.spec, snapshot, memory=memory)
     ledger = KeptLedger(kept, journal, machines)
     done = False
     try:

@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 
+from qmpkit.spec.cpu import Cpu
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Nic, UserNic
 
@@ -16,11 +17,22 @@ def following(record: MachineSpec, before: MachineSpec, after: MachineSpec) -> M
     """*record* with what has changed from *before* to *after*, specs of the machine that runs.
 
     The record says some things in other words than the machine, which has NICs plugged into
-    its farm's networks, and its owner may amend it meanwhile: those stay as they are.
+    its farm's networks and a place on its host, and its owner may amend it meanwhile: those
+    stay as they are.
     """
+    tuned = after.resources != before.resources
     return attrs.evolve(
-        after, description=record.description, nics=_nics(record.nics, before.nics, after.nics)
+        after,
+        description=record.description,
+        nics=_nics(record.nics, before.nics, after.nics),
+        cpu=_cpu(record.cpu, before.cpu, after.cpu),
+        resources=after.resources if tuned else record.resources,
     )
+
+
+def _cpu(record: Cpu, before: Cpu, after: Cpu) -> Cpu:
+    """What a start has made of `cpu.pin = "auto"` is not to be declared."""
+    return after if after.pin != before.pin else attrs.evolve(after, pin=record.pin)
 
 
 def _nics(record: tuple[Nic, ...], before: tuple[Nic, ...], after: tuple[Nic, ...]) -> list[Nic]:

@@ -128,6 +128,11 @@ class Record:
         own = {name: getattr(wanted, name) for name in MATTERS}
         return attrs.evolve(self, declared=wanted.declared, **own)
 
+    def after_try(self, tried: Record) -> Record:
+        """As it was before a start that failed; a RAM that the guest went on with is used up."""
+        spec = attrs.evolve(self.spec, resume_from=tried.spec.resume_from)
+        return self if spec == self.spec else attrs.evolve(self, spec=spec)
+
     def to_json(self) -> str:
         """The text that is written; checks that are functions are in no text."""
         plain = attrs.asdict(self, filter=lambda field, _: field.name not in _OWN_FORM)

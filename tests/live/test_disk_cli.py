@@ -117,6 +117,14 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     shell.run("snapshot", "take", "store", "three")
     assert "moved.qcow2" in shell.run("disk", "list", "store")
     shell.run("disk", "flatten", "store", "disk0")
+    said = shell.run("snapshot", "take", "store", "filed", "--ram-file")
+    assert "its guest stood still for" in said
+    assert "disks, RAM in a file" in shell.run("snapshot", "list", "store")
+    said = shell.run("snapshot", "load", "store", "filed", status=2)
+    assert "stop the machine and revert it" in said
+    shell.run("snapshot", "revert", "store", "filed", "--stop", "--grace", "0")
+    shell.run("snapshot", "revert", "store", "filed", "--stop", "--grace", "0", "--disks-only")
+    assert (shell.folder / "store.filed.ram").exists()
 
     said = shell.run("snapshot", "take", "store", "a/b", status=2)
     assert "'a/b' is no name" in said
@@ -135,5 +143,6 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     assert shell.json("disk", "limit", "store", "disk0")["limits"]["bps"] == 0
     shell.run("down", "--grace", "0", "--delete-disks", "--yes")
     assert places.qemus() == []
-    left = ["store.qcow2", "store.two.qcow2"]
+    left = ["store.filed-1.qcow2", "store.qcow2", "store.two.qcow2"]
+    assert list(shell.folder.glob("*.ram")) == []
     assert shell.names() == left, "where it was before it was moved, and reverted"

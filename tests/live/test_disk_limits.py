@@ -17,7 +17,7 @@ from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import bare, told
 from tests.live.kept import Places, end_all, lab
-from tests.sizes import NEWEST
+from tests.sizes import NEWEST, OLDEST
 
 pytestmark = pytest.mark.live
 
@@ -37,6 +37,7 @@ def limited(spec: qmpkit.MachineSpec, limits: IoLimits | None) -> qmpkit.Machine
     return with_disks(spec, [attrs.evolve(spec.disks[0], limits=limits)])
 
 
+@pytest.mark.qemus(*OLDEST)
 async def test_a_start_has_those_of_the_spec_and_each_change_is_in_it(
     qemu: str, tmp_path: Path
 ) -> None:

@@ -137,6 +137,19 @@ def test_books(image: Command) -> None:
     assert (ran.status, "one of 1, 2, 4" in ran.err, "0.10 has 16" in ran.err) == (2, True, True)
 
 
+def test_a_data_file(image: Command, tmp_path: Path) -> None:
+    image.well("create", "a.qcow2", "1MiB", "--data-file", "a.data", "--data-file-raw")
+    assert f"its content is in {tmp_path}/a.data\n" in image.well("info", "a.qcow2").out
+    image.well("convert", "a.qcow2", "b.qcow2", "--data-file", "b.data")
+    Path("b.data").rename("c.data")
+    assert image("check", "b.qcow2").status == 1
+    told = json.loads(image.well("amend", "b.qcow2", "--data-file=c.data", "--json").out)
+    assert told["data_file"] == f"{tmp_path}/c.data"
+    ran = image("create", "d.qcow2", "1MiB", "--data-file", "a.data")
+    assert (ran.status, "it exists already" in ran.err) == (1, True)
+    assert not Path("d.qcow2").exists()
+
+
 @pytest.mark.bound(60)
 def test_keys(image: Command, encrypted: Path) -> None:
     for name in ("one", "two"):

@@ -21,7 +21,7 @@ from tests.live.blocks import bare, nothing_left, told
 from tests.live.kept import Places, end_all, lab
 from tests.sizes import NEWEST
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
 
 
 def drives(spec: MachineSpec, *files: str) -> MachineSpec:
@@ -84,7 +84,6 @@ async def test_a_drive_is_filled_changed_and_emptied(
             assert await inside(vm, "cd1") == (two, False)
 
 
-@pytest.mark.qemus(*NEWEST)
 async def test_what_cannot_be_is_refused(qemu: str, tmp_path: Path, discs: list[str]) -> None:
     spec = drives(bare(qemu, tmp_path, "qcow2"), discs[0], "")
     async with qmpkit.running(spec, paused=True) as vm:
@@ -106,7 +105,6 @@ async def test_what_cannot_be_is_refused(qemu: str, tmp_path: Path, discs: list[
         await nothing_left(vm)
 
 
-@pytest.mark.qemus(*NEWEST)
 async def test_cancelled_what_is_in_the_drive_is_in_the_spec(
     qemu: str, tmp_path: Path, discs: list[str]
 ) -> None:
@@ -124,7 +122,6 @@ async def test_cancelled_what_is_in_the_drive_is_in_the_spec(
         assert await cancel_at_every_checkpoint(change, every=2, after=after) > 3
 
 
-@pytest.mark.qemus(*NEWEST)
 async def test_a_change_that_nobody_ended_is_settled_as_the_drive_is(
     qemu: str, tmp_path: Path, discs: list[str]
 ) -> None:
@@ -148,7 +145,6 @@ async def test_a_change_that_nobody_ended_is_settled_as_the_drive_is(
         await nothing_left(vm)
 
 
-@pytest.mark.qemus(*NEWEST)
 async def test_a_guest_holds_what_it_has_mounted(
     qemu: str, tmp_path: Path, discs: list[str]
 ) -> None:
@@ -173,7 +169,6 @@ async def test_a_guest_holds_what_it_has_mounted(
         await vm.disks.eject("cd0")
 
 
-@pytest.mark.qemus(*NEWEST)
 @pytest.mark.usefixtures("places")
 async def test_a_kept_machines_record_has_it(
     qemu: str, places: Places, tmp_path: Path, discs: list[str]

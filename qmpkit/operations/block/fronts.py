@@ -128,7 +128,9 @@ class Snapshots:
         disks: Sequence[str] | None = None,
         folder: str | os.PathLike[str] | None = None,
         freeze: bool = False,
+        ram: bool = False,
         description: str = "",
+        progress: Progress | None = None,
     ) -> Snapshot:
         """Remember the disks as they are at this moment, all at the same one.
 
@@ -137,6 +139,15 @@ class Snapshots:
         transaction (`blockdev-snapshot`).  *disks*: ids; default: all that it can write to.
         With *freeze* the guest's file systems are flushed and stand still for the moment
         (needs the guest agent); they go on in every case.
+
+        UEFI variables of the machine's own are in it as a copy beside them (`web.<name>.vars`),
+        for which the guest stands still some milliseconds.
+
+        With *ram* the guest's memory and devices are in it too, in a file beside the first
+        layer (`web.<name>.ram`, its user's alone; `migrate`): the guest stands still until
+        that is written, `Snapshot.pause` says for how long.  *progress* is told of it.  Going
+        back to it takes a restart (`Supervisor.revert`, `qmpkit.reverted`).  A guest that was
+        paused runs for a millisecond afterwards: QEMU saves it no second time otherwise.
 
         `vm.spec` names the new layers: start the machine from that the next time, for the
         files below must not be written to any more.  Raises SpecInvalid with all that is
@@ -150,6 +161,8 @@ class Snapshots:
             folder=where,
             description=description,
             freeze=self._freeze if freeze else None,
+            ram=ram,
+            progress=progress,
         )
 
     async def save(
@@ -176,8 +189,9 @@ class Snapshots:
         async with self._machine.changing:
             point = snapshots.known_snapshot(self._machine.spec, name)
             if point.kind != "internal":
-                hint = "stop the machine, and start it from an overlay of the snapshot's files"
-                fault = Fault(name, "it has no RAM: a running machine cannot go back to it", hint)
+                message = "its disks are layers, which a running machine cannot leave"
+                hint = "stop the machine and revert it, which takes its RAM along"
+                fault = Fault(name, message, hint)
                 raise SpecInvalid([fault], f"machine {self._machine.name!r}")
             await inner_snapshots.load_inner(self._machine, point, progress=progress)
 
@@ -186,9 +200,9 @@ class Snapshots:
         return await snapshots.sizes_of(self.list())
 
     async def rename(self, name: str, to: str) -> None:
-        """Give a snapshot another name; its files keep theirs.
+        """Give a snapshot another name; its files, and what the images hold, keep theirs.
 
-        Not one that `save` has made: the images know it by its name.
+        QEMU renames none in an image: `Snapshot.tag` is what that knows it by.
         """
         await snapshots.rename(self._machine, name, to)
 
@@ -219,6 +233,7 @@ class Backups:
         speed: int = 0,
         freeze: bool = False,
         plain: bool = False,
+        compare: bool = False,
         progress: Progress | None = None,
     ) -> BackupPoint:
         """Copy all disks that the guest can write to, as they are at this moment, into *folder*.
@@ -232,13 +247,18 @@ class Backups:
         *folder* is made when it is not there; it takes backups of one machine.  *speed*: bytes
         a second for all disks together, 0: as fast as it can.  *freeze*: the guest's file
         systems are flushed and stand still for the moment (needs the guest agent).  *plain*:
-        the layers are never encrypted, so disks that are have to be asked for in clear.
-        *progress* is told of the copying, then of the checksums (`state.type` "checksum").
+        the layers are never encrypted, so disks that are have to be asked for in clear.  *compare*:
+        the moment is held until all is copied, and each disk is read a second time and
+        compared with what a restore would show, by qemu-img over a private socket in *folder*;
+        what the guest overwrites meanwhile takes room there.  *progress* is told of the
+        copying, of the comparison ("compare" in `state.type`), then of the checksums
+        ("checksum").
 
         The point is there when it is whole and safe on disk.  Failed or cancelled, *folder*
         and the machine are as they were, and the next one goes on from the last point.
         Raises SpecInvalid (an "incremental" that cannot be, a folder of another machine),
-        ImageInUse (another is at work in the folder), JobFailed and ImageFailed (no space).
+        ImageInUse (another is at work in the folder), JobFailed and ImageFailed (no space),
+        BackupDiffers.
         """
         return await run_backup(
             self._machine,
@@ -248,6 +268,7 @@ class Backups:
             speed=speed,
             freeze=self._freeze if freeze else None,
             plain=plain,
+            compare=compare,
             progress=progress,
         )
 
@@ -273,8 +294,10 @@ class Backups:
 
         Nothing else can be changed in the machine's disks within.  The block is cancelled
         and JobFailed raised when *folder* is full: then the moment is lost, not the guest.
-        Raises SpecInvalid, ImageFailed, ImageInUse, and CommandRefused when QEMU's NBD
-        server is in other hands.
+        A client that leaves unread for a minute what it has asked for loses its connection.
+        Raises SpecInvalid (also for disks with an iothread on QEMU before 9.0, which would
+        abort), ImageFailed, ImageInUse, and CommandRefused when QEMU's NBD server is in
+        other hands.
         """
         freezing = self._freeze if freeze else None
         where = Path(folder)

@@ -13,6 +13,9 @@ import attrs
 import trio
 
 from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.host.aio import best_aio, io_uring_works
+from qmpkit.host.binary import capabilities_of, find_binary
+from qmpkit.host.capabilities import Stamp
 from qmpkit.host.check_files import check_disks
 from qmpkit.host.findings import Problem, raise_problems
 from qmpkit.images.prepare import place_disk
@@ -27,7 +30,7 @@ from qmpkit.operations.hotplug.devices import with_controller
 from qmpkit.operations.hotplug.places import changes_between, empty_port
 from qmpkit.operations.hotplug.plug import free_fdset, plugging, unplug_parts
 from qmpkit.spec.addresses import DISK_PORTS
-from qmpkit.spec.block import ON_CONTROLLERS, Disk, disk_node, on_root_port, to_disks
+from qmpkit.spec.block import ON_CONTROLLERS, Aio, Disk, disk_node, on_root_port, to_disks
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import file_node
@@ -91,12 +94,21 @@ async def _have_controller(machine: Changeable, disk: Disk) -> None:
 async def _placed(machine: Changeable, old: MachineSpec, disk: Disk) -> tuple[Disk, MachineSpec]:
     """The disk with its id, its place and a path for ever, and the spec that has it."""
     file = str(Path(disk.file).absolute()) if disk.file else ""  # noqa: ASYNC240  # one getcwd
+    if disk.aio == "auto":
+        disk = attrs.evolve(disk, aio=await _best_aio(old, disk))
     disk = to_disks([*old.disks, attrs.evolve(disk, file=file)])[-1]
     if on_root_port(disk) and disk.bus is None:
         bus = await empty_port(machine, old, disk.id, DISK_PORTS.prefix, "disk")
         disk = attrs.evolve(disk, bus=bus)
     new = pinned(attrs.evolve(old, disks=[*old.disks, disk]))
     return new.disks[-1], new
+
+
+async def _best_aio(spec: MachineSpec, disk: Disk) -> Aio:
+    binary = await trio.to_thread.run_sync(lambda: Stamp.of(find_binary(spec.qemu, spec.arch)))
+    offered = (await capabilities_of(binary)).aio
+    ring = await trio.to_thread.run_sync(io_uring_works)
+    return best_aio(disk.cache, offered, ring=ring)
 
 
 def _checked(new: MachineSpec, disk: Disk, fd: int | None) -> bool:

@@ -66,7 +66,7 @@ def test_no_profile_fits_so_readline_completes_paths(bash: Bash) -> None:
 
 
 def test_commands_and_options(bash: Bash) -> None:
-    words = ["doctor", "run", "profiles", "argv", "validate", "qmp", "image", "backup"]
+    words = ["doctor", "run", "profiles", "argv", "validate", "qmp", "host", "image", "backup"]
     words += ["completion"]
     words_of_image = ["info", "create", "overlay", "check", "resize", "convert", "rebase"]
     words_of_image += [
