@@ -46,7 +46,7 @@ class VM:
             serial.name: self._open_console(serial.name, logs) for serial in machine.spec.serials
         }
         self._agent = self._open_agent()
-        self.disks = Disks(machine)
+        self.disks = Disks(machine, lambda: self.agent)
         self.nics = Nics(machine)
         self.devices = Devices(machine)
         machine.services.start_soon(

@@ -67,10 +67,13 @@ def add_device(
     return Exit.OK
 
 
-def remove_device(name: str, device: str, grace: int | None, farm: str | None) -> int:
+def remove_device(
+    name: str, device: str, grace: int | None, farm: str | None, *, unmounted: bool
+) -> int:
     """`device remove`."""
     daemon, machine = _machine(name, farm)
     query = {} if grace is None else {"grace": grace}
+    query |= {"unmounted": 1} if unmounted else {}
     daemon.delete("machines", machine, "devices", device, **query)
     talk.say(f"{machine}: {device} is unplugged")
     return Exit.OK

@@ -73,6 +73,10 @@ def remove(
             validator=validators.Number(gte=0),
         ),
     ] = None,
+    unmounted: Annotated[
+        bool,
+        Parameter(help="Not a disk that the guest's agent says is mounted.", negative=""),
+    ] = False,
     farm: Farm = None,
 ) -> int:
     """Have a machine's guest let go of a device; a disk's image stays where it is.
@@ -81,7 +85,7 @@ def remove(
     """
     from qmpkit.cli.device_actions import remove_device
 
-    return remove_device(name, device, grace, farm)
+    return remove_device(name, device, grace, farm, unmounted=unmounted)
 
 
 def link(

@@ -78,7 +78,8 @@ class DeviceApi:
         seconds = UNPLUG_GRACE if grace is None else float(grace)
         item = _one(kept, vm.spec, name)
         if isinstance(item, Disk):
-            await vm.disks.remove(name, grace=seconds)
+            unmounted = bool(whole_number(request, "unmounted"))
+            await vm.disks.remove(name, unmounted=unmounted, grace=seconds)
         elif isinstance(item, Nic):
             await vm.nics.remove(name, grace=seconds)
         else:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trio
 
 import qmpkit
 from qmpkit import (
     VM,
+    AgentSilent,
     CommandRefused,
     DgramNic,
     Disk,
@@ -27,6 +29,7 @@ from qmpkit import (
     SpecInvalid,
     StreamNic,
     UnplugPending,
+    UnplugRefused,
     UsbTablet,
     UserNic,
     Vsock,
@@ -197,6 +200,37 @@ async def test_cancelled_at_any_checkpoint_nothing_is_left(qemu: str, tmp_path: 
 
 
 @pytest.mark.qemus(*OLDEST)
+async def test_an_unplug_that_is_cancelled_can_be_asked_for_again(qemu: str) -> None:
+    async with tiny(qemu) as vm:
+        await vm.nics.add(UserNic())
+
+        async def unplug() -> None:
+            await vm.nics.remove("nic0")
+
+        async def again() -> None:
+            if vm.spec.nics:
+                await vm.nics.remove("nic0")
+            await agreed(vm)
+            await vm.nics.add(UserNic())
+            await agreed(vm)
+
+        assert await cancel_at_every_checkpoint(unplug, every=HOTPLUG_CANCELS, after=again)
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_what_the_guest_lets_go_of_unasked_is_followed(qemu: str, tmp_path: Path) -> None:
+    async with tiny(qemu) as vm:
+        disk = await vm.disks.add(Disk(tmp_path / "a.raw", format="raw", make="1MiB", serial="a"))
+        await guest_sees(vm)
+        slot = "for it in /sys/bus/pci/slots/*/power; do echo 0 > $it; done"
+        done = await vm.agent.run(["sh", "-c", slot])
+        while vm.spec.disks:  # noqa: ASYNC110  # nothing tells when a spec follows
+            await trio.sleep(0.01)
+        await agreed(vm)
+        assert (tmp_path / disk.file).exists(), done
+
+
+@pytest.mark.qemus(*OLDEST)
 async def test_what_cannot_be_is_told_and_leaves_nothing(qemu: str, tmp_path: Path) -> None:
     async with tiny(qemu) as vm:
         with pytest.raises(HostLacks, match="vhost_vsock"):
@@ -207,6 +241,11 @@ async def test_what_cannot_be_is_told_and_leaves_nothing(qemu: str, tmp_path: Pa
             await vm.devices.remove("rng0")
         disk = await vm.disks.add(Disk(tmp_path / "a.raw", format="raw", make="1MiB", serial="a"))
         await guest_sees(vm)
+        mount = "mke2fs /dev/vda && mount /dev/vda /mnt"
+        await vm.agent.run(["sh", "-c", mount], check=True)
+        with pytest.raises(UnplugRefused, match="mounted there at /mnt"):
+            await vm.disks.remove(disk.id, unmounted=True)
+        await vm.agent.run(["umount", "/mnt"], check=True)
         async with vm.paused():
             begun = time.monotonic()
             with pytest.raises(UnplugPending, match="stands still"):
@@ -216,7 +255,7 @@ async def test_what_cannot_be_is_told_and_leaves_nothing(qemu: str, tmp_path: Pa
         with pytest.raises(SpecInvalid, match="snapshots hold it: point"):
             await vm.disks.remove(disk.id)
         await vm.snapshots.delete("point")
-        await vm.disks.remove(disk.id)
+        await vm.disks.remove(disk.id, unmounted=True)
         await agreed(vm)
 
 
@@ -235,7 +274,10 @@ async def test_a_layered_disk_goes_with_all_its_layers(qemu: str, tmp_path: Path
 
 @pytest.mark.qemus(*NEWEST)
 async def test_a_guest_that_has_not_booted(qemu: str, tmp_path: Path) -> None:
-    async with qmpkit.running(bare(qemu, tmp_path, "raw")) as vm:
+    spec = attrs.evolve(bare(qemu, tmp_path, "raw"), agent=True)
+    async with qmpkit.running(spec) as vm:
+        with pytest.raises(AgentSilent):
+            await vm.disks.remove("disk0", unmounted=True)
         with pytest.raises(UnplugPending, match=r"did not answer within 0\.3 s"):
             await vm.disks.remove("disk0", grace=0.3)
         await agreed(vm)

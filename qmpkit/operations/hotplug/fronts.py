@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block import fronts
 from qmpkit.operations.hotplug import devices, disks, nics
+from qmpkit.operations.hotplug.mounted import Asked, refuse_mounted
 from qmpkit.operations.hotplug.nics import Cable
 from qmpkit.operations.hotplug.places import RootPorts, root_ports
 from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE
@@ -19,6 +22,10 @@ class Disks(fronts.Disks):
     """The disks of one machine, by the ids that they have in its spec (`disk0`)."""
 
     __doc__ = fronts.Disks.__doc__
+
+    def __init__(self, machine: Changeable, agent: Callable[[], Asked]) -> None:
+        super().__init__(machine)
+        self._agent = agent
 
     async def add(self, disk: Disk, *, fd: int | None = None) -> Disk:
         """Plug a disk into the machine; its guest sees it in some hundredths of a second.
@@ -36,16 +43,22 @@ class Disks(fronts.Disks):
         """
         return await disks.add_disk(self._machine, disk, fd)
 
-    async def remove(self, disk: str, *, grace: float = UNPLUG_GRACE) -> Disk:
+    async def remove(
+        self, disk: str, *, unmounted: bool = False, grace: float = UNPLUG_GRACE
+    ) -> Disk:
         """Have the guest let go of a disk, and close its image, which stays where it is.
 
-        Linux lets go of one that is mounted, too: what it had not written is lost, so unmount
-        it first.  *grace*: seconds for the guest's answer.  Raises UnplugRefused,
-        UnplugPending (the guest stands still, has not booted, or is silent: nothing has
+        Linux lets go of one that is mounted, too, and what it had not written is lost: with
+        *unmounted* its agent is asked first, and one that is mounted is UnplugRefused
+        (AgentSilent without an agent).  *grace*: seconds for the guest's answer.
+
+        Raises UnplugRefused, UnplugPending (the guest stands still, has not booted, or is silent: nothing has
         changed, remove it again later), SpecInvalid when it has no such disk, a snapshot
         holds it, or it is on a bus that gives nothing back.  Cancelled, the guest may let go
         of it later; `vm.spec` says so then.  (`device_del`, `blockdev-del`.)
         """
+        if unmounted:
+            await refuse_mounted(self._machine, self._agent(), disk)
         return await disks.remove_disk(self._machine, disk, grace)
 
 
