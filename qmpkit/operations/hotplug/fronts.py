@@ -52,10 +52,10 @@ class Disks(fronts.Disks):
         *unmounted* its agent is asked first, and one that is mounted is UnplugRefused
         (AgentSilent without an agent).  *grace*: seconds for the guest's answer.
 
-        Raises UnplugRefused, UnplugPending (the guest stands still, has not booted, or is silent: nothing has
-        changed, remove it again later), SpecInvalid when it has no such disk, a snapshot
-        holds it, or it is on a bus that gives nothing back.  Cancelled, the guest may let go
-        of it later; `vm.spec` says so then.  (`device_del`, `blockdev-del`.)
+        Raises UnplugRefused, UnplugPending (the guest stands still, has not booted, or is
+        silent: nothing has changed, remove it again later), SpecInvalid when it has no such
+        disk, a snapshot holds it, or it is on a bus that gives nothing back.  Cancelled, the
+        guest may let go of it later; `vm.spec` says so then.  (`device_del`, `blockdev-del`.)
         """
         if unmounted:
             await refuse_mounted(self._machine, self._agent(), disk)
