@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -26,6 +27,7 @@ from qmpkit import (
     MachineSpec,
     NoPortLeft,
     Rng,
+    Share,
     SpecInvalid,
     StreamNic,
     UnplugPending,
@@ -38,11 +40,12 @@ from qmpkit.testing import guests
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from tests.live.blocks import bare
 from tests.live.plugged import agreed, guest_sees, hmp, places
-from tests.sizes import HOTPLUG_CANCELS, HOTPLUG_STEPS, NEWEST, OLDEST
+from tests.sizes import HOTPLUG_CANCELS, HOTPLUG_STEPS, LONG, NEWEST, OLDEST
 
 pytestmark = pytest.mark.live
 
 Step = Callable[[], Awaitable[object]]
+VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")  # of Debian 12's qemu-system-common
 
 
 @asynccontextmanager
@@ -312,3 +315,29 @@ async def test_what_qemu_refuses_is_undone(qemu: str, tmp_path: Path) -> None:
             await vm.disks.add(bad)
         assert not (tmp_path / "a.raw").exists()
         assert await vm.execute("query-named-block-nodes") == []
+
+
+@pytest.mark.skipif(not LONG, reason="--long: it boots a guest with shared memory")
+async def test_a_share_comes_and_goes(qemu: str, tmp_path: Path) -> None:
+    (tmp_path / "share").mkdir()
+    (tmp_path / "share" / "file").write_text("from the host")
+    place = tmp_path / "fs.sock"
+    tiny = qmpkit.load_profile("tiny")
+    memory = attrs.evolve(tiny.memory, share=True)
+    spec = attrs.evolve(tiny, qemu=qemu, accel="tcg", memory=memory)
+    argv = [str(VIRTIOFSD), f"--socket-path={place}", "-o", f"source={tmp_path}/share"]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(trio.run_process, [*argv, "-o", "sandbox=chroot"], check=False))
+        while not place.exists():  # noqa: ASYNC110  # it tells nobody
+            await trio.sleep(0.02)
+        async with qmpkit.running(spec) as vm:
+            await vm.agent.wait_ready()
+            share = await vm.devices.add(Share(tag="work", socket=place))
+            await agreed(vm)
+            look = "until mount -t virtiofs work /mnt; do usleep 50000; done; cat /mnt/file"
+            with trio.fail_after(30):
+                seen = await vm.agent.run(["sh", "-c", f"({look}) 2>/dev/null; umount /mnt"])
+            assert seen.text == "from the host"
+            await vm.devices.remove(share.id)
+            await agreed(vm)
+        nursery.cancel_scope.cancel()
