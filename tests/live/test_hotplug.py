@@ -38,9 +38,10 @@ from qmpkit import (
 )
 from qmpkit.testing import guests
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
+from tests.conftest import Board
 from tests.live.blocks import bare
 from tests.live.plugged import agreed, guest_sees, hmp, places
-from tests.sizes import HOTPLUG_CANCELS, HOTPLUG_STEPS, LONG, NEWEST, OLDEST
+from tests.sizes import HOTPLUG_CANCELS, HOTPLUG_STEPS, LONG, NEWEST, OLDEST, WHOLE_LIVES
 
 pytestmark = pytest.mark.live
 
@@ -162,6 +163,8 @@ async def test_another_back_end_behind_a_nic(qemu: str) -> None:
         await agreed(vm)
 
 
+@pytest.mark.bound(60 + 600 // HOTPLUG_CANCELS)
+@pytest.mark.qemus(*NEWEST)
 async def test_cancelled_at_any_checkpoint_nothing_is_left(qemu: str, tmp_path: Path) -> None:
     image = tmp_path / "fd.raw"
     image.write_bytes(bytes(1 << 20))
@@ -202,6 +205,7 @@ async def test_cancelled_at_any_checkpoint_nothing_is_left(qemu: str, tmp_path: 
     os.close(fd)
 
 
+@pytest.mark.bound(60 + 300 // HOTPLUG_CANCELS)
 @pytest.mark.qemus(*OLDEST)
 async def test_an_unplug_that_is_cancelled_can_be_asked_for_again(qemu: str) -> None:
     async with tiny(qemu) as vm:
@@ -239,7 +243,9 @@ async def test_what_cannot_be_is_told_and_leaves_nothing(qemu: str, tmp_path: Pa
         with pytest.raises(HostLacks, match="vhost_vsock"):
             await vm.devices.add(Vsock(cid=7))
         with pytest.raises(SpecInvalid, match="does not exist"):
-            await vm.disks.add(Disk(tmp_path / "nope.raw", format="raw"))
+            nope = Disk(tmp_path / "nope.raw", format="raw", interface="virtio-scsi")
+            await vm.disks.add(nope)
+        assert vm.spec.devices == (), "no controller is plugged for what cannot be"
         with pytest.raises(SpecInvalid, match="no device 'rng0' that can be removed"):
             await vm.devices.remove("rng0")
         disk = await vm.disks.add(Disk(tmp_path / "a.raw", format="raw", make="1MiB", serial="a"))
@@ -302,6 +308,28 @@ async def test_boards_without_a_port(qemu: str, tmp_path: Path) -> None:
         more = await vm.disks.add(attrs.evolve(scsi, file=str(tmp_path / "c.raw"), id=""))
         await agreed(vm)
         await vm.disks.remove(more.id)  # the guest is not asked on SCSI
+        await agreed(vm)
+
+
+@pytest.mark.boards(*WHOLE_LIVES)
+async def test_boards_whose_ports_have_a_button(board: Board, tmp_path: Path) -> None:
+    spec = MachineSpec(
+        name="virt",
+        arch=board.arch,
+        machine="virt",
+        qemu=board.qemu,
+        accel="tcg",
+        memory="64MiB",
+        root_ports=2,
+    )
+    async with qmpkit.running(spec, paused=True) as vm:
+        disk = await vm.disks.add(Disk(tmp_path / "a.raw", format="raw", make="1MiB"))
+        await vm.nics.add(UserNic())
+        await agreed(vm)
+        with pytest.raises(NoPortLeft):
+            await vm.devices.add(Rng())
+        with pytest.raises(UnplugPending, match="stands still"):
+            await vm.disks.remove(disk.id)
         await agreed(vm)
 
 
