@@ -136,6 +136,10 @@ async def test_what_comes_as_a_descriptor(qemu: str, tmp_path: Path) -> None:
             await vm.nics.add(DgramNic(), fd=dgram)
             await agreed(vm, fdsets=1)
             await guest_sees(vm)
+            await vm.snapshots.take("one")
+            assert vm.spec.snapshots[0].disks == {disk.id: str(image)}, "what a restart opens"
+            await vm.snapshots.delete("one")
+            assert vm.spec.disks[0].file == str(image)
             one.close()
             assert other.recv(4), "the guest's frames come through"
             for nic in vm.spec.nics:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import stat
 from collections.abc import Iterator
 
@@ -25,7 +24,7 @@ from qmpkit.machine.drives import limit_drive
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.disks import disk_of
-from qmpkit.operations.block.graph import graph_of, nodes_of
+from qmpkit.operations.block.graph import FDSETS, graph_of, lent_files, nodes_of
 from qmpkit.operations.block.layers import making
 from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.hotplug.devices import with_controller
@@ -40,8 +39,6 @@ from qmpkit.spec.names import file_node
 from qmpkit.spec.parts import Part, names_of
 
 __all__ = ["add_disk", "behind", "remove_disk"]
-
-_FDSET = re.compile(r"/dev/fdset/(\d+)")
 
 
 async def add_disk(machine: Changeable, disk: Disk, fd: int | None) -> Disk:
@@ -73,7 +70,7 @@ async def add_disk(machine: Changeable, disk: Disk, fd: int | None) -> Disk:
                 await it.made(made.files)
             async with plugging(machine, stuck=stays) as plugged:
                 if fdset is not None and fd is not None:
-                    await plugged.lend(fdset, fd)
+                    await plugged.lend(fdset, fd, disk.file)
                     parts = tuple(_through(part, disk, fdset) for part in parts)
                 await plugged.add(*parts)
                 await plugged.confirm()
@@ -162,7 +159,7 @@ def _through(part: Part, disk: Disk, fdset: int) -> Part:
 
 
 def _path_of(fdset: int) -> str:
-    return f"/dev/fdset/{fdset}"
+    return f"{FDSETS}{fdset}"
 
 
 async def remove_disk(machine: Changeable, disk_id: str, grace: float) -> Disk:
@@ -192,5 +189,6 @@ async def behind(machine: Changeable, disk: Disk) -> list[Part]:
     graph = await graph_of(machine)
     chain = graph.chain(disk.id) if disk.id in graph.disks else graph.below(disk_node(disk))
     parts = [Part("node", node) for node in nodes_of(chain)]
-    sets = filter(None, (_FDSET.fullmatch(layer.file) for layer in chain))
-    return parts + [Part("fdset", found[1]) for found in sets]
+    files = {layer.file for layer in chain}
+    lent = await lent_files(machine)
+    return parts + [Part("fdset", str(number)) for number, file in lent.items() if file in files]

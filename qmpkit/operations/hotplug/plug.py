@@ -61,10 +61,12 @@ class Plugging:
         self._added.append(Part("fd", name))
         await self._machine.execute("getfd", {"fdname": name}, fds=[fd])
 
-    async def lend(self, fdset: int, fd: int) -> None:
-        """Give QEMU a descriptor as the file `/dev/fdset/<fdset>` (`add-fd`)."""
+    async def lend(self, fdset: int, fd: int, file: str) -> None:
+        """Give QEMU a descriptor of *file* as `/dev/fdset/<fdset>` (`add-fd`)."""
         self._added.append(Part("fdset", str(fdset)))
-        await self._machine.execute("add-fd", {"fdset-id": fdset}, fds=[fd])
+        # Noted there, for whoever asks which file it is, also in another program.
+        words = {"fdset-id": fdset, "opaque": file}
+        await self._machine.execute("add-fd", words, fds=[fd])
 
     async def confirm(self) -> None:
         """See that the devices are there (`qom-list`): 7.2 has accepted some that are not."""
