@@ -12,14 +12,25 @@ ARCHITECTURES = ("aarch64", "riscv64")  # and those that take `board` on each of
 
 LONG = os.environ.get("QMPKIT_LONG") == "1"
 
-# What hardly depends on QEMU's version is tested on one of them in CI, on each with --long
+# What hardly depends on QEMU's version is tested on one of them in CI, on each with --long:
+# a test without a mark of its own on the one that `share` gives it.
 OLDEST = QEMU_VERSIONS if LONG else QEMU_VERSIONS[:1]
 NEWEST = QEMU_VERSIONS if LONG else QEMU_VERSIONS[-1:]
+
+
+def share(position: int) -> tuple[str, ...]:
+    """The QEMU versions of a module's so-many-th test: CI divides the tests between them."""
+    return QEMU_VERSIONS if LONG else (QEMU_VERSIONS[position % len(QEMU_VERSIONS)],)
 
 
 def size(ci: int, long: int) -> int:
     """*ci* in the plain run, *long* with `--long`."""
     return long if LONG else ci
+
+
+def examples(number: int) -> int:
+    """So many made-up inputs with `--long`, a third of them in the plain run."""
+    return size(ci=number // 3, long=number)
 
 
 # One machine, for real
@@ -36,6 +47,7 @@ LATE_KILL_AFTER = size(ci=2, long=15)  # seconds after a start that Python is ki
 DEBIAN_BOOTS = [(version, firmware) for firmware in (None, "uefi") for version in QEMU_VERSIONS]
 FARM_DEBIANS = size(ci=1, long=2)  # Debian machines of the farm that is brought up by its file
 FARM_TINY = size(ci=4, long=12)  # … and tiny ones
+FARM_DEBIAN_GRACE = size(ci=0, long=90)  # seconds in which Debian may power down
 FARM_SEGMENTS = size(ci=1, long=2)  # … on so many segments, and Debian with a way out too
 
 # tiny on the other architectures, by (architecture, QEMU): CI divides the boots between them

@@ -15,7 +15,7 @@ import trio
 import qmpkit
 from qmpkit import VM, AgentRefused, AgentSilent, GuestCommandFailed, MachineGone
 from qmpkit.testing import guests
-from tests.sizes import AGENT_CANCELS
+from tests.sizes import AGENT_CANCELS, QEMU_VERSIONS
 
 pytestmark = pytest.mark.live
 
@@ -44,6 +44,7 @@ async def test_a_megabyte_there_and_back_by_checksum(qemu: str) -> None:
         assert not through.truncated
 
 
+@pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_programs(qemu: str) -> None:
     async with booted(qemu) as vm:
         script = "echo out; echo err >&2; echo $A-$HOME; exit 3"

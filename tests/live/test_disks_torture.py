@@ -16,9 +16,9 @@ import qmpkit
 from qmpkit import Disk, images
 from qmpkit.testing import guests
 from tests.live.blocks import nothing_left
-from tests.sizes import DISK_STEPS
+from tests.sizes import DISK_STEPS, QEMU_VERSIONS
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*QEMU_VERSIONS)]
 
 # A record is a sector: its number and a checksum; acknowledged when both disks have it for good.
 WRITER = """
