@@ -56,7 +56,7 @@ WHOLE_LIVES = BOARDS if LONG else [("aarch64", "10.0")]
 IGNORED_BUTTONS = BOARDS if LONG else [("riscv64", "7.2")]
 
 # Images
-IMAGE_KILLS = size(ci=8, long=100)  # SIGKILLs of Python while it makes or changes an image
+IMAGE_KILLS = size(ci=4, long=100)  # SIGKILLs of Python while it makes or changes an image
 IMAGE_CHAINS = size(ci=12, long=300)  # chains of images made up and compared with qemu-img
 
 # The image store
@@ -66,7 +66,7 @@ OVERLAY_CANCELS_EVERY = size(ci=4, long=1)  # and the making of an overlay on it
 
 # Kept machines
 KEPT_MACHINES = size(ci=8, long=50)  # that one supervisor has while it is killed again and again
-SUPERVISOR_KILLS = size(ci=15, long=100)  # SIGKILLs of the supervising Python at random moments
+SUPERVISOR_KILLS = size(ci=10, long=100)  # SIGKILLs of the supervising Python at random moments
 ADOPTED = size(ci=12, long=50)  # paused machines adopted at once, in under a second
 JOURNAL_KILLS = size(ci=8, long=200)  # SIGKILLs of a process that writes its journal
 
@@ -78,7 +78,7 @@ FARM_MACHINES = size(ci=10, long=200)  # paused ones, started against a bare scr
 FARM_EVENTS = size(ci=20, long=1000)  # of them, timed on their way to a client
 
 # Disks of machines that run
-DISK_KILLS = size(ci=4, long=100)  # SIGKILLs between two steps of a change, for each kind
+DISK_KILLS = size(ci=3, long=100)  # SIGKILLs between two steps of a change, for each kind
 DISK_STEPS = size(ci=15, long=200)  # changes of two disks that a guest writes to all the time
 
 # Images at rest
