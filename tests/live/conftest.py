@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from qmpkit.cli.talk import talk
 from qmpkit.images import drafts
 from qmpkit.testing.leaks import living_with
+from tests.live.image_command import ImageCommand
 from tests.live.kept import Places
 
 
@@ -37,6 +39,16 @@ def qemu_img(qemu: str, monkeypatch: pytest.MonkeyPatch) -> str:
     folder = Path(qemu).resolve().parent
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return str(folder / "qemu-img")
+
+
+@pytest.fixture
+def image(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ImageCommand:
+    """`qmpkit image …` in this process and in a directory of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(talk, "_console", None)  # which has asked whether it is a terminal's
+    return ImageCommand(capsys)
 
 
 @pytest.fixture(params=["unnamed", "named"])
