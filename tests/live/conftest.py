@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from qmpkit.cli.talk import talk
 from qmpkit.images import drafts
 from qmpkit.testing.leaks import living_with
-from tests.live.image_command import ImageCommand
+from tests.live.in_process import Command
 from tests.live.kept import Places
 
 
@@ -44,11 +43,10 @@ def qemu_img(qemu: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def image(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> ImageCommand:
+) -> Command:
     """`qmpkit image …` in this process and in a directory of the test's own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(talk, "_console", None)  # which has asked whether it is a terminal's
-    return ImageCommand(capsys)
+    return Command(capsys, "image")
 
 
 @pytest.fixture(params=["unnamed", "named"])

@@ -17,7 +17,7 @@ from qmpkit.cli import image as commands
 from qmpkit.errors import ImageFailed
 from qmpkit.testing import guests
 from tests.live.commands import COMMAND, piped, rest, said, terminal
-from tests.live.image_command import ImageCommand, Ran
+from tests.live.in_process import Command, Ran
 
 pytestmark = pytest.mark.live
 
@@ -41,7 +41,7 @@ def large(path: Path) -> Path:
     return path
 
 
-def test_a_life_of_an_image(tmp_path: Path, image: ImageCommand) -> None:
+def test_a_life_of_an_image(tmp_path: Path, image: Command) -> None:
     made = image("create", "a disk.qcow2", "1GiB")
     assert made == (0, "", "a disk.qcow2: an empty qcow2 of 1 GiB (1073741824 bytes) is made\n")
     again = image("create", "a disk.qcow2", "2GiB")
@@ -86,7 +86,7 @@ def test_a_life_of_an_image(tmp_path: Path, image: ImageCommand) -> None:
     assert names(tmp_path) == ["a disk.qcow2", "flat.raw", "top.qcow2"]
 
 
-def test_check_tells_by_its_status(tmp_path: Path, image: ImageCommand) -> None:
+def test_check_tells_by_its_status(tmp_path: Path, image: Command) -> None:
     image("create", "a.qcow2", "1MiB")
     sound = image("check", "a.qcow2")
     assert sound[:2] == (0, f"{tmp_path}/a.qcow2: sound\n")
@@ -113,7 +113,7 @@ def test_check_tells_by_its_status(tmp_path: Path, image: ImageCommand) -> None:
     assert image("check", "a.qcow2").err.endswith("then try --repair all\n")
 
 
-def test_who_has_it_open_and_what_is_in_it(tmp_path: Path, qemu: str, image: ImageCommand) -> None:
+def test_who_has_it_open_and_what_is_in_it(tmp_path: Path, qemu: str, image: Command) -> None:
     image("create", "a.qcow2", "1MiB")
     subprocess.run(["qemu-img", "snapshot", "-c", "before", tmp_path / "a.qcow2"], check=True)
     node = {"driver": "qcow2", "node-name": "n", "file": {"driver": "file", "filename": "a.qcow2"}}
@@ -159,7 +159,7 @@ def test_who_has_it_open_and_what_is_in_it(tmp_path: Path, qemu: str, image: Ima
     ],
 )
 def test_a_mistake_is_one_line(
-    words: list[str], status: int, message: str, tmp_path: Path, image: ImageCommand
+    words: list[str], status: int, message: str, tmp_path: Path, image: Command
 ) -> None:
     (tmp_path / "a.raw").write_bytes(bytes(4096))
     ran = image(*words)

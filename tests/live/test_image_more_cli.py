@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.image_command import ImageCommand
+from tests.live.in_process import Command
 from tests.sizes import NEWEST
 from tests.unit.host.images_on_disk import qcow2
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST), pytest.mark.usefixtures("qemu_img")]
 
 
-def test_layers(image: ImageCommand) -> None:
+def test_layers(image: Command) -> None:
     image.well("create", "a.qcow2", "8MiB", "--cluster-size", "128KiB", "--extended-l2")
     assert "128 KiB" in image.well("info", "a.qcow2").out
     image.well("create", "b.qcow2", "8MiB", "--lazy-refcounts", "--preallocation=metadata")
@@ -43,7 +43,7 @@ def test_layers(image: ImageCommand) -> None:
     assert told == {"identical": False, "difference": 4096, "same_size": False}
 
 
-def test_looks(image: ImageCommand) -> None:
+def test_looks(image: Command) -> None:
     Path("a.raw").write_bytes(b"x" * 4096 + bytes(1 << 20))
     image.well("convert", "a.raw", "a.qcow2", "--sparse", "64KiB", "--parallel", "2")
     lines = image.well("map", "a.qcow2").out.splitlines()
@@ -62,7 +62,7 @@ def test_looks(image: ImageCommand) -> None:
     assert Path("a.qcow2").exists()
 
 
-def test_inside(image: ImageCommand) -> None:
+def test_inside(image: Command) -> None:
     image.well("create", "a.qcow2", "1MiB")
     assert image.well("snapshot", "list", "a.qcow2").out == "a.qcow2 has no snapshots\n"
     image.well("snapshot", "create", "a.qcow2", "before")
@@ -93,7 +93,7 @@ def test_inside(image: ImageCommand) -> None:
     assert (ran.status, "Dirty bitmap 'b' not found" in ran.err) == (1, True)
 
 
-def test_a_strangers_image(image: ImageCommand, tmp_path: Path) -> None:
+def test_a_strangers_image(image: Command, tmp_path: Path) -> None:
     image.well("create", "b.qcow2", "1MiB")
     image.well("overlay", "a.qcow2", "b.qcow2")
     for words in (
@@ -116,7 +116,7 @@ def test_a_strangers_image(image: ImageCommand, tmp_path: Path) -> None:
     image.well("convert", "a.qcow2", "new", "--allow", ".")
 
 
-def test_secrets(image: ImageCommand, tmp_path: Path) -> None:
+def test_secrets(image: Command, tmp_path: Path) -> None:
     """None of these comes as far as making an image, which takes seconds."""
     Path("empty").touch()
     Path("long").write_bytes(b"x" * 5000)
