@@ -10,6 +10,7 @@ from pathlib import Path
 
 import trio
 
+from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.chain import walk_chain
 from qmpkit.host.headers import backing_path, read_header
 
@@ -45,11 +46,12 @@ def images_under(folders: Iterable[Path]) -> Iterator[Path]:
     """The images in *folders*, and in all folders below them, whose headers name a base.
 
     Links are not followed.  Somebody relies on all of them being found, so what cannot be
-    looked into raises OSError; what is gone in that moment does not.  In a thread of trio's:
-    a cancellation ends it.
+    looked into raises OSError, and what is no folder at all `SpecInvalid`; what is gone in
+    that moment does neither.  In a thread of trio's: a cancellation ends it.
     """
     for folder in dict.fromkeys(Path(os.path.realpath(folder)) for folder in folders):
-        folder.stat()  # one that is not there is a mistake
+        if not folder.is_dir():
+            raise SpecInvalid([Fault("look_in", f"{str(folder)!r} is no directory")])
         for place, _, names in os.walk(folder, onerror=_refuse):
             for name in names:
                 trio.from_thread.check_cancelled()

@@ -342,8 +342,9 @@ async def test_where_one_may_not_look_nothing_is_removed(
     def refuse(path: Path) -> bool:
         raise PermissionError(13, "Permission denied", str(path))
 
-    with pytest.raises(HostLacks, match="none' cannot be looked into: No such file"):
-        await store.gc(look_in=[tmp_path / "none"])
+    for name in ("none", "base.qcow2"):
+        with pytest.raises(SpecInvalid, match=f"look_in: '.*{name}' is no directory"):
+            await store.gc(look_in=[tmp_path / name])
     monkeypatch.setattr(users, "has_base", refuse)
     with pytest.raises(HostLacks, match=r"closed\.qcow2' cannot be looked into: Permission"):
         await store.gc(look_in=[tmp_path / "far"])
@@ -369,3 +370,19 @@ async def test_looking_ends_when_it_is_cancelled(
     assert scope.cancelled_caught
     assert 0 < len(looked) < 50
     assert base.path.exists()
+
+
+async def test_what_is_not_understood_stays(
+    store: Store, tmp_path: Path, base: Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of it is removed, and pulling it again mends it."""
+    (store.path / "names" / "folder").mkdir()
+    (store.path / "records" / "folder.json").mkdir()
+    record = store.path / "records" / f"{base.digest}.json"
+    record.write_text('{"schema": 1')
+    assert (await store.gc()).removed == ()
+    assert base.path.exists()
+    assert await store.images() == ()
+    assert caplog.text.count("pull its image again") >= 2
+    assert (await store.pull(tmp_path / "base.qcow2")).digest == base.digest
+    assert [image.names for image in await store.images()] == [("base",)]
