@@ -9,7 +9,7 @@ import attrs
 
 from qmpkit import images
 from qmpkit.cli.exits import Exit, Refusal
-from qmpkit.cli.image import format_line, usable
+from qmpkit.cli.image import changing, format_line, usable
 from qmpkit.cli.image_secret import read_secret
 from qmpkit.cli.interrupt import interruptible
 from qmpkit.cli.shown import shown_progress
@@ -68,21 +68,20 @@ async def commit(
     keep: bool,
 ) -> None:
     """Write the overlay's content into its base and say so."""
-    async with interruptible() as work:
-        secret = await read_secret(secret_file)
-        top = await usable(file, format, allow=allow)
-        async with shown_progress(f"{file.name} → its base") as progress:
-            base = await images.commit(
-                file,
-                top.format,
-                shared=shared,
-                keep=keep,
-                look_in=look_in,
-                secret=secret,
-                allowed=allow,
-                progress=progress,
-            )
-            work.done = True
+    async with (
+        changing(file, format, secret_file, allow) as (top, secret),
+        shown_progress(f"{file.name} → its base") as progress,
+    ):
+        base = await images.commit(
+            file,
+            top.format,
+            shared=shared,
+            keep=keep,
+            look_in=look_in,
+            secret=secret,
+            allowed=allow,
+            progress=progress,
+        )
     talk.say(f"{base.path}: has what {file} held, {exact_size(base.virtual_size)}")
     talk.note(f"{file}: {'left full; remove it' if keep else 'emptied, and ready for more'}")
 
