@@ -67,7 +67,8 @@ _TRIES = 5
 _FINISH_GRACE = 5.0  # seconds that a change in place has to end in order, once it is cancelled
 # An image that was told by its options is told to people by its name.
 _OPTIONS = re.compile(
-    r"driver=\w+,file\.driver=\w+,file\.filename=((?:[^,]|,,)+)(?:,[\w.-]+=key\d+)*"
+    r"driver=\w+,file\.driver=\w+,file\.filename=((?:[^,]|,,)+)"
+    r"(?:,[\w.-]+=key\d+|,(?:data-file|backing)\.[\w.]+=(?:[^,']|,,)+)*"
 )
 _ABORTS = (signal.SIGABRT, signal.SIGTRAP, signal.SIGSEGV)
 

@@ -32,6 +32,13 @@ def test_layers(image: Command) -> None:
     ran = image("commit", "top.qcow2")
     assert ran.status == 1
     assert f"{os.path.abspath('other.qcow2')!r}. Cure: " in ran.err  # noqa: PTH100
+    Path("far", "away").mkdir(parents=True)
+    Path("other.qcow2").rename("far/away/other.qcow2")
+    image.well("rebase", "far/away/other.qcow2", "a.qcow2", "--unsafe")
+    ran = image("commit", "top.qcow2", "--look-in", "far")
+    assert (ran.status, "far/away/other.qcow2'. Cure: " in ran.err) == (1, True)
+    ran = image("commit", "top.qcow2", "--look-in", "none")
+    assert (ran.status, "none' is no directory" in ran.err) == (2, True)
     ran = image.well("commit", "top.qcow2", "--shared")
     assert ran.err.endswith("top.qcow2: emptied, and ready for more\n")
     ran = image.well("rebase", "top.qcow2", "--no-base")
