@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qmpkit._running import running as running
     from qmpkit.errors import AgentSilent as AgentSilent
     from qmpkit.errors import BinaryMissing as BinaryMissing
+    from qmpkit.errors import CertificateWrong as CertificateWrong
     from qmpkit.errors import ChecksumWrong as ChecksumWrong
     from qmpkit.errors import Fault as Fault
     from qmpkit.errors import GuestRefused as GuestRefused
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from qmpkit.host.doctor.examination import examine_host as examine_host
     from qmpkit.host.doctor.finding import Finding as Finding
     from qmpkit.host.doctor.finding import HostReport as HostReport
+    from qmpkit.host.topology import Topology as Topology
+    from qmpkit.host.topology import topology as topology
     from qmpkit.machine.launch import LaunchOptions as LaunchOptions
     from qmpkit.machine.machine import Graces as Graces
     from qmpkit.machine.report import ExitCause as ExitCause
@@ -53,20 +56,33 @@ if TYPE_CHECKING:
     from qmpkit.operations.block.fronts import Disks as Disks
     from qmpkit.operations.block.fronts import Snapshots as Snapshots
     from qmpkit.operations.block.graph import Layer as Layer
+    from qmpkit.operations.block.revert import reverted as reverted
     from qmpkit.operations.completed import Completed as Completed
     from qmpkit.operations.console import Console as Console
     from qmpkit.operations.console_attach import AttachEnd as AttachEnd
     from qmpkit.operations.console_reader import Reader as Reader
     from qmpkit.operations.errors import AgentRefused as AgentRefused
+    from qmpkit.operations.errors import BackupDiffers as BackupDiffers
     from qmpkit.operations.errors import ConsoleEnded as ConsoleEnded
     from qmpkit.operations.errors import GuestCommandFailed as GuestCommandFailed
     from qmpkit.operations.errors import JobFailed as JobFailed
     from qmpkit.operations.errors import OutputLost as OutputLost
+    from qmpkit.operations.errors import TrayLocked as TrayLocked
     from qmpkit.operations.errors import UnknownKey as UnknownKey
     from qmpkit.operations.forwards import Forwarded as Forwarded
     from qmpkit.operations.jobs import JobProgress as JobProgress
     from qmpkit.operations.jobs import JobState as JobState
     from qmpkit.operations.patterns import Match as Match
+    from qmpkit.operations.tune.fronts import Tune as Tune
+    from qmpkit.operations.tune.live import Tuned as Tuned
+    from qmpkit.operations.tune.stats import DiskUse as DiskUse
+    from qmpkit.operations.tune.stats import Rates as Rates
+    from qmpkit.operations.tune.stats import Stats as Stats
+    from qmpkit.operations.tune.threads import Threads as Threads
+    from qmpkit.operations.tune.usage import MemoryUse as MemoryUse
+    from qmpkit.operations.tune.usage import NicUse as NicUse
+    from qmpkit.operations.tune.usage import ThreadTime as ThreadTime
+    from qmpkit.process.cgroup import Pressure as Pressure
     from qmpkit.process.status import ExitStatus as ExitStatus
     from qmpkit.qmp.connect import connect as connect
     from qmpkit.qmp.errors import CommandRefused as CommandRefused
@@ -91,10 +107,13 @@ if TYPE_CHECKING:
     from qmpkit.spec.data import spec_from_toml as spec_from_toml
     from qmpkit.spec.data import spec_to_dict as spec_to_dict
     from qmpkit.spec.data import spec_to_toml as spec_to_toml
+    from qmpkit.spec.encryption import BaseKey as BaseKey
+    from qmpkit.spec.encryption import Luks as Luks
     from qmpkit.spec.farm import Farm as Farm
     from qmpkit.spec.farm import FarmMachine as FarmMachine
     from qmpkit.spec.farm_load import load_farm as load_farm
     from qmpkit.spec.firmware import Uefi as Uefi
+    from qmpkit.spec.limits import IoLimits as IoLimits
     from qmpkit.spec.machine import Kernel as Kernel
     from qmpkit.spec.machine import MachineSpec as MachineSpec
     from qmpkit.spec.memory import Memory as Memory
@@ -103,8 +122,11 @@ if TYPE_CHECKING:
     from qmpkit.spec.network import StreamNic as StreamNic
     from qmpkit.spec.network import TapNic as TapNic
     from qmpkit.spec.network import UserNic as UserNic
+    from qmpkit.spec.numa import NumaNode as NumaNode
     from qmpkit.spec.profile import load_profile as load_profile
     from qmpkit.spec.profile import profile_names as profile_names
+    from qmpkit.spec.resources import IoMax as IoMax
+    from qmpkit.spec.resources import Resources as Resources
     from qmpkit.spec.restart import Restart as Restart
     from qmpkit.spec.snapshots import Snapshot as Snapshot
     from qmpkit.supervisor.events import Happening as Happening
@@ -119,13 +141,14 @@ __version__ = "0.1.0"
 _MODULES = {
     "qmpkit._running": "running",
     "qmpkit.errors": (
-        "AgentSilent BinaryMissing ChecksumWrong Fault GuestRefused HostLacks ImageFailed "
-        "ImageInUse ImageRefused JournalFailed JournalNewer KvmUnavailable LaunchFailed "
-        "MachineDied MachineGone PullFailed QmpkitError SignatureWrong SpecInvalid "
+        "AgentSilent BinaryMissing CertificateWrong ChecksumWrong Fault GuestRefused HostLacks "
+        "ImageFailed ImageInUse ImageRefused JournalFailed JournalNewer KvmUnavailable "
+        "LaunchFailed MachineDied MachineGone PullFailed QmpkitError SignatureWrong SpecInvalid "
         "SupervisorRunning"
     ),
     "qmpkit.host.doctor.examination": "examine_host",
     "qmpkit.host.doctor.finding": "Finding HostReport",
+    "qmpkit.host.topology": "Topology topology",
     "qmpkit.qmp.connect": "connect",
     "qmpkit.qmp.errors": (
         "CommandRefused EventsLost MonitorAbsent MonitorBusy MonitorGarbled MonitorLost "
@@ -146,26 +169,38 @@ _MODULES = {
     "qmpkit.operations.console_attach": "AttachEnd",
     "qmpkit.operations.console_reader": "Reader",
     "qmpkit.operations.errors": (
-        "AgentRefused ConsoleEnded GuestCommandFailed JobFailed OutputLost UnknownKey"
+        "AgentRefused BackupDiffers ConsoleEnded GuestCommandFailed JobFailed OutputLost "
+        "TrayLocked UnknownKey"
     ),
     "qmpkit.operations.forwards": "Forwarded",
     "qmpkit.operations.block.fronts": "Backups Disks Snapshots",
     "qmpkit.operations.block.graph": "Layer",
+    "qmpkit.operations.block.revert": "reverted",
     "qmpkit.operations.jobs": "JobProgress JobState",
     "qmpkit.operations.patterns": "Match",
+    "qmpkit.operations.tune.fronts": "Tune",
+    "qmpkit.operations.tune.live": "Tuned",
+    "qmpkit.operations.tune.stats": "DiskUse Rates Stats",
+    "qmpkit.operations.tune.threads": "Threads",
+    "qmpkit.operations.tune.usage": "MemoryUse NicUse ThreadTime",
+    "qmpkit.process.cgroup": "Pressure",
     "qmpkit.process.status": "ExitStatus",
     "qmpkit.spec.backups": "BackupLayer BackupPoint",
     "qmpkit.spec.block": "Disk Overlay",
+    "qmpkit.spec.limits": "IoLimits",
     "qmpkit.spec.chardev": "Serial",
     "qmpkit.spec.cpu": "Cpu",
     "qmpkit.spec.data": "spec_from_dict spec_from_toml spec_to_dict spec_to_toml",
+    "qmpkit.spec.encryption": "BaseKey Luks",
     "qmpkit.spec.farm": "Farm FarmMachine",
     "qmpkit.spec.farm_load": "load_farm",
     "qmpkit.spec.firmware": "Uefi",
     "qmpkit.spec.machine": "Kernel MachineSpec",
     "qmpkit.spec.memory": "Memory",
     "qmpkit.spec.network": "DgramNic Forward StreamNic TapNic UserNic",
+    "qmpkit.spec.numa": "NumaNode",
     "qmpkit.spec.profile": "load_profile profile_names",
+    "qmpkit.spec.resources": "IoMax Resources",
     "qmpkit.spec.restart": "Restart",
     "qmpkit.spec.snapshots": "Snapshot",
     "qmpkit.supervisor.events": "Happening Happenings",

@@ -16,6 +16,7 @@ from qmpkit.host.resolve import resolve
 from qmpkit.images.prepare import prepared_disks
 from qmpkit.machine.launch import LaunchOptions, Starter, launched, start_qemu
 from qmpkit.machine.machine import Machine, check_grace
+from qmpkit.operations.tune.live import take_place
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.qmp.errors import MonitorLost
 from qmpkit.spec.machine import MachineSpec
@@ -87,6 +88,7 @@ async def opened(
         prepared_disks(resolution.spec) as made,
         launched(resolution, options, start=start) as machine,
     ):
+        await take_place(machine)
         made.keep()
         yield VM(machine, logs=folder)
 

@@ -13,9 +13,12 @@ from qmpkit.machine.report import ExitReport
 from qmpkit.machine.state import State
 from qmpkit.operations import keys, power, screen
 from qmpkit.operations.agent import Agent
-from qmpkit.operations.block.fronts import Backups, Disks, Snapshots
+from qmpkit.operations.block.fronts import Backups, Snapshots
 from qmpkit.operations.console import Console
 from qmpkit.operations.forwards import Forwarded, forwarded_ports
+from qmpkit.operations.hotplug.fronts import Disks, Nics
+from qmpkit.operations.tune.fronts import Tune
+from qmpkit.operations.tune.stats import Stats, stats_of
 from qmpkit.process.logs import BoundedLog
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.machine import MachineSpec
@@ -26,8 +29,8 @@ __all__ = ["VM"]
 class VM:
     """One running virtual machine; `qmpkit.running` and `Supervisor.start` make it.
 
-    `disks` and `snapshots` change its disks while it runs, and `spec` follows; `backups`
-    copies them.
+    `disks`, `snapshots` and `nics` change it while it runs, and `spec` follows; `backups`
+    copies its disks.  `tune` changes what it is given of its host.
 
     Every method that talks to QEMU raises MachineGone when the machine has ended in
     an orderly way, MachineDied when it ended out of the blue, and CommandRefused
@@ -41,8 +44,10 @@ class VM:
         }
         self._agent = self._open_agent()
         self.disks = Disks(machine)
+        self.nics = Nics(machine)
         self.snapshots = Snapshots(machine, self._frozen)
         self.backups = Backups(machine, self._frozen)
+        self.tune = Tune(machine)
 
     def __repr__(self) -> str:
         return f"<VM {self.name!r} {self.state.value}>"
@@ -109,6 +114,17 @@ class VM:
         has ended raises MachineGone or MachineDied.
         """
         return self.machine.subscribe(*names, where=where, buffer=buffer)
+
+    async def stats(self, *, dirty_rate: float = 0.0, pss: bool = True) -> Stats:
+        """What the machine has used so far: processor time, memory, disks, NICs; see `Stats`.
+
+        Two of them give rates: `later.since(earlier)`.  With *dirty_rate* it also measures
+        for that many whole seconds (1 to 60) how fast the guest changes its memory.  *pss*
+        costs some 10 ms for each GiB of the guest.  Uses
+        query-cpus-fast, query-iothreads, query-blockstats, query-balloon, query-stats and
+        calc-dirty-rate, and /proc; the guest is not asked.
+        """
+        return await stats_of(self.machine, dirty_rate=dirty_rate, pss=pss)
 
     # Lifecycle
 

@@ -17,6 +17,7 @@ from qmpkit.farm.preflight import preflight
 from qmpkit.farm.saved import read_farm, save_farm
 from qmpkit.farm.seeds import seeded, write_seed
 from qmpkit.farm.settle import settled
+from qmpkit.farm.tuning import tune
 from qmpkit.operations.ports import change_forwards
 from qmpkit.spec import farm_plan
 from qmpkit.spec.farm import Farm, FarmMachine
@@ -218,12 +219,14 @@ class _Work:
         kept, old = self.lab.kept[machine.name], self.known[machine.name]
         try:
             await _forward(kept, old, machine)
+            await tune(kept, old.spec, machine.spec)
             await self.lab.amend(seeded(self.lab.state_dir, machine), **_matters(machine))
         except QmpkitError:
             try:
                 await _forward(kept, machine, old)
+                await tune(kept, machine.spec, old.spec)
             except QmpkitError:
-                log.exception("the ports of machine %r are not as before", kept.name)
+                log.exception("machine %r is not as before", kept.name)
             raise
 
 

@@ -141,7 +141,8 @@ async def _ask(path: str) -> tuple[Capabilities, Schema]:
             theirs.close()  # else QEMU's end would never be seen as an end
             try:
                 async with open_session(ours, name=name) as qmp:
-                    return await _interview(qmp), await fetch_schema(qmp)
+                    schema = await fetch_schema(qmp)
+                    return await _interview(qmp, schema), schema
             except (MonitorLost, MonitorGarbled, MonitorSilent) as error:
                 with trio.move_on_after(_STATUS_FOLLOWS):
                     await process.wait()
@@ -150,7 +151,7 @@ async def _ask(path: str) -> tuple[Capabilities, Schema]:
                 raise LaunchFailed(name, argv, status, process.stderr_tail, cure) from error
 
 
-async def _interview(qmp: Session) -> Capabilities:
+async def _interview(qmp: Session, schema: Schema) -> Capabilities:
     version = await qmp.execute("query-version")
     number = version["qemu"]
     commands = frozenset(_names(await qmp.execute("query-commands")))
@@ -168,6 +169,8 @@ async def _interview(qmp: Session) -> Capabilities:
         commands=commands,
         run_with_user=has_option(options, "run-with", "user"),
         sandbox=has_option(options, "sandbox", "enable"),
+        aio=tuple(sorted(schema.values("blockdev-add", "aio"))),
+        vq_mapping=await _has_property(qmp, "virtio-blk-device", "iothread-vq-mapping"),
     )
 
 
@@ -185,6 +188,14 @@ async def _has_accelerator(qmp: Session, name: str) -> bool:
             return False
         raise
     return True
+
+
+async def _has_property(qmp: Session, driver: str, name: str) -> bool:
+    try:
+        found = await qmp.execute("device-list-properties", {"typename": driver})
+    except CommandRefused:  # a target without virtio
+        return False
+    return name in _names(found)
 
 
 def has_option(options: Iterable[Mapping[str, Any]], option: str, parameter: str) -> bool:

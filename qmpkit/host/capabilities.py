@@ -32,7 +32,7 @@ T = TypeVar("T")
 log = logging.getLogger("qmpkit.host")
 
 # Counts up whenever a field below changes its meaning: older entries are then asked for again.
-_SCHEMA = 2
+_SCHEMA = 3
 
 
 @attrs.frozen
@@ -56,7 +56,8 @@ class Capabilities:
     `arch` the guest architecture, `accelerators` those built in ("kvm", "tcg", …),
     `cpu_models` is empty where QEMU cannot list them, `commands` the QMP commands,
     `run_with_user` whether `-run-with user=` exists (it replaces `-runas`),
-    `sandbox` whether `-sandbox` does.
+    `sandbox` whether `-sandbox` does, `aio` the ways of disk I/O that it was built with,
+    `vq_mapping` whether the queues of one disk can be divided among iothreads (9.0).
     """
 
     version: tuple[int, int, int]
@@ -68,6 +69,8 @@ class Capabilities:
     commands: frozenset[str]
     run_with_user: bool
     sandbox: bool = True
+    aio: tuple[str, ...] = ("threads", "native")
+    vq_mapping: bool = False
 
     def machine(self, name: str) -> MachineType | None:
         """The machine type called *name*, by its own name or by its alias."""
@@ -100,6 +103,8 @@ class Capabilities:
             commands=frozenset(_words(plain["commands"])),
             run_with_user=bool(plain["run_with_user"]),
             sandbox=bool(plain["sandbox"]),
+            aio=_words(plain["aio"]),
+            vq_mapping=bool(plain["vq_mapping"]),
         )
 
 

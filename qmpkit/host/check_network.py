@@ -100,6 +100,9 @@ def _check_tap(nic: TapNic, where: str, root: Path) -> Iterator[Problem]:
     if nic.vhost and not (root / "dev/vhost-net").exists():
         cure = "sudo modprobe vhost_net, or vhost = false"
         yield lacking(f"{where}.vhost", HostLacks("/dev/vhost-net does not exist", cure))
+    elif nic.vhost and not os.access(root / "dev/vhost-net", os.R_OK | os.W_OK, effective_ids=True):
+        cure = "chmod 666 /dev/vhost-net, or vhost = false"
+        yield lacking(f"{where}.vhost", HostLacks("/dev/vhost-net may not be opened", cure))
 
 
 def _check_device(ifname: str, where: str, root: Path) -> Iterator[Problem]:

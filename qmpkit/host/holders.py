@@ -20,6 +20,7 @@ __all__ = [
     "file_locked",
     "holders_of",
     "image_locked",
+    "machine_in",
     "processes_with",
     "socket_inodes",
 ]
@@ -155,10 +156,10 @@ def _holder(process: Path) -> Holder:
     program = argv[0].rpartition("/")[2]
     if not program.startswith("qemu-"):  # the kernel cuts off a long name, but nobody makes it up
         return Holder(int(process.name), comm)
-    return Holder(int(process.name), program, _machine_of(argv))
+    return Holder(int(process.name), program, machine_in(argv))
 
 
-def _machine_of(argv: list[str]) -> str:
+def machine_in(argv: list[str]) -> str:
     """The guest's name of `-name web,process=x` or `-name guest=web`; a comma in it is doubled."""
     for option, value in pairwise(argv):
         if option in ("-name", "--name"):

@@ -21,6 +21,8 @@ from qmpkit.host.check_files import (
     raw_warnings,
 )
 from qmpkit.host.check_network import check_network
+from qmpkit.host.check_resources import check_resources
+from qmpkit.host.encrypted import secret_problems, secret_warnings
 from qmpkit.host.findings import Problem, lacking
 from qmpkit.host.kvm import read_text
 from qmpkit.host.layered import layered_problems
@@ -45,8 +47,10 @@ def preflight(spec: MachineSpec, root: Path = Path("/")) -> tuple[Problem, ...]:
 def _problems(spec: MachineSpec, root: Path) -> Iterator[Problem]:
     yield from check_plain_files(spec)
     yield from check_disks(spec)
+    yield from secret_problems(spec)
     yield from layered_problems(spec)
     yield from check_network(spec, root)
+    yield from check_resources(spec, root)
     yield from _check_memory_file(spec)
     yield from _check_vsock(spec, root)
     yield from _check_user(spec)
@@ -92,8 +96,14 @@ def host_warnings(spec: MachineSpec) -> Iterator[str]:
     """What does not prevent a start, but is to be known; blocking."""
     if (memory := memory_warning(spec)) is not None:
         yield memory
+    if (limit := spec.resources.memory_max) is not None and limit < spec.memory.size:
+        yield (
+            f"resources.memory_max is {format_size(limit)}, less than the guest's "
+            f"{format_size(spec.memory.size)}: the kernel may kill QEMU when the guest uses it"
+        )
     yield from raw_warnings(spec)
     yield from base_warnings(spec)
+    yield from secret_warnings(spec)
 
 
 def memory_warning(spec: MachineSpec, root: Path = Path("/")) -> str | None:

@@ -11,17 +11,22 @@ import trio
 
 from qmpkit.errors import BinaryMissing, Fault, HostLacks, LaunchFailed, SpecInvalid
 from qmpkit.host.accel import Decision, decide
+from qmpkit.host.aio import best_aio, io_uring_works
 from qmpkit.host.binary import capabilities_of, find_binary, known_capabilities
 from qmpkit.host.capabilities import Capabilities, Stamp
+from qmpkit.host.encrypted import bases_of
 from qmpkit.host.findings import Problem, lacking, raise_problems
 from qmpkit.host.flash import look_at_flash
 from qmpkit.host.kvm import KvmFacts, host_arch, kvm_facts
+from qmpkit.host.placing import decided
 from qmpkit.host.preflight import host_warnings, preflight
 from qmpkit.host.variables import NAMES, host_variables
+from qmpkit.spec.block import Disk
 from qmpkit.spec.boards import board_of
 from qmpkit.spec.check import faults_of, type_faults
 from qmpkit.spec.convert import structure, unstructure
 from qmpkit.spec.cpu import model_of
+from qmpkit.spec.encryption import BaseImage
 from qmpkit.spec.facts import Facts, Flash
 from qmpkit.spec.firmware import Firmware, Uefi
 from qmpkit.spec.machine import MachineSpec
@@ -113,6 +118,7 @@ class _Survey:
     kvm: KvmFacts
     stamp: Stamp | None
     capabilities: Capabilities | None
+    bases: dict[str, tuple[BaseImage, ...]]
 
 
 def _survey(declared: MachineSpec, check: bool) -> _Survey:
@@ -121,6 +127,8 @@ def _survey(declared: MachineSpec, check: bool) -> _Survey:
     stamp = _find(spec or declared, problems)
     if check and spec is not None:
         problems += preflight(spec)
+        if not problems:
+            spec = _placed(spec, problems)
     return _Survey(
         spec=spec or declared,
         concrete=spec is not None,
@@ -129,7 +137,16 @@ def _survey(declared: MachineSpec, check: bool) -> _Survey:
         kvm=kvm_facts(),
         stamp=stamp,
         capabilities=known_capabilities(stamp) if stamp is not None else None,
+        bases={disk.id: bases_of(disk) for disk in (spec.disks if spec else ()) if disk.luks},
     )
+
+
+def _placed(spec: MachineSpec, problems: list[Problem]) -> MachineSpec:
+    try:
+        return decided(spec)
+    except HostLacks as error:
+        problems.append(lacking("cpu.pin", error))
+        return spec
 
 
 def _made_concrete(spec: MachineSpec, problems: list[Problem]) -> MachineSpec | None:
@@ -192,6 +209,7 @@ def _conclude(survey: _Survey, known: Capabilities | None, flash: Flash | None) 
         machine_options={**board.options, **spec.machine_options},
         accel=decision.accel,
         cpu=attrs.evolve(spec.cpu, model=model),
+        disks=[_with_aio(disk, known) for disk in spec.disks],
         firmware=_named(spec.firmware, flash),
         qemu=survey.stamp.path if spec.qemu is not None else None,
     )
@@ -201,9 +219,16 @@ def _conclude(survey: _Survey, known: Capabilities | None, flash: Flash | None) 
         cpu_flags=decision.cpu_flags,
         run_with_user=known.run_with_user,
         flash=flash,
+        bases=survey.bases,
     )
     warnings = tuple(text for text in (decision.warning, *survey.warnings) if text)
     return Resolution(resolved, facts, warnings, known, survey.kvm)
+
+
+def _with_aio(disk: Disk, known: Capabilities) -> Disk:
+    if disk.aio != "auto":
+        return disk
+    return attrs.evolve(disk, aio=best_aio(disk.cache, known.aio, ring=io_uring_works()))
 
 
 def _named(firmware: Firmware, flash: Flash | None) -> Firmware:
@@ -254,6 +279,13 @@ def _misfits(
         yield Problem(Fault("firmware", message, "use a newer QEMU, or a kernel"))
     if fault := _cpu_model_fault(spec, known, decision):
         yield Problem(fault)
+    for number, disk in enumerate(spec.disks):
+        if disk.iothreads and not known.vq_mapping:
+            message = f"QEMU {version} cannot divide a disk's queues, 9.0 and later can"
+            yield Problem(Fault(f"disks[{number}].iothreads", message, "one iothread"))
+        if disk.aio not in (*known.aio, "auto"):
+            message = f"this QEMU was built without {disk.aio}"
+            yield Problem(Fault(f"disks[{number}].aio", message, 'aio = "auto"'))
 
 
 def _cpu_model_fault(

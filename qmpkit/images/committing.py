@@ -63,7 +63,7 @@ async def commit(
             limits or limits_of_chain(len(chain.layers)),
             fds=image.fds,
             on_stdout=percentages(progress) if progress else None,
-            opens=[layer.path for layer in chain.layers],
+            opens=chain.files,
             cure="its content is whole; what the base holds is not: commit again",
             long=True,
         )

@@ -61,7 +61,7 @@ async def rebase(
         look = partial(work.look, base, key)
         image, alone, name, chains = await trio.to_thread.run_sync(look)
         limits = limits or limits_of_chain(sum(len(chain.layers) for chain in chains))
-        opens = [layer.path for chain in chains for layer in chain.layers]
+        opens = [file for chain in chains for file in chain.files]
         told = percentages(progress) if progress else None
         if not unsafe:
             # Else data that is not on disk yet would be looked for in the new base.

@@ -20,6 +20,7 @@ import trio
 from qmpkit._trio import ServiceNursery, service_nursery
 from qmpkit.errors import HostLacks, LaunchFailed, QmpkitError
 from qmpkit.host.resolve import Resolution
+from qmpkit.machine.grouping import grouped
 from qmpkit.machine.launch import (
     LaunchOptions,
     Wiring,
@@ -29,6 +30,7 @@ from qmpkit.machine.launch import (
     give_store,
 )
 from qmpkit.machine.machine import Graces, Machine
+from qmpkit.machine.ready import get_ready
 from qmpkit.machine.state import State
 from qmpkit.process.errors import SpawnFailed
 from qmpkit.process.identity import Identity
@@ -137,6 +139,7 @@ class QemuGround:
         spec = resolution.spec
         _check(resolution, links)
         async with AsyncExitStack() as ours:
+            group = await ours.enter_async_context(grouped(spec))
             with ExitStack() as theirs:
                 try:
                     wiring, log = await trio.to_thread.run_sync(_wired, spec, home, theirs)
@@ -161,6 +164,7 @@ class QemuGround:
                     log=log,
                     fds=wiring.theirs,
                     env=environment(spec),
+                    group=group,
                     name=spec.name,
                 )
                 process = await _entered(ours, started, spec.name, argv)
@@ -242,12 +246,13 @@ async def begun(
             session,
             _streams(outer, spec, home),
             services,
-            State.PAUSED,
+            State.PAUSED if spec.resume_from is None else State.INCOMING,
             options.graces,
         )
         outer.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         try:
+            await get_ready(machine)
             yield machine
         finally:
             if not child.kept:

@@ -20,8 +20,11 @@ from qmpkit._trio import service_nursery
 from qmpkit.errors import Fault, HostLacks, LaunchFailed, SpecInvalid
 from qmpkit.host.resolve import Resolution
 from qmpkit.images.varstore import private_store
+from qmpkit.machine.grouping import grouped
 from qmpkit.machine.machine import Graces, Machine
+from qmpkit.machine.ready import get_ready
 from qmpkit.machine.state import State
+from qmpkit.process.cgroup import Group
 from qmpkit.process.child import Child, ChildLike, child
 from qmpkit.process.errors import SpawnFailed
 from qmpkit.process.sockets import listening_socket, remover_of
@@ -35,7 +38,7 @@ from qmpkit.spec.machine import MachineSpec, channels, links
 from qmpkit.spec.network import TapNic
 
 __all__ = ["LaunchOptions", "Started", "Starter", "launched", "start_qemu"]
-# for machines that are kept
+# For machines that are kept:
 __all__ += ["Wiring", "check_links", "environment", "failing_launch", "give_store"]
 
 # When QEMU closes its monitor before it greeted, its exit status follows at once.
@@ -92,6 +95,7 @@ async def start_qemu(resolution: Resolution, options: LaunchOptions) -> AsyncIte
     """
     spec = resolution.spec
     async with AsyncExitStack() as ours:
+        group = await ours.enter_async_context(grouped(spec))
         with ExitStack() as theirs:
             wiring = _wire(spec, options, ours, theirs)
             await give_store(resolution, wiring, theirs)
@@ -103,7 +107,7 @@ async def start_qemu(resolution: Resolution, options: LaunchOptions) -> AsyncIte
                 store=wiring.store,
                 checked=True,
             )
-            process = await _run(ours, spec, argv, wiring, options)
+            process = await _run(ours, spec, argv, wiring, options, group)
         # Their ends are closed here now: QEMU's death is an end of file on ours.
         yield Started(process, tuple(argv), wiring.ours)
 
@@ -122,12 +126,14 @@ async def _run(
     argv: list[str],
     wiring: Wiring,
     options: LaunchOptions,
+    group: Group | None,
 ) -> Child:
     process = child(
         argv,
         fds=wiring.theirs,
         env=environment(spec),
         stderr_log=options.stderr_log,
+        group=group,
         name=spec.name,
     )
     try:
@@ -237,12 +243,13 @@ async def launched(
             session,
             _streams(started),
             services,
-            State.INCOMING if options.incoming else State.PAUSED,
+            State.INCOMING if options.incoming or resolution.spec.resume_from else State.PAUSED,
             options.graces,
         )
         stack.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         try:
+            await get_ready(machine)
             yield machine
         finally:
             with trio.move_on_after(options.graces.total, shield=True):
@@ -308,6 +315,7 @@ _CURES = {
     "Could not set up host forwarding rule": "choose another host port: this one is taken",
     'Failed to get "write" lock': "another process has the image open: stop it first",
     'Failed to get shared "write" lock': "another process has the image open: stop it first",
+    "Invalid password": "name the file with the secret of that image: luks.key_file, luks.bases",
     "Cannot allocate memory": "give the machine less memory, or free some on this host",
     "Could not access KVM kernel module": 'use accel = "tcg", or make /dev/kvm accessible',
 }

@@ -8,12 +8,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from qmpkit.errors import HostLacks
+from qmpkit.host.netlink import opened_netlink
 from qmpkit.spec.names import mac_of
 
 __all__ = ["check_bridge", "make_bridge", "make_tap", "may_make_devices"]
@@ -117,23 +117,9 @@ def _taken(name: str, found: Any) -> str:
     return f"the device {name!r} is there and was made by {by}"
 
 
-@contextmanager
-def _netlink(purpose: str) -> Iterator[Any]:
-    try:
-        from pyroute2 import IPRoute
-        from pyroute2.netlink.exceptions import NetlinkError
-    except ModuleNotFoundError as missing:
-        what = f"cannot {purpose}: pyroute2 is not installed"
-        raise HostLacks(what, "pip install 'qmpkit[farm]'") from missing
-    try:
-        with IPRoute() as route:
-            yield route
-    except (NetlinkError, OSError) as error:
-        number = error.code if isinstance(error, NetlinkError) else error.errno
-        why, cure = os.strerror(number or 0), ""
-        if number in (errno.EPERM, errno.EACCES):
-            cure = 'it takes CAP_NET_ADMIN: serve the farm as root, or use kind = "segment"'
-        raise HostLacks(f"cannot {purpose}: {why}", cure) from error
+def _netlink(purpose: str) -> AbstractContextManager[Any]:
+    cure = 'it takes CAP_NET_ADMIN: serve the farm as root, or use kind = "segment"'
+    return opened_netlink(purpose, cure)
 
 
 def _find(route: Any, name: str) -> Any:

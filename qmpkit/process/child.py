@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from qmpkit._trio import service_nursery
+from qmpkit.process.cgroup import Group
 from qmpkit.process.errors import ProcessStuck
 from qmpkit.process.launch import Launch
 from qmpkit.process.limits import Limits
@@ -146,6 +147,7 @@ async def child(
     cwd: str | os.PathLike[str] | None = None,
     stderr_log: Path | None = None,
     limits: Limits | None = None,
+    group: Group | None = None,
     name: str = "",
 ) -> AsyncIterator[Child]:
     """Run *argv* for the length of the block; on leaving it is killed if it still lives.
@@ -157,6 +159,7 @@ async def child(
     goes to the bounded log *stderr_log*.  `env` None means our environment;
     a program without a slash is sought on that environment's PATH.  Of *limits*
     those that the kernel watches hold; `time` is the caller's to bound.
+    *group*: the control group that it is born in; None is ours.
 
     The process dies with us, also when we are killed by SIGKILL.
     Raises `BinaryMissing`, `SpawnFailed`, `SpawnerLost`; `ProcessStuck` when it
@@ -165,7 +168,7 @@ async def child(
     """
     async with AsyncExitStack() as stack:
         spawner = await stack.enter_async_context(shared_spawner())
-        launch = Launch(argv, dict(fds or {}), env, cwd, limits)
+        launch = Launch(argv, dict(fds or {}), env, cwd, limits, group)
         process, pipe = await _start(spawner, launch)
         stack.callback(process.close)
         started = Child(process, name or argv[0])

@@ -15,7 +15,7 @@ class SpawnFailed(QmpkitError):
     """A program could not be started at all; nothing of it runs.
 
     `errno` is the system's reason and `stage` what was being done: "exec", "cwd",
-    "fds", "limits" or "pidfd".  A program that does not exist is `BinaryMissing` instead.
+    "fds", "cgroup", "limits" or "pidfd".  A program that does not exist is `BinaryMissing` instead.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class SpawnFailed(QmpkitError):
         doing = {
             "cwd": f"enter the directory {self.path!r}",
             "fds": "pass on its file descriptors",
+            "cgroup": f"put it into the control group {self.path!r}",
             "limits": "limit what it may use",
             "pidfd": "watch it",
         }.get(self.stage, f"execute {self.path!r}")

@@ -16,6 +16,7 @@ from typing import Protocol
 import trio
 
 from qmpkit._trio import service_nursery
+from qmpkit.process.cgroup import Group
 from qmpkit.process.child import KILL_GRACE, ChildLike
 from qmpkit.process.errors import ProcessStuck, ProcessVanished
 from qmpkit.process.identity import Identity, look_for
@@ -189,11 +190,12 @@ async def kept_child(
     log: int,
     fds: Mapping[int, int] | None = None,
     env: Mapping[str, str] | None = None,
+    group: Group | None = None,
     name: str = "",
 ) -> AsyncIterator[KeptChild]:
     """Start *argv*; leaving the block kills it, unless `keep()` was called.
 
-    *fds* and *env* are as for `child`.  What it prints goes to *log*, a descriptor of
+    *fds*, *env* and *group* are as for `child`.  What it prints goes to *log*, a descriptor of
     the file *stderr* from `open_log`, which stays yours; its last words are read there.
 
     Raises `BinaryMissing`, `SpawnFailed`, `SpawnerLost`, and `ProcessStuck` when it
@@ -203,7 +205,7 @@ async def kept_child(
     async with AsyncExitStack() as stack:
         spawner = await stack.enter_async_context(shared_spawner())
         fds = {**(fds or {}), 1: log, 2: log}
-        process = await spawner.spawn(Launch(argv, fds, env))
+        process = await spawner.spawn(Launch(argv, fds, env, group=group))
         stack.callback(process.close)
         identity = Identity.of(process.pid)
         assert identity is not None, "nobody but us reaps it"

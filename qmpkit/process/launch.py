@@ -12,6 +12,7 @@ import attrs
 
 from qmpkit.errors import BinaryMissing, QmpkitError
 from qmpkit.process._spawner_main import MAX_FDS
+from qmpkit.process.cgroup import Group
 from qmpkit.process.errors import SpawnFailed
 from qmpkit.process.limits import Limits
 
@@ -23,13 +24,17 @@ FDS_LIMIT = MAX_FDS - 2
 
 @attrs.frozen
 class Launch:
-    """What to start: `fds` maps the child's descriptor numbers to ours; `env` None is our own."""
+    """What to start: `fds` maps the child's descriptor numbers to ours; `env` None is our own.
+
+    `group`: the control group that it is born in; None is ours.
+    """
 
     argv: Sequence[str]
     fds: Mapping[int, int] = attrs.field(factory=dict)
     env: Mapping[str, str] | None = None
     cwd: str | os.PathLike[str] | None = None
     limits: Limits | None = None
+    group: Group | None = None
 
     def __attrs_post_init__(self) -> None:
         if not self.argv or not self.argv[0]:
@@ -52,7 +57,10 @@ class Launch:
         raw_env = _raw(self.env)
         cwd = b"" if self.cwd is None else os.fsencode(self.cwd)
         limits = [] if self.limits is None else self.limits.rlimits()
-        return marshal.dumps((argv, raw_env, paths, cwd, list(self.fds), limits))
+        group = None
+        if self.group is not None:
+            group = (os.fsencode(self.group.path), os.fsencode(self.group.mount))
+        return marshal.dumps((argv, raw_env, paths, cwd, list(self.fds), limits, group))
 
     def _candidates(self, env: Mapping[str, str]) -> list[str]:
         program = self.argv[0]

@@ -34,6 +34,7 @@ from qmpkit.server.streams import (
     log_stream,
     tail_of_file,
 )
+from qmpkit.server.tune_api import TuneApi
 from qmpkit.server.version import versioned
 from qmpkit.server.views import in_counting_order, machine_view, row_view
 from qmpkit.spec.names import machine_name_problem
@@ -304,6 +305,7 @@ def make_app(lab: Supervisor, jobs: Jobs, shut_down: Callable[[], None]) -> ASGI
         Route(f"{one}/files", api.read_file),
         Route(f"{one}/files", api.write_file, methods=["PUT"]),
         *DiskApi(lab, jobs, api.kept).routes(),
+        *TuneApi(lab, api.kept).routes(),
         Route(f"{one}/backup", api.back_up, methods=["POST"]),
         Route(f"{one}/{{action}}", api.act, methods=["POST"]),
         Route("/v1/events", api.events),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec import devices as parts
+from qmpkit.spec.block import threads_of
 from qmpkit.spec.boards import Board, board_of, family_of
 from qmpkit.spec.chardev import Endpoint, chardev_option, monitor_option
 from qmpkit.spec.check import validate
@@ -18,6 +19,7 @@ from qmpkit.spec.layout import layout_of
 from qmpkit.spec.machine import MachineSpec, channels, links
 from qmpkit.spec.memory import memory_option
 from qmpkit.spec.names import RAM_ID
+from qmpkit.spec.numa import numa_options
 from qmpkit.spec.options import keyvals, to_json
 
 __all__ = ["TOOLS", "pretty", "render"]
@@ -41,7 +43,8 @@ def render(
 
     `endpoints` holds one endpoint for each of `channels(spec)` and `links(spec)`, and
     may hold `TOOLS`. `paused` starts with the processors stopped (`-S`) until `cont`,
-    `incoming` waits for `migrate-incoming` to fill the machine (`-incoming defer`).
+    `incoming` waits for `migrate-incoming` to fill the machine (`-incoming defer`), as one
+    with `resume_from` does.
     `actions` is `-action`: what QEMU does on "shutdown", "panic", "reboot".
     `store` is the descriptor of the UEFI variables of a machine that keeps none.
     `checked` says that the spec is one that `resolve` has found without a fault.
@@ -57,7 +60,7 @@ def render(
     argv += _boot(spec, facts, store)
     if paused:
         argv.append("-S")
-    if incoming:
+    if incoming or spec.resume_from is not None:
         argv += ["-incoming", "defer"]
     if actions:
         argv += ["-action", keyvals("", actions.items())]
@@ -67,7 +70,7 @@ def render(
     for monitor in ("qmp", TOOLS):
         if monitor in endpoints:
             argv += ["-mon", monitor_option(monitor)]
-    argv += _hardware(spec, endpoints)
+    argv += _hardware(spec, facts, endpoints)
     return [*argv, *spec.extra_args]
 
 
@@ -76,7 +79,7 @@ def _accelerator_faults(spec: MachineSpec, facts: Facts) -> Iterator[Fault]:
     if facts.accel == "kvm":
         return
     for number, disk in enumerate(spec.disks):
-        if disk.iothread is not None and family_of(spec.machine) == "microvm":
+        if threads_of(disk) and family_of(spec.machine) == "microvm":
             message = "microvm has iothreads only under KVM, and this is TCG"
             yield Fault(f"disks[{number}].iothread", message, "leave iothread out")
     if spec.cpu.model == "host":
@@ -97,13 +100,17 @@ def _base(spec: MachineSpec, facts: Facts) -> list[str]:
     argv += _confinement(spec, facts)
     argv += ["-enable-kvm"] if facts.accel == "kvm" else ["-accel", "tcg"]
     board = _board(spec)
-    options = {"memory-backend": RAM_ID, **spec.machine_options}
+    # With nodes each has its backend, and the machine none of its own.
+    whole = {} if spec.numa else {"memory-backend": RAM_ID}
+    options = {**whole, **spec.machine_options}
     if isinstance(spec.firmware, Uefi):
         options |= flash_machine_options(spec.firmware, board)
     argv += ["-machine", keyvals(spec.machine, options.items())]
     model = model_of(spec.cpu, facts.accel, board.tcg_cpu)
     argv += ["-cpu", cpu_option(spec.cpu, model, facts.cpu_flags)]
     argv += ["-smp", smp_option(spec.cpu), "-m", memory_option(spec.memory)]
+    if spec.memory.lock:
+        argv += ["-overcommit", keyvals("", [("mem-lock", True)])]
     if spec.uuid is not None:
         argv += ["-uuid", spec.uuid]
     return argv
@@ -154,7 +161,7 @@ def _boot(spec: MachineSpec, facts: Facts, store: int | None) -> Iterator[str]:
         yield "-no-reboot"
 
 
-def _hardware(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> Iterator[str]:
+def _hardware(spec: MachineSpec, facts: Facts, endpoints: Mapping[str, Endpoint]) -> Iterator[str]:
     if family_of(spec.machine) == "microvm":
         # The old virtio-mmio dialect lacks what vsock needs.
         yield from ("-global", "virtio-mmio.force-legacy=false")
@@ -163,13 +170,16 @@ def _hardware(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> Iterator[
     placed = layout_of(spec)
     dicts = {
         "-object": parts.objects(spec),
-        "-blockdev": parts.blockdevs(spec),
+        "-blockdev": parts.blockdevs(spec, facts.bases),
         "-netdev": parts.netdevs(spec, endpoints),
         "-device": parts.devices(spec, placed),
     }
     for option, items in dicts.items():
         for item in items:
             yield from (option, to_json(item))
+        if option == "-object":  # the backends that nodes name are there by now
+            for node in numa_options(spec.numa):
+                yield from ("-numa", node)
 
 
 def pretty(argv: list[str]) -> str:

@@ -16,11 +16,11 @@ from qmpkit.spec.convert import kind_of, structure_as, unstructure_any
 from qmpkit.spec.faults import collect
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["CHECKSUMS", "MANIFEST_SCHEMA"]
-__all__ += ["BackupLayer", "BackupManifest", "BackupPoint", "Merge", "Merged"]
-__all__ += ["bitmap_name", "bitmap_prefix", "files_of", "is_layer_file", "kept_points"]
-__all__ += ["layer_file_name", "layers_below", "manifest_from_json", "manifest_to_json"]
-__all__ += ["merges_for", "point_of", "point_to_dict", "point_with"]
+__all__ = ["BITMAP_PREFIX", "CHECKSUMS", "MANIFEST_SCHEMA", "BackupLayer", "BackupManifest"]
+__all__ += ["BackupPoint", "Merge", "Merged", "bitmap_name", "bitmap_prefix", "bitmaps_of"]
+__all__ += ["files_of", "is_layer_file", "kept_points", "layer_file_name", "layers_below"]
+__all__ += ["manifest_from_json", "manifest_to_json", "merges_for", "point_of", "point_to_dict"]
+__all__ += ["point_with"]
 
 MANIFEST_SCHEMA = 2
 """The format's number.  A reader refuses what is newer than itself.
@@ -34,6 +34,9 @@ CHECKSUMS = {"xxh3_128": 32, "sha256": 64}
 It is there for what has changed by accident.  Who changes a layer on purpose can change the
 manifest too, whatever it has, so one at the speed of memory protects as much.
 """
+
+BITMAP_PREFIX = "qk-"
+"""What the names of all dirty bitmaps of backups and checkpoints begin with."""
 
 _FILE = re.compile(r"[A-Za-z][A-Za-z0-9._-]*\.qcow2", re.ASCII)
 _ID = re.compile(r"[0-9a-f]{8}", re.ASCII)
@@ -130,12 +133,22 @@ def is_layer_file(name: str, repository: str) -> bool:
 
 def bitmap_prefix(repository: str) -> str:
     """What the names of all its dirty bitmaps begin with."""
-    return f"qk-{repository}-"
+    return f"{BITMAP_PREFIX}{repository}-"
 
 
-def bitmap_name(repository: str, number: int) -> str:
-    """The dirty bitmap of what has changed since that point."""
-    return f"{bitmap_prefix(repository)}{number}"
+def bitmap_name(repository: str, number: int, disk: str, token: str) -> str:
+    """The dirty bitmap of what has changed on *disk* since that point.
+
+    *token*: one that no other attempt has.  A disk that takes another's place, or a copy of
+    the folder that goes on by itself, is not to find a bitmap of the name that it knows.
+    """
+    return f"{bitmap_prefix(repository)}{number}-{disk}-{token}"
+
+
+def bitmaps_of(point: BackupPoint | None) -> frozenset[str]:
+    """The dirty bitmaps that record what has changed since *point*."""
+    layers = point.disks.values() if point else ()
+    return frozenset(layer.bitmap for layer in layers if layer.bitmap)
 
 
 def point_with(points: Sequence[BackupPoint], number: int | None) -> BackupPoint:

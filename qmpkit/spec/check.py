@@ -10,7 +10,8 @@ import attrs
 import cattrs
 
 from qmpkit.errors import Fault, SpecInvalid
-from qmpkit.spec.block import Disk, disk_faults, disk_node
+from qmpkit.spec.addresses import port_problem
+from qmpkit.spec.block import Disk, disk_faults, disk_node, iothreads_of
 from qmpkit.spec.board_faults import board_faults
 from qmpkit.spec.boards import family_of
 from qmpkit.spec.chardev import serial_faults
@@ -23,7 +24,9 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.memory import memory_faults
 from qmpkit.spec.names import file_node, flash_node, mac_of, machine_name_problem
 from qmpkit.spec.network import UserNic, nic_faults
+from qmpkit.spec.numa import numa_faults
 from qmpkit.spec.options import text_problem
+from qmpkit.spec.resources import resource_faults
 
 __all__ = ["faults_of", "type_faults", "validate"]
 
@@ -70,6 +73,8 @@ def faults_of(spec: MachineSpec) -> tuple[Fault, ...]:
     found = [*_head_faults(spec), *_text_faults(spec)]
     found += cpu_faults(spec.cpu)
     found += memory_faults(spec.memory)
+    found += numa_faults(spec.numa, spec.memory, spec.cpu.maxcpus or spec.cpu.cpus)
+    found += resource_faults(spec.resources, iothreads_of(spec.disks))
     for number, disk in enumerate(spec.disks):
         found += disk_faults(disk, f"disks[{number}]")
     for number, nic in enumerate(spec.nics):
@@ -184,6 +189,8 @@ def _files_twice(spec: MachineSpec) -> Iterator[Fault]:
     """Two writers destroy an image; QEMU's lock would say so much later and less clearly."""
     first: dict[str, tuple[str, Disk]] = {}
     for number, disk in enumerate(spec.disks):
+        if disk.is_empty:
+            continue
         where = f"disks[{number}]"
         other = first.setdefault(disk.file, (where, disk))
         if other[1] is not disk and not (disk.is_readonly and other[1].is_readonly):
@@ -233,5 +240,8 @@ def _slot_faults(spec: MachineSpec) -> Iterator[Fault]:
     if len(ide) > _AHCI_PORTS and family_of(spec.machine) == "q35":
         room = f"q35 has {_AHCI_PORTS} SATA ports, these are {len(ide)} cdrom drives"
         yield Fault(f"disks[{ide[_AHCI_PORTS]}]", f"too many devices for the slots: {room}")
+    for number, port in enumerate(spec.last_ports):
+        if problem := port_problem(port):
+            yield Fault(f"last_ports[{number}]", problem)
     yield from scsi_faults(spec)
     yield from layout_of(spec).faults

@@ -18,11 +18,13 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.block import Overlay
 from qmpkit.spec.chardev import Serial, to_serials
 from qmpkit.spec.cpu import Cpu
+from qmpkit.spec.encryption import Luks
 from qmpkit.spec.firmware import UEFI, Firmware, Uefi
 from qmpkit.spec.health import CHECK_KINDS, Check, FunctionCheck, to_checks
 from qmpkit.spec.machine import MachineSpec, Option
 from qmpkit.spec.memory import Memory
 from qmpkit.spec.network import NIC_KINDS, Forward, Nic, to_forward
+from qmpkit.spec.resources import Pin
 from qmpkit.spec.sizes import Size, format_size, parse_size
 from qmpkit.spec.suggest import suggestion
 
@@ -197,6 +199,12 @@ def _serials(value: object, kind: Any) -> object:
     return _row(value, kind)
 
 
+def _pin(value: object, _: object) -> object:
+    if value is None or isinstance(value, str):
+        return value
+    return _row(value, tuple[str, ...])
+
+
 def _firmware(value: object, _: object) -> Firmware:
     if value is None or (isinstance(value, str) and value != UEFI):
         return value
@@ -221,6 +229,7 @@ _SHORTHAND: dict[type, Callable[[object], object]] = {
     Memory: lambda value: {"size": value} if isinstance(value, str | int | float) else value,
     Serial: lambda value: {"name": value} if isinstance(value, str) else value,
     Forward: _forward,
+    Luks: lambda value: {"key_file": value} if isinstance(value, str) else value,
     Uefi: lambda value: {} if value == UEFI else value,
 }
 
@@ -266,6 +275,7 @@ def _readers(converter: cattrs.Converter) -> None:
     converter.register_structure_hook_func(lambda kind: kind == _MAKE, _made)
     converter.register_structure_hook_func(lambda kind: kind == tuple[Serial, ...], _serials)
     converter.register_structure_hook_func(lambda kind: kind == Firmware, _firmware)
+    converter.register_structure_hook_func(lambda kind: kind == Pin, _pin)
 
 
 def _writers(converter: cattrs.Converter) -> None:

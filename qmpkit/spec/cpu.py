@@ -10,6 +10,7 @@ import attrs
 from qmpkit.errors import Fault
 from qmpkit.spec.given import items_of
 from qmpkit.spec.options import keyvals
+from qmpkit.spec.resources import Pin, pin_faults, to_pin
 
 __all__ = ["CPU_LIMIT", "Cpu", "cpu_faults", "cpu_option", "model_of", "smp_option"]
 __all__ += ["to_cpu"]
@@ -32,6 +33,9 @@ class Cpu:
     `model` None is "host" under KVM, and what serves the board best under TCG ("max"
     on a PC); `flags` are "+name", "-name" or "name=value". `sockets`, `cores` and
     `threads` fix the topology of `maxcpus`; left out, QEMU chooses.
+    `pin`: the processors of the host that they run on: "auto" for some of one NUMA node that
+    has room for the machine, a list for all of them ("2-5"), or one for each, from the first
+    on (["2", "3"]).
     """
 
     cpus: int = 1
@@ -41,6 +45,7 @@ class Cpu:
     sockets: int | None = None
     cores: int | None = None
     threads: int | None = None
+    pin: Pin = attrs.field(default=None, converter=to_pin)
 
 
 def to_cpu(value: Cpu | int) -> Cpu:
@@ -59,6 +64,7 @@ def cpu_faults(cpu: Cpu) -> Iterator[Fault]:
         name = "cpu.cpus" if cpu.maxcpus is None else "cpu.maxcpus"
         yield Fault(name, f"{limit} processors are more than the {CPU_LIMIT} supported")
     yield from _topology_faults(cpu, limit)
+    yield from pin_faults(cpu.pin, limit)
     if cpu.model is not None and not _MODEL.fullmatch(cpu.model):
         yield Fault("cpu.model", f"{cpu.model!r} is not a CPU model", "flags go into cpu.flags")
     for number, flag in enumerate(cpu.flags):

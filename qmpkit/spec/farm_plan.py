@@ -13,6 +13,7 @@ import attrs
 from qmpkit.spec.farm import Farm, FarmMachine
 from qmpkit.spec.farm_data import machine_from_dict, machine_to_dict, scale
 from qmpkit.spec.farm_order import start_order
+from qmpkit.spec.resources import controllers
 
 __all__ = ["Add", "Change", "ChangeLive", "Known", "Plan", "Remove", "RestartNeeded"]
 __all__ += ["Step", "Unchanged", "plan", "scale"]
@@ -68,8 +69,8 @@ class Unchanged:
 
 @attrs.frozen
 class ChangeLive:
-    """Changes that need no restart: of the supervisor's own matter, of ports, or of a machine
-    that is not running.
+    """Changes that need no restart: of the supervisor's own matter, of ports, of its place on
+    the host, or of a machine that is not running.
     """
 
     name: str
@@ -115,6 +116,13 @@ _LIVE = re.compile(
     r"|networks\[\d+\]\.(ip|network\.(?!kind|bridge).*)"
     r"|spec\.nics\[\d+\]\.forwards([.\[].*)?"
 )
+# What is done from outside QEMU (sched_setaffinity, tc, a control group that is there).
+_TUNABLE = re.compile(
+    r"spec\.cpu\.pin([.\[].*)?"
+    r"|spec\.resources\.(emulator|iothreads|policy|priority|nice)([.\[].*)?"
+    r"|spec\.nics\[\d+\]\.max_(received|sent)"
+)
+_LIMITS = re.compile(r"spec\.resources\..*")
 _HIDDEN = ("user_data", "meta_data", "network_config")
 
 
@@ -149,10 +157,16 @@ def _step(old: FarmMachine, new: FarmMachine, *, running: bool) -> Step:
     changes = tuple(_differences(_shown(old), _shown(new), ""))
     if not changes:
         return Unchanged(new.name, running)
-    needing = tuple(change for change in changes if not _LIVE.fullmatch(change.field))
+    needing = tuple(change for change in changes if not _is_live(change.field, old))
     if needing and running:
         return RestartNeeded(new.name, changes, needing)
     return ChangeLive(new.name, changes, running)
+
+
+def _is_live(field: str, old: FarmMachine) -> bool:
+    if controllers(old.spec.resources) and _LIMITS.fullmatch(field):
+        return True
+    return bool(_LIVE.fullmatch(field) or _TUNABLE.fullmatch(field))
 
 
 def _shown(machine: FarmMachine) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from qmpkit.spec.firmware import Firmware, to_firmware
 from qmpkit.spec.given import items_of, table_of
 from qmpkit.spec.memory import Memory, to_memory
 from qmpkit.spec.network import Nic, link_needed, to_nics
+from qmpkit.spec.numa import NumaNode, to_numa
+from qmpkit.spec.resources import Resources
 from qmpkit.spec.snapshots import Snapshot
 
 __all__ = ["Accel", "Kernel", "MachineSpec", "Option", "channels", "links"]
@@ -45,6 +47,10 @@ def _snapshots(value: Iterable[Snapshot]) -> tuple[Snapshot, ...]:
     return items_of(value, "snapshots", 'Snapshot(name="before")', (Snapshot,))
 
 
+def _ports(value: Iterable[str]) -> tuple[str, ...]:
+    return items_of(value, "last_ports", '["disk-port2"]', (str,))
+
+
 def _env(value: Mapping[str, str]) -> dict[str, str]:
     return table_of(value, "env")
 
@@ -72,6 +78,13 @@ def _kernel(value: Kernel | None) -> Kernel | None:
     return value
 
 
+def _resources(value: Resources) -> Resources:
+    if not isinstance(value, Resources):
+        hint = 'Resources(emulator="0-1")'
+        raise SpecInvalid([Fault("resources", f"cannot be {value!r}", hint)])
+    return value
+
+
 @attrs.frozen(kw_only=True)
 class MachineSpec:
     """A machine. Nothing is created or checked by writing one; `validate` finds its faults.
@@ -80,11 +93,13 @@ class MachineSpec:
     `arch`, `machine`: "q35", "microvm" on "x86_64", "virt" on "aarch64" and "riscv64", or a
     versioned name ("pc-q35-7.2"), with `machine_options` for `-machine`. `accel`: "auto"
     takes KVM when it serves, else TCG. `memory` and `cpu` may be given as a size and a
-    number. `firmware`: "uefi" or `Uefi(…)`, a BIOS file; None is QEMU's own. `serials`: a
-    number or names. `agent`: a channel for
-    qemu-guest-agent. `image_folders`: where the files must be that disks' images name (bases,
-    data files, extents), for images of strangers; empty is anywhere; a base in `make` is
-    your own word. `panic`: a device by which the guest reports its panic.
+    number. `numa`: the NUMA nodes that the guest sees; none is one. `resources`: what the
+    machine is given of the host, and may use of it at most. `firmware`: "uefi" or
+    `Uefi(…)`, a BIOS file; None is QEMU's own. `serials`: a number or names. `agent`: a
+    channel for qemu-guest-agent. `image_folders`: where the files must be that disks'
+    images name (bases, data files, extents), for images of strangers; empty is
+    anywhere; a base in `make` is your own word. `panic`: a device by which the guest
+    reports its panic.
     `vmgenid`: "auto" or a UUID; `vsock`: the guest's CID. `display`: "std" is a VGA
     card, on virt a virtio one with a keyboard, that screenshots show. `root_ports`:
     empty ports for hotplug, on boards with PCI.
@@ -94,7 +109,10 @@ class MachineSpec:
     machine's end is the launcher's. `env`: variables added to QEMU's environment.
     `qemu`: the binary. `extra_args`: appended as they are, the last resort.
     `snapshots`: the points that its disks can go back to, and `snapshot` the one that it
-    goes on from: written by the operations that make them.
+    goes on from: written by the operations that make them. `resume_from`: the file of a
+    snapshot's RAM with which the next start goes on, and no later one: written by a revert.
+    `last_ports`: root ports that are there whether or not something sits in them, each with those
+    before it: written by hotplug, for a machine that is started again is to be the same.
     """
 
     name: str = "vm"
@@ -105,6 +123,8 @@ class MachineSpec:
     accel: Accel = "auto"
     cpu: Cpu = attrs.field(default=Cpu(), converter=to_cpu)
     memory: Memory = attrs.field(default=Memory(), converter=to_memory)
+    numa: tuple[NumaNode, ...] = attrs.field(default=(), converter=to_numa)
+    resources: Resources = attrs.field(default=Resources(), converter=_resources)
     kernel: Kernel | None = attrs.field(default=None, converter=_kernel)
     firmware: Firmware = attrs.field(default=None, converter=to_firmware)
     image_folders: tuple[str, ...] = attrs.field(default=(), converter=_folders)
@@ -129,6 +149,8 @@ class MachineSpec:
     extra_args: tuple[str, ...] = attrs.field(default=(), converter=_extra_args)
     snapshots: tuple[Snapshot, ...] = attrs.field(default=(), converter=_snapshots)
     snapshot: str | None = None
+    resume_from: str | None = attrs.field(default=None, converter=_optional_path)
+    last_ports: tuple[str, ...] = attrs.field(default=(), converter=_ports)
 
 
 def channels(spec: MachineSpec) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ __all__ = [
     "netdev_id",
     "network_name_problem",
     "node_problem",
+    "ram_id",
+    "secret_id",
     "tap_name",
 ]
 
@@ -49,6 +51,12 @@ IFNAME_LIMIT = 15
 
 RAM_ID = "ram0"
 """The memory backend. States saved by every version of qmpkit depend on this name."""
+
+
+def ram_id(node: int) -> str:
+    """The memory backend of the guest's NUMA node of that number."""
+    return f"ram{node}"
+
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
 _NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
@@ -145,6 +153,11 @@ def netdev_id(nic_id: str) -> str:
 def iothread_id(name: str) -> str:
     """The `-object iothread` behind the name a disk gives in `iothread`."""
     return f"qk-io-{name}"
+
+
+def secret_id(disk_id: str, number: int) -> str:
+    """The `-object secret` of a disk's image (0), or of the *number*th base with one of its own."""
+    return f"qk-{disk_id}-key{number}"
 
 
 def job_id(kind: str, subject: str, serial: int) -> str:

@@ -11,13 +11,15 @@ import attrs
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.addresses import Place
-from qmpkit.spec.chardev import Endpoint, FdEndpoint
+from qmpkit.spec.chardev import Endpoint, FdEndpoint, NamedEndpoint
 from qmpkit.spec.given import items_of
 from qmpkit.spec.names import id_problem, ifname_problem, mac_of, netdev_id
 from qmpkit.spec.options import Json
+from qmpkit.spec.sizes import KIB, Size, format_size, to_bytes
 
 __all__ = [
     "NIC_KINDS",
+    "Cable",
     "DgramNic",
     "Forward",
     "Nic",
@@ -31,8 +33,11 @@ __all__ = [
     "nic_faults",
     "to_forward",
     "to_nics",
+    "with_rates",
 ]
 
+_LEAST_RATE = KIB
+Cable = Endpoint | NamedEndpoint
 NicModel = Literal["virtio-net", "e1000e"]
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 _INET = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):(\d{1,5})", re.ASCII)
@@ -78,7 +83,8 @@ class _NicBase:
     """What every NIC has: `mac` defaults to one made from machine name and `id`.
 
     `boot`: place in the boot order; only then is the PXE ROM loaded. `bus`: the
-    root port to sit in. `id` is filled in from the place in the list (`nic0`).
+    root port to sit in. `link`: whether the cable is in. `id` is filled in from the place
+    in the list (`nic0`).
     """
 
     model: NicModel = "virtio-net"
@@ -86,6 +92,7 @@ class _NicBase:
     boot: int | None = None
     id: str = ""
     bus: str | None = None
+    link: bool = True
 
 
 @attrs.frozen(kw_only=True)
@@ -100,17 +107,25 @@ class UserNic(_NicBase):
     restrict: bool = False
 
 
+def _rate(value: str | int | None) -> Size | None:
+    return None if value is None else to_bytes(value, "nics")
+
+
 @attrs.frozen(kw_only=True)
 class TapNic(_NicBase):
     """A tap device of the host that already exists; `vhost` needs /dev/vhost-net.
 
     Without `ifname`, whoever starts the machine hands over the opened device as the
     endpoint named after the NIC: that is how a farm's bridges do it.
+    `max_received`, `max_sent`: bytes ("10MiB") a second that the guest may receive and send,
+    bounded on the device (CAP_NET_ADMIN).
     """
 
     ifname: str | None = None
     vhost: bool = False
     queues: int = 1
+    max_received: Size | None = attrs.field(default=None, converter=_rate)
+    max_sent: Size | None = attrs.field(default=None, converter=_rate)
 
 
 @attrs.frozen(kw_only=True)
@@ -162,6 +177,18 @@ def to_nics(value: Iterable[Nic]) -> tuple[Nic, ...]:
     return tuple(named)
 
 
+def with_rates(nics: Iterable[Nic], others: Iterable[Nic]) -> tuple[Nic, ...]:
+    """*nics*, bounded as those of *others* are that have the same id."""
+    known = {nic.id: nic for nic in others if isinstance(nic, TapNic)}
+    return tuple(_bounded(nic, known.get(nic.id)) for nic in nics)
+
+
+def _bounded(nic: Nic, other: TapNic | None) -> Nic:
+    if other is None or not isinstance(nic, TapNic):
+        return nic
+    return attrs.evolve(nic, max_received=other.max_received, max_sent=other.max_sent)
+
+
 def link_needed(nic: Nic) -> bool:
     """Whether the cable's descriptor must be given to `render` as the endpoint `nic.id`."""
     if isinstance(nic, TapNic):
@@ -171,7 +198,7 @@ def link_needed(nic: Nic) -> bool:
     return isinstance(nic, DgramNic) and nic.local is None and nic.remote is None
 
 
-def netdev_of(nic: Nic, endpoint: Endpoint | None = None) -> Json:
+def netdev_of(nic: Nic, endpoint: Cable | None = None) -> Json:
     """The argument of `-netdev` (and `netdev_add`)."""
     match nic:
         case UserNic():
@@ -179,16 +206,16 @@ def netdev_of(nic: Nic, endpoint: Endpoint | None = None) -> Json:
         case TapNic():
             backend = _tap(nic, endpoint)
         case StreamNic():
-            backend = {"type": "stream", "server": nic.server, "addr": _end(nic.address, endpoint)}
+            backend = _stream(nic, endpoint)
         case DgramNic():
             backend = _dgram(nic, endpoint)
     return {"type": backend.pop("type"), "id": netdev_id(nic.id), **backend}
 
 
-def _tap(nic: TapNic, endpoint: Endpoint | None) -> dict[str, object]:
+def _tap(nic: TapNic, endpoint: Cable | None) -> dict[str, object]:
     backend: dict[str, object] = {"type": "tap"}
     if nic.ifname is None:
-        backend["fd"] = str(_handed_over(endpoint).fd)
+        backend["fd"] = _handed_over(endpoint)
     else:
         backend |= {"ifname": nic.ifname, "script": "no", "downscript": "no"}
     if nic.vhost:
@@ -214,7 +241,14 @@ def _hostfwd(forward: Forward) -> str:
     return f"{forward.proto}:{forward.address}:{forward.host}-{guest}:{forward.guest}"
 
 
-def _dgram(nic: DgramNic, endpoint: Endpoint | None) -> dict[str, object]:
+def _stream(nic: StreamNic, endpoint: Cable | None) -> dict[str, object]:
+    if nic.address is None and isinstance(endpoint, NamedEndpoint):
+        # The same cable, older: `stream` looks for the name when it has no monitor to ask.
+        return {"type": "socket", "fd": endpoint.name}
+    return {"type": "stream", "server": nic.server, "addr": _end(nic.address, endpoint)}
+
+
+def _dgram(nic: DgramNic, endpoint: Cable | None) -> dict[str, object]:
     if link_needed(nic):
         return {"type": "dgram", "local": _end(None, endpoint)}
     backend: dict[str, object] = {"type": "dgram"}
@@ -224,20 +258,23 @@ def _dgram(nic: DgramNic, endpoint: Endpoint | None) -> dict[str, object]:
     return backend
 
 
-def _end(address: str | None, endpoint: Endpoint | None) -> Json:
+def _end(address: str | None, endpoint: Cable | None) -> Json:
     """A SocketAddress."""
     if address is None:
-        return {"type": "fd", "str": str(_handed_over(endpoint).fd)}
+        return {"type": "fd", "str": _handed_over(endpoint)}
     if address.startswith("unix:"):
         return {"type": "unix", "path": address.removeprefix("unix:")}
     host, _, port = address.rpartition(":")
     return {"type": "inet", "host": host.strip("[]"), "port": port}
 
 
-def _handed_over(endpoint: Endpoint | None) -> FdEndpoint:
-    if not isinstance(endpoint, FdEndpoint):
-        raise ValueError("this NIC's cable has to be handed over as a descriptor")  # noqa: TRY004
-    return endpoint
+def _handed_over(cable: Cable | None) -> str:
+    match cable:
+        case FdEndpoint():
+            return str(cable.fd)
+        case NamedEndpoint():
+            return cable.name
+    raise ValueError("this NIC's cable has to be handed over as a descriptor")
 
 
 def nic_device_of(nic: Nic, place: Place, machine: str) -> Json:
@@ -322,6 +359,11 @@ def _tap_faults(nic: TapNic, where: str) -> Iterator[Fault]:
             yield Fault(f"{where}.queues", "a device that is handed over has one queue")
     elif problem := ifname_problem(nic.ifname):
         yield Fault(f"{where}.ifname", problem)
+    for name in ("max_received", "max_sent"):
+        rate: int | None = getattr(nic, name)
+        if rate is not None and rate < _LEAST_RATE:
+            message = f"{format_size(rate)} a second is less than {format_size(_LEAST_RATE)}"
+            yield Fault(f"{where}.{name}", message)
     if not 1 <= nic.queues <= 256:
         yield Fault(f"{where}.queues", f"must be from 1 to 256, not {nic.queues}")
     if nic.queues > 1 and nic.model != "virtio-net":

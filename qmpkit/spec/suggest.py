@@ -13,5 +13,8 @@ def suggestion(word: object, known: Iterable[str]) -> str:
     if not isinstance(word, str):
         return ""
     plain = {name.replace("-", "_").lower(): name for name in known}
-    near = difflib.get_close_matches(word.replace("-", "_").lower(), plain, n=1, cutoff=0.6)
+    asked = word.replace("-", "_").lower()
+    near = difflib.get_close_matches(asked, plain, cutoff=0.6)
+    # Of those that are close, two letters that changed places are the likeliest slip.
+    near.sort(key=lambda name: sorted(name) != sorted(asked))
     return f"did you mean {plain[near[0]]!r}?" if near else ""

@@ -13,17 +13,18 @@ from qmpkit.machine.keep import WrongMachine, attached
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.report import ExitCause
 from qmpkit.machine.state import State
+from qmpkit.operations.tune.live import take_place
 from qmpkit.process.errors import ProcessStuck, ProcessVanished
 from qmpkit.process.escalate import stop_child
 from qmpkit.process.identity import Standing, boot_id
 from qmpkit.process.kept import KeptLike
 from qmpkit.qmp.errors import MonitorAbsent, MonitorGarbled, MonitorLost, MonitorSilent
 from qmpkit.spec.argv import TOOLS
-from qmpkit.spec.machine import channels
+from qmpkit.spec.machine import MachineSpec, channels
 from qmpkit.supervisor.differences import disk_differences
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.ledger import KeptLedger, recover_change
-from qmpkit.supervisor.life import Means, attend
+from qmpkit.supervisor.life import Means, attend, used_up
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import Declared, End, Record
 from qmpkit.vm import VM
@@ -119,11 +120,24 @@ async def _with_monitor(kept: Kept, means: Means, machine: Machine, seen: Seen) 
     try:
         await _compare(kept, vm.state)
         seen()
+        await used_up(kept, means.journal, machine)
+        died_in = kept.record.change
         await recover_change(kept, ledger, vm)
+        await _take_place(kept, vm, None if died_in is None else died_in.spec)
         await _compare_disks(kept, vm, means.patience)
         return await attend(kept, means, vm)
     finally:
         kept.detach()
+
+
+async def _take_place(kept: Kept, vm: VM, before: MachineSpec | None) -> None:
+    """Where its spec says, should its supervisor have died while it was tuned."""
+    try:
+        await take_place(vm.machine, before=before)
+    except (MachineDied, MachineGone, MonitorLost):
+        return  # seen by who attends to it
+    except QmpkitError as error:
+        kept.tell("differs", f"its threads do not run where its spec says: {error}")
 
 
 _AS_DECLARED: dict[Declared, tuple[State, ...]] = {

@@ -19,8 +19,11 @@ from qmpkit.machine.launch import LaunchOptions
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.report import ExitCause, ExitReport
 from qmpkit.machine.state import State
+from qmpkit.operations.tune.live import take_place
+from qmpkit.process.cgroup import sweep_groups
 from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
+from qmpkit.spec.resources import controllers
 from qmpkit.supervisor.errors import StartCalledOff
 from qmpkit.supervisor.gate import Gate
 from qmpkit.supervisor.journal import Journal, Ticket
@@ -32,7 +35,7 @@ from qmpkit.supervisor.record import End
 from qmpkit.supervisor.vitality import watch_over
 from qmpkit.vm import VM
 
-__all__ = ["Means", "attempt", "attend", "comes_again", "started"]
+__all__ = ["Means", "attempt", "attend", "comes_again", "started", "used_up"]
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -89,6 +92,7 @@ async def started(
 
 async def _let_go(kept: Kept, means: Means, vm: VM, hand_over: HandOver | None) -> None:
     try:
+        await used_up(kept, means.journal, vm.machine)
         if kept.declared == "running":
             # Not to be left standing with nobody there to see it.
             with trio.move_on_after(RESUME_GRACE, shield=True):
@@ -99,6 +103,22 @@ async def _let_go(kept: Kept, means: Means, vm: VM, hand_over: HandOver | None) 
         with trio.move_on_after(means.options.graces.total, shield=True):
             await vm.quit()
         raise
+
+
+async def used_up(kept: Kept, journal: Journal, machine: Machine) -> None:
+    """Before its guest runs: the RAM that it goes on with is not to be loaded a second time.
+
+    Its disks go on too, and would not be those of that moment any more.
+    """
+    memory = kept.spec.resume_from
+    if memory is None:
+        return
+    machine.spec = attrs.evolve(machine.spec, resume_from=None)
+    kept.note(spec=attrs.evolve(kept.spec, resume_from=None))
+    if not await kept.write(journal):
+        kept.note(spec=attrs.evolve(kept.spec, resume_from=memory))
+        assert kept.not_durable is not None
+        raise kept.not_durable
 
 
 async def _bring_up(
@@ -131,6 +151,7 @@ async def _bring_up(
     # Written while QEMU gets ready.  It dies with us until it is on record.
     ticket = means.journal.post(kept.record)
     machine = await stack.enter_async_context(begun(resolution, start, kept.home, means.options))
+    await take_place(machine)
     return start, machine, ticket, made
 
 
@@ -252,6 +273,8 @@ async def comes_again(kept: Kept, means: Means, end: End) -> bool:
     if kept.record.phase != "down" or kept.record.end != end:
         kept.note(phase="down", identity=None, end=end, history=_after(kept, end))
         await trio.to_thread.run_sync(discard, kept.home.sockets)
+        if controllers(kept.spec.resources):  # of one that was adopted nobody else removes it
+            await trio.to_thread.run_sync(sweep_groups)
         await kept.write(means.journal)
     history = kept.record.history
     if history.crash_loop is not None and kept.declared != "stopped":

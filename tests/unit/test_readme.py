@@ -14,6 +14,7 @@ import pytest
 
 import qmpkit
 from qmpkit import Disk, Forward, Overlay, UserNic
+from qmpkit.spec.check import faults_of
 from qmpkit.spec.health import Health
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEvvZ2hlcmUgaXMgYSBrZXkgZm9yIHRlc3RpbmcgaXQ="
@@ -35,6 +36,14 @@ def test_the_file_is_the_spec_beside_it(tmp_path: Path) -> None:
     )
     nic = UserNic(forwards=[Forward(host=2222, guest=22)], id=spec.nics[0].id)
     assert spec.nics == (nic,)
+
+
+def test_the_profile_of_resources_is_without_a_fault(tmp_path: Path) -> None:
+    (text,) = (block for block in blocks("toml") if "[resources]" in block)
+    (tmp_path / "fast.toml").write_text(text)
+    spec = qmpkit.load_profile(tmp_path / "fast.toml")
+    assert faults_of(spec) == ()
+    assert (spec.cpu.pin, spec.numa[0].host_nodes, spec.resources.cpu_max) == ("auto", "0", 4.5)
 
 
 def test_the_farm_is_what_is_said_of_it(tmp_path: Path) -> None:
@@ -78,6 +87,7 @@ FRONTS = {
     "vm.console": qmpkit.Console,
     "vm.agent": qmpkit.Agent,
     "vm.backups": qmpkit.Backups,
+    "vm.tune": qmpkit.Tune,
 }
 
 

@@ -13,6 +13,7 @@ from qmpkit.spec.machine import Kernel, MachineSpec
 from qmpkit.spec.memory import Memory
 from qmpkit.spec.network import DgramNic, Forward, Nic, StreamNic, TapNic, UserNic
 from qmpkit.spec.options import text_problem
+from qmpkit.spec.resources import IoMax, Resources
 from qmpkit.spec.sizes import KIB, MIB
 
 NASTY = "a,b'\"\\ \n\t$`;&|*?[]{}~#%=é\u2028😀"
@@ -39,11 +40,11 @@ def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 @st.composite
 def disks(draw: st.DrawFn, number: int) -> Disk:
     """The file's name ends in the number: two disks never share one."""
-    file = f"{draw(texts)}{number}"
     interface: DiskInterface = draw(
         st.sampled_from(["virtio-blk", "virtio-scsi", "nvme", "cdrom", "scsi-cdrom"])
     )
     cdrom = "cdrom" in interface
+    file = "" if cdrom and draw(st.booleans()) else f"{draw(texts)}{number}"
     cache: Cache = draw(
         st.sampled_from(["writeback", "none", "writethrough", "directsync", "unsafe"])
     )
@@ -53,6 +54,7 @@ def disks(draw: st.DrawFn, number: int) -> Disk:
     readonly = draw(st.booleans())
     make = None if readonly or cdrom else draw(st.none() | sizes | overlay)
     threads = interface in ("virtio-blk",)
+    several = threads and draw(st.booleans())
     return Disk(
         file,
         format="qcow2" if isinstance(make, Overlay) else draw(st.sampled_from(["raw", "qcow2"])),
@@ -63,7 +65,9 @@ def disks(draw: st.DrawFn, number: int) -> Disk:
         discard=True,
         detect_zeroes=draw(st.sampled_from(["off", "on", "unmap"])),
         readonly=readonly,
-        iothread=draw(optional(ids)) if threads else None,
+        iothread=draw(optional(ids)) if threads and not several else None,
+        iothreads=draw(st.lists(ids, min_size=1, max_size=3, unique=True)) if several else (),
+        queues=draw(optional(st.integers(3, 256))) if threads else None,
         serial=draw(
             optional(
                 st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=20)
@@ -114,6 +118,7 @@ cpus = st.one_of(
         sockets=optional(st.just(2)),
         cores=optional(st.just(4)),
         threads=optional(st.just(1)),
+        pin=optional(st.sampled_from(["auto", "0-3", ("1", "", "2-3")])),
     ),
 )
 sizes = st.integers(128, 1 << 30).map(lambda count: count * 8 * KIB)
@@ -127,6 +132,34 @@ memories = st.one_of(
         mem_path=optional(paths),
         share=st.booleans(),
         prealloc=st.booleans(),
+        host_nodes=optional(st.sampled_from(["0", "0-1,3"])),
+        policy=st.sampled_from(["bind", "interleave"]),
+        merge=st.booleans(),
+        dump=st.booleans(),
+        lock=st.booleans(),
+    ),
+    st.builds(
+        Memory,
+        st.integers(1, 64).map(lambda count: count * 2 * MIB),
+        huge_pages=st.just(2 * MIB),
+        prealloc=st.just(True),
+        prealloc_threads=st.integers(1, 8),
+    ),
+)
+lists = st.sampled_from(["0", "2-3", "0,5-7"])
+rates = optional(st.integers(1, 1 << 40))
+resources = st.builds(
+    Resources,
+    emulator=optional(lists),
+    policy=optional(st.sampled_from(["other", "batch", "idle"])),
+    nice=optional(st.integers(-20, 19)),
+    cpu_max=optional(st.floats(0.01, 256)),
+    cpu_weight=optional(st.integers(1, 10_000)),
+    memory_high=optional(st.integers(1, MIB)),
+    memory_max=optional(st.integers(MIB, 1 << 50)),
+    pids_max=optional(st.integers(1, 4096)),
+    io_max=st.lists(
+        st.builds(IoMax, device=st.sampled_from(["/dev/sda", "8:16"]), rbps=st.just(1), wiops=rates)
     ),
 )
 kernels = st.builds(Kernel, paths, initrd=optional(paths), append=texts)
@@ -151,6 +184,7 @@ def machines(draw: st.DrawFn) -> MachineSpec:
         accel=draw(st.sampled_from(["auto", "kvm", "tcg"])),
         cpu=draw(cpus),
         memory=draw(memories),
+        resources=draw(resources),
         kernel=draw(optional(kernels)),
         firmware=draw(optional(paths)),
         disks=[draw(disks(number)) for number in range(count)],

@@ -81,6 +81,8 @@ LIVE: list[tuple[str, str, list[Change]]] = [
     ),
     ("retries = 4", "retries = 5", [Change("health.retries", 4, 5)]),
     ("the web", "a web", [Change("spec.description", "the web", "a web")]),
+    ('"1GiB"', '"1GiB"\ncpu.pin = "2-3"', [Change("spec.cpu.pin", None, "2-3")]),
+    ('"1GiB"', '"1GiB"\nresources.nice = 5', [Change("spec.resources.nice", None, 5)]),
     ("8080:80", "8081:80", [Change("spec.nics[0].forwards[0].host", 8080, 8081)]),
     (
         'ports = ["8080:80"]',
@@ -110,6 +112,7 @@ NEEDING: list[tuple[str, str, list[Change]]] = [
             Change("spec.kernel", None, {"image": "/k", "append": ""}),
         ],
     ),
+    ('"1GiB"', '"1GiB"\nresources.cpu_max = 2', [Change("spec.resources.cpu_max", None, 2.0)]),
     ("/d/{name}", "/e/{name}", [Change("spec.disks[0].file", "/d/web", "/e/web")]),
     ('user = "ada"', 'user = "eve"', [Change("seed.user", "ada", "eve")]),
     (
@@ -133,6 +136,16 @@ def test_what_needs_a_restart(tmp_path: Path, old: str, new: str, needing: list[
     assert set(map(str, found.needing)) <= set(map(str, found.changes))
     stopped = step(tmp_path, old, new, running=False)
     assert stopped == ChangeLive("web", found.changes, running=False)
+
+
+def test_a_limit_is_changed_live_where_there_was_one(tmp_path: Path) -> None:
+    """Then there is a control group to change."""
+    limited = '"1GiB"\nresources = { cpu_max = 2 }'
+    before = load(tmp_path, TEXT.replace('"1GiB"', limited))
+    after = load(tmp_path, TEXT.replace('"1GiB"', limited.replace("2", "3")))
+    (found,) = plan(after, known(before)).steps
+    assert isinstance(found, ChangeLive)
+    assert [change.field for change in found.changes] == ["spec.resources.cpu_max"]
 
 
 def test_a_restart_takes_the_other_changes_along(tmp_path: Path) -> None:

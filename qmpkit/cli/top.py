@@ -1,0 +1,101 @@
+"""`qmpkit top`: what the machines of a farm use, as it goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from qmpkit.cli.choosing import matching
+from qmpkit.cli.daemon import Daemon, find_daemon
+from qmpkit.cli.exits import Exit
+from qmpkit.cli.safe import one_line
+from qmpkit.cli.sizes import human_size
+from qmpkit.cli.tables import print_table
+from qmpkit.cli.talk import stdout_console, talk
+from qmpkit.cli.top_rates import rates
+from qmpkit.cli.which_farm import which_farm
+
+__all__ = ["watch"]
+
+_HEADINGS = ("NAME", "STATE", "CPU", "WAITED", "MEMORY", "READ/s", "WRITTEN/s", "IN/s", "OUT/s")
+
+
+def watch(
+    names: Sequence[str], farm: str | None, *, every: float, once: bool, as_json: bool
+) -> int:
+    """Show them until interrupted, or *once* over one interval; as JSON a line each time."""
+    daemon = find_daemon(which_farm(farm))
+    samples = _samples(daemon, names, every)
+    if once:
+        found = next(samples)
+        if as_json:
+            print(json.dumps({"machines": found}))
+        elif found:
+            print_table(_HEADINGS, map(_row, found), prose=False)
+        else:
+            talk.note("no machine is up")
+        return Exit.OK
+    if as_json:
+        for found in samples:
+            print(json.dumps({"machines": found}), flush=True)
+        return Exit.OK
+    _live(stdout_console(), samples)
+    return Exit.OK
+
+
+def _samples(daemon: Daemon, names: Sequence[str], every: float) -> Iterator[list[dict[str, Any]]]:
+    """The rates of each interval, the first after one of them."""
+    before = daemon.get("stats")["machines"]
+    while True:
+        time.sleep(every)
+        now = daemon.get("stats")["machines"]
+        known = [it["machine"] for it in now]
+        wanted = matching(names, known, daemon.farm) if names else known
+        yield [it for it in rates(now, before) if it["machine"] in wanted]
+        before = now
+
+
+def _live(console: Console, samples: Iterator[list[dict[str, Any]]]) -> None:
+    with Live(Text("measuring …"), console=console, auto_refresh=False) as live:
+        try:
+            for found in samples:
+                live.update(_table(found), refresh=True)
+        except KeyboardInterrupt:
+            return  # that is how it is ended
+
+
+def _table(found: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in _HEADINGS:
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "NAME" else "right")
+    for machine in found:
+        table.add_row(*(Text(one_line(cell)) for cell in _row(machine)))
+    return table
+
+
+def _row(machine: dict[str, Any]) -> tuple[str, ...]:
+    if machine["error"]:
+        return (machine["machine"], machine["state"], *["-"] * 7)
+    return (
+        machine["machine"],
+        machine["state"],
+        _share(machine["cpu"]),
+        _share(machine["waited"]),
+        human_size(machine["memory"]),
+        *(_size(machine[name]) for name in ("read", "written", "received", "sent")),
+    )
+
+
+def _share(processors: float | None) -> str:
+    return "-" if processors is None else f"{processors * 100:.0f} %"
+
+
+def _size(rate: float | None) -> str:
+    return "-" if rate is None else human_size(round(rate))

@@ -1,0 +1,73 @@
+"""`vm.tune`: where a machine's threads run and what it may use, changed while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+import trio
+
+from qmpkit.errors import HostLacks
+from qmpkit.operations.tune.live import Tuned, apply
+from qmpkit.operations.tune.threads import Threads, Tunable, find_threads
+from qmpkit.process.cgroup import Pressure, group_of
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.resources import to_pin
+
+__all__ = ["Tune"]
+
+_KINDS = ("cpu", "memory", "io")
+
+
+class Tune:
+    """What one machine is given of its host.
+
+    Changes are made at once where that is possible, `vm.spec` follows, and a kept machine's
+    record: it has them again after a restart, and when it is found again.  When one fails or
+    is cancelled all is as it was.  They raise SpecInvalid, or HostLacks for what this host
+    does not have or we have no right to.
+    """
+
+    def __init__(self, machine: Tunable) -> None:
+        self._machine = machine
+
+    async def threads(self) -> Threads:
+        """QEMU's threads: of vCPUs, of iothreads, the rest (query-cpus-fast, query-iothreads)."""
+        return await find_threads(self._machine)
+
+    async def apply(self, new: MachineSpec) -> Tuned:
+        """Make *new*, an `attrs.evolve` of `vm.spec`, true as far as a running machine can be.
+
+        Changed at once: `cpu.pin`, the rates of tap NICs, and `resources`, of which limits
+        need that the machine was started with one.  The rest waits: start it from *new* the
+        next time.
+        """
+        return await apply(self._machine, new)
+
+    async def pin(self, pin: str | Iterable[str] | None) -> Tuned:
+        """Put the vCPUs on other processors of the host; see `Cpu.pin`.  None lets them go."""
+        spec = self._machine.spec
+        return await apply(
+            self._machine, attrs.evolve(spec, cpu=attrs.evolve(spec.cpu, pin=to_pin(pin)))
+        )
+
+    async def limit(self, **changes: Any) -> Tuned:
+        """Change fields of `Resources`: `limit(cpu_max=1.5, nice=5)`; None takes one away."""
+        spec = self._machine.spec
+        resources = attrs.evolve(spec.resources, **changes)
+        return await apply(self._machine, attrs.evolve(spec, resources=resources))
+
+    async def pressure(self) -> Mapping[str, Pressure]:
+        """How long its threads have waited for "cpu", "memory" and "io" (PSI).
+
+        HostLacks for a machine without a control group: one is made for those with a limit.
+        """
+        pid = self._machine.child.pid
+        group = await trio.to_thread.run_sync(group_of, pid)
+        if group is None:
+            what = f"machine {self._machine.name!r} has no control group of its own"
+            raise HostLacks(what, "start it with a limit, as resources.cpu_weight = 100")
+        return await trio.to_thread.run_sync(
+            lambda: {kind: group.pressure(kind) for kind in _KINDS}
+        )

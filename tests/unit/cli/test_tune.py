@@ -1,0 +1,92 @@
+"""What `qmpkit tune`, `top` and `host` make of words and answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmpkit.cli import main
+from qmpkit.cli.exits import Refusal
+from qmpkit.cli.top_rates import rates
+from qmpkit.cli.tune import changes_of
+from tests.unit.cli.daemons import scripted
+
+
+def stats(name: str, time: float, spent: float, **more: Any) -> dict[str, Any]:
+    thread = {"user": spent, "system": 0.5 * spent, "waited": 0.1 * spent}
+    idle = {"user": 0.0, "system": 0.0, "waited": 0.0}
+    return {
+        "machine": name,
+        "state": "running",
+        "cpus": 1,
+        "time": time,
+        "vcpus": {"0": thread},
+        "iothreads": {},
+        "emulator": idle,
+        "memory": {"rss": 1 << 20, "huge": 1 << 20, "balloon": None},
+        "disks": {"disk0": {"read": spent * 1000, "written": 0}},
+        "nics": {},
+        **more,
+    }
+
+
+def test_rates_are_differences_over_time() -> None:
+    (found,) = rates([stats("a", 12.0, 4.0)], [stats("a", 10.0, 2.0)])
+    assert found["cpu"] == 1.5
+    assert found["waited"] == pytest.approx(0.1)
+    assert found["vcpus"] == {"0": 1.5}
+    assert (found["read"], found["written"], found["received"]) == (1000.0, 0.0, None)
+    assert found["memory"] == 2 << 20
+
+
+def test_what_is_new_or_started_anew_has_no_rates_yet() -> None:
+    fresh, restarted = rates(
+        [stats("new", 12.0, 1.0), stats("a", 12.0, 0.1)], [stats("a", 10.0, 2.0)]
+    )
+    assert fresh["cpu"] is None
+    assert restarted["cpu"] is None
+    failed = {"machine": "b", "error": "no answer within 2 s", "state": "silent", "cpus": 1}
+    assert rates([failed], [])[0]["error"] == "no answer within 2 s"
+    assert rates([stats("b", 1.0, 1.0)], [failed])[0]["cpu"] is None
+
+
+def test_words_of_a_change() -> None:
+    assert changes_of(["pin=2", "cpu_max=1.5", "emulator=0", "nice=null"]) == {
+        "pin": "2",
+        "resources": {"cpu_max": 1.5, "emulator": "0", "nice": None},
+    }
+    assert changes_of(['pin=["2","3"]']) == {"pin": ["2", "3"]}
+    assert changes_of(["pin=null"]) == {"pin": None}
+    with pytest.raises(Refusal, match="'nice' is not FIELD=VALUE"):
+        changes_of(["nice"])
+
+
+def test_top_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    times = iter([10.0, 12.0, 10.0, 12.0])
+
+    def answers() -> Any:
+        at = next(times)
+        silent = {"machine": "web2", "error": "no answer", "state": "silent", "cpus": 1}
+        return {"machines": [stats("web1", at, at), silent]}
+
+    with scripted(root, {"GET /stats": answers}):
+        assert main(["top", "--once", "--every", "0.1"]) == 0
+        head, web1, web2 = capsys.readouterr().out.splitlines()
+        assert head.split()[:3] == ["NAME", "STATE", "CPU"]
+        assert web1.split()[:5] == ["web1", "running", "150", "%", "10"]
+        assert web2.split() == ["web2", "silent", *"-------"]
+        assert main(["top", "web1", "--once", "--every", "0.1", "--json"]) == 0
+        (machine,) = json.loads(capsys.readouterr().out)["machines"]
+        assert (machine["machine"], machine["cpu"]) == ("web1", 1.5)
+
+
+def test_host_shows_this_host(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["host"]) == 0
+    shown = capsys.readouterr().out
+    assert "NODE  PROCESSORS" in shown and "KSM" in shown and "limits: " in shown
+    assert main(["host", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["processors"] and told["nodes"][0]["memory"] > 0
