@@ -16,6 +16,7 @@ import trio
 from qmpkit import images
 from qmpkit.images import drafts
 from qmpkit.testing.leaks import living_with
+from tests.live.in_process import Command
 from tests.live.kept import Places
 
 
@@ -55,6 +56,15 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
 
     return trio.run(made)
+
+
+@pytest.fixture
+def image(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """`qmpkit image …` in this process and in a directory of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return Command(capsys, "image")
 
 
 @pytest.fixture(params=["unnamed", "named"])

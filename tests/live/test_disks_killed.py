@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,11 @@ from qmpkit.testing.leaks import leaks
 from tests.live.blocks import bare, holds, nothing_left, write
 from tests.live.dying import STEPS
 from tests.live.kept import Places, end_all, lab
-from tests.sizes import DISK_KILLED, DISK_KILLS, NEWEST
+from tests.sizes import DISK_KILLED, DISK_KILLS, QEMU_VERSIONS
 
 pytestmark = [
     pytest.mark.live,
-    pytest.mark.qemus(*NEWEST),
+    pytest.mark.qemus(*QEMU_VERSIONS),
     pytest.mark.usefixtures("places"),
 ]
 
@@ -28,7 +28,7 @@ pytestmark = [
 PROGRAM = (
     STEPS
     + """
-kind, folder = words
+kind, folder, name = words
 
 step("qmpkit.machine.machine:Machine", "execute")
 step("qmpkit.supervisor.ledger:KeptLedger", "intend")
@@ -44,13 +44,13 @@ async def main():
         kept = lab.kept["bare"]
         qemu, vm, armed = kept.pid, kept.vm, True
         if kind == "snapshot":
-            await vm.snapshots.take(f"s{last}{victims}")
+            await vm.snapshots.take(f"s{name}")
         elif kind == "ram":
-            await vm.snapshots.take(f"s{last}{victims}", ram=True)
+            await vm.snapshots.take(f"s{name}", ram=True)
         elif kind == "merge":
             await vm.snapshots.delete(vm.snapshots.list()[-1].name)
         else:
-            await vm.disks.move("disk0", f"{folder}/m{last}{victims}.qcow2")
+            await vm.disks.move("disk0", f"{folder}/m{name}.qcow2")
         print("done", flush=True)
 
 trio.run(main)
@@ -58,7 +58,7 @@ trio.run(main)
 )
 
 
-@pytest.mark.bound(60 + 8 * DISK_KILLS)
+@pytest.mark.bound(120 + 8 * DISK_KILLS)
 @pytest.mark.parametrize("kind", DISK_KILLED)
 async def test_killed_between_any_two_steps(
     qemu: str, places: Places, tmp_path: Path, kind: str
@@ -68,7 +68,8 @@ async def test_killed_between_any_two_steps(
     spec = bare(qemu, folder, "qcow2")
     expected: dict[int, int] = {}
     async with leaks():
-        for number, (last, victims) in enumerate(_deaths()):
+        last = turn = 0
+        for number in range(DISK_KILLS):
             async with lab() as supervisor:
                 kept = await _up(supervisor, spec)
                 await _wrote(kept, expected, number)
@@ -76,8 +77,15 @@ async def test_killed_between_any_two_steps(
                     assert kept.vm is not None
                     await kept.vm.snapshots.take(f"n{number}")
                     await _wrote(kept, expected, number + 50)
-            if not await _dies(kind, folder, last, victims):
-                break
+                assert kept.pid is not None
+                pidfd = os.pidfd_open(kept.pid)
+            last += 1
+            victims = "both" if (last + turn) % 2 else "supervisor"
+            if not await _dies(last, victims, kind, folder, number):
+                last, turn = 0, turn + 1  # no step is left: from the first, with the others
+            elif victims == "both":  # a thread of it may be in the disk yet, and hold the images
+                await trio.lowlevel.wait_readable(pidfd)
+            os.close(pidfd)
             async with lab() as supervisor:
                 kept = await _up(supervisor, spec)
                 assert kept.vm is not None
@@ -99,11 +107,6 @@ async def test_killed_between_any_two_steps(
     assert known <= there
 
 
-def _deaths() -> Iterator[tuple[int, str]]:
-    for last in range(1, DISK_KILLS + 1):
-        yield last, "both" if last % 2 else "supervisor"
-
-
 async def _up(supervisor: Supervisor, spec: MachineSpec) -> Kept:
     kept = await supervisor.ensure(spec, restart="never", paused=True)
     await kept.until(lambda: kept.vm is not None and kept.record.change is None)
@@ -116,8 +119,8 @@ async def _wrote(kept: Kept, expected: dict[int, int], block: int) -> None:
     await write(kept.vm, "disk0", block, expected[block])
 
 
-async def _dies(kind: str, folder: Path, last: int, victims: str) -> bool:
-    argv = [sys.executable, "-c", PROGRAM, kind, str(folder), str(last), victims]
+async def _dies(last: int, victims: str, *words: object) -> bool:
+    argv = [sys.executable, "-c", PROGRAM, *map(str, (*words, last, victims))]
     done = await trio.run_process(argv, capture_stdout=True, capture_stderr=True, check=False)
     if done.stdout == b"done\n":
         return False

@@ -39,7 +39,7 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
     A job that only waits to be let do what is on record is let; every other one is
     cancelled.  `machine.spec` is set, and nothing of the change is left that is not needed.
     """
-    if change.stands:
+    if change.memory:
         await cancel_saving(machine)
     if change.serving:  # first: what is served holds its nodes
         with suppress(CommandRefused):
