@@ -28,6 +28,7 @@ from qmpkit.spec.backups import (
     BackupManifest,
     Merged,
     files_of,
+    is_any_layer_file,
     is_layer_file,
     manifest_from_json,
     manifest_to_json,
@@ -113,6 +114,7 @@ class _Held:
         self._asked = asked
         self._fd = -1
         self._made = False
+        self._begun = False
 
     def open(self, *, change: bool, new_of: str | None) -> BackupManifest:
         try:
@@ -128,6 +130,10 @@ class _Held:
         self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._lock(fcntl.LOCK_EX if change else fcntl.LOCK_SH)
         written = _read(folder, new_of)
+        if new_of is not None and not (folder / MANIFEST).exists():
+            # Its id is to be known before there is any layer: debris is found by it.
+            _seal(folder, manifest_to_json(written), ())
+            self._begun = True
         manifest = _settled(folder, written)
         if change:
             _sweep(folder, manifest)
@@ -147,6 +153,10 @@ class _Held:
                 raise
 
     def close(self) -> None:
+        if self._begun:
+            with suppress(OSError, SpecInvalid):
+                if not _read(self._asked.path, None).points:
+                    (self._asked.path / MANIFEST).unlink()
         if self._made:
             with suppress(OSError):  # there is something in it: it stays
                 self._asked.path.rmdir()
@@ -162,6 +172,7 @@ def _read(folder: Path, new_of: str | None) -> BackupManifest:
         if new_of is None:
             hint = "name the folder that `vm.backups.run` was given"
             raise SpecInvalid([Fault("", f"there is no {MANIFEST}", hint)], str(folder)) from None
+        _refuse_lost(folder)
         return BackupManifest(id=secrets.token_hex(4), machine=new_of)
     except UnicodeDecodeError:
         raise SpecInvalid([Fault("", "this is not UTF-8")], str(path)) from None
@@ -170,6 +181,15 @@ def _read(folder: Path, new_of: str | None) -> BackupManifest:
         message = f"these are backups of {manifest.machine!r}, not of {new_of!r}"
         raise SpecInvalid([Fault("folder", message, "take another folder")], str(folder))
     return manifest
+
+
+def _refuse_lost(folder: Path) -> None:
+    """Layers without a manifest are backups that would be forgotten."""
+    lost = sorted(filter(is_any_layer_file, os.listdir(folder)))  # noqa: PTH208
+    if lost:
+        message = f"there is no {MANIFEST}, and {len(lost)} layers of backups, as {lost[0]}"
+        hint = f"put {MANIFEST} back from a copy of the folder, or take another folder"
+        raise SpecInvalid([Fault("", message, hint)], str(folder))
 
 
 def _sweep(folder: Path, manifest: BackupManifest) -> None:

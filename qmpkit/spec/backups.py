@@ -18,7 +18,8 @@ from qmpkit.spec.suggest import suggestion
 
 __all__ = ["BITMAP_PREFIX", "MANIFEST_SCHEMA", "BackupLayer", "BackupManifest", "BackupPoint"]
 __all__ += ["Merge", "Merged", "bitmap_name", "bitmap_prefix", "bitmaps_of", "files_of"]
-__all__ += ["is_layer_file", "kept_points", "layer_file_name", "layers_below"]
+__all__ += ["is_any_layer_file", "is_layer_file", "kept_points", "layer_file_name"]
+__all__ += ["layers_below"]
 __all__ += ["manifest_from_json", "manifest_to_json", "merges_for", "point_of", "point_to_dict"]
 __all__ += ["point_with"]
 
@@ -118,6 +119,11 @@ def layer_file_name(disk: str, number: int, repository: str) -> str:
 def is_layer_file(name: str, repository: str) -> bool:
     """Whether a file of that name is one of this repository's layers, needed or not."""
     return re.fullmatch(rf".+-\d{{6,}}-{repository}\.qcow2", name, re.ASCII) is not None
+
+
+def is_any_layer_file(name: str) -> bool:
+    """Whether a file of that name is a layer of whatever repository."""
+    return is_layer_file(name, "[0-9a-f]{8}")
 
 
 def bitmap_prefix(repository: str) -> str:

@@ -144,6 +144,11 @@ async def test_what_cannot_be_is_refused(qemu: str, tmp_path: Path) -> None:
         (folder / MANIFEST).write_text(text.replace('"bare"', '"other"'))
         with pytest.raises(SpecInvalid, match="backups of 'other', not of 'bare'"):
             await vm.backups.run(folder)
+        (folder / MANIFEST).unlink()
+        with pytest.raises(
+            SpecInvalid, match=r"there is no manifest.json, and 1 layers of backups"
+        ):
+            await vm.backups.run(folder)
         (folder / MANIFEST).write_text(text)
         with pytest.raises(ImageFailed, match="No such file"):
             await vm.backups.run(tmp_path / "no" / "folder")

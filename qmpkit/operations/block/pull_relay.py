@@ -53,10 +53,13 @@ async def relayed(socket: Path, server: Path) -> AsyncIterator[None]:
 async def _relay(server: Path, client: trio.SocketStream) -> None:
     """One client's connection, until either side ends it."""
     try:
-        async with client, await trio.open_unix_socket(server) as qemu:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_pump, client, qemu, nursery.cancel_scope)
-                await _pump(qemu, client, nursery.cancel_scope, STALL)
+        async with (
+            client,
+            await trio.open_unix_socket(server) as qemu,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(_pump, client, qemu, nursery.cancel_scope)
+            await _pump(qemu, client, nursery.cancel_scope, STALL)
     except* _ENDED as ended:
         log.debug("a client of %s is gone: %r", server, ended.exceptions)
 
