@@ -31,6 +31,7 @@ BITMAP_PREFIX = "qk-"
 
 _FILE = re.compile(r"[A-Za-z][A-Za-z0-9._-]*\.qcow2", re.ASCII)
 _ID = re.compile(r"[0-9a-f]{8}", re.ASCII)
+_LAST = 253_402_214_400.0  # seconds since the epoch: the last day that a calendar here has
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -289,6 +290,8 @@ def _faults(manifest: BackupManifest) -> Iterator[Fault]:
         if point.number <= last:
             yield Fault(f"{where}.number", f"{point.number} does not follow {last}")
         last = point.number
+        if not 0 <= point.time < _LAST:
+            yield Fault(f"{where}.time", f"{point.time} is no time")
         for disk, layer in point.disks.items():
             yield from _layer_faults(layer, f"{where}.disks.{disk}", seen)
         seen |= {layer.file for layer in point.disks.values()}
@@ -299,9 +302,13 @@ def _layer_faults(layer: BackupLayer, where: str, before: set[str]) -> Iterator[
         yield Fault(f"{where}.file", f"{layer.file!r} is no name of a layer")
     elif layer.file in before:
         yield Fault(f"{where}.file", f"{layer.file!r} is an older point's")
-    parents = [layer.parent, layer.merged.parent if layer.merged else None]
+    merged = layer.merged
+    parents = [layer.parent, merged.parent if merged else None]
     for parent in parents:
         if parent is not None and parent not in before:
             yield Fault(f"{where}.parent", f"no older point has {parent!r}")
-    if not _SHA256.fullmatch(layer.sha256):
+    if not all(map(_SHA256.fullmatch, [layer.sha256, *([merged.sha256] if merged else [])])):
         yield Fault(f"{where}.sha256", "is not 64 hexadecimal digits")
+    for name in ("length", "virtual_size"):
+        if getattr(layer, name) < 0:
+            yield Fault(f"{where}.{name}", "counts from 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from qmpkit.operations.block.backup_plan import dirty_bitmaps
 from tests.live.blocks import holds
 
 __all__ = ["files_needed", "files_there", "make_first_older", "points_in"]
-__all__ += ["io", "ours", "restored"]
+__all__ += ["io", "ours", "restored", "trust"]
 
 DAY = 86400
 
@@ -36,6 +37,15 @@ def make_first_older(folder: Path) -> None:
     """Put the first point three days into the past of the second."""
     told = json.loads((folder / MANIFEST).read_text())
     told["points"][0]["time"] = told["points"][1]["time"] - 3 * DAY
+    (folder / MANIFEST).write_text(json.dumps(told))
+
+
+def trust(folder: Path, file: Path) -> None:
+    """Have the manifest say that the second point's first layer, *file*, is as it should be."""
+    told = json.loads((folder / MANIFEST).read_text())
+    content = file.read_bytes()
+    layer = next(iter(told["points"][1]["disks"].values()))
+    layer |= {"length": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (folder / MANIFEST).write_text(json.dumps(told))
 
 

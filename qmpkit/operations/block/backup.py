@@ -219,7 +219,10 @@ async def _digests(
     place: Repository, copies: Sequence[Copy], progress: Progress | None
 ) -> list[Digest]:
     drafts = [draft_of(place.path(copy.file)) for copy in copies]
-    told = await trio.to_thread.run_sync(_told_of, drafts, progress)
+    try:
+        told = await trio.to_thread.run_sync(_told_of, drafts, progress)
+    except OSError as error:  # the folder is gone
+        raise place.asked.failed_by(error) from error
     return [await digest_of(draft, place.asked, told, safe=True) for draft in drafts]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -140,6 +141,10 @@ def broken(**changes: Any) -> str:
     return json.dumps(data)
 
 
+def timed(time: float) -> str:
+    return manifest_to_json(BackupManifest(id=ID, machine="web", points=(point(1, time),)))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -159,6 +164,9 @@ def broken(**changes: Any) -> str:
         (broken(sha256="0"), "64 hexadecimal digits"),
         (broken(length="1"), "must be a whole number"),
         (broken(lenght=1), "unknown key"),
+        (broken(length=-1), "length: counts from 0"),
+        (broken(merged={"sha256": "0", "length": 1}), "64 hexadecimal digits"),
+        *((timed(time), "is no time") for time in (-1.0, 1e300, math.inf, math.nan)),
     ],
 )
 def test_a_manifest_that_cannot_be_is_refused(text: str, said: str) -> None:
