@@ -15,7 +15,7 @@ from qmpkit.host.chain import walk_chain
 from qmpkit.machine.ledger import Change
 from qmpkit.operations.agent_freeze import THAW_GRACE
 from qmpkit.operations.block.layers import STEP_GRACE
-from qmpkit.operations.block.recovery import recover, settled
+from qmpkit.operations.block.recovery import recover, settled, untagged
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept
@@ -122,6 +122,11 @@ async def finish_change(kept: Kept) -> None:
     except OSError as error:
         what = f"machine {kept.name!r} was to {change.what}, and what came of it: {error}"
         raise HostLacks(what, "make its images readable, and their folder writable") from error
+    if change.tag and spec == change.begun:
+        try:
+            await untagged(change)
+        except QmpkitError as error:  # no reason not to start it
+            log.warning("the snapshot %r is left in an image: %s", change.tag, error)
     kept.note(spec=with_disks_of(kept.spec, spec), change=None)
     kept.tell("recovered", _told(change, spec))
 

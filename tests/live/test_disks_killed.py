@@ -10,19 +10,23 @@ from pathlib import Path
 import pytest
 import trio
 
-from qmpkit import MachineSpec, Supervisor
+from qmpkit import MachineSpec, Supervisor, images
+from qmpkit.machine.ledger import Change
+from qmpkit.operations.block.recovery import untagged
 from qmpkit.supervisor.kept import Kept
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import bare, holds, nothing_left, write
 from tests.live.dying import STEPS
 from tests.live.kept import Places, end_all, lab
-from tests.sizes import DISK_KILLS, NEWEST
+from tests.sizes import DISK_KILLS, LONG, NEWEST
 
 pytestmark = [
     pytest.mark.live,
     pytest.mark.qemus(*NEWEST),
     pytest.mark.usefixtures("places"),
 ]
+
+KINDS = ("snapshot", "merge", "move", "save") if LONG else ("snapshot", "merge", "move")
 
 # The steps of a change are what it asks of QEMU, its entries in the journal, its files.
 PROGRAM = (
@@ -44,6 +48,8 @@ async def main():
         qemu, vm, armed = kept.pid, kept.vm, True
         if kind == "snapshot":
             await vm.snapshots.take(f"s{last}{victims}")
+        elif kind == "save":
+            await vm.snapshots.save(f"r{last}{victims}")
         elif kind == "merge":
             await vm.snapshots.delete(vm.snapshots.list()[-1].name)
         else:
@@ -56,7 +62,7 @@ trio.run(main)
 
 
 @pytest.mark.bound(60 + 8 * DISK_KILLS)
-@pytest.mark.parametrize("kind", ["snapshot", "merge", "move"])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_killed_between_any_two_steps(
     qemu: str, places: Places, tmp_path: Path, kind: str
 ) -> None:
@@ -88,10 +94,25 @@ async def test_killed_between_any_two_steps(
             known = {disk.file} | {file for it in kept.spec.snapshots for file in it.disks.values()}
         await end_all()
     await holds(disk.file, "qcow2", expected)
+    inside = {it.name for it in (await images.info(disk.file)).snapshots}
+    assert inside == {it.name for it in kept.spec.snapshots if it.kind == "internal"}
     there = {str(path) for path in _files(folder)}
     if kind != "move":  # which leaves the files that it moves from
         assert there == known
     assert known <= there
+
+
+async def test_a_snapshot_with_ram_that_came_to_nothing_is_in_no_image(
+    qemu: str, tmp_path: Path
+) -> None:
+    spec = bare(qemu, tmp_path, "qcow2", "raw")
+    for disk in spec.disks:
+        await images.create(disk.file, "1MiB", disk.format)
+    for name in ("before", "ram"):
+        await images.create_snapshot(spec.disks[0].file, name)
+    for _ in range(2):
+        await untagged(Change(what="", spec=spec, begun=spec, tag="ram"))
+    assert [it.name for it in (await images.info(spec.disks[0].file)).snapshots] == ["before"]
 
 
 def _deaths() -> Iterator[tuple[int, str]]:
@@ -111,8 +132,8 @@ async def _wrote(kept: Kept, expected: dict[int, int], block: int) -> None:
     await write(kept.vm, "disk0", block, expected[block])
 
 
-async def _dies(kind: str, folder: Path, last: int, victims: str) -> bool:
-    argv = [sys.executable, "-c", PROGRAM, kind, str(folder), str(last), victims]
+async def _dies(kind: str, folder: Path, last: int, victims: str, program: str = PROGRAM) -> bool:
+    argv = [sys.executable, "-c", program, kind, str(folder), str(last), victims]
     done = await trio.run_process(argv, capture_stdout=True, capture_stderr=True, check=False)
     if done.stdout == b"done\n":
         return False

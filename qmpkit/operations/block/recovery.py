@@ -15,6 +15,8 @@ import trio
 
 from qmpkit.host.chain import walk_chain
 from qmpkit.host.headers import read_header
+from qmpkit.images.details import info
+from qmpkit.images.snapshots import delete_snapshot
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.graph import graph_of
@@ -24,7 +26,7 @@ from qmpkit.operations.jobs import JobState, discard_job, jobs_of
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["recover", "settled"]
+__all__ = ["recover", "settled", "untagged"]
 
 _EMPTY = 1 << 20  # bytes that a layer takes at most that nothing was written to
 
@@ -99,6 +101,19 @@ def settled(change: Change) -> MachineSpec:
         with suppress(FileNotFoundError):
             os.unlink(file)  # noqa: PTH108
     return change.spec if done else change.begun
+
+
+async def untagged(change: Change) -> None:
+    """Take a snapshot that came to nothing out of the images of a machine that is down.
+
+    ImageFailed or ImageInUse when one cannot be changed.
+    """
+    for disk in change.begun.disks:
+        if disk.is_readonly or disk.format != "qcow2":
+            continue
+        held = (await info(disk.file, format="qcow2")).snapshots
+        if any(known.name == change.tag for known in held):
+            await delete_snapshot(disk.file, change.tag)
 
 
 def _used_by(spec: MachineSpec) -> set[str]:
