@@ -15,6 +15,7 @@ import trio
 
 from qmpkit.host.chain import walk_chain
 from qmpkit.host.headers import read_header
+from qmpkit.images.checking import check
 from qmpkit.images.details import info
 from qmpkit.images.snapshots import delete_snapshot
 from qmpkit.machine.ledger import Change
@@ -106,6 +107,7 @@ def settled(change: Change) -> MachineSpec:
 async def untagged(change: Change) -> None:
     """Take a snapshot that came to nothing out of the images of a machine that is down.
 
+    The space, too, of what was written of it: as much as the machine has RAM.
     ImageFailed or ImageInUse when one cannot be changed.
     """
     for disk in change.begun.disks:
@@ -114,6 +116,7 @@ async def untagged(change: Change) -> None:
         held = (await info(disk.file, format="qcow2")).snapshots
         if any(known.name == change.tag for known in held):
             await delete_snapshot(disk.file, change.tag)
+        await check(disk.file, "qcow2", repair="leaks")
 
 
 def _used_by(spec: MachineSpec) -> set[str]:
