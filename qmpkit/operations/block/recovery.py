@@ -41,9 +41,11 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
     if change.serving:  # first: what is served holds its nodes
         with suppress(CommandRefused):
             await machine.execute("nbd-server-stop")
+    # One whose new place was taken away meanwhile is not to be let into it.
+    sure = change.sure and await trio.to_thread.run_sync(_are_there, change.files)
     with machine.subscribe("JOB_STATUS_CHANGE", where={"id": change.job}) as changes:
         for state in await jobs_of(machine):
-            if state.id == change.job and state.status == "pending" and change.sure:
+            if state.id == change.job and state.status == "pending" and sure:
                 with suppress(CommandRefused):
                     await machine.execute("job-finalize", {"id": change.job})
                 while _unfinished(change.job, await jobs_of(machine)):
@@ -85,6 +87,10 @@ def _is_ours(file: Path, inode: int | None) -> bool:
         return False
 
 
+def _are_there(files: Iterable[str]) -> bool:
+    return all(os.path.exists(file) for file in files)  # noqa: PTH110
+
+
 def _unfinished(job: str, states: Iterable[JobState]) -> bool:
     return any(state.id == job and state.status != "concluded" for state in states)
 
@@ -94,10 +100,7 @@ def settled(change: Change) -> MachineSpec:
 
     Files that the result does not need are removed.
     """
-    if change.sure:
-        done = all(os.path.exists(file) for file in change.files)  # noqa: PTH110
-    else:
-        done = _is_done(change, _used_by(change.begun))
+    done = _are_there(change.files) if change.sure else _is_done(change, _used_by(change.begun))
     for file in change.obsolete if done else _ours(change):
         with suppress(FileNotFoundError):
             os.unlink(file)  # noqa: PTH108
