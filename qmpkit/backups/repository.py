@@ -132,6 +132,8 @@ class _Held:
 
     def _open(self, *, change: bool, new_of: str | None, lock: bool) -> BackupManifest:
         folder = self._asked.path
+        if new_of is not None:
+            _refuse_bytes(folder)
         if new_of is not None and not os.path.lexists(folder):
             folder.mkdir(mode=_MODE)
             self._made = True
@@ -196,6 +198,14 @@ def _text(path: Path) -> str:
     # Non-blocking: opening a FIFO would wait for a writer for ever.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
         return file.read().decode()
+
+
+def _refuse_bytes(folder: Path) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        fault = Fault("folder", "its path is not UTF-8, and QEMU takes no other")
+        raise SpecInvalid([fault], repr(str(folder))) from None
 
 
 def _refuse_lost(folder: Path) -> None:

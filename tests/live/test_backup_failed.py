@@ -151,6 +151,8 @@ async def test_what_cannot_be_is_refused(qemu: str, tmp_path: Path) -> None:
         await vm.backups.run(folder, progress=seen.append)
         assert {it.state.type for it in seen} == {"backup", "checksum"}
         assert seen[-1].state.fraction == 1.0
+        with pytest.raises(SpecInvalid, match="not UTF-8"):
+            await vm.backups.run(tmp_path / os.fsdecode(b"\xff"))
         with pytest.raises(SpecInvalid, match="counts from 0"):
             await vm.backups.run(folder, speed=-1)
         with pytest.raises(SpecInvalid, match="mode"):
