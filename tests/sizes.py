@@ -82,7 +82,7 @@ FARM_EVENTS = size(ci=20, long=1000)  # of them, timed on their way to a client
 # Disks of machines that run
 DISK_KILLS = size(ci=3, long=100)  # SIGKILLs between two steps of a change, for each kind
 RAM_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of a snapshot with RAM
-DISK_KILLED = ("snapshot", "ram", "merge", "move") if LONG else ("snapshot", "merge", "move")
+DISK_KILLED = ("snapshot", "merge", "move", *(("ram", "save") if LONG else ()))
 RAM_KILLED = (1, 2) if LONG else (1,)  # where a start that goes on with a RAM is killed
 STORES = ("raw", "qcow2") if LONG else ("qcow2",)  # of UEFI variables; others have a raw one
 DISK_STEPS = size(ci=15, long=200)  # changes of two disks that a guest writes to all the time

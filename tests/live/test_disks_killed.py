@@ -6,11 +6,15 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
-from qmpkit import MachineSpec, Supervisor
+import qmpkit
+from qmpkit import CommandRefused, MachineSpec, Supervisor, images
+from qmpkit.machine.ledger import Change, Unwritten
+from qmpkit.operations.block.recovery import recover, untagged
 from qmpkit.supervisor.kept import Kept
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import bare, holds, nothing_left, write
@@ -23,6 +27,7 @@ pytestmark = [
     pytest.mark.qemus(*QEMU_VERSIONS),
     pytest.mark.usefixtures("places"),
 ]
+
 
 # The steps of a change are what it asks of QEMU, its entries in the journal, its files.
 PROGRAM = (
@@ -47,6 +52,8 @@ async def main():
             await vm.snapshots.take(f"s{name}")
         elif kind == "ram":
             await vm.snapshots.take(f"s{name}", ram=True)
+        elif kind == "save":
+            await vm.snapshots.save(f"r{name}")
         elif kind == "merge":
             await vm.snapshots.delete(vm.snapshots.list()[-1].name)
         else:
@@ -101,10 +108,76 @@ async def test_killed_between_any_two_steps(
             known |= {file for it in points for file in it.beside}
         await end_all()
     await holds(disk.file, "qcow2", expected)
+    inside = {it.name for it in (await images.info(disk.file)).snapshots}
+    assert inside == {it.name for it in kept.spec.snapshots if it.kind == "internal"}
     there = {str(path) for path in _files(folder)}
     if kind != "move":  # which leaves the files that it moves from
         assert there == known
     assert known <= there
+
+
+async def test_a_snapshot_with_ram_that_came_to_nothing_is_in_no_image(
+    qemu: str, tmp_path: Path
+) -> None:
+    spec = bare(qemu, tmp_path, "qcow2", "raw")
+    for disk in spec.disks:
+        await images.create(disk.file, "1MiB", disk.format)
+    for name in ("before", "ram"):
+        await images.create_snapshot(spec.disks[0].file, name)
+    for _ in range(2):
+        await untagged(Change(what="", spec=spec, begun=spec, tag="ram"))
+    assert [it.name for it in (await images.info(spec.disks[0].file)).snapshots] == ["before"]
+
+
+class _Failing(Unwritten):
+    """A journal that cannot be written once, and then can."""
+
+    answers: tuple[bool, ...] = (False, True)
+
+    async def settle(self, spec: MachineSpec) -> bool:
+        answer, *rest = self.answers
+        self.answers = tuple(rest) or (True,)
+        return answer
+
+
+async def test_a_move_that_neither_ends_nor_is_undone_on_record_loses_nothing(
+    qemu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = bare(qemu, tmp_path, "qcow2")
+    async with qmpkit.running(spec, paused=True) as vm:
+        machine, real = vm.machine, vm.machine.execute
+        known = machine.spec
+
+        async def refusing(command: str, *args: Any, **more: Any) -> Any:
+            if command == "job-finalize":
+                reply = {"error": {"class": "GenericError", "desc": "no"}}
+                raise CommandRefused(machine.name, command, {}, reply)
+            return await real(command, *args, **more)
+
+        monkeypatch.setattr(machine, "execute", refusing)
+        monkeypatch.setattr(machine, "ledger", _Failing())
+        with pytest.raises(CommandRefused, match="no"):
+            await vm.disks.move("disk0", tmp_path / "moved.qcow2")
+        await nothing_left(vm)
+        # The same with a journal that is never written, and the one that recovers from it.
+        failing = _Failing()
+        failing.answers = (False, False)
+        monkeypatch.setattr(machine, "ledger", failing)
+        intended: list[Change] = []
+
+        async def intend(change: Change) -> None:
+            intended.append(change)
+
+        monkeypatch.setattr(failing, "intend", intend)
+        with pytest.raises(CommandRefused, match="no"):
+            await vm.disks.move("disk0", tmp_path / "moved.qcow2")
+        monkeypatch.setattr(machine, "execute", real)
+        assert intended[-1].sure and "moved.qcow2" not in {it.name for it in _files(tmp_path)}
+        async with machine.changing:
+            assert await recover(machine, intended[-1]) == known
+        await nothing_left(vm)
+        await write(vm, "disk0", 0, 1)
+    await holds(spec.disks[0].file, "qcow2", {0: 1})
 
 
 async def _up(supervisor: Supervisor, spec: MachineSpec) -> Kept:
