@@ -55,6 +55,7 @@ _CURES = {
     "all keyslots are in use": "remove one first",
     "Refusing to overwrite active keyslot": "remove it first, or leave the slot out",
     "No keyslots match": "`qmpkit image key list` shows the slots that are taken",
+    "accurate CPU usage": "try again: this host was too busy to time the secret",
     "Invalid password": "give the secret that it was made with",
 }
 _OUT_OF_MEMORY = ("allocate memory", "failed to allocate", "could not allocate", "failed to map")
