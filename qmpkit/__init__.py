@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qmpkit._running import running as running
     from qmpkit.errors import AgentSilent as AgentSilent
     from qmpkit.errors import BinaryMissing as BinaryMissing
+    from qmpkit.errors import CertificateWrong as CertificateWrong
     from qmpkit.errors import ChecksumWrong as ChecksumWrong
     from qmpkit.errors import Fault as Fault
     from qmpkit.errors import GuestRefused as GuestRefused
@@ -55,15 +56,18 @@ if TYPE_CHECKING:
     from qmpkit.operations.block.fronts import Disks as Disks
     from qmpkit.operations.block.fronts import Snapshots as Snapshots
     from qmpkit.operations.block.graph import Layer as Layer
+    from qmpkit.operations.block.revert import reverted as reverted
     from qmpkit.operations.completed import Completed as Completed
     from qmpkit.operations.console import Console as Console
     from qmpkit.operations.console_attach import AttachEnd as AttachEnd
     from qmpkit.operations.console_reader import Reader as Reader
     from qmpkit.operations.errors import AgentRefused as AgentRefused
+    from qmpkit.operations.errors import BackupDiffers as BackupDiffers
     from qmpkit.operations.errors import ConsoleEnded as ConsoleEnded
     from qmpkit.operations.errors import GuestCommandFailed as GuestCommandFailed
     from qmpkit.operations.errors import JobFailed as JobFailed
     from qmpkit.operations.errors import OutputLost as OutputLost
+    from qmpkit.operations.errors import TrayLocked as TrayLocked
     from qmpkit.operations.errors import UnknownKey as UnknownKey
     from qmpkit.operations.forwards import Forwarded as Forwarded
     from qmpkit.operations.jobs import JobProgress as JobProgress
@@ -103,10 +107,13 @@ if TYPE_CHECKING:
     from qmpkit.spec.data import spec_from_toml as spec_from_toml
     from qmpkit.spec.data import spec_to_dict as spec_to_dict
     from qmpkit.spec.data import spec_to_toml as spec_to_toml
+    from qmpkit.spec.encryption import BaseKey as BaseKey
+    from qmpkit.spec.encryption import Luks as Luks
     from qmpkit.spec.farm import Farm as Farm
     from qmpkit.spec.farm import FarmMachine as FarmMachine
     from qmpkit.spec.farm_load import load_farm as load_farm
     from qmpkit.spec.firmware import Uefi as Uefi
+    from qmpkit.spec.limits import IoLimits as IoLimits
     from qmpkit.spec.machine import Kernel as Kernel
     from qmpkit.spec.machine import MachineSpec as MachineSpec
     from qmpkit.spec.memory import Memory as Memory
@@ -134,9 +141,9 @@ __version__ = "0.1.0"
 _MODULES = {
     "qmpkit._running": "running",
     "qmpkit.errors": (
-        "AgentSilent BinaryMissing ChecksumWrong Fault GuestRefused HostLacks ImageFailed "
-        "ImageInUse ImageRefused JournalFailed JournalNewer KvmUnavailable LaunchFailed "
-        "MachineDied MachineGone PullFailed QmpkitError SignatureWrong SpecInvalid "
+        "AgentSilent BinaryMissing CertificateWrong ChecksumWrong Fault GuestRefused HostLacks "
+        "ImageFailed ImageInUse ImageRefused JournalFailed JournalNewer KvmUnavailable "
+        "LaunchFailed MachineDied MachineGone PullFailed QmpkitError SignatureWrong SpecInvalid "
         "SupervisorRunning"
     ),
     "qmpkit.host.doctor.examination": "examine_host",
@@ -162,11 +169,13 @@ _MODULES = {
     "qmpkit.operations.console_attach": "AttachEnd",
     "qmpkit.operations.console_reader": "Reader",
     "qmpkit.operations.errors": (
-        "AgentRefused ConsoleEnded GuestCommandFailed JobFailed OutputLost UnknownKey"
+        "AgentRefused BackupDiffers ConsoleEnded GuestCommandFailed JobFailed OutputLost "
+        "TrayLocked UnknownKey"
     ),
     "qmpkit.operations.forwards": "Forwarded",
     "qmpkit.operations.block.fronts": "Backups Disks Snapshots",
     "qmpkit.operations.block.graph": "Layer",
+    "qmpkit.operations.block.revert": "reverted",
     "qmpkit.operations.jobs": "JobProgress JobState",
     "qmpkit.operations.patterns": "Match",
     "qmpkit.operations.tune.fronts": "Tune",
@@ -178,9 +187,11 @@ _MODULES = {
     "qmpkit.process.status": "ExitStatus",
     "qmpkit.spec.backups": "BackupLayer BackupPoint",
     "qmpkit.spec.block": "Disk Overlay",
+    "qmpkit.spec.limits": "IoLimits",
     "qmpkit.spec.chardev": "Serial",
     "qmpkit.spec.cpu": "Cpu",
     "qmpkit.spec.data": "spec_from_dict spec_from_toml spec_to_dict spec_to_toml",
+    "qmpkit.spec.encryption": "BaseKey Luks",
     "qmpkit.spec.farm": "Farm FarmMachine",
     "qmpkit.spec.farm_load": "load_farm",
     "qmpkit.spec.firmware": "Uefi",

@@ -8,7 +8,8 @@ the host's           `HostLacks` (`KvmUnavailable`, `BinaryMissing`, `JournalFai
 QEMU's               `LaunchFailed`, `MachineDied`, `ImageFailed`, and in
                      `qmpkit.qmp.errors` `CommandRefused` and the `Monitor…` errors
 the guest's          `GuestRefused` (`AgentSilent`)
-a publisher's        `PullFailed` (`ChecksumWrong`, `SignatureWrong`, `ImageRefused`)
+a publisher's        `PullFailed` (`CertificateWrong`, `ChecksumWrong`, `SignatureWrong`,
+                       `ImageRefused`)
 ===================  ==========================================================
 
 Every message names the machine, what was asked, what QEMU said and, where one
@@ -41,6 +42,7 @@ __all__ = [
     "ImageFailed",
     "ImageInUse",
     "PullFailed",
+    "CertificateWrong",
     "ChecksumWrong",
     "SignatureWrong",
     "ImageRefused",
@@ -273,6 +275,10 @@ class PullFailed(QmpkitError):
     def __str__(self) -> str:
         cure = f". Cure: {self.cure}" if self.cure else ""
         return f"cannot pull {self.source!r}: {self.why}{cure}"
+
+
+class CertificateWrong(PullFailed):
+    """The server is not who it says: its certificate is not trusted, not valid or another's."""
 
 
 class ChecksumWrong(PullFailed):

@@ -13,9 +13,10 @@ from qmpkit.machine.report import ExitReport
 from qmpkit.machine.state import State
 from qmpkit.operations import keys, power, screen
 from qmpkit.operations.agent import Agent
-from qmpkit.operations.block.fronts import Backups, Disks, Snapshots
+from qmpkit.operations.block.fronts import Backups, Snapshots
 from qmpkit.operations.console import Console
 from qmpkit.operations.forwards import Forwarded, forwarded_ports
+from qmpkit.operations.hotplug.fronts import Disks, Nics
 from qmpkit.operations.tune.fronts import Tune
 from qmpkit.operations.tune.stats import Stats, stats_of
 from qmpkit.process.logs import BoundedLog
@@ -28,8 +29,8 @@ __all__ = ["VM"]
 class VM:
     """One running virtual machine; `qmpkit.running` and `Supervisor.start` make it.
 
-    `disks` and `snapshots` change its disks while it runs, and `spec` follows; `backups`
-    copies them.  `tune` changes what it is given of its host.
+    `disks`, `snapshots` and `nics` change it while it runs, and `spec` follows; `backups`
+    copies its disks.  `tune` changes what it is given of its host.
 
     Every method that talks to QEMU raises MachineGone when the machine has ended in
     an orderly way, MachineDied when it ended out of the blue, and CommandRefused
@@ -43,6 +44,7 @@ class VM:
         }
         self._agent = self._open_agent()
         self.disks = Disks(machine)
+        self.nics = Nics(machine)
         self.snapshots = Snapshots(machine, self._frozen)
         self.backups = Backups(machine, self._frozen)
         self.tune = Tune(machine)

@@ -52,6 +52,8 @@ STORE_KILLS = size(ci=2, long=100)  # SIGKILLs of Python in a pull, and as many 
 PULL_CANCELS_EVERY = size(ci=25, long=1)  # a pull is cancelled at each so-many-th checkpoint
 OVERLAY_CANCELS_EVERY = size(ci=4, long=1)  # and the making of an overlay on its image
 
+MIRRORED = ("x86_64", "aarch64", "riscv64") if LONG else ("x86_64",)  # of the catalogue's images
+
 # Kept machines
 KEPT_MACHINES = size(ci=8, long=50)  # that one supervisor has while it is killed again and again
 SUPERVISOR_KILLS = size(ci=15, long=100)  # SIGKILLs of the supervising Python at random moments
@@ -67,12 +69,18 @@ FARM_EVENTS = size(ci=20, long=1000)  # of them, timed on their way to a client
 
 # Disks of machines that run
 DISK_KILLS = size(ci=4, long=100)  # SIGKILLs between two steps of a change, for each kind
+RAM_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of a snapshot with RAM
+DISK_KILLED = ("snapshot", "ram", "merge", "move") if LONG else ("snapshot", "merge", "move")
+RAM_KILLED = (1, 2) if LONG else (1,)  # where a start that goes on with a RAM is killed
+STORES = ("raw", "qcow2") if LONG else ("qcow2",)  # of UEFI variables; others have a raw one
 DISK_STEPS = size(ci=15, long=200)  # changes of two disks that a guest writes to all the time
 
 # Images at rest
 ENCRYPTED = ("qcow2", "luks") if LONG else ("qcow2",)  # each takes seconds to make
 REST_KILLS = size(ci=2, long=100)  # SIGKILLs of Python while it does each of these
 REST_KILLED = ("rebase", "commit", "snapshots") if LONG else ("rebase", "commit")
+DATA_CANCELS_EVERY = size(ci=9, long=1)  # checkpoints of a copy with a data file
+KEY_CANCELS_EVERY = size(ci=1000, long=1)  # checkpoints of a change of secrets, which takes 2 s
 REST_CANCELS = ("commit", "rebase") if LONG else ("commit",)  # cancelled at every checkpoint
 
 # Backups

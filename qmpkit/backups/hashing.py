@@ -4,42 +4,60 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 import attrs
 import trio
 
 from qmpkit._trio import raise_collapsed
 from qmpkit.images.tool import Asked
+from qmpkit.spec.backups import CHECKSUMS
 
-__all__ = ["Digest", "Read", "copied", "digest_of"]
+__all__ = ["Digest", "Read", "copied", "digest_of", "trickling"]
 
+_NEW = next(iter(CHECKSUMS))
 _PIECE = 16 << 20  # between two looks at a cancellation: 80 ms where the CPU has no SHA-256
 _BUFFER = 256 << 10  # stays in the CPU's cache: a quarter faster than pieces of megabytes
 _COPY = 64 << 20
+_TRICKLE = 0.1  # seconds between two flushes
 
 Read = Callable[[int], object]
 """Is told how many bytes more have been read; must not block."""
 
 
+class _Hash(Protocol):
+    def update(self, data: memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
 @attrs.frozen
 class Digest:
-    """The SHA-256 of a file in hexadecimal, and its length in bytes."""
+    """The checksum of a file, as a manifest has it, and its length in bytes."""
 
-    sha256: str
+    checksum: str
     length: int
 
 
-async def digest_of(path: Path, asked: Asked, read: Read | None = None, *, safe: bool) -> Digest:
+async def digest_of(
+    path: Path,
+    asked: Asked,
+    read: Read | None = None,
+    *,
+    safe: bool,
+    algorithm: str = _NEW,
+) -> Digest:
     """Read the whole file; with *safe* what is read is on disk afterwards (fsync).
 
-    Raises ImageFailed, in the name of *asked*, for what the file system says.
+    *algorithm*: one of `CHECKSUMS`.  Raises ImageFailed, in the name of *asked*, for what
+    the file system says.
     """
-    digest, length = hashlib.sha256(), 0
+    digest, length = _hash(algorithm), 0
     try:
         file = await trio.to_thread.run_sync(_opened, path)
         with file:
@@ -50,7 +68,46 @@ async def digest_of(path: Path, asked: Asked, read: Read | None = None, *, safe:
                         read(count)
     except OSError as error:
         raise asked.failed_by(error) from error
-    return Digest(digest.hexdigest(), length)
+    return Digest(f"{algorithm}:{digest.hexdigest()}", length)
+
+
+def _hash(algorithm: str) -> _Hash:
+    if algorithm != _NEW:
+        return hashlib.new(algorithm)
+    import xxhash  # whoever makes no backups needs it not
+
+    return xxhash.xxh3_128()
+
+
+@asynccontextmanager
+async def trickling(paths: Iterable[Path], asked: Asked) -> AsyncIterator[None]:
+    """What QEMU writes to these files within the block goes on to the disk by and by.
+
+    All of it at once, in the end, would hold up whoever flushes there too: the guests.
+    Raises ImageFailed, in the name of *asked*, when the disk fails: a flush is told of that
+    once, so the one that makes all of it safe would not be.
+    """
+    ended = trio.Event()
+    try:
+        async with trio.open_nursery() as nursery:
+            for path in paths:
+                nursery.start_soon(_trickle, path, asked, ended)
+            yield
+            ended.set()
+    except BaseExceptionGroup as group:
+        raise_collapsed(group)
+
+
+async def _trickle(path: Path, asked: Asked, ended: trio.Event) -> None:
+    try:
+        file = await trio.to_thread.run_sync(_opened, path)
+        with file:
+            while True:
+                with trio.move_on_after(_TRICKLE):
+                    return await ended.wait()
+                await trio.to_thread.run_sync(os.fdatasync, file.fileno(), abandon_on_cancel=True)
+    except OSError as error:
+        raise asked.failed_by(error) from error
 
 
 @asynccontextmanager
@@ -71,7 +128,7 @@ def _opened(path: Path) -> FileIO:
     return path.open("rb", buffering=0)
 
 
-def _update(digest: hashlib._Hash, file: FileIO) -> int:
+def _update(digest: _Hash, file: FileIO) -> int:
     buffer = memoryview(bytearray(_BUFFER))
     done = 0
     while done < _PIECE and (count := file.readinto(buffer)):

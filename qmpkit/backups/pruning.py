@@ -91,7 +91,7 @@ async def _merge(place: Repository, merge: Merge) -> None:
     try:
         await _write_merged(place, merge, draft)
         digest = await digest_of(draft, place.asked, safe=True)
-        merged = Merged(sha256=digest.sha256, length=digest.length, parent=merge.base)
+        merged = Merged(checksum=digest.checksum, length=digest.length, parent=merge.base)
         waiting = attrs.evolve(merge.layer, merged=merged)
         await place.write(_with_layer(place.manifest, waiting))
         await trio.to_thread.run_sync(_replace, place.asked, draft, path)

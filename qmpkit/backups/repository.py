@@ -18,6 +18,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from qmpkit.backups.private_folder import cleared_folder
 from qmpkit.errors import Fault, ImageInUse, SpecInvalid
 from qmpkit.host.headers import read_header
 from qmpkit.images.drafts import StrPath
@@ -33,10 +34,13 @@ from qmpkit.spec.backups import (
     manifest_to_json,
 )
 
-__all__ = ["MANIFEST", "Repository", "draft_of", "repository", "with_merged"]
+__all__ = ["MANIFEST", "MOMENT", "Repository", "draft_of", "repository", "with_merged"]
 
 MANIFEST = "manifest.json"
 """The file in the folder that says what is in it."""
+
+MOMENT = ".moment"
+"""The folder in it that holds the disks' moment while a backup is compared with them."""
 
 _MODE = 0o700  # backups show whatever the guest has written
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
@@ -179,6 +183,7 @@ def _sweep(folder: Path, manifest: BackupManifest) -> None:
         layer = name.removesuffix(DRAFT)
         if name not in needed and is_layer_file(layer, manifest.id):
             (folder / name).unlink(missing_ok=True)
+    cleared_folder(folder / MOMENT)
 
 
 def _settled(folder: Path, manifest: BackupManifest) -> BackupManifest:
@@ -209,7 +214,7 @@ def with_merged(layer: BackupLayer, merged: Merged) -> BackupLayer:
     """*layer* once its file is the merged one."""
     return attrs.evolve(
         layer,
-        sha256=merged.sha256,
+        checksum=merged.checksum,
         length=merged.length,
         parent=merged.parent,
         merged=None,

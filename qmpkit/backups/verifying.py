@@ -103,14 +103,15 @@ async def _flaw(place: Repository, layer: BackupLayer, read: Callable[[int], obj
     asked = Asked("read", path)
     try:
         backing = (await trio.to_thread.run_sync(read_header, path)).backing
-        digest = await digest_of(path, asked, read, safe=False)
+        algorithm = layer.checksum.partition(":")[0]
+        digest = await digest_of(path, asked, read, safe=False, algorithm=algorithm)
     except FileNotFoundError:
         return "it is missing"
     except OSError as error:
         raise asked.failed_by(error) from error
     if digest.length != layer.length:
         return f"it has {digest.length} bytes instead of {layer.length}"
-    if digest.sha256 != layer.sha256:
+    if digest.checksum != layer.checksum:
         return "its checksum is another one: its content has changed"
     parent = Path(backing).name if backing else None
     if parent != layer.parent:

@@ -15,6 +15,7 @@ from qmpkit.cli import (
     disk_commands,
     farm_commands,
     guest_commands,
+    image_amend_commands,
     image_commands,
     image_more_commands,
     serve_commands,
@@ -70,6 +71,7 @@ image = App(name="image", help="Make, look at and change disk images.")
 snapshot = App(name="snapshot", help="Remember what a machine's disks hold, while it runs.")
 disk = App(name="disk", help="Move, grow and bound a machine's disks, while it runs.")
 inner = App(name="snapshot", help="Snapshots inside an image that no machine uses.")
+key = App(name="key", help="Secrets that open an encrypted image that no machine uses.")
 bitmap = App(name="bitmap", help="Dirty bitmaps inside an image that no machine uses.")
 backup = App(name="backup", help="Make, list, verify, restore and prune backups.")
 
@@ -91,8 +93,11 @@ def _add_named(to: App, commands: Mapping[str, Callable[..., Any]]) -> None:
 
 _add_named(inner, image_more_commands.SNAPSHOT)
 _add_named(bitmap, image_more_commands.BITMAP)
+_add_named(key, image_amend_commands.KEY)
 *_of_images, _build = image_commands.ALL
-_add(image, [*_of_images, *image_more_commands.MORE, inner, bitmap, _build, *store_commands.ALL])
+_insides = [inner, bitmap, key]
+_more = [*image_more_commands.MORE, image_amend_commands.AMEND]
+_add(image, [*_of_images, *_more, *_insides, _build, *store_commands.ALL])
 _add_named(snapshot, disk_commands.SNAPSHOT)
 _add_named(disk, disk_commands.DISK)
 for _group in (snapshot, disk):

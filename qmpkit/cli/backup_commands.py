@@ -110,6 +110,12 @@ def run(
     freeze: Annotated[
         bool, Parameter(help="Have the guest flush its file systems (needs its agent).")
     ] = False,
+    plain: Annotated[
+        bool, Parameter(help="Of encrypted disks too: the layers have in clear what they hold.")
+    ] = False,
+    compare: Annotated[
+        bool, Parameter(help="Read the disks a second time, as they were, and compare.")
+    ] = False,
     farm: Annotated[str | None, Parameter(help="The farm. Default: the only one.")] = None,
 ) -> None:
     """Back up all disks of a machine while it runs, by its farm's daemon.
@@ -118,7 +124,8 @@ def run(
     """
     from qmpkit.cli.backup_run import run
 
-    run(name, folder, mode, speed, farm, compress=compress, freeze=freeze)
+    body = {"compress": compress, "freeze": freeze, "plain": plain, "compare": compare}
+    run(name, folder, farm, {"mode": mode, **body}, speed)
 
 
 ALL: tuple[Callable[..., Any], ...] = (run, list, verify, restore, prune)

@@ -15,27 +15,13 @@ from qmpkit.spec.sizes import to_bytes
 
 __all__ = ["run"]
 
-_PHASES = {"checksum": "computing checksums"}
+_PHASES = {"compare": "comparing with the disks", "checksum": "computing checksums"}
 
 
-def run(
-    name: str,
-    folder: Path,
-    mode: str,
-    speed: str,
-    farm: str | None,
-    *,
-    compress: bool,
-    freeze: bool,
-) -> None:
-    """Back the machine up, and say what the point is."""
-    body = {
-        "folder": str(folder.absolute()),
-        "mode": mode,
-        "compress": compress,
-        "speed": int(to_bytes(speed, "--speed")),
-        "freeze": freeze,
-    }
+def run(name: str, folder: Path, farm: str | None, wanted: dict[str, Any], speed: str) -> None:
+    """Back the machine up as *wanted*, and say what the point is."""
+    rate = int(to_bytes(speed, "--speed"))
+    body = {"folder": str(folder.absolute()), "speed": rate, **wanted}
     daemon = find_daemon(which_farm(farm))
     job = daemon.post("machines", name, "backup", body=body)["job"]
     point = _followed(daemon, job, f"backing up {name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from qmpkit.cli.daemon import Daemon, find_daemon
 from qmpkit.cli.exits import Exit
 from qmpkit.cli.farm_actions import one_machine
 from qmpkit.cli.farm_jobs import followed
+from qmpkit.cli.overrides import arguments_from
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
@@ -19,7 +20,7 @@ from qmpkit.spec.sizes import format_size
 
 __all__ = ["delete_snapshot", "flatten_disk", "limit_disk", "list_snapshots", "load_snapshot"]
 __all__ += ["move_disk", "rename_snapshot", "resize_disk", "revert_snapshot", "show_disks"]
-__all__ += ["take_snapshot"]
+__all__ += ["eject_medium", "insert_medium", "take_snapshot"]
 
 
 def _machine(name: str, farm: str | None) -> tuple[Daemon, str]:
@@ -35,7 +36,8 @@ def take_snapshot(name: str, body: Mapping[str, Any], farm: str | None, *, as_js
     if as_json:
         print_json(point)
     else:
-        talk.say(f"{machine}: snapshot {point['name']} of {', '.join(point['disks'])}")
+        stood = f"; its guest stood still for {point['pause']:.1f} s" if point["memory"] else ""
+        talk.say(f"{machine}: snapshot {point['name']} of {', '.join(point['disks'])}{stood}")
     return Exit.OK
 
 
@@ -64,7 +66,7 @@ def _rows(points: list[dict[str, Any]], current: str | None) -> list[tuple[str, 
         rows.append(
             (
                 "  " * depth[point["name"]] + point["name"] + mark,
-                "disks" if point["kind"] == "external" else "disks and RAM",
+                _kind(point),
                 time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(point["time"])),
                 "-" if point["bytes"] is None else human_size(point["bytes"]),
                 ", ".join(point["disks"]),
@@ -72,6 +74,12 @@ def _rows(points: list[dict[str, Any]], current: str | None) -> list[tuple[str, 
             )
         )
     return rows
+
+
+def _kind(point: Mapping[str, Any]) -> str:
+    if point["kind"] == "internal":
+        return "disks and RAM"
+    return "disks, RAM in a file" if point["memory"] else "disks"
 
 
 def delete_snapshot(name: str, snapshot: str, farm: str | None, speed: int) -> int:
@@ -101,11 +109,19 @@ def rename_snapshot(name: str, snapshot: str, to: str, farm: str | None) -> int:
 
 
 def revert_snapshot(
-    name: str, snapshot: str, farm: str | None, *, stop: bool, grace: float | None
+    name: str,
+    snapshot: str,
+    farm: str | None,
+    *,
+    stop: bool,
+    grace: float | None,
+    memory: bool,
 ) -> int:
     """`snapshot revert`."""
     daemon, machine = _machine(name, farm)
-    body: dict[str, Any] = {"stop": stop} | ({} if grace is None else {"grace": grace})
+    body: dict[str, Any] = {"stop": stop, "memory": memory} | (
+        {} if grace is None else {"grace": grace}
+    )
     job = daemon.post("machines", machine, "snapshots", snapshot, "revert", body=body)["job"]
     done = followed(daemon, job, f"reverting {machine} to snapshot {snapshot}", quiet=True)
     talk.say(f"{machine} is back at snapshot {snapshot}")
@@ -132,6 +148,7 @@ def show_disks(name: str, farm: str | None, *, as_json: bool) -> int:
         for disk, layers in disks.items()
         for place, layer in enumerate(layers)
     ]
+    rows += [(disk, "(empty)", "-", "-", "-") for disk, layers in disks.items() if not layers]
     print_table(("DISK", "IMAGE", "FORMAT", "SIZE", "ON THE HOST"), rows, prose=False)
     return Exit.OK
 
@@ -166,16 +183,35 @@ def resize_disk(name: str, disk: str, size: str, farm: str | None) -> int:
 
 
 def limit_disk(
-    name: str, disk: str, farm: str | None, *, bytes_per_second: int, operations: int
+    name: str, disk: str, bounds: Iterable[str], farm: str | None, *, as_json: bool
 ) -> int:
     """`disk limit`."""
+    body = arguments_from(bounds)
     daemon, machine = _machine(name, farm)
-    body = {"bytes_per_second": bytes_per_second, "operations": operations}
-    daemon.post("machines", machine, "disks", disk, "limit", body=body)
-    bounds = [
-        f"{format_size(bytes_per_second)} a second" if bytes_per_second else "",
-        f"{operations} operations a second" if operations else "",
-    ]
-    told = " and ".join(filter(None, bounds)) or "no bound"
-    talk.say(f"{machine}: {disk} has {told}, until it is started anew")
+    told = daemon.post("machines", machine, "disks", disk, "limit", body=body)
+    if as_json:
+        print_json(told)
+        return Exit.OK
+    held = ", ".join(f"{bound}={body[bound]}" for bound in body if body[bound])
+    talk.say(f"{machine}: {disk} has {held or 'no bound'}, also after a restart")
+    return Exit.OK
+
+
+def insert_medium(
+    name: str, disk: str, file: Path, farm: str | None, *, format: str | None, force: bool
+) -> int:
+    """`disk insert`."""
+    daemon, machine = _machine(name, farm)
+    body: dict[str, Any] = {"file": str(file.absolute()), "force": force}
+    body |= {} if format is None else {"format": format}
+    told = daemon.post("machines", machine, "disks", disk, "insert", body=body)
+    talk.say(f"{machine}: {disk} has {told['file']} in it")
+    return Exit.OK
+
+
+def eject_medium(name: str, disk: str, farm: str | None, *, force: bool) -> int:
+    """`disk eject`."""
+    daemon, machine = _machine(name, farm)
+    daemon.post("machines", machine, "disks", disk, "eject", body={"force": force})
+    talk.say(f"{machine}: {disk} is empty")
     return Exit.OK

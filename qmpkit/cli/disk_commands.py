@@ -44,6 +44,9 @@ def take(
         tuple[str, ...], Parameter(help="Only of this disk; may be said again.", negative="")
     ] = (),
     ram: Annotated[bool, Parameter(help="With the guest's memory, held by its images.")] = False,
+    ram_file: Annotated[
+        bool, Parameter(help="With the guest's memory, in a file beside the new layers.")
+    ] = False,
     freeze: Annotated[
         bool, Parameter(help="Have the guest flush its file systems (needs the agent).")
     ] = False,
@@ -62,6 +65,7 @@ def take(
     body |= {"disks": list(disk)} if disk else {}
     body |= {"folder": str(folder.absolute())} if folder else {}
     body |= {"ram": True} if ram else {}
+    body |= {"ram_file": True} if ram_file else {}
     body |= {"freeze": True} if freeze else {}
     return take_snapshot(name, body, farm, as_json=json)
 
@@ -95,7 +99,7 @@ def rename(
     *,
     farm: Farm = None,
 ) -> int:
-    """Give a snapshot of the disks another name."""
+    """Give a snapshot another name."""
     from qmpkit.cli.disk_actions import rename_snapshot
 
     return rename_snapshot(name, snapshot, to, farm)
@@ -114,15 +118,19 @@ def revert(
             validator=validators.Number(gte=0),
         ),
     ] = None,
+    disks_only: Annotated[
+        bool, Parameter(help="Boot, also where the snapshot has the memory.", negative="")
+    ] = False,
     farm: Farm = None,
 ) -> int:
     """Have a machine's disks as they were at a snapshot; with --stop it starts again from there.
 
-    What it has written since stays in files that are named, and that nothing uses any more.
+    With the memory that the snapshot has in a file, if it has: the guest goes on.  What the
+    machine has written since stays in files that are named, and that nothing uses any more.
     """
     from qmpkit.cli.disk_actions import revert_snapshot
 
-    return revert_snapshot(name, snapshot, farm, stop=stop, grace=grace)
+    return revert_snapshot(name, snapshot, farm, stop=stop, grace=grace, memory=not disks_only)
 
 
 def disks(name: Name, /, *, farm: Farm = None, json: Json = False) -> int:
@@ -138,7 +146,7 @@ def move(
     target: Annotated[Path, file_word("The new file; nothing may be there.")],
     /,
     *,
-    format: Annotated[Literal["qcow2", "raw"], Parameter(help="Its format.")] = "qcow2",
+    format: Annotated[Literal["qcow2", "raw", "luks"], Parameter(help="Its format.")] = "qcow2",
     speed: Speed = "0",
     farm: Farm = None,
 ) -> int:
@@ -173,21 +181,50 @@ def limit(
     name: Name,
     disk: DiskId,
     /,
-    *,
-    bytes_per_second: Annotated[
-        str, Parameter(name="--bytes", help="Read and written together, a second: 100MiB.")
-    ] = "0",
-    operations: Annotated[
-        int, Parameter(help="Reads and writes a second.", validator=validators.Number(gte=0))
-    ] = 0,
+    *bounds: Annotated[
+        str,
+        Parameter(help="bps=100MiB, iops=500, or of one way bps_rd, iops_wr; bursts bps_max=…."),
+    ],
     farm: Farm = None,
+    json: Json = False,
 ) -> int:
-    """Bound what a guest may read and write, until it is started anew; without, no bound."""
+    """Bound what a guest may read and write each second on a disk; without any, no bound.
+
+    The bounds are those of QEMU's throttle, by its names: bps and iops, with _rd or _wr for
+    one way, with _max for what it may do after a rest and _max_length for how many seconds.
+    They hold from now on, and after a restart too.
+    """
     from qmpkit.cli.disk_actions import limit_disk
 
-    return limit_disk(
-        name, disk, farm, bytes_per_second=_bytes(bytes_per_second), operations=operations
-    )
+    return limit_disk(name, disk, bounds, farm, as_json=json)
+
+
+Force = Annotated[bool, Parameter(help="Open the tray also when the guest holds it.", negative="")]
+
+
+def insert(
+    name: Name,
+    disk: DiskId,
+    file: Annotated[Path, file_word("What is to be in the drive.")],
+    /,
+    *,
+    format: Annotated[
+        Literal["qcow2", "raw"] | None, Parameter(help="Its format. Default: the drive's.")
+    ] = None,
+    force: Force = False,
+    farm: Farm = None,
+) -> int:
+    """Put another CD into a drive; a restart has it too."""
+    from qmpkit.cli.disk_actions import insert_medium
+
+    return insert_medium(name, disk, file, farm, format=format, force=force)
+
+
+def eject(name: Name, disk: DiskId, /, *, force: Force = False, farm: Farm = None) -> int:
+    """Take the CD out of a drive; after a restart it is empty too."""
+    from qmpkit.cli.disk_actions import eject_medium
+
+    return eject_medium(name, disk, farm, force=force)
 
 
 SNAPSHOT: dict[str, Callable[..., Any]] = {
@@ -204,4 +241,6 @@ DISK: dict[str, Callable[..., Any]] = {
     "flatten": flatten,
     "resize": resize,
     "limit": limit,
+    "insert": insert,
+    "eject": eject,
 }

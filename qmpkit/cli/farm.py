@@ -71,7 +71,7 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def _disk(disk: Disk) -> str:
-    name = Path(disk.file).name
+    name = Path(disk.file).name or "an empty drive"
     return f"{name} over {Path(disk.make.file).name}" if isinstance(disk.make, Overlay) else name
 
 

@@ -144,7 +144,7 @@ async def resize(
             after = await images.resize(
                 file, wanted, before.format, shrink=shrink, secret=secret, allowed=allow
             )
-    old, new = exact_size(before.virtual_size), exact_size(after.virtual_size)
+    old, new = exact_size(before.virtual_size), exact_size(after)
     talk.say(f"{file}: resized from {old} to {new}")
     talk.note(f"{format_line(before, format)}; its partitions are the guest's to change")
 

@@ -18,6 +18,7 @@ from qmpkit.cli.image_words import (
     SecretFile,
     StatedFormat,
     file_word,
+    secret_word,
 )
 
 __all__ = ["ALL"]
@@ -33,9 +34,13 @@ ExtendedL2 = Annotated[
 LazyRefcounts = Annotated[
     bool, Parameter(help="qcow2: quicker, repaired when opened after a crash.")
 ]
+DataFile = Annotated[
+    Path | None, file_word("qcow2: put the content into this new file of its own.")
+]
+DataFileRaw = Annotated[bool, Parameter(help="That file is at any time what a raw image would be.")]
 NewSecret = Annotated[
     Path | None,
-    Parameter(
+    secret_word(
         name="--secret-file",
         help="Encrypt it (qcow2, luks): the file with its secret, to the byte, a newline too; "
         "- is stdin, /dev/fd/N a descriptor.",
@@ -53,6 +58,8 @@ async def create(
     cluster_size: ClusterSize = None,
     extended_l2: ExtendedL2 = False,
     lazy_refcounts: LazyRefcounts = False,
+    data_file: DataFile = None,
+    data_file_raw: DataFileRaw = False,
     secret_file: NewSecret = None,
 ) -> None:
     """Make an empty disk image."""
@@ -64,6 +71,8 @@ async def create(
         cluster_size=cluster_size,
         extended_l2=extended_l2,
         lazy_refcounts=lazy_refcounts,
+        data_file=data_file,
+        data_file_raw=data_file_raw,
     )
     await create(file, size, format, options, secret_file)
 
@@ -161,6 +170,8 @@ async def convert(
     preallocation: Preallocation = None,
     cluster_size: ClusterSize = None,
     extended_l2: ExtendedL2 = False,
+    data_file: DataFile = None,
+    data_file_raw: DataFileRaw = False,
     sparse: Annotated[
         str | None, Parameter(help="So many zeros become a hole; 0: none. Default: 4KiB.")
     ] = None,
@@ -172,7 +183,7 @@ async def convert(
     ] = None,
     secret_file: NewSecret = None,
     source_secret_file: Annotated[
-        Path | None, Parameter(help="The file with the secret that opens an encrypted source.")
+        Path | None, secret_word("The file with the secret that opens an encrypted source.")
     ] = None,
     allow: Allowed = None,
 ) -> None:
@@ -184,7 +195,11 @@ async def convert(
     from qmpkit.images import Options
 
     options = Options(
-        preallocation=preallocation, cluster_size=cluster_size, extended_l2=extended_l2
+        preallocation=preallocation,
+        cluster_size=cluster_size,
+        extended_l2=extended_l2,
+        data_file=data_file,
+        data_file_raw=data_file_raw,
     )
     await convert(
         source,

@@ -104,7 +104,7 @@ async def add_bitmap(
     file: Path,
     name: str,
     format: str | None,
-    granularity: str | None,
+    granularity: str,
     secret_file: Path | None,
     *,
     disabled: bool,

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
-import trio
 
 from qmpkit import images
-from qmpkit._trio import raise_collapsed
 from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.image import format_line, usable
 from qmpkit.cli.image_secret import read_secret
 from qmpkit.cli.interrupt import interruptible
-from qmpkit.cli.progress import show_progress
+from qmpkit.cli.shown import shown_progress
 from qmpkit.cli.sizes import exact_size
 from qmpkit.cli.tables import print_line
 from qmpkit.cli.talk import print_json, talk
 
 __all__ = ["commit", "compare", "rebase"]
-
-
-@asynccontextmanager
-async def _shown(what: str) -> AsyncIterator[images.Progress]:
-    """A progress that is shown while the block works."""
-    progress = images.Progress()
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(show_progress, what, progress)
-            yield progress
-    except BaseExceptionGroup as group:
-        raise_collapsed(group)
 
 
 async def rebase(
@@ -55,7 +40,7 @@ async def rebase(
         below = None if base is None else await usable(base, base_format, "--base-format", allow)
         if below is not None:
             talk.note(f"{base}: {format_line(below, base_format)}")
-        async with _shown(f"{file.name} → {base.name if base else 'no base'}") as progress:
+        async with shown_progress(f"{file.name} → {base.name if base else 'no base'}") as progress:
             await images.rebase(
                 file,
                 top.format,
@@ -85,7 +70,7 @@ async def commit(
     async with interruptible() as work:
         secret = await read_secret(secret_file)
         top = await usable(file, format, allow=allow)
-        async with _shown(f"{file.name} → its base") as progress:
+        async with shown_progress(f"{file.name} → its base") as progress:
             base = await images.commit(
                 file,
                 top.format,
@@ -96,7 +81,7 @@ async def commit(
                 progress=progress,
             )
             work.done = True
-    talk.say(f"{base.path}: has what {file} held, {exact_size(base.virtual_size)}")
+    talk.say(f"{base}: has what {file} held, {exact_size(top.virtual_size)}")
     talk.note(f"{file}: {'left full; remove it' if keep else 'emptied, and ready for more'}")
 
 
@@ -115,7 +100,7 @@ async def compare(
         secret = await read_secret(secret_file)
         left = await usable(one, format, allow=allow)
         right = await usable(other, other_format, "--other-format", allow)
-        async with _shown(f"{one.name}, {other.name}") as progress:
+        async with shown_progress(f"{one.name}, {other.name}") as progress:
             found = await images.compare(
                 one,
                 left.format,

@@ -225,9 +225,7 @@ async def bitmap_add(
     /,
     *,
     format: StatedFormat = None,
-    granularity: Annotated[
-        str | None, Parameter(help="Bytes for a bit: 4KiB, … Default: 64KiB.")
-    ] = None,
+    granularity: Annotated[str, Parameter(help="Bytes for a bit: 4KiB, …")] = "64KiB",
     disabled: Annotated[bool, Parameter(help="It notes nothing until it is enabled.")] = False,
     secret_file: SecretFile = None,
 ) -> None:

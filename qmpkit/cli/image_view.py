@@ -83,7 +83,7 @@ def _remarks(image: ImageInfo, top: ImageInfo) -> Iterator[str]:
     if image.cluster_size is not None and image is top:
         yield f"clusters of {human_size(image.cluster_size)}"
     if image.data_file is not None:
-        yield f"{who}its content is in {image.data_file}"
+        yield f"{who}its content is in {image.data_file}{_lost(image.data_file)}"
     if image.backing is not None and image.backing_path is None:
         yield f"{who}its base is {image.backing}, which is not looked into"
     elif image.backing is not None and image.backing_format is None:
@@ -91,6 +91,12 @@ def _remarks(image: ImageInfo, top: ImageInfo) -> Iterator[str]:
     for bitmap in image.bitmaps:
         name, step, state = bitmap_row(bitmap)
         yield f"{who}bitmap {name!r}, a bit for {step}, {state}"
+
+
+def _lost(data_file: Path) -> str:
+    if data_file.is_absolute():
+        return ""
+    return ", wherever QEMU is started: qmpkit image amend --data-file records where it is"
 
 
 def bitmap_row(bitmap: Bitmap) -> tuple[str, str, str]:

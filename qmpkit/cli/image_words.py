@@ -19,6 +19,7 @@ __all__ = [
     "StatedFormat",
     "Yes",
     "file_word",
+    "secret_word",
 ]
 
 # Stated, so that a name that is misspelt is told, and Tab knows them.
@@ -41,6 +42,11 @@ def file_word(help: str) -> Parameter:
     return Parameter(help=help, converter=_named)
 
 
+def secret_word(help: str, *, name: str | None = None) -> Parameter:
+    """A file with a secret; a lone dash is no option but stdin."""
+    return Parameter(name=name, help=help, allow_leading_hyphen=True)
+
+
 Image = Annotated[Path, file_word("The image's file.")]
 NewImage = Annotated[Path, file_word("Where to make it; nothing may be there.")]
 StatedFormat = Annotated[
@@ -53,7 +59,7 @@ NewFormat = Annotated[
 ]
 SecretFile = Annotated[
     Path | None,
-    Parameter(
+    secret_word(
         name="--secret-file",
         help="For an encrypted image: the file with its secret, to the byte, a newline too; "
         "- is stdin, /dev/fd/N a descriptor.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Unpack
 
 import attrs
@@ -28,9 +29,9 @@ _SHORT = 12  # digits of a digest that people read
 _MOVING = {"download": "downloading", "unpack": "unpacking"}
 
 
-async def pull(what: str, **options: Unpack[PullOptions]) -> None:
+async def pull(what: str, ca_file: Path | None, **options: Unpack[PullOptions]) -> None:
     """Pull it, with a bar on a terminal, and print its path."""
-    store = images.Store()
+    store = images.Store(ca_file=ca_file)
     async with interruptible() as work:
         async with store.pulling(what, **options) as pulling:
             await _show(what, pulling)

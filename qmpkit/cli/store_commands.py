@@ -6,6 +6,7 @@ The deeds are in `cli.store`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -64,6 +65,10 @@ async def pull(
     keyring: Annotated[
         str | None, Parameter(help="A file of keys, one of which must have signed them.")
     ] = None,
+    ca_file: Annotated[
+        Path | None,
+        Parameter(help="PEM certificates of authorities to trust besides this host's, for https."),
+    ] = None,
     refresh: Annotated[bool, Parameter(help="Pull it though it is here.")] = False,
 ) -> None:
     """Have an image in the store, and print its path.
@@ -76,6 +81,7 @@ async def pull(
 
     await pull(
         what,
+        ca_file,
         name=name,
         arch=arch,
         format=format,

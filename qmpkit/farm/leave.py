@@ -140,8 +140,9 @@ def _made(kept: Kept) -> list[str]:
     files = {str(Path(disk.file).absolute()) for disk in asked.disks if disk.make is not None}
     made = {disk.id for disk in kept.spec.disks if (disk.origin or disk.file) in files}
     found = [os.fspath(disk.file) for disk in kept.spec.disks if disk.id in made]
-    points = (it.disks.items() for it in kept.spec.snapshots)
-    found += [file for point in points for disk, file in point if disk in made]
+    for point in kept.spec.snapshots:
+        found += [file for disk, file in point.disks.items() if disk in made]
+        found += point.beside if made >= point.disks.keys() else ()
     return list(dict.fromkeys(found))
 
 
@@ -151,7 +152,7 @@ def _files(spec: MachineSpec) -> Iterator[str]:
         if isinstance(disk.make, Overlay):
             yield os.fspath(disk.make.file)
     for point in spec.snapshots:
-        yield from point.disks.values()
+        yield from (*point.disks.values(), *point.beside)
 
 
 def _unlink_all(files: Iterable[str], used: Collection[str]) -> list[str]:

@@ -26,7 +26,7 @@ async def preflight(
 
     Not looked at are machines whose disks one holds that is stopped first: their own starts tell.
     """
-    held = {os.fspath(disk.file) for name in stopping for disk in lab.kept[name].spec.disks}
+    held = {os.fspath(disk.file) for name in stopping for disk in lab.kept[name].spec.disks} - {""}
     specs = [_with_layers(lab, machine.spec) for machine in starting]
     found: list[SpecInvalid | HostLacks] = []
     limit = trio.CapacityLimiter(_AT_ONCE)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import attrs
 
-from qmpkit.host.headers import Header, backing_path, read_header
+from qmpkit.host.headers import Header, backing_path, data_path, read_header
 
 __all__ = [
     "MAX_CHAIN",
@@ -58,6 +58,11 @@ class Layer:
             self.format == self.header.format and self.header.encrypted
         )
 
+    @property
+    def data_file(self) -> Path | None:
+        """The file that its content is in, when that is one of its own."""
+        return data_path(self.header.data_file) if self.format == self.header.format else None
+
 
 @attrs.frozen
 class Broken:
@@ -80,6 +85,12 @@ class Chain:
     layers: tuple[Layer, ...]
     broken: Broken | None = None
     outside: Broken | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that is opened for it: the images, and their data files."""
+        named = [path for layer in self.layers for path in (layer.path, layer.data_file)]
+        return [path for path in named if path is not None]
 
 
 def walk_chain(image: Path, format: str | None = None, allowed: Folders | None = None) -> Chain:
@@ -107,6 +118,8 @@ def walk_chain(image: Path, format: str | None = None, allowed: Folders | None =
         layers.append(Layer(image, format or header.format or "raw", header))
         if layers[-1].format != header.format:
             return Chain(tuple(layers))
+        if (unclear := _unclear_data(image, header.data_file)) is not None:
+            return Chain(tuple(layers), unclear)
         # First whether it may be looked at: what is said of a missing file is a look, too.
         outside = next(_outside(image, header, allowed), None)
         if outside is None and (broken := _lacks_data(image, header.data_file)) is not None:
@@ -128,7 +141,8 @@ def _read(image: Path, format: str | None) -> tuple[Header, FileId]:
 def _outside(image: Path, header: Header, folders: Folders | None) -> Iterator[Broken]:
     """What an image names that is no plain file, or none in these folders."""
     if header.data_file:
-        yield from _no_file(image, "the data file", header.data_file, folders, _COPY_HINT)
+        path = data_path(header.data_file)
+        yield from _no_file(image, "the data file", header.data_file, path, folders, _COPY_HINT)
     if (extent := foreign_extent(image, header, folders)) is not None:
         yield extent
     if header.backing and (unsound := _unsound_format(image, header, folders)) is not None:
@@ -136,7 +150,8 @@ def _outside(image: Path, header: Header, folders: Folders | None) -> Iterator[B
     if header.backing:
         rebase = f"name a file: qemu-img rebase -u -F FORMAT -b BASE {str(image)!r}"
         cure = f"{rebase}; or, if you trust it, run it as a Disk of a spec"
-        yield from _no_file(image, "the base", header.backing, folders, cure)
+        path = backing_path(image, header.backing)
+        yield from _no_file(image, "the base", header.backing, path, folders, cure)
 
 
 def _unsound_format(image: Path, header: Header, folders: Folders | None) -> Broken | None:
@@ -157,14 +172,16 @@ def foreign_extent(image: Path, header: Header, folders: Folders | None) -> Brok
 
     QEMU opens extents even to say what the image is.
     """
-    found = (_no_file(image, "the extent", name, folders, _COPY_HINT) for name in header.extents)
+    found = (
+        _no_file(image, "the extent", name, backing_path(image, name), folders, _COPY_HINT)
+        for name in header.extents
+    )
     return next((broken for one in found for broken in one), None)
 
 
 def _no_file(
-    image: Path, what: str, name: str, folders: Folders | None, cure: str
+    image: Path, what: str, name: str, path: Path | None, folders: Folders | None, cure: str
 ) -> Iterator[Broken]:
-    path = backing_path(image, name)
     if path is None:
         yield Broken(image, f"{what} {name!r} of {str(image)!r} is no plain file", cure)
     elif folders is not None and not inside(path, folders):
@@ -181,13 +198,31 @@ def inside(path: Path, folders: Folders) -> bool:
         return False
 
 
+def _unclear_data(image: Path, name: str) -> Broken | None:
+    """A relative name leads to another file in each directory that QEMU is started in."""
+    if not name or data_path(name) is not None or backing_path(image, name) is None:
+        return None
+    why = f"the data file {name!r} of {str(image)!r} has no absolute path"
+    cure = f"record where it is: qmpkit image amend {str(image)!r} --data-file FILE"
+    return Broken(image, f"{why}, and QEMU would look in its working directory", cure)
+
+
 def _lacks_data(image: Path, name: str) -> Broken | None:
     """The content of a qcow2 image may be in a file of its own."""
-    data = backing_path(image, name) if name else None
-    if data is None or os.access(data, os.R_OK, effective_ids=True):
+    data = data_path(name)
+    if not name or data is None:
         return None
-    problem = "cannot be read" if os.path.lexists(data) else "does not exist"
-    return Broken(image, f"the data file {str(data)!r} of {str(image)!r} {problem}", "put it back")
+    what, cure = f"the data file {str(data)!r} of {str(image)!r}", "put it back"
+    try:
+        mode = data.stat().st_mode
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError) and not data.is_symlink()
+        return Broken(image, f"{what} {'does not exist' if missing else 'cannot be read'}", cure)
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        return Broken(image, f"{what} is neither a file nor a disk", "name one")
+    if not os.access(data, os.R_OK, effective_ids=True):
+        return Broken(image, f"{what} cannot be read", cure)
+    return None
 
 
 def _unreadable(layers: list[Layer], image: Path, reason: str) -> Broken:

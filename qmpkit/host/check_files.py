@@ -15,6 +15,7 @@ import attrs
 from qmpkit._paths import cache_dir
 from qmpkit.errors import BinaryMissing, Fault, ImageInUse
 from qmpkit.host.chain import walk_chain
+from qmpkit.host.encrypted import encrypted_problems
 from qmpkit.host.findings import Problem, lacking
 from qmpkit.host.headers import Header, backing_path, read_header
 from qmpkit.host.holders import holders_of, image_locked
@@ -25,6 +26,7 @@ from qmpkit.spec.machine import MachineSpec
 
 __all__ = [
     "base_warnings",
+    "check_disk",
     "check_disks",
     "check_plain_files",
     "file_in_use",
@@ -37,10 +39,11 @@ FileId = tuple[int, int]
 
 
 def check_plain_files(spec: MachineSpec) -> Iterator[Problem]:
-    """Kernel, initrd and firmware."""
+    """Kernel, initrd, firmware, and the RAM that it is to go on with."""
     wanted = [] if isinstance(spec.firmware, Uefi) else [("firmware", spec.firmware)]
     if spec.kernel is not None:
         wanted += [("kernel.image", spec.kernel.image), ("kernel.initrd", spec.kernel.initrd)]
+    wanted.append(("resume_from", spec.resume_from))
     for where, name in wanted:
         if name is not None and _sound(name):
             yield from unreadable(Path(name), where)
@@ -55,6 +58,11 @@ def check_disks(spec: MachineSpec) -> Iterator[Problem]:
             yield from check.problems()
     if len(spec.disks) > 1:
         yield from _bases_written(spec, writers)
+
+
+def check_disk(spec: MachineSpec, disk: Disk, where: str) -> Iterator[Problem]:
+    """One image that a machine of *spec* is to get."""
+    yield from _Check(disk, where, {}, _allowed(spec, disk)).problems()
 
 
 def _allowed(spec: MachineSpec, disk: Disk) -> tuple[str, ...] | None:
@@ -127,6 +135,8 @@ def _bases_written(spec: MachineSpec, writers: dict[FileId, str]) -> Iterator[Pr
 
 def _all_bases(disk: Disk) -> Iterator[Path]:
     """The bases of a disk as it is, or as it will be made."""
+    if disk.is_empty:
+        return
     image, stated = Path(disk.file), str(disk.format)
     if _to_make(disk) and isinstance(disk.make, Overlay):
         image, stated = Path(disk.make.file), str(disk.make.format)
@@ -240,13 +250,16 @@ class _Check:
         fault = chain.broken or (None if self.allowed is None else chain.outside)
         if fault is not None:
             yield Problem(Fault(at, fault.why, fault.cure))
+        own = at.endswith("].file")
+        where = at.removesuffix(".file").removesuffix(".make")
+        yield from encrypted_problems(self.disk, chain, where, own=own)
         for depth, layer in enumerate(chain.layers):
             if depth:
                 yield from file_in_use(layer.path, at, for_writing=False)
-            data = layer.header.data_file and backing_path(layer.path, layer.header.data_file)
+            data = layer.data_file
             if data:
                 # The data file of the image itself is written with it.
-                writes = depth == 0 and at.endswith("].file") and not self.disk.is_readonly
+                writes = depth == 0 and own and not self.disk.is_readonly
                 yield from file_in_use(data, at, for_writing=writes)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import attrs
 
-__all__ = ["Header", "backing_path", "read_header"]
+__all__ = ["Header", "backing_path", "data_path", "read_header"]
 
 _MAGIC = {
     b"QFI\xfb": "qcow2",
@@ -190,3 +190,12 @@ def backing_path(image: Path, backing: str) -> Path | None:
     elif ":" in backing.partition("/")[0]:
         return None  # nbd://…, json:{…}: QEMU's to judge
     return image.parent / backing
+
+
+def data_path(name: str) -> Path | None:
+    """The data file that a qcow2's name for it leads to; None when it is no plain file.
+
+    Nor is a relative one: unlike a base's, it counts from QEMU's working directory.
+    """
+    path = Path(name.removeprefix("file:"))
+    return path if path.is_absolute() else None

@@ -22,6 +22,7 @@ from qmpkit.host.check_files import (
 )
 from qmpkit.host.check_network import check_network
 from qmpkit.host.check_resources import check_resources
+from qmpkit.host.encrypted import secret_problems, secret_warnings
 from qmpkit.host.findings import Problem, lacking
 from qmpkit.host.kvm import read_text
 from qmpkit.host.layered import layered_problems
@@ -46,6 +47,7 @@ def preflight(spec: MachineSpec, root: Path = Path("/")) -> tuple[Problem, ...]:
 def _problems(spec: MachineSpec, root: Path) -> Iterator[Problem]:
     yield from check_plain_files(spec)
     yield from check_disks(spec)
+    yield from secret_problems(spec)
     yield from layered_problems(spec)
     yield from check_network(spec, root)
     yield from check_resources(spec, root)
@@ -101,6 +103,7 @@ def host_warnings(spec: MachineSpec) -> Iterator[str]:
         )
     yield from raw_warnings(spec)
     yield from base_warnings(spec)
+    yield from secret_warnings(spec)
 
 
 def memory_warning(spec: MachineSpec, root: Path = Path("/")) -> str | None:

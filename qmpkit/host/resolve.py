@@ -14,6 +14,7 @@ from qmpkit.host.accel import Decision, decide
 from qmpkit.host.aio import best_aio, io_uring_works
 from qmpkit.host.binary import capabilities_of, find_binary, known_capabilities
 from qmpkit.host.capabilities import Capabilities, Stamp
+from qmpkit.host.encrypted import bases_of
 from qmpkit.host.findings import Problem, lacking, raise_problems
 from qmpkit.host.flash import look_at_flash
 from qmpkit.host.kvm import KvmFacts, host_arch, kvm_facts
@@ -25,6 +26,7 @@ from qmpkit.spec.boards import board_of
 from qmpkit.spec.check import faults_of, type_faults
 from qmpkit.spec.convert import structure, unstructure
 from qmpkit.spec.cpu import model_of
+from qmpkit.spec.encryption import BaseImage
 from qmpkit.spec.facts import Facts, Flash
 from qmpkit.spec.firmware import Firmware, Uefi
 from qmpkit.spec.machine import MachineSpec
@@ -116,6 +118,7 @@ class _Survey:
     kvm: KvmFacts
     stamp: Stamp | None
     capabilities: Capabilities | None
+    bases: dict[str, tuple[BaseImage, ...]]
 
 
 def _survey(declared: MachineSpec, check: bool) -> _Survey:
@@ -134,6 +137,7 @@ def _survey(declared: MachineSpec, check: bool) -> _Survey:
         kvm=kvm_facts(),
         stamp=stamp,
         capabilities=known_capabilities(stamp) if stamp is not None else None,
+        bases={disk.id: bases_of(disk) for disk in (spec.disks if spec else ()) if disk.luks},
     )
 
 
@@ -215,6 +219,7 @@ def _conclude(survey: _Survey, known: Capabilities | None, flash: Flash | None) 
         cpu_flags=decision.cpu_flags,
         run_with_user=known.run_with_user,
         flash=flash,
+        bases=survey.bases,
     )
     warnings = tuple(text for text in (decision.warning, *survey.warnings) if text)
     return Resolution(resolved, facts, warnings, known, survey.kvm)

@@ -1,12 +1,13 @@
 """Disk images through qemu-img, the store of base images, and cloud-init's seeds.
 
 `create`, `overlay`; `info`, `chain`, `extents`, `measure`, `compare`; `check`, `resize`;
-`convert`, `converting`; `rebase`, `commit`; snapshots and bitmaps of images that nobody uses;
-`Store`; `bench`; `limiter`; `make_seed`; `machine_for`.
+`convert`, `converting`; `rebase`, `commit`, `amend`; snapshots, bitmaps and keys of images that
+nobody uses; `Store`; `bench`; `limiter`; `make_seed`; `machine_for`.
 """
 
 from qmpkit.host.chain import MAX_CHAIN
 from qmpkit.host.holders import Holder
+from qmpkit.images.amending import amend
 from qmpkit.images.benching import Bench, bench
 from qmpkit.images.bitmaps import add_bitmap, change_bitmap, merge_bitmap
 from qmpkit.images.checking import CheckReport, check
@@ -14,6 +15,7 @@ from qmpkit.images.committing import commit
 from qmpkit.images.comparing import Comparison, compare
 from qmpkit.images.conversion import convert, converting
 from qmpkit.images.details import Bitmap, ImageInfo, Snapshot, chain, info
+from qmpkit.images.key_slots import add_key, change_key, remove_key
 from qmpkit.images.machine import machine_for
 from qmpkit.images.mapping import Extent, Measured, extents, measure
 from qmpkit.images.new import create, overlay
@@ -55,10 +57,13 @@ __all__ = [
     "Store",
     "Verified",
     "add_bitmap",
+    "add_key",
+    "amend",
     "apply_snapshot",
     "bench",
     "chain",
     "change_bitmap",
+    "change_key",
     "check",
     "commit",
     "compare",
@@ -76,5 +81,6 @@ __all__ = [
     "merge_bitmap",
     "overlay",
     "rebase",
+    "remove_key",
     "resize",
 ]

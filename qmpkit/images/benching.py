@@ -82,7 +82,7 @@ async def bench(
             asked,
             limits or _limits(len(chain.layers), length * depth),
             fds=image.fds,
-            opens=[layer.path for layer in chain.layers],
+            opens=chain.files,
             long=True,
         )
     found = _SECONDS.search(done.out)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.images.changing import changed
-from qmpkit.images.details import Bitmap, info
+from qmpkit.images.details import Bitmap
 from qmpkit.images.drafts import StrPath
 from qmpkit.images.keys import Secret
 from qmpkit.images.tool import Asked
@@ -28,15 +28,15 @@ async def add_bitmap(
     name: str,
     format: str = "qcow2",
     *,
-    granularity: int | str | None = None,
+    granularity: int | str = 64 << 10,
     recording: bool = True,
     secret: Secret | None = None,
 ) -> Bitmap:
-    """Add an empty bitmap *name* to the qcow2 at *path*; what it is then.
+    """Add an empty bitmap *name* to the qcow2 at *path*; gives it back.
 
-    *granularity*: bytes for a bit, a power of two, 64 KiB by default; small ones make small
-    backups.  *recording* False: nothing is noted until it is enabled.  *secret* opens an
-    encrypted image.
+    *granularity*: bytes for a bit, a power of two; small ones make small backups.
+    *recording* False: nothing is noted until it is enabled.  *secret* opens an encrypted
+    image.
 
     Cancelled, it is added or not.  A SIGKILL of this program in the few ms may leave every
     bitmap of the image broken, as a crash of a machine does: `info` tells, the content is
@@ -45,17 +45,14 @@ async def add_bitmap(
     has the image open.
     """
     _check_name(name)
-    words = ["bitmap", "--add", *([] if recording else ["--disable"])]
-    if granularity is not None:
-        step = to_bytes(granularity, "granularity")
-        if step & (step - 1) or not _FINEST <= step <= _COARSEST:
-            why = f"{step} is no power of two from {_FINEST} to {_COARSEST}"
-            raise SpecInvalid([Fault("granularity", why)])
-        words += ["-g", str(step)]
+    step = to_bytes(granularity, "granularity")
+    if step & (step - 1) or not _FINEST <= step <= _COARSEST:
+        why = f"{step} is no power of two from {_FINEST} to {_COARSEST}"
+        raise SpecInvalid([Fault("granularity", why)])
+    words = ["bitmap", "--add", "-g", str(step), *([] if recording else ["--disable"])]
     asked = Asked.of("add a bitmap to", path)
     await changed(asked, format, words, [name], secret=secret)
-    bitmaps = (await info(asked.path, format=format)).bitmaps
-    return next(bitmap for bitmap in bitmaps if bitmap.name == name)
+    return Bitmap(name, step, recording=recording, broken=False)
 
 
 async def change_bitmap(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import trio
 
 from qmpkit.host.chain import Chain
-from qmpkit.images.details import ImageInfo, info
 from qmpkit.images.drafts import StrPath
 from qmpkit.images.in_use import Allowed, refuse_used
 from qmpkit.images.keys import Key, Secret, held_keys
@@ -31,8 +31,8 @@ async def commit(
     allowed: Allowed = None,
     progress: Progress | None = None,
     limits: Limits | None = None,
-) -> ImageInfo:
-    """Write what the overlay at *path* holds into its base; what the base is then.
+) -> Path:
+    """Write what the overlay at *path* holds into its base; gives back where that is.
 
     The base then shows what the overlay showed, and grows to its size.  The overlay is
     emptied and stays, ready for more; with *keep* it is left full, to be removed.
@@ -63,13 +63,13 @@ async def commit(
             limits or limits_of_chain(len(chain.layers)),
             fds=image.fds,
             on_stdout=percentages(progress) if progress else None,
-            opens=[layer.path for layer in chain.layers],
+            opens=chain.files,
             cure="its content is whole; what the base holds is not: commit again",
             long=True,
         )
     if progress:
         progress._set(1.0)
-    return await info(base.path, format=base.format)
+    return base.path
 
 
 def _look(

@@ -73,7 +73,7 @@ async def compare(
             fds=left.fds,
             on_stdout=percentages(progress) if progress else None,
             well=_compared,
-            opens=[layer.path for chain in chains for layer in chain.layers],
+            opens=[file for chain in chains for file in chain.files],
             long=True,
         )
     if progress:

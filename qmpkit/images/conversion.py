@@ -12,7 +12,8 @@ import trio
 from qmpkit._trio import raise_collapsed
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.chain import Chain
-from qmpkit.images.drafts import StrPath, new_image
+from qmpkit.images.data_files import drafted
+from qmpkit.images.drafts import StrPath
 from qmpkit.images.in_use import Allowed
 from qmpkit.images.keys import Key, Secret, held_keys
 from qmpkit.images.opening import Opened, readable
@@ -69,7 +70,8 @@ async def convert(
 
     The chain is what the images say, and a stranger's image may name any file of this
     host as its base: *allowed* says in which folders they may be (None: anywhere), and
-    another is `ImageFailed` before anything is opened.
+    another is `ImageFailed` before anything is opened.  A data file of *options* must be
+    in them too.
     """
     work = _Work(
         Asked.of("convert", source),
@@ -153,20 +155,29 @@ class _Work:
 
     async def run(self, target: StrPath, replace: bool, progress: Progress) -> Path:
         with held_keys(*self.secrets) as (source_key, key):
-            words = self._words(key)
+            self._words(key)  # which tells what does not go together
             chain, source, taken = await trio.to_thread.run_sync(self._look, source_key)
             limits = self.limits or limits_of_chain(len(chain.layers))
             doing = "convert to"
-            async with new_image(
-                target, self.format, doing=doing, replace=replace, lasting=True
-            ) as draft:
+            async with drafted(
+                target,
+                self.format,
+                self.options,
+                key,
+                doing=doing,
+                replace=replace,
+                lasting=True,
+                allowed=self.allowed,
+            ) as (draft, data):
+                words = self._words(key, data.path if data else "")
+                keys = {**source.fds, **(key.fds if key else {})}
                 await run_qemu_img(
                     [*words, *taken, *source.words, "--", source.name, draft.path],
                     draft.asked,
                     limits,
-                    fds={**draft.fds, **source.fds, **(key.fds if key else {})},
+                    fds={**draft.fds, **(data.fds if data else {}), **keys},
                     on_stdout=percentages(progress),
-                    opens=[layer.path for layer in chain.layers],
+                    opens=chain.files,
                     long=True,
                 )
             placed = draft.placed().path
@@ -181,10 +192,13 @@ class _Work:
         found = the_one(asked, listed(asked, format), self.snapshot)
         return chain, source, ["-l", f"snapshot.id={found.id}"]
 
-    def _words(self, key: Key | None) -> list[str]:
-        words = ["convert", "-p", "-O", self.format, *option_words(self.options, self.format, key)]
+    def _words(self, key: Key | None, data: str = "") -> list[str]:
+        options = option_words(self.options, self.format, key, data=data)
+        words = ["convert", "-p", "-O", self.format, *options]
         words += key.words if key else ()
         if self.compress:
+            if self.options.data_file is not None:
+                raise SpecInvalid([Fault("compress", "a data file holds nothing compressed")])
             words.append("-c")
         if self.sparse is not None:
             words += ["-S", str(_holes(self.sparse))]

@@ -61,7 +61,9 @@ class ImageInfo:
     `backing`: the base as the image names it, None without one; `backing_format`: its
     recorded format, None when there is none recorded, so that QEMU would guess;
     `backing_path`: the file that it leads to, None for `nbd://…` and the like.
-    `data_file`: the file that holds the content of this qcow2, None when it does itself.
+    `data_file`: the file that holds the content of this qcow2, None when it does itself; one
+    that is not absolute counts from QEMU's working directory, and `amend` sets it right.
+    `key_slots`: the slots for secrets that are taken, 0 to 7, when it is encrypted by LUKS.
     `in_use`: a QEMU program has it open and has locked it.  `holders`: the processes that
     have it open then; those of other users are not seen, so there may be none.
     `raw`: all that qemu-img said.
@@ -81,6 +83,7 @@ class ImageInfo:
     data_file: Path | None
     snapshots: tuple[Snapshot, ...]
     bitmaps: tuple[Bitmap, ...]
+    key_slots: tuple[int, ...]
     in_use: bool
     holders: tuple[Holder, ...]
     raw: Mapping[str, Any] = attrs.field(repr=False)
@@ -187,9 +190,10 @@ def _typed(image: Path, looked: _Looked, said: dict[str, Any]) -> ImageInfo:
         backing=backing,
         backing_format=header.backing_format or said.get("backing-filename-format"),
         backing_path=None if backing is None else backing_path(image, backing),
-        data_file=backing_path(image, header.data_file) if header.data_file else None,
+        data_file=Path(header.data_file.removeprefix("file:")) if header.data_file else None,
         snapshots=tuple(map(_snapshot, said.get("snapshots", ()))),
         bitmaps=tuple(map(_bitmap, specific.get("bitmaps", ()))),
+        key_slots=_key_slots(specific.get("encrypt", specific) or {}),
         in_use=looked.in_use,
         holders=looked.holders,
         raw=said,
@@ -209,3 +213,7 @@ def _snapshot(said: dict[str, Any]) -> Snapshot:
 def _bitmap(said: dict[str, Any]) -> Bitmap:
     flags = said["flags"]
     return Bitmap(said["name"], said["granularity"], "auto" in flags, "in-use" in flags)
+
+
+def _key_slots(said: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(number for number, slot in enumerate(said.get("slots", ())) if slot["active"])

@@ -72,7 +72,7 @@ class _Store(Protocol):
 
 
 class _Unnamed:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, child_fd: int) -> None:
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._fd = -1
         try:
@@ -83,8 +83,8 @@ class _Unnamed:
         except OSError:
             self.discard()
             raise
-        self.path = f"/proc/self/fd/{_CHILD_FD}"
-        self.fds: Mapping[int, int] = {_CHILD_FD: self._fd}
+        self.path = f"/proc/self/fd/{child_fd}"
+        self.fds: Mapping[int, int] = {child_fd: self._fd}
 
     def publish(self, target: Path, replaced: Replaced | None) -> None:
         # Not fsync: where qemu-img has flushed already, this costs no second journal commit.
@@ -216,6 +216,7 @@ async def new_image(
     replace: bool = False,
     private: bool = False,
     lasting: bool = False,
+    child_fd: int = _CHILD_FD,
 ) -> AsyncIterator[Draft]:
     """A draft of the image *path*, in its place once the block has ended well.
 
@@ -224,11 +225,20 @@ async def new_image(
     made again.  With *replace* it takes the place of the file there in one step, with
     its mode, and where that may be with its owner and group; else that is an error.  No
     QEMU can open that file for writing meanwhile.  *private*: the mode is 0600 then, and
-    who reads the old one may go on.  There is no checkpoint between the image's
-    appearance and the end.
+    who reads the old one may go on.  *child_fd*: the descriptor by which qemu-img has it.
+    There is no checkpoint between the image's appearance and the end.
     Raises `ImageFailed`, `ImageInUse`; failed or cancelled, the target is as it was.
     """
-    begin = partial(_begin, Path(path), format, doing, replace, private, lasting)
+    begin = partial(
+        _begin,
+        Path(path),
+        format,
+        doing,
+        replace=replace,
+        private=private,
+        lasting=lasting,
+        child_fd=child_fd,
+    )
     draft = await trio.to_thread.run_sync(begin)
     try:
         yield draft
@@ -240,7 +250,14 @@ async def new_image(
 
 
 def _begin(
-    path: Path, format: str, doing: str, replace: bool, private: bool, lasting: bool
+    path: Path,
+    format: str,
+    doing: str,
+    *,
+    replace: bool,
+    private: bool,
+    lasting: bool,
+    child_fd: int,
 ) -> Draft:
     asked = Asked.of(doing, path)
     replaced = None
@@ -248,7 +265,7 @@ def _begin(
         target = _place_for(asked, replace=replace)
         if os.path.lexists(target):
             replaced = Replaced.held(Asked(doing, target), target, private=private)
-        store = _store(target, format)
+        store = _store(target, format, child_fd)
     except BaseException as error:
         if replaced is not None:
             replaced.release()
@@ -280,10 +297,10 @@ def _end_of_links(path: Path) -> Path:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
 
 
-def _store(target: Path, format: str) -> _Store:
+def _store(target: Path, format: str, child_fd: int) -> _Store:
     if format not in _FORMATS_WITH_NAMES:
         try:
-            return _Unnamed(target.parent)
+            return _Unnamed(target.parent, child_fd)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise

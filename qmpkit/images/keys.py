@@ -13,13 +13,13 @@ from contextlib import ExitStack, contextmanager
 import attrs
 
 from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.spec.encryption import secret_problem
 
-__all__ = ["Key", "Secret", "held_keys"]
+__all__ = ["Key", "Secret", "held_keys", "same_secret"]
 
 Secret = str | bytes
 
 _FIRST_FD = 10  # below are the standard streams and a draft
-_LONGEST = 4096  # bytes
 
 
 @attrs.frozen
@@ -61,21 +61,14 @@ def held_keys(*secrets: Secret | None) -> Iterator[tuple[Key | None, ...]]:
         yield tuple(keys)
 
 
+def same_secret(one: Secret, other: Secret) -> bool:
+    """Whether both are the same to QEMU."""
+    return _bytes(one) == _bytes(other)
+
+
 def _bytes(secret: Secret) -> bytes:
     plain = secret.encode() if isinstance(secret, str) else secret
-    problem = ""
-    if not plain:
-        problem = "is empty"
-    elif b"\0" in plain:
-        problem = "holds a NUL byte, where QEMU would end it"
-    elif len(plain) > _LONGEST:
-        problem = f"is longer than {_LONGEST} bytes"
-    else:
-        try:
-            plain.decode()
-        except UnicodeDecodeError:
-            problem = "is not UTF-8, which QEMU demands"
-    if problem:
-        # Not `from` the decoder's error, which holds the secret.
+    if problem := secret_problem(plain):
+        # Whatever is handled meanwhile, a traceback is not to show it.
         raise SpecInvalid([Fault("secret", f"the secret {problem}")]) from None
     return plain

@@ -73,8 +73,8 @@ async def look_at(
     async with shared_spawner():
         told = await info(image, format=stated, allowed=allowed)
         if told.encrypted:
-            why = "is encrypted, and a machine has no way to be told its secret"
-            cure = "a plain copy: qmpkit image convert --source-secret-file FILE"
+            why = "is encrypted, and only the spec of a machine can name its secret"
+            cure = 'luks = "web.key" of a disk; or a plain copy: qmpkit image convert'
             raise SpecInvalid([Fault("", why, cure)], str(path))
         start = await first_bytes(image, told.format)
     return Looked(image, told.format, told, boot_signs(start))

@@ -118,7 +118,7 @@ async def _told(
             asked,
             limits or limits_of_chain(len(chain.layers)),
             fds=image.fds,
-            opens=[layer.path for layer in chain.layers],
+            opens=chain.files,
             long=True,
         )
     if done.truncated:

@@ -10,6 +10,8 @@ from pathlib import Path
 import trio
 
 from qmpkit.host.chain import MAX_CHAIN
+from qmpkit.host.headers import read_header
+from qmpkit.images.data_files import drafted
 from qmpkit.images.details import info
 from qmpkit.images.drafts import Placed, StrPath, new_image
 from qmpkit.images.in_use import Allowed, checked_chain, refuse_used
@@ -23,8 +25,8 @@ from qmpkit.spec.sizes import to_bytes
 __all__ = [
     "OVERLAYS",
     "create",
+    "guest_size",
     "overlay",
-    "place_backup",
     "place_empty",
     "place_layer",
     "place_overlay",
@@ -45,6 +47,7 @@ async def create(
     *,
     options: Options = DEFAULTS,
     secret: Secret | None = None,
+    allowed: Allowed = None,
     limits: Limits = WRITE_LIMITS,
 ) -> Path:
     """Make an empty image of *size* ("10GiB" or bytes) at *path*; gives back its absolute path.
@@ -53,11 +56,15 @@ async def create(
     *secret* encrypts it (qcow2 and luks, by LUKS): text in UTF-8, without which nobody
     reads it; deriving its key takes seconds of CPU.  The image gets its name only when it
     is whole and on disk, so *path* is never half an image, not even after a SIGKILL or a
-    power cut.  Its mode is 0644 less the umask.  `ImageFailed` when *path* exists, qemu-img
+    power cut.  Its mode is 0644 less the umask.  A data file that *options* name is made
+    before it, and must be in one of the folders *allowed* (None: anywhere); a SIGKILL in
+    between may leave that file alone.  `ImageFailed` when *path* exists, qemu-img
     fails or meets one of *limits*, `SpecInvalid` when options do not go together,
     `BinaryMissing` without qemu-img.  Cancelled or failed, nothing is left.
     """
-    placed = await place_empty(path, size, format, options=options, secret=secret, limits=limits)
+    placed = await place_empty(
+        path, size, format, options=options, secret=secret, allowed=allowed, limits=limits
+    )
     return placed.path
 
 
@@ -102,6 +109,7 @@ async def place_empty(
     *,
     options: Options = DEFAULTS,
     secret: Secret | None = None,
+    allowed: Allowed = None,
     limits: Limits = WRITE_LIMITS,
 ) -> Placed:
     """`create`, for a caller that may have to take the image away again.
@@ -110,9 +118,11 @@ async def place_empty(
     """
     length = to_bytes(size)
     with held_keys(secret) as (key,):
-        words = ["create", "-q", *_new(format, options, key)]
-        async with new_image(path, format) as draft:
-            fds = {**draft.fds, **(key.fds if key else {})}
+        _new(format, options, key)  # which tells what does not go together
+        async with drafted(path, format, options, key, allowed=allowed) as (draft, data):
+            where = data.path if data else ""
+            words = ["create", "-q", *_new(format, options, key, data=where)]
+            fds = {**draft.fds, **(data.fds if data else {}), **(key.fds if key else {})}
             whole = options.preallocation in ("falloc", "full")
             end = ["--", draft.path, str(length)]
             await run_qemu_img([*words, *end], draft.asked, limits, fds=fds, long=whole)
@@ -140,9 +150,8 @@ async def place_overlay(
         # -u: from the draft a name beside leads nowhere, and the base has been looked at.
         words = ["create", "-q", "-u", *_new(format, options, key, base=True), "-F", base_format]
         look = partial(_look_at_base, asked, base_format, format, allowed)
-        size, homes = await trio.to_thread.run_sync(look)
-        if size is None:
-            size = (await info(origin, format=base_format)).virtual_size
+        homes = await trio.to_thread.run_sync(look)
+        size = await guest_size(asked, base_format)
         async with AsyncExitStack() as stack:
             if homes:
                 await _note(stack, asked, homes, Asked.of("create", path).path)
@@ -153,29 +162,29 @@ async def place_overlay(
         return draft.placed()
 
 
-async def place_layer(path: StrPath, base: StrPath, base_format: str, size: int) -> Placed:
+async def place_layer(
+    path: StrPath,
+    base: StrPath,
+    base_format: str,
+    size: int,
+    *,
+    options: Options = DEFAULTS,
+    secret: Secret | None = None,
+) -> Placed:
     """An overlay of an image that a machine writes to, which is to be put above it there.
 
     *size*: what the guest sees of it, in bytes.  As `place_empty` otherwise.
     """
     origin = Asked.of("make a layer above", base).path
-    async with new_image(path, "qcow2") as draft:
-        words = ["create", "-q", "-u", "-f", "qcow2", "-F", base_format]
-        words += ["-b", recorded_name(draft.target, origin), "--", draft.path, str(size)]
-        await run_qemu_img(words, draft.asked, WRITE_LIMITS, fds=draft.fds)
-    return draft.placed()
-
-
-async def place_backup(path: StrPath, parent: str | None, size: int) -> Placed:
-    """An empty qcow2 for a backup; *parent*: the name of the layer beside it that it needs.
-
-    As `place_empty` otherwise.
-    """
-    async with new_image(path, "qcow2") as draft:
-        below = [] if parent is None else ["-u", "-F", "qcow2", "-b", f"./{parent}"]
-        words = ["create", "-q", "-f", "qcow2", *below, "--", draft.path, str(size)]
-        await run_qemu_img(words, draft.asked, WRITE_LIMITS, fds=draft.fds)
-    return draft.placed()
+    target = Asked.of("create", path).path
+    below = ["-u", "-F", base_format, "-b", recorded_name(target, origin)]
+    with held_keys(secret) as (key,):
+        words = ["create", "-q", *_new("qcow2", options, key), *below]
+        async with new_image(path, "qcow2") as draft:
+            fds = {**draft.fds, **(key.fds if key else {})}
+            words += ["--", draft.path, str(size)]
+            await run_qemu_img(words, draft.asked, WRITE_LIMITS, fds=fds)
+        return draft.placed()
 
 
 async def _note(stack: AsyncExitStack, asked: Asked, homes: list[Home], overlay: Path) -> None:
@@ -186,10 +195,12 @@ async def _note(stack: AsyncExitStack, asked: Asked, homes: list[Home], overlay:
         raise asked.failed_by(error) from error
 
 
-def _new(format: str, options: Options, key: Key | None, *, base: bool = False) -> list[str]:
+def _new(
+    format: str, options: Options, key: Key | None, *, base: bool = False, data: str = ""
+) -> list[str]:
     """The words that say what is to be made."""
     objects = key.words if key else ()
-    return [*objects, "-f", format, *option_words(options, format, key, base=base)]
+    return [*objects, "-f", format, *option_words(options, format, key, base=base, data=data)]
 
 
 def recorded_name(overlay: Path, base: Path) -> str:
@@ -198,13 +209,8 @@ def recorded_name(overlay: Path, base: Path) -> str:
     return f"./{base.name}" if base.parent == overlay.parent else str(base)
 
 
-def _look_at_base(
-    asked: Asked, base_format: str, format: str, allowed: Allowed
-) -> tuple[int | None, list[Home]]:
-    """Bytes that a guest sees of *base*, where its header tells; after every reason to refuse.
-
-    And which images of its chain are in an image store.
-    """
+def _look_at_base(asked: Asked, base_format: str, format: str, allowed: Allowed) -> list[Home]:
+    """Which images of the base's chain are in an image store; after every reason to refuse."""
     if format not in OVERLAYS:
         raise asked.failed(f"{format} images have no base", 'format="qcow2"')
     # qemu-img does not look at the base's locks when it makes an overlay.
@@ -213,12 +219,21 @@ def _look_at_base(
     if len(chain.layers) == MAX_CHAIN:
         raise asked.failed(f"it would be deeper than {MAX_CHAIN} images", "use a base further down")
     header = chain.layers[0].header
-    homes = homes_of(layer.path for layer in chain.layers)
-    if base_format == "raw":
-        return raw_size(asked), homes
-    if header.format != base_format:
+    if base_format not in ("raw", header.format):
         raise asked.failed(f"it is {header.format or 'raw'}, not {base_format}", "state its format")
-    return header.size if base_format == "qcow2" else None, homes
+    return homes_of(layer.path for layer in chain.layers)
+
+
+async def guest_size(asked: Asked, format: str) -> int:
+    """Bytes that a guest sees of the image; qemu-img is run where no header of ours tells."""
+    if format == "raw":
+        return await trio.to_thread.run_sync(raw_size, asked)
+    if format == "qcow2":
+        try:
+            return (await trio.to_thread.run_sync(read_header, asked.path)).size
+        except OSError as error:
+            raise asked.failed_by(error) from error
+    return (await info(asked.path, format=format)).virtual_size
 
 
 def raw_size(asked: Asked) -> int:

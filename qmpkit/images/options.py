@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import attrs
@@ -22,6 +24,10 @@ _SMALLEST, _LARGEST = 512, 2 << 20
 _SMALLEST_EXTENDED = 16 << 10
 
 
+def _optional_path(value: str | os.PathLike[str] | None) -> Path | None:
+    return None if value is None else Path(value).absolute()
+
+
 def _optional_size(value: int | str | None) -> int | None:
     return None if value is None else to_bytes(value, "cluster_size")
 
@@ -38,7 +44,10 @@ class Options:
     no QEMU before 5.2 reads it.  `lazy_refcounts` (qcow2): quicker, and after a crash the
     image is repaired when it is opened next.  `compression` (qcow2): "zstd" is quicker
     than "zlib".  `iter_time` (encrypted images): milliseconds that testing a secret
-    shall take, 2000 by default; less makes guessing a weak secret cheaper.
+    shall take, 2000 by default; less makes guessing a weak secret cheaper.  `data_file`
+    (qcow2): a new file that holds the content, and the image only the books; its absolute
+    path is put down, so it is to stay there (`amend` records where it was moved).
+    `data_file_raw`: the data file is at any time what a raw image of the disk would be.
     """
 
     preallocation: Preallocation | None = None
@@ -47,16 +56,19 @@ class Options:
     lazy_refcounts: bool = False
     compression: Literal["zlib", "zstd"] | None = None
     iter_time: int | None = None
+    data_file: Path | None = attrs.field(default=None, converter=_optional_path)
+    data_file_raw: bool = False
 
 
 DEFAULTS = Options()
 
 
 def option_words(
-    options: Options, format: str, key: Key | None, *, base: bool = False
+    options: Options, format: str, key: Key | None, *, base: bool = False, data: str = ""
 ) -> list[str]:
     """The words that give *options*, and *key*, to qemu-img; *base*: the image is to have one.
 
+    *data*: where the data file is while it is made.
     `SpecInvalid` with all that does not go together.
     """
     if faults := list(_faults(options, format, key, base)):
@@ -71,6 +83,9 @@ def option_words(
         found[f"{prefix}key-secret"] = key.id
         if options.iter_time is not None:
             found[f"{prefix}iter-time"] = str(options.iter_time)
+    if data:
+        found["data_file"] = data.replace(",", ",,")
+        found["data_file_raw"] = "on" if options.data_file_raw else "off"
     return ["-o", ",".join(f"{name}={value}" for name, value in found.items())] if found else []
 
 
@@ -87,6 +102,7 @@ def _qcow2(options: Options) -> Iterator[tuple[str, str]]:
 
 def _faults(options: Options, format: str, key: Key | None, base: bool) -> Iterator[Fault]:
     size = options.cluster_size
+    yield from _data_faults(options, format, base)
     if format != "qcow2":
         for name, _ in _qcow2(options):
             field = "compression" if name == "compression_type" else name
@@ -104,3 +120,13 @@ def _faults(options: Options, format: str, key: Key | None, base: bool) -> Itera
     if options.iter_time is not None and (key is None or options.iter_time < 1):
         why = "only encrypted images have one" if key is None else "is to be 1 ms or more"
         yield Fault("iter_time", why)
+
+
+def _data_faults(options: Options, format: str, base: bool) -> Iterator[Fault]:
+    if options.data_file is None:
+        if options.data_file_raw:
+            yield Fault("data_file_raw", "there is no data file", "say which: data_file")
+    elif format != "qcow2":
+        yield Fault("data_file", f"{format} images have no such option", 'format="qcow2"')
+    elif base:
+        yield Fault("data_file", "an overlay's content is in itself", "leave it out")

@@ -11,13 +11,14 @@ import trio
 
 from qmpkit.host.holders import image_locked
 from qmpkit.images.drafts import Placed
+from qmpkit.images.encrypting import encrypting
 from qmpkit.images.new import place_empty, place_overlay
 from qmpkit.images.varstore import place_store
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.firmware import Firmware, Uefi
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["MadeImages", "prepared_disks"]
+__all__ = ["MadeImages", "place_disk", "prepared_disks"]
 
 # A handful of system calls; the bound is for a file system that hangs.
 _CLEANUP_GRACE = 5.0
@@ -40,11 +41,7 @@ class MadeImages:
 
     async def _make(self, disk: Disk) -> None:
         # No checkpoint between the image's appearance and its entry in the list.
-        if isinstance(disk.make, Overlay):
-            base = disk.make
-            self._made.append(await place_overlay(disk.file, base.file, base.format, disk.format))
-        elif disk.make is not None:
-            self._made.append(await place_empty(disk.file, disk.make, disk.format))
+        self._made.append(await place_disk(disk))
 
     async def _make_store(self, firmware: Firmware) -> None:
         if not isinstance(firmware, Uefi) or not firmware.vars or not firmware.template:
@@ -84,6 +81,19 @@ async def prepared_disks(spec: MachineSpec) -> AsyncIterator[MadeImages]:
         with trio.move_on_after(_CLEANUP_GRACE, shield=True):
             await trio.to_thread.run_sync(made._unmake, abandon_on_cancel=True)
         raise
+
+
+async def place_disk(disk: Disk) -> Placed:
+    """Make the image that a disk's `make` asks for.
+
+    There is no checkpoint between the image's appearance and the return.
+    """
+    assert disk.make is not None, "there is nothing to make"
+    how = await encrypting(disk.luks)
+    if isinstance(disk.make, Overlay):
+        base = disk.make
+        return await place_overlay(disk.file, base.file, base.format, disk.format, **how)
+    return await place_empty(disk.file, disk.make, disk.format, **how)
 
 
 async def _missing(spec: MachineSpec) -> list[Disk]:

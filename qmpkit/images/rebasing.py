@@ -8,7 +8,6 @@ import attrs
 import trio
 
 from qmpkit.host.chain import MAX_CHAIN, Chain, Layer, walk_chain
-from qmpkit.images.details import ImageInfo, info
 from qmpkit.images.drafts import StrPath
 from qmpkit.images.in_use import Allowed, checked_chain, refuse_used
 from qmpkit.images.keys import Key, Secret, held_keys
@@ -33,8 +32,8 @@ async def rebase(
     allowed: Allowed = None,
     progress: Progress | None = None,
     limits: Limits | None = None,
-) -> ImageInfo:
-    """Put the overlay at *path* (qcow2 or qed) on another *base*, None for none; what it is then.
+) -> None:
+    """Put the overlay at *path* (qcow2 or qed) on another *base*, None for none.
 
     A guest sees the same afterwards: what differs between the old chain and the new is
     first copied into the overlay, each piece safe on disk before the next, and the new
@@ -62,7 +61,7 @@ async def rebase(
         look = partial(work.look, base, key)
         image, alone, name, chains = await trio.to_thread.run_sync(look)
         limits = limits or limits_of_chain(sum(len(chain.layers) for chain in chains))
-        opens = [layer.path for chain in chains for layer in chain.layers]
+        opens = [file for chain in chains for file in chain.files]
         told = percentages(progress) if progress else None
         if not unsafe:
             # Else data that is not on disk yet would be looked for in the new base.
@@ -78,7 +77,6 @@ async def rebase(
             await run_qemu_img(words, asked, limits, fds=alone.fds, in_place=True)
     if progress:
         progress._set(1.0)
-    return await info(asked.path, format=format)
 
 
 @attrs.frozen

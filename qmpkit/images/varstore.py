@@ -14,7 +14,7 @@ import trio
 from qmpkit.images.drafts import Draft, Placed, StrPath, new_image
 from qmpkit.images.tool import Asked
 
-__all__ = ["place_store", "private_store"]
+__all__ = ["fill_store", "place_store", "private_store"]
 
 _DOING = "copy the UEFI variables to"
 _BLOCK = 1 << 20
@@ -42,6 +42,14 @@ def _fill(draft: Draft, template: Path) -> None:
             _copy(template, target)
     except OSError as error:
         raise draft.asked.failed(error.strerror or str(error)) from error
+
+
+def fill_store(path: Path, source: Path) -> None:
+    """Copy *source* into the file *path*, which is there, safe on disk.  Blocking; OSError."""
+    with path.open("r+b") as target:
+        _copy(source, target)
+        target.flush()
+        os.fsync(target.fileno())
 
 
 def private_store(template: StrPath) -> BinaryIO:

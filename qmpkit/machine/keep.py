@@ -21,8 +21,16 @@ from qmpkit._trio import ServiceNursery, service_nursery
 from qmpkit.errors import HostLacks, LaunchFailed, QmpkitError
 from qmpkit.host.resolve import Resolution
 from qmpkit.machine.grouping import grouped
-from qmpkit.machine.launch import LaunchOptions, Wiring, check_links, failing_launch, give_store
+from qmpkit.machine.launch import (
+    LaunchOptions,
+    Wiring,
+    check_links,
+    environment,
+    failing_launch,
+    give_store,
+)
 from qmpkit.machine.machine import Graces, Machine
+from qmpkit.machine.ready import get_ready
 from qmpkit.machine.state import State
 from qmpkit.process.errors import SpawnFailed
 from qmpkit.process.identity import Identity
@@ -155,7 +163,7 @@ class QemuGround:
                     stderr=home.stderr,
                     log=log,
                     fds=wiring.theirs,
-                    env={**os.environ, **spec.env} if spec.env else None,
+                    env=environment(spec),
                     group=group,
                     name=spec.name,
                 )
@@ -238,12 +246,13 @@ async def begun(
             session,
             _streams(outer, spec, home),
             services,
-            State.PAUSED,
+            State.PAUSED if spec.resume_from is None else State.INCOMING,
             options.graces,
         )
         outer.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         try:
+            await get_ready(machine)
             yield machine
         finally:
             if not child.kept:

@@ -28,10 +28,15 @@ class Change:
     and the nodes and files that are made for it, to be gone when it is not done in the end;
     `jobs`: those that do it together, when they are several.
     `leaving`, `obsolete`: nodes and files that the machine does not use any more once it is
-    done, and that nobody needs.  `inodes`: those of `files`, once they are made: a file that
-    is another one is not removed.  `tag`: a snapshot in the images, to be gone likewise.
+    done, and that nobody needs.  `inodes`: those of `made`, once they are made: a file that
+    is another one is not removed.  `memory`, `variables`: the files that the RAM and the UEFI
+    variables go into, made and removed like `files`; `halted`: the guest ran before, and
+    stands still for that.  `tag`: a snapshot in the images, to be gone likewise.
     `frozen`: the guest's file systems are frozen for it.
-    `serving`: QEMU's NBD server runs for it.
+    `serving`: QEMU's NBD server runs for it.  `drive`: the CD drive whose medium changes.
+    `coming`, `going`: the parts (`qmpkit.spec.parts`, "device/nic1") that are added to a
+    machine that runs, or taken away from it, in that order; it is done when their devices
+    are there, or no more.
     """
 
     what: str
@@ -45,13 +50,32 @@ class Change:
     leaving: tuple[str, ...] = ()
     obsolete: tuple[str, ...] = ()
     inodes: tuple[int, ...] = ()
+    memory: str = ""
+    variables: str = ""
+    halted: bool = False
     tag: str = ""
     frozen: bool = False
     serving: bool = False
+    drive: str = ""
+    coming: tuple[str, ...] = ()
+    going: tuple[str, ...] = ()
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """All files that are made for it, in the order of `inodes`."""
+        return (*self.files, *filter(None, (self.memory, self.variables)))
+
+    @property
+    def stands(self) -> bool:
+        """Whether the guest stands still for it, if it ran."""
+        return bool(self.memory or self.variables)
 
 
 class Ledger(Protocol):
     """Where a machine's spec is kept."""
+
+    lasting: bool
+    """Whether the machine is started again from it when nobody is there to hand things over."""
 
     async def intend(self, change: Change) -> None:
         """Write down what is about to be done, safe on disk when this returns.
@@ -71,6 +95,8 @@ class Ledger(Protocol):
 
 class Unwritten:
     """Of a machine that ends with its block: its spec is in the hands of who started it."""
+
+    lasting = False
 
     async def intend(self, change: Change) -> None:
         """Nothing is to be remembered."""

@@ -103,6 +103,7 @@ class Machine:
         self.report: ExitReport | None = None
         self.started_at = trio.current_time()
         self.on_state: StateObserver | None = None
+        self.is_down = False
         self.ledger: Ledger = Unwritten()
         self.changing = trio.Lock()
         self._expected: set[Expected] = set()
@@ -233,6 +234,10 @@ class Machine:
             self._shutdown_reason = "guest-shutdown"
         if self.state is State.PANICKED:
             self._panic = {}
+
+    def loaded(self) -> None:
+        """A saved state is in it, and it stands still: QEMU has no event for that."""
+        self._enter(step(self.state, Trigger.STOP), "its saved state is loaded")
 
     async def stop(self, graces: Graces | None = None) -> ExitReport:
         """End QEMU now: `quit`, then SIGTERM, then SIGKILL, each after its grace.

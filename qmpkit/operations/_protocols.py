@@ -71,3 +71,6 @@ class Changeable(Monitor, Protocol):
 
     changing: trio.Lock
     """Held by whoever changes it."""
+
+    is_down: bool
+    """Its images are open for us alone, without the devices that a guest would see."""

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentRefused",
+    "BackupDiffers",
     "ConsoleEnded",
     "GuestCommandFailed",
     "JobFailed",
     "OutputLost",
+    "TrayLocked",
     "UnknownKey",
     "end_of",
 ]
@@ -107,6 +109,20 @@ class GuestCommandFailed(GuestRefused):
         )
 
 
+class TrayLocked(GuestRefused):
+    """The guest holds the tray of a CD drive, as it does while it has the CD mounted.
+
+    It was asked to let go, and has not within two seconds.
+    """
+
+    def __init__(self, machine: str, asked: str) -> None:
+        super().__init__(machine, f"to {asked}", "it has locked the tray")
+        self.args = (machine, asked)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}. Cure: unmount the CD in the guest, or use force"
+
+
 class UnknownKey(QmpkitError, ValueError):
     """A key or character that cannot be pressed; raised before any key is.
 
@@ -139,6 +155,29 @@ class JobFailed(QmpkitError):
     def __str__(self) -> str:
         cure = next((f". Cure: {cure}" for said, cure in _JOB_CURES if said in self.why), "")
         return f"machine {self.machine!r} could not {self.asked}: {self.why}{cure}"
+
+
+class BackupDiffers(QmpkitError):
+    """A backup was compared with the disk at its moment and shows something else.
+
+    `disk` is the disk's id, `folder` where the backups are, `why` what qemu-img said.  Nothing
+    of the point is kept.
+    """
+
+    def __init__(self, machine: str, disk: str, folder: str, why: str) -> None:
+        self.machine = machine
+        self.disk = disk
+        self.folder = folder
+        self.why = why
+        super().__init__(machine, disk, folder, why)
+
+    def __str__(self) -> str:
+        return (
+            f"machine {self.machine!r}: the backup of disk {self.disk!r} to {self.folder} is not "
+            f"what the disk was, and nothing of it is kept: {self.why} Cure: verify the points "
+            'before it; if they are well, take a full one (mode="full"), and look at the host\'s '
+            "memory and disks (dmesg)"
+        )
 
 
 _JOB_CURES = (

@@ -36,7 +36,8 @@ __all__ = [
 DISCARD_GRACE = 30.0
 """Seconds that taking a job back may take: one that is in a slow disk ends after its request."""
 
-_NEVER_DISMISSED = "snapshot-"  # jobs that stay until they are dismissed, without being told so
+# Jobs that stay until they are dismissed, without being told so.
+_NEVER_DISMISSED = ("snapshot-", "blockdev-create")
 _ENDED = ("concluded", "null")
 _REST = ("concluded", "null", "pending")
 

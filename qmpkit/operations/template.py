@@ -19,15 +19,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 import trio
 
 from qmpkit.errors import QmpkitError
 from qmpkit.machine.machine import Machine
+from qmpkit.machine.saved_state import load_state, save_state
 from qmpkit.operations.power import pause
 from qmpkit.spec.data import spec_from_dict, spec_to_dict
 from qmpkit.spec.machine import MachineSpec
@@ -45,10 +44,6 @@ __all__ = [
 RAM = "ram"
 STATE = "state"
 SPEC = "spec.json"
-
-# x-ignore-shared must be on at both ends, or the copy exits; events tell the end.
-_CAPABILITIES = ("x-ignore-shared", "events")
-_FD_NAME = "qk-template"
 
 
 class TemplateFailed(QmpkitError):
@@ -104,7 +99,8 @@ async def save_template(machine: Machine, directory: Path) -> Template:
     await pause(machine)
     partial = directory / f"{STATE}.part"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    await _transfer(machine, partial, flags, "migrate", "save its state")
+    if why := await save_state(machine, partial, flags=flags, ignore_shared=True):
+        raise TemplateFailed(machine.name, "save its state", why)
     document = json.dumps(spec_to_dict(machine.spec), indent=1)
     # The spec's presence says that the template is whole: it is written last.
     await trio.to_thread.run_sync(partial.replace, directory / STATE)
@@ -129,32 +125,5 @@ async def load_template(machine: Machine, template: Template) -> None:
     state ends with the reason on its stderr: MonitorLost, MachineDied.  Cancelled,
     the machine is of no more use.
     """
-    await _transfer(
-        machine, template.directory / STATE, os.O_RDONLY, "migrate-incoming", "load its state"
-    )
-
-
-async def _transfer(machine: Machine, path: Path, flags: int, command: str, asked: str) -> None:
-    await machine.execute(
-        "migrate-set-capabilities",
-        {"capabilities": [{"capability": name, "state": True} for name in _CAPABILITIES]},
-    )
-    # fd: works on both versions, and under a sandbox that lets QEMU open nothing.
-    opened = await trio.to_thread.run_sync(os.open, path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        await machine.execute("getfd", {"fdname": _FD_NAME}, fds=[opened])
-    finally:
-        os.close(opened)
-    with machine.subscribe("MIGRATION") as changes:
-        await machine.execute(command, {"uri": f"fd:{_FD_NAME}"})
-        verdict = await changes.wait_for(lambda change: change.data["status"] in _VERDICTS)
-    if verdict.data["status"] != "completed":
-        why = _reason(await machine.execute("query-migrate"))
-        raise TemplateFailed(machine.name, asked, why)
-
-
-_VERDICTS = ("completed", "failed", "cancelled")
-
-
-def _reason(migration: Mapping[str, Any]) -> str:
-    return str(migration.get("error-desc") or migration.get("status") or "QEMU gave no reason")
+    if why := await load_state(machine, template.directory / STATE, ignore_shared=True):
+        raise TemplateFailed(machine.name, "load its state", why)

@@ -13,7 +13,15 @@ from qmpkit.vm import VM
 
 __all__ = ["BACKUP_KEYS", "backup_work"]
 
-BACKUP_KEYS: Keys = {"folder": str, "mode": str, "compress": bool, "speed": int, "freeze": bool}
+BACKUP_KEYS: Keys = {
+    "folder": str,
+    "mode": str,
+    "compress": bool,
+    "speed": int,
+    "freeze": bool,
+    "plain": bool,
+    "compare": bool,
+}
 """What `vm.backups.run` takes; the folder is one of the daemon's host, and absolute."""
 
 

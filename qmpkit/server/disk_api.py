@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import trio
@@ -19,6 +19,8 @@ from qmpkit.operations.jobs import JobProgress, Progress
 from qmpkit.server.answers import Refused, answer
 from qmpkit.server.bodies import Keys, read_object, whole_number
 from qmpkit.server.jobs import Jobs, Step
+from qmpkit.spec.block import DiskFormat
+from qmpkit.spec.limits import IoLimits
 from qmpkit.spec.snapshots import Snapshot
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.supervisor import Supervisor
@@ -32,6 +34,9 @@ Find = Callable[[Request], Kept]
 _RESTART_GRACE = 60.0  # seconds that a machine may take to be up again after a revert
 
 _SPEED: Keys = {"speed": int}
+_LIMITS: Keys = {
+    field.name: int if field.converter is None else (int, str) for field in attrs.fields(IoLimits)
+}
 
 
 class DiskApi:
@@ -61,6 +66,8 @@ class DiskApi:
             Route(f"{disk}/flatten", self.flatten, methods=["POST"]),
             Route(f"{disk}/resize", self.resize, methods=["POST"]),
             Route(f"{disk}/limit", self.limit, methods=["POST"]),
+            Route(f"{disk}/insert", self.insert, methods=["POST"]),
+            Route(f"{disk}/eject", self.eject, methods=["POST"]),
         ]
 
     # Snapshots
@@ -73,7 +80,7 @@ class DiskApi:
         return answer({"snapshots": points, "current": spec.snapshot})
 
     async def take(self, request: Request) -> Response:
-        """Take one: of the disks, or with ram of the guest's memory too."""
+        """Take one: of the disks, and of the memory with ram (in the images) or ram_file."""
         kept = self._find(request)
         keys: Keys = {
             "name": str,
@@ -81,6 +88,7 @@ class DiskApi:
             "folder": str,
             "freeze": bool,
             "ram": bool,
+            "ram_file": bool,
             "description": str,
         }
         asked = await read_object(request, keys)
@@ -91,13 +99,14 @@ class DiskApi:
         if asked.get("ram") and (disks is not None or "folder" in asked or asked.get("freeze")):
             raise Refused("a snapshot with ram is of all disks, and the images hold it")
 
+        if asked.get("ram") and asked.get("ram_file"):
+            raise Refused("the memory is in the images (ram) or in a file (ram_file), not in both")
         folder = _absolute(asked.get("folder"))
 
         async def work(step: Step) -> dict[str, Any]:
             async with self._on(kept) as machine:
-                points = machine.snapshots
+                points, told = machine.snapshots, _telling(step)
                 if asked.get("ram"):
-                    told = _telling(step)
                     point = await points.save(name, description=about, progress=told)
                 else:
                     point = await points.take(
@@ -105,7 +114,9 @@ class DiskApi:
                         disks=disks,
                         folder=folder,
                         freeze=asked.get("freeze", False),
+                        ram=asked.get("ram_file", False),
                         description=about,
+                        progress=told,
                     )
                 return snapshot_view(point)
 
@@ -144,9 +155,9 @@ class DiskApi:
         return answer({"name": to})
 
     async def revert(self, request: Request) -> Response:
-        """Start from one of the disks alone; with stop, a machine that is up is restarted."""
+        """Start from one whose disks are layers; with stop, a machine that is up is restarted."""
         kept, point = self._find(request), request.path_params["snapshot"]
-        asked = await read_object(request, {"stop": bool, "grace": (int, float)})
+        asked = await read_object(request, {"stop": bool, "grace": (int, float), "memory": bool})
 
         async def work(step: Step) -> dict[str, Any]:
             before, name = kept.declared, kept.name
@@ -155,7 +166,7 @@ class DiskApi:
                 grace = asked.get("grace")
                 await self._lab.declare(name, "stopped", powerdown_grace=grace)
             try:
-                left = await self._lab.revert(name, point)
+                left = await self._lab.revert(name, point, memory=asked.get("memory", True))
             finally:
                 if asked.get("stop"):
                     # Also for a client that has given it up: it was up before.
@@ -168,13 +179,13 @@ class DiskApi:
     # Disks
 
     async def disks(self, request: Request) -> Response:
-        """The layers of every disk."""
+        """The layers of every disk; of one that is down, of those that it can write to."""
         kept = self._find(request)
         chains = {}
         _refuse_turn(kept)
         async with self._on(kept) as machine:
             for disk in machine.spec.disks:
-                if not disk.is_readonly:
+                if not disk.is_readonly or kept.vm is not None:
                     chain = await machine.disks.chain(disk.id)
                     chains[disk.id] = [attrs.asdict(layer) for layer in chain]
         return answer({"disks": chains})
@@ -184,8 +195,8 @@ class DiskApi:
         kept, disk = self._find(request), request.path_params["disk"]
         asked = await read_object(request, {"target": str, "format": str, **_SPEED})
         target, format = _absolute(asked.get("target", "")), asked.get("format", "qcow2")
-        if target is None or format not in ("qcow2", "raw"):
-            raise Refused("target must be a path and format qcow2 or raw")
+        if target is None or format not in get_args(DiskFormat):
+            raise Refused("target must be a path and format qcow2, raw or luks")
 
         async def work(step: Step) -> dict[str, Any]:
             speed, told = asked.get("speed", 0), _telling(step)
@@ -220,12 +231,35 @@ class DiskApi:
             return answer({"size": await machine.disks.resize(disk, size)})
 
     async def limit(self, request: Request) -> Response:
-        """Bound what its guest may read and write."""
+        """Bound what its guest may read and write each second; without any, no bound."""
         kept, disk = self._find(request), request.path_params["disk"]
-        asked = await read_object(request, {"bytes_per_second": int, "operations": int})
+        limits = IoLimits(**await read_object(request, _LIMITS))
+        _refuse_busy(kept)
         async with self._on(kept) as machine:
-            await machine.disks.limit(disk, **asked)
-        return answer({"disk": disk, **asked})
+            await machine.disks.limit(disk, limits)
+        return answer({"disk": disk, "limits": attrs.asdict(limits)})
+
+    async def insert(self, request: Request) -> Response:
+        """Put a medium into a CD drive."""
+        kept, disk = self._find(request), request.path_params["disk"]
+        asked = await read_object(request, {"file": str, "format": str, "force": bool})
+        file, format = _absolute(asked.get("file", "")), asked.get("format")
+        if file is None or format not in (None, "qcow2", "raw"):
+            raise Refused("file must be a path and format qcow2 or raw")
+        _refuse_busy(kept)
+        async with self._on(kept) as machine:
+            force = asked.get("force", False)
+            await machine.disks.insert(disk, file, format=format, force=force)
+        return answer({"disk": disk, "file": str(file)})
+
+    async def eject(self, request: Request) -> Response:
+        """Take out what is in a CD drive."""
+        kept, disk = self._find(request), request.path_params["disk"]
+        force = (await read_object(request, {"force": bool})).get("force", False)
+        _refuse_busy(kept)
+        async with self._on(kept) as machine:
+            await machine.disks.eject(disk, force=force)
+        return answer({"disk": disk, "file": ""})
 
     @asynccontextmanager
     async def _on(self, kept: Kept) -> AsyncIterator[VM | AtRest]:

@@ -10,7 +10,7 @@ number in `enp1s0` counts the ports before it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import attrs
 
@@ -27,6 +27,8 @@ __all__ = [
     "Wish",
     "allocate_mmio",
     "allocate_pci",
+    "last_ports",
+    "port_problem",
     "root_port_device",
 ]
 
@@ -113,18 +115,25 @@ class Wish:
 
 @attrs.frozen
 class Layout:
-    """The outcome: a place for every id, the ports to make, the ports left over for hotplug."""
+    """The outcome: a place for every id, the ports to make, those of them for hotplug."""
 
     places: dict[str, Place]
     ports: tuple[RootPort, ...] = ()
-    spare: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
 
 
 def allocate_pci(
-    fixed: Iterable[str], nics: Sequence[Wish], disks: Sequence[Wish], spare: int
+    fixed: Iterable[str],
+    nics: Sequence[Wish],
+    disks: Sequence[Wish],
+    spare: int,
+    kept: Iterable[str] = (),
 ) -> Layout:
-    """Place everything on a board with PCI, and *spare* empty root ports for hotplug."""
+    """Place everything on a board with PCI, and *spare* empty root ports for hotplug.
+
+    *kept*: ports that are there in any case, as something sat in them or beyond them.
+    """
     places = {name: Place("pcie.0", f"{FIXED_SLOTS[name]:#x}") for name in fixed}
     faults: list[Fault] = []
     taken: dict[str, Wish] = {}
@@ -138,11 +147,11 @@ def allocate_pci(
         faults.append(Fault("root_ports", f"too many devices for the slots: {limit}, not {spare}"))
         spare = 0
     places.update({wish.id: Place(bus, "0x0") for bus, wish in taken.items()})
-    empty = tuple(f"{SPARE_PORTS.prefix}{number}" for number in range(spare))
+    ports = tuple(_ports({*taken, *kept}, spare))
     return Layout(
         places=places,
-        ports=tuple(_ports(taken, spare)),
-        spare=tuple(name for name in empty if name not in taken),
+        ports=ports,
+        empty=tuple(port.name for port in ports if port.name not in taken),
         faults=tuple(faults),
     )
 
@@ -162,6 +171,15 @@ def _claim(wish: Wish, spare: int, taken: dict[str, Wish]) -> Iterator[Fault]:
         taken[wish.bus] = wish
 
 
+def port_problem(name: str) -> str:
+    """Why there can be no root port of that name; empty when there can."""
+    found = _PORT_NAME.fullmatch(name)
+    block = next((block for block in _BLOCKS if found and block.prefix == found[1]), None)
+    if found is not None and block is not None and int(found[2]) < block.size:
+        return ""
+    return f"there is no root port {name!r}"
+
+
 def _fill(block: _Block, wishes: Sequence[Wish], taken: dict[str, Wish]) -> Iterator[Fault]:
     """Give everyone without a wish of his own the lowest free port of the block."""
     free = [name for name in _names(block, block.size) if name not in taken]
@@ -179,7 +197,7 @@ def _names(block: _Block, count: int) -> list[str]:
     return [f"{block.prefix}{number}" for number in range(count)]
 
 
-def _ports(taken: dict[str, Wish], spare: int) -> Iterator[RootPort]:
+def _ports(taken: Collection[str], spare: int) -> Iterator[RootPort]:
     """Every port up to the highest one in use: function 0 must exist for 1 to 7 to be found."""
     for block in _BLOCKS:
         used = [number for number, name in enumerate(_names(block, block.size)) if name in taken]
@@ -187,6 +205,12 @@ def _ports(taken: dict[str, Wish], spare: int) -> Iterator[RootPort]:
         for number, name in enumerate(_names(block, count)):
             slot, function = divmod(number, _FUNCTIONS)
             yield RootPort(name, block.first_slot + slot, function)
+
+
+def last_ports(ports: Iterable[RootPort]) -> tuple[str, ...]:
+    """The last of each row but the spare ones, whose number is the spec's own."""
+    last = {port.name.rstrip("0123456789"): port.name for port in ports}
+    return tuple(name for prefix, name in last.items() if prefix != SPARE_PORTS.prefix)
 
 
 def root_port_device(port: RootPort) -> Json:

@@ -43,7 +43,8 @@ def render(
 
     `endpoints` holds one endpoint for each of `channels(spec)` and `links(spec)`, and
     may hold `TOOLS`. `paused` starts with the processors stopped (`-S`) until `cont`,
-    `incoming` waits for `migrate-incoming` to fill the machine (`-incoming defer`).
+    `incoming` waits for `migrate-incoming` to fill the machine (`-incoming defer`), as one
+    with `resume_from` does.
     `actions` is `-action`: what QEMU does on "shutdown", "panic", "reboot".
     `store` is the descriptor of the UEFI variables of a machine that keeps none.
     `checked` says that the spec is one that `resolve` has found without a fault.
@@ -59,7 +60,7 @@ def render(
     argv += _boot(spec, facts, store)
     if paused:
         argv.append("-S")
-    if incoming:
+    if incoming or spec.resume_from is not None:
         argv += ["-incoming", "defer"]
     if actions:
         argv += ["-action", keyvals("", actions.items())]
@@ -69,7 +70,7 @@ def render(
     for monitor in ("qmp", TOOLS):
         if monitor in endpoints:
             argv += ["-mon", monitor_option(monitor)]
-    argv += _hardware(spec, endpoints)
+    argv += _hardware(spec, facts, endpoints)
     return [*argv, *spec.extra_args]
 
 
@@ -160,7 +161,7 @@ def _boot(spec: MachineSpec, facts: Facts, store: int | None) -> Iterator[str]:
         yield "-no-reboot"
 
 
-def _hardware(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> Iterator[str]:
+def _hardware(spec: MachineSpec, facts: Facts, endpoints: Mapping[str, Endpoint]) -> Iterator[str]:
     if family_of(spec.machine) == "microvm":
         # The old virtio-mmio dialect lacks what vsock needs.
         yield from ("-global", "virtio-mmio.force-legacy=false")
@@ -169,7 +170,7 @@ def _hardware(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> Iterator[
     placed = layout_of(spec)
     dicts = {
         "-object": parts.objects(spec),
-        "-blockdev": parts.blockdevs(spec),
+        "-blockdev": parts.blockdevs(spec, facts.bases),
         "-netdev": parts.netdevs(spec, endpoints),
         "-device": parts.devices(spec, placed),
     }

@@ -16,24 +16,38 @@ from qmpkit.spec.convert import kind_of, structure_as, unstructure_any
 from qmpkit.spec.faults import collect
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["MANIFEST_SCHEMA", "BackupLayer", "BackupManifest", "BackupPoint", "Merge", "Merged"]
-__all__ += ["bitmap_name", "bitmap_prefix", "files_of", "is_layer_file", "kept_points"]
-__all__ += ["layer_file_name", "layers_below", "manifest_from_json", "manifest_to_json"]
-__all__ += ["merges_for", "point_of", "point_to_dict", "point_with"]
+__all__ = ["BITMAP_PREFIX", "CHECKSUMS", "MANIFEST_SCHEMA", "BackupLayer", "BackupManifest"]
+__all__ += ["BackupPoint", "Merge", "Merged", "bitmap_name", "bitmap_prefix", "bitmaps_of"]
+__all__ += ["files_of", "is_layer_file", "kept_points", "layer_file_name", "layers_below"]
+__all__ += ["manifest_from_json", "manifest_to_json", "merges_for", "point_of", "point_to_dict"]
+__all__ += ["point_with"]
 
-MANIFEST_SCHEMA = 1
-"""The format's number.  A reader refuses what is newer than itself."""
+MANIFEST_SCHEMA = 2
+"""The format's number.  A reader refuses what is newer than itself.
+
+The first one knew SHA-256 alone, as `sha256`; it is read as if it were of today.
+"""
+
+CHECKSUMS = {"xxh3_128": 32, "sha256": 64}
+"""How the checksum of a layer may be computed, and its hexadecimal digits; the first for new ones.
+
+It is there for what has changed by accident.  Who changes a layer on purpose can change the
+manifest too, whatever it has, so one at the speed of memory protects as much.
+"""
+
+BITMAP_PREFIX = "qk-"
+"""What the names of all dirty bitmaps of backups and checkpoints begin with."""
 
 _FILE = re.compile(r"[A-Za-z][A-Za-z0-9._-]*\.qcow2", re.ASCII)
 _ID = re.compile(r"[0-9a-f]{8}", re.ASCII)
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_DIGITS = re.compile(r"[0-9a-f]+", re.ASCII)
 
 
 @attrs.frozen(kw_only=True)
 class Merged:
     """What a layer's file is once those below it, down to `parent`, have been merged into it."""
 
-    sha256: str
+    checksum: str
     length: int
     parent: str | None = None
 
@@ -42,16 +56,17 @@ class Merged:
 class BackupLayer:
     """What one disk had at one point: a qcow2 file in the folder of the backups.
 
-    `file`: its name there, `length` its bytes, `sha256` their checksum.  `virtual_size`:
-    bytes that the guest saw.  `parent`: the file that holds what had not changed since the
-    point before, None when this one is whole by itself; `why` says why it is, when that was
-    not asked for.  `bitmap`: the dirty bitmap in the disk's image that records what has
-    changed since, None when it can have none.  `compressed`: it was written so.  `merged`:
-    set while a prune replaces it.
+    `file`: its name there, `length` its bytes, `checksum` theirs, `xxh3_128:` or, of older
+    backups, `sha256:` and hexadecimal digits.  `virtual_size`: bytes that the guest saw.
+    `parent`: the file that holds what had not changed since the point before, None when
+    this one is whole by itself; `why` says why it is, when that was not asked for.
+    `bitmap`: the dirty bitmap in the disk's image that records what has changed since, None
+    when it can have none.  `compressed`: it was written so.  `merged`: set while a prune
+    replaces it.
     """
 
     file: str
-    sha256: str
+    checksum: str
     length: int
     virtual_size: int
     parent: str | None = None
@@ -118,12 +133,22 @@ def is_layer_file(name: str, repository: str) -> bool:
 
 def bitmap_prefix(repository: str) -> str:
     """What the names of all its dirty bitmaps begin with."""
-    return f"qk-{repository}-"
+    return f"{BITMAP_PREFIX}{repository}-"
 
 
-def bitmap_name(repository: str, number: int) -> str:
-    """The dirty bitmap of what has changed since that point."""
-    return f"{bitmap_prefix(repository)}{number}"
+def bitmap_name(repository: str, number: int, disk: str, token: str) -> str:
+    """The dirty bitmap of what has changed on *disk* since that point.
+
+    *token*: one that no other attempt has.  A disk that takes another's place, or a copy of
+    the folder that goes on by itself, is not to find a bitmap of the name that it knows.
+    """
+    return f"{bitmap_prefix(repository)}{number}-{disk}-{token}"
+
+
+def bitmaps_of(point: BackupPoint | None) -> frozenset[str]:
+    """The dirty bitmaps that record what has changed since *point*."""
+    layers = point.disks.values() if point else ()
+    return frozenset(layer.bitmap for layer in layers if layer.bitmap)
 
 
 def point_with(points: Sequence[BackupPoint], number: int | None) -> BackupPoint:
@@ -230,7 +255,7 @@ def manifest_to_json(manifest: BackupManifest) -> str:
 def manifest_from_json(text: str, source: str) -> BackupManifest:
     """The manifest that *text* is; SpecInvalid with all that is wrong with it."""
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_hook=_of_today)
     except (ValueError, RecursionError) as error:
         raise SpecInvalid([Fault("", f"this is not JSON: {error}")], source) from None
     if fault := _schema_fault(data):
@@ -258,6 +283,13 @@ def _without_schema(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key != "schema"}
 
 
+def _of_today(found: dict[str, Any]) -> dict[str, Any]:
+    """An object of the JSON, with the checksum of the first schema as it is written now."""
+    if isinstance(found.get("sha256"), str) and "checksum" not in found:
+        found["checksum"] = f"sha256:{found.pop('sha256')}"
+    return found
+
+
 def _faults(manifest: BackupManifest) -> Iterator[Fault]:
     """What would lead out of the folder, or into a circle."""
     if not _ID.fullmatch(manifest.id):
@@ -283,5 +315,18 @@ def _layer_faults(layer: BackupLayer, where: str, before: set[str]) -> Iterator[
     for parent in parents:
         if parent is not None and parent not in before:
             yield Fault(f"{where}.parent", f"no older point has {parent!r}")
-    if not _SHA256.fullmatch(layer.sha256):
-        yield Fault(f"{where}.sha256", "is not 64 hexadecimal digits")
+    checksums = [layer.checksum, layer.merged.checksum if layer.merged else None]
+    for checksum in checksums:
+        if checksum is not None and (fault := _checksum_fault(checksum, f"{where}.checksum")):
+            yield fault
+
+
+def _checksum_fault(checksum: str, where: str) -> Fault | None:
+    algorithm, _, digits = checksum.partition(":")
+    if algorithm not in CHECKSUMS:
+        known = f"this qmpkit knows {' and '.join(CHECKSUMS)}: update it"
+        return Fault(where, f"there is no checksum {algorithm!r}", known)
+    count = CHECKSUMS[algorithm]
+    if len(digits) != count or not _DIGITS.fullmatch(digits):
+        return Fault(where, f"is not {algorithm}: and {count} hexadecimal digits")
+    return None

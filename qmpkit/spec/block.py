@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import attrs
 
 from qmpkit.errors import Fault
 from qmpkit.spec.addresses import Place
+from qmpkit.spec.encryption import (
+    BaseImage,
+    Luks,
+    backing_of,
+    encryption_of,
+    luks_faults,
+    to_luks,
+)
 from qmpkit.spec.given import items_of
+from qmpkit.spec.limits import IoLimits, limits_faults
 from qmpkit.spec.names import (
     file_node,
     format_node,
     id_problem,
     iothread_id,
     node_problem,
+    secret_id,
 )
 from qmpkit.spec.options import Json
 from qmpkit.spec.sizes import Size, format_size, to_bytes
@@ -29,6 +39,7 @@ __all__ = [
     "DiskFormat",
     "DiskInterface",
     "Overlay",
+    "WriteError",
     "blockdevs_of",
     "device_of",
     "disk_faults",
@@ -41,11 +52,12 @@ __all__ = [
     "to_disks",
 ]
 
-DiskFormat = Literal["raw", "qcow2"]
-BaseFormat = Literal["raw", "qcow2", "qed", "vmdk", "vdi", "vhdx", "vpc"]
+DiskFormat = Literal["raw", "qcow2", "luks"]
+BaseFormat = Literal["raw", "qcow2", "qed", "vmdk", "vdi", "vhdx", "vpc", "luks"]
 DiskInterface = Literal["virtio-blk", "virtio-scsi", "nvme", "cdrom", "scsi-cdrom"]
 Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
 Aio = Literal["threads", "native", "io_uring", "auto"]
+WriteError = Literal["stop", "enospc", "report"]
 
 _DIRECT = ("none", "directsync")
 _SYNCHRONOUS = ("writethrough", "directsync")
@@ -81,10 +93,10 @@ def _make(value: str | int | Overlay | None) -> Size | Overlay | None:
 class Disk:
     """A drive of the guest.
 
-    `file`, `format`: the image. `make`: what to create at start when it is missing,
-    a size ("10GiB") or an `Overlay`; None means that it must exist. `interface`:
-    what the guest sees; "cdrom" is SATA (Debian's cloud kernels have no driver for it),
-    "scsi-cdrom" needs virtio-scsi in the guest.
+    `file`, `format`: the image; a CD drive without a file is empty. `make`: what to create
+    at start when it is missing, a size ("10GiB") or an `Overlay`; None means that it must
+    exist. `interface`: what the guest sees; "cdrom" is SATA (Debian's cloud kernels have no
+    driver for it), "scsi-cdrom" needs virtio-scsi in the guest.
     `cache`: "none" bypasses the host's page cache, "writethrough" and "directsync"
     make every write durable, "unsafe" ignores flushes. `aio`: "native" needs
     "none" or "directsync"; "auto" is the fastest that works on the host.
@@ -95,11 +107,16 @@ class Disk:
     for each vCPU). `boot`: place in the boot order, the lowest first.
     `driver`: "host_device" for a block device of the host. `id` is filled in from
     the place in the list (`disk0`); `node` names the block node (`qk-disk0`).
-    `bus`: the root port to sit in, chosen when left out. `origin`: the file that its owner
+    `bus`: the root port to sit in, chosen when left out. `limits`: what the guest may read
+    and write each second. `origin`: the file that its owner
     wrote here, when a snapshot, a merge or a move has put another in its place since.
+    `werror` (virtio-blk, virtio-scsi): what a write does that the host fails: "stop" the guest,
+    which tries it again when it is resumed, "report" it to the guest, or "enospc": stop it
+    when it is for lack of space.  A backup whose target breaks lets such writes fail.
+    `luks`: the image is encrypted; the file with its secret, or a `Luks`.
     """
 
-    file: str = attrs.field(converter=_path)
+    file: str = attrs.field(default="", converter=_path)
     format: DiskFormat = attrs.field(kw_only=True)
     make: Size | Overlay | None = attrs.field(default=None, converter=_make, kw_only=True)
     interface: DiskInterface = attrs.field(default="virtio-blk", kw_only=True)
@@ -114,15 +131,23 @@ class Disk:
     serial: str | None = attrs.field(default=None, kw_only=True)
     boot: int | None = attrs.field(default=None, kw_only=True)
     driver: Literal["file", "host_device"] = attrs.field(default="file", kw_only=True)
+    werror: WriteError = attrs.field(default="stop", kw_only=True)
     id: str = attrs.field(default="", kw_only=True)
     node: str | None = attrs.field(default=None, kw_only=True)
     bus: str | None = attrs.field(default=None, kw_only=True)
+    limits: IoLimits | None = attrs.field(default=None, kw_only=True)
     origin: str | None = attrs.field(default=None, kw_only=True)
+    luks: Luks | None = attrs.field(default=None, converter=to_luks, kw_only=True)
 
     @property
     def is_cdrom(self) -> bool:
         """Whether the guest sees a CD drive, which is never written."""
         return self.interface in _CDROMS
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is a CD drive with nothing in it."""
+        return self.is_cdrom and not self.file
 
     @property
     def is_readonly(self) -> bool:
@@ -155,10 +180,13 @@ def on_root_port(disk: Disk) -> bool:
     return disk.interface in ("virtio-blk", "nvme")
 
 
-def blockdevs_of(disk: Disk, lower_node: str | None = None) -> tuple[Json, Json]:
+def blockdevs_of(
+    disk: Disk, lower_node: str | None = None, bases: Sequence[BaseImage] = ()
+) -> tuple[Json, Json]:
     """The arguments of `-blockdev` (and `blockdev-add`), the lower node first.
 
     *lower_node*: its name, when that of the disk is taken by a layer that is there already.
+    *bases*: those of an encrypted disk, for which it may have to be told secrets.
     """
     lower_node = lower_node or file_node(disk.id)
     shared: dict[str, object] = {
@@ -180,6 +208,9 @@ def blockdevs_of(disk: Disk, lower_node: str | None = None) -> tuple[Json, Json]
         "file": lower_node,
         **shared,
     }
+    if disk.luks is not None:
+        upper |= encryption_of(disk.format, secret_id(disk.id, 0))
+        upper |= backing_of(disk.id, bases)
     if disk.detect_zeroes != "off":
         upper["detect-zeroes"] = disk.detect_zeroes
     return lower, upper
@@ -191,8 +222,9 @@ def device_of(disk: Disk, place: Place, unit: int = 0) -> Json:
         "driver": _driver(disk, place),
         "id": disk.id,
         **place.properties(),
-        "drive": disk_node(disk),
     }
+    if not disk.is_empty:
+        device["drive"] = disk_node(disk)
     if disk.interface in ("virtio-scsi", "scsi-cdrom"):
         device |= {"scsi-id": unit, "lun": 0}
     if disk.iothread is not None and disk.interface == "virtio-blk":
@@ -205,6 +237,8 @@ def device_of(disk: Disk, place: Place, unit: int = 0) -> Json:
     if not disk.is_cdrom:
         # For a node given by name the write cache is the device's, not -blockdev's.
         device["write-cache"] = "off" if disk.cache in _SYNCHRONOUS else "on"
+    if disk.interface in ("virtio-blk", "virtio-scsi"):
+        device["werror"] = disk.werror
     if disk.serial is not None or disk.interface == "nvme":
         device["serial"] = disk.serial or disk.id
     if disk.boot is not None:
@@ -256,8 +290,8 @@ def disk_faults(disk: Disk, where: str) -> Iterator[Fault]:
         elif disk.interface not in ("virtio-blk", "virtio-scsi", "scsi-cdrom"):
             yield Fault(f"{where}.iothread", f"{disk.interface} cannot use an iothread")
     yield from _queue_faults(disk, where)
-    if not disk.file:
-        yield Fault(f"{where}.file", "the path is empty")
+    if not disk.file and not disk.is_cdrom:
+        yield Fault(f"{where}.file", "the path is empty", "only a CD drive can be empty")
     if disk.aio == "native" and disk.cache not in _DIRECT:
         hint = 'cache = "none" or "directsync"'
         yield Fault(f"{where}.aio", f"native does not work with cache {disk.cache!r}", hint)
@@ -267,6 +301,9 @@ def disk_faults(disk: Disk, where: str) -> Iterator[Fault]:
         yield Fault(f"{where}.boot", f"counts from 0, not from {disk.boot}")
     if disk.bus is not None and not on_root_port(disk):
         yield Fault(f"{where}.bus", f"{disk.interface} does not sit in a root port")
+    if disk.limits is not None:
+        yield from limits_faults(disk.limits, f"{where}.limits")
+    yield from luks_faults(disk.luks, disk.format, where)
     yield from _serial_faults(disk, where)
     yield from _make_faults(disk, where)
 

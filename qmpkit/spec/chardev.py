@@ -17,6 +17,7 @@ __all__ = [
     "AGENT_PORT",
     "Endpoint",
     "FdEndpoint",
+    "NamedEndpoint",
     "PathEndpoint",
     "Serial",
     "agent_device",
@@ -49,6 +50,13 @@ class PathEndpoint:
     """A unix socket that QEMU itself makes at `path`, and listens on."""
 
     path: str
+
+
+@attrs.frozen
+class NamedEndpoint:
+    """A descriptor that a QEMU which runs was handed over under this `name` (`getfd`)."""
+
+    name: str
 
 
 Endpoint = FdEndpoint | PathEndpoint

@@ -10,6 +10,7 @@ import attrs
 import cattrs
 
 from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.spec.addresses import port_problem
 from qmpkit.spec.block import Disk, disk_faults, disk_node, iothreads_of
 from qmpkit.spec.board_faults import board_faults
 from qmpkit.spec.boards import family_of
@@ -188,6 +189,8 @@ def _files_twice(spec: MachineSpec) -> Iterator[Fault]:
     """Two writers destroy an image; QEMU's lock would say so much later and less clearly."""
     first: dict[str, tuple[str, Disk]] = {}
     for number, disk in enumerate(spec.disks):
+        if disk.is_empty:
+            continue
         where = f"disks[{number}]"
         other = first.setdefault(disk.file, (where, disk))
         if other[1] is not disk and not (disk.is_readonly and other[1].is_readonly):
@@ -237,5 +240,8 @@ def _slot_faults(spec: MachineSpec) -> Iterator[Fault]:
     if len(ide) > _AHCI_PORTS and family_of(spec.machine) == "q35":
         room = f"q35 has {_AHCI_PORTS} SATA ports, these are {len(ide)} cdrom drives"
         yield Fault(f"disks[{ide[_AHCI_PORTS]}]", f"too many devices for the slots: {room}")
+    for number, port in enumerate(spec.last_ports):
+        if problem := port_problem(port):
+            yield Fault(f"last_ports[{number}]", problem)
     yield from scsi_faults(spec)
     yield from layout_of(spec).faults

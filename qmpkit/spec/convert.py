@@ -18,6 +18,7 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.block import Overlay
 from qmpkit.spec.chardev import Serial, to_serials
 from qmpkit.spec.cpu import Cpu
+from qmpkit.spec.encryption import Luks
 from qmpkit.spec.firmware import UEFI, Firmware, Uefi
 from qmpkit.spec.health import CHECK_KINDS, Check, FunctionCheck, to_checks
 from qmpkit.spec.machine import MachineSpec, Option
@@ -228,6 +229,7 @@ _SHORTHAND: dict[type, Callable[[object], object]] = {
     Memory: lambda value: {"size": value} if isinstance(value, str | int | float) else value,
     Serial: lambda value: {"name": value} if isinstance(value, str) else value,
     Forward: _forward,
+    Luks: lambda value: {"key_file": value} if isinstance(value, str) else value,
     Uefi: lambda value: {} if value == UEFI else value,
 }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from qmpkit.spec import block, chardev, layout, network
 from qmpkit.spec.addresses import Layout, Place, root_port_device
 from qmpkit.spec.block import Disk
 from qmpkit.spec.boards import family_of
 from qmpkit.spec.chardev import Endpoint, Serial
+from qmpkit.spec.encryption import BaseImage, secret_objects
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.numa import ram_backends
 from qmpkit.spec.options import Json
@@ -19,18 +20,23 @@ _NOWHERE = Place("")
 
 
 def objects(spec: MachineSpec) -> Iterator[Json]:
-    """`-object`: the RAM, the disks' threads, the source of randomness."""
+    """`-object`: the RAM, the disks' threads and secrets, the source of randomness."""
     yield from ram_backends(spec.memory, spec.numa)
     for thread in block.iothreads_of(spec.disks):
         yield block.iothread_object(thread)
+    for disk in spec.disks:
+        yield from secret_objects(disk.id, disk.luks)
     if spec.rng:
         yield {"qom-type": "rng-random", "id": "qk-rng0", "filename": "/dev/urandom"}
 
 
-def blockdevs(spec: MachineSpec) -> Iterator[Json]:
-    """`-blockdev`."""
+def blockdevs(
+    spec: MachineSpec, bases: Mapping[str, Sequence[BaseImage]] | None = None
+) -> Iterator[Json]:
+    """`-blockdev`; *bases*: those of encrypted disks, by the disk's id."""
     for disk in spec.disks:
-        yield from block.blockdevs_of(disk)
+        if not disk.is_empty:
+            yield from block.blockdevs_of(disk, bases=(bases or {}).get(disk.id, ()))
 
 
 def netdevs(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> Iterator[Json]:

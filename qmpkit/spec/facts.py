@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
+
+from qmpkit.spec.encryption import BaseImage
 
 __all__ = ["Facts", "Flash"]
 
@@ -27,6 +30,7 @@ class Facts:
     `cpu_flags`: appended to the CPU model (e.g. "-arch-capabilities");
     `run_with_user`: the binary has `-run-with user=` (9.1) in place of `-runas`.
     `flash`: for a machine with `Uefi`.
+    `bases`: the images below those of encrypted disks, by the disk's id.
     """
 
     binary: str = "qemu-system-x86_64"
@@ -34,3 +38,4 @@ class Facts:
     cpu_flags: tuple[str, ...] = ()
     run_with_user: bool = False
     flash: Flash | None = None
+    bases: Mapping[str, tuple[BaseImage, ...]] = attrs.field(factory=dict)

@@ -30,13 +30,15 @@ class Uefi:
     `template` when it is missing, never over an existing file; None is a private one
     that ends with the machine. `secure_boot`: code and template that run only what is
     signed by the enrolled keys, on q35 guarded by SMM; files that are known to run
-    anything are refused.
+    anything are refused. `origin`: the store that its owner wrote here, when a revert has put
+    another in its place.
     """
 
     code: str | None = attrs.field(default=None, converter=_optional_path)
     template: str | None = attrs.field(default=None, converter=_optional_path)
     vars: str | None = attrs.field(default=None, converter=_optional_path)
     secure_boot: bool = False
+    origin: str | None = None
 
 
 Firmware = str | Uefi | None

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 import attrs
 
 from qmpkit.errors import Fault
-from qmpkit.spec.addresses import FIXED_SLOTS, Layout, Place, Wish, allocate_mmio, allocate_pci
+from qmpkit.spec.addresses import (
+    FIXED_SLOTS,
+    Layout,
+    Place,
+    Wish,
+    allocate_mmio,
+    allocate_pci,
+    last_ports,
+)
 from qmpkit.spec.block import Disk, on_root_port
 from qmpkit.spec.boards import board_of, family_of
 from qmpkit.spec.machine import MachineSpec
@@ -123,21 +131,24 @@ def layout_of(spec: MachineSpec) -> Layout:
     fixed = fixed_devices(spec)
     if family_of(spec.machine) == "microvm":
         return allocate_mmio([*(Wish(*item) for item in fixed), *nics, *disks], _two_ioapics(spec))
-    layout = allocate_pci([name for name, _ in fixed], nics, disks, spec.root_ports)
+    layout = allocate_pci(
+        [name for name, _ in fixed], nics, disks, spec.root_ports, spec.last_ports
+    )
     for unit, disk in enumerate(disk for disk in spec.disks if disk.interface == "cdrom"):
         layout.places[disk.id] = Place(f"ide.{unit}")
     return layout
 
 
 def pinned(spec: MachineSpec) -> MachineSpec:
-    """The same machine with the root port of every NIC and disk written down.
+    """The same machine with its root ports, and that of every NIC and disk, written down.
 
     For a spec that follows a running machine: unplugging one disk must not move
     the next one's address in the command line of a migration's destination.
     """
     if family_of(spec.machine) == "microvm":
         return spec
-    places = layout_of(spec).places
+    layout = layout_of(spec)
+    places = layout.places
     return attrs.evolve(
         spec,
         disks=[
@@ -145,4 +156,5 @@ def pinned(spec: MachineSpec) -> MachineSpec:
             for disk in spec.disks
         ],
         nics=[attrs.evolve(nic, bus=places[nic.id].bus) for nic in spec.nics],
+        last_ports=last_ports(layout.ports),
     )

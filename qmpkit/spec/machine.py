@@ -47,6 +47,10 @@ def _snapshots(value: Iterable[Snapshot]) -> tuple[Snapshot, ...]:
     return items_of(value, "snapshots", 'Snapshot(name="before")', (Snapshot,))
 
 
+def _ports(value: Iterable[str]) -> tuple[str, ...]:
+    return items_of(value, "last_ports", '["disk-port2"]', (str,))
+
+
 def _env(value: Mapping[str, str]) -> dict[str, str]:
     return table_of(value, "env")
 
@@ -105,7 +109,10 @@ class MachineSpec:
     machine's end is the launcher's. `env`: variables added to QEMU's environment.
     `qemu`: the binary. `extra_args`: appended as they are, the last resort.
     `snapshots`: the points that its disks can go back to, and `snapshot` the one that it
-    goes on from: written by the operations that make them.
+    goes on from: written by the operations that make them. `resume_from`: the file of a
+    snapshot's RAM with which the next start goes on, and no later one: written by a revert.
+    `last_ports`: root ports that are there whether or not something sits in them, each with those
+    before it: written by hotplug, for a machine that is started again is to be the same.
     """
 
     name: str = "vm"
@@ -142,6 +149,8 @@ class MachineSpec:
     extra_args: tuple[str, ...] = attrs.field(default=(), converter=_extra_args)
     snapshots: tuple[Snapshot, ...] = attrs.field(default=(), converter=_snapshots)
     snapshot: str | None = None
+    resume_from: str | None = attrs.field(default=None, converter=_optional_path)
+    last_ports: tuple[str, ...] = attrs.field(default=(), converter=_ports)
 
 
 def channels(spec: MachineSpec) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ __all__ = [
     "network_name_problem",
     "node_problem",
     "ram_id",
+    "secret_id",
     "tap_name",
 ]
 
@@ -152,6 +153,11 @@ def netdev_id(nic_id: str) -> str:
 def iothread_id(name: str) -> str:
     """The `-object iothread` behind the name a disk gives in `iothread`."""
     return f"qk-io-{name}"
+
+
+def secret_id(disk_id: str, number: int) -> str:
+    """The `-object secret` of a disk's image (0), or of the *number*th base with one of its own."""
+    return f"qk-{disk_id}-key{number}"
 
 
 def job_id(kind: str, subject: str, serial: int) -> str:

@@ -11,7 +11,7 @@ import attrs
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.addresses import Place
-from qmpkit.spec.chardev import Endpoint, FdEndpoint
+from qmpkit.spec.chardev import Endpoint, FdEndpoint, NamedEndpoint
 from qmpkit.spec.given import items_of
 from qmpkit.spec.names import id_problem, ifname_problem, mac_of, netdev_id
 from qmpkit.spec.options import Json
@@ -19,6 +19,7 @@ from qmpkit.spec.sizes import KIB, Size, format_size, to_bytes
 
 __all__ = [
     "NIC_KINDS",
+    "Cable",
     "DgramNic",
     "Forward",
     "Nic",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 _LEAST_RATE = KIB
+Cable = Endpoint | NamedEndpoint
 NicModel = Literal["virtio-net", "e1000e"]
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 _INET = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):(\d{1,5})", re.ASCII)
@@ -81,7 +83,8 @@ class _NicBase:
     """What every NIC has: `mac` defaults to one made from machine name and `id`.
 
     `boot`: place in the boot order; only then is the PXE ROM loaded. `bus`: the
-    root port to sit in. `id` is filled in from the place in the list (`nic0`).
+    root port to sit in. `link`: whether the cable is in. `id` is filled in from the place
+    in the list (`nic0`).
     """
 
     model: NicModel = "virtio-net"
@@ -89,6 +92,7 @@ class _NicBase:
     boot: int | None = None
     id: str = ""
     bus: str | None = None
+    link: bool = True
 
 
 @attrs.frozen(kw_only=True)
@@ -194,7 +198,7 @@ def link_needed(nic: Nic) -> bool:
     return isinstance(nic, DgramNic) and nic.local is None and nic.remote is None
 
 
-def netdev_of(nic: Nic, endpoint: Endpoint | None = None) -> Json:
+def netdev_of(nic: Nic, endpoint: Cable | None = None) -> Json:
     """The argument of `-netdev` (and `netdev_add`)."""
     match nic:
         case UserNic():
@@ -202,16 +206,16 @@ def netdev_of(nic: Nic, endpoint: Endpoint | None = None) -> Json:
         case TapNic():
             backend = _tap(nic, endpoint)
         case StreamNic():
-            backend = {"type": "stream", "server": nic.server, "addr": _end(nic.address, endpoint)}
+            backend = _stream(nic, endpoint)
         case DgramNic():
             backend = _dgram(nic, endpoint)
     return {"type": backend.pop("type"), "id": netdev_id(nic.id), **backend}
 
 
-def _tap(nic: TapNic, endpoint: Endpoint | None) -> dict[str, object]:
+def _tap(nic: TapNic, endpoint: Cable | None) -> dict[str, object]:
     backend: dict[str, object] = {"type": "tap"}
     if nic.ifname is None:
-        backend["fd"] = str(_handed_over(endpoint).fd)
+        backend["fd"] = _handed_over(endpoint)
     else:
         backend |= {"ifname": nic.ifname, "script": "no", "downscript": "no"}
     if nic.vhost:
@@ -237,7 +241,14 @@ def _hostfwd(forward: Forward) -> str:
     return f"{forward.proto}:{forward.address}:{forward.host}-{guest}:{forward.guest}"
 
 
-def _dgram(nic: DgramNic, endpoint: Endpoint | None) -> dict[str, object]:
+def _stream(nic: StreamNic, endpoint: Cable | None) -> dict[str, object]:
+    if nic.address is None and isinstance(endpoint, NamedEndpoint):
+        # The same cable, older: `stream` looks for the name when it has no monitor to ask.
+        return {"type": "socket", "fd": endpoint.name}
+    return {"type": "stream", "server": nic.server, "addr": _end(nic.address, endpoint)}
+
+
+def _dgram(nic: DgramNic, endpoint: Cable | None) -> dict[str, object]:
     if link_needed(nic):
         return {"type": "dgram", "local": _end(None, endpoint)}
     backend: dict[str, object] = {"type": "dgram"}
@@ -247,20 +258,23 @@ def _dgram(nic: DgramNic, endpoint: Endpoint | None) -> dict[str, object]:
     return backend
 
 
-def _end(address: str | None, endpoint: Endpoint | None) -> Json:
+def _end(address: str | None, endpoint: Cable | None) -> Json:
     """A SocketAddress."""
     if address is None:
-        return {"type": "fd", "str": str(_handed_over(endpoint).fd)}
+        return {"type": "fd", "str": _handed_over(endpoint)}
     if address.startswith("unix:"):
         return {"type": "unix", "path": address.removeprefix("unix:")}
     host, _, port = address.rpartition(":")
     return {"type": "inet", "host": host.strip("[]"), "port": port}
 
 
-def _handed_over(endpoint: Endpoint | None) -> FdEndpoint:
-    if not isinstance(endpoint, FdEndpoint):
-        raise ValueError("this NIC's cable has to be handed over as a descriptor")  # noqa: TRY004
-    return endpoint
+def _handed_over(cable: Cable | None) -> str:
+    match cable:
+        case FdEndpoint():
+            return str(cable.fd)
+        case NamedEndpoint():
+            return cable.name
+    raise ValueError("this NIC's cable has to be handed over as a descriptor")
 
 
 def nic_device_of(nic: Nic, place: Place, machine: str) -> Json:

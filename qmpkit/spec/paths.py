@@ -18,8 +18,13 @@ PATHS: tuple[Pattern, ...] = (
     ("kernel", "initrd"),
     ("memory", "mem_path"),
     ("image_folders", "*"),
+    ("resume_from",),
     ("disks", "*", "file"),
     ("disks", "*", "make", "file"),
+    ("disks", "*", "luks"),
+    ("disks", "*", "luks", "key_file"),
+    ("disks", "*", "luks", "bases", "*", "file"),
+    ("disks", "*", "luks", "bases", "*", "key_file"),
 )
 """Relative ones count from the file they are written in. `*` is every item of a list."""
 

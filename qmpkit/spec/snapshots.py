@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
+from itertools import chain, count
 from pathlib import PurePath
 from typing import Literal
 
@@ -11,7 +13,8 @@ import attrs
 
 from qmpkit.spec.names import NODE_NAME_LIMIT
 
-__all__ = ["Snapshot", "layer_file", "layer_node", "snapshot_name_problem"]
+__all__ = ["Snapshot", "free_tag", "layer_file", "layer_node", "memory_file"]
+__all__ += ["snapshot_name_problem", "tag_of", "variables_file"]
 
 SNAPSHOT_NAME_LIMIT = 48
 """In characters, all ASCII: a snapshot's name is part of its layers' file names."""
@@ -25,21 +28,45 @@ class Snapshot:
 
     `kind`: "external" when it is kept as layers below those that are written to, "internal"
     when the images hold it themselves, with the machine's RAM.  `time`: seconds since the
-    epoch.  `parent`: the snapshot that the machine came from then.  `disks`: of each disk in
-    it, by id, the file that holds it, which is only read from then on (external), or the
-    image it is in; `formats`: theirs.  `description`: what it is for.  `whole`: false when
-    its removal was begun and not ended: the machine has its data, and there is no going
-    back to it any more.
+    epoch.  `memory`: the file that has the RAM of an external one, None without;
+    `variables`: the one that has its UEFI variables.  `pause`: for how many seconds the guest
+    stood still for these.  `parent`: the snapshot that the machine came from then.  `tag`: the
+    name by which the images know an internal one, when it has got another since; QEMU renames
+    none.  `disks`: of each disk in it, by id, the file that holds it, which is only read from
+    then on (external), or the image it is in; `formats`: theirs.  `description`: what it is
+    for.  `whole`: false when its removal was begun and not ended: the machine has its data,
+    and there is no going back to it any more.
     """
 
     name: str
     kind: Literal["external", "internal"] = "external"
     time: float = 0.0
+    memory: str | None = None
+    variables: str | None = None
+    pause: float = 0.0
     parent: str | None = None
+    tag: str | None = None
     disks: dict[str, str] = attrs.field(factory=dict)
     formats: dict[str, str] = attrs.field(factory=dict)
     description: str = ""
     whole: bool = True
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The files that belong to it and are no disk's."""
+        return tuple(file for file in (self.memory, self.variables) if file is not None)
+
+
+def tag_of(point: Snapshot) -> str:
+    """The name by which the images know an internal snapshot."""
+    return point.tag or point.name
+
+
+def free_tag(name: str, points: Iterable[Snapshot]) -> str:
+    """A name for the images that none of the snapshots has there: *name*, if it can be."""
+    taken = {tag_of(point) for point in points if point.kind == "internal"}
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(tag for tag in names if tag not in taken)
 
 
 def snapshot_name_problem(name: str) -> str:
@@ -59,6 +86,17 @@ def layer_file(origin: str, snapshot: str) -> str:
     """
     path = PurePath(origin)
     return os.fspath(path.with_name(f"{path.name.removesuffix('.qcow2')}.{snapshot}.qcow2"))
+
+
+def memory_file(origin: str, snapshot: str) -> str:
+    """The file for the RAM of *snapshot*: `web.qcow2` → `web.<snapshot>.ram`."""
+    return f"{layer_file(origin, snapshot).removesuffix('.qcow2')}.ram"
+
+
+def variables_file(origin: str, snapshot: str) -> str:
+    """The file for UEFI variables of *snapshot*: `web.vars` → `web.<snapshot>.vars`."""
+    path = PurePath(origin)
+    return os.fspath(path.with_name(f"{path.stem}.{snapshot}{path.suffix}"))
 
 
 def layer_node(disk_node: str, taken: frozenset[str] | set[str]) -> str:

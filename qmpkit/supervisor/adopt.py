@@ -24,7 +24,7 @@ from qmpkit.spec.machine import MachineSpec, channels
 from qmpkit.supervisor.differences import disk_differences
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.ledger import KeptLedger, recover_change
-from qmpkit.supervisor.life import Means, attend
+from qmpkit.supervisor.life import Means, attend, used_up
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import Declared, End, Record
 from qmpkit.vm import VM
@@ -120,6 +120,7 @@ async def _with_monitor(kept: Kept, means: Means, machine: Machine, seen: Seen) 
     try:
         await _compare(kept, vm.state)
         seen()
+        await used_up(kept, means.journal, machine)
         died_in = kept.record.change
         await recover_change(kept, ledger, vm)
         await _take_place(kept, vm, None if died_in is None else died_in.spec)

@@ -13,6 +13,8 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations.block.at_rest import AtRest, at_rest
 from qmpkit.operations.block.layers import STEP_GRACE
 from qmpkit.operations.block.revert import overlaid, overlays_made
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.supervisor.following import with_forwards_of
 from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.ledger import KeptLedger, finish_change
@@ -20,9 +22,6 @@ from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.record import MATTERS, Record, Wanted, digest_of
 
 __all__ = ["amend", "disks_at_rest", "matters", "revert"]
-
-AMENDABLE = ("nics", "description")
-"""Fields of a spec that may change under a QEMU that is up: of NICs only their forwards."""
 
 
 def matters(record: Record | Wanted) -> dict[str, Any]:
@@ -36,24 +35,28 @@ async def amend(kept: Kept, wanted: Wanted, networks: Networks, journal: Journal
     if joined != kept.record.joined:  # how its networks are set up, not which they are
         await networks.make(kept.name, joined)
     before = kept.record
-    seen = {name: getattr(wanted.spec, name) for name in AMENDABLE}
-    spec = attrs.evolve(before.spec, **seen)
+    spec = _amended(before.spec, wanted.spec)
     kept.note(spec=spec, asked=digest_of(wanted.spec), **matters(before.wanting(wanted)))
     if not await kept.write(journal):
-        # Meanwhile its disks may have changed: only what was amended is taken back.
-        seen = {name: getattr(before.spec, name) for name in AMENDABLE}
-        spec = attrs.evolve(kept.spec, **seen)
+        # Meanwhile its devices may have changed: only what was amended is taken back.
+        spec = _amended(kept.spec, before.spec)
         kept.note(spec=spec, asked=before.asked, **matters(before))
         assert kept.not_durable is not None
         raise kept.not_durable
 
 
+def _amended(spec: MachineSpec, other: MachineSpec) -> MachineSpec:
+    """*spec* with what of *other* may change under a QEMU that is up."""
+    nics = with_forwards_of(spec.nics, other.nics)
+    return attrs.evolve(spec, nics=nics, description=other.description)
+
+
 async def revert(
-    kept: Kept, snapshot: str, journal: Journal, machines: Mapping[str, Kept]
+    kept: Kept, snapshot: str, journal: Journal, machines: Mapping[str, Kept], *, memory: bool
 ) -> tuple[str, ...]:
     """See `Supervisor.revert`."""
     await _down(kept)
-    change, left = await overlaid(kept.spec, snapshot)
+    change, left = await overlaid(kept.spec, snapshot, memory=memory)
     ledger = KeptLedger(kept, journal, machines)
     done = False
     try:

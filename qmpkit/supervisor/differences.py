@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from qmpkit.machine.drives import drives_of
 from qmpkit.operations.block.graph import file_of
 from qmpkit.spec.block import Disk, disk_node
 from qmpkit.spec.machine import MachineSpec
 
 __all__ = ["disk_differences"]
-
-_OURS = "/machine/peripheral/"
 
 
 def disk_differences(spec: MachineSpec, blocks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -21,7 +20,7 @@ def disk_differences(spec: MachineSpec, blocks: Iterable[Mapping[str, Any]]) -> 
     A machine that is started again from a spec that names another layer than its guest has
     written to has lost what was written.
     """
-    found = dict(_by_device(blocks))
+    found = {device: block.get("inserted", {}) for device, block in drives_of(blocks)}
     for disk in spec.disks:
         if (inserted := found.pop(disk.id, None)) is None:
             yield f"disk {disk.id!r} ({disk.file}) is not there, and its spec says that it is"
@@ -30,15 +29,6 @@ def disk_differences(spec: MachineSpec, blocks: Iterable[Mapping[str, Any]]) -> 
     for device, inserted in found.items():
         if inserted:
             yield f"disk {device!r} ({inserted.get('file')}) is there, and its spec does not say so"
-
-
-def _by_device(blocks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What is in each device that has an id: a disk's, or of one that was plugged."""
-    for block in blocks:
-        where = block.get("qdev", "")
-        device = where.removeprefix(_OURS).removesuffix("/virtio-backend")
-        if device and "/" not in device:  # the board's own devices are found by their path
-            yield device, block.get("inserted", {})
 
 
 def _same(disk: Disk, node: str, file: str) -> bool:
@@ -50,6 +40,8 @@ def _same(disk: Disk, node: str, file: str) -> bool:
 
 def _why(disk: Disk, inserted: Mapping[str, Any]) -> str:
     node, file = inserted.get("node-name", ""), inserted.get("file", "")
+    if disk.is_empty:
+        return f"drive {disk.id!r} has {file} in it, and is empty by its spec" if inserted else ""
     if not inserted or not _same(disk, node, file):
         told = f"is on node {node!r} ({file})" if inserted else "is empty"
         return (

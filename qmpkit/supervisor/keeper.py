@@ -247,11 +247,11 @@ class Keeper:
         async with kept.turn, disks_at_rest(kept, self._journal, self.machines) as machine:
             yield machine
 
-    async def revert(self, name: str, snapshot: str) -> tuple[str, ...]:
+    async def revert(self, name: str, snapshot: str, *, memory: bool) -> tuple[str, ...]:
         """See `Supervisor.revert`."""
         kept = self.known(name)
         async with kept.turn:
-            return await revert(kept, snapshot, self._journal, self.machines)
+            return await revert(kept, snapshot, self._journal, self.machines, memory=memory)
 
     def _home(self, name: str) -> Home:
         return Home(self._places.sockets(name), self._places.logs(name))
@@ -364,7 +364,7 @@ class Keeper:
             if not wait:
                 self._gate.look()  # nobody is to be seen as blocked for want of this one
         except BaseException as error:
-            kept.record = before
+            kept.record = before = before.after_try(kept.record)
             with trio.move_on_after(UNDO_GRACE, shield=True):
                 await self._take_back(kept, before)
             if kept.state in ("queued", "starting"):

@@ -19,6 +19,7 @@ from qmpkit.errors import Fault, JournalFailed, QmpkitError, SpecInvalid
 from qmpkit.process.durable import write_durably
 from qmpkit.spec.block import Disk
 from qmpkit.spec.data import spec_from_dict, spec_to_dict
+from qmpkit.spec.firmware import Firmware, Uefi
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.snapshots import Snapshot
 
@@ -44,7 +45,9 @@ class Forgotten:
 
     async def put(self, spec: MachineSpec) -> None:
         """Remember, when there is something; JournalFailed when that cannot be written."""
-        if not spec.snapshots and all(disk.origin is None for disk in spec.disks):
+        origins = [disk.origin for disk in spec.disks]
+        origins += [spec.firmware.origin] if isinstance(spec.firmware, Uefi) else []
+        if not spec.snapshots and not any(origins):
             return
         await self._write(spec.name, json.dumps(spec_to_dict(spec)))
         self._specs[spec.name] = spec
@@ -84,11 +87,11 @@ def carried_over(wanted: MachineSpec, known: MachineSpec | None) -> MachineSpec:
     """
     if known is None:
         return wanted
-    before = {_place(disk): disk for disk in known.disks}
+    before = {_place(disk): disk for disk in known.disks if not disk.is_empty}
     ids: dict[str, str] = {}
     disks = []
     for disk in wanted.disks:
-        old = before.get(_place(disk))
+        old = None if disk.is_empty else before.get(_place(disk))
         if old is not None:
             ids[old.id] = disk.id
             disk = _on(disk, old)
@@ -105,7 +108,17 @@ def carried_over(wanted: MachineSpec, known: MachineSpec | None) -> MachineSpec:
             if point.disks
         ],
         snapshot=_nearest(known.snapshot, kept, parents),
+        resume_from=known.resume_from,
+        firmware=_with_store(wanted.firmware, known.firmware),
     )
+
+
+def _with_store(wanted: Firmware, known: Firmware) -> Firmware:
+    if not isinstance(wanted, Uefi) or not isinstance(known, Uefi) or known.origin is None:
+        return wanted
+    if wanted.vars is None or Path(wanted.vars).absolute() != Path(known.origin).absolute():
+        return wanted
+    return attrs.evolve(wanted, vars=known.vars, origin=known.origin)
 
 
 def _place(disk: Disk) -> str:

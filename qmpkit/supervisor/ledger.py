@@ -13,17 +13,18 @@ import trio
 from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
 from qmpkit.host.chain import walk_chain
 from qmpkit.machine.ledger import Change
+from qmpkit.machine.links import set_links
 from qmpkit.operations.agent_freeze import THAW_GRACE
 from qmpkit.operations.block.layers import STEP_GRACE
 from qmpkit.operations.block.recovery import recover, settled
-from qmpkit.operations.tune.nic_rates import rates_of
+from qmpkit.operations.hotplug.recovery import recover_parts
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.network import with_rates
+from qmpkit.supervisor.following import following, with_forwards_of
 from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept
 from qmpkit.vm import VM
 
-__all__ = ["KeptLedger", "finish_change", "recover_change", "with_changes_of"]
+__all__ = ["KeptLedger", "finish_change", "recover_change"]
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -31,10 +32,11 @@ log = logging.getLogger("qmpkit.supervisor")
 class KeptLedger:
     """Writes into the machine's record what is about to change, and what came of it.
 
-    Of the spec only what is said of its disks, and of its place on the host when that is what
-    changes: the rest may change at the same time.
+    What its owner may amend at the same time is not touched.
     *machines* are all that the supervisor keeps.
     """
+
+    lasting = True
 
     def __init__(self, kept: Kept, journal: Journal, machines: Mapping[str, Kept]) -> None:
         self._kept = kept
@@ -49,10 +51,10 @@ class KeptLedger:
             message = f"it was to {before.change.what}, and what came of it is not known"
             fault = Fault("", message, "restart it, or the supervisor, which finds out")
             raise SpecInvalid([fault], f"machine {kept.name!r}")
-        kept.note(spec=with_changes_of(kept.spec, change.begun, change), change=change)
+        kept.note(spec=following(kept.spec, change.begun, change.begun), change=change)
         self._begun = True
         if not await kept.write(self._journal):
-            kept.note(spec=with_changes_of(kept.spec, before.spec, change), change=before.change)
+            kept.note(spec=_as_before(kept.spec, before.spec), change=before.change)
             self._begun = before.change is not None
             assert kept.not_durable is not None
             raise kept.not_durable
@@ -60,7 +62,8 @@ class KeptLedger:
     async def settle(self, spec: MachineSpec) -> bool:
         """See `Ledger`."""
         change = self._kept.record.change
-        self._kept.note(spec=with_changes_of(self._kept.spec, spec, change), change=None)
+        before = spec if change is None else change.begun
+        self._kept.note(spec=following(self._kept.spec, before, spec), change=None)
         self._begun = False
         return await self._kept.write(self._journal)
 
@@ -75,7 +78,7 @@ def _users(specs: Sequence[MachineSpec], files: Sequence[Path]) -> list[str]:
     inodes = {identity for file in files if (identity := _identity(file)) is not None}
     found = []
     for spec in specs:
-        chains = (walk_chain(Path(disk.file), disk.format) for disk in spec.disks)
+        chains = (walk_chain(Path(it.file), it.format) for it in spec.disks if not it.is_empty)
         if any(_identity(layer.path) in inodes for chain in chains for layer in chain.layers):
             found.append(spec.name)
     return found
@@ -89,20 +92,10 @@ def _identity(file: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def with_changes_of(spec: MachineSpec, other: MachineSpec, change: Change | None) -> MachineSpec:
-    """*spec* with the disks and snapshots of *other*, and what else *change* changes.  Pure."""
-    if change is not None and _tunes(change):
-        # Only then: what a start has made of `cpu.pin = "auto"` is not to be declared.
-        cpu = attrs.evolve(spec.cpu, pin=other.cpu.pin)
-        nics = with_rates(spec.nics, other.nics)
-        spec = attrs.evolve(spec, cpu=cpu, resources=other.resources, nics=nics)
-    return attrs.evolve(spec, disks=other.disks, snapshots=other.snapshots, snapshot=other.snapshot)
-
-
-def _tunes(change: Change) -> bool:
-    begun, done = change.begun, change.spec
-    seen = (begun.cpu.pin, begun.resources, rates_of(begun))
-    return seen != (done.cpu.pin, done.resources, rates_of(done))
+def _as_before(spec: MachineSpec, before: MachineSpec) -> MachineSpec:
+    """*before*, but for what was amended since.  Pure."""
+    nics = with_forwards_of(before.nics, spec.nics)
+    return attrs.evolve(before, description=spec.description, nics=nics)
 
 
 async def recover_change(kept: Kept, ledger: KeptLedger, vm: VM) -> None:
@@ -117,11 +110,13 @@ async def recover_change(kept: Kept, ledger: KeptLedger, vm: VM) -> None:
     with trio.move_on_after(STEP_GRACE) as scope:
         async with machine.changing:
             try:
-                spec = await recover(machine, change)
+                how = recover_parts if change.coming or change.going else recover
+                spec = await how(machine, change)
             except QmpkitError as error:
                 kept.tell("differs", f"it was to {change.what}, and what came of it: {error}")
                 return
             await ledger.settle(spec)
+            await set_links(machine, also_up=True)
             kept.tell("recovered", _told(change, spec))
     if scope.cancelled_caught:
         kept.tell("differs", f"it was to {change.what}, and gives no answer what came of it")
@@ -137,7 +132,7 @@ async def finish_change(kept: Kept) -> None:
     except OSError as error:
         what = f"machine {kept.name!r} was to {change.what}, and what came of it: {error}"
         raise HostLacks(what, "make its images readable, and their folder writable") from error
-    kept.note(spec=with_changes_of(kept.spec, spec, change), change=None)
+    kept.note(spec=following(kept.spec, change.begun, spec), change=None)
     kept.tell("recovered", _told(change, spec))
 
 

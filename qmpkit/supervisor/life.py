@@ -35,7 +35,7 @@ from qmpkit.supervisor.record import End
 from qmpkit.supervisor.vitality import watch_over
 from qmpkit.vm import VM
 
-__all__ = ["Means", "attempt", "attend", "comes_again", "started"]
+__all__ = ["Means", "attempt", "attend", "comes_again", "started", "used_up"]
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -92,6 +92,7 @@ async def started(
 
 async def _let_go(kept: Kept, means: Means, vm: VM, hand_over: HandOver | None) -> None:
     try:
+        await used_up(kept, means.journal, vm.machine)
         if kept.declared == "running":
             # Not to be left standing with nobody there to see it.
             with trio.move_on_after(RESUME_GRACE, shield=True):
@@ -102,6 +103,22 @@ async def _let_go(kept: Kept, means: Means, vm: VM, hand_over: HandOver | None) 
         with trio.move_on_after(means.options.graces.total, shield=True):
             await vm.quit()
         raise
+
+
+async def used_up(kept: Kept, journal: Journal, machine: Machine) -> None:
+    """Before its guest runs: the RAM that it goes on with is not to be loaded a second time.
+
+    Its disks go on too, and would not be those of that moment any more.
+    """
+    memory = kept.spec.resume_from
+    if memory is None:
+        return
+    machine.spec = attrs.evolve(machine.spec, resume_from=None)
+    kept.note(spec=attrs.evolve(kept.spec, resume_from=None))
+    if not await kept.write(journal):
+        kept.note(spec=attrs.evolve(kept.spec, resume_from=memory))
+        assert kept.not_durable is not None
+        raise kept.not_durable
 
 
 async def _bring_up(

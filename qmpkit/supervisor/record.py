@@ -96,7 +96,7 @@ class Record:
     `argv`, `facts`: of the process.  `sockets`: the directory where they are.
     `health`, `after`, `requires`: as in `Supervisor.ensure`.  `farm`: the machine as the
     farm file has it that it comes from, None for one that a program made.  `change`: one of
-    its disks that is under way.
+    its disks or devices that is under way.
     """
 
     name: str
@@ -127,6 +127,11 @@ class Record:
         """With what its owner wants now but for the spec, which a start needs to change."""
         own = {name: getattr(wanted, name) for name in MATTERS}
         return attrs.evolve(self, declared=wanted.declared, **own)
+
+    def after_try(self, tried: Record) -> Record:
+        """As it was before a start that failed; a RAM that the guest went on with is used up."""
+        spec = attrs.evolve(self.spec, resume_from=tried.spec.resume_from)
+        return self if spec == self.spec else attrs.evolve(self, spec=spec)
 
     def to_json(self) -> str:
         """The text that is written; checks that are functions are in no text."""
@@ -159,7 +164,7 @@ class Record:
 
 
 _OWN_FORM = ("spec", "identity", "end", "history", "health", "farm", "change")
-_CHANGE_LISTS = ("jobs", "nodes", "files", "leaving", "obsolete")
+_CHANGE_LISTS = ("jobs", "nodes", "files", "leaving", "obsolete", "coming", "going")
 _CAUSES: dict[str, Cause] = {cause.value: cause for cause in (*ExitCause, *Mishap)}
 
 

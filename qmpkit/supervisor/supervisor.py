@@ -319,18 +319,21 @@ class Supervisor:
         """
         return self._kept_machines().at_rest(name)
 
-    async def revert(self, name: str, snapshot: str) -> tuple[str, ...]:
+    async def revert(self, name: str, snapshot: str, *, memory: bool = True) -> tuple[str, ...]:
         """Have a kept machine that is down start from a snapshot of its disks the next time.
+
+        With one that has the RAM in a file the guest goes on where it was, unless *memory* is
+        false: then it boots.  A start whose machine is not as it was then raises LaunchFailed.
 
         Each disk that is in it gets a new layer above the snapshot's file.  What the guest
         has written since is in the files that are given back, which nobody uses any more
         and which are left where they are.
 
         Raises SpecInvalid when it is up, for an unknown name or snapshot, and for one that
-        holds the memory too (start the machine paused, and `vm.snapshots.load` it);
+        the images hold with the RAM (start the machine paused, and `vm.snapshots.load` it);
         ImageFailed, JournalFailed.  Failed or cancelled, it starts as it would have before.
         """
-        return await self._kept_machines().revert(name, snapshot)
+        return await self._kept_machines().revert(name, snapshot, memory=memory)
 
     async def stop(self, *, powerdown_grace: float | None = None) -> None:
         """Stop every machine but the kept ones, all at once, and return when none is left.

@@ -102,6 +102,7 @@ def interleave(sides: Mapping[str, Sequence[str]], runs: int) -> dict[str, list[
 def _run(command: Sequence[str]) -> Figures:
     # Compiled modules are kept, as on a user's machine, whatever this shell says.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    env["PYTHONPATH"] = str(HERE)  # for what two sides share
     # Its own group, so that what it started can be ended with it.
     side = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0, env=env)
     try:

@@ -28,16 +28,25 @@ def host() -> FakeHost:
 
 def _migrating(machine: FakeMachine) -> None:
     qemu = machine.qemu
+    migration = {"status": "none"}
+
+    def enter(status: str) -> None:
+        migration["status"] = status
+        qemu.emit("MIGRATION", {"status": status})
 
     def migrate(arguments: dict[str, object]) -> object:
         kind, _, name = str(arguments["uri"]).partition(":")
         assert kind == "fd"
         os.close(qemu.named_fds.pop(name))  # it is the migration's now
-        for status in ("setup", "active", "completed"):
-            qemu.after_reply(partial(qemu.emit, "MIGRATION", {"status": status}))
+        enter("setup")
+        for status in ("active", "completed"):
+            qemu.after_reply(partial(enter, status))
         return {}
 
-    qemu.on("migrate-set-capabilities", lambda _: {})
+    qemu.on("query-migrate", lambda _: dict(migration))
+    qemu.on("query-migrate-parameters", lambda _: {"max-bandwidth": 128 << 20})
+    for command in ("migrate-set-parameters", "migrate-set-capabilities", "migrate_cancel"):
+        qemu.on(command, lambda _: {})
     qemu.on("migrate", migrate)
     qemu.on("migrate-incoming", migrate)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from qmpkit.backups.repository import MANIFEST
 from qmpkit.operations.block.backup_plan import dirty_bitmaps
 from tests.live.blocks import holds
 
-__all__ = ["files_needed", "files_there", "make_first_older", "points_in"]
-__all__ += ["io", "ours", "restored"]
+__all__ = ["files_needed", "files_there", "make_first_older"]
+__all__ += ["io", "make_of_first_schema", "ours", "points_in", "restored"]
 
 DAY = 86400
 
@@ -37,6 +38,16 @@ def make_first_older(folder: Path) -> None:
     told = json.loads((folder / MANIFEST).read_text())
     told["points"][0]["time"] = told["points"][1]["time"] - 3 * DAY
     (folder / MANIFEST).write_text(json.dumps(told))
+
+
+def make_of_first_schema(folder: Path) -> None:
+    """Write the manifest as the first qmpkit did, which knew SHA-256 alone."""
+    told = json.loads((folder / MANIFEST).read_text())
+    for point in told["points"]:
+        for layer in point["disks"].values():
+            del layer["checksum"]
+            layer["sha256"] = hashlib.sha256((folder / layer["file"]).read_bytes()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps({**told, "schema": 1}))
 
 
 async def io(vm: qmpkit.VM, disk: str, command: str) -> None:

@@ -12,7 +12,7 @@ from qmpkit import Disk, MachineSpec
 from qmpkit.images import check
 from qmpkit.vm import VM
 
-__all__ = ["BLOCK", "bare", "holds", "nothing_left", "qemu_io", "write"]
+__all__ = ["BLOCK", "bare", "holds", "nothing_left", "qemu_io", "told", "write"]
 
 BLOCK = 65536
 
@@ -53,6 +53,14 @@ async def qemu_io(
     for command in commands:
         words += ["-c", command]
     return await trio.run_process([*words, file], capture_stdout=True, check=False)
+
+
+async def told(vm: VM, *fields: str, disk: str = "disk0") -> list[int]:
+    """What QEMU has as the bounds of a disk."""
+    for block in await vm.execute("query-block"):
+        if f"/{disk}/" in f"/{block['qdev']}/":
+            return [block["inserted"].get(field, 0) for field in fields]
+    raise AssertionError(f"there is no {disk}")
 
 
 async def nothing_left(vm: VM) -> None:

@@ -11,7 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import trio
 
+from qmpkit import images
 from qmpkit.images import drafts
 from qmpkit.testing.leaks import living_with
 from tests.live.kept import Places
@@ -39,12 +41,28 @@ def qemu_img(qemu: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(folder / "qemu-img")
 
 
+@pytest.fixture(scope="session")
+def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A qcow2 that "secret one" opens, to be copied: making one takes seconds of CPU."""
+
+    async def made() -> Path:
+        return await images.create(
+            tmp_path_factory.mktemp("encrypted") / "qcow2",
+            "1MiB",
+            "qcow2",
+            secret="secret one",
+            options=images.Options(iter_time=10),
+        )
+
+    return trio.run(made)
+
+
 @pytest.fixture(params=["unnamed", "named"])
 def draft(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How a new image is drafted: as a file without a name, or where that is impossible."""
     if request.param == "named":
 
-        def refuse(folder: Path) -> None:
+        def refuse(folder: Path, child_fd: int) -> None:
             raise OSError(95, "Operation not supported")
 
         monkeypatch.setattr(drafts, "_Unnamed", refuse)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import qmpkit
-from qmpkit import Disk, ImageInUse, MachineSpec, SpecInvalid, images
+from qmpkit import Disk, ImageInUse, IoLimits, MachineSpec, SpecInvalid, images
 from qmpkit.testing.leaks import leaks
-from tests.live.blocks import BLOCK, bare, holds, qemu_io, write
+from tests.live.blocks import BLOCK, bare, holds, qemu_io, told, write
 from tests.live.kept import end_all, lab
 from tests.sizes import NEWEST
 
@@ -58,11 +58,21 @@ async def test_snapshots_merges_and_moves(tmp_path: Path) -> None:
     assert spec.disks[0].file == str(tmp_path / "0.qcow2")
 
 
+async def test_limits_are_for_the_next_start(qemu: str, tmp_path: Path) -> None:
+    async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+        spec = vm.spec
+    async with leaks(), qmpkit.at_rest(spec) as machine:
+        await machine.disks.limit("disk0", IoLimits(iops=5))
+        spec = machine.spec
+    async with qmpkit.running(spec, paused=True) as vm:
+        assert await told(vm, "iops", "bps") == [5, 0]
+
+
 async def test_what_needs_a_running_machine_is_refused(tmp_path: Path) -> None:
     spec = await _made(tmp_path)
     async with leaks(), qmpkit.at_rest(spec) as machine:
         with pytest.raises(SpecInvalid, match="needs a running machine"):
-            await machine.disks.limit("disk0", operations=5)
+            await machine.execute("snapshot-save")
         with pytest.raises(SpecInvalid, match="nothing is to be frozen"):
             await machine.snapshots.take("one", freeze=True)
         assert machine.spec == spec

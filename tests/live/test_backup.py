@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
 import qmpkit
-from qmpkit import SpecInvalid, backups
+from qmpkit import Disk, SpecInvalid, backups, images
 from qmpkit.operations.jobs import JobProgress
 from tests.live.backup_folders import (
     files_there,
     io,
+    make_of_first_schema,
     ours,
     restored,
 )
@@ -163,6 +166,30 @@ async def test_what_has_no_bitmap_any_more_is_copied_whole_and_said(
 
 
 @pytest.mark.qemus(*NEWEST)
+async def test_backups_with_the_checksums_of_before_go_on(qemu: str, tmp_path: Path) -> None:
+    folder = tmp_path / "backups"
+    async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+        for number in (1, 2):
+            await write(vm, "disk0", number, number)
+            await vm.backups.run(folder)
+        make_of_first_schema(folder)
+        assert await backups.verify(folder) == ()
+        await write(vm, "disk0", 3, 3)
+        assert (await vm.backups.run(folder)).kind == "incremental"
+    layers = [point.disks["disk0"] for point in await backups.points(folder)]
+    assert [layer.checksum.partition(":")[0] for layer in layers] == ["sha256"] * 2 + ["xxh3_128"]
+    for layer, needed in zip(layers, [(1, 2, 3), (2, 3), (3,)], strict=True):
+        whole = (folder / layer.file).read_bytes()
+        (folder / layer.file).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert [flaw.points for flaw in await backups.verify(folder)] == [needed]
+        (folder / layer.file).write_bytes(whole)
+    await restored(folder, "disk0", 2, {1: 1, 2: 2, 3: 0})
+    assert len(await backups.prune(folder, keep_last=1)) == 2
+    assert await backups.verify(folder) == ()
+    await restored(folder, "disk0", 3, {1: 1, 2: 2, 3: 3})
+
+
+@pytest.mark.qemus(*NEWEST)
 async def test_an_image_of_the_old_version_is_copied_whole(qemu: str, tmp_path: Path) -> None:
     spec = bare(qemu, tmp_path, "qcow2")
     argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10", spec.disks[0].file]
@@ -214,3 +241,36 @@ async def test_what_is_written_meanwhile_is_the_next_point_s(qemu: str, tmp_path
         assert not point.why
     await restored(folder, "disk0", 1, dict.fromkeys(blocks, 1))
     await restored(folder, "disk0", 2, dict.fromkeys(blocks, 2))
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_a_bitmap_of_another_disk_copy_or_size_is_never_believed(
+    qemu: str, tmp_path: Path
+) -> None:
+    folder, copy = tmp_path / "backups", tmp_path / "copy"
+    spec = bare(qemu, tmp_path, "qcow2", "qcow2")
+    async with qmpkit.running(spec, paused=True) as vm:
+        await write(vm, "disk0", 0, 1)
+        await write(vm, "disk1", 0, 2)
+        await write(vm, "disk1", 200, 2)
+        await vm.backups.run(folder)
+        shutil.copytree(folder, copy)
+        await vm.backups.run(folder)
+        await write(vm, "disk0", 0, 3)
+        await vm.backups.run(copy)
+        point = await vm.backups.run(folder)
+        assert "its dirty bitmap is gone" in point.why
+        a, b = vm.spec.disks
+    await restored(folder, "disk0", None, {0: 3})
+    swapped = [Disk(b.file, format="qcow2"), Disk(a.file, format="qcow2")]
+    async with qmpkit.running(attrs.evolve(spec, disks=swapped), paused=True) as vm:
+        point = await vm.backups.run(folder)
+        assert point.kind == "full" and "order of the disks" in point.why
+    await restored(folder, "disk0", None, {0: 2, 200: 2})
+    await restored(folder, "disk1", None, {0: 3})
+    await images.resize(b.file, "8MiB", "qcow2", shrink=True)
+    await images.resize(b.file, "16MiB", "qcow2")
+    async with qmpkit.running(attrs.evolve(spec, disks=swapped), paused=True) as vm:
+        point = await vm.backups.run(folder)
+        assert point.disks["disk0"].why and not point.disks["disk1"].why
+    await restored(folder, "disk0", None, {0: 2, 200: 0})

@@ -113,7 +113,7 @@ async def test_a_daemon_s_machine_is_backed_up(qemu: str, places: Places, tmp_pa
 
         assert kept.vm is not None
         await write(kept.vm, "disk0", 1, 1)
-        words = ["bare", "b", "--compress", "--speed", "50MiB"]
+        words = ["bare", "b", "--compress", "--speed", "50MiB", "--compare"]
         argv = [*COMMAND, "backup", "run", *words]
         done = await trio.run_process(argv, cwd=tmp_path, capture_stderr=True)
         assert done.stderr.decode().startswith("b: point 1 of bare, full, ")

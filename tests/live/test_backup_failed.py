@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -12,6 +15,7 @@ import qmpkit
 from qmpkit import ImageFailed, JobFailed, SpecInvalid, backups
 from qmpkit.backups.repository import MANIFEST
 from qmpkit.operations.jobs import JobProgress
+from qmpkit.spec.backups import bitmaps_of
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.backup_folders import (
@@ -50,7 +54,7 @@ async def test_cancelled_anywhere_the_folder_and_the_machine_are_as_they_were(
             points = await backups.points(folder)
             assert files_there(folder) == files_needed(points)
             if len(points) == len(known):  # undone: it goes on from the last point
-                assert f"-{points[-1].number}" in str(await ours(vm))
+                assert await ours(vm) == bitmaps_of(points[-1])
             known[:] = [point.number for point in points]
 
         await cancel_at_every_checkpoint(run, every=BACKUP_CANCELS, after=as_before)
@@ -95,6 +99,46 @@ async def test_a_full_disk_fails_the_backup_and_not_the_machine(qemu: str, tmp_p
         await backups.restore(folder, "disk0", tmp_path / "back.raw", format="raw")
         await holds(str(tmp_path / "back.raw"), "raw", {0: 7, 3: 7, 4: 9, 35: 9, 36: 0})
         assert await backups.verify(folder) == ()
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_a_disk_that_fails_under_the_copy_fails_the_backup(
+    qemu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    folder = tmp_path / "backups"
+    async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+        await write(vm, "disk0", 0, 7)
+        await vm.backups.run(folder)
+        before = files_there(folder)
+        with monkeypatch.context() as broken:
+            broken.setattr("os.fdatasync", fail)
+            with pytest.raises(ImageFailed, match="Input/output error"):
+                await vm.backups.run(folder, mode="full", speed=1 << 20)
+        assert files_there(folder) == before
+        await nothing_left(vm)
+        assert not (await vm.backups.run(folder)).why
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_a_qemu_without_the_tuning_copies_all_the_same(
+    qemu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[object] = []
+
+    def with_more(action: dict[str, Any]) -> dict[str, Any]:
+        tried.append(action)
+        return {**action, "data": {**action["data"], "x-unknown": 1}}
+
+    monkeypatch.setattr("qmpkit.operations.block.backup._tuned", with_more)
+    async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+        await write(vm, "disk0", 0, 7)
+        await vm.backups.run(tmp_path / "backups")
+        assert len(tried) == 2, "the bitmap, and the copy"
+        await nothing_left(vm)
+    await restored(tmp_path / "backups", "disk0", 1, {0: 7, 1: 0})
 
 
 @pytest.mark.qemus(*NEWEST)

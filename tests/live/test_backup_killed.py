@@ -39,7 +39,7 @@ BACKUP = (
 step("qmpkit.machine.machine:Machine", "execute")
 step("qmpkit.supervisor.ledger:KeptLedger", "intend")
 step("qmpkit.supervisor.ledger:KeptLedger", "settle")
-step("qmpkit.operations.block.backup", "place_backup")
+step("qmpkit.operations.block.backup", "formatted")
 step("qmpkit.operations.block.backup", "digest_of")
 
 async def main():

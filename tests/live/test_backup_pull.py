@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import stat
+import struct
+from contextlib import nullcontext
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
 import qmpkit
 from qmpkit import CommandRefused, ImageFailed, PulledDisk, SpecInvalid
+from qmpkit.operations.block import pull_relay
 from qmpkit.operations.block.backup_plan import dirty_bitmaps
+from qmpkit.spec.block import DiskInterface
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import BLOCK, bare, holds, nothing_left, write
-from tests.sizes import BACKUP_CANCELS, NEWEST
+from tests.sizes import BACKUP_CANCELS, NEWEST, OLDEST
 
 pytestmark = pytest.mark.live
 
@@ -62,7 +67,7 @@ async def test_what_is_fetched_is_of_one_moment(qemu: str, qemu_img: str, tmp_pa
                 await holds(file, "raw", {0: 1, 5: 0})
         assert not folder.exists()
         await nothing_left(vm)
-        assert await bitmaps(vm) == {"qk-checkpoint-one"}
+        assert await bitmaps(vm) == {"qk-checkpoint-one@disk0"}
         async with vm.backups.pulling(folder, since="one", checkpoint="two") as pull:
             await write(vm, "disk0", 7, 3)
             assert await dirty(pull.disks["disk0"], pull.socket) == {0, 5}
@@ -71,7 +76,7 @@ async def test_what_is_fetched_is_of_one_moment(qemu: str, qemu_img: str, tmp_pa
             file = await fetched(pull.disks["disk0"], tmp_path / "again.raw")
             await holds(file, "raw", {0: 2, 5: 2, 7: 0})
         await vm.backups.drop_checkpoint("one")
-        assert await bitmaps(vm) == {"qk-checkpoint-two"}
+        assert await bitmaps(vm) == {"qk-checkpoint-two@disk0"}
         await nothing_left(vm)
 
 
@@ -125,3 +130,54 @@ async def test_what_cannot_be_served_is_refused(qemu: str, tmp_path: Path) -> No
                 pass
         await nothing_left(vm)
         await vm.execute("nbd-server-stop")  # nobody else has
+
+
+async def asked_for_all(stream: trio.SocketStream) -> None:
+    """As a client that asks for more than a socket holds, and reads nothing of it."""
+    await stream.receive_some(18)
+    name = b"disk0"
+    go = struct.pack(">QIII", 0x49484156454F5054, 7, 4 + len(name) + 2, len(name)) + name + b"\0\0"
+    await stream.send_all(struct.pack(">I", 3) + go)
+    await stream.receive_some(1)  # its answer begins
+    for number in range(16):
+        await stream.send_all(struct.pack(">IHHQQI", 0x25609513, 0, 0, number, 0, 4 << 20))
+
+
+async def test_a_client_that_hangs_holds_up_neither_the_guest_nor_the_end(
+    qemu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+        await write(vm, "disk0", 0, 1, count=100)
+        with trio.fail_after(20):
+            async with vm.backups.pulling(tmp_path / "pull") as pull:
+                silent = await trio.open_unix_socket(str(pull.socket))
+                hanging = await trio.open_unix_socket(str(pull.socket))
+                await asked_for_all(hanging)
+                await write(vm, "disk0", 0, 2)
+            await nothing_left(vm)
+            await silent.aclose()
+            await hanging.aclose()
+            monkeypatch.setattr(pull_relay, "STALL", 0.1)
+            async with vm.backups.pulling(tmp_path / "pull") as pull:
+                hanging = await trio.open_unix_socket(str(pull.socket))
+                await asked_for_all(hanging)
+                await trio.sleep(0.3)
+                await vm.resume()
+                await vm.pause()  # QEMU answers its clients first
+                await hanging.aclose()
+
+
+@pytest.mark.parametrize("interface", ["virtio-blk", "virtio-scsi"])
+@pytest.mark.qemus(*OLDEST)
+async def test_a_disk_with_a_thread_is_served_where_qemu_outlives_it(
+    qemu: str, qemu_img: str, interface: DiskInterface, tmp_path: Path
+) -> None:
+    spec = bare(qemu, tmp_path, "qcow2")
+    disks = [attrs.evolve(spec.disks[0], iothread="one", interface=interface)]
+    async with qmpkit.running(attrs.evolve(spec, disks=disks), paused=True) as vm:
+        old = (await vm.execute("query-version"))["qemu"]["major"] < 9
+        refused = pytest.raises(SpecInvalid, match="update QEMU") if old else nullcontext()
+        with refused:
+            async with vm.backups.pulling(tmp_path / "pull") as pull:
+                await fetched(pull.disks["disk0"], tmp_path / "x.raw")
+        await nothing_left(vm)

@@ -23,7 +23,10 @@ schema = 1
 qemu = "{qemu}"
 accel = "tcg"
 memory = "{memory}"
-disks = [{{ file = "{{name}}.qcow2", format = "qcow2", make = "64MiB" }}]
+disks = [
+  {{ file = "{{name}}.qcow2", format = "qcow2", make = "64MiB" }},
+  {{ interface = "cdrom", format = "raw", id = "cd0" }},
+]
 """
 
 
@@ -96,14 +99,32 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     assert shell.names() == ["store.qcow2", "store.two.qcow2"]
     assert "moved.qcow2" in shell.run("disk", "move", "store", "disk0", "moved.qcow2")
     assert "has 96MiB" in shell.run("disk", "resize", "store", "disk0", "96MiB")
-    shell.run("disk", "limit", "store", "disk0", "--bytes", "10MiB")
+    assert "bps=10MiB, also" in shell.run("disk", "limit", "store", "disk0", "bps=10MiB")
+    assert "iops_max: is of use only" in shell.run(
+        "disk", "limit", "store", "disk0", "iops_max=5", status=2
+    )
     (layer,) = shell.json("disk", "list", "store")["disk0"]
     assert layer["file"] == str(shell.folder / "moved.qcow2") and layer["size"] == 96 << 20
+    (shell.folder / "a.iso").write_bytes(bytes(4096))
+    assert shell.json("disk", "list", "store")["cd0"] == []
+    assert "a.iso in it" in shell.run("disk", "insert", "store", "cd0", "a.iso")
+    assert "a.iso" in shell.run("disk", "list", "store")
+    shell.run("disk", "eject", "store", "cd0", "--force")
+    assert "(empty)" in shell.run("disk", "list", "store")
+    assert "no tray" in shell.run("disk", "eject", "store", "disk0", status=2)
     shell.run("snapshot", "take", "store", "ram", "--ram")
     shell.run("snapshot", "load", "store", "ram")
     shell.run("snapshot", "take", "store", "three")
     assert "moved.qcow2" in shell.run("disk", "list", "store")
     shell.run("disk", "flatten", "store", "disk0")
+    said = shell.run("snapshot", "take", "store", "filed", "--ram-file")
+    assert "its guest stood still for" in said
+    assert "disks, RAM in a file" in shell.run("snapshot", "list", "store")
+    said = shell.run("snapshot", "load", "store", "filed", status=2)
+    assert "stop the machine and revert it" in said
+    shell.run("snapshot", "revert", "store", "filed", "--stop", "--grace", "0")
+    shell.run("snapshot", "revert", "store", "filed", "--stop", "--grace", "0", "--disks-only")
+    assert (shell.folder / "store.filed.ram").exists()
 
     said = shell.run("snapshot", "take", "store", "a/b", status=2)
     assert "'a/b' is no name" in said
@@ -119,8 +140,9 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     assert "store.down.qcow2" in shell.run("disk", "list", "store")
     shell.run("snapshot", "rename", "store", "down", "rest")
     shell.run("snapshot", "delete", "store", "rest")
-    assert "running machine" in shell.run("disk", "limit", "store", "disk0", status=2)
+    assert shell.json("disk", "limit", "store", "disk0")["limits"]["bps"] == 0
     shell.run("down", "--grace", "0", "--delete-disks", "--yes")
     assert places.qemus() == []
-    left = ["store.qcow2", "store.two.qcow2"]
+    left = ["store.filed-1.qcow2", "store.qcow2", "store.two.qcow2"]
+    assert list(shell.folder.glob("*.ram")) == []
     assert shell.names() == left, "where it was before it was moved, and reverted"

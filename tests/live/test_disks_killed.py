@@ -16,7 +16,7 @@ from qmpkit.testing.leaks import leaks
 from tests.live.blocks import bare, holds, nothing_left, write
 from tests.live.dying import STEPS
 from tests.live.kept import Places, end_all, lab
-from tests.sizes import DISK_KILLS, NEWEST
+from tests.sizes import DISK_KILLED, DISK_KILLS, NEWEST
 
 pytestmark = [
     pytest.mark.live,
@@ -35,6 +35,7 @@ step("qmpkit.supervisor.ledger:KeptLedger", "intend")
 step("qmpkit.supervisor.ledger:KeptLedger", "settle")
 step("qmpkit.operations.block.snapshots", "place_layer")
 step("qmpkit.operations.block.disks", "place_empty")
+step("qmpkit.operations.block.snapshots", "place_file")
 step("qmpkit.operations.block.undertaking", "remove_files")
 
 async def main():
@@ -44,6 +45,8 @@ async def main():
         qemu, vm, armed = kept.pid, kept.vm, True
         if kind == "snapshot":
             await vm.snapshots.take(f"s{last}{victims}")
+        elif kind == "ram":
+            await vm.snapshots.take(f"s{last}{victims}", ram=True)
         elif kind == "merge":
             await vm.snapshots.delete(vm.snapshots.list()[-1].name)
         else:
@@ -56,7 +59,7 @@ trio.run(main)
 
 
 @pytest.mark.bound(60 + 8 * DISK_KILLS)
-@pytest.mark.parametrize("kind", ["snapshot", "merge", "move"])
+@pytest.mark.parametrize("kind", DISK_KILLED)
 async def test_killed_between_any_two_steps(
     qemu: str, places: Places, tmp_path: Path, kind: str
 ) -> None:
@@ -85,7 +88,9 @@ async def test_killed_between_any_two_steps(
             kept = supervisor.kept["bare"]
             await supervisor.declare("bare", "stopped")
             (disk,) = kept.spec.disks
-            known = {disk.file} | {file for it in kept.spec.snapshots for file in it.disks.values()}
+            points = kept.spec.snapshots
+            known = {disk.file} | {file for it in points for file in it.disks.values()}
+            known |= {file for it in points for file in it.beside}
         await end_all()
     await holds(disk.file, "qcow2", expected)
     there = {str(path) for path in _files(folder)}

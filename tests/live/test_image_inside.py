@@ -113,6 +113,7 @@ async def test_bitmaps(qemu_img: str, tmp_path: Path) -> None:
         assert (first.granularity, first.recording, first.broken) == (4096, True, False)
         second = await images.add_bitmap(disk, "--add, =second", recording=False)
         assert (second.granularity, second.recording) == (65536, False)
+        assert (await images.info(disk)).bitmaps == (first, second)
         await images.merge_bitmap(disk, "first", second.name)
         await images.change_bitmap(disk, second.name, "enable")
         await images.change_bitmap(disk, "first", "disable")
@@ -190,8 +191,7 @@ async def test_a_life_of_an_encrypted_image(qemu_img: str, tmp_path: Path, forma
         assert (await images.compare(top, "qcow2", plain, "raw")).identical
         with pytest.raises(ImageFailed, match=r"is encrypted, and qemu-img cannot be told"):
             await images.rebase(top, "qcow2", disk, format)
-        grown = await images.resize(disk, "2MiB", format, secret=SECRET)
-        assert grown.virtual_size == 2 * MIB
+        assert await images.resize(disk, "2MiB", format, secret=SECRET) == 2 * MIB
         await assert_needs_its_secret(disk, format)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +123,59 @@ def test_inside(image: Command) -> None:
     assert len(json.loads(image.well("bitmap", "list", "a.qcow2", "--json").out)) == 1
     ran = image("bitmap", "remove", "a.qcow2", "b")
     assert (ran.status, "Dirty bitmap 'b' not found" in ran.err) == (1, True)
+
+
+def test_books(image: Command) -> None:
+    image.well("create", "a.qcow2", "1MiB")
+    ran = image.well("amend", "a.qcow2", "--lazy-refcounts=on", "--refcount-bits", "32")
+    assert ran.err.endswith("a.qcow2: is amended; a guest reads the same\n")
+    ran = image.well("amend", "a.qcow2", "--lazy-refcounts", "off", "--json")
+    assert json.loads(ran.out)["key_slots"] == []
+    ran = image("amend", "a.qcow2")
+    assert (ran.status, "it is not said what to change" in ran.err) == (2, True)
+    ran = image("amend", "a.qcow2", "--refcount-bits", "5", "--compat", "0.10")
+    assert (ran.status, "one of 1, 2, 4" in ran.err, "0.10 has 16" in ran.err) == (2, True, True)
+
+
+def test_a_data_file(image: Command, tmp_path: Path) -> None:
+    image.well("create", "a.qcow2", "1MiB", "--data-file", "a.data", "--data-file-raw")
+    assert f"its content is in {tmp_path}/a.data\n" in image.well("info", "a.qcow2").out
+    image.well("convert", "a.qcow2", "b.qcow2", "--data-file", "b.data")
+    Path("b.data").rename("c.data")
+    assert image("check", "b.qcow2").status == 1
+    told = json.loads(image.well("amend", "b.qcow2", "--data-file=c.data", "--json").out)
+    assert told["data_file"] == f"{tmp_path}/c.data"
+    ran = image("create", "d.qcow2", "1MiB", "--data-file", "a.data")
+    assert (ran.status, "it exists already" in ran.err) == (1, True)
+    assert not Path("d.qcow2").exists()
+
+
+@pytest.mark.bound(60)
+def test_keys(image: Command, encrypted: Path) -> None:
+    for name in ("one", "two"):
+        Path(name).write_text(f"secret {name}")
+    Path("plain").write_bytes(bytes(512))
+    assert image.well("key", "list", "plain").out == "plain is not encrypted\n"
+    shutil.copy(encrypted, "a.qcow2")
+    opened = ("a.qcow2", "--secret-file", "one")
+    assert json.loads(image.well("key", "list", "a.qcow2", "--json").out) == [0]
+    for words in ([], ["--slot", "3", "--old-secret-file", "two"]):
+        ran = image("key", "remove", *opened, *words)
+        assert (ran.status, "--old-secret-file or --slot" in ran.err) == (2, True)
+    for words in (["remove", *opened, "--slot", "0"], ["add", *opened, "--slot=8"]):
+        new = ["--new-secret-file", "two"] if words[0] == "add" else []
+        ran = image("key", *words, *new)
+        assert (ran.status, "only active" in ran.err or "0 to 7" in ran.err) in (
+            (1, True),
+            (2, True),
+        )
+    ran = image("key", "change", "a.qcow2", "--secret-file", "-", "--new-secret-file", "-")
+    assert (ran.status, "only one secret can come from stdin" in ran.err) == (2, True)
+    ran = image.well("key", "change", *opened, "--new-secret-file", "two", "--iter-time", "10")
+    assert ran.err.endswith("opens it, the old one no more\nslots 1 of 8 taken\n")
+    ran = image("map", *opened)
+    assert (ran.status, "Invalid password" in ran.err) == (1, True)
+    assert image.well("key", "list", "a.qcow2").out == "slots 1 of 8 taken\n"
 
 
 def test_a_strangers_image(image: Command, tmp_path: Path) -> None:

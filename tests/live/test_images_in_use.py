@@ -45,6 +45,7 @@ def everything_that_changes(image: Path, top: Path) -> dict[str, Callable[[], Aw
     folder = image.parent
     return {
         "resize": lambda: images.resize(image, "+1MiB", "qcow2"),
+        "amend": lambda: images.amend(image, refcount_bits=64),
         "check": lambda: images.check(image, "qcow2"),
         "repair": lambda: images.check(image, "qcow2", repair="all"),
         "make an overlay of": lambda: images.overlay(folder / "new", image, "qcow2"),

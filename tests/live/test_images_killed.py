@@ -208,7 +208,7 @@ async def test_what_works_for_us_is_killed(tmp_path: Path, raw: Path, victim: st
 def draft(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "named":
 
-        def refuse(folder: Path) -> None:
+        def refuse(folder: Path, child_fd: int) -> None:
             raise OSError(95, "Operation not supported")
 
         monkeypatch.setattr(drafts, "_Unnamed", refuse)

@@ -11,9 +11,10 @@ import pytest
 import trio
 
 import qmpkit
-from qmpkit import ImageFailed, SpecInvalid
+from qmpkit import ImageFailed, IoLimits, SpecInvalid
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.jobs import JobProgress, jobs_of
+from qmpkit.spec.snapshots import tag_of
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import bare, holds, nothing_left, write
@@ -101,7 +102,7 @@ async def test_a_disk_moves_grows_and_is_flattened(qemu: str, tmp_path: Path) ->
         assert await vm.disks.move("disk0", target, format="raw") == target
         await write(vm, "disk0", 2, 3)
         assert await vm.disks.resize("disk0", "32MiB") == 32 << 20
-        await vm.disks.limit("disk0", bytes_per_second=64 << 20)
+        await vm.disks.limit("disk0", IoLimits(bps="64MiB"))
         assert [it.size for it in await vm.disks.chain("disk0")] == [32 << 20]
         await nothing_left(vm)
         await vm.snapshots.take("two")
@@ -123,14 +124,19 @@ async def test_disks_and_ram_go_back_together(qemu: str, tmp_path: Path) -> None
         point = await vm.snapshots.save("ram")
         assert set(point.disks) == {"disk0", "disk1"}
         await write(vm, "disk0", 0, 2)
-        await vm.snapshots.load("ram")
+        await vm.snapshots.rename("ram", "first")
+        assert (await vm.snapshots.save("ram")).tag == "ram-2"
+        await vm.snapshots.load("first")
+        assert vm.snapshots.current == "first"
+        await vm.snapshots.delete("first")
+        assert await _tags(vm) == {"ram-2"}
         await vm.snapshots.delete("ram")
 
         async def save() -> None:
             await vm.snapshots.save("again")
 
         async def forget() -> None:
-            assert await _tags(vm) == {it.name for it in vm.snapshots.list()}
+            assert await _tags(vm) == {tag_of(it) for it in vm.snapshots.list()}
             if vm.snapshots.list():
                 await vm.snapshots.delete("again")
 

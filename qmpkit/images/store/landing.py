@@ -20,7 +20,10 @@ import trio
 
 from qmpkit.process.durable import DRAFT
 
-__all__ = ["Landing", "Left"]
+__all__ = ["DATA", "Landing", "Left"]
+
+DATA = "data"
+"""The file's name."""
 
 _CHUNK = 1 << 20
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -55,10 +58,10 @@ class Left:
 
 
 class Landing:
-    """The file *folder*/data, open, with the sums of what is in it."""
+    """The file `DATA` in *folder*, open, with the sums of what is in it."""
 
     def __init__(self, folder: Path, algorithms: set[str]) -> None:
-        self.path = folder / "data"
+        self.path = folder / DATA
         self.length = 0
         self.left: Left | None = None
         self.pieced = False  # not all of it is of one answer

@@ -29,6 +29,7 @@ from qmpkit.images.in_use import refuse_used
 from qmpkit.images.store import index
 from qmpkit.images.store.download import Download
 from qmpkit.images.store.index import Format, Image, Name
+from qmpkit.images.store.landing import DATA
 from qmpkit.images.store.layout import Layout
 from qmpkit.images.store.locks import held, held_folder
 from qmpkit.images.store.progress import Pulling, Stage
@@ -68,6 +69,7 @@ class Pull:
     source: Source
     max_size: int
     stall: float
+    ca_file: Path | None
     refresh: bool
     pulling: Pulling
 
@@ -89,7 +91,11 @@ class Pull:
             waited = await self._take_turn(stack)
             if waited and (found := await self._pulled_meanwhile(self._latest(names))) is not None:
                 return found
-            client = await stack.enter_async_context(web(self.stall)) if self._asks else None
+            client = (
+                await stack.enter_async_context(web(self.stall, self.ca_file))
+                if self._asks
+                else None
+            )
             stack.enter_context(_told_to_others(self._folder, self.pulling))
             image = await self._had(client)
             with suppress(OSError):  # gc takes what remains
@@ -316,12 +322,18 @@ class _told_to_others:
 
 
 def _clear(folder: Path, *, everything: bool) -> None:
-    if everything:
+    if everything or not _begun(folder / DATA):
         shutil.rmtree(folder, ignore_errors=True)
     else:
         with suppress(OSError):
             (folder / _DRAFT).unlink(missing_ok=True)
-            folder.rmdir()  # when there is nothing to go on with
+
+
+def _begun(download: Path) -> bool:
+    """Whether there is anything to go on with."""
+    with suppress(FileNotFoundError):
+        return download.stat().st_size > 0
+    return False
 
 
 def _holds_content(path: Path) -> bool:

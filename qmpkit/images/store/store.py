@@ -62,6 +62,10 @@ class Verified:
         return not self.problem
 
 
+def _optional(path: StrPath | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
 def _place(path: StrPath | None) -> Path:
     return images_root() if path is None else Path(path)
 
@@ -76,7 +80,9 @@ class Store:
 
     `path` None: `$QMPKIT_IMAGES_DIR`, else `.images` in the state directory.  `max_size`:
     bytes that a download, and what is unpacked of it, may have (64 GiB).  `stall`:
-    seconds without a byte after which a server's connection is given up (30).
+    seconds without a byte after which a server's connection is given up (30).  `ca_file`:
+    PEM certificates of authorities that https servers may be of, besides those that this
+    host trusts (SSL_CERT_FILE and SSL_CERT_DIR say which, as for other programs).
 
     Images are files with the mode 0444, named by the SHA-256 of their content.  Root may
     write to them all the same: `verify` reads them again.  Overlays that qmpkit makes are
@@ -87,6 +93,7 @@ class Store:
     path: Path = attrs.field(default=None, converter=_place)
     max_size: int = attrs.field(default=64 * GIB, kw_only=True)
     stall: float = attrs.field(default=30.0, kw_only=True)
+    ca_file: Path | None = attrs.field(default=None, kw_only=True, converter=_optional)
 
     @property
     def _layout(self) -> Layout:
@@ -123,9 +130,9 @@ class Store:
         anyway, also in the place of a file that was damaged.
 
         Several who pull the same share one download.  `PullFailed` when it does not come;
-        of that `ChecksumWrong`, `SignatureWrong`, `ImageRefused`.  `SpecInvalid` when
-        *what* means nothing, or *name* is another image's; `HostLacks` without httpx,
-        gpgv, zstd or qemu-img; `ImageInUse` when a QEMU writes to the file.
+        of that `CertificateWrong`, `ChecksumWrong`, `SignatureWrong`, `ImageRefused`.
+        `SpecInvalid` when *what* means nothing, or *name* is another image's; `HostLacks`
+        without httpx, gpgv, zstd or qemu-img; `ImageInUse` when a QEMU writes to the file.
         Cancelled, a download stays where it is gone on with, and nothing else.
         """
         work = await self._work(
@@ -173,6 +180,7 @@ class Store:
             source=source,
             max_size=self.max_size,
             stall=self.stall,
+            ca_file=self.ca_file,
             refresh=refresh,
             pulling=Pulling(),
         )

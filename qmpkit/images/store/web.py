@@ -4,11 +4,10 @@ whether asking again may help.
 
 from __future__ import annotations
 
-import functools
 import importlib
-import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -16,6 +15,7 @@ import trio
 from qmpkit import __version__
 from qmpkit.errors import HostLacks, PullFailed
 from qmpkit.images.store.sources import without_password
+from qmpkit.images.store.tls import tls_context, tls_failure
 
 if TYPE_CHECKING:
     import httpx
@@ -46,6 +46,7 @@ class Web:
     def __init__(self, client: httpx.AsyncClient, stall: float) -> None:
         self._client = client
         self._stall = stall
+        self._streams: list[Any] = []
 
     @asynccontextmanager
     async def get(
@@ -57,8 +58,11 @@ class Web:
         `Interrupted` for what may help again, `PullFailed` for the rest; also within
         the block, for what goes wrong while the body is read.
         """
+        traced = {"trace": self._trace}
         with self._errors(shown), self._bounded_redirects(shown):
-            async with self._client.stream("GET", url, headers=headers) as answer:
+            async with self._client.stream(
+                "GET", url, headers=headers, extensions=traced
+            ) as answer:
                 if not trusted and _weakened(answer):
                     why = "https leads to http there, where anybody may change what comes"
                     raise PullFailed(shown, why, "name its checksums, or another address")
@@ -88,6 +92,17 @@ class Web:
                     raise PullFailed(shown, "a file of checksums is not that large")
         return bytes(data)
 
+    async def _trace(self, event: str, told: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            self._streams.append(told["return_value"])
+
+    async def _hang_up(self) -> None:
+        """Close each connection: httpcore leaves one that is cancelled in its handshake open."""
+        for stream in self._streams:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await stream.aclose()
+
     @contextmanager
     def _errors(self, shown: str) -> Iterator[None]:
         httpx = importlib.import_module("httpx")  # it is loaded
@@ -97,6 +112,8 @@ class Web:
             why = f"the server has sent nothing for {self._stall:g} s"
             raise Interrupted(shown, why, "try again later") from error
         except httpx.ConnectError as error:
+            if (failure := tls_failure(error, shown)) is not None:
+                raise failure from error
             raise Interrupted(shown, f"no connection: {error}", "is the address right?") from error
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise PullFailed(shown, f"this is no address: {error}") from error
@@ -132,13 +149,13 @@ async def ended(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[byt
 
 
 @asynccontextmanager
-async def web(stall: float) -> AsyncIterator[Web]:
+async def web(stall: float, ca_file: Path | None = None) -> AsyncIterator[Web]:
     """A client; *stall*: seconds without a byte after which a connection is given up.
 
-    `HostLacks` without httpx.
+    *ca_file*: authorities that are trusted besides this host's.  `HostLacks` without httpx.
     """
     httpx: Any = await trio.to_thread.run_sync(_httpx)
-    context = await trio.to_thread.run_sync(_context)
+    context = await trio.to_thread.run_sync(tls_context, ca_file)
     # What is compressed is an image as its project made it, and is to stay so on the way.
     headers = {"User-Agent": f"qmpkit/{__version__}", "Accept-Encoding": "identity"}
     try:
@@ -152,14 +169,12 @@ async def web(stall: float) -> AsyncIterator[Web]:
     except (ImportError, ValueError) as error:  # what the environment says of proxies
         what = f"the proxy of this environment cannot be used: {error}"
         raise HostLacks(what, "see http_proxy, https_proxy and all_proxy") from error
-    async with client:
-        yield Web(client, stall)
-
-
-@functools.cache  # reading them takes 20 ms
-def _context() -> ssl.SSLContext:
-    """The authorities that this host trusts, where httpx would bring its own."""
-    return ssl.create_default_context()
+    made = Web(client, stall)
+    try:
+        async with client:
+            yield made
+    finally:
+        await made._hang_up()
 
 
 def _httpx() -> Any:

@@ -17,6 +17,8 @@ import trio
 
 from qmpkit.errors import Fault, LaunchFailed, SpecInvalid
 from qmpkit.host.chain import Chain
+from qmpkit.host.encrypted import encrypted_problems, secret_problems, with_secrets
+from qmpkit.host.findings import raise_problems
 from qmpkit.host.tools import storage_daemon
 from qmpkit.images.in_use import checked_chain, refuse_used
 from qmpkit.images.tool import Asked
@@ -29,7 +31,9 @@ from qmpkit.qmp.events import Subscription
 from qmpkit.qmp.opening import open_session
 from qmpkit.qmp.session import Session
 from qmpkit.spec.block import Disk, blockdevs_of, disk_node
+from qmpkit.spec.encryption import BaseImage, encryption_of, secret_objects
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.names import secret_id
 from qmpkit.spec.options import Json
 from qmpkit.spec.snapshots import layer_node
 
@@ -52,6 +56,7 @@ class AtRest:
         self.spec = spec
         self.ledger = ledger
         self.changing = trio.Lock()
+        self.is_down = True
         self.disks = Disks(self)
         self.snapshots = Snapshots(self, self._frozen)
         self._qmp = qmp
@@ -102,7 +107,7 @@ class AtRest:
         raise SpecInvalid([fault], f"machine {self.name!r}")
 
 
-_RUNNING = ("snapshot-save", "snapshot-load", "snapshot-delete", "block_set_io_throttle")
+_RUNNING = ("snapshot-save", "snapshot-load", "snapshot-delete")
 
 
 def _by_file(
@@ -129,9 +134,13 @@ async def at_rest(spec: MachineSpec, *, ledger: Ledger | None = None) -> AsyncIt
     qemu-storage-daemon, CommandRefused when an image cannot be opened.
     """
     spec, disks = _writable(spec)
+    problems = await trio.to_thread.run_sync(lambda: [*secret_problems(spec)])
+    raise_problems(problems, f"machine {spec.name!r}")
     chains = await trio.to_thread.run_sync(lambda: [(disk, _chain(disk)) for disk in disks])
     async with _daemon(spec.name) as qmp:
         for disk, chain in chains:
+            for secret in secret_objects(disk.id, disk.luks):
+                await qmp.execute("object-add", secret)
             for blockdev in _blockdevs(disk, chain):
                 await qmp.execute("blockdev-add", blockdev)
         yield AtRest(spec, qmp, ledger or Unwritten())
@@ -139,7 +148,10 @@ async def at_rest(spec: MachineSpec, *, ledger: Ledger | None = None) -> AsyncIt
 
 def _writable(spec: MachineSpec) -> tuple[MachineSpec, list[Disk]]:
     """With absolute paths, and the disks that are opened."""
-    disks = [attrs.evolve(disk, file=os.path.abspath(disk.file)) for disk in spec.disks]  # noqa: PTH100
+    disks = [
+        disk if disk.is_empty else attrs.evolve(disk, file=os.path.abspath(disk.file))  # noqa: PTH100
+        for disk in spec.disks
+    ]
     spec = attrs.evolve(spec, disks=disks)
     opened = [disk for disk in spec.disks if not disk.is_readonly]
     if not opened:
@@ -152,7 +164,10 @@ def _chain(disk: Disk) -> Chain:
     """Its images, which are sound and nobody's; blocking."""
     asked = Asked.of("open", disk.file)
     refuse_used(asked, for_writing=True)
-    return checked_chain(asked, disk.format)
+    chain = checked_chain(asked, disk.format)
+    found = encrypted_problems(disk, chain, disk.id, own=True)
+    raise_problems([*found], f"disk {disk.id!r}")
+    return chain
 
 
 def _blockdevs(disk: Disk, chain: Chain) -> Iterator[Json]:
@@ -164,11 +179,20 @@ def _blockdevs(disk: Disk, chain: Chain) -> Iterator[Json]:
     for _ in chain.layers[1:]:
         name = layer_node(name, set())
         names.append(name)
+    bases = [BaseImage(str(it.path), it.format, "file", None) for it in chain.layers[1:]]
+    if disk.luks is not None:
+        bases = [*with_secrets(disk.luks, chain.layers[1:])]
     backing: str | None = None
-    for layer, node in reversed([*zip(chain.layers, names, strict=True)][1:]):
-        file = {"driver": "file", "node-name": f"{node}-file", "filename": str(layer.path)}
+    for base, node in reversed([*zip(bases, names[1:], strict=True)]):
+        file = {"driver": base.driver, "node-name": f"{node}-file", "filename": base.file}
         yield {**file, "auto-read-only": True}
-        format = {"driver": layer.format, "node-name": node, "file": f"{node}-file"}
+        format: dict[str, object] = {
+            "driver": base.format,
+            "node-name": node,
+            "file": f"{node}-file",
+        }
+        if base.secret is not None:
+            format |= encryption_of(base.format, secret_id(disk.id, base.secret))
         yield {**format, "read-only": True} | ({} if backing is None else {"backing": backing})
         backing = node
     lower, upper = blockdevs_of(disk)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -19,26 +19,29 @@ from typing import Any
 import attrs
 import trio
 
-from qmpkit.backups.hashing import Digest, digest_of
-from qmpkit.backups.repository import Repository, draft_of, repository
-from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
-from qmpkit.images.new import place_backup
+from qmpkit.backups.hashing import Digest, digest_of, trickling
+from qmpkit.backups.repository import MOMENT, Repository, draft_of, repository
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.images.tool import Asked
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.block.backup_compare import Moment, fleeces_of, moment
 from qmpkit.operations.block.backup_plan import Copy, Mode, dirty_bitmaps, planned, remove_bitmaps
+from qmpkit.operations.block.fleece import Fleece, refuse_threads, socket_fault
 from qmpkit.operations.block.graph import graph_of
-from qmpkit.operations.block.layers import STEP_GRACE, Made, making
+from qmpkit.operations.block.layers import LOST, STEP_GRACE, Made, formatted, making, new_file
 from qmpkit.operations.block.snapshots import Freeze
 from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.job_groups import job_group
 from qmpkit.operations.jobs import JobState, Progress, progress_of
-from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
-from qmpkit.spec.backups import BackupLayer, BackupPoint, bitmap_name
+from qmpkit.qmp.errors import CommandRefused
+from qmpkit.spec.backups import BackupLayer, BackupPoint, bitmaps_of
 from qmpkit.spec.sizes import format_size
 
-__all__ = ["let_go_on", "run_backup"]
+__all__ = ["run_backup"]
 
-_LOST = (MachineGone, MachineDied, MonitorLost, MonitorGarbled)
+_ASKED = "back its disks up"
+_WORKERS = 16  # each with a buffer of 1 MiB
 
 
 @attrs.frozen
@@ -47,6 +50,7 @@ class _Wanted:
     speed: int
     freeze: Freeze | None
     progress: Progress | None
+    compare: bool
 
 
 async def run_backup(
@@ -58,28 +62,48 @@ async def run_backup(
     speed: int = 0,
     freeze: Freeze | None = None,
     progress: Progress | None = None,
+    plain: bool = False,
+    compare: bool = False,
 ) -> BackupPoint:
     """See `Backups.run`."""
-    if speed < 0:
-        fault = Fault("speed", f"counts from 0, not from {speed}")
-        raise SpecInvalid([fault], f"machine {machine.name!r}")
-    wanted = _Wanted(compress, speed, freeze, progress)
+    faults = [*_faults(machine, speed=speed, plain=plain)]
+    if compare and (fault := socket_fault(Asked.of("back up to", folder).path / MOMENT)):
+        faults.append(fault)
+    if faults:
+        raise SpecInvalid(faults, f"machine {machine.name!r}")
+    wanted = _Wanted(compress, speed, freeze, progress, compare)
     held = repository(folder, doing="back up to", change=True, new_of=machine.name)
     async with held as place, machine.changing:
+        if compare:
+            await refuse_threads(machine)
         copies = await _planned(machine, place, mode)
         if not compress:
             await trio.to_thread.run_sync(_refuse_full, place, copies)
+        fleeces = [*fleeces_of(machine, place, copies)] if compare else []
+        nodes = [node for copy in copies for node in (copy.target, f"{copy.target}-file")]
+        files = [draft_of(place.path(copy.file)) for copy in copies]
         change = Change(
             what=f"back up to {place.folder}",
             spec=machine.spec,
             begun=machine.spec,
-            jobs=tuple(copy.job for copy in copies),
-            nodes=tuple(node for copy in copies for node in (copy.target, f"{copy.target}-file")),
-            files=tuple(str(draft_of(place.path(copy.file))) for copy in copies),
+            jobs=(*(copy.job for copy in copies), *(it.job for it in fleeces)),
+            nodes=(*nodes, *(node for it in fleeces for node in it.nodes)),
+            files=tuple(str(file) for file in (*files, *(it.file for it in fleeces))),
             frozen=freeze is not None,
+            serving=compare,
         )
         async with undertaking(machine, change), making(machine) as made:
-            return await _carried_out(machine, place, copies, wanted, made)
+            return await _carried_out(machine, place, copies, fleeces, wanted, made)
+
+
+def _faults(machine: Changeable, *, speed: int, plain: bool) -> Iterator[Fault]:
+    if speed < 0:
+        yield Fault("speed", f"counts from 0, not from {speed}")
+    for disk in machine.spec.disks:
+        if disk.luks is not None and not disk.is_readonly and not plain:
+            message = "it is encrypted, and its backup would show in clear what it holds"
+            hint = "plain=True (--plain) if that is wanted: the folder then needs a safe place"
+            yield Fault(disk.id, message, hint)
 
 
 async def _planned(machine: Changeable, place: Repository, mode: Mode) -> tuple[Copy, ...]:
@@ -89,8 +113,7 @@ async def _planned(machine: Changeable, place: Repository, mode: Mode) -> tuple[
     plan = partial(planned, machine, graph, bitmaps, manifest, mode, place.folder)
     copies = await trio.to_thread.run_sync(plan)
     # Of a point that was never finished, or whose bitmap is of no use.
-    keep = bitmap_name(manifest.id, manifest.last.number) if manifest.last else None
-    await remove_bitmaps(machine, manifest.id, keep)
+    await remove_bitmaps(machine, manifest.id, bitmaps_of(manifest.last))
     return copies
 
 
@@ -111,15 +134,20 @@ async def _carried_out(
     machine: Changeable,
     place: Repository,
     copies: Sequence[Copy],
+    fleeces: Sequence[Fleece],
     wanted: _Wanted,
     made: Made,
 ) -> BackupPoint:
     async with _new_bitmaps(machine, copies):
         for copy in copies:
-            await _make_target(place, copy, made)
-        when = await _copied(machine, copies, wanted)
-        await _close(machine, copies)
-        digests = await _digests(place, copies, wanted.progress)
+            await _make_target(machine, place, copy, made)
+        drafts = [draft_of(place.path(copy.file)) for copy in copies]
+        async with moment(machine, place, fleeces) as it:
+            async with trickling(drafts, place.asked):
+                when = await _copied(machine, copies, wanted, it)
+            await _close(machine, copies)
+            await it.compare(copies, wanted.progress)
+        digests = await _digests(place, drafts, wanted.progress)
         layers = {
             copy.disk: _layer(copy, digest, compressed=wanted.compress)
             for copy, digest in zip(copies, digests, strict=True)
@@ -131,8 +159,8 @@ async def _carried_out(
         manifest = attrs.evolve(manifest, points=(*manifest.points, point))
         await place.seal(manifest, [place.path(copy.file) for copy in copies])
         made.keep()
-    with trio.move_on_after(STEP_GRACE, shield=True), suppress(*_LOST):
-        await remove_bitmaps(machine, manifest.id, bitmap_name(manifest.id, number))
+    with trio.move_on_after(STEP_GRACE, shield=True), suppress(*LOST):
+        await remove_bitmaps(machine, manifest.id, bitmaps_of(point))
     return point
 
 
@@ -143,16 +171,18 @@ async def _close(machine: Changeable, copies: Sequence[Copy]) -> None:
             await machine.execute("blockdev-del", {"node-name": node})
 
 
-async def _make_target(place: Repository, copy: Copy, made: Made) -> None:
+async def _make_target(machine: Changeable, place: Repository, copy: Copy, made: Made) -> None:
     path = draft_of(place.path(copy.file))
-    made.file(await place_backup(path, copy.parent, copy.size))
+    made.file(await trio.to_thread.run_sync(new_file, place.asked, path))
     # Unflushed: the file is synced once, while its checksum is computed.
     cache = {"cache": {"direct": False, "no-flush": True}}
     name = f"{copy.target}-file"
     lower = {"driver": "file", "node-name": name, "filename": str(path), **cache}
     # Without the layers below: whole clusters are written, and nothing of those is read.
     upper = {"driver": "qcow2", "node-name": copy.target, "file": name, **cache}
-    await made.nodes(lower, {**upper, "backing": None} if copy.parent else upper)
+    await made.nodes(lower)
+    await formatted(machine, name, copy.size, parent=copy.parent, id=copy.job, asked=_ASKED)
+    await made.nodes({**upper, "backing": None} if copy.parent else upper)
 
 
 @asynccontextmanager
@@ -161,7 +191,7 @@ async def _new_bitmaps(machine: Changeable, copies: Sequence[Copy]) -> AsyncIter
     try:
         yield
     except BaseException:
-        with trio.move_on_after(STEP_GRACE, shield=True), suppress(*_LOST):
+        with trio.move_on_after(STEP_GRACE, shield=True), suppress(*LOST):
             for copy in copies:
                 if copy.bitmap is not None:
                     with suppress(CommandRefused):
@@ -170,23 +200,23 @@ async def _new_bitmaps(machine: Changeable, copies: Sequence[Copy]) -> AsyncIter
         raise
 
 
-async def _copied(machine: Changeable, copies: Sequence[Copy], wanted: _Wanted) -> float:
+async def _copied(
+    machine: Changeable, copies: Sequence[Copy], wanted: _Wanted, it: Moment
+) -> float:
     """Have QEMU copy, all from one moment on; that moment, in seconds since the epoch."""
-    actions = [action for copy in copies for action in _actions(copy, wanted, len(copies))]
-    ran = (await machine.execute("query-status"))["running"]
+    plain = [action for copy in copies for action in _actions(copy, wanted, len(copies))]
     ids = [copy.job for copy in copies]
-    try:
-        async with job_group(machine, ids, asked="back its disks up") as jobs:
-            async with wanted.freeze() if wanted.freeze else nullcontext():
-                await jobs.start(actions)
-                when = time.time()
+    async with job_group(machine, ids, asked=_ASKED) as jobs:
+        async with wanted.freeze() if wanted.freeze else nullcontext():
+            try:
+                await jobs.start([*it.actions, *(_tuned(action) for action in plain)])
+            except CommandRefused:  # for an experimental parameter, or for a reason
+                await jobs.start([*it.actions, *plain])
+            when = time.time()
+        async with it.held(jobs):
             async for state in jobs.progress():
                 if wanted.progress is not None:
                     wanted.progress(state)
-    except BaseException:
-        with trio.move_on_after(STEP_GRACE, shield=True), suppress(*_LOST):
-            await let_go_on(machine, ran=ran)
-        raise
     return when
 
 
@@ -210,16 +240,16 @@ def _actions(copy: Copy, wanted: _Wanted, of: int) -> list[dict[str, Any]]:
     return actions
 
 
-async def let_go_on(machine: Changeable, *, ran: bool) -> None:
-    """A full target stops a guest that writes, in the middle of its write; it is tried again."""
-    if ran and (await machine.execute("query-status"))["status"] == "io-error":
-        await machine.execute("cont")
+def _tuned(action: dict[str, Any]) -> dict[str, Any]:
+    """With as many requests at once as keep processors busy; QEMU's 64 are in each other's way."""
+    if action["type"] != "blockdev-backup":
+        return action
+    return {**action, "data": {**action["data"], "x-perf": {"max-workers": _WORKERS}}}
 
 
 async def _digests(
-    place: Repository, copies: Sequence[Copy], progress: Progress | None
+    place: Repository, drafts: Sequence[Path], progress: Progress | None
 ) -> list[Digest]:
-    drafts = [draft_of(place.path(copy.file)) for copy in copies]
     told = await trio.to_thread.run_sync(_told_of, drafts, progress)
     return [await digest_of(draft, place.asked, told, safe=True) for draft in drafts]
 
@@ -242,7 +272,7 @@ def _told_of(drafts: Sequence[Path], progress: Progress | None) -> Any:
 def _layer(copy: Copy, digest: Digest, *, compressed: bool) -> BackupLayer:
     return BackupLayer(
         file=copy.file,
-        sha256=digest.sha256,
+        checksum=digest.checksum,
         length=digest.length,
         virtual_size=copy.size,
         parent=copy.parent,

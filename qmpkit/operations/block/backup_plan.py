@@ -6,7 +6,8 @@ ends in order.  It is the last point's, or of no use: then all of the disk is co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import secrets
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.graph import Graph, Layer
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.backups import (
+    BITMAP_PREFIX,
     BackupLayer,
     BackupManifest,
     bitmap_name,
@@ -93,7 +95,8 @@ class _Known:
             return f"{self.depth} layers need each other already"
         if self.bitmap is None:
             return (
-                "its dirty bitmap is gone: a snapshot, a merge or a move has changed its image, "
+                "its dirty bitmap is gone: a snapshot, a merge, a move, a restore or another "
+                "order of the disks has changed its image, "
                 "or QEMU was killed before it was stored there"
             )
         if self.bitmap.get("inconsistent"):
@@ -164,7 +167,7 @@ def _copy(it: _Known, manifest: BackupManifest, mode: Mode, target: str) -> Copy
         "node": top.node,
         "size": top.size,
         "file": layer_file_name(it.disk, number, manifest.id),
-        "bitmap": None if it.unable else bitmap_name(manifest.id, number),
+        "bitmap": None if it.unable else bitmap_name(manifest.id, number, it.disk, _token()),
         "target": target,
         "job": f"{target}-{it.disk}",
     }
@@ -174,6 +177,10 @@ def _copy(it: _Known, manifest: BackupManifest, mode: Mode, target: str) -> Copy
     used = min(top.size, sum(layer.used for layer in it.chain))
     why = it.unfit if mode == "auto" and (manifest.points or it.unable) else ""
     return Copy(why=why, bytes=used, **common)
+
+
+def _token() -> str:
+    return secrets.token_hex(4)
 
 
 def free_targets(graph: Graph) -> Iterator[str]:
@@ -218,14 +225,14 @@ async def dirty_bitmaps(machine: Changeable) -> Bitmaps:
     return Bitmaps(await machine.execute("query-named-block-nodes", {"flat": True}))
 
 
-async def remove_bitmaps(machine: Changeable, repository: str, keep: str | None = None) -> None:
+async def remove_bitmaps(machine: Changeable, repository: str, keep: Collection[str] = ()) -> None:
     """Remove a repository's dirty bitmaps from all images that are written to, but for *keep*.
 
     `repository` "": those of all.  One that is in use, or in an image that is only read, stays.
     """
-    prefix = bitmap_prefix(repository) if repository else "qk-"
+    prefix = bitmap_prefix(repository) if repository else BITMAP_PREFIX
     for node, name in await dirty_bitmaps(machine):
-        if name.startswith(prefix) and name != keep:
+        if name.startswith(prefix) and name not in keep:
             with suppress(CommandRefused):
                 words = {"node": node, "name": name}
                 await machine.execute("block-dirty-bitmap-remove", words)

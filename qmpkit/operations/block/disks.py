@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
 import trio
 
 from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.images.encrypting import encrypting
 from qmpkit.images.new import place_empty
+from qmpkit.machine.drives import limit_drive
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.graph import Layer, graph_of, node_above, nodes_of
 from qmpkit.operations.block.layers import (
+    LOST,
     STEP_GRACE,
     layer_blockdevs,
     making,
@@ -23,11 +27,14 @@ from qmpkit.operations.block.layers import (
 from qmpkit.operations.block.merge import change_place
 from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.jobs import Progress, follow, free_job_id, job
+from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.block import Disk, DiskFormat
+from qmpkit.spec.encryption import luks_faults
+from qmpkit.spec.limits import IoLimits, limits_faults
 from qmpkit.spec.sizes import format_size, to_bytes
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["chain_of", "flatten", "limit", "move", "resize"]
+__all__ = ["chain_of", "flatten", "limit", "limit_again", "move", "resize"]
 
 _SECTOR = 512
 
@@ -71,6 +78,8 @@ async def move(
             make=None,
             origin=disk.origin or disk.file,
         )
+        if faults := list(luks_faults(new.luks, format, disk_id)):
+            raise SpecInvalid(faults, f"machine {machine.name!r}")
         change = Change(
             what=f"move disk {disk_id!r} to {path}",
             spec=with_disks(machine.spec, [new]),
@@ -82,7 +91,7 @@ async def move(
         )
         words = {"device": chain[0].node, "target": new.node, "sync": "full", "speed": speed}
         async with undertaking(machine, change) as it, making(machine) as made:
-            made.file(await place_empty(path, chain[0].size, format))
+            made.file(await place_empty(path, chain[0].size, format, **await encrypting(disk.luks)))
             await it.made(made.files)
             await made.nodes(*layer_blockdevs(new))
             await change_place(
@@ -141,18 +150,42 @@ async def resize(machine: Changeable, disk_id: str, size: int | str) -> int:
     return wanted
 
 
-async def limit(
-    machine: Changeable, disk_id: str, *, bytes_per_second: int = 0, operations: int = 0
-) -> None:
+async def limit(machine: Changeable, disk_id: str, limits: IoLimits | None) -> None:
     """See `Disks.limit`."""
-    disk_of(machine, disk_id)
-    for name, value in (("bytes_per_second", bytes_per_second), ("operations", operations)):
-        if value < 0:
-            raise SpecInvalid([Fault(name, f"counts from 0, not from {value}")])
-    graph = await graph_of(machine)
-    words: dict[str, object] = dict.fromkeys(("bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)
-    words |= {"id": graph.device(disk_id), "bps": bytes_per_second, "iops": operations}
-    await machine.execute("block_set_io_throttle", words)
+    if limits is not None and (faults := list(limits_faults(limits, "limits"))):
+        raise SpecInvalid(faults, f"machine {machine.name!r}, disk {disk_id!r}")
+    async with machine.changing:
+        disk = disk_of(machine, disk_id)
+        wanted = attrs.evolve(disk, limits=None if limits == IoLimits() else limits)
+        change = Change(
+            what=f"limit disk {disk_id!r}",
+            spec=with_disks(machine.spec, [wanted]),
+            begun=machine.spec,
+            sure=True,
+        )
+        async with undertaking(machine, change) as it:
+            try:
+                await _bound(machine, wanted)
+            except BaseException:
+                with trio.move_on_after(STEP_GRACE, shield=True), suppress(*LOST, CommandRefused):
+                    await _bound(machine, disk)
+                raise
+            it.done()
+
+
+async def _bound(machine: Changeable, disk: Disk) -> None:
+    # One that is down has them when it is started, an empty drive when it is filled.
+    if not machine.is_down and not disk.is_empty:
+        await limit_drive(machine, (await graph_of(machine)).device(disk.id), disk.limits)
+
+
+async def limit_again(machine: Changeable, change: Change) -> None:
+    """Have the bounds of the machine's spec, where *change* may have left others."""
+    begun = {disk.id: disk.limits for disk in change.begun.disks}
+    changed = {disk.id for disk in change.spec.disks if disk.limits != begun.get(disk.id)}
+    for disk in machine.spec.disks:
+        if disk.id in changed:
+            await _bound(machine, disk)
 
 
 def _writable(machine: Changeable, disk_id: str) -> Disk:

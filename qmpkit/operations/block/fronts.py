@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.block import disks, inner_snapshots, snapshots
+from qmpkit.operations.block import disks, inner_snapshots, media, snapshots
 from qmpkit.operations.block.backup import run_backup
 from qmpkit.operations.block.backup_plan import Mode, remove_bitmaps
 from qmpkit.operations.block.backup_pull import Pull, drop_checkpoint, pulling
@@ -18,6 +18,7 @@ from qmpkit.operations.block.snapshots import Freeze
 from qmpkit.operations.jobs import Progress
 from qmpkit.spec.backups import BackupPoint
 from qmpkit.spec.block import DiskFormat
+from qmpkit.spec.limits import IoLimits
 from qmpkit.spec.snapshots import Snapshot
 
 __all__ = ["Backups", "Disks", "Snapshots"]
@@ -72,14 +73,36 @@ class Disks:
         """
         return await disks.resize(self._machine, disk, size)
 
-    async def limit(self, disk: str, *, bytes_per_second: int = 0, operations: int = 0) -> None:
-        """Bound what the guest may read and write together, each second; 0: no bound.
+    async def limit(self, disk: str, limits: IoLimits | None) -> None:
+        """Bound what the guest may read and write each second, from now on; None: no bounds.
 
-        Until the machine is started anew (`block_set_io_throttle`).
+        `vm.spec` has them then, and so the next start (`block_set_io_throttle`).  Raises
+        SpecInvalid with all that is wrong at once; failed or cancelled, those before hold.
         """
-        await disks.limit(
-            self._machine, disk, bytes_per_second=bytes_per_second, operations=operations
-        )
+        await disks.limit(self._machine, disk, limits)
+
+    async def insert(
+        self,
+        disk: str,
+        file: str | os.PathLike[str],
+        *,
+        format: DiskFormat | None = None,
+        force: bool = False,
+    ) -> None:
+        """Put another medium into a CD drive, in place of what is in it; the tray is closed then.
+
+        *format*: default that of the drive.  `vm.spec` names the file, so the next start has
+        it in the drive.  A guest that holds the tray and does not let go when it is asked
+        raises TrayLocked; with *force* it is opened all the same (`blockdev-open-tray`,
+        `-remove-medium`, `-insert-medium`, `-close-tray`).  Raises SpecInvalid when the file is
+        not there or not in that format, or the disk is no CD drive, ImageInUse when a machine
+        writes to it.  Failed or cancelled, what was in it is.
+        """
+        await media.insert(self._machine, disk, file, format=format, force=force)
+
+    async def eject(self, disk: str, *, force: bool = False) -> None:
+        """Take out what is in a CD drive, as `insert` does; an empty one is fine."""
+        await media.eject(self._machine, disk, force=force)
 
 
 class Snapshots:
@@ -105,7 +128,9 @@ class Snapshots:
         disks: Sequence[str] | None = None,
         folder: str | os.PathLike[str] | None = None,
         freeze: bool = False,
+        ram: bool = False,
         description: str = "",
+        progress: Progress | None = None,
     ) -> Snapshot:
         """Remember the disks as they are at this moment, all at the same one.
 
@@ -114,6 +139,15 @@ class Snapshots:
         transaction (`blockdev-snapshot`).  *disks*: ids; default: all that it can write to.
         With *freeze* the guest's file systems are flushed and stand still for the moment
         (needs the guest agent); they go on in every case.
+
+        UEFI variables of the machine's own are in it as a copy beside them (`web.<name>.vars`),
+        for which the guest stands still some milliseconds.
+
+        With *ram* the guest's memory and devices are in it too, in a file beside the first
+        layer (`web.<name>.ram`, its user's alone; `migrate`): the guest stands still until
+        that is written, `Snapshot.pause` says for how long.  *progress* is told of it.  Going
+        back to it takes a restart (`Supervisor.revert`, `qmpkit.reverted`).  A guest that was
+        paused runs for a millisecond afterwards: QEMU saves it no second time otherwise.
 
         `vm.spec` names the new layers: start the machine from that the next time, for the
         files below must not be written to any more.  Raises SpecInvalid with all that is
@@ -127,6 +161,8 @@ class Snapshots:
             folder=where,
             description=description,
             freeze=self._freeze if freeze else None,
+            ram=ram,
+            progress=progress,
         )
 
     async def save(
@@ -153,8 +189,9 @@ class Snapshots:
         async with self._machine.changing:
             point = snapshots.known_snapshot(self._machine.spec, name)
             if point.kind != "internal":
-                hint = "stop the machine, and start it from an overlay of the snapshot's files"
-                fault = Fault(name, "it has no RAM: a running machine cannot go back to it", hint)
+                message = "its disks are layers, which a running machine cannot leave"
+                hint = "stop the machine and revert it, which takes its RAM along"
+                fault = Fault(name, message, hint)
                 raise SpecInvalid([fault], f"machine {self._machine.name!r}")
             await inner_snapshots.load_inner(self._machine, point, progress=progress)
 
@@ -163,9 +200,9 @@ class Snapshots:
         return await snapshots.sizes_of(self.list())
 
     async def rename(self, name: str, to: str) -> None:
-        """Give a snapshot another name; its files keep theirs.
+        """Give a snapshot another name; its files, and what the images hold, keep theirs.
 
-        Not one that `save` has made: the images know it by its name.
+        QEMU renames none in an image: `Snapshot.tag` is what that knows it by.
         """
         await snapshots.rename(self._machine, name, to)
 
@@ -195,6 +232,8 @@ class Backups:
         compress: bool = False,
         speed: int = 0,
         freeze: bool = False,
+        plain: bool = False,
+        compare: bool = False,
         progress: Progress | None = None,
     ) -> BackupPoint:
         """Copy all disks that the guest can write to, as they are at this moment, into *folder*.
@@ -207,13 +246,19 @@ class Backups:
 
         *folder* is made when it is not there; it takes backups of one machine.  *speed*: bytes
         a second for all disks together, 0: as fast as it can.  *freeze*: the guest's file
-        systems are flushed and stand still for the moment (needs the guest agent).
-        *progress* is told of the copying, then of the checksums (`state.type` "checksum").
+        systems are flushed and stand still for the moment (needs the guest agent).  *plain*:
+        the layers are never encrypted, so disks that are have to be asked for in clear.  *compare*:
+        the moment is held until all is copied, and each disk is read a second time and
+        compared with what a restore would show, by qemu-img over a private socket in *folder*;
+        what the guest overwrites meanwhile takes room there.  *progress* is told of the
+        copying, of the comparison ("compare" in `state.type`), then of the checksums
+        ("checksum").
 
         The point is there when it is whole and safe on disk.  Failed or cancelled, *folder*
         and the machine are as they were, and the next one goes on from the last point.
         Raises SpecInvalid (an "incremental" that cannot be, a folder of another machine),
-        ImageInUse (another is at work in the folder), JobFailed and ImageFailed (no space).
+        ImageInUse (another is at work in the folder), JobFailed and ImageFailed (no space),
+        BackupDiffers.
         """
         return await run_backup(
             self._machine,
@@ -222,6 +267,8 @@ class Backups:
             compress=compress,
             speed=speed,
             freeze=self._freeze if freeze else None,
+            plain=plain,
+            compare=compare,
             progress=progress,
         )
 
@@ -239,15 +286,18 @@ class Backups:
                 ...  # qemu-img convert pull.disks["disk0"].uri …
 
         By NBD, for reading, on a socket (0600) in *folder*, which is made (0700), is gone
-        after the block, and takes what the guest overwrites meanwhile: it needs room.
+        after the block, and takes what the guest overwrites meanwhile: it needs room.  Of an
+        encrypted disk that is encrypted there; what is served is in clear.
         *checkpoint*: changes are recorded from this moment on under that name (a dirty
         bitmap in each qcow2), unless the block fails.  *since*: what has changed since that
         checkpoint can be asked for by `PulledDisk.context`.  *freeze*: as in `run`.
 
         Nothing else can be changed in the machine's disks within.  The block is cancelled
         and JobFailed raised when *folder* is full: then the moment is lost, not the guest.
-        Raises SpecInvalid, ImageFailed, ImageInUse, and CommandRefused when QEMU's NBD
-        server is in other hands.
+        A client that leaves unread for a minute what it has asked for loses its connection.
+        Raises SpecInvalid (also for disks with an iothread on QEMU before 9.0, which would
+        abort), ImageFailed, ImageInUse, and CommandRefused when QEMU's NBD server is in
+        other hands.
         """
         freezing = self._freeze if freeze else None
         where = Path(folder)

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 
 from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.machine.drives import drives_of
 from qmpkit.operations._protocols import Monitor
 from qmpkit.spec.block import Disk, disk_node
 from qmpkit.spec.snapshots import layer_node
@@ -21,8 +22,6 @@ from qmpkit.spec.suggest import suggestion
 __all__ = ["Graph", "Layer", "file_of", "graph_of", "node_above", "nodes_of"]
 
 _HERE = re.compile(r"(/\.)+/")
-_OURS = "/machine/peripheral/"
-_BACKEND = "/virtio-backend"
 
 
 @attrs.frozen
@@ -163,8 +162,5 @@ async def graph_of(machine: Monitor) -> Graph:
 
 
 def _devices(blocks: list[Mapping[str, Any]]) -> Iterator[tuple[str, tuple[str, str]]]:
-    for block in blocks:
-        where = block.get("qdev", "")
-        device = where.removeprefix(_OURS).removesuffix(_BACKEND)
-        if device and "/" not in device:
-            yield device, (where, block.get("inserted", {}).get("node-name", ""))
+    for device, block in drives_of(blocks):
+        yield device, (block["qdev"], block.get("inserted", {}).get("node-name", ""))

@@ -21,8 +21,9 @@ from qmpkit.operations.block.layers import STEP_GRACE
 from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.jobs import Progress, follow, free_job_id, job
+from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.snapshots import Snapshot
+from qmpkit.spec.snapshots import Snapshot, free_tag, tag_of
 
 __all__ = ["delete_inner", "load_inner", "remove_tag", "take_inner"]
 
@@ -35,8 +36,10 @@ async def take_inner(
     Raises SpecInvalid when a disk that the guest can write to is not qcow2.
     """
     layers = _layers(machine.spec, await graph_of(machine))
+    tag = free_tag(name, machine.spec.snapshots)
     point = Snapshot(
         name=name,
+        tag=None if tag == name else tag,
         kind="internal",
         time=time.time(),
         parent=machine.spec.snapshot,
@@ -46,14 +49,14 @@ async def take_inner(
     )
     spec = attrs.evolve(machine.spec, snapshots=(*machine.spec.snapshots, point), snapshot=name)
     nodes = [layer.node for layer in layers.values()]
-    words = {"tag": name, "vmstate": nodes[0], "devices": nodes}
+    words = {"tag": tag, "vmstate": nodes[0], "devices": nodes}
     asked = f"take the snapshot {name!r}"
     try:
-        await _run(machine, "snapshot-save", words, asked, spec, progress, tag=name)
+        await _run(machine, "snapshot-save", words, asked, spec, progress, tag=tag)
     except (trio.Cancelled, JobFailed):
         if point not in machine.spec.snapshots:
             with trio.move_on_after(STEP_GRACE, shield=True):
-                await remove_tag(machine, name)
+                await remove_tag(machine, tag)
         raise
     return point
 
@@ -92,7 +95,7 @@ async def load_inner(
         hint = "delete the external snapshots that were taken since"
         raise SpecInvalid([Fault(point.name, message, hint)], f"machine {machine.name!r}")
     nodes = [layer.node for layer in layers.values()]
-    words = {"tag": point.name, "vmstate": nodes[0], "devices": nodes}
+    words = {"tag": tag_of(point), "vmstate": nodes[0], "devices": nodes}
     spec = attrs.evolve(machine.spec, snapshot=point.name)
     asked = f"go back to the snapshot {point.name!r}"
     # What a bitmap records would be wrong then, and QEMU goes back to nothing with one.
@@ -136,7 +139,7 @@ async def delete_inner(machine: Changeable, point: Snapshot) -> None:
     asked = f"delete the snapshot {point.name!r}"
     done = attrs.evolve(spec, snapshots=points, snapshot=at)
     if held:
-        words = {"tag": point.name, "devices": held}
+        words = {"tag": tag_of(point), "devices": held}
         return await _run(machine, "snapshot-delete", words, asked, done, None)
     async with undertaking(machine, Change(what=asked, spec=done, begun=spec)) as it:
         it.done()
@@ -166,13 +169,22 @@ async def _run(
 def _layers(spec: MachineSpec, graph: Graph) -> dict[str, Layer]:
     disks = [disk for disk in spec.disks if not disk.is_readonly]
     layers = {disk.id: graph.chain(disk.id)[0] for disk in disks}
-    faults = list(_faults(layers))
+    faults = [*_faults(layers), *_encrypted(disks)]
     if not layers:
         hint = "give it a qcow2 disk: the images hold the RAM"
         faults.append(Fault("disks", "it has no disk to write to", hint))
     if faults:
         raise SpecInvalid(faults, f"machine {spec.name!r}")
     return layers
+
+
+def _encrypted(disks: Sequence[Disk]) -> Sequence[Fault]:
+    """QEMU 7.2 and 10.0 abort when they write the memory into such an image."""
+    return [
+        Fault(f"disks.{disk.id}", "an encrypted image takes no memory", "take one without it")
+        for disk in disks
+        if disk.luks is not None
+    ]
 
 
 def _faults(layers: dict[str, Layer]) -> Sequence[Fault]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import attrs
 import trio
 
 from qmpkit.errors import MachineDied, MachineGone
 from qmpkit.images.drafts import Placed
+from qmpkit.images.tool import Asked
 from qmpkit.operations._protocols import Changeable, Monitor
 from qmpkit.operations.block.graph import file_of
+from qmpkit.operations.jobs import job
 from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
 from qmpkit.spec.block import Disk, blockdevs_of
 from qmpkit.spec.machine import MachineSpec
@@ -22,8 +25,10 @@ __all__ = [
     "INODE",
     "STEP_GRACE",
     "Made",
+    "formatted",
     "layer_blockdevs",
     "making",
+    "new_file",
     "remove_files",
     "remove_nodes",
 ]
@@ -50,6 +55,30 @@ def with_disks(spec: MachineSpec, changed: Iterable[Disk]) -> MachineSpec:
     """*spec* with these disks in the places of those that have their ids."""
     by_id = {disk.id: disk for disk in changed}
     return attrs.evolve(spec, disks=[by_id.get(disk.id, disk) for disk in spec.disks])
+
+
+async def formatted(
+    machine: Monitor, node: str, size: int, *, parent: str | None, id: str, asked: str
+) -> None:
+    """Make an empty qcow2 of the file that is *node* (`blockdev-create`, a job *id*).
+
+    *parent*: the name of the file beside it that it is to need.  JobFailed when there is no
+    space; *asked*: what it is for.
+    """
+    options: dict[str, object] = {"driver": "qcow2", "file": node, "size": size}
+    if parent is not None:
+        options |= {"backing-file": f"./{parent}", "backing-fmt": "qcow2"}
+    async with job(machine, "blockdev-create", {"options": options}, id=id, asked=asked):
+        pass
+
+
+def new_file(asked: Asked, path: Path) -> Placed:
+    """An empty file, which is not there yet; blocking, `ImageFailed` in the name of *asked*."""
+    try:
+        path.open("xb").close()
+        return Placed.of(path)
+    except OSError as error:
+        raise asked.failed_by(error) from error
 
 
 class Made:

@@ -127,10 +127,15 @@ async def _drop(machine: Changeable, disk_id: str, point: Snapshot) -> None:
         spec=without_point(begun, disk_id, point),
         begun=begun,
         sure=True,
-        obsolete=(point.disks[disk_id],),
+        obsolete=(point.disks[disk_id], *_left_of(point, disk_id)),
     )
     async with undertaking(machine, change) as it:
         it.done()
+
+
+def _left_of(point: Snapshot, disk_id: str) -> Sequence[str]:
+    """What goes with the last disk of a point."""
+    return point.beside if point.disks.keys() == {disk_id} else ()
 
 
 async def _merge(
@@ -153,7 +158,7 @@ async def _merge(
         begun=begun,
         job=await free_job_id(machine, "merge", disk_id),
         leaving=nodes_of([upper]),
-        obsolete=(upper.file,),
+        obsolete=(upper.file, *_left_of(point, disk_id)),
     )
     words: dict[str, Any] = {"device": chain[0].node, "base-node": base.node, "speed": speed}
     before = machine.spec

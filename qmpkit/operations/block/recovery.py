@@ -16,15 +16,19 @@ import trio
 from qmpkit.host.chain import walk_chain
 from qmpkit.host.headers import read_header
 from qmpkit.machine.ledger import Change
+from qmpkit.machine.saved_state import cancel_saving
 from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.block.disks import limit_again
 from qmpkit.operations.block.graph import graph_of
 from qmpkit.operations.block.inner_snapshots import remove_tag
 from qmpkit.operations.block.layers import remove_files, remove_nodes
+from qmpkit.operations.block.media import settle_drive
+from qmpkit.operations.block.memory import go_on
 from qmpkit.operations.jobs import JobState, discard_job, jobs_of
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["recover", "settled"]
+__all__ = ["own_files", "recover", "settled"]
 
 _EMPTY = 1 << 20  # bytes that a layer takes at most that nothing was written to
 
@@ -35,6 +39,8 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
     A job that only waits to be let do what is on record is let; every other one is
     cancelled.  `machine.spec` is set, and nothing of the change is left that is not needed.
     """
+    if change.stands:
+        await cancel_saving(machine)
     if change.serving:  # first: what is served holds its nodes
         with suppress(CommandRefused):
             await machine.execute("nbd-server-stop")
@@ -52,24 +58,29 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
     graph = await graph_of(machine)
     used = {layer.file for disk in graph.disks for layer in graph.chain(disk)}
     done = _is_done(change, used)
+    if change.stands:
+        await go_on(machine, ran=change.halted)
+    if change.drive:
+        done = await settle_drive(machine, change, graph)
     machine.spec = change.spec if done else change.begun
+    await limit_again(machine, change)
     for nodes in (change.nodes, change.leaving):  # those in use stay
         await remove_nodes(machine, nodes)
     if change.tag and not done:
         await remove_tag(machine, change.tag)
-    ours = await trio.to_thread.run_sync(_ours, change)
+    ours = await trio.to_thread.run_sync(own_files, change)
     await remove_files(machine, change.obsolete if done else ours)
     return machine.spec
 
 
-def _ours(change: Change) -> list[str]:
+def own_files(change: Change) -> list[str]:
     """Of the files that were to be made, those that we have made.  Blocking.
 
-    Before their numbers were written down, only an empty layer can be told from a file that
-    somebody else has put there meanwhile.
+    Before their numbers were written down, only an empty layer or file can be told from one
+    that somebody else has put there meanwhile.
     """
-    inodes = dict(zip(change.files, change.inodes, strict=False))
-    return [file for file in change.files if _is_ours(Path(file), inodes.get(file))]
+    inodes = dict(zip(change.made, change.inodes, strict=False))
+    return [file for file in change.made if _is_ours(Path(file), inodes.get(file))]
 
 
 def _is_ours(file: Path, inode: int | None) -> bool:
@@ -77,6 +88,8 @@ def _is_ours(file: Path, inode: int | None) -> bool:
         found = file.lstat()
         if inode is not None:
             return found.st_ino == inode
+        if not found.st_size:
+            return True
         return found.st_blocks * 512 <= _EMPTY and bool(read_header(file).backing)
     except OSError:
         return False
@@ -92,17 +105,17 @@ def settled(change: Change) -> MachineSpec:
     Files that the result does not need are removed.
     """
     if change.sure:
-        done = all(os.path.exists(file) for file in change.files)  # noqa: PTH110
+        done = all(os.path.exists(file) for file in change.made)  # noqa: PTH110
     else:
         done = _is_done(change, _used_by(change.begun))
-    for file in change.obsolete if done else _ours(change):
+    for file in change.obsolete if done else own_files(change):
         with suppress(FileNotFoundError):
             os.unlink(file)  # noqa: PTH108
     return change.spec if done else change.begun
 
 
 def _used_by(spec: MachineSpec) -> set[str]:
-    chains = (walk_chain(Path(disk.file), disk.format) for disk in spec.disks)
+    chains = (walk_chain(Path(it.file), it.format) for it in spec.disks if not it.is_empty)
     return {str(layer.path.resolve()) for chain in chains for layer in chain.layers}
 
 

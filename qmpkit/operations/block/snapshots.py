@@ -19,19 +19,22 @@ import trio
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.chain import MAX_CHAIN
 from qmpkit.host.layered import mark_layered
+from qmpkit.images.encrypting import encrypting
 from qmpkit.images.new import place_layer
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.graph import Graph, Layer, graph_of, node_above
 from qmpkit.operations.block.inner_snapshots import delete_inner
-from qmpkit.operations.block.layers import STEP_GRACE, layer_blockdevs, making, with_disks
+from qmpkit.operations.block.layers import STEP_GRACE, Made, layer_blockdevs, making, with_disks
+from qmpkit.operations.block.memory import place_file, runs, standing_still
 from qmpkit.operations.block.merge import delete_point
-from qmpkit.operations.block.undertaking import undertaking
+from qmpkit.operations.block.undertaking import Undertaking, undertaking
+from qmpkit.operations.block.variables import variables_copy
 from qmpkit.operations.jobs import Progress
 from qmpkit.qmp.errors import CommandRefused, MonitorSilent
 from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.snapshots import Snapshot, layer_file, snapshot_name_problem
+from qmpkit.spec.snapshots import Snapshot, layer_file, memory_file, snapshot_name_problem, tag_of
 from qmpkit.spec.suggest import suggestion
 
 __all__ = ["Freeze", "known_snapshot", "new_name_faults", "take", "writable_disks"]
@@ -56,11 +59,15 @@ async def take(
     folder: Path | None = None,
     description: str = "",
     freeze: Freeze | None = None,
+    ram: bool = False,
+    progress: Progress | None = None,
 ) -> Snapshot:
     """An external snapshot; see `Snapshots.take`."""
     async with machine.changing:
+        if ram:
+            _refuse_ram(machine, disks, freeze)
         graph = await graph_of(machine)
-        steps, snapshot = _plan(machine.spec, graph, name, disks, folder, description)
+        steps, snapshot = _plan(machine.spec, graph, name, disks, folder, description, ram=ram)
         spec = attrs.evolve(
             with_disks(machine.spec, (step.disk for step in steps)),
             snapshots=(*machine.spec.snapshots, snapshot),
@@ -76,32 +83,89 @@ async def take(
             files=tuple(step.disk.file for step in steps),
             frozen=freeze is not None,
         )
-        await _carry_out(machine, change, steps, freeze)
-    return snapshot
+        frozen = freeze() if freeze else nullcontext()
+        if not snapshot.beside:
+            await _carry_out(machine, change, steps, frozen)
+            return snapshot
+        change = attrs.evolve(
+            change,
+            sure=False,  # not before what is beside the layers is whole
+            memory=snapshot.memory or "",
+            variables=snapshot.variables or "",
+            halted=await runs(machine),
+        )
+        await _carry_out_still(machine, change, steps, frozen, progress)
+        return known_snapshot(machine.spec, name)
+
+
+def _refuse_ram(machine: Changeable, disks: Sequence[str] | None, freeze: Freeze | None) -> None:
+    faults = []
+    if machine.is_down:
+        faults.append(Fault("ram", "it is down: there is no memory", "leave ram out"))
+    if disks is not None:
+        hint = "leave disks out: the memory fits all of them"
+        faults.append(Fault("disks", "a snapshot with RAM is of all that it can write to", hint))
+    if freeze is not None:
+        hint = "leave freeze out"
+        faults.append(Fault("freeze", "the memory has what is not yet on the disks", hint))
+    if faults:
+        raise SpecInvalid(faults, f"machine {machine.name!r}")
+
+
+async def _carry_out_still(
+    machine: Changeable,
+    change: Change,
+    steps: Sequence[_Step],
+    frozen: AbstractAsyncContextManager[object],
+    progress: Progress | None,
+) -> None:
+    """The guest stands still until its RAM is written, and gets its layers in that pause."""
+    async with undertaking(machine, change) as it, making(machine) as made:
+        await _layers_made(made, steps)
+        for file in filter(None, (change.memory, change.variables)):
+            made.file(await place_file(file))
+        await it.made(made.files)
+        async with frozen, standing_still(machine, it, progress):
+            await it.make_sure()
+            await _switched(machine, steps, it, made)
 
 
 async def _carry_out(
-    machine: Changeable, change: Change, steps: Sequence[_Step], freeze: Freeze | None
+    machine: Changeable,
+    change: Change,
+    steps: Sequence[_Step],
+    frozen: AbstractAsyncContextManager[object],
 ) -> None:
     async with undertaking(machine, change) as it, making(machine) as made:
-        for step in steps:
-            base, new = step.below, step.disk
-            made.file(await place_layer(new.file, base.file, base.format, base.size))
-            await trio.to_thread.run_sync(mark_layered, Path(base.file), Path(new.file))
-            await made.nodes(*layer_blockdevs(new))
+        await _layers_made(made, steps)
         await it.made(made.files)
-        async with freeze() if freeze else nullcontext():
-            try:
-                await _switch(machine, steps)
-            except CommandRefused:
-                raise
-            except BaseException:
-                # Perhaps it was done, and the guest's next writes are in the new layers.
-                made.keep()
-                it.unknown()
-                raise
-            made.keep()
-            it.done()
+        async with frozen:
+            await _switched(machine, steps, it, made)
+
+
+async def _layers_made(made: Made, steps: Sequence[_Step]) -> None:
+    for step in steps:
+        base, new = step.below, step.disk
+        how = await encrypting(new.luks)
+        made.file(await place_layer(new.file, base.file, base.format, base.size, **how))
+        await trio.to_thread.run_sync(mark_layered, Path(base.file), Path(new.file))
+        await made.nodes(*layer_blockdevs(new))
+
+
+async def _switched(
+    machine: Changeable, steps: Sequence[_Step], it: Undertaking, made: Made
+) -> None:
+    try:
+        await _switch(machine, steps)
+    except CommandRefused:
+        raise
+    except BaseException:
+        # Perhaps it was done, and the guest's next writes are in the new layers.
+        made.keep()
+        it.unknown()
+        raise
+    made.keep()
+    it.done()
 
 
 async def _switch(machine: Changeable, steps: Sequence[_Step]) -> None:
@@ -126,6 +190,8 @@ def _plan(
     wanted: Sequence[str] | None,
     folder: Path | None,
     description: str,
+    *,
+    ram: bool,
 ) -> tuple[list[_Step], Snapshot]:
     faults = [*new_name_faults(spec, name)]
     chosen = writable_disks(spec, wanted, faults)
@@ -145,17 +211,29 @@ def _plan(
             faults.append(Fault("name", f"{step.disk.file!r} is there already", hint))
         taken.add(str(step.disk.node))
         steps.append(step)
+    memory = _memory_file(steps[0].disk, name) if ram and steps else None
+    variables = variables_copy(spec, name, folder) if steps else None
+    for file in (memory, variables):
+        if file is not None and os.path.lexists(file):
+            faults.append(Fault("name", f"{file!r} is there already", "remove it"))
     if faults:
         raise SpecInvalid(faults, f"machine {spec.name!r}")
     snapshot = Snapshot(
         name=name,
         time=time.time(),
+        memory=memory,
+        variables=variables,
         parent=spec.snapshot,
         disks={step.disk.id: step.below.file for step in steps},
         formats={step.disk.id: step.below.format for step in steps},
         description=description,
     )
     return steps, snapshot
+
+
+def _memory_file(disk: Disk, name: str) -> str:
+    """Beside the layer of the first disk."""
+    return str(Path(disk.file).with_name(Path(memory_file(disk.origin or disk.file, name)).name))
 
 
 def _step(
@@ -233,6 +311,10 @@ async def delete(
         if strange := [disk for disk in point.disks if disk not in known]:  # before any merge
             fault = Fault(name, f"the machine has no disk {strange[0]!r} any more")
             raise SpecInvalid([fault], f"machine {machine.name!r}")
+        if point.memory is not None and point.memory == machine.spec.resume_from:
+            hint = "start it, or go back to another snapshot"
+            fault = Fault(name, "the machine is to go on with its memory", hint)
+            raise SpecInvalid([fault], f"machine {machine.name!r}")
         for disk_id in point.disks:
             point = known_snapshot(machine.spec, name)
             await delete_point(machine, disk_id, point, speed=speed, progress=progress)
@@ -243,17 +325,16 @@ async def rename(machine: Changeable, name: str, to: str) -> None:
     """Give a snapshot another name; see `Snapshots.rename`."""
     async with machine.changing:
         point = known_snapshot(machine.spec, name)
-        faults = list(new_name_faults(machine.spec, to))
-        if point.kind == "internal":
-            message = f"{name!r} is held by the images, which know it by that name"
-            faults.append(Fault("name", message))
-        if faults:
+        if faults := list(new_name_faults(machine.spec, to)):
             raise SpecInvalid(faults, f"machine {machine.name!r}")
+        tag = tag_of(point) if point.kind == "internal" else None
+        tags = {name: None if tag == to else tag}
         names = {name: to}
         points = [
             attrs.evolve(
                 it,
                 name=names.get(it.name, it.name),
+                tag=tags.get(it.name, it.tag),
                 parent=names.get(it.parent or "", it.parent),
             )
             for it in machine.spec.snapshots
@@ -275,7 +356,8 @@ def _sizes_of(points: Sequence[Snapshot]) -> dict[str, int]:
     sizes = {}
     for point in points:
         if point.kind == "external":
-            sizes[point.name] = sum(_size(Path(file)) for file in point.disks.values())
+            files = [*point.disks.values(), *point.beside]
+            sizes[point.name] = sum(_size(Path(file)) for file in files)
     return sizes
 
 

@@ -57,6 +57,15 @@ class Undertaking:
         self.change = attrs.evolve(self.change, inodes=inodes)
         await self._machine.ledger.intend(self.change)
 
+    def paused_for(self, seconds: float) -> None:
+        """The guest stood still for so long: the snapshot that is made says it."""
+        spec = self.change.spec
+        points = [
+            attrs.evolve(it, pause=round(seconds, 3)) if it.name == spec.snapshot else it
+            for it in spec.snapshots
+        ]
+        self.change = attrs.evolve(self.change, spec=attrs.evolve(spec, snapshots=points))
+
     async def _settle(self) -> None:
         if self.is_done and self.change.obsolete:
             with suppress(JournalFailed):  # what stands there then leads to the same end

@@ -26,6 +26,7 @@ def some_image(path: str, **changes: Any) -> ImageInfo:
         "data_file": None,
         "snapshots": (),
         "bitmaps": (),
+        "key_slots": (),
         "in_use": False,
         "holders": (),
         "raw": {},

@@ -75,8 +75,10 @@ def test_commands_and_options(bash: Bash) -> None:
         "map",
         "measure",
         "bench",
+        "amend",
         "snapshot",
         "bitmap",
+        "key",
         "build",
     ]
     words_of_image += ["pull", "ls", "rm", "gc", "verify"]
@@ -88,6 +90,8 @@ def test_commands_and_options(bash: Bash) -> None:
     assert bash.complete("image", "co") == ["convert", "commit", "compare"]
     assert bash.complete("image", "snapshot", "") == ["list", "create", "apply", "delete"]
     assert bash.complete("image", "") == words_of_image
+    assert bash.complete("image", "key", "") == ["list", "add", "remove", "change"]
+    assert bash.complete("image", "amend", "--compat", "") == ["0.10", "1.1"]
     assert bash.complete("image", "check", "--repair", "a") == ["all"]
     assert bash.complete("image", "create", "--format", "v") == ["vmdk", "vdi", "vhdx", "vpc"]
     assert bash.complete("image", "info", "--format", "qc") == ["qcow2", "qcow"]

@@ -7,6 +7,7 @@ import pytest
 from qmpkit.cli.exits import EXIT_TABLE, Exit, Refusal, exit_of
 from qmpkit.errors import (
     BinaryMissing,
+    CertificateWrong,
     ChecksumWrong,
     Fault,
     GuestRefused,
@@ -66,6 +67,7 @@ def _pull_failed(cause: OSError) -> PullFailed:
         (MonitorGarbled("vm", "no JSON"), 4),
         (PermissionError(13, "Permission denied", "/x"), 1),
         (PullFailed("https://example.org/x", "there is no such file"), 1),
+        (CertificateWrong("https://example.org/x", "it is not trusted"), 1),
         (ChecksumWrong("https://example.org/x", "it is another"), 1),
         (_pull_failed(FileNotFoundError(2, "No such file or directory")), 2),
         (_pull_failed(PermissionError(13, "Permission denied")), 1),

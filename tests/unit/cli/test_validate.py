@@ -80,7 +80,7 @@ def test_all_faults(farm: Path, capsys: pytest.CaptureFixture[str]) -> None:
         f"error: {farm}: 2 faults:",
         "  - machines.plain.profile: there is no profile 'tiny-microv'"
         " (did you mean 'tiny-microvm'?)",
-        "  - machines.db.disks[0].format: must be one of 'raw', 'qcow2', not 'rwa'"
+        "  - machines.db.disks[0].format: must be one of 'raw', 'qcow2', 'luks', not 'rwa'"
         " (did you mean 'raw'?)",
     ]
     assert main(["validate", str(farm), "--json"]) == 2

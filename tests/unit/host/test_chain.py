@@ -158,7 +158,7 @@ def test_too_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_data_file(tmp_path: Path) -> None:
-    top = qcow2(tmp_path / "top", data_file="content")
+    top = qcow2(tmp_path / "top", data_file=str(tmp_path / "content"))
     data = str(tmp_path / "content")
     broken = what_is_broken(top)
     assert broken.why == f"the data file {data!r} of {str(top)!r} does not exist"
@@ -177,6 +177,24 @@ def test_any_bytes_have_an_end(tmp_path_factory: pytest.TempPathFactory, content
 def test_a_name_with_a_nul_ends_there(tmp_path: Path) -> None:
     raw(tmp_path / "base")
     assert names(qcow2(tmp_path / "top", "base\0/../x", backing_format="raw")) == ["top", "base"]
-    found = walk_chain(qcow2(tmp_path / "top", data_file="a\0b"))
+    found = walk_chain(qcow2(tmp_path / "top", data_file=f"{tmp_path}/a\0b"))
     assert found.broken is not None
     assert found.broken.why.startswith(f"the data file {str(tmp_path / 'a')!r} of ")
+
+
+@pytest.mark.parametrize("name", ["content", "./content", "../content", "file:content"])
+def test_a_data_file_without_an_absolute_path(tmp_path: Path, name: str) -> None:
+    """QEMU counts it from its own working directory, not from where the image is."""
+    raw(tmp_path / "content")
+    top = qcow2(tmp_path / "top", data_file=name)
+    broken = what_is_broken(top)
+    assert broken.why.startswith(f"the data file {name!r} of {str(top)!r} has no absolute path")
+    assert broken.cure.endswith("--data-file FILE")
+    assert walk_chain(top, "qcow2", [tmp_path]).broken == broken
+
+
+def test_a_data_file_that_holds_no_content(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for data in ("/dev/zero", str(tmp_path), str(tmp_path / "fifo")):
+        broken = what_is_broken(qcow2(tmp_path / "top", data_file=data))
+        assert broken.why.endswith("is neither a file nor a disk")

@@ -207,7 +207,7 @@ def test_a_chain_without_end(tmp_path: Path) -> None:
 
 
 def test_missing_data_file(tmp_path: Path) -> None:
-    path = qcow2(tmp_path / "disk", data_file="content")
+    path = qcow2(tmp_path / "disk", data_file=str(tmp_path / "content"))
     data = str(tmp_path / "content")
     assert told(one_disk(path)) == [
         f"disks[0].file: the data file {data!r} of {str(path)!r} does not exist (put it back)"

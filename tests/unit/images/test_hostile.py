@@ -105,7 +105,9 @@ def test_what_is_in_the_folders_is_well(folder: Path, tmp_path: Path) -> None:
     raw(tmp_path / "bases" / "x")
     raw(folder / "content")
     qcow2(folder / "middle", str(tmp_path / "bases" / "x"), backing_format="raw")
-    top = qcow2(folder / "top", "./middle", backing_format="qcow2", data_file="content")
+    top = qcow2(
+        folder / "top", "./middle", backing_format="qcow2", data_file=str(folder / "content")
+    )
     both = (str(folder), str(tmp_path / "bases"))
     spec = MachineSpec(disks=(Disk(top, format="qcow2"),), image_folders=both)
     assert preflight(spec) == ()
@@ -146,7 +148,7 @@ async def test_a_data_file_that_another_has_open_is_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = raw(folder / "content")
-    top = qcow2(folder / "top", data_file="content")
+    top = qcow2(folder / "top", data_file=str(folder / "content"))
     asked: dict[str, bool] = {}
 
     def locked(path: Path, *, for_writing: bool) -> bool:

@@ -32,7 +32,7 @@ NAMES = [
 ]
 
 
-def no_tmpfile(folder: Path) -> NoReturn:
+def no_tmpfile(folder: Path, child_fd: int) -> NoReturn:
     """What a file system without O_TMPFILE answers."""
     raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 

@@ -26,7 +26,7 @@ NOBODY = 65534
 def draft(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "named":
 
-        def refuse(folder: Path) -> None:
+        def refuse(folder: Path, child_fd: int) -> None:
             raise OSError(95, "Operation not supported")
 
         monkeypatch.setattr(drafts, "_Unnamed", refuse)

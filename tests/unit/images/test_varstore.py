@@ -31,7 +31,7 @@ def draft(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """How the store is drafted: as a file without a name, or where that is impossible."""
     if request.param == "named":
 
-        def refuse(folder: Path) -> None:
+        def refuse(folder: Path, child_fd: int) -> None:
             raise OSError(95, "Operation not supported")
 
         monkeypatch.setattr(drafts, "_Unnamed", refuse)

@@ -66,7 +66,7 @@ MACHINES: dict[str, tuple[str, list[str]]] = {
             " use KiB, MiB, GiB or TiB",
             "machines.web.disks[0].format: is missing",
             "machines.web.disks[0].formt: unknown key (did you mean 'format'?)",
-            "machines.web.disks[1].format: must be one of 'raw', 'qcow2', not 'rwa'"
+            "machines.web.disks[1].format: must be one of 'raw', 'qcow2', 'luks', not 'rwa'"
             " (did you mean 'raw'?)",
         ],
     ),

@@ -40,11 +40,11 @@ def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 @st.composite
 def disks(draw: st.DrawFn, number: int) -> Disk:
     """The file's name ends in the number: two disks never share one."""
-    file = f"{draw(texts)}{number}"
     interface: DiskInterface = draw(
         st.sampled_from(["virtio-blk", "virtio-scsi", "nvme", "cdrom", "scsi-cdrom"])
     )
     cdrom = "cdrom" in interface
+    file = "" if cdrom and draw(st.booleans()) else f"{draw(texts)}{number}"
     cache: Cache = draw(
         st.sampled_from(["writeback", "none", "writethrough", "directsync", "unsafe"])
     )

@@ -46,7 +46,7 @@ def test_no_two_devices_share_an_address(
     assert not {slot for slot, _ in ports} & {int(slot, 16) for slot in on_root}
     assert all(1 <= slot <= 30 and 0 <= function <= 7 for slot, function in ports)
     assert len({port.chassis for port in layout.ports}) == len(ports)
-    assert len(layout.spare) == spare
+    assert len(layout.empty) == spare
 
 
 @given(st.integers(0, 47), st.integers(0, 15))
@@ -72,7 +72,7 @@ def test_a_spare_port_can_be_asked_for_and_is_then_not_spare() -> None:
     nics = [Wish("nic0", "nics[0]", "spare-port1")]
     layout = allocate_pci((), nics, [], 3)
     assert layout.places["nic0"].bus == "spare-port1"
-    assert layout.spare == ("spare-port0", "spare-port2")
+    assert layout.empty == ("spare-port0", "spare-port2")
     assert [port.name for port in layout.ports] == ["spare-port0", "spare-port1", "spare-port2"]
 
 

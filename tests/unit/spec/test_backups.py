@@ -33,7 +33,7 @@ ID = "0123abcd"
 def layer(number: int, parent: int | None = None, disk: str = "disk0") -> BackupLayer:
     return BackupLayer(
         file=layer_file_name(disk, number, ID),
-        sha256=f"{number:064x}",
+        checksum=f"xxh3_128:{number:032x}",
         length=number,
         virtual_size=1 << 20,
         parent=None if parent is None else layer_file_name(disk, parent, ID),
@@ -140,6 +140,25 @@ def broken(**changes: Any) -> str:
     return json.dumps(data)
 
 
+def older(**changes: Any) -> str:
+    """A manifest of the first schema, which knew SHA-256 alone."""
+    whole = "a" * 64
+    layer = {"file": "disk0-000001-0123abcd.qcow2", "sha256": whole, "length": 1}
+    layer |= {"virtual_size": 2, "merged": {"sha256": whole, "length": 3, "parent": None}}
+    point = {"number": 1, "time": 0.0, "disks": {"sha256": {**layer, **changes}}}
+    return json.dumps({"schema": 1, "id": ID, "machine": "web", "points": [point]})
+
+
+def test_a_manifest_of_the_first_schema_is_read() -> None:
+    manifest = manifest_from_json(older(), "")
+    (layer,) = manifest.points[0].disks.values()
+    assert layer.checksum == f"sha256:{'a' * 64}"
+    assert layer.merged is not None and layer.merged.checksum == layer.checksum
+    text = manifest_to_json(manifest)
+    assert json.loads(text)["schema"] == 2
+    assert manifest_from_json(text, "") == manifest
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -147,7 +166,7 @@ def broken(**changes: Any) -> str:
         ("[" * 100_000, "not JSON"),
         ("[]", "no manifest of backups but a list"),
         ('{"schema": true}', "no manifest"),
-        ('{"schema": 2}', "newer than the 1"),
+        ('{"schema": 3}', "newer than the 2"),
         ('{"schema": 1, "id": "0123abcd"}', "machine: is missing"),
         ('{"schema": 1, "id": "x", "machine": "web", "points": []}', "hexadecimal"),
         (broken(file="../../etc/passwd"), "is no name of a layer"),
@@ -155,8 +174,15 @@ def broken(**changes: Any) -> str:
         (broken(file=layer(1).file), "is an older point's"),
         (broken(parent=layer(2).file), "no older point has"),
         (broken(parent="../x.qcow2"), "no older point has"),
-        (broken(merged={"sha256": "", "length": 1, "parent": "x"}), "no older point has 'x'"),
-        (broken(sha256="0"), "64 hexadecimal digits"),
+        (broken(merged={"checksum": "", "length": 1, "parent": "x"}), "no older point has 'x'"),
+        (broken(merged={"checksum": "sha256:", "length": 1}), "sha256: and 64 hexadecimal digits"),
+        (broken(checksum="md4:0"), "no checksum 'md4'.* knows xxh3_128 and sha256: update it"),
+        (broken(checksum="f" * 64), "there is no checksum"),
+        (broken(checksum=f"xxh3_128:{'f' * 64}"), "xxh3_128: and 32 hexadecimal digits"),
+        (broken(checksum=f"sha256:{'F' * 64}"), "sha256: and 64 hexadecimal digits"),
+        (broken(sha256="0" * 64), "unknown key"),
+        (older(sha256="0"), "sha256: and 64 hexadecimal digits"),
+        (older(sha256=0), "checksum: is missing"),
         (broken(length="1"), "must be a whole number"),
         (broken(lenght=1), "unknown key"),
     ],

@@ -243,7 +243,8 @@ def test_a_machine_written_in_python_is_checked_like_a_file() -> None:
         validate(spec)
     assert [str(fault) for fault in caught.value.faults] == [
         "name: must be a text, not a number: 5",
-        "disks[0].format: must be one of 'raw', 'qcow2', not 'qcov2' (did you mean 'qcow2'?)",
+        "disks[0].format: must be one of 'raw', 'qcow2', 'luks', not 'qcov2' "
+        "(did you mean 'qcow2'?)",
         "agent: must be true or false, not a text: 'yes'",
     ]
 

@@ -57,7 +57,7 @@ def test_what_differs_from_the_defaults_is_all_that_a_short_text_says() -> None:
     spec = MachineSpec(name="web", memory="1GiB", disks=[Disk("a.img", format="raw")], cpu=2)
     assert spec_to_toml(spec, defaults=False) == (
         'schema = 1\nname = "web"\ncpu = 2\nmemory = "1GiB"\n'
-        'disks = [\n    { file = "a.img", format = "raw" },\n]\n'
+        'disks = [\n    { format = "raw", file = "a.img" },\n]\n'
     )
 
 
@@ -133,7 +133,7 @@ def test_an_item_that_is_no_table_hides_nothing() -> None:
     disks = ["a.img", {"file": "b.img", "format": "rwa"}, {"file": 1, "format": "raw"}]
     assert faults({"disks": disks, "root_ports": 99}) == [
         "disks[0]: must be a table, not a text: 'a.img'",
-        "disks[1].format: must be one of 'raw', 'qcow2', not 'rwa' (did you mean 'raw'?)",
+        "disks[1].format: must be one of 'raw', 'qcow2', 'luks', not 'rwa' (did you mean 'raw'?)",
         "disks[2].file: must be a text, not a number: 1",
         "root_ports: too many devices for the slots:"
         " there is room for 0 to 32 spare root ports, not 99",

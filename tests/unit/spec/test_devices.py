@@ -60,6 +60,7 @@ def test_a_disk_is_a_file_node_a_format_node_and_a_device() -> None:
         "drive": "qk-data",
         "iothread": "qk-io-io",
         "write-cache": "on",
+        "werror": "stop",
         "serial": "S1",
         "bootindex": 0,
     }

@@ -33,6 +33,14 @@ def test_all_as_it_is_to_be() -> None:
     assert list(disk_differences(SPEC, AS_IT_IS)) == []
 
 
+def test_a_drive_is_empty_where_its_spec_says_so() -> None:
+    spec = MachineSpec(name="web", disks=[Disk(format="raw", interface="cdrom")])
+    empty = {"device": "", "qdev": "disk0"}
+    assert list(disk_differences(spec, [empty])) == []
+    (told,) = disk_differences(spec, [block("disk0", "qk-disk0-1", "/a.iso")])
+    assert told == "drive 'disk0' has /a.iso in it, and is empty by its spec"
+
+
 @pytest.mark.parametrize(
     ("number", "changed", "told"),
     [

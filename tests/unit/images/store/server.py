@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,14 +139,29 @@ class _Handler(BaseHTTPRequestHandler):
             self.ours.ended.wait(30)
 
 
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    tls: ssl.SSLContext | None = None
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if self.tls is None:
+            super().finish_request(request, client_address)
+            return
+        with self.tls.wrap_socket(request, server_side=True) as secured:
+            super().finish_request(secured, client_address)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that has no trust in us ends the connection, which is what is tested."""
+
+
 @contextmanager
-def serving() -> Iterator[Server]:
+def serving(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
     ours = Server()
     handler = type("Handler", (_Handler,), {"ours": ours})
-    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    http.daemon_threads = True
-    http.block_on_close = False
-    ours.address = f"http://127.0.0.1:{http.server_address[1]}"
+    http = _Http(("127.0.0.1", 0), handler)
+    http.tls = tls
+    ours.address = f"{'https' if tls else 'http'}://127.0.0.1:{http.server_address[1]}"
     thread = threading.Thread(target=http.serve_forever, args=(0.02,))
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""The private folder of a backup that another program fetches: its socket, and its images."""
+"""The private folder of disks that are held at a moment: the socket, and the images."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from pathlib import Path
 from qmpkit.errors import ImageInUse
 from qmpkit.images.tool import Asked
 
-__all__ = ["FLEECE", "SOCKET", "held_folder", "removed_folder"]
+__all__ = ["FLEECE", "SERVER", "SOCKET", "cleared_folder", "held_folder", "removed_folder"]
 
 SOCKET = "nbd.sock"
 """Where the disks are served."""
+
+SERVER = "own.sock"
+"""Where QEMU's server is, which serves nobody but the one at `SOCKET`; a name as long."""
 
 FLEECE = ".fleece.qcow2"
 """What the names of the images end in that take what the guest overwrites."""
@@ -38,7 +41,7 @@ def held_folder(asked: Asked) -> int:
         _clear(folder)
     except BlockingIOError as error:
         os.close(lock)
-        why = "another backup is served from there"
+        why = "another backup holds disks there"
         raise ImageInUse(str(folder), asked.doing, why, "name another") from error
     except OSError as error:
         os.close(lock)
@@ -56,7 +59,7 @@ def _refuse_others(asked: Asked, lock: int) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    return name == SOCKET or name.endswith(FLEECE)
+    return name in (SOCKET, SERVER) or name.endswith(FLEECE)
 
 
 def _clear(folder: Path) -> None:
@@ -65,11 +68,16 @@ def _clear(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
+def cleared_folder(folder: Path) -> None:
+    """Take away what a program that died has left.  Blocking; nothing when it is not there."""
+    with suppress(OSError):
+        _clear(folder)
+        folder.rmdir()
+
+
 def removed_folder(lock: int, folder: Path) -> None:
     """Take away what is ours in it, and the folder; the lock is given up.  Blocking."""
     try:
-        with suppress(OSError):
-            _clear(folder)
-            folder.rmdir()
+        cleared_folder(folder)
     finally:
         os.close(lock)

@@ -1,0 +1,142 @@
+"""A machine's RAM and devices to and from a file: QEMU's migration, with a file at the other end.
+
+By a descriptor, which works on 7.2 and 10.0, and under a sandbox that lets QEMU open nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import trio
+
+from qmpkit.qmp.errors import CommandRefused
+from qmpkit.qmp.events import Subscription
+
+__all__ = ["cancel_saving", "load_state", "save_state", "take_images_back"]
+
+_FD_NAME = "qk-state"
+_SET_ACTIVE = "blockdev-set-active"
+_ENDED = ("completed", "failed", "cancelled")
+_UNBOUNDED = 1 << 40  # QEMU's own bound is 128 MiB a second, for networks
+
+Told = Callable[[Mapping[str, Any]], object]
+"""Is called with what `query-migrate` tells, about twice a second; must not block."""
+
+
+class _Monitored(Protocol):
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        /,
+        *,
+        fds: Sequence[int] = (),
+    ) -> Any: ...
+
+    def subscribe(self, *names: str) -> Subscription: ...
+
+
+async def save_state(
+    machine: _Monitored,
+    path: Path,
+    *,
+    flags: int,
+    ignore_shared: bool = False,
+    told: Told | None = None,
+) -> str:
+    """Write the state of a machine that stands still; why that failed, or nothing.
+
+    *flags*: how *path* is opened.  It is safe on disk then.  *ignore_shared*: without RAM
+    that is in a file anyway.  QEMU has let go of the images afterwards, until `cont`.
+    Cancelled, it writes no more.
+    """
+    opened = await trio.to_thread.run_sync(os.open, path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        bound = (await machine.execute("query-migrate-parameters"))["max-bandwidth"]
+        await machine.execute("migrate-set-parameters", {"max-bandwidth": _UNBOUNDED})
+        try:
+            why = await _transferred(machine, opened, "migrate", ignore_shared, told)
+        finally:
+            with trio.move_on_after(CANCEL_GRACE, shield=True):
+                await cancel_saving(machine)
+                with suppress(CommandRefused):  # it has taken the descriptor
+                    await machine.execute("closefd", {"fdname": _FD_NAME})
+                await machine.execute("migrate-set-parameters", {"max-bandwidth": bound})
+        if not why:
+            await trio.to_thread.run_sync(os.fsync, opened)
+        return why
+    finally:
+        os.close(opened)
+
+
+CANCEL_GRACE = 30.0
+"""Seconds that QEMU may take to stop writing a state."""
+
+
+async def cancel_saving(machine: _Monitored) -> None:
+    """End a migration that is under way (`migrate_cancel`); none is fine."""
+    with machine.subscribe("MIGRATION") as changes:
+        if _is_over(await machine.execute("query-migrate")):
+            return
+        await machine.execute("migrate_cancel")
+        while not _is_over(await machine.execute("query-migrate")):
+            await changes.next()
+
+
+async def take_images_back(machine: _Monitored) -> None:
+    """Have the images usable while a guest that was loaded stands still.
+
+    From QEMU 10.0 on they are not in its hands before it runs.
+    """
+    commands = {it["name"] for it in await machine.execute("query-commands")}
+    if _SET_ACTIVE in commands:
+        await machine.execute(_SET_ACTIVE, {"active": True})
+
+
+async def load_state(machine: _Monitored, path: Path, *, ignore_shared: bool = False) -> str:
+    """Fill a machine that was started as incoming; why that failed, or nothing.
+
+    It stands still then.  A QEMU that does not like the state ends, with the reason on its
+    stderr.  Cancelled, the machine is of no more use.
+    """
+    opened = await trio.to_thread.run_sync(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return await _transferred(machine, opened, "migrate-incoming", ignore_shared, None)
+    finally:
+        os.close(opened)
+
+
+async def _transferred(
+    machine: _Monitored, opened: int, command: str, ignore_shared: bool, told: Told | None
+) -> str:
+    # The first must be the same at both ends, or the incoming QEMU ends; events tell the end.
+    wanted = {"x-ignore-shared": ignore_shared, "events": True}
+    capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
+    await machine.execute("migrate-set-capabilities", {"capabilities": capabilities})
+    await machine.execute("getfd", {"fdname": _FD_NAME}, fds=[opened])
+    with machine.subscribe("MIGRATION") as changes:
+        await machine.execute(command, {"uri": f"fd:{_FD_NAME}"})
+        while True:
+            migration = await machine.execute("query-migrate")
+            if told is not None:
+                told(migration)
+            if _is_over(migration):
+                break
+            with trio.move_on_after(_EVERY if told is not None else float("inf")):
+                await changes.next()
+    return "" if migration["status"] == "completed" else _reason(migration)
+
+
+_EVERY = 0.5
+
+
+def _is_over(migration: Mapping[str, Any]) -> bool:
+    return migration.get("status", "none") in (*_ENDED, "none")
+
+
+def _reason(migration: Mapping[str, Any]) -> str:
+    return str(migration.get("error-desc") or migration.get("status") or "QEMU gave no reason")

@@ -1,0 +1,194 @@
+"""The parts that are added to a machine while it runs: all of them, or none.
+
+`plugging` is one transaction, `change_parts` what all plugs and unplugs of a spec are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import trio
+
+from qmpkit.errors import GuestRefused
+from qmpkit.machine.ledger import Change
+from qmpkit.operations._protocols import Changeable, Monitor
+from qmpkit.operations.block.layers import LOST, STEP_GRACE
+from qmpkit.operations.block.undertaking import Undertaking, undertaking
+from qmpkit.operations.hotplug.errors import PlugFailed
+from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE, is_plugged, plugged_devices, release
+from qmpkit.qmp.errors import CommandRefused
+from qmpkit.spec.layout import pinned
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.parts import Part, PartKind, names_of
+
+__all__ = ["Plugging", "free_fdset", "plug_parts", "plugging", "remove_parts", "unplug_parts"]
+
+_ADD: Mapping[PartKind, str] = {
+    "object": "object-add",
+    "chardev": "chardev-add",
+    "node": "blockdev-add",
+    "netdev": "netdev_add",
+    "device": "device_add",
+}
+_REMOVE: Mapping[PartKind, tuple[str, str]] = {
+    "object": ("object-del", "id"),
+    "chardev": ("chardev-remove", "id"),
+    "node": ("blockdev-del", "node-name"),
+    "netdev": ("netdev_del", "id"),
+    "fdset": ("remove-fd", "fdset-id"),
+    "fd": ("closefd", "fdname"),
+}
+
+
+class Plugging:
+    """What was added so far; `keep()` says that it is all there, and needed."""
+
+    def __init__(self, machine: Monitor) -> None:
+        self._machine = machine
+        self._added: list[Part] = []
+
+    async def add(self, *parts: Part) -> None:
+        """Add parts, each after those that it needs; CommandRefused when QEMU says no."""
+        for part in parts:
+            # Before: cancelled, the command's outcome is unknown.
+            self._added.append(part)
+            await self._machine.execute(_ADD[part.kind], part.arguments)
+
+    async def hand_over(self, name: str, fd: int) -> None:
+        """Give QEMU a descriptor under *name* (`getfd`); the back end that uses it keeps it."""
+        self._added.append(Part("fd", name))
+        await self._machine.execute("getfd", {"fdname": name}, fds=[fd])
+
+    async def lend(self, fdset: int, fd: int) -> None:
+        """Give QEMU a descriptor as the file `/dev/fdset/<fdset>` (`add-fd`)."""
+        self._added.append(Part("fdset", str(fdset)))
+        await self._machine.execute("add-fd", {"fdset-id": fdset}, fds=[fd])
+
+    async def confirm(self) -> None:
+        """See that the devices are there (`qom-list`): 7.2 has accepted some that are not."""
+        there = await plugged_devices(self._machine)
+        for part in self._added:
+            if part.kind == "device" and part.id not in there:
+                raise PlugFailed(self._machine.name, part.id)
+
+    def keep(self) -> None:
+        """Nothing is taken away any more."""
+        self._added.clear()
+
+    async def _undo(self) -> str:
+        """Take back what was added; the device that the guest does not let go of, or nothing."""
+        with suppress(*LOST):
+            return await remove_parts(self._machine, reversed(self._added))
+        return ""
+
+
+@asynccontextmanager
+async def plugging(
+    machine: Monitor, *, stuck: Callable[[], None] | None = None
+) -> AsyncIterator[Plugging]:
+    """What is added within is taken away again when the block fails or is cancelled.
+
+    A device that the guest does not let go of stays, with all behind it: *stuck* is called
+    then, and the error has a note that says so.
+    """
+    plugged = Plugging(machine)
+    try:
+        yield plugged
+    except BaseException as error:
+        with trio.move_on_after(STEP_GRACE, shield=True):
+            if device := await plugged._undo():
+                error.add_note(f"the guest does not let go of {device!r}: it stays plugged")
+                if stuck is not None:
+                    stuck()
+        raise
+
+
+async def remove_parts(
+    machine: Monitor, parts: Iterable[Part], *, grace: float = UNPLUG_GRACE
+) -> str:
+    """Take parts away, as far as they are there; ends at a device that stays, and names it."""
+    for part in parts:
+        if part.kind == "device":
+            with suppress(GuestRefused):
+                await release(machine, part.id, grace=grace)
+            if await is_plugged(machine, part.id):
+                return part.id
+        else:
+            with suppress(CommandRefused):
+                await remove(machine, part)
+    return ""
+
+
+async def remove(machine: Monitor, part: Part) -> None:
+    """Take one part away that is no device; CommandRefused when it is not there, or in use."""
+    command, key = _REMOVE[part.kind]
+    ident = int(part.id) if part.kind == "fdset" else part.id
+    await machine.execute(command, {key: ident})
+
+
+async def plug_parts(
+    machine: Changeable,
+    what: str,
+    spec: MachineSpec,
+    parts: Sequence[Part],
+    *,
+    fds: Mapping[str, int] | None = None,
+) -> None:
+    """Add *parts* to the machine, whose spec is *spec* then; all of them or none.
+
+    *what*: in words, for the record.  *fds*: descriptors by the names under which parts use
+    them; they stay the caller's.  The caller holds `machine.changing`.
+    """
+    names = (*(f"fd/{name}" for name in fds or {}), *names_of(parts))
+    change = Change(what=what, spec=spec, begun=pinned(machine.spec), coming=names)
+    async with undertaking(machine, change) as it, plugging(machine, stuck=it.done) as plugged:
+        for name, fd in (fds or {}).items():
+            await plugged.hand_over(name, fd)
+        await plugged.add(*parts)
+        await plugged.confirm()
+        plugged.keep()
+        it.done()
+
+
+async def unplug_parts(
+    machine: Changeable,
+    what: str,
+    spec: MachineSpec,
+    parts: Sequence[Part],
+    *,
+    grace: float = UNPLUG_GRACE,
+) -> None:
+    """Take *parts* away, devices before what is behind them; the machine's spec is *spec* then.
+
+    Raises as `release` does, with nothing changed.  Once the last device is gone, what is
+    behind them goes too, also when this is cancelled.  The caller holds `machine.changing`.
+    """
+    begun = pinned(machine.spec)
+    change = Change(what=what, spec=spec, begun=begun, going=names_of(parts))
+    devices = [part for part in parts if part.kind == "device"]
+    async with undertaking(machine, change) as it:
+        try:
+            for part in devices:
+                await release(machine, part.id, grace=grace)
+        finally:
+            with trio.move_on_after(STEP_GRACE, shield=True):
+                await _go_on(machine, it, devices, parts)
+
+
+async def _go_on(
+    machine: Changeable, it: Undertaking, devices: Sequence[Part], parts: Sequence[Part]
+) -> None:
+    """Take away what is behind devices that are gone, whatever has ended the wait for them."""
+    for part in devices:
+        if await is_plugged(machine, part.id):
+            return
+    await remove_parts(machine, [part for part in parts if part.kind != "device"])
+    it.done()
+
+
+async def free_fdset(machine: Monitor) -> int:
+    """A number that no set of descriptors has (`query-fdsets`)."""
+    taken = {found["fdset-id"] for found in await machine.execute("query-fdsets")}
+    return next(number for number in itertools.count(1) if number not in taken)
