@@ -262,6 +262,7 @@ def reserved() -> Iterator[int]:
         POOL.write_text(str(before))
 
 
+@pytest.mark.alone
 async def test_huge_pages_are_taken_and_given_back(qemu: str, reserved: int) -> None:
     before = free_pages()
     memory = Memory("16MiB", huge_pages="2MiB", prealloc=True, prealloc_threads=2)
