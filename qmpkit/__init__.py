@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from qmpkit.operations.block.backup_pull import Pull as Pull
     from qmpkit.operations.block.backup_pull import PulledDisk as PulledDisk
     from qmpkit.operations.block.fronts import Backups as Backups
-    from qmpkit.operations.block.fronts import Disks as Disks
     from qmpkit.operations.block.fronts import Snapshots as Snapshots
     from qmpkit.operations.block.graph import Layer as Layer
     from qmpkit.operations.block.revert import reverted as reverted
@@ -70,6 +69,14 @@ if TYPE_CHECKING:
     from qmpkit.operations.errors import TrayLocked as TrayLocked
     from qmpkit.operations.errors import UnknownKey as UnknownKey
     from qmpkit.operations.forwards import Forwarded as Forwarded
+    from qmpkit.operations.hotplug.errors import NoPortLeft as NoPortLeft
+    from qmpkit.operations.hotplug.errors import PlugFailed as PlugFailed
+    from qmpkit.operations.hotplug.errors import UnplugPending as UnplugPending
+    from qmpkit.operations.hotplug.errors import UnplugRefused as UnplugRefused
+    from qmpkit.operations.hotplug.fronts import Devices as Devices
+    from qmpkit.operations.hotplug.fronts import Disks as Disks
+    from qmpkit.operations.hotplug.fronts import Nics as Nics
+    from qmpkit.operations.hotplug.places import RootPorts as RootPorts
     from qmpkit.operations.jobs import JobProgress as JobProgress
     from qmpkit.operations.jobs import JobState as JobState
     from qmpkit.operations.patterns import Match as Match
@@ -123,6 +130,15 @@ if TYPE_CHECKING:
     from qmpkit.spec.network import TapNic as TapNic
     from qmpkit.spec.network import UserNic as UserNic
     from qmpkit.spec.numa import NumaNode as NumaNode
+    from qmpkit.spec.peripherals import Rng as Rng
+    from qmpkit.spec.peripherals import ScsiController as ScsiController
+    from qmpkit.spec.peripherals import Share as Share
+    from qmpkit.spec.peripherals import UsbController as UsbController
+    from qmpkit.spec.peripherals import UsbHost as UsbHost
+    from qmpkit.spec.peripherals import UsbKeyboard as UsbKeyboard
+    from qmpkit.spec.peripherals import UsbTablet as UsbTablet
+    from qmpkit.spec.peripherals import Vfio as Vfio
+    from qmpkit.spec.peripherals import Vsock as Vsock
     from qmpkit.spec.profile import load_profile as load_profile
     from qmpkit.spec.profile import profile_names as profile_names
     from qmpkit.spec.resources import IoMax as IoMax
@@ -173,7 +189,10 @@ _MODULES = {
         "TrayLocked UnknownKey"
     ),
     "qmpkit.operations.forwards": "Forwarded",
-    "qmpkit.operations.block.fronts": "Backups Disks Snapshots",
+    "qmpkit.operations.block.fronts": "Backups Snapshots",
+    "qmpkit.operations.hotplug.errors": "NoPortLeft PlugFailed UnplugPending UnplugRefused",
+    "qmpkit.operations.hotplug.fronts": "Devices Disks Nics",
+    "qmpkit.operations.hotplug.places": "RootPorts",
     "qmpkit.operations.block.graph": "Layer",
     "qmpkit.operations.block.revert": "reverted",
     "qmpkit.operations.jobs": "JobProgress JobState",
@@ -197,6 +216,9 @@ _MODULES = {
     "qmpkit.spec.firmware": "Uefi",
     "qmpkit.spec.machine": "Kernel MachineSpec",
     "qmpkit.spec.memory": "Memory",
+    "qmpkit.spec.peripherals": (
+        "Rng ScsiController Share UsbController UsbHost UsbKeyboard UsbTablet Vfio Vsock"
+    ),
     "qmpkit.spec.network": "DgramNic Forward StreamNic TapNic UserNic",
     "qmpkit.spec.numa": "NumaNode",
     "qmpkit.spec.profile": "load_profile profile_names",

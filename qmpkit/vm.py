@@ -16,7 +16,8 @@ from qmpkit.operations.agent import Agent
 from qmpkit.operations.block.fronts import Backups, Snapshots
 from qmpkit.operations.console import Console
 from qmpkit.operations.forwards import Forwarded, forwarded_ports
-from qmpkit.operations.hotplug.fronts import Disks, Nics
+from qmpkit.operations.hotplug.departures import follow_departures
+from qmpkit.operations.hotplug.fronts import Devices, Disks, Nics
 from qmpkit.operations.tune.fronts import Tune
 from qmpkit.operations.tune.stats import Stats, stats_of
 from qmpkit.process.logs import BoundedLog
@@ -29,6 +30,8 @@ __all__ = ["VM"]
 class VM:
     """One running virtual machine; `qmpkit.running` and `Supervisor.start` make it.
 
+    `disks`, `snapshots`, `nics` and `devices` change it while it runs, and `spec` follows;
+    `backups` copies its disks.
     `disks`, `snapshots` and `nics` change it while it runs, and `spec` follows; `backups`
     copies its disks.  `tune` changes what it is given of its host.
 
@@ -43,8 +46,12 @@ class VM:
             serial.name: self._open_console(serial.name, logs) for serial in machine.spec.serials
         }
         self._agent = self._open_agent()
-        self.disks = Disks(machine)
+        self.disks = Disks(machine, lambda: self.agent)
         self.nics = Nics(machine)
+        self.devices = Devices(machine)
+        machine.services.start_soon(
+            follow_departures, machine, name=f"departures of {machine.name}"
+        )
         self.snapshots = Snapshots(machine, self._frozen)
         self.backups = Backups(machine, self._frozen)
         self.tune = Tune(machine)

@@ -100,5 +100,9 @@ BACKUP_POINTS = size(ci=3, long=19)  # in one chain, and one more after a restar
 BACKUP_CANCELS = size(ci=17, long=1)  # each so-and-so-many-th checkpoint of one
 BACKUP_KILLS = size(ci=2, long=100)  # SIGKILLs between two steps of a backup, and of a prune
 
+# Hotplug
+HOTPLUG_STEPS = size(ci=15, long=200)  # devices that come and go in random order
+HOTPLUG_CANCELS = size(ci=15, long=1)  # each so-and-so-many-th checkpoint of a plug
+HOTPLUG_KILLS = size(ci=2, long=40)  # SIGKILLs between two steps of a plug, and of an unplug
 # What a machine is given of its host
 LIMITED_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of one with limits

@@ -12,6 +12,7 @@ from qmpkit import __version__
 from qmpkit.cli import (
     backup_commands,
     commands,
+    device_commands,
     disk_commands,
     farm_commands,
     guest_commands,
@@ -69,6 +70,7 @@ def completion(
 
 image = App(name="image", help="Make, look at and change disk images.")
 snapshot = App(name="snapshot", help="Remember what a machine's disks hold, while it runs.")
+device = App(name="device", help="Plug devices into a machine and out of it, while it runs.")
 disk = App(name="disk", help="Move, grow and bound a machine's disks, while it runs.")
 inner = App(name="snapshot", help="Snapshots inside an image that no machine uses.")
 key = App(name="key", help="Secrets that open an encrypted image that no machine uses.")
@@ -100,12 +102,13 @@ _more = [*image_more_commands.MORE, image_amend_commands.AMEND]
 _add(image, [*_of_images, *_more, *_insides, _build, *store_commands.ALL])
 _add_named(snapshot, disk_commands.SNAPSHOT)
 _add_named(disk, disk_commands.DISK)
-for _group in (snapshot, disk):
+_add_named(device, device_commands.DEVICE)
+for _group in (snapshot, disk, device):
     _group.group = (GROUP,)
 _add(backup, backup_commands.ALL)
 _add(app, [*commands.ALL, *tune_commands.HOST, image, backup, completion])
 _of_farms: list[Callable[..., Any] | App] = [*farm_commands.ALL, *tune_commands.FARM]
-_of_farms += [*guest_commands.ALL, snapshot, disk]
+_of_farms += [*guest_commands.ALL, snapshot, disk, device]
 _add(app, _of_farms, GROUP)
 _add(app, serve_commands.ALL, GROUP)
 

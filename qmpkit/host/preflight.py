@@ -13,7 +13,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from qmpkit.errors import BinaryMissing, Fault, HostLacks
+from qmpkit.errors import BinaryMissing, Fault
+from qmpkit.host.check_devices import check_devices, vsock_lacking
 from qmpkit.host.check_files import (
     base_warnings,
     check_disks,
@@ -54,7 +55,9 @@ def _problems(spec: MachineSpec, root: Path) -> Iterator[Problem]:
     yield from check_network(spec, root)
     yield from check_resources(spec, root)
     yield from _check_memory_file(spec)
-    yield from _check_vsock(spec, root)
+    if spec.vsock is not None:
+        yield from vsock_lacking("vsock", root)
+    yield from check_devices(spec, root)
     yield from _check_user(spec)
     yield from _check_launcher(spec)
 
@@ -64,15 +67,6 @@ def _check_memory_file(spec: MachineSpec) -> Iterator[Problem]:
     if path and not Path(path).parent.is_dir():
         folder = str(Path(path).parent)
         yield Problem(Fault("memory.mem_path", f"the directory {folder!r} does not exist"))
-
-
-def _check_vsock(spec: MachineSpec, root: Path) -> Iterator[Problem]:
-    if spec.vsock is not None and not (root / "dev/vhost-vsock").exists():
-        error = HostLacks(
-            "/dev/vhost-vsock does not exist, a vsock device needs it",
-            "sudo modprobe vhost_vsock; in a container, pass the device in",
-        )
-        yield lacking("vsock", error)
 
 
 def _check_user(spec: MachineSpec) -> Iterator[Problem]:

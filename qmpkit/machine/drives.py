@@ -11,7 +11,6 @@ from qmpkit.spec.machine import MachineSpec
 __all__ = ["drives_of", "limit_drive", "limit_drives"]
 
 _OURS = "/machine/peripheral/"
-_BACKEND = "/virtio-backend"
 
 
 class _Commanded(Protocol):
@@ -21,11 +20,13 @@ class _Commanded(Protocol):
 def drives_of(blocks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each drive that has an id, by that, of the reply to `query-block`.  Pure.
 
-    The board's own devices have none, and are found by their path.
+    The board's own devices have none, and are found by their path; what is in a device of an
+    id (a virtio device's inner half, the SCSI disk in a USB one) is that device's.
     """
     for block in blocks:
-        device = block.get("qdev", "").removeprefix(_OURS).removesuffix(_BACKEND)
-        if device and "/" not in device:
+        where = block.get("qdev", "")
+        device, _, inner = where.removeprefix(_OURS).partition("/")
+        if device and (not inner or where.startswith(_OURS)):
             yield device, block
 
 

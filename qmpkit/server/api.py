@@ -22,6 +22,7 @@ from qmpkit.errors import MachineGone, QmpkitError
 from qmpkit.server.answers import Refused, answer, on_error
 from qmpkit.server.backing_up import BACKUP_KEYS, backup_work
 from qmpkit.server.bodies import Keys, read_object, whole_number
+from qmpkit.server.device_api import DeviceApi
 from qmpkit.server.disk_api import DiskApi
 from qmpkit.server.farming import FarmApi
 from qmpkit.server.files import GuestFile, put_file
@@ -305,6 +306,7 @@ def make_app(lab: Supervisor, jobs: Jobs, shut_down: Callable[[], None]) -> ASGI
         Route(f"{one}/files", api.read_file),
         Route(f"{one}/files", api.write_file, methods=["PUT"]),
         *DiskApi(lab, jobs, api.kept).routes(),
+        *DeviceApi(api.kept).routes(),
         *TuneApi(lab, api.kept).routes(),
         Route(f"{one}/backup", api.back_up, methods=["POST"]),
         Route(f"{one}/{{action}}", api.act, methods=["POST"]),

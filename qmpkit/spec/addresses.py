@@ -18,7 +18,9 @@ from qmpkit.errors import Fault
 from qmpkit.spec.options import Json
 
 __all__ = [
+    "DEVICE_PORTS",
     "DISK_PORTS",
+    "FIXED_SLOTS",
     "NIC_PORTS",
     "SPARE_PORTS",
     "Layout",
@@ -44,8 +46,9 @@ FIXED_SLOTS = {
     "scsi1": 9,
     "scsi2": 10,
     "scsi3": 11,
+    "usb0": 12,
 }
-"""Slots of pcie.0. 0 is the host bridge, 31 q35's chipset; 12 to 15 are free."""
+"""Slots of pcie.0. 0 is the host bridge, 31 q35's chipset; 13 to 15 and 30 are free."""
 
 _FUNCTIONS = 8
 
@@ -66,12 +69,13 @@ class _Block:
 NIC_PORTS = _Block("nic-port", 0x10, 2)
 DISK_PORTS = _Block("disk-port", 0x12, 6)
 SPARE_PORTS = _Block("spare-port", 0x18, 4)
-_BLOCKS = (NIC_PORTS, DISK_PORTS, SPARE_PORTS)
+DEVICE_PORTS = _Block("device-port", 0x1C, 2)
+_BLOCKS = (NIC_PORTS, DISK_PORTS, SPARE_PORTS, DEVICE_PORTS)
 _PORTS_THERE_ARE = (
     f"nic-port0 to {NIC_PORTS.size - 1}, disk-port0 to {DISK_PORTS.size - 1}, "
-    "spare-port0 up to root_ports"
+    f"device-port0 to {DEVICE_PORTS.size - 1}, spare-port0 up to root_ports"
 )
-_PORT_NAME = re.compile(r"(nic-port|disk-port|spare-port)(0|[1-9]\d{0,2})", re.ASCII)
+_PORT_NAME = re.compile(r"(nic-port|disk-port|spare-port|device-port)(0|[1-9]\d{0,2})", re.ASCII)
 
 
 @attrs.frozen
@@ -128,6 +132,8 @@ def allocate_pci(
     nics: Sequence[Wish],
     disks: Sequence[Wish],
     spare: int,
+    *,
+    devices: Sequence[Wish] = (),
     kept: Iterable[str] = (),
 ) -> Layout:
     """Place everything on a board with PCI, and *spare* empty root ports for hotplug.
@@ -137,11 +143,12 @@ def allocate_pci(
     places = {name: Place("pcie.0", f"{FIXED_SLOTS[name]:#x}") for name in fixed}
     faults: list[Fault] = []
     taken: dict[str, Wish] = {}
-    for wish in (*nics, *disks):
+    for wish in (*nics, *disks, *devices):
         if wish.bus is not None:
             faults += _claim(wish, spare, taken)
     faults += _fill(NIC_PORTS, nics, taken)
     faults += _fill(DISK_PORTS, disks, taken)
+    faults += _fill(DEVICE_PORTS, devices, taken)
     if not 0 <= spare <= SPARE_PORTS.size:
         limit = f"there is room for 0 to {SPARE_PORTS.size} spare root ports"
         faults.append(Fault("root_ports", f"too many devices for the slots: {limit}, not {spare}"))
@@ -187,10 +194,17 @@ def _fill(block: _Block, wishes: Sequence[Wish], taken: dict[str, Wish]) -> Iter
         if wish.bus is not None:
             continue
         if not free:
-            kind = "NICs" if block is NIC_PORTS else "disks with a slot of their own"
+            kind = _KINDS[block.prefix]
             yield Fault(wish.where, f"too many devices for the slots: room for {block.size} {kind}")
             return
         taken[free.pop(0)] = wish
+
+
+_KINDS = {
+    NIC_PORTS.prefix: "NICs",
+    DISK_PORTS.prefix: "disks with a slot of their own",
+    DEVICE_PORTS.prefix: "devices",
+}
 
 
 def _names(block: _Block, count: int) -> list[str]:

@@ -9,7 +9,7 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec import devices as parts
 from qmpkit.spec.block import threads_of
 from qmpkit.spec.boards import Board, board_of, family_of
-from qmpkit.spec.chardev import Endpoint, chardev_option, monitor_option
+from qmpkit.spec.chardev import Endpoint, chardev_option, monitor_option, socket_option
 from qmpkit.spec.check import validate
 from qmpkit.spec.cpu import cpu_option, model_of, smp_option
 from qmpkit.spec.facts import Facts
@@ -21,6 +21,7 @@ from qmpkit.spec.memory import memory_option
 from qmpkit.spec.names import RAM_ID
 from qmpkit.spec.numa import numa_options
 from qmpkit.spec.options import keyvals, to_json
+from qmpkit.spec.peripherals import Share
 
 __all__ = ["TOOLS", "pretty", "render"]
 
@@ -67,6 +68,9 @@ def render(
     for channel, endpoint in endpoints.items():
         if channel not in links(spec):
             argv += ["-chardev", chardev_option(channel, endpoint)]
+    for device in spec.devices:
+        if isinstance(device, Share):
+            argv += ["-chardev", socket_option(device.id, device.socket)]
     for monitor in ("qmp", TOOLS):
         if monitor in endpoints:
             argv += ["-mon", monitor_option(monitor)]

@@ -47,24 +47,25 @@ __all__ = [
     "iothread_object",
     "iothreads_of",
     "on_root_port",
-    "scsi_controller",
     "threads_of",
     "to_disks",
 ]
 
 DiskFormat = Literal["raw", "qcow2", "luks"]
 BaseFormat = Literal["raw", "qcow2", "qed", "vmdk", "vdi", "vhdx", "vpc", "luks"]
-DiskInterface = Literal["virtio-blk", "virtio-scsi", "nvme", "cdrom", "scsi-cdrom"]
+DiskInterface = Literal["virtio-blk", "virtio-scsi", "nvme", "usb", "cdrom", "scsi-cdrom"]
 Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
 Aio = Literal["threads", "native", "io_uring", "auto"]
 WriteError = Literal["stop", "enospc", "report"]
 
 _DIRECT = ("none", "directsync")
 _SYNCHRONOUS = ("writethrough", "directsync")
+ON_CONTROLLERS = ("virtio-scsi", "scsi-cdrom", "usb")
 _QUEUE_LIMIT = 256
 _CDROMS = ("cdrom", "scsi-cdrom")
 _STOPPING = ("virtio-blk", "virtio-scsi")  # whose guest can be stopped by a failed write
-_SERIAL_LIMIT = {"virtio-blk": 20, "nvme": 20, "virtio-scsi": 36, "cdrom": 20, "scsi-cdrom": 36}
+_SERIAL_LIMIT = {"virtio-blk": 20, "nvme": 20, "cdrom": 20}
+_LONG_SERIAL = 36
 
 
 def _path(value: str | os.PathLike[str]) -> str:
@@ -108,9 +109,10 @@ class Disk:
     for each vCPU). `boot`: place in the boot order, the lowest first.
     `driver`: "host_device" for a block device of the host. `id` is filled in from
     the place in the list (`disk0`); `node` names the block node (`qk-disk0`).
-    `bus`: the root port to sit in, chosen when left out. `limits`: what the guest may read
-    and write each second. `origin`: the file that its owner
-    wrote here, when a snapshot, a merge or a move has put another in its place since.
+    `bus`: the root port to sit in, chosen when left out; of "virtio-scsi", "scsi-cdrom" and
+    "usb", `controller` and `unit`, the id of a controller and the number there. `limits`:
+    what the guest may read and write each second. `origin`: the file that its owner wrote
+    here, when a snapshot, a merge or a move has put another in its place since.
     `werror` (virtio-blk, virtio-scsi): what a write does that the host fails: "stop" the guest,
     which tries it again when it is resumed, "report" it to the guest, or "enospc": stop it
     when it is for lack of space.  A backup whose target breaks lets such writes fail.
@@ -136,6 +138,8 @@ class Disk:
     id: str = attrs.field(default="", kw_only=True)
     node: str | None = attrs.field(default=None, kw_only=True)
     bus: str | None = attrs.field(default=None, kw_only=True)
+    controller: str | None = attrs.field(default=None, kw_only=True)
+    unit: int | None = attrs.field(default=None, kw_only=True)
     limits: IoLimits | None = attrs.field(default=None, kw_only=True)
     origin: str | None = attrs.field(default=None, kw_only=True)
     luks: Luks | None = attrs.field(default=None, converter=to_luks, kw_only=True)
@@ -228,6 +232,8 @@ def device_of(disk: Disk, place: Place, unit: int = 0) -> Json:
         device["drive"] = disk_node(disk)
     if disk.interface in ("virtio-scsi", "scsi-cdrom"):
         device |= {"scsi-id": unit, "lun": 0}
+    elif disk.interface == "usb":
+        device["port"] = str(unit + 1)
     if disk.iothread is not None and disk.interface == "virtio-blk":
         device["iothread"] = iothread_id(disk.iothread)
     if disk.iothreads:
@@ -248,20 +254,14 @@ def device_of(disk: Disk, place: Place, unit: int = 0) -> Json:
 
 
 def _driver(disk: Disk, place: Place) -> str:
-    plain = {"virtio-scsi": "scsi-hd", "nvme": "nvme", "cdrom": "ide-cd", "scsi-cdrom": "scsi-cd"}
-    return plain.get(disk.interface) or place.virtio("blk")
-
-
-def scsi_controller(device_id: str, place: Place, iothread: str | None) -> Json:
-    """A virtio-scsi controller."""
-    device: dict[str, object] = {
-        "driver": place.virtio("scsi"),
-        "id": device_id,
-        **place.properties(),
+    plain = {
+        "virtio-scsi": "scsi-hd",
+        "nvme": "nvme",
+        "usb": "usb-storage",
+        "cdrom": "ide-cd",
+        "scsi-cdrom": "scsi-cd",
     }
-    if iothread is not None:
-        device["iothread"] = iothread_id(iothread)
-    return device
+    return plain.get(disk.interface) or place.virtio("blk")
 
 
 def iothreads_of(disks: Iterable[Disk]) -> list[str]:
@@ -307,6 +307,10 @@ def disk_faults(disk: Disk, where: str) -> Iterator[Fault]:
     if disk.limits is not None:
         yield from limits_faults(disk.limits, f"{where}.limits")
     yield from luks_faults(disk.luks, disk.format, where)
+    if disk.interface not in ON_CONTROLLERS:
+        for name in ("controller", "unit"):
+            if getattr(disk, name) is not None:
+                yield Fault(f"{where}.{name}", f"{disk.interface} sits on no controller")
     yield from _serial_faults(disk, where)
     yield from _make_faults(disk, where)
 
@@ -334,7 +338,7 @@ def _queue_faults(disk: Disk, where: str) -> Iterator[Fault]:
 def _serial_faults(disk: Disk, where: str) -> Iterator[Fault]:
     if disk.serial is None:
         return
-    limit = _SERIAL_LIMIT[disk.interface]
+    limit = _SERIAL_LIMIT.get(disk.interface, _LONG_SERIAL)
     if not disk.serial or not (disk.serial.isascii() and disk.serial.isprintable()):
         yield Fault(f"{where}.serial", f"{disk.serial!r} is not printable ASCII")
     elif len(disk.serial) > limit:

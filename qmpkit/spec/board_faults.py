@@ -8,6 +8,7 @@ from qmpkit.errors import Fault
 from qmpkit.spec.boards import ARCHITECTURES, Board, architectures_of, board_of, boards_of
 from qmpkit.spec.firmware import Uefi, firmware_faults
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.peripherals import Rng, ScsiController, Vsock
 
 __all__ = ["board_faults"]
 
@@ -69,13 +70,16 @@ def _device_faults(spec: MachineSpec, board: Board) -> Iterator[Fault]:
     if spec.vmgenid is not None and not board.vmgenid:
         yield Fault("vmgenid", f"{board.name} does not show it to its guest")
     for number, disk in enumerate(spec.disks):
-        lacking = (disk.interface == "nvme" and not board.pci) or (
+        lacking = (disk.interface in ("nvme", "usb") and not board.pci) or (
             disk.interface == "cdrom" and not board.ide
         )
         if lacking:
             better = "scsi-cdrom" if disk.interface == "cdrom" else "virtio-blk"
             message = f"{board.name} has no bus for {disk.interface}"
             yield Fault(f"disks[{number}].interface", message, f'interface = "{better}"')
+    for number, device in enumerate(spec.devices):
+        if not board.pci and not isinstance(device, Rng | Vsock | ScsiController):
+            yield Fault(f"devices[{number}]", f"{board.name} has no PCI, which this kind needs")
     for number, nic in enumerate(spec.nics):
         if nic.model != "virtio-net" and not board.pci:
             yield Fault(f"nics[{number}].model", f"{board.name} has no bus for {nic.model}")

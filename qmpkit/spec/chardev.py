@@ -24,6 +24,7 @@ __all__ = [
     "chardev_option",
     "monitor_option",
     "serial_device",
+    "socket_option",
     "serial_option",
     "serial_faults",
     "to_serials",
@@ -107,6 +108,11 @@ def chardev_option(channel: str, endpoint: Endpoint) -> str:
         # wait=off: QEMU must not stop in its start-up until somebody connects.
         pairs += [("server", True), ("wait", False)]
     return keyvals("socket", pairs)
+
+
+def socket_option(channel: str, path: str) -> str:
+    """`-chardev` of a channel on a unix socket that somebody else listens on."""
+    return keyvals("socket", [("id", chardev_id(channel)), ("path", path)])
 
 
 def monitor_option(channel: str) -> str:

@@ -19,14 +19,16 @@ from qmpkit.spec.convert import structure, unstructure
 from qmpkit.spec.cpu import cpu_faults
 from qmpkit.spec.faults import collect
 from qmpkit.spec.firmware import Uefi
-from qmpkit.spec.layout import AGENT, fixed_devices, layout_of, scsi_faults
+from qmpkit.spec.layout import AGENT, fixed_devices, layout_of
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.memory import memory_faults
 from qmpkit.spec.names import file_node, flash_node, mac_of, machine_name_problem
 from qmpkit.spec.network import UserNic, nic_faults
 from qmpkit.spec.numa import numa_faults
 from qmpkit.spec.options import text_problem
+from qmpkit.spec.peripherals import Share, device_faults
 from qmpkit.spec.resources import resource_faults
+from qmpkit.spec.units import unit_faults
 
 __all__ = ["faults_of", "type_faults", "validate"]
 
@@ -43,7 +45,7 @@ _OWN_OPTIONS = {
 }
 _AHCI_PORTS = 6
 # Not "firmware" itself: a BIOS file is an argument of its own, of any bytes.
-_IN_JSON = ("disks", "nics", "memory", "firmware.code", "firmware.vars")
+_IN_JSON = ("disks", "nics", "devices", "memory", "firmware.code", "firmware.vars")
 
 
 def validate(spec: MachineSpec) -> None:
@@ -79,6 +81,8 @@ def faults_of(spec: MachineSpec) -> tuple[Fault, ...]:
         found += disk_faults(disk, f"disks[{number}]")
     for number, nic in enumerate(spec.nics):
         found += nic_faults(nic, f"nics[{number}]")
+    for number, device in enumerate(spec.devices):
+        found += device_faults(device, f"devices[{number}]")
     found += serial_faults(spec.serials)
     found += _names_twice(spec)
     found += _nodes_twice(spec)
@@ -86,6 +90,7 @@ def faults_of(spec: MachineSpec) -> tuple[Fault, ...]:
     found += _boot_twice(spec)
     found += _macs_twice(spec)
     found += _ports_twice(spec)
+    found += _share_faults(spec)
     found += _slot_faults(spec)
     found += board_faults(spec)
     return tuple(found)
@@ -158,10 +163,11 @@ def _strings(value: object, where: str) -> Iterator[tuple[str, str]]:
 
 def _names_twice(spec: MachineSpec) -> Iterator[Fault]:
     """Devices share one namespace, whatever they are."""
-    first = dict(fixed_devices(spec))
+    first = {name: where for name, where in fixed_devices(spec) if where != "devices"}
     first |= {AGENT: "agent", "panic0": "panic", "vmgenid0": "vmgenid"}
     named = [(disk.id, f"disks[{n}].id") for n, disk in enumerate(spec.disks)]
     named += [(nic.id, f"nics[{n}].id") for n, nic in enumerate(spec.nics)]
+    named += [(it.id, f"devices[{n}].id") for n, it in enumerate(spec.devices)]
     named += [(serial.name, f"serials[{n}].name") for n, serial in enumerate(spec.serials)]
     for name, where in named:
         if name in first:
@@ -233,6 +239,20 @@ def _ports_twice(spec: MachineSpec) -> Iterator[Fault]:
             first.setdefault(key, where)
 
 
+def _share_faults(spec: MachineSpec) -> Iterator[Fault]:
+    first: dict[str, str] = {}
+    for number, device in enumerate(spec.devices):
+        if not isinstance(device, Share):
+            continue
+        where = f"devices[{number}]"
+        if not spec.memory.share:
+            message = "virtiofsd reads the guest's memory, which is not shared"
+            yield Fault(where, message, "memory.share = true")
+        if device.tag in first:
+            yield Fault(f"{where}.tag", f"{device.tag!r} is already the tag of {first[device.tag]}")
+        first.setdefault(device.tag, where)
+
+
 def _slot_faults(spec: MachineSpec) -> Iterator[Fault]:
     if family_of(spec.machine) is None:
         return
@@ -243,5 +263,5 @@ def _slot_faults(spec: MachineSpec) -> Iterator[Fault]:
     for number, port in enumerate(spec.last_ports):
         if problem := port_problem(port):
             yield Fault(f"last_ports[{number}]", problem)
-    yield from scsi_faults(spec)
+    yield from unit_faults(spec)
     yield from layout_of(spec).faults

@@ -24,6 +24,7 @@ from qmpkit.spec.health import CHECK_KINDS, Check, FunctionCheck, to_checks
 from qmpkit.spec.machine import MachineSpec, Option
 from qmpkit.spec.memory import Memory
 from qmpkit.spec.network import NIC_KINDS, Forward, Nic, to_forward
+from qmpkit.spec.peripherals import DEVICE_KINDS, Device
 from qmpkit.spec.resources import Pin
 from qmpkit.spec.sizes import Size, format_size, parse_size
 from qmpkit.spec.suggest import suggestion
@@ -164,6 +165,10 @@ def _nic(value: object, _: object) -> object:
     return _tagged(value, NIC_KINDS)
 
 
+def _device(value: object, _: object) -> object:
+    return _tagged(value, DEVICE_KINDS)
+
+
 def _check(value: object, _: object) -> object:
     if not isinstance(value, str):
         return _tagged(value, CHECK_KINDS)
@@ -271,6 +276,7 @@ def _readers(converter: cattrs.Converter) -> None:
     converter.register_structure_hook_func(lambda kind: kind is Size, _size)
     converter.register_structure_hook_func(lambda kind: kind == Option, _option)
     converter.register_structure_hook_func(lambda kind: kind == Nic, _nic)
+    converter.register_structure_hook_func(lambda kind: kind == Device, _device)
     converter.register_structure_hook_func(lambda kind: kind == Check, _check)
     converter.register_structure_hook_func(lambda kind: kind == _MAKE, _made)
     converter.register_structure_hook_func(lambda kind: kind == tuple[Serial, ...], _serials)
@@ -281,6 +287,10 @@ def _readers(converter: cattrs.Converter) -> None:
 def _writers(converter: cattrs.Converter) -> None:
     def nic(value: Nic) -> dict[str, object]:
         kind = next(name for name, cls in NIC_KINDS.items() if cls is type(value))
+        return {"kind": kind, **converter.unstructure(value)}
+
+    def device(value: Device) -> dict[str, object]:
+        kind = next(name for name, cls in DEVICE_KINDS.items() if cls is type(value))
         return {"kind": kind, **converter.unstructure(value)}
 
     def check(value: Check) -> dict[str, object]:
@@ -294,6 +304,7 @@ def _writers(converter: cattrs.Converter) -> None:
 
     converter.register_unstructure_hook_func(lambda kind: kind is Size, format_size)
     converter.register_unstructure_hook_func(lambda kind: kind == Nic, nic)
+    converter.register_unstructure_hook_func(lambda kind: kind == Device, device)
     converter.register_unstructure_hook_func(lambda kind: kind == Check, check)
     converter.register_unstructure_hook_func(lambda kind: kind == _MAKE, made)
 

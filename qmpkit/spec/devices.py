@@ -6,13 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from qmpkit.spec import block, chardev, layout, network
 from qmpkit.spec.addresses import Layout, Place, root_port_device
-from qmpkit.spec.block import Disk
 from qmpkit.spec.boards import family_of
 from qmpkit.spec.chardev import Endpoint, Serial
 from qmpkit.spec.encryption import BaseImage, secret_objects
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.numa import ram_backends
 from qmpkit.spec.options import Json
+from qmpkit.spec.peripherals import (
+    Controller,
+    ScsiController,
+    device_object,
+    peripheral_device,
+)
+from qmpkit.spec.units import Unit, controllers, units_of
 
 __all__ = ["blockdevs", "devices", "netdevs", "objects", "serial_ports"]
 
@@ -22,12 +28,18 @@ _NOWHERE = Place("")
 def objects(spec: MachineSpec) -> Iterator[Json]:
     """`-object`: the RAM, the disks' threads and secrets, the source of randomness."""
     yield from ram_backends(spec.memory, spec.numa)
-    for thread in block.iothreads_of(spec.disks):
+    for thread in _iothreads(spec):
         yield block.iothread_object(thread)
     for disk in spec.disks:
         yield from secret_objects(disk.id, disk.luks)
     if spec.rng:
         yield {"qom-type": "rng-random", "id": "qk-rng0", "filename": "/dev/urandom"}
+    yield from filter(None, map(device_object, spec.devices))
+
+
+def _iothreads(spec: MachineSpec) -> Iterator[str]:
+    own = (it.iothread for it in spec.devices if isinstance(it, ScsiController))
+    yield from dict.fromkeys([*block.iothreads_of(spec.disks), *filter(None, own)])
 
 
 def blockdevs(
@@ -62,9 +74,12 @@ def devices(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
         yield root_port_device(port)
     yield from _platform(spec, placed)
     yield from _serials(spec, placed)
-    yield from _disks(spec, placed)
+    units = units_of(spec)
+    yield from _controllers(spec, placed)
+    yield from _disks(spec, placed, units)
     for nic in spec.nics:
         yield network.nic_device_of(nic, placed.places[nic.id], spec.name)
+    yield from _peripherals(spec, placed, units)
 
 
 def _platform(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
@@ -114,15 +129,22 @@ def _serials(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
         yield chardev.agent_device(layout.AGENT, layout.VSERIAL, "agent")
 
 
-def _disks(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
-    for name, thread in layout.scsi_controllers(spec):
-        yield block.scsi_controller(name, placed.places[name], thread)
-    units = {unit.disk.id: unit for unit in layout.scsi_units(spec)}
+def _controllers(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
+    for controller in controllers(spec):
+        yield peripheral_device(controller, placed.places.get(controller.id, _NOWHERE))
+
+
+def _disks(spec: MachineSpec, placed: Layout, units: Mapping[str, Unit]) -> Iterator[Json]:
     for disk in spec.disks:
-        yield _disk(disk, units.get(disk.id), placed)
+        if (unit := units.get(disk.id)) is not None:
+            yield block.device_of(disk, unit.place, unit.number)
+        else:
+            yield block.device_of(disk, placed.places.get(disk.id, _NOWHERE))
 
 
-def _disk(disk: Disk, unit: layout.Unit | None, placed: Layout) -> Json:
-    if unit is None:
-        return block.device_of(disk, placed.places.get(disk.id, _NOWHERE))
-    return block.device_of(disk, Place(f"{unit.controller}.0"), unit.number)
+def _peripherals(spec: MachineSpec, placed: Layout, units: Mapping[str, Unit]) -> Iterator[Json]:
+    for device in spec.devices:
+        if (unit := units.get(device.id)) is not None:
+            yield peripheral_device(device, unit.place, unit.number)
+        elif not isinstance(device, Controller):
+            yield peripheral_device(device, placed.places.get(device.id, _NOWHERE))

@@ -12,6 +12,7 @@ from qmpkit.errors import Fault
 from qmpkit.spec.convert import Wrong
 from qmpkit.spec.health import CHECK_KINDS
 from qmpkit.spec.network import NIC_KINDS
+from qmpkit.spec.peripherals import DEVICE_KINDS
 from qmpkit.spec.suggest import suggestion
 
 __all__ = ["Finding", "Step", "collect", "path_text"]
@@ -69,5 +70,5 @@ def _step(error: BaseException) -> tuple[Step, ...]:
 
 def _keys_of(cls: Any) -> list[str]:
     names = [field.name for field in attrs.fields(cls)]
-    tagged = (*NIC_KINDS.values(), *CHECK_KINDS.values())
+    tagged = (*NIC_KINDS.values(), *DEVICE_KINDS.values(), *CHECK_KINDS.values())
     return [*names, "kind"] if cls in tagged else names

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TypeVar
 
 import attrs
 
-from qmpkit.errors import Fault
 from qmpkit.spec.addresses import (
     FIXED_SLOTS,
     Layout,
@@ -19,32 +18,21 @@ from qmpkit.spec.addresses import (
 from qmpkit.spec.block import Disk, on_root_port
 from qmpkit.spec.boards import board_of, family_of
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.peripherals import Controller, Device, UsbDevice, evolved
+from qmpkit.spec.units import Unit, controllers, implied_controllers, units_of
 
 __all__ = [
     "AGENT",
     "VSERIAL",
-    "Unit",
     "layout_of",
     "fixed_devices",
     "pinned",
-    "scsi_controllers",
-    "scsi_faults",
-    "scsi_units",
 ]
+
+_Item = TypeVar("_Item", Disk, Device)
 
 VSERIAL = "vserial0"
 AGENT = "agent0"
-_SCSI_IDS = 256
-_SCSI = ("virtio-scsi", "scsi-cdrom")
-
-
-@attrs.frozen
-class Unit:
-    """A SCSI disk's controller and its number there."""
-
-    disk: Disk
-    controller: str
-    number: int
 
 
 def _two_ioapics(spec: MachineSpec) -> bool:
@@ -66,8 +54,14 @@ def fixed_devices(spec: MachineSpec) -> list[tuple[str, str]]:
         ("keyboard0", "display", _keyboard_wanted(spec)),
     ]
     fixed = [(name, where) for name, where, on in wanted if on]
-    controllers = [name for name in _scsi_controllers(spec).values() if name in FIXED_SLOTS]
-    return fixed + [(name, "disks") for name in controllers]
+    listed = {device.id for device in spec.devices}
+    there = [it.id for it in controllers(spec) if _is_fixed(it)]
+    return fixed + [(name, "devices" if name in listed else "disks") for name in there]
+
+
+def _is_fixed(device: Device) -> bool:
+    """Whether it is a controller in a slot that is its own, as those that are implied are."""
+    return isinstance(device, Controller) and device.bus is None and device.id in FIXED_SLOTS
 
 
 def _keyboard_wanted(spec: MachineSpec) -> bool:
@@ -75,49 +69,6 @@ def _keyboard_wanted(spec: MachineSpec) -> bool:
     board = board_of(spec.machine, spec.arch)
     screen = spec.display != "none" and family_of(spec.machine) == "virt"
     return screen or (board is not None and not board.button)
-
-
-def _scsi_controllers(spec: MachineSpec) -> dict[str | None, str]:
-    """A controller for every iothread that SCSI disks name, and one for those without."""
-    threads = dict.fromkeys(disk.iothread for disk in spec.disks if disk.interface in _SCSI)
-    return {thread: f"scsi{number}" for number, thread in enumerate(threads)}
-
-
-def scsi_controllers(spec: MachineSpec) -> list[tuple[str, str | None]]:
-    """(controller's id, its iothread)."""
-    return [(name, thread) for thread, name in _scsi_controllers(spec).items()]
-
-
-def scsi_units(spec: MachineSpec) -> list[Unit]:
-    """Every SCSI disk with its controller and number, in the order of the spec."""
-    controllers = _scsi_controllers(spec)
-    count = dict.fromkeys(controllers.values(), 0)
-    units: list[Unit] = []
-    for disk in spec.disks:
-        if disk.interface in _SCSI:
-            controller = controllers[disk.iothread]
-            units.append(Unit(disk, controller, count[controller]))
-            count[controller] += 1
-    return units
-
-
-def scsi_faults(spec: MachineSpec) -> Iterator[Fault]:
-    """SCSI disks beyond the controllers' room, and controllers beyond their slots."""
-    units = {unit.disk.id: unit for unit in scsi_units(spec)}
-    full = set()
-    for number, disk in enumerate(spec.disks):
-        unit = units.get(disk.id)
-        if unit is None or unit.controller in full:
-            continue
-        if unit.controller not in FIXED_SLOTS:
-            room = "room for 4 SCSI controllers, one an iothread"
-            yield Fault(f"disks[{number}].iothread", f"too many devices for the slots: {room}")
-        elif unit.number >= _SCSI_IDS:
-            room = f"a SCSI controller has room for {_SCSI_IDS} disks"
-            yield Fault(f"disks[{number}]", f"too many devices for the slots: {room}")
-        else:
-            continue
-        full.add(unit.controller)
 
 
 def layout_of(spec: MachineSpec) -> Layout:
@@ -128,11 +79,22 @@ def layout_of(spec: MachineSpec) -> Layout:
         for n, disk in enumerate(spec.disks)
         if on_root_port(disk)
     ]
+    devices = [
+        Wish(device.id, f"devices[{n}]", device.bus)
+        for n, device in enumerate(spec.devices)
+        if not isinstance(device, UsbDevice) and not _is_fixed(device)
+    ]
     fixed = fixed_devices(spec)
     if family_of(spec.machine) == "microvm":
-        return allocate_mmio([*(Wish(*item) for item in fixed), *nics, *disks], _two_ioapics(spec))
+        wishes = [*(Wish(*item) for item in fixed), *nics, *disks, *devices]
+        return allocate_mmio(wishes, _two_ioapics(spec))
     layout = allocate_pci(
-        [name for name, _ in fixed], nics, disks, spec.root_ports, spec.last_ports
+        [name for name, _ in fixed],
+        nics,
+        disks,
+        spec.root_ports,
+        devices=devices,
+        kept=spec.last_ports,
     )
     for unit, disk in enumerate(disk for disk in spec.disks if disk.interface == "cdrom"):
         layout.places[disk.id] = Place(f"ide.{unit}")
@@ -140,11 +102,20 @@ def layout_of(spec: MachineSpec) -> Layout:
 
 
 def pinned(spec: MachineSpec) -> MachineSpec:
-    """The same machine with its root ports, and that of every NIC and disk, written down.
+    """The same machine with all that is chosen written down: ports, controllers, numbers there.
 
     For a spec that follows a running machine: unplugging one disk must not move
     the next one's address in the command line of a migration's destination.
     """
+    units = units_of(spec)
+    spec = attrs.evolve(
+        spec,
+        disks=[_on_unit(disk, units.get(disk.id)) for disk in spec.disks],
+        devices=[
+            *(_on_unit(device, units.get(device.id)) for device in spec.devices),
+            *implied_controllers(spec),
+        ],
+    )
     if family_of(spec.machine) == "microvm":
         return spec
     layout = layout_of(spec)
@@ -156,5 +127,17 @@ def pinned(spec: MachineSpec) -> MachineSpec:
             for disk in spec.disks
         ],
         nics=[attrs.evolve(nic, bus=places[nic.id].bus) for nic in spec.nics],
+        devices=[
+            device
+            if isinstance(device, UsbDevice) or _is_fixed(device)
+            else evolved(device, bus=places[device.id].bus)
+            for device in spec.devices
+        ],
         last_ports=last_ports(layout.ports),
     )
+
+
+def _on_unit(item: _Item, unit: Unit | None) -> _Item:
+    if unit is None:
+        return item
+    return evolved(item, controller=unit.controller, unit=unit.number)

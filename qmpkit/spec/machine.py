@@ -17,6 +17,7 @@ from qmpkit.spec.given import items_of, table_of
 from qmpkit.spec.memory import Memory, to_memory
 from qmpkit.spec.network import Nic, link_needed, to_nics
 from qmpkit.spec.numa import NumaNode, to_numa
+from qmpkit.spec.peripherals import Device, to_devices
 from qmpkit.spec.resources import Resources
 from qmpkit.spec.snapshots import Snapshot
 
@@ -95,11 +96,11 @@ class MachineSpec:
     takes KVM when it serves, else TCG. `memory` and `cpu` may be given as a size and a
     number. `numa`: the NUMA nodes that the guest sees; none is one. `resources`: what the
     machine is given of the host, and may use of it at most. `firmware`: "uefi" or
-    `Uefi(…)`, a BIOS file; None is QEMU's own. `serials`: a number or names. `agent`: a
-    channel for qemu-guest-agent. `image_folders`: where the files must be that disks'
-    images name (bases, data files, extents), for images of strangers; empty is
-    anywhere; a base in `make` is your own word. `panic`: a device by which the guest
-    reports its panic.
+    `Uefi(…)`, a BIOS file; None is QEMU's own. `serials`: a number or names. `devices`: of
+    any other kind. `agent`: a channel for qemu-guest-agent. `image_folders`: where
+    the files must be that disks' images name (bases, data files, extents), for images of
+    strangers; empty is anywhere; a base in `make` is your own word. `panic`: a device by
+    which the guest reports its panic.
     `vmgenid`: "auto" or a UUID; `vsock`: the guest's CID. `display`: "std" is a VGA
     card, on virt a virtio one with a keyboard, that screenshots show. `root_ports`:
     empty ports for hotplug, on boards with PCI.
@@ -130,6 +131,7 @@ class MachineSpec:
     image_folders: tuple[str, ...] = attrs.field(default=(), converter=_folders)
     disks: tuple[Disk, ...] = attrs.field(default=(), converter=to_disks)
     nics: tuple[Nic, ...] = attrs.field(default=(), converter=to_nics)
+    devices: tuple[Device, ...] = attrs.field(default=(), converter=to_devices)
     serials: tuple[Serial, ...] = attrs.field(default=(Serial(),), converter=to_serials)
     agent: bool = False
     rng: bool = False

@@ -17,6 +17,7 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import netdev_id
 from qmpkit.spec.network import Cable, Nic, link_needed, netdev_of
 from qmpkit.spec.options import Json
+from qmpkit.spec.peripherals import device_chardev
 
 __all__ = ["Part", "PartKind", "names_of", "parts_between", "parts_of", "refused_changes"]
 
@@ -63,6 +64,8 @@ def parts_of(spec: MachineSpec, endpoints: Mapping[str, Cable] | None = None) ->
     placed = layout_of(spec)
     rows: list[Part] = []
     rows += [Part("object", str(it["id"]), it) for it in devices.objects(spec)]
+    chardevs = filter(None, map(device_chardev, spec.devices))
+    rows += [Part("chardev", str(it["id"]), it) for it in chardevs]
     rows += [Part("node", str(it["node-name"]), it) for it in devices.blockdevs(spec)]
     rows += [_netdev(nic, endpoints or {}) for nic in spec.nics]
     rows += [Part("device", str(it["id"]), it) for it in devices.devices(spec, placed)]

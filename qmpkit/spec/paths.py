@@ -21,6 +21,8 @@ PATHS: tuple[Pattern, ...] = (
     ("resume_from",),
     ("disks", "*", "file"),
     ("disks", "*", "make", "file"),
+    ("devices", "*", "file"),
+    ("devices", "*", "socket"),
     ("disks", "*", "luks"),
     ("disks", "*", "luks", "key_file"),
     ("disks", "*", "luks", "bases", "*", "file"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
@@ -13,6 +14,7 @@ from qmpkit.machine.keep import WrongMachine, attached
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.report import ExitCause
 from qmpkit.machine.state import State
+from qmpkit.operations.hotplug.unplug import plugged_devices
 from qmpkit.operations.tune.live import take_place
 from qmpkit.process.errors import ProcessStuck, ProcessVanished
 from qmpkit.process.escalate import stop_child
@@ -21,7 +23,7 @@ from qmpkit.process.kept import KeptLike
 from qmpkit.qmp.errors import MonitorAbsent, MonitorGarbled, MonitorLost, MonitorSilent
 from qmpkit.spec.argv import TOOLS
 from qmpkit.spec.machine import MachineSpec, channels
-from qmpkit.supervisor.differences import disk_differences
+from qmpkit.supervisor.differences import device_differences, disk_differences
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.ledger import KeptLedger, recover_change
 from qmpkit.supervisor.life import Means, attend, used_up
@@ -125,6 +127,7 @@ async def _with_monitor(kept: Kept, means: Means, machine: Machine, seen: Seen) 
         await recover_change(kept, ledger, vm)
         await _take_place(kept, vm, None if died_in is None else died_in.spec)
         await _compare_disks(kept, vm, means.patience)
+        await _compare_devices(kept, vm, means.patience)
         return await attend(kept, means, vm)
     finally:
         kept.detach()
@@ -173,6 +176,16 @@ async def _compare_disks(kept: Kept, vm: VM, patience: float) -> None:
     for why in disk_differences(kept.spec, blocks):
         log.error("machine %r: %s", kept.name, why)
         kept.tell("differs", why)
+
+
+async def _compare_devices(kept: Kept, vm: VM, patience: float) -> None:
+    """The same for NICs and other devices; where QEMU does not say, nothing is known."""
+    if not kept.spec.nics and not kept.spec.devices:
+        return
+    with trio.move_on_after(patience), suppress(QmpkitError):
+        for why in device_differences(kept.spec, await plugged_devices(vm.machine)):
+            log.error("machine %r: %s", kept.name, why)
+            kept.tell("differs", why)
 
 
 def _missing(kept: Kept) -> list[str]:

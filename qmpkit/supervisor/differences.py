@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from qmpkit.machine.drives import drives_of
@@ -11,7 +11,7 @@ from qmpkit.operations.block.graph import file_of
 from qmpkit.spec.block import Disk, disk_node
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["disk_differences"]
+__all__ = ["device_differences", "disk_differences"]
 
 
 def disk_differences(spec: MachineSpec, blocks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -31,9 +31,20 @@ def disk_differences(spec: MachineSpec, blocks: Iterable[Mapping[str, Any]]) -> 
             yield f"disk {device!r} ({inserted.get('file')}) is there, and its spec does not say so"
 
 
+def device_differences(spec: MachineSpec, there: Collection[str]) -> Iterator[str]:
+    """A sentence for each NIC or other device of *spec* that is not among those that are *there*.
+
+    Those that somebody else has plugged are nobody's to judge: `extra_args` may have made them.
+    """
+    for name, items in (("NIC", spec.nics), ("device", spec.devices)):
+        for item in items:
+            if item.id not in there:
+                yield f"{name} {item.id!r} is not there, and its spec says that it is"
+
+
 def _same(disk: Disk, node: str, file: str) -> bool:
     """By the file, where QEMU tells it: after a merge the node may have a name of QEMU's own."""
-    if file.startswith("json:"):
+    if file.startswith(("json:", "/dev/fdset/")):
         return node == disk_node(disk)
     return file_of({"file": file}) == os.fspath(disk.file)
 

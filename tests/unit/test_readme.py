@@ -87,6 +87,9 @@ FRONTS = {
     "vm.console": qmpkit.Console,
     "vm.agent": qmpkit.Agent,
     "vm.backups": qmpkit.Backups,
+    "vm.disks": qmpkit.Disks,
+    "vm.nics": qmpkit.Nics,
+    "vm.devices": qmpkit.Devices,
     "vm.tune": qmpkit.Tune,
 }
 

@@ -78,6 +78,10 @@ class Graph:
         _, node = self._device(disk)
         return tuple(self._layers(node))
 
+    def below(self, node: str) -> tuple[Layer, ...]:
+        """The layers from a node down; none when it is not there."""
+        return tuple(self._layers(node)) if node in self else ()
+
     @property
     def disks(self) -> tuple[str, ...]:
         """The ids of the devices that have something in them."""

@@ -13,6 +13,9 @@ import attrs
 import trio
 
 from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.host.aio import best_aio, io_uring_works
+from qmpkit.host.binary import capabilities_of, find_binary
+from qmpkit.host.capabilities import Stamp
 from qmpkit.host.check_files import check_disks
 from qmpkit.host.findings import Problem, raise_problems
 from qmpkit.images.prepare import place_disk
@@ -23,16 +26,17 @@ from qmpkit.operations.block.disks import disk_of
 from qmpkit.operations.block.graph import graph_of, nodes_of
 from qmpkit.operations.block.layers import making
 from qmpkit.operations.block.undertaking import undertaking
+from qmpkit.operations.hotplug.devices import with_controller
 from qmpkit.operations.hotplug.places import changes_between, empty_port
 from qmpkit.operations.hotplug.plug import free_fdset, plugging, unplug_parts
 from qmpkit.spec.addresses import DISK_PORTS
-from qmpkit.spec.block import Disk, on_root_port, to_disks
+from qmpkit.spec.block import ON_CONTROLLERS, Aio, Disk, disk_node, on_root_port, to_disks
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import file_node
 from qmpkit.spec.parts import Part, names_of
 
-__all__ = ["add_disk", "remove_disk"]
+__all__ = ["add_disk", "behind", "remove_disk"]
 
 _FDSET = re.compile(r"/dev/fdset/(\d+)")
 
@@ -40,6 +44,7 @@ _FDSET = re.compile(r"/dev/fdset/(\d+)")
 async def add_disk(machine: Changeable, disk: Disk, fd: int | None) -> Disk:
     """See `Disks.add`."""
     async with machine.changing:
+        await _have_controller(machine, disk)
         old = pinned(machine.spec)
         disk, new = await _placed(machine, old, disk)
         _, parts = changes_between(old, new)
@@ -78,16 +83,32 @@ async def _limited(machine: Changeable, disk: Disk) -> None:
         await limit_drive(machine, (await graph_of(machine)).device(disk.id), disk.limits)
 
 
-async def _placed(machine: Changeable, old: MachineSpec, disk: Disk) -> tuple[Disk, MachineSpec]:
-    """The disk with its id, its place and a path for ever, and the spec that has it."""
+async def _have_controller(machine: Changeable, disk: Disk) -> None:
     if not isinstance(disk, Disk):
         raise SpecInvalid([Fault("disk", f"cannot be {disk!r}")], f"machine {machine.name!r}")
+    if disk.interface in ON_CONTROLLERS and disk.controller is None:
+        usb = disk.interface == "usb"
+        await with_controller(machine, usb=usb, iothread=disk.iothread)
+
+
+async def _placed(machine: Changeable, old: MachineSpec, disk: Disk) -> tuple[Disk, MachineSpec]:
+    """The disk with its id, its place and a path for ever, and the spec that has it."""
     file = str(Path(disk.file).absolute()) if disk.file else ""  # noqa: ASYNC240  # one getcwd
+    if disk.aio == "auto":
+        disk = attrs.evolve(disk, aio=await _best_aio(old, disk))
     disk = to_disks([*old.disks, attrs.evolve(disk, file=file)])[-1]
     if on_root_port(disk) and disk.bus is None:
         bus = await empty_port(machine, old, disk.id, DISK_PORTS.prefix, "disk")
         disk = attrs.evolve(disk, bus=bus)
-    return disk, attrs.evolve(old, disks=[*old.disks, disk])
+    new = pinned(attrs.evolve(old, disks=[*old.disks, disk]))
+    return new.disks[-1], new
+
+
+async def _best_aio(spec: MachineSpec, disk: Disk) -> Aio:
+    binary = await trio.to_thread.run_sync(lambda: Stamp.of(find_binary(spec.qemu, spec.arch)))
+    offered = (await capabilities_of(binary)).aio
+    ring = await trio.to_thread.run_sync(io_uring_works)
+    return best_aio(disk.cache, offered, ring=ring)
 
 
 def _checked(new: MachineSpec, disk: Disk, fd: int | None) -> bool:
@@ -140,7 +161,7 @@ async def remove_disk(machine: Changeable, disk_id: str, grace: float) -> Disk:
         new = attrs.evolve(old, disks=[it for it in old.disks if it.id != disk_id])
         going, _ = changes_between(old, new)
         parts = [*(part for part in going if part.kind == "device")]
-        parts += await _behind(machine, disk_id)
+        parts += await behind(machine, disk)
         parts += [part for part in going if part.kind == "object"]
         await unplug_parts(machine, f"remove disk {disk_id!r}", new, parts, grace=grace)
     return disk
@@ -153,12 +174,10 @@ def _refuse_held(spec: MachineSpec, disk_id: str) -> None:
         raise SpecInvalid([Fault(disk_id, message, "delete them first")], f"machine {spec.name!r}")
 
 
-async def _behind(machine: Changeable, disk_id: str) -> list[Part]:
+async def behind(machine: Changeable, disk: Disk) -> list[Part]:
     """The nodes of a disk, with all its layers, and the sets of descriptors that they open."""
     graph = await graph_of(machine)
-    if disk_id not in graph.disks:
-        return []  # nothing is in the drive
-    chain = graph.chain(disk_id)
+    chain = graph.chain(disk.id) if disk.id in graph.disks else graph.below(disk_node(disk))
     parts = [Part("node", node) for node in nodes_of(chain)]
     sets = filter(None, (_FDSET.fullmatch(layer.file) for layer in chain))
     return parts + [Part("fdset", found[1]) for found in sets]

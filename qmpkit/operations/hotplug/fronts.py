@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block import fronts
-from qmpkit.operations.hotplug import disks, nics
+from qmpkit.operations.hotplug import devices, disks, nics
+from qmpkit.operations.hotplug.mounted import Asked, refuse_mounted
 from qmpkit.operations.hotplug.nics import Cable
+from qmpkit.operations.hotplug.places import RootPorts, root_ports
 from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE
 from qmpkit.spec.block import Disk
 from qmpkit.spec.network import Nic
+from qmpkit.spec.peripherals import Device
 
-__all__ = ["Disks", "Nics"]
+__all__ = ["Devices", "Disks", "Nics"]
 
 
 class Disks(fronts.Disks):
     """The disks of one machine, by the ids that they have in its spec (`disk0`)."""
 
     __doc__ = fronts.Disks.__doc__
+
+    def __init__(self, machine: Changeable, agent: Callable[[], Asked]) -> None:
+        super().__init__(machine)
+        self._agent = agent
 
     async def add(self, disk: Disk, *, fd: int | None = None) -> Disk:
         """Plug a disk into the machine; its guest sees it in some hundredths of a second.
@@ -34,16 +43,22 @@ class Disks(fronts.Disks):
         """
         return await disks.add_disk(self._machine, disk, fd)
 
-    async def remove(self, disk: str, *, grace: float = UNPLUG_GRACE) -> Disk:
+    async def remove(
+        self, disk: str, *, unmounted: bool = False, grace: float = UNPLUG_GRACE
+    ) -> Disk:
         """Have the guest let go of a disk, and close its image, which stays where it is.
 
-        Linux lets go of one that is mounted, too: what it had not written is lost, so unmount
-        it first.  *grace*: seconds for the guest's answer.  Raises UnplugRefused,
-        UnplugPending (the guest stands still, has not booted, or is silent: nothing has
-        changed, remove it again later), SpecInvalid when it has no such disk, a snapshot
-        holds it, or it is on a bus that gives nothing back.  Cancelled, the guest may let go
-        of it later; `vm.spec` says so then.  (`device_del`, `blockdev-del`.)
+        Linux lets go of one that is mounted, too, and what it had not written is lost: with
+        *unmounted* its agent is asked first, and one that is mounted is UnplugRefused
+        (AgentSilent without an agent).  *grace*: seconds for the guest's answer.
+
+        Raises UnplugRefused, UnplugPending (the guest stands still, has not booted, or is
+        silent: nothing has changed, remove it again later), SpecInvalid when it has no such
+        disk, a snapshot holds it, or it is on a bus that gives nothing back.  Cancelled, the
+        guest may let go of it later; `vm.spec` says so then.  (`device_del`, `blockdev-del`.)
         """
+        if unmounted:
+            await refuse_mounted(self._machine, self._agent(), disk)
         return await disks.remove_disk(self._machine, disk, grace)
 
 
@@ -85,3 +100,32 @@ class Nics:
     async def set_link(self, nic: str, *, up: bool) -> None:
         """Pull the NIC's cable, or put it in again (`set_link`); a restart has it so, too."""
         await nics.set_link(self._machine, nic, up)
+
+
+class Devices:
+    """All other devices of one machine, by the ids that they have in its spec (`rng1`)."""
+
+    def __init__(self, machine: Changeable) -> None:
+        self._machine = machine
+
+    def ports(self) -> RootPorts:
+        """The machine's root ports: which hold what, and how many are left for hotplug."""
+        return root_ports(self._machine.spec)
+
+    async def add(self, device: Device) -> Device:
+        """Plug a device into the machine: `Rng`, `Vsock`, `UsbTablet`, `Share`, `Vfio` …
+
+        Gives it back as it is in `vm.spec` now.  A USB device without a controller to sit on
+        gets one, which stays.  What it needs of this host is looked at first: HostLacks.
+        Raises and is cancelled as `Disks.add`.
+        """
+        return await devices.add_device(self._machine, device)
+
+    async def remove(self, device: str, *, grace: float = UNPLUG_GRACE) -> Device:
+        """Have the guest let go of a device, then take away what is behind it.
+
+        Not of those that sit on the board: `rng = true` of a spec, a controller that disks
+        had at the start.  *grace*: seconds for the guest's answer.  Raises and is cancelled as
+        `Disks.remove`.
+        """
+        return await devices.remove_device(self._machine, device, grace)

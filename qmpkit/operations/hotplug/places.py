@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
@@ -95,8 +95,3 @@ def _fixed(parts: Sequence[Part]) -> Iterator[Fault]:
         if part.kind == "device" and bus.startswith(_FIXED_BUSES):
             message = f"it sits on {bus!r}, which takes and gives no device while the machine runs"
             yield Fault(part.id, message, "restart the machine with the changed spec")
-
-
-def devices_in(parts: Iterable[Part]) -> tuple[str, ...]:
-    """The ids of the devices among them."""
-    return tuple(part.id for part in parts if part.kind == "device")

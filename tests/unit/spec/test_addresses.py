@@ -139,12 +139,14 @@ def test_only_function_0_says_that_there_are_more() -> None:
         (
             MachineSpec(disks=disks(1, bus="disk-port48")),
             "disks[0].bus: there is no root port 'disk-port48'"
-            " (nic-port0 to 15, disk-port0 to 47, spare-port0 up to root_ports)",
+            " (nic-port0 to 15, disk-port0 to 47, device-port0 to 15,"
+            " spare-port0 up to root_ports)",
         ),
         (
             MachineSpec(disks=disks(1, bus="pcie.0")),
             "disks[0].bus: there is no root port 'pcie.0'"
-            " (nic-port0 to 15, disk-port0 to 47, spare-port0 up to root_ports)",
+            " (nic-port0 to 15, disk-port0 to 47, device-port0 to 15,"
+            " spare-port0 up to root_ports)",
         ),
         (
             MachineSpec(disks=disks(2, bus="disk-port1")),

@@ -17,6 +17,7 @@ from qmpkit.spec.block import Overlay
 from qmpkit.spec.cpu import Cpu
 from qmpkit.spec.data import spec_from_toml, spec_to_toml
 from qmpkit.spec.paths import PATHS
+from qmpkit.spec.peripherals import Rng
 from qmpkit.spec.profile import load_profile, profile_names, profiles_dir
 from qmpkit.spec.sizes import GIB, MIB
 
@@ -142,9 +143,13 @@ def test_relative_paths_count_from_their_own_file(folder: Path) -> None:
         [[disks]]
         file = "/dev/null"
         format = "raw"
+        [[devices]]
+        kind = "rng"
+        file = "noise"
         """,
     )
     spec = load_profile(folder / "web.toml")
+    assert spec.devices == (Rng(id="rng1", file=f"{folder}/noise"),)
     assert spec.firmware == f"{folder}/base/bios.bin"
     assert spec.memory.mem_path == f"{folder}/base/ram"
     assert spec.kernel is not None
@@ -153,7 +158,7 @@ def test_relative_paths_count_from_their_own_file(folder: Path) -> None:
     assert [disk.file for disk in spec.disks] == [f"{folder}/web.qcow2", "/dev/null"]
     assert spec.disks[0].make == Overlay(f"{folder}/images/debian.qcow2", format="qcow2")
     assert spec.image_folders == (f"{folder}/images", "/srv/images")
-    assert len(PATHS) == 10  # a path field that comes new belongs here too
+    assert len(PATHS) == 17  # a path field that comes new belongs here too
 
 
 def test_a_relative_profile_counts_from_the_working_directory(

@@ -1,0 +1,87 @@
+"""What `qmpkit device` does: it asks the farm's daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from qmpkit.cli.daemon import Daemon, find_daemon
+from qmpkit.cli.exits import Exit
+from qmpkit.cli.farm_actions import one_machine
+from qmpkit.cli.overrides import arguments_from
+from qmpkit.cli.tables import print_table
+from qmpkit.cli.talk import print_json, talk
+from qmpkit.cli.which_farm import which_farm
+
+__all__ = ["add_device", "list_devices", "remove_device", "set_link"]
+
+_PATHS = ("file", "socket")
+_SHOWN = ("file", "ifname", "address", "remote", "forwards", "cid", "tag", "host", "iothread")
+
+
+def _machine(name: str, farm: str | None) -> tuple[Daemon, str]:
+    daemon = find_daemon(which_farm(farm))
+    return daemon, one_machine(daemon, name)
+
+
+def list_devices(name: str, farm: str | None, *, as_json: bool) -> int:
+    """`device list`."""
+    daemon, machine = _machine(name, farm)
+    found = daemon.get("machines", machine, "devices")
+    if as_json:
+        print_json(found)
+        return Exit.OK
+    ports = {device: port for port, device in found["ports"]["used"].items()}
+    rows = [
+        (it["id"], it["kind"], ports.get(it["id"]) or it.get("controller", "-"), _about(it))
+        for it in found["devices"]
+    ]
+    print_table(("ID", "KIND", "AT", "WHAT"), rows, prose=True)
+    talk.note(f"{len(found['ports']['empty'])} root ports are left")
+    return Exit.OK
+
+
+def _about(item: dict[str, Any]) -> str:
+    words = [item["interface"]] if "interface" in item else []
+    words += [f"{key}={item[key]}" for key in _SHOWN if item.get(key)]
+    return " ".join(words) + ("" if item.get("link", True) else " (cable out)")
+
+
+def add_device(
+    name: str, kind: str, fields: Iterable[str], farm: str | None, *, as_json: bool
+) -> int:
+    """`device add`."""
+    table = arguments_from(fields)
+    for where in (table, table.get("make")):
+        for key in _PATHS:
+            if isinstance(where, dict) and isinstance(where.get(key), str):
+                where[key] = str(Path(where[key]).absolute())
+    daemon, machine = _machine(name, farm)
+    plugged = daemon.post("machines", machine, "devices", body={"kind": kind, **table})
+    if as_json:
+        print_json(plugged)
+    else:
+        at = plugged.get("bus") or plugged.get("controller")
+        talk.say(f"{machine}: {plugged['id']} is plugged in{f' at {at}' if at else ''}")
+    return Exit.OK
+
+
+def remove_device(
+    name: str, device: str, grace: int | None, farm: str | None, *, unmounted: bool
+) -> int:
+    """`device remove`."""
+    daemon, machine = _machine(name, farm)
+    query = {} if grace is None else {"grace": grace}
+    query |= {"unmounted": 1} if unmounted else {}
+    daemon.delete("machines", machine, "devices", device, **query)
+    talk.say(f"{machine}: {device} is unplugged")
+    return Exit.OK
+
+
+def set_link(name: str, nic: str, farm: str | None, *, up: bool) -> int:
+    """`device link`."""
+    daemon, machine = _machine(name, farm)
+    daemon.post("machines", machine, "devices", nic, "link", body={"up": up})
+    talk.say(f"{machine}: the cable of {nic} is {'in' if up else 'out'}")
+    return Exit.OK

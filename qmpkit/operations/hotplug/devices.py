@@ -1,0 +1,108 @@
+"""Devices of any other kind that come and go while the guest runs."""
+
+from __future__ import annotations
+
+import attrs
+import trio
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.host.check_devices import check_devices
+from qmpkit.host.findings import raise_problems
+from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.hotplug.places import changes_between, empty_port
+from qmpkit.operations.hotplug.plug import plug_parts, unplug_parts
+from qmpkit.spec.addresses import DEVICE_PORTS
+from qmpkit.spec.layout import pinned
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.peripherals import (
+    DEVICE_KINDS,
+    Controller,
+    Device,
+    ScsiController,
+    UsbController,
+    UsbDevice,
+    evolved,
+    to_devices,
+)
+from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.units import controllers
+
+__all__ = ["add_device", "plug_device", "remove_device", "with_controller"]
+
+
+async def add_device(machine: Changeable, device: Device) -> Device:
+    """See `Devices.add`."""
+    async with machine.changing:
+        if not isinstance(device, tuple(DEVICE_KINDS.values())):
+            raise SpecInvalid([Fault("device", f"cannot be {device!r}")], _whose(machine))
+        if isinstance(device, UsbDevice) and device.controller is None:
+            await with_controller(machine, usb=True)
+        return await plug_device(machine, device)
+
+
+async def plug_device(machine: Changeable, device: Device) -> Device:
+    """Plug one device; the caller holds `machine.changing`."""
+    old = pinned(machine.spec)
+    device = to_devices([*old.devices, device])[-1]
+    if not isinstance(device, UsbDevice) and device.bus is None:
+        bus = await empty_port(machine, old, device.id, DEVICE_PORTS.prefix, "device")
+        device = evolved(device, bus=bus)
+    new = pinned(attrs.evolve(old, devices=[*old.devices, device]))
+    device = next(it for it in new.devices if it.id == device.id)
+    _, parts = changes_between(old, new)
+    alone = attrs.evolve(new, devices=[device])
+    problems = await trio.to_thread.run_sync(lambda: list(check_devices(alone)))
+    raise_problems(problems, f"{_whose(machine)}, device {device.id!r}")
+    await plug_parts(machine, f"add device {device.id!r}", new, parts)
+    return device
+
+
+async def with_controller(machine: Changeable, *, usb: bool, iothread: str | None = None) -> None:
+    """Plug a controller for what is to sit on one, when the machine has none that would do.
+
+    A change of its own: it stays, empty, when what was to sit on it cannot be plugged.
+    """
+    for it in controllers(machine.spec):
+        match it:
+            case UsbController() if usb:
+                return
+            case ScsiController() if not usb and it.iothread == iothread:
+                return
+    await plug_device(machine, UsbController() if usb else ScsiController(iothread=iothread))
+
+
+async def remove_device(machine: Changeable, device_id: str, grace: float) -> Device:
+    """See `Devices.remove`."""
+    async with machine.changing:
+        old = pinned(machine.spec)
+        device = _device_of(machine, old, device_id)
+        if isinstance(device, Controller):
+            _refuse_used(machine, old, device_id)
+        new = attrs.evolve(old, devices=[it for it in old.devices if it.id != device_id])
+        going, _ = changes_between(old, new)
+        await unplug_parts(machine, f"remove device {device_id!r}", new, going, grace=grace)
+    return device
+
+
+def _device_of(machine: Changeable, spec: MachineSpec, device_id: str) -> Device:
+    by_id = {device.id: device for device in spec.devices}
+    if device_id not in by_id:
+        hint = suggestion(device_id, tuple(by_id))
+        fault = Fault("device", f"it has no device {device_id!r} that can be removed", hint)
+        raise SpecInvalid([fault], _whose(machine))
+    return by_id[device_id]
+
+
+def _refuse_used(machine: Changeable, spec: MachineSpec, device_id: str) -> None:
+    users = [it.id for it in (*spec.disks, *spec.devices) if _sits_on(it, device_id)]
+    if users:
+        fault = Fault(device_id, f"on it sit {', '.join(users)}", "remove them first")
+        raise SpecInvalid([fault], _whose(machine))
+
+
+def _sits_on(item: object, controller: str) -> bool:
+    return getattr(item, "controller", None) == controller
+
+
+def _whose(machine: Changeable) -> str:
+    return f"machine {machine.name!r}"

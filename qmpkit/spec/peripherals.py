@@ -1,0 +1,276 @@
+"""Devices beside disks and NICs: each is a value, at a start and when it is plugged."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, TypeVar
+
+import attrs
+
+from qmpkit.errors import Fault
+from qmpkit.spec.addresses import Place
+from qmpkit.spec.given import items_of
+from qmpkit.spec.names import chardev_id, id_problem, iothread_id
+from qmpkit.spec.options import Json
+
+__all__ = [
+    "DEVICE_KINDS",
+    "Device",
+    "Rng",
+    "ScsiController",
+    "Share",
+    "UsbController",
+    "UsbHost",
+    "UsbKeyboard",
+    "UsbTablet",
+    "Vfio",
+    "Vsock",
+    "Controller",
+    "PciDevice",
+    "UsbDevice",
+    "device_chardev",
+    "device_faults",
+    "device_object",
+    "evolved",
+    "peripheral_device",
+    "to_devices",
+]
+
+_Item = TypeVar("_Item")
+_PCI_HOST = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-1][0-9a-f]\.[0-7]", re.ASCII)
+_TAG_LIMIT = 36  # bytes, of virtio-fs
+
+
+def _path(value: str | os.PathLike[str]) -> str:
+    return os.fspath(value)
+
+
+@attrs.frozen(kw_only=True)
+class _Device:
+    """What every device has: `id`, filled in when left out; `bus`: the root port to sit in."""
+
+    prefix: ClassVar[tuple[str, int]] = ("device", 0)
+    id: str = ""
+    bus: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class _UsbDevice:
+    """What every USB device has: `controller`, an id (default `usb0`), and `unit`, its port."""
+
+    prefix: ClassVar[tuple[str, int]] = ("usbdev", 0)
+    id: str = ""
+    controller: str | None = None
+    unit: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Rng(_Device):
+    """A source of randomness: `file` is read, at most `max_bytes` each `period` milliseconds."""
+
+    prefix: ClassVar[tuple[str, int]] = ("rng", 1)
+    file: str = attrs.field(default="/dev/urandom", converter=_path)
+    max_bytes: int | None = None
+    period: int = 1000
+
+
+@attrs.frozen(kw_only=True)
+class Vsock(_Device):
+    """A socket between host and guest, by the guest's `cid`; needs /dev/vhost-vsock."""
+
+    prefix: ClassVar[tuple[str, int]] = ("vsock", 1)
+    cid: int
+
+
+@attrs.frozen(kw_only=True)
+class ScsiController(_Device):
+    """A virtio-scsi controller, for disks that name it in `controller`, or have its `iothread`."""
+
+    prefix: ClassVar[tuple[str, int]] = ("scsi", 4)
+    iothread: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class UsbController(_Device):
+    """A USB 3 controller (qemu-xhci) with `ports`, 1 to 15."""
+
+    prefix: ClassVar[tuple[str, int]] = ("usb", 1)
+    ports: int = 8
+
+
+@attrs.frozen(kw_only=True)
+class UsbTablet(_UsbDevice):
+    """A pointer that says where it is, as screens with a mouse of their own want it."""
+
+    prefix: ClassVar[tuple[str, int]] = ("tablet", 0)
+
+
+@attrs.frozen(kw_only=True)
+class UsbKeyboard(_UsbDevice):
+    """A keyboard."""
+
+    prefix: ClassVar[tuple[str, int]] = ("usbkbd", 0)
+
+
+@attrs.frozen(kw_only=True)
+class UsbHost(_UsbDevice):
+    """A USB device of the host, by its numbers in `lsusb`: Bus `hostbus`, Device `hostaddr`."""
+
+    prefix: ClassVar[tuple[str, int]] = ("usbhost", 0)
+    hostbus: int
+    hostaddr: int
+
+
+@attrs.frozen(kw_only=True)
+class Share(_Device):
+    """A directory of the host that the guest mounts: `mount -t virtiofs <tag> /mnt`.
+
+    `socket`: where a virtiofsd listens that serves it; it runs as long as the machine.  Needs
+    shared memory (`memory.share`).
+    """
+
+    prefix: ClassVar[tuple[str, int]] = ("fs", 0)
+    tag: str
+    socket: str = attrs.field(converter=_path)
+    queue_size: int = 1024
+
+
+@attrs.frozen(kw_only=True)
+class Vfio(_Device):
+    """A PCI device of the host that is the guest's alone: `host` is its address, "0000:01:00.0".
+
+    Its IOMMU group must be bound to vfio-pci as a whole.
+    """
+
+    prefix: ClassVar[tuple[str, int]] = ("vfio", 0)
+    host: str
+
+
+UsbDevice = UsbTablet | UsbKeyboard | UsbHost
+"""What sits on a USB controller; all else on PCI, and rng, vsock and SCSI on a microvm's bus."""
+
+Controller = ScsiController | UsbController
+PciDevice = Rng | Vsock | Controller | Share | Vfio
+Device = PciDevice | UsbDevice
+DEVICE_KINDS: dict[str, type[Device]] = {
+    "rng": Rng,
+    "vsock": Vsock,
+    "virtio-scsi": ScsiController,
+    "usb": UsbController,
+    "usb-tablet": UsbTablet,
+    "usb-kbd": UsbKeyboard,
+    "usb-host": UsbHost,
+    "virtiofs": Share,
+    "vfio": Vfio,
+}
+
+
+def evolved(item: _Item, **changes: object) -> _Item:
+    """`attrs.evolve` of a value that may be one of many classes, which all have these fields."""
+    evolve: Any = attrs.evolve
+    result: _Item = evolve(item, **changes)
+    return result
+
+
+def to_devices(value: Iterable[Device]) -> tuple[Device, ...]:
+    """Fill in missing ids, by the kind: `rng1`, `usb1`, `tablet0` …, skipping those in use."""
+    devices = items_of(value, "devices", "Rng()", tuple(DEVICE_KINDS.values()))
+    used = {device.id for device in devices}
+    named: list[Device] = []
+    for device in devices:
+        if not device.id:
+            prefix, number = device.prefix
+            while f"{prefix}{number}" in used:
+                number += 1
+            device = attrs.evolve(device, id=f"{prefix}{number}")
+            used.add(device.id)
+        named.append(device)
+    return tuple(named)
+
+
+def device_object(device: Device) -> Json | None:
+    """The argument of `-object` (and `object-add`) of what is behind a device, if there is any."""
+    if not isinstance(device, Rng):
+        return None
+    return {"qom-type": "rng-random", "id": chardev_id(device.id), "filename": device.file}
+
+
+def device_chardev(device: Device) -> Json | None:
+    """The argument of `chardev-add` of what is behind a device, if there is any."""
+    if not isinstance(device, Share):
+        return None
+    address = {"type": "unix", "data": {"path": device.socket}}
+    backend = {"type": "socket", "data": {"addr": address, "server": False}}
+    return {"id": chardev_id(device.id), "backend": backend}
+
+
+def peripheral_device(device: Device, place: Place, unit: int = 0) -> Json:
+    """The argument of `-device` (and `device_add`); *unit*: its number on the controller."""
+    head = {"id": device.id, **place.properties()}
+    match device:
+        case Rng():
+            more: dict[str, object] = {"rng": chardev_id(device.id)}
+            if device.max_bytes is not None:
+                more |= {"max-bytes": device.max_bytes, "period": device.period}
+            return {"driver": place.virtio("rng"), **head, **more}
+        case Vsock():
+            driver = place.virtio("vsock").replace("virtio", "vhost")
+            return {"driver": driver, **head, "guest-cid": device.cid}
+        case ScsiController():
+            thread = device.iothread
+            more = {} if thread is None else {"iothread": iothread_id(thread)}
+            return {"driver": place.virtio("scsi"), **head, **more}
+        case UsbController():
+            return {"driver": "qemu-xhci", **head, "p2": device.ports, "p3": device.ports}
+        case Share():
+            more = {"chardev": chardev_id(device.id), "tag": device.tag}
+            return {"driver": "vhost-user-fs-pci", **head, **more, "queue-size": device.queue_size}
+        case Vfio():
+            return {"driver": "vfio-pci", **head, "host": device.host}
+    return {**_usb(device), **head, "port": str(unit + 1)}
+
+
+def _usb(device: UsbDevice) -> Json:
+    match device:
+        case UsbTablet():
+            return {"driver": "usb-tablet"}
+        case UsbKeyboard():
+            return {"driver": "usb-kbd"}
+    numbers = {"hostbus": device.hostbus, "hostaddr": device.hostaddr}
+    return {"driver": "usb-host", **numbers}
+
+
+def device_faults(device: Device, where: str) -> Iterator[Fault]:
+    """Everything that contradicts itself in one device."""
+    if problem := id_problem(device.id):
+        yield Fault(f"{where}.id", problem)
+    match device:
+        case Rng():
+            if not device.file:
+                yield Fault(f"{where}.file", "the path is empty")
+            if device.max_bytes is not None and device.max_bytes < 1:
+                yield Fault(f"{where}.max_bytes", f"must be at least 1, not {device.max_bytes}")
+            if device.period < 1:
+                yield Fault(f"{where}.period", f"must be at least 1, not {device.period}")
+        case Vsock():
+            if not 3 <= device.cid < 2**32 - 1:
+                message = f"a guest's CID is from 3 to 4294967294, not {device.cid}"
+                yield Fault(f"{where}.cid", message)
+        case UsbController():
+            if not 1 <= device.ports <= 15:
+                yield Fault(f"{where}.ports", f"must be from 1 to 15, not {device.ports}")
+        case UsbHost():
+            for name, value in (("hostbus", device.hostbus), ("hostaddr", device.hostaddr)):
+                if not 1 <= value <= 255:
+                    yield Fault(f"{where}.{name}", f"must be from 1 to 255, not {value}")
+        case Share():
+            if len(device.tag.encode()) not in range(1, _TAG_LIMIT + 1):
+                yield Fault(f"{where}.tag", f"a tag has 1 to {_TAG_LIMIT} bytes")
+            if not device.socket:
+                yield Fault(f"{where}.socket", "the path is empty")
+        case Vfio():
+            if not _PCI_HOST.fullmatch(device.host):
+                message = f"{device.host!r} is not the address of a PCI device"
+                yield Fault(f"{where}.host", message, "0000:01:00.0")

@@ -1,0 +1,151 @@
+"""Devices of a farm's machine at the shell, and what a killed supervisor leaves of a plug."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from qmpkit import VM, Disk, MachineSpec, Supervisor
+from qmpkit.testing.leaks import leaks
+from tests.live.dying import STEPS
+from tests.live.kept import Places, end_all, lab
+from tests.live.plugged import agreed
+from tests.sizes import HOTPLUG_KILLS, NEWEST
+
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST), pytest.mark.usefixtures("places")]
+
+FARM = """
+schema = 1
+[machines.store]
+qemu = "{qemu}"
+accel = "tcg"
+memory = "32MiB"
+root_ports = 3
+"""
+
+
+class Shell:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *words: str, status: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "qmpkit.cli", *words],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == status, (words, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    def listed(self) -> Any:
+        return json.loads(self.run("device", "list", "store", "--json"))
+
+
+def test_devices_at_the_shell(qemu: str, tmp_path: Path, places: Places) -> None:
+    shell = Shell(tmp_path)
+    (tmp_path / "farm.toml").write_text(FARM.format(qemu=qemu))
+    shell.run("up", "farm.toml")
+    words = ("file=data.raw", "format=raw", "make=1MiB")
+    assert "disk0 is plugged in at spare-port0" in shell.run(
+        "device", "add", "store", "disk", *words
+    )
+    shell.run("device", "add", "store", "user", 'forwards=["0:22"]')
+    shell.run("device", "link", "store", "nic0", "down")
+    assert [it["id"] for it in shell.listed()["devices"]] == ["disk0", "nic0"]
+    listed = shell.run("device", "list", "store")
+    assert "(cable out)" in listed and "1 root ports are left" in listed
+    assert "no device 'nix'" in shell.run("device", "remove", "store", "nix", status=2)
+    assert "one of disk, user" in shell.run("device", "add", "store", "nix", status=2)
+    assert "unknown key" in shell.run("device", "add", "store", "rng", "x=1", status=2)
+    said = shell.run("device", "remove", "store", "disk0", "--grace", "0", status=1)
+    assert "has not let go of 'disk0'" in said
+    shell.run("restart", "store", "--grace", "0")
+    found = shell.listed()
+    assert [it["id"] for it in found["devices"]] == ["disk0", "nic0"], "a restart has them too"
+    assert found["devices"][0]["file"] == str(tmp_path / "data.raw")
+    shell.run("stop", "store", "--grace", "0")
+    assert "change its spec instead" in shell.run("device", "add", "store", "rng", status=2)
+    shell.run("down", "--grace", "0")
+    assert places.qemus() == []
+
+
+PROGRAM = (
+    STEPS
+    + """
+kind, folder = words
+
+step("qmpkit.machine.machine:Machine", "execute")
+step("qmpkit.supervisor.ledger:KeptLedger", "intend")
+step("qmpkit.supervisor.ledger:KeptLedger", "settle")
+step("qmpkit.operations.hotplug.disks", "place_disk")
+
+async def main():
+    global armed, qemu
+    async with qmpkit.Supervisor("lab", keep=True) as lab:
+        kept = lab.kept["bare"]
+        qemu, vm, armed = kept.pid, kept.vm, True
+        if kind == "add":
+            file = f"{folder}/{last}{victims}.raw"
+            disk = qmpkit.Disk(file, format="raw", make="1MiB", interface="virtio-scsi")
+            await vm.disks.add(disk)
+        else:
+            await vm.disks.remove(vm.spec.disks[-1].id)
+        print("done", flush=True)
+
+trio.run(main)
+"""
+)
+
+
+@pytest.mark.bound(60 + 8 * HOTPLUG_KILLS)
+@pytest.mark.parametrize("kind", ["add", "remove"])
+async def test_killed_between_any_two_steps(
+    qemu: str, tmp_path: Path, kind: str, places: Places
+) -> None:
+    first = _disk(tmp_path / "first")
+    spec = MachineSpec(name="bare", qemu=qemu, accel="tcg", memory="16MiB", disks=[first])
+    async with leaks():
+        for last in range(1, HOTPLUG_KILLS + 1):
+            victims = "both" if last % 3 == 0 else "supervisor"
+            async with lab() as supervisor:
+                vm = await _up(supervisor, spec)
+                if kind == "remove" and len(vm.spec.disks) < 2:
+                    await vm.disks.add(_disk(tmp_path / f"r{last}"))
+            if not await _dies(kind, tmp_path, last, victims):
+                break
+            async with lab() as supervisor:
+                vm = await _up(supervisor, spec)
+                await agreed(vm)
+                assert supervisor.kept["bare"].spec.disks == vm.spec.disks
+        await end_all()
+
+
+def _disk(file: Path) -> Disk:
+    return Disk(file, format="raw", make="1MiB", interface="virtio-scsi")
+
+
+async def _up(supervisor: Supervisor, spec: MachineSpec) -> VM:
+    kept = await supervisor.ensure(spec, restart="never", paused=True)
+    await kept.until(lambda: kept.vm is not None and kept.record.change is None)
+    assert kept.vm is not None
+    return kept.vm
+
+
+async def _dies(kind: str, folder: Path, last: int, victims: str) -> bool:
+    argv = [sys.executable, "-c", PROGRAM, kind, str(folder), str(last), victims]
+    done = await trio.run_process(argv, capture_stdout=True, capture_stderr=True, check=False)
+    if done.stdout == b"done\n":
+        return False
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return True

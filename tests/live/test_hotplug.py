@@ -1,0 +1,343 @@
+"""Devices come and go while a guest runs; host, QEMU, guest and spec agree after each step."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+import qmpkit
+from qmpkit import (
+    VM,
+    AgentSilent,
+    CommandRefused,
+    DgramNic,
+    Disk,
+    HostLacks,
+    MachineSpec,
+    NoPortLeft,
+    Rng,
+    Share,
+    SpecInvalid,
+    StreamNic,
+    UnplugPending,
+    UnplugRefused,
+    UsbTablet,
+    UserNic,
+    Vsock,
+)
+from qmpkit.testing import guests
+from qmpkit.testing.cancel import cancel_at_every_checkpoint
+from tests.live.blocks import bare
+from tests.live.plugged import agreed, guest_sees, hmp, places
+from tests.sizes import HOTPLUG_CANCELS, HOTPLUG_STEPS, LONG, NEWEST, OLDEST
+
+pytestmark = pytest.mark.live
+
+Step = Callable[[], Awaitable[object]]
+VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")  # of Debian 12's qemu-system-common
+
+
+@asynccontextmanager
+async def tiny(qemu: str) -> AsyncIterator[VM]:
+    """With four root ports for hotplug."""
+    async with guests.booted("tiny", qemu=qemu) as vm:
+        yield vm
+
+
+class Steps:
+    """What can be done next, chosen by dice."""
+
+    def __init__(self, vm: VM, folder: Path, dice: random.Random) -> None:
+        self.vm = vm
+        self.folder = folder
+        self.dice = dice
+        self.numbers = itertools.count(1)
+
+    def possible(self) -> list[Step]:
+        spec = self.vm.spec
+        steps: list[Step] = []
+        if self.vm.devices.ports().left > 1:  # a SCSI disk may want a controller, too
+            steps += [self.add_disk, self.add_scsi, self.add_nic, self.add_rng]
+        steps += [self.remove_disk] * bool(spec.disks)
+        steps += [self.remove_nic, self.toggle] * bool(spec.nics)
+        return steps + [self.remove_device] * any(it.id.startswith("rng") for it in spec.devices)
+
+    async def add_disk(self) -> None:
+        name = f"d{next(self.numbers)}"
+        image = Disk(f"{self.folder}/{name}.qcow2", format="qcow2", make="8MiB", serial=name)
+        await self.vm.disks.add(image)
+
+    async def add_scsi(self) -> None:
+        image = f"{self.folder}/s{next(self.numbers)}.raw"
+        await self.vm.disks.add(Disk(image, format="raw", make="8MiB", interface="virtio-scsi"))
+
+    async def remove_disk(self) -> None:
+        await self.vm.disks.remove(self.dice.choice(self.vm.spec.disks).id)
+
+    async def add_nic(self) -> None:
+        await self.vm.nics.add(UserNic(net=f"10.0.{next(self.numbers)}.0/24"))
+
+    async def remove_nic(self) -> None:
+        await self.vm.nics.remove(self.dice.choice(self.vm.spec.nics).id)
+
+    async def toggle(self) -> None:
+        nic = self.dice.choice(self.vm.spec.nics)
+        await self.vm.nics.set_link(nic.id, up=not nic.link)
+
+    async def add_rng(self) -> None:
+        await self.vm.devices.add(Rng())
+
+    async def remove_device(self) -> None:
+        rngs = [it.id for it in self.vm.spec.devices if it.id.startswith("rng")]
+        await self.vm.devices.remove(self.dice.choice(rngs))
+
+
+@pytest.mark.bound(60 + 5 * HOTPLUG_STEPS)
+async def test_all_agree_after_each_step(qemu: str, tmp_path: Path) -> None:
+    async with tiny(qemu) as vm:
+        steps = Steps(vm, tmp_path, random.Random(6))
+        for _ in range(HOTPLUG_STEPS):
+            await steps.dice.choice(steps.possible())()
+            await agreed(vm)
+            await guest_sees(vm)
+        spec, before = vm.spec, await places(vm)
+    async with qmpkit.running(spec, paused=True) as vm:
+        await agreed(vm)
+        assert await places(vm) == before
+        down = [nic.id for nic in spec.nics if not nic.link]
+        told = (await hmp(vm, "info network")).replace("\r", "")
+        assert all(f"{nic}: index" in told for nic in down)
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_what_comes_as_a_descriptor(qemu: str, tmp_path: Path) -> None:
+    image = tmp_path / "a.raw"
+    image.write_bytes(bytes(1 << 20))
+    one, other = socket.socketpair()
+    dgram, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with one, other, dgram, far:
+        async with tiny(qemu) as vm:
+            fd = os.open(image, os.O_RDWR)
+            disk = await vm.disks.add(Disk(image, format="raw", serial="fd"), fd=fd)
+            os.close(fd)
+            await vm.nics.add(StreamNic(), fd=one)
+            await vm.nics.add(DgramNic(), fd=dgram)
+            await agreed(vm, fdsets=1)
+            await guest_sees(vm)
+            one.close()
+            assert other.recv(4), "the guest's frames come through"
+            for nic in vm.spec.nics:
+                await vm.nics.remove(nic.id)
+            await vm.disks.remove(disk.id)
+            await agreed(vm)
+
+
+@pytest.mark.qemus(*OLDEST)
+async def test_another_back_end_behind_a_nic(qemu: str) -> None:
+    async with tiny(qemu) as vm:
+        nic = await vm.nics.add(UserNic(forwards=["0:22"]))
+        await guest_sees(vm)
+        changed = await vm.nics.change(UserNic(id=nic.id, net="10.9.0.0/24"))
+        assert changed.bus == nic.bus and vm.spec.nics == (changed,)
+        assert "net=10.9.0.0" in await hmp(vm, "info network")
+        await guest_sees(vm)
+        with pytest.raises(SpecInvalid, match="no address, and no descriptor"):
+            await vm.nics.change(DgramNic(id=nic.id))
+        taken = socket.create_server(("127.0.0.1", 0))
+        with taken, pytest.raises(SpecInvalid, match="is taken"):
+            forward = f"{taken.getsockname()[1]}:22"
+            await vm.nics.change(UserNic(id=nic.id, forwards=[forward]))
+        assert "net=10.9.0.0" in await hmp(vm, "info network"), "the old one is back"
+        await agreed(vm)
+
+
+async def test_cancelled_at_any_checkpoint_nothing_is_left(qemu: str, tmp_path: Path) -> None:
+    image = tmp_path / "fd.raw"
+    image.write_bytes(bytes(1 << 20))
+    fd = os.open(image, os.O_RDWR)
+    numbers = itertools.count()
+    async with tiny(qemu) as vm:
+
+        async def disk() -> None:
+            file = f"{tmp_path}/{next(numbers)}.qcow2"
+            await vm.disks.add(Disk(file, format="qcow2", make="8MiB", interface="virtio-scsi"))
+
+        async def lent() -> None:
+            await vm.disks.add(Disk(image, format="raw"), fd=fd)
+
+        async def nic() -> None:
+            await vm.nics.add(UserNic())
+
+        async def device() -> None:
+            await vm.devices.add(UsbTablet())
+
+        finished = 0
+
+        async def nothing() -> None:
+            nonlocal finished
+            for it in vm.spec.disks:
+                finished += it.interface == "virtio-scsi"
+                await vm.disks.remove(it.id)
+            for cable in vm.spec.nics:
+                await vm.nics.remove(cable.id)
+            for plugged in reversed(vm.spec.devices):
+                await vm.devices.remove(plugged.id)
+            await agreed(vm)
+            made = [name for name in os.listdir(tmp_path) if name.endswith("2")]  # noqa: PTH208
+            assert len(made) <= finished, made
+
+        for add in (disk, lent, nic, device):
+            await cancel_at_every_checkpoint(add, every=HOTPLUG_CANCELS, after=nothing)
+    os.close(fd)
+
+
+@pytest.mark.qemus(*OLDEST)
+async def test_an_unplug_that_is_cancelled_can_be_asked_for_again(qemu: str) -> None:
+    async with tiny(qemu) as vm:
+        await vm.nics.add(UserNic())
+
+        async def unplug() -> None:
+            await vm.nics.remove("nic0")
+
+        async def again() -> None:
+            if vm.spec.nics:
+                await vm.nics.remove("nic0")
+            await agreed(vm)
+            await vm.nics.add(UserNic())
+            await agreed(vm)
+
+        assert await cancel_at_every_checkpoint(unplug, every=HOTPLUG_CANCELS, after=again)
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_what_the_guest_lets_go_of_unasked_is_followed(qemu: str, tmp_path: Path) -> None:
+    async with tiny(qemu) as vm:
+        disk = await vm.disks.add(Disk(tmp_path / "a.raw", format="raw", make="1MiB", serial="a"))
+        await guest_sees(vm)
+        slot = "for it in /sys/bus/pci/slots/*/power; do echo 0 > $it; done"
+        done = await vm.agent.run(["sh", "-c", slot])
+        while vm.spec.disks:  # noqa: ASYNC110  # nothing tells when a spec follows
+            await trio.sleep(0.01)
+        await agreed(vm)
+        assert (tmp_path / disk.file).exists(), done
+
+
+@pytest.mark.qemus(*OLDEST)
+async def test_what_cannot_be_is_told_and_leaves_nothing(qemu: str, tmp_path: Path) -> None:
+    async with tiny(qemu) as vm:
+        with pytest.raises(HostLacks, match="vhost_vsock"):
+            await vm.devices.add(Vsock(cid=7))
+        with pytest.raises(SpecInvalid, match="does not exist"):
+            await vm.disks.add(Disk(tmp_path / "nope.raw", format="raw"))
+        with pytest.raises(SpecInvalid, match="no device 'rng0' that can be removed"):
+            await vm.devices.remove("rng0")
+        disk = await vm.disks.add(Disk(tmp_path / "a.raw", format="raw", make="1MiB", serial="a"))
+        await guest_sees(vm)
+        mount = "mke2fs /dev/vda && mount /dev/vda /mnt"
+        await vm.agent.run(["sh", "-c", mount], check=True)
+        with pytest.raises(UnplugRefused, match="mounted there at /mnt"):
+            await vm.disks.remove(disk.id, unmounted=True)
+        await vm.agent.run(["umount", "/mnt"], check=True)
+        async with vm.paused():
+            begun = time.monotonic()
+            with pytest.raises(UnplugPending, match="stands still"):
+                await vm.disks.remove(disk.id)
+            assert time.monotonic() - begun < 2
+        await vm.snapshots.take("point")
+        with pytest.raises(SpecInvalid, match="snapshots hold it: point"):
+            await vm.disks.remove(disk.id)
+        await vm.snapshots.delete("point")
+        await vm.disks.remove(disk.id, unmounted=True)
+        await agreed(vm)
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_a_layered_disk_goes_with_all_its_layers(qemu: str, tmp_path: Path) -> None:
+    base = await qmpkit.images.create(tmp_path / "base.qcow2", "8MiB", "qcow2")
+    make = qmpkit.Overlay(base, format="qcow2")
+    async with tiny(qemu) as vm:
+        top = Disk(tmp_path / "top.qcow2", format="qcow2", make=make, serial="top")
+        disk = await vm.disks.add(top)
+        await guest_sees(vm)
+        await vm.disks.move(disk.id, tmp_path / "moved.qcow2")
+        await vm.disks.remove(disk.id)
+        await agreed(vm)
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_a_guest_that_has_not_booted(qemu: str, tmp_path: Path) -> None:
+    spec = attrs.evolve(bare(qemu, tmp_path, "raw"), agent=True)
+    async with qmpkit.running(spec) as vm:
+        with pytest.raises(AgentSilent):
+            await vm.disks.remove("disk0", unmounted=True)
+        with pytest.raises(UnplugPending, match=r"did not answer within 0\.3 s"):
+            await vm.disks.remove("disk0", grace=0.3)
+        await agreed(vm)
+        with pytest.raises(NoPortLeft, match=r"all 1 hold a device .*root_ports = 8") as caught:
+            await vm.disks.add(Disk(tmp_path / "b.raw", format="raw", make="1MiB"))
+        assert caught.value.ports == 1
+        assert not (tmp_path / "b.raw").exists()
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_boards_without_a_port(qemu: str, tmp_path: Path) -> None:
+    spec = MachineSpec(name="micro", machine="microvm", qemu=qemu, accel="tcg", memory="64MiB")
+    scsi = Disk(tmp_path / "a.raw", format="raw", make="1MiB", interface="virtio-scsi")
+    async with qmpkit.running(attrs.evolve(spec, disks=[scsi]), paused=True) as vm:
+        with pytest.raises(SpecInvalid, match="microvm has no PCI"):
+            await vm.nics.add(UserNic())
+        with pytest.raises(SpecInvalid, match="microvm has no PCI"):
+            await vm.disks.add(Disk(tmp_path / "b.raw", format="raw", make="1MiB"))
+        more = await vm.disks.add(attrs.evolve(scsi, file=str(tmp_path / "c.raw"), id=""))
+        await agreed(vm)
+        await vm.disks.remove(more.id)  # the guest is not asked on SCSI
+        await agreed(vm)
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_what_qemu_refuses_is_undone(qemu: str, tmp_path: Path) -> None:
+    async with tiny(qemu) as vm:
+        bad = Disk(tmp_path / "a.raw", format="raw", make="1MiB", interface="nvme", serial="x")
+        stranger = {"driver": "virtio-rng-pci", "id": "disk0", "bus": "spare-port3"}
+        await vm.execute("device_add", stranger)  # somebody else has taken the name
+        with pytest.raises(CommandRefused):
+            await vm.disks.add(bad)
+        assert not (tmp_path / "a.raw").exists()
+        assert await vm.execute("query-named-block-nodes") == []
+
+
+@pytest.mark.skipif(not LONG, reason="--long: it boots a guest with shared memory")
+async def test_a_share_comes_and_goes(qemu: str, tmp_path: Path) -> None:
+    (tmp_path / "share").mkdir()
+    (tmp_path / "share" / "file").write_text("from the host")
+    place = tmp_path / "fs.sock"
+    tiny = qmpkit.load_profile("tiny")
+    memory = attrs.evolve(tiny.memory, share=True)
+    spec = attrs.evolve(tiny, qemu=qemu, accel="tcg", memory=memory)
+    argv = [str(VIRTIOFSD), f"--socket-path={place}", "-o", f"source={tmp_path}/share"]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(trio.run_process, [*argv, "-o", "sandbox=chroot"], check=False))
+        while not place.exists():  # noqa: ASYNC110  # it tells nobody
+            await trio.sleep(0.02)
+        async with qmpkit.running(spec) as vm:
+            await vm.agent.wait_ready()
+            share = await vm.devices.add(Share(tag="work", socket=place))
+            await agreed(vm)
+            look = "until mount -t virtiofs work /mnt; do usleep 50000; done; cat /mnt/file"
+            with trio.fail_after(30):
+                seen = await vm.agent.run(["sh", "-c", f"({look}) 2>/dev/null; umount /mnt"])
+            assert seen.text == "from the host"
+            await vm.devices.remove(share.id)
+            await agreed(vm)
+        nursery.cancel_scope.cancel()
