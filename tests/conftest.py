@@ -11,11 +11,15 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from hypothesis import settings
 
 from tests.counts import KVM, Counts
-from tests.sizes import BOARDS, QEMU_VERSIONS
+from tests.sizes import BOARDS, QEMU_VERSIONS, examples, share
 
 AsyncTest = Callable[..., Awaitable[None]]
+settings.register_profile("sized", max_examples=examples(100))
+settings.load_profile("sized")
+
 BOUND = 60.0  # seconds an async test may take; `@pytest.mark.bound(n)` for another
 
 
@@ -30,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "bound(seconds): how long an async test may take")
-    config.addinivalue_line("markers", "qemus(*versions): those that `qemu` is limited to")
+    config.addinivalue_line("markers", "qemus(*versions): those of `qemu`, in CI too")
     config.addinivalue_line("markers", "boards(*pairs): those that `board` is limited to")
     wanted = [f"QEMU {version}" for version in QEMU_VERSIONS]
     wanted += [f"{arch} on {version}" for arch, version in BOARDS]
@@ -50,17 +54,25 @@ def binaries(arch: str = "x86_64") -> dict[str, str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `qemu` runs once for each QEMU version there is.
+    """A test that takes `qemu` runs on its share of the QEMU versions there are.
 
-    One that takes `board` runs for each architecture but x86_64 too, wanted or there.
+    With --long that is each of them, and so it is for a test that is marked with all.  One
+    that takes `board` runs for each architecture but x86_64 too, wanted or there.
     """
     if "qemu" in metafunc.fixturenames:
         mark = metafunc.definition.get_closest_marker("qemus")
-        versions = [v for v in binaries() if mark is None or v in mark.args]
+        wanted = mark.args if mark else share(_position(metafunc))
+        versions = [version for version in binaries() if version in wanted]
         metafunc.parametrize("qemu_version", versions, ids=lambda v: f"qemu-{v}")
     if "board" in metafunc.fixturenames:
         mark = metafunc.definition.get_closest_marker("boards")
         metafunc.parametrize("on", mark.args if mark else BOARDS, ids=lambda pair: "-".join(pair))
+
+
+def _position(metafunc: pytest.Metafunc) -> int:
+    """Of a test among those of its module: the next one runs on the other QEMU."""
+    tests = [name for name in vars(metafunc.module) if name.startswith("test_")]
+    return tests.index(metafunc.function.__name__)
 
 
 @attrs.frozen

@@ -12,14 +12,25 @@ ARCHITECTURES = ("aarch64", "riscv64")  # and those that take `board` on each of
 
 LONG = os.environ.get("QMPKIT_LONG") == "1"
 
-# What hardly depends on QEMU's version is tested on one of them in CI, on each with --long
+# What hardly depends on QEMU's version is tested on one of them in CI, on each with --long:
+# a test without a mark of its own on the one that `share` gives it.
 OLDEST = QEMU_VERSIONS if LONG else QEMU_VERSIONS[:1]
 NEWEST = QEMU_VERSIONS if LONG else QEMU_VERSIONS[-1:]
+
+
+def share(position: int) -> tuple[str, ...]:
+    """The QEMU versions of a module's so-many-th test: CI divides the tests between them."""
+    return QEMU_VERSIONS if LONG else (QEMU_VERSIONS[position % len(QEMU_VERSIONS)],)
 
 
 def size(ci: int, long: int) -> int:
     """*ci* in the plain run, *long* with `--long`."""
     return long if LONG else ci
+
+
+def examples(number: int) -> int:
+    """So many made-up inputs with `--long`, a third of them in the plain run."""
+    return size(ci=number // 3, long=number)
 
 
 # One machine, for real
@@ -36,15 +47,16 @@ LATE_KILL_AFTER = size(ci=2, long=15)  # seconds after a start that Python is ki
 DEBIAN_BOOTS = [(version, firmware) for firmware in (None, "uefi") for version in QEMU_VERSIONS]
 FARM_DEBIANS = size(ci=1, long=2)  # Debian machines of the farm that is brought up by its file
 FARM_TINY = size(ci=4, long=12)  # … and tiny ones
+FARM_DEBIAN_GRACE = size(ci=0, long=90)  # seconds in which Debian may power down
 FARM_SEGMENTS = size(ci=1, long=2)  # … on so many segments, and Debian with a way out too
 
 # tiny on the other architectures, by (architecture, QEMU): CI divides the boots between them
 BOARDS = [(arch, version) for arch in ARCHITECTURES for version in QEMU_VERSIONS]
-WHOLE_LIVES = BOARDS if LONG else [("aarch64", "10.0"), ("riscv64", "7.2")]
-IGNORED_BUTTONS = BOARDS if LONG else [("riscv64", "10.0")]
+WHOLE_LIVES = BOARDS if LONG else [("aarch64", "10.0")]
+IGNORED_BUTTONS = BOARDS if LONG else [("riscv64", "7.2")]
 
 # Images
-IMAGE_KILLS = size(ci=8, long=100)  # SIGKILLs of Python while it makes or changes an image
+IMAGE_KILLS = size(ci=4, long=100)  # SIGKILLs of Python while it makes or changes an image
 IMAGE_CHAINS = size(ci=12, long=300)  # chains of images made up and compared with qemu-img
 
 # The image store
@@ -56,7 +68,7 @@ MIRRORED = ("x86_64", "aarch64", "riscv64") if LONG else ("x86_64",)  # of the c
 
 # Kept machines
 KEPT_MACHINES = size(ci=8, long=50)  # that one supervisor has while it is killed again and again
-SUPERVISOR_KILLS = size(ci=15, long=100)  # SIGKILLs of the supervising Python at random moments
+SUPERVISOR_KILLS = size(ci=10, long=100)  # SIGKILLs of the supervising Python at random moments
 ADOPTED = size(ci=12, long=50)  # paused machines adopted at once, in under a second
 JOURNAL_KILLS = size(ci=8, long=200)  # SIGKILLs of a process that writes its journal
 
@@ -68,9 +80,9 @@ FARM_MACHINES = size(ci=10, long=200)  # paused ones, started against a bare scr
 FARM_EVENTS = size(ci=20, long=1000)  # of them, timed on their way to a client
 
 # Disks of machines that run
-DISK_KILLS = size(ci=4, long=100)  # SIGKILLs between two steps of a change, for each kind
+DISK_KILLS = size(ci=3, long=100)  # SIGKILLs between two steps of a change, for each kind
 RAM_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of a snapshot with RAM
-DISK_KILLED = ("snapshot", "ram", "merge", "move") if LONG else ("snapshot", "merge", "move")
+DISK_KILLED = ("snapshot", "merge", "move", *(("ram", "save") if LONG else ()))
 RAM_KILLED = (1, 2) if LONG else (1,)  # where a start that goes on with a RAM is killed
 STORES = ("raw", "qcow2") if LONG else ("qcow2",)  # of UEFI variables; others have a raw one
 DISK_STEPS = size(ci=15, long=200)  # changes of two disks that a guest writes to all the time

@@ -99,13 +99,15 @@ async def trickling(paths: Iterable[Path], asked: Asked) -> AsyncIterator[None]:
 
 
 async def _trickle(path: Path, asked: Asked, ended: trio.Event) -> None:
+    limiter = trio.CapacityLimiter(1)  # a slow disk must not take everybody's threads
+    flush = partial(trio.to_thread.run_sync, abandon_on_cancel=True, limiter=limiter)
     try:
         file = await trio.to_thread.run_sync(_opened, path)
         with file:
             while True:
                 with trio.move_on_after(_TRICKLE):
                     return await ended.wait()
-                await trio.to_thread.run_sync(os.fdatasync, file.fileno(), abandon_on_cancel=True)
+                await flush(os.fdatasync, file.fileno())
     except OSError as error:
         raise asked.failed_by(error) from error
 

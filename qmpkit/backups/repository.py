@@ -29,6 +29,7 @@ from qmpkit.spec.backups import (
     BackupManifest,
     Merged,
     files_of,
+    is_any_layer_file,
     is_layer_file,
     manifest_from_json,
     manifest_to_json,
@@ -89,13 +90,19 @@ class Repository:
 
 @asynccontextmanager
 async def repository(
-    folder: StrPath, *, doing: str, change: bool = False, new_of: str | None = None
+    folder: StrPath,
+    *,
+    doing: str,
+    change: bool = False,
+    new_of: str | None = None,
+    lock: bool = True,
 ) -> AsyncIterator[Repository]:
     """Hold the folder of backups.
 
     *doing*: for messages.  *change*: what is in it may be changed, so nobody else is let in
     meanwhile; debris goes.  *new_of*: make it for the machine of that name when it is not
-    there, and be sure that it is of that machine.
+    there, and be sure that it is of that machine.  Without *lock* only the manifest is to be
+    looked at, for others may be at work there.
 
     Raises `ImageInUse` when another is at work there, `SpecInvalid` when it is no folder of
     backups or of another machine, `ImageFailed` for what the file system refuses.
@@ -103,7 +110,9 @@ async def repository(
     asked = Asked.of(doing, folder)
     held = _Held(asked)
     try:
-        found = await trio.to_thread.run_sync(partial(held.open, change=change, new_of=new_of))
+        found = await trio.to_thread.run_sync(
+            partial(held.open, change=change, new_of=new_of, lock=lock)
+        )
         yield Repository(asked.path, found, asked)
     finally:
         with trio.CancelScope(shield=True):  # two system calls
@@ -117,21 +126,29 @@ class _Held:
         self._asked = asked
         self._fd = -1
         self._made = False
+        self._begun = False
 
-    def open(self, *, change: bool, new_of: str | None) -> BackupManifest:
+    def open(self, *, change: bool, new_of: str | None, lock: bool) -> BackupManifest:
         try:
-            return self._open(change=change, new_of=new_of)
+            return self._open(change=change, new_of=new_of, lock=lock)
         except OSError as error:
             raise self._asked.failed_by(error) from error
 
-    def _open(self, *, change: bool, new_of: str | None) -> BackupManifest:
+    def _open(self, *, change: bool, new_of: str | None, lock: bool) -> BackupManifest:
         folder = self._asked.path
+        if new_of is not None:
+            _refuse_bytes(folder)
         if new_of is not None and not os.path.lexists(folder):
             folder.mkdir(mode=_MODE)
             self._made = True
         self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._lock(fcntl.LOCK_EX if change else fcntl.LOCK_SH)
+        if lock:
+            self._lock(fcntl.LOCK_EX if change else fcntl.LOCK_SH)
         written = _read(folder, new_of)
+        if new_of is not None and not (folder / MANIFEST).exists():
+            # Its id is to be known before there is any layer: debris is found by it.
+            _seal(folder, manifest_to_json(written), ())
+            self._begun = True
         manifest = _settled(folder, written)
         if change:
             _sweep(folder, manifest)
@@ -151,6 +168,10 @@ class _Held:
                 raise
 
     def close(self) -> None:
+        if self._begun:
+            with suppress(OSError, SpecInvalid):
+                if not _read(self._asked.path, None).points:
+                    (self._asked.path / MANIFEST).unlink()
         if self._made:
             with suppress(OSError):  # there is something in it: it stays
                 self._asked.path.rmdir()
@@ -161,11 +182,12 @@ class _Held:
 def _read(folder: Path, new_of: str | None) -> BackupManifest:
     path = folder / MANIFEST
     try:
-        text = path.read_text()
+        text = _text(path)
     except FileNotFoundError:
         if new_of is None:
             hint = "name the folder that `vm.backups.run` was given"
             raise SpecInvalid([Fault("", f"there is no {MANIFEST}", hint)], str(folder)) from None
+        _refuse_lost(folder)
         return BackupManifest(id=secrets.token_hex(4), machine=new_of)
     except UnicodeDecodeError:
         raise SpecInvalid([Fault("", "this is not UTF-8")], str(path)) from None
@@ -174,6 +196,29 @@ def _read(folder: Path, new_of: str | None) -> BackupManifest:
         message = f"these are backups of {manifest.machine!r}, not of {new_of!r}"
         raise SpecInvalid([Fault("folder", message, "take another folder")], str(folder))
     return manifest
+
+
+def _text(path: Path) -> str:
+    # Non-blocking: opening a FIFO would wait for a writer for ever.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        return file.read().decode()
+
+
+def _refuse_bytes(folder: Path) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        fault = Fault("folder", "its path is not UTF-8, and QEMU takes no other")
+        raise SpecInvalid([fault], repr(str(folder))) from None
+
+
+def _refuse_lost(folder: Path) -> None:
+    """Layers without a manifest are backups that would be forgotten."""
+    lost = sorted(filter(is_any_layer_file, os.listdir(folder)))  # noqa: PTH208
+    if lost:
+        message = f"there is no {MANIFEST}, and {len(lost)} layers of backups, as {lost[0]}"
+        hint = f"put {MANIFEST} back from a copy of the folder, or take another folder"
+        raise SpecInvalid([Fault("", message, hint)], str(folder))
 
 
 def _sweep(folder: Path, manifest: BackupManifest) -> None:

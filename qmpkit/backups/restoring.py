@@ -42,7 +42,10 @@ async def restore(
             if flaws:
                 raise refused(place, flaws, "restore from")
         source = place.path(layer.file)
-        async with converting(source, target, source_format="qcow2", format=format) as fractions:
+        copying = converting(
+            source, target, source_format="qcow2", format=format, allowed=[place.folder]
+        )
+        async with copying as fractions:
             async for fraction in fractions:
                 if progress is not None:
                     progress(fraction)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from functools import partial
 
 import attrs
 import trio
@@ -45,8 +45,11 @@ class Flaw:
 
 
 async def points(folder: StrPath) -> tuple[BackupPoint, ...]:
-    """The points in *folder*, the oldest first.  Raises SpecInvalid when it holds no backups."""
-    async with repository(folder, doing="read the backups in") as place:
+    """The points in *folder*, the oldest first, also while a backup or a prune is at work there.
+
+    Raises SpecInvalid when it holds no backups.
+    """
+    async with repository(folder, doing="read the backups in", lock=False) as place:
         return place.manifest.points
 
 
@@ -102,7 +105,7 @@ async def _flaw(place: Repository, layer: BackupLayer, read: Callable[[int], obj
     path = place.path(layer.file)
     asked = Asked("read", path)
     try:
-        backing = (await trio.to_thread.run_sync(read_header, path)).backing
+        header = await trio.to_thread.run_sync(read_header, path)
         algorithm = layer.checksum.partition(":")[0]
         digest = await digest_of(path, asked, read, safe=False, algorithm=algorithm)
     except FileNotFoundError:
@@ -113,7 +116,10 @@ async def _flaw(place: Repository, layer: BackupLayer, read: Callable[[int], obj
         return f"it has {digest.length} bytes instead of {layer.length}"
     if digest.checksum != layer.checksum:
         return "its checksum is another one: its content has changed"
-    parent = Path(backing).name if backing else None
+    if header.data_file:
+        return f"its content is in {header.data_file}"
+    # By the name alone: a file of that name elsewhere is none of these.
+    parent = header.backing.removeprefix("./") or None
     if parent != layer.parent:
         return f"it stands on {parent or 'nothing'}, not on {layer.parent or 'nothing'}"
     return ""
@@ -132,7 +138,9 @@ async def compare(
         other = Asked.of("compare", image)
         images = 0
         for one, its in ((asked, "qcow2"), (other, format)):
-            images += len((await trio.to_thread.run_sync(checked_chain, one, its)).layers)
+            allowed = [place.folder] if one is asked else None
+            look = partial(checked_chain, one, its, allowed)
+            images += len((await trio.to_thread.run_sync(look)).layers)
         words = ["compare", "-f", "qcow2", "-F", format, "--"]
         done = await run_qemu_img(
             [*words, str(asked.path), str(other.path)],

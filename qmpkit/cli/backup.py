@@ -55,6 +55,7 @@ async def verify(
 ) -> int:
     """Compare checksums, and an image when there is one, and say what is not as it was."""
     async with interruptible():
+        point = point_with(await backups.points(folder), number)  # there is one
         with shown(f"{folder}: reading") as told:
             flaws = await backups.verify(folder, point=number, progress=told)
         for flaw in flaws:
@@ -65,7 +66,6 @@ async def verify(
         talk.say(f"{folder}: {which} can be restored, every checksum is right")
         if against is None:
             return Exit.OK
-        point = point_with(await backups.points(folder), number)
         disk = disk or _only_disk(point)
         same = await backups.compare(folder, disk, against, format=format, point=point.number)
     verdict = "is" if same else "is NOT"

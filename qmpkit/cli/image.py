@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ from qmpkit.spec.sizes import to_bytes
 
 __all__ = [
     "build",
+    "changing",
     "check",
     "convert",
     "create",
@@ -232,6 +233,18 @@ async def usable(
     """
     stated = await trio.to_thread.run_sync(partial(usable_format, file, format, option=option))
     return await images.info(file, format=stated, allowed=allow)
+
+
+@asynccontextmanager
+async def changing(
+    file: Path, format: str | None, secret_file: Path | None, allow: Sequence[Path] | None = None
+) -> AsyncIterator[tuple[ImageInfo, bytes | None]]:
+    """The image that the block changes, and its secret; an interruption after that is none."""
+    async with interruptible() as work:
+        secret = await read_secret(secret_file)
+        image = await usable(file, format, allow=allow)
+        yield image, secret
+        work.done = True
 
 
 async def _known(file: Path, format: str | None) -> ImageInfo:

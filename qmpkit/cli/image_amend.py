@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qmpkit import images
 from qmpkit.cli.exits import Refusal
-from qmpkit.cli.image import usable
+from qmpkit.cli.image import changing, usable
 from qmpkit.cli.image_secret import read_secret
 from qmpkit.cli.image_view import image_to_dict
 from qmpkit.cli.interrupt import interruptible
@@ -35,22 +35,21 @@ async def amend(
     as_json: bool,
 ) -> None:
     """Change how the image keeps its books, and say so."""
-    async with interruptible() as work:
-        secret = await read_secret(secret_file)
-        image = await usable(file, format, allow=allow)
-        async with shown_progress(file.name) as progress:
-            made = await images.amend(
-                file,
-                image.format,
-                compat=compat,
-                lazy_refcounts=lazy_refcounts,
-                refcount_bits=refcount_bits,
-                data_file=data_file,
-                secret=secret,
-                allowed=allow,
-                progress=progress,
-            )
-            work.done = True
+    async with (
+        changing(file, format, secret_file, allow) as (image, secret),
+        shown_progress(file.name) as progress,
+    ):
+        made = await images.amend(
+            file,
+            image.format,
+            compat=compat,
+            lazy_refcounts=lazy_refcounts,
+            refcount_bits=refcount_bits,
+            data_file=data_file,
+            secret=secret,
+            allowed=allow,
+            progress=progress,
+        )
     if as_json:
         print_json(image_to_dict(made))
     else:
@@ -134,14 +133,11 @@ async def _changed(
 ) -> ImageInfo:
     if all(str(secret_file) == "-" for secret_file in secret_files):
         raise Refusal("only one secret can come from stdin. Cure: /dev/fd/N for the other")
-    async with interruptible() as work:
-        secret = await read_secret(secret_files[0])
+    async with changing(file, format, secret_files[0]) as (image, secret):
         other = await read_secret(secret_files[1])
         assert secret is not None
-        image = await usable(file, format)
         async with noted(f"{file}: working, which takes seconds …"):
             made = await change(image.format, secret, other)
-        work.done = True
     return made
 
 

@@ -9,8 +9,7 @@ import attrs
 from qmpkit import images
 from qmpkit.cli.confirm import confirmed
 from qmpkit.cli.exits import Exit
-from qmpkit.cli.image import usable
-from qmpkit.cli.image_secret import read_secret
+from qmpkit.cli.image import changing, usable
 from qmpkit.cli.image_view import BITMAP_HEADINGS, SNAPSHOT_HEADINGS, bitmap_row, snapshot_row
 from qmpkit.cli.interrupt import interruptible
 from qmpkit.cli.tables import print_line, print_table
@@ -52,11 +51,8 @@ async def create_snapshot(
     file: Path, name: str, format: str | None, secret_file: Path | None
 ) -> None:
     """Keep the present content."""
-    async with interruptible() as work:
-        secret = await read_secret(secret_file)
-        image = await usable(file, format)
+    async with changing(file, format, secret_file) as (image, secret):
         made = await images.create_snapshot(file, name, image.format, secret=secret)
-        work.done = True
     talk.say(f"{file}: snapshot {made.name!r} is made (id {made.id})")
 
 
@@ -67,11 +63,8 @@ async def apply_snapshot(
     lost = f"what has been written to {file} since, and is in no snapshot"
     if not yes and not confirmed(f"Go back to snapshot {snapshot!r}", [lost]):
         return Exit.FAILED
-    async with interruptible() as work:
-        secret = await read_secret(secret_file)
-        image = await usable(file, format)
+    async with changing(file, format, secret_file) as (image, secret):
         await images.apply_snapshot(file, snapshot, image.format, secret=secret)
-        work.done = True
     talk.say(f"{file}: is what it was at snapshot {snapshot!r}, which stays")
     return Exit.OK
 
@@ -80,11 +73,8 @@ async def delete_snapshot(
     file: Path, snapshot: str, format: str | None, secret_file: Path | None
 ) -> None:
     """Remove a snapshot."""
-    async with interruptible() as work:
-        secret = await read_secret(secret_file)
-        image = await usable(file, format)
+    async with changing(file, format, secret_file) as (image, secret):
         await images.delete_snapshot(file, snapshot, image.format, secret=secret)
-        work.done = True
     talk.say(f"{file}: snapshot {snapshot!r} is deleted; the present content stays")
 
 
@@ -110,9 +100,7 @@ async def add_bitmap(
     disabled: bool,
 ) -> None:
     """Add an empty bitmap."""
-    async with interruptible() as work:
-        secret = await read_secret(secret_file)
-        image = await usable(file, format)
+    async with changing(file, format, secret_file) as (image, secret):
         made = await images.add_bitmap(
             file,
             name,
@@ -121,7 +109,6 @@ async def add_bitmap(
             recording=not disabled,
             secret=secret,
         )
-        work.done = True
     talk.say(f"{file}: bitmap {made.name!r} is added, a bit for {made.granularity} bytes")
 
 
@@ -129,11 +116,8 @@ async def change_bitmap(
     file: Path, name: str, change: BitmapChange, format: str | None, secret_file: Path | None
 ) -> None:
     """Remove, clear, enable or disable a bitmap."""
-    async with interruptible() as work:
-        secret = await read_secret(secret_file)
-        image = await usable(file, format)
+    async with changing(file, format, secret_file) as (image, secret):
         await images.change_bitmap(file, name, change, image.format, secret=secret)
-        work.done = True
     talk.say(f"{file}: bitmap {name!r} is {_DONE[change]}")
 
 
@@ -141,9 +125,6 @@ async def merge_bitmap(
     file: Path, name: str, source: str, format: str | None, secret_file: Path | None
 ) -> None:
     """Note in one bitmap what another notes, too."""
-    async with interruptible() as work:
-        secret = await read_secret(secret_file)
-        image = await usable(file, format)
+    async with changing(file, format, secret_file) as (image, secret):
         await images.merge_bitmap(file, name, source, image.format, secret=secret)
-        work.done = True
     talk.say(f"{file}: bitmap {name!r} notes all that {source!r} does, too")

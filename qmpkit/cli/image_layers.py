@@ -9,7 +9,7 @@ import attrs
 
 from qmpkit import images
 from qmpkit.cli.exits import Exit, Refusal
-from qmpkit.cli.image import format_line, usable
+from qmpkit.cli.image import changing, format_line, usable
 from qmpkit.cli.image_secret import read_secret
 from qmpkit.cli.interrupt import interruptible
 from qmpkit.cli.shown import shown_progress
@@ -62,25 +62,26 @@ async def commit(
     format: str | None,
     secret_file: Path | None,
     allow: Sequence[Path] | None,
+    look_in: Sequence[Path],
     *,
     shared: bool,
     keep: bool,
 ) -> None:
     """Write the overlay's content into its base and say so."""
-    async with interruptible() as work:
-        secret = await read_secret(secret_file)
-        top = await usable(file, format, allow=allow)
-        async with shown_progress(f"{file.name} → its base") as progress:
-            base = await images.commit(
-                file,
-                top.format,
-                shared=shared,
-                keep=keep,
-                secret=secret,
-                allowed=allow,
-                progress=progress,
-            )
-            work.done = True
+    async with (
+        changing(file, format, secret_file, allow) as (top, secret),
+        shown_progress(f"{file.name} → its base") as progress,
+    ):
+        base = await images.commit(
+            file,
+            top.format,
+            shared=shared,
+            keep=keep,
+            look_in=look_in,
+            secret=secret,
+            allowed=allow,
+            progress=progress,
+        )
     talk.say(f"{base}: has what {file} held, {exact_size(top.virtual_size)}")
     talk.note(f"{file}: {'left full; remove it' if keep else 'emptied, and ready for more'}")
 

@@ -12,6 +12,7 @@ from qmpkit.cli.image_words import (
     Allowed,
     AsJson,
     Image,
+    LookIn,
     Readable,
     SecretFile,
     StatedFormat,
@@ -60,16 +61,18 @@ async def commit(
     format: StatedFormat = None,
     shared: Annotated[bool, Parameter(help="Other overlays of the base may break.")] = False,
     keep: Annotated[bool, Parameter(help="Leave the overlay full, to be removed.")] = False,
+    look_in: LookIn = None,
     secret_file: SecretFile = None,
     allow: Allowed = None,
 ) -> None:
     """Write what an overlay holds into its base, and empty it.
 
-    Refused while another overlay of that base is beside one of the two: it would break.
+    Refused while another overlay of that base is beside one of the two, or where --look-in
+    says: it would break. One anywhere else is not seen.
     """
     from qmpkit.cli.image_layers import commit
 
-    await commit(file, format, secret_file, allow, shared=shared, keep=keep)
+    await commit(file, format, secret_file, allow, look_in or (), shared=shared, keep=keep)
 
 
 async def compare(

@@ -12,6 +12,7 @@ __all__ = [
     "Allowed",
     "AsJson",
     "Image",
+    "LookIn",
     "NewFormat",
     "NewImage",
     "Readable",
@@ -71,6 +72,15 @@ Allowed = Annotated[
         name="--allow",
         help="For a stranger's image: the folder in which all files must be that it names. "
         "Default: anywhere. Repeatable.",
+        consume_multiple=False,
+    ),
+]
+LookIn = Annotated[
+    list[Path] | None,
+    Parameter(
+        name="--look-in",
+        help="A folder to search, with all below it, for overlays that qmpkit does not know of. "
+        "Repeatable.",
         consume_multiple=False,
     ),
 ]

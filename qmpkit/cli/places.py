@@ -15,7 +15,13 @@ __all__ = ["check_cache", "check_place", "size_judged"]
 
 _MOST = (1 << 63) - 1  # bytes: QEMU counts them in 64 bits, with a sign
 # Each format has its own limit, as has the file system under a raw image: QEMU knows them.
-_TOO_LARGE = ("too large", "too big", "Unsupported VDI image size", "QED image size")
+_TOO_LARGE = (
+    "too large",
+    "too big",
+    "Unsupported VDI image size",
+    "QED image size",
+    "Could not resize file: Invalid argument",
+)
 
 
 def check_place(

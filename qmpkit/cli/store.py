@@ -106,20 +106,20 @@ async def list_catalogue(*, as_json: bool) -> None:
     print_table(("NAME", "FOR", "WHAT"), rows, prose=True)
 
 
-async def remove(names: Sequence[str], *, gone: bool) -> None:
+async def remove(names: Sequence[str], look_in: Sequence[Path], *, gone: bool) -> None:
     """Remove each of them, and say so."""
     store = images.Store()
     for name in names:
         async with interruptible() as work:
-            image = await store.remove(name, gone=gone)
+            image = await store.remove(name, gone=gone, look_in=look_in)
             work.done = True
         talk.say(f"{name}: removed, {human_size(image.size)}")
 
 
-async def collect(*, gone: bool, dry_run: bool, as_json: bool) -> None:
+async def collect(look_in: Sequence[Path], *, gone: bool, dry_run: bool, as_json: bool) -> None:
     """Remove what nobody needs; say what, and why the rest stays."""
     async with interruptible() as work, noted("looking for what is needed …"):
-        report = await images.Store().gc(gone=gone, dry_run=dry_run)
+        report = await images.Store().gc(gone=gone, look_in=look_in, dry_run=dry_run)
         work.done = True
     if as_json:
         print_json(_report_to_dict(report))

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from qmpkit.cli.image_words import LookIn
+
 __all__ = ["ALL"]
 
 
@@ -107,27 +109,29 @@ async def ls(
         await list_images(as_json=json)
 
 
-async def rm(names: Names, /, *, gone: Gone = False) -> None:
+async def rm(names: Names, /, *, gone: Gone = False, look_in: LookIn = None) -> None:
     """Remove images from the store, unless overlays are on them."""
     from qmpkit.cli.store import remove
 
-    await remove(names, gone=gone)
+    await remove(names, look_in or (), gone=gone)
 
 
 async def gc(
     *,
     gone: Gone = False,
+    look_in: LookIn = None,
     dry_run: Annotated[bool, Parameter(help="Only tell what would go.")] = False,
     json: AsJson = False,
 ) -> None:
     """Remove the images that a later one has taken the name of, and what crashes have left.
 
     What an overlay, a kept machine's disk or a process needs stays, and so does what they
-    may need.
+    may need. An overlay that plain qemu-img has made, or that was copied elsewhere, is known
+    only when --look-in has found it.
     """
     from qmpkit.cli.store import collect
 
-    await collect(gone=gone, dry_run=dry_run, as_json=json)
+    await collect(look_in or (), gone=gone, dry_run=dry_run, as_json=json)
 
 
 async def verify(names: Names = (), /, *, json: AsJson = False) -> int:

@@ -17,7 +17,7 @@ from qmpkit.errors import BinaryMissing, Fault, ImageInUse
 from qmpkit.host.chain import walk_chain
 from qmpkit.host.encrypted import encrypted_problems
 from qmpkit.host.findings import Problem, lacking
-from qmpkit.host.headers import Header, backing_path, read_header
+from qmpkit.host.headers import Header, backing_path, has_no_data, read_header
 from qmpkit.host.holders import holders_of, image_locked
 from qmpkit.host.tools import qemu_img
 from qmpkit.spec.block import Disk, Overlay
@@ -29,6 +29,7 @@ __all__ = [
     "check_disk",
     "check_disks",
     "check_plain_files",
+    "check_untouched",
     "file_in_use",
     "raw_warnings",
     "unreadable",
@@ -58,6 +59,17 @@ def check_disks(spec: MachineSpec) -> Iterator[Problem]:
             yield from check.problems()
     if len(spec.disks) > 1:
         yield from _bases_written(spec, writers)
+
+
+def check_untouched(spec: MachineSpec) -> Iterator[Problem]:
+    """The RAM that a machine is to go on with is of no use on disks that went on without it."""
+    for disk in spec.disks if spec.resume_from is not None else ():
+        if not disk.is_readonly and disk.format == "qcow2":
+            with suppress(OSError):  # which is told as a fault of the disk
+                if not has_no_data(Path(disk.file)):
+                    message = f"{disk.file!r} was written to since the snapshot whose RAM it is"
+                    hint = "go back to the snapshot once more"
+                    yield Problem(Fault("resume_from", message, hint))
 
 
 def check_disk(spec: MachineSpec, disk: Disk, where: str) -> Iterator[Problem]:

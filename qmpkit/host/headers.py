@@ -9,7 +9,7 @@ from pathlib import Path
 
 import attrs
 
-__all__ = ["Header", "backing_path", "data_path", "read_header"]
+__all__ = ["Header", "backing_path", "data_path", "has_no_data", "read_header"]
 
 _MAGIC = {
     b"QFI\xfb": "qcow2",
@@ -38,6 +38,7 @@ _BACKING_FORMAT, _DATA_FILE = 0xE2792ACA, 0x44415441
 # What QEMU takes for a vmdk's description when nobody states the format.
 _DESCRIPTION = re.compile(rb"(?:#[^\n]*\n| +\r?\n)*version=[123]\r?\n")
 _QED_HAS_BACKING, _QED_RAW_BACKING = 1, 4
+_MOST_ENTRIES = 1 << 22  # of a table that QEMU opens
 _LONGEST_DESCRIPTOR = 1 << 20  # QEMU reads no more of a vmdk's
 # QEMU reads both with C's own parsers, which take a line's end for a space.
 _EXTENT = re.compile(rb'[+-]?\d+\s*\S+\s+"([^"\r\n]+)')
@@ -65,6 +66,14 @@ class Header:
     size: int = 0
     encrypted: bool = False
     extents: tuple[str, ...] = ()
+
+
+def has_no_data(path: str | os.PathLike[str]) -> bool:
+    """Whether a qcow2 is as it was made, with nothing written to it; blocking, raises OSError."""
+    with open(path, "rb") as file:  # noqa: PTH123
+        entries, offset = struct.unpack(">IQ", file.read(48).ljust(48, b"\0")[36:])
+        file.seek(offset)
+        return not any(file.read(8 * min(entries, _MOST_ENTRIES)))
 
 
 def read_header(path: str | os.PathLike[str], stated: str | None = None) -> Header:

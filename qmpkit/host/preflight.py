@@ -19,6 +19,7 @@ from qmpkit.host.check_files import (
     base_warnings,
     check_disks,
     check_plain_files,
+    check_untouched,
     raw_warnings,
 )
 from qmpkit.host.check_network import check_network
@@ -49,6 +50,7 @@ def _problems(spec: MachineSpec, root: Path) -> Iterator[Problem]:
     yield from check_plain_files(spec)
     yield from check_disks(spec)
     yield from secret_problems(spec)
+    yield from check_untouched(spec)
     yield from layered_problems(spec)
     yield from check_network(spec, root)
     yield from check_resources(spec, root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from qmpkit.images.opening import Opened, changeable
 from qmpkit.images.progress import Progress, percentages
 from qmpkit.images.snapshot_table import refuse_snapshots
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
-from qmpkit.images.users import overlays_of
+from qmpkit.images.users import overlays_of, overlays_under
 from qmpkit.process.limits import Limits
 
 __all__ = ["commit"]
@@ -27,6 +28,7 @@ async def commit(
     *,
     shared: bool = False,
     keep: bool = False,
+    look_in: Iterable[StrPath] = (),
     secret: Secret | None = None,
     allowed: Allowed = None,
     progress: Progress | None = None,
@@ -37,9 +39,11 @@ async def commit(
     The base then shows what the overlay showed, and grows to its size.  The overlay is
     emptied and stays, ready for more; with *keep* it is left full, to be removed.
 
-    Every other overlay of that base shows a broken disk afterwards.  Those that can be
-    known, by the images beside the two and by the QEMUs of this host, are an error, the
-    former unless *shared* says that they may break.
+    Every other overlay of that base shows a broken disk afterwards, and no image knows its
+    overlays.  Those that can be known are an error: by the QEMUs of this host, by the images
+    beside the two, and by those in and below the folders *look_in*, all of which can be looked
+    into; but for the first, unless *shared* says that they may break.  An overlay anywhere
+    else is not seen.
 
     The overlay keeps its content until all of it is safe in the base.  Cancelled, killed or
     out of space, the overlay reads as it did, while the base may be between the old and
@@ -54,7 +58,8 @@ async def commit(
     """
     asked = Asked.of("commit", path)
     with held_keys(secret) as (key,):
-        look = partial(_look, asked, format, key, allowed, shared=shared)
+        folders = () if shared else tuple(map(Path, look_in))
+        look = partial(_look, asked, format, key, allowed, folders, shared=shared)
         chain, image = await trio.to_thread.run_sync(look)
         base = chain.layers[1]
         await run_qemu_img(
@@ -73,7 +78,13 @@ async def commit(
 
 
 def _look(
-    asked: Asked, format: str, key: Key | None, allowed: Allowed, *, shared: bool
+    asked: Asked,
+    format: str,
+    key: Key | None,
+    allowed: Allowed,
+    folders: tuple[Path, ...],
+    *,
+    shared: bool,
 ) -> tuple[Chain, Opened]:
     chain, image = changeable(asked, format, key, allowed)
     if len(chain.layers) < 2:
@@ -84,8 +95,7 @@ def _look(
         rebase = f"qmpkit image rebase --unsafe {str(asked.path)!r} {str(base.path)!r}"
         raise asked.failed("the format of its base is not recorded", f"record it: {rebase}")
     refuse_used(Asked("commit to", base.path), for_writing=True)
-    others = overlays_of(base.path, (base.path.parent, asked.path.parent))
-    others = tuple(other for other in others if not other.samefile(asked.path))
+    others = _others(asked, base.path, folders)
     if others and not shared:
         named = ", ".join(repr(str(other)) for other in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
@@ -94,3 +104,14 @@ def _look(
             "convert it into an image of its own, or say shared=True (--shared) if those may break",
         )
     return chain, image
+
+
+def _others(asked: Asked, base: Path, folders: tuple[Path, ...]) -> list[Path]:
+    """What is on the base, but for the overlay itself."""
+    beside = overlays_of(base, (base.parent, asked.path.parent))
+    try:
+        found = dict.fromkeys([*beside, *overlays_under(base, folders)])
+        return [other for other in found if not other.samefile(asked.path)]
+    except OSError as error:
+        said = f"{error.filename!r} cannot be looked into: {error.strerror}"
+        raise asked.failed(said, "an overlay may be there: name folders you may read") from error

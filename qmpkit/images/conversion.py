@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Required, TypedDict, Unpack
 
 import attrs
 import trio
@@ -25,6 +27,24 @@ from qmpkit.process.limits import Limits
 from qmpkit.spec.sizes import to_bytes
 
 __all__ = ["convert", "converting"]
+
+
+class ConvertOptions(TypedDict, total=False):
+    """What `convert` takes by name."""
+
+    source_format: Required[str]
+    format: Required[str]
+    compress: bool
+    replace: bool
+    options: Options
+    secret: Secret | None
+    source_secret: Secret | None
+    sparse: int | str | None
+    parallel: int | None
+    snapshot: str | None
+    allowed: Allowed
+    limits: Limits | None
+
 
 _MOST_PARALLEL = 16  # coroutines, by qemu-img
 _SECTOR, _LARGEST_HOLE = 512, 2 << 20  # its buffer
@@ -73,39 +93,28 @@ async def convert(
     another is `ImageFailed` before anything is opened.  A data file of *options* must be
     in them too.
     """
-    work = _Work(
-        Asked.of("convert", source),
-        source_format,
-        format,
+    return await _converted(
+        source,
+        target,
+        Progress(),
+        source_format=source_format,
+        format=format,
         compress=compress,
+        replace=replace,
         options=options,
-        secrets=(source_secret, secret),
+        secret=secret,
+        source_secret=source_secret,
         sparse=sparse,
         parallel=parallel,
         snapshot=snapshot,
         allowed=allowed,
         limits=limits,
     )
-    return await work.run(target, replace, Progress())
 
 
 @asynccontextmanager
 async def converting(
-    source: StrPath,
-    target: StrPath,
-    *,
-    source_format: str,
-    format: str,
-    compress: bool = False,
-    replace: bool = False,
-    options: Options = DEFAULTS,
-    secret: Secret | None = None,
-    source_secret: Secret | None = None,
-    sparse: int | str | None = None,
-    parallel: int | None = None,
-    snapshot: str | None = None,
-    allowed: Allowed = None,
-    limits: Limits | None = None,
+    source: StrPath, target: StrPath, **options: Unpack[ConvertOptions]
 ) -> AsyncIterator[Progress]:
     """`convert` while the block runs, which is told how far it is.
 
@@ -117,55 +126,49 @@ async def converting(
     exception in the block, and a cancellation, end the work and leave the target as it
     was.  A failure of the work cancels the block and is raised.
     """
-    work = _Work(
-        Asked.of("convert", source),
-        source_format,
-        format,
-        compress=compress,
-        options=options,
-        secrets=(source_secret, secret),
-        sparse=sparse,
-        parallel=parallel,
-        snapshot=snapshot,
-        allowed=allowed,
-        limits=limits,
-    )
     progress = Progress()
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(work.run, target, replace, progress)
+            nursery.start_soon(partial(_converted, source, target, progress, **options))
             yield progress
     except BaseExceptionGroup as group:
         raise_collapsed(group)
 
 
-@attrs.frozen
+async def _converted(
+    source: StrPath, target: StrPath, progress: Progress, **options: Unpack[ConvertOptions]
+) -> Path:
+    return await _Work(asked=Asked.of("convert", source), **options).run(target, progress)
+
+
+@attrs.frozen(kw_only=True)
 class _Work:
     asked: Asked
     source_format: str
     format: str
-    compress: bool
-    options: Options
-    secrets: tuple[Secret | None, Secret | None]
-    sparse: int | str | None
-    parallel: int | None
-    snapshot: str | None
-    allowed: Allowed
-    limits: Limits | None
+    compress: bool = False
+    replace: bool = False
+    options: Options = DEFAULTS
+    secret: Secret | None = None
+    source_secret: Secret | None = None
+    sparse: int | str | None = None
+    parallel: int | None = None
+    snapshot: str | None = None
+    allowed: Allowed = None
+    limits: Limits | None = None
 
-    async def run(self, target: StrPath, replace: bool, progress: Progress) -> Path:
-        with held_keys(*self.secrets) as (source_key, key):
+    async def run(self, target: StrPath, progress: Progress) -> Path:
+        with held_keys(self.source_secret, self.secret) as (source_key, key):
             self._words(key)  # which tells what does not go together
             chain, source, taken = await trio.to_thread.run_sync(self._look, source_key)
             limits = self.limits or limits_of_chain(len(chain.layers))
-            doing = "convert to"
             async with drafted(
                 target,
                 self.format,
                 self.options,
                 key,
-                doing=doing,
-                replace=replace,
+                doing="convert to",
+                replace=self.replace,
                 lasting=True,
                 allowed=self.allowed,
             ) as (draft, data):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -21,6 +20,8 @@ from qmpkit.images.tool import WRITE_LIMITS, Asked, run_qemu_img
 __all__ = ["drafted", "record_data_file"]
 
 _CHILD_FD = 4  # beside the image's own draft
+# In the place of the base: with a file's name of its own, the one in the header is not looked at.
+_NO_BASE = "backing.driver=raw,backing.file.driver=host_device,backing.file.filename=/dev/null"
 _CLEANUP_GRACE = 5.0  # seconds; the bound is for a file system that hangs
 
 
@@ -81,12 +82,13 @@ async def record_data_file(
     """Have the qcow2 at *path*, which nobody uses, know that its content is in *data_file*."""
     asked = Asked.of("amend", path)
     data = Asked.of(asked.doing, data_file).path
-    await trio.to_thread.run_sync(_look, asked, data, allowed)
+    based = await trio.to_thread.run_sync(_look, asked, data, allowed)
     with held_keys(secret) as (key,):
-        await _record(asked, str(asked.path), str(data), data, key, ())
+        await _record(asked, str(asked.path), str(data), data, key, on_a_base=based)
 
 
-def _look(asked: Asked, data: Path, allowed: Allowed) -> None:
+def _look(asked: Asked, data: Path, allowed: Allowed) -> bool:
+    """Whether the image has a base, after every reason to refuse."""
     refuse_used(asked, for_writing=True)
     try:
         header = read_header(asked.path)
@@ -101,33 +103,41 @@ def _look(asked: Asked, data: Path, allowed: Allowed) -> None:
         raise asked.failed("the data file is the image itself", "name another")
     if allowed is not None and not inside(data, allowed):
         raise asked.failed(f"{str(data)!r} is outside the allowed folders", "allow its folder, too")
+    return bool(header.backing)
 
 
 async def _record(
-    asked: Asked, image: str, now: str, name: Path, key: Key | None, drafts: Sequence[Draft]
+    asked: Asked,
+    image: str,
+    now: str,
+    name: Path,
+    key: Key | None,
+    drafts: Sequence[Draft] = (),
+    *,
+    on_a_base: bool = False,
 ) -> None:
-    """Write *name* into the qcow2 *image*, whose data file is at *now* yet.  No base is opened."""
-    options: dict[str, object] = {
-        "driver": "qcow2",
-        "file": {"driver": "file", "filename": image},
-        "data-file": {"driver": _driver(now), "filename": now},
-        "backing": None,
-    }
-    objects: Sequence[str] = ()
+    """Write *name* into the qcow2 *image*, whose data file is at *now*.  No base is opened."""
+    options = ["driver=qcow2", "file.driver=file", f"file.filename={_escaped(image)}"]
+    options += [f"data-file.driver={_driver(now)}", f"data-file.filename={_escaped(now)}"]
+    if on_a_base:
+        options.append(_NO_BASE)
     if key is not None:
-        options["encrypt"] = {"format": "luks", "key-secret": key.id}
-        objects = key.words
+        options.append(f"encrypt.key-secret={key.id}")
+    objects = key.words if key else ()
     fds = {child: fd for draft in drafts for child, fd in draft.fds.items()}
-    escaped = str(name).replace(",", ",,")
-    words = ["amend", "-q", *objects, "-o", f"data_file={escaped}", "--"]
+    words = ["amend", "-q", *objects, "-o", f"data_file={_escaped(str(name))}"]
     await run_qemu_img(
-        [*words, f"json:{json.dumps(options)}"],
+        [*words, "--image-opts", "--", ",".join(options)],
         asked,
         WRITE_LIMITS,
         fds={**fds, **(key.fds if key else {})},
         opens=[Path(now)],
         in_place=not drafts,
     )
+
+
+def _escaped(name: str) -> str:
+    return name.replace(",", ",,")
 
 
 def _driver(path: str) -> str:

@@ -61,7 +61,11 @@ async def resize(
         words = ["resize", "-q", *image.words, *(["--shrink"] if shrink else [])]
         words += ["--", image.name, wanted]
         await run_qemu_img(
-            words, asked, limits or limits_of_chain(len(chain.layers)), fds=image.fds
+            words,
+            asked,
+            limits or limits_of_chain(len(chain.layers)),
+            fds=image.fds,
+            opens=chain.files,
         )
     return await guest_size(asked, format)
 

@@ -55,6 +55,7 @@ _CURES = {
     "all keyslots are in use": "remove one first",
     "Refusing to overwrite active keyslot": "remove it first, or leave the slot out",
     "No keyslots match": "`qmpkit image key list` shows the slots that are taken",
+    "accurate CPU usage": "try again: this host was too busy to time the secret",
     "Invalid password": "give the secret that it was made with",
 }
 _OUT_OF_MEMORY = ("allocate memory", "failed to allocate", "could not allocate", "failed to map")
@@ -67,7 +68,8 @@ _TRIES = 5
 _FINISH_GRACE = 5.0  # seconds that a change in place has to end in order, once it is cancelled
 # An image that was told by its options is told to people by its name.
 _OPTIONS = re.compile(
-    r"driver=\w+,file\.driver=\w+,file\.filename=((?:[^,]|,,)+)(?:,[\w.-]+=key\d+)*"
+    r"driver=\w+,file\.driver=\w+,file\.filename=((?:[^,]|,,)+)"
+    r"(?:,[\w.-]+=key\d+|,(?:data-file|backing)\.[\w.]+=(?:[^,']|,,)+)*"
 )
 _ABORTS = (signal.SIGABRT, signal.SIGTRAP, signal.SIGSEGV)
 

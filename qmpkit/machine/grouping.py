@@ -41,10 +41,12 @@ async def grouped(spec: MachineSpec) -> AsyncIterator[Group | None]:
             return group
 
         try:
-            yield await trio.to_thread.run_sync(make)
-        except HostLacks as error:
-            error.source = error.source or f"machine {spec.name!r}"
-            raise
+            try:
+                group = await trio.to_thread.run_sync(make)
+            except HostLacks as error:
+                error.source = f"machine {spec.name!r}"
+                raise
+            yield group
         finally:
             with trio.move_on_after(_REMOVE_GRACE, shield=True):
                 await trio.to_thread.run_sync(stack.close)

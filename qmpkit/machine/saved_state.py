@@ -54,6 +54,8 @@ async def save_state(
     that is in a file anyway.  QEMU has let go of the images afterwards, until `cont`.
     Cancelled, it writes no more.
     """
+    if not _is_over(await machine.execute("query-migrate")):
+        return "a migration is under way"  # which is somebody else's, and not to be cancelled
     opened = await trio.to_thread.run_sync(os.open, path, flags | os.O_CLOEXEC, 0o600)
     try:
         bound = (await machine.execute("query-migrate-parameters"))["max-bandwidth"]

@@ -18,7 +18,8 @@ from qmpkit.spec.suggest import suggestion
 
 __all__ = ["BITMAP_PREFIX", "CHECKSUMS", "MANIFEST_SCHEMA", "BackupLayer", "BackupManifest"]
 __all__ += ["BackupPoint", "Merge", "Merged", "bitmap_name", "bitmap_prefix", "bitmaps_of"]
-__all__ += ["files_of", "is_layer_file", "kept_points", "layer_file_name", "layers_below"]
+__all__ += ["files_of", "is_any_layer_file", "is_layer_file", "kept_points", "layer_file_name"]
+__all__ += ["layers_below"]
 __all__ += ["manifest_from_json", "manifest_to_json", "merges_for", "point_of", "point_to_dict"]
 __all__ += ["point_with"]
 
@@ -41,6 +42,7 @@ BITMAP_PREFIX = "qk-"
 _FILE = re.compile(r"[A-Za-z][A-Za-z0-9._-]*\.qcow2", re.ASCII)
 _ID = re.compile(r"[0-9a-f]{8}", re.ASCII)
 _DIGITS = re.compile(r"[0-9a-f]+", re.ASCII)
+_LAST = 253_402_214_400.0  # seconds since the epoch: the last day that a calendar here has
 
 
 @attrs.frozen(kw_only=True)
@@ -129,6 +131,11 @@ def layer_file_name(disk: str, number: int, repository: str) -> str:
 def is_layer_file(name: str, repository: str) -> bool:
     """Whether a file of that name is one of this repository's layers, needed or not."""
     return re.fullmatch(rf".+-\d{{6,}}-{repository}\.qcow2", name, re.ASCII) is not None
+
+
+def is_any_layer_file(name: str) -> bool:
+    """Whether a file of that name is a layer of whatever repository."""
+    return is_layer_file(name, "[0-9a-f]{8}")
 
 
 def bitmap_prefix(repository: str) -> str:
@@ -301,6 +308,8 @@ def _faults(manifest: BackupManifest) -> Iterator[Fault]:
         if point.number <= last:
             yield Fault(f"{where}.number", f"{point.number} does not follow {last}")
         last = point.number
+        if not 0 <= point.time < _LAST:
+            yield Fault(f"{where}.time", f"{point.time} is no time")
         for disk, layer in point.disks.items():
             yield from _layer_faults(layer, f"{where}.disks.{disk}", seen)
         seen |= {layer.file for layer in point.disks.values()}
@@ -311,7 +320,8 @@ def _layer_faults(layer: BackupLayer, where: str, before: set[str]) -> Iterator[
         yield Fault(f"{where}.file", f"{layer.file!r} is no name of a layer")
     elif layer.file in before:
         yield Fault(f"{where}.file", f"{layer.file!r} is an older point's")
-    parents = [layer.parent, layer.merged.parent if layer.merged else None]
+    merged = layer.merged
+    parents = [layer.parent, merged.parent if merged else None]
     for parent in parents:
         if parent is not None and parent not in before:
             yield Fault(f"{where}.parent", f"no older point has {parent!r}")
@@ -319,6 +329,9 @@ def _layer_faults(layer: BackupLayer, where: str, before: set[str]) -> Iterator[
     for checksum in checksums:
         if checksum is not None and (fault := _checksum_fault(checksum, f"{where}.checksum")):
             yield fault
+    for name in ("length", "virtual_size"):
+        if getattr(layer, name) < 0:
+            yield Fault(f"{where}.{name}", "counts from 0")
 
 
 def _checksum_fault(checksum: str, where: str) -> Fault | None:

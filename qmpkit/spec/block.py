@@ -63,6 +63,7 @@ _SYNCHRONOUS = ("writethrough", "directsync")
 ON_CONTROLLERS = ("virtio-scsi", "scsi-cdrom", "usb")
 _QUEUE_LIMIT = 256
 _CDROMS = ("cdrom", "scsi-cdrom")
+_STOPPING = ("virtio-blk", "virtio-scsi")  # whose guest can be stopped by a failed write
 _SERIAL_LIMIT = {"virtio-blk": 20, "nvme": 20, "cdrom": 20}
 _LONG_SERIAL = 36
 
@@ -243,7 +244,7 @@ def device_of(disk: Disk, place: Place, unit: int = 0) -> Json:
     if not disk.is_cdrom:
         # For a node given by name the write cache is the device's, not -blockdev's.
         device["write-cache"] = "off" if disk.cache in _SYNCHRONOUS else "on"
-    if disk.interface in ("virtio-blk", "virtio-scsi"):
+    if disk.interface in _STOPPING:
         device["werror"] = disk.werror
     if disk.serial is not None or disk.interface == "nvme":
         device["serial"] = disk.serial or disk.id
@@ -297,6 +298,8 @@ def disk_faults(disk: Disk, where: str) -> Iterator[Fault]:
         yield Fault(f"{where}.aio", f"native does not work with cache {disk.cache!r}", hint)
     if disk.detect_zeroes == "unmap" and not disk.discard:
         yield Fault(f"{where}.detect_zeroes", "unmap needs discard = true")
+    if disk.werror != "stop" and disk.interface not in _STOPPING:
+        yield Fault(f"{where}.werror", f"{disk.interface} has no such choice", "leave it out")
     if disk.boot is not None and disk.boot < 0:
         yield Fault(f"{where}.boot", f"counts from 0, not from {disk.boot}")
     if disk.bus is not None and not on_root_port(disk):

@@ -16,7 +16,7 @@ from qmpkit.machine.ledger import Change
 from qmpkit.machine.links import set_links
 from qmpkit.operations.agent_freeze import THAW_GRACE
 from qmpkit.operations.block.layers import STEP_GRACE
-from qmpkit.operations.block.recovery import recover, settled
+from qmpkit.operations.block.recovery import recover, settled, untagged
 from qmpkit.operations.hotplug.recovery import recover_parts
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.following import following, with_forwards_of
@@ -132,6 +132,11 @@ async def finish_change(kept: Kept) -> None:
     except OSError as error:
         what = f"machine {kept.name!r} was to {change.what}, and what came of it: {error}"
         raise HostLacks(what, "make its images readable, and their folder writable") from error
+    if change.tag and spec == change.begun:
+        try:
+            await untagged(change)
+        except QmpkitError as error:  # no reason not to start it
+            log.warning("the snapshot %r is left in an image: %s", change.tag, error)
     kept.note(spec=following(kept.spec, change.begun, spec), change=None)
     kept.tell("recovered", _told(change, spec))
 

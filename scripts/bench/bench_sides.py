@@ -48,7 +48,7 @@ class Result:
 
     def as_text(self) -> str:
         return (
-            f"{self.metric:<16} ours {self.ours:.3e} {self.unit}  {self.peer:<10} "
+            f"{self.metric:<20} ours {self.ours:.3e} {self.unit}  {self.peer:<10} "
             f"{self.theirs:.3e} {self.unit}  ratio {self.ratio:.2f} "
             f"({self.low:.2f} to {self.high:.2f}, {self.runs} runs)"
         )
@@ -62,7 +62,7 @@ def say(text: str) -> None:
 def versions() -> str:
     """What ran: everything that moves a figure."""
     packages = []
-    for name in ("qmpkit", "trio", "qemu.qmp"):
+    for name in ("qmpkit", "trio", "qemu.qmp", "xxhash"):
         try:
             packages.append(f"{name} {version(name)}")
         except PackageNotFoundError:

@@ -29,8 +29,8 @@ from writing_guest import boot_disk
 
 MIB = 1 << 20
 PIECE = 16  # MiB that are random; as many after them are a hole
-CALLS = 5  # of each operation on an image in one run; their median is the run's figure
-WRITER = {"writes": 500, "quiet": 0.3, "snapshots": 3, "after": 0.3}
+CALLS = 3  # of each operation on an image in one run; their median is the run's figure
+WRITER = {"writes": 500, "quiet": 0.3, "snapshots": 3, "after": 0.02}
 OPERATIONS = ["create", "overlay", "info", "check", "map", "measure", "compare", "resize"]
 OPERATIONS += ["rebase", "commit", "add_bitmap", "snapshot", "convert"]
 
@@ -81,8 +81,9 @@ def snapshot_pause(folder: Path, runs: int) -> list[Result]:
     }
     figures = interleave(sides, runs)
     results = list(compare("block.snapshot_pause", "snapshot_pause", figures, ours="qmpkit"))
-    took = results[0].ours * 1e3
-    say(f"block.snapshot_pause: {took:.1f} ms, limit {PAUSE * 1e3:.0f} ms")
+    took, least = results[0].ours, min(run["snapshot_pause"] for run in figures["qmpkit"])
+    said = f"{took * 1e3:.1f} ms, {least * 1e3:.1f} in the calmest run"
+    say(f"block.snapshot_pause: {said}, limit {PAUSE * 1e3:.0f} ms")
     return results
 
 

@@ -70,13 +70,20 @@ class Watch:
         self.quiet = self.gap(last, first.at, last.at - _BLUR)
         """Seconds of the longest gap between two writes from the one look to the other."""
 
+    def shows(self, seen: Writes, ended: float) -> bool:
+        """Whether the guest has written again since then."""
+        return bool(seen.ticks) and self._time(seen.ticks[-1]) > ended + _BLUR
+
     def gap(self, seen: Writes, begun: float, ended: float) -> float:
         """Seconds of the longest gap between two writes that the time from *begun* to *ended* has.
 
         Or two milliseconds around it, for the two clocks are compared no better.
         """
-        times = [self._last.at + (tick - self._last.ticks[-1]) * self._tick for tick in seen.ticks]
-        if times[0] > begun or times[-1] < ended + _BLUR:
-            raise SystemExit(f"the guest's memory does not show all of {ended - begun:.3f} s")
+        times = [self._time(tick) for tick in seen.ticks]
+        if times[0] > begun:
+            raise SystemExit(f"{len(times)} writes do not go back {seen.at - begun:.3f} s")
         pairs = pairwise(times)
         return max(b - a for a, b in pairs if b > begun - _BLUR and a < ended + _BLUR)
+
+    def _time(self, tick: int) -> float:
+        return self._last.at + (tick - self._last.ticks[-1]) * self._tick

@@ -12,8 +12,8 @@ from qmpkit.backups.repository import MANIFEST
 from qmpkit.operations.block.backup_plan import dirty_bitmaps
 from tests.live.blocks import holds
 
-__all__ = ["files_needed", "files_there", "make_first_older"]
-__all__ += ["io", "make_of_first_schema", "ours", "points_in", "restored"]
+__all__ = ["files_needed", "files_there", "make_first_older", "make_of_first_schema", "points_in"]
+__all__ += ["io", "ours", "restored", "trust"]
 
 DAY = 86400
 
@@ -48,6 +48,15 @@ def make_of_first_schema(folder: Path) -> None:
             del layer["checksum"]
             layer["sha256"] = hashlib.sha256((folder / layer["file"]).read_bytes()).hexdigest()
     (folder / MANIFEST).write_text(json.dumps({**told, "schema": 1}))
+
+
+def trust(folder: Path, file: Path) -> None:
+    """Have the manifest say that the second point's first layer, *file*, is as it should be."""
+    told = json.loads((folder / MANIFEST).read_text())
+    content = file.read_bytes()
+    layer = next(iter(told["points"][1]["disks"].values()))
+    layer |= {"length": len(content), "checksum": f"sha256:{hashlib.sha256(content).hexdigest()}"}
+    (folder / MANIFEST).write_text(json.dumps(told))
 
 
 async def io(vm: qmpkit.VM, disk: str, command: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +16,7 @@ from qmpkit import Kept, Supervisor
 from qmpkit.process.identity import boot_id
 from qmpkit.testing.leaks import living_with
 
-__all__ = ["Places", "boot_of_the_past", "count", "end_all", "lab"]
+__all__ = ["Places", "boot_of_the_past", "count", "end_all", "kill", "lab"]
 
 
 @attrs.frozen
@@ -40,6 +43,16 @@ class Places:
 async def lab(*, starts: int | None = None) -> AsyncIterator[Supervisor]:
     async with Supervisor("lab", keep=True, starts=starts) as supervisor:
         yield supervisor
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, and wait for the end."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        assert select.select([pidfd], [], [], 60)[0]
+    finally:
+        os.close(pidfd)
 
 
 async def end_all() -> None:

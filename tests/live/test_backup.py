@@ -21,7 +21,7 @@ from tests.live.backup_folders import (
     restored,
 )
 from tests.live.blocks import BLOCK, bare, nothing_left, write
-from tests.sizes import BACKUP_POINTS, NEWEST
+from tests.sizes import BACKUP_POINTS, NEWEST, QEMU_VERSIONS
 
 pytestmark = pytest.mark.live
 
@@ -41,6 +41,7 @@ async def changed(vm: qmpkit.VM, expected: dict[int, int], rng: random.Random) -
 
 
 @pytest.mark.bound(60 + 4 * BACKUP_POINTS)
+@pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_every_point_restores_and_the_kept_ones_after_a_prune(
     qemu: str, qemu_img: str, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.live.backup_folders import (
     make_first_older,
     ours,
     restored,
+    trust,
 )
 from tests.live.blocks import BLOCK, bare, holds, nothing_left, write
 from tests.live.small_disk import small_disk
@@ -159,6 +161,18 @@ async def test_a_bad_layer_is_found_and_never_merged_or_restored(qemu: str, tmp_
     with pytest.raises(ImageFailed, match="checksum"):
         await backups.prune(folder, keep_last=1)
     assert not (tmp_path / "x.qcow2").exists()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    manifest, base = (folder / MANIFEST).read_text(), (await backups.points(folder))[0]
+    first = shutil.copy(folder / base.disks["disk0"].file, elsewhere)
+    rebase = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", str(first)]
+    second.write_bytes(whole)
+    await trio.run_process([*rebase, str(second)])
+    trust(folder, second)
+    assert f"it stands on {first}" in str((await backups.verify(folder))[0])
+    with pytest.raises(ImageFailed, match="elsewhere"):
+        await backups.restore(folder, "disk0", tmp_path / "x.qcow2", verified=False)
+    (folder / MANIFEST).write_text(manifest)
     second.unlink()
     assert "missing" in str((await backups.verify(folder))[0])
     second.write_bytes(whole)
@@ -179,6 +193,8 @@ async def test_what_cannot_be_is_refused(qemu: str, tmp_path: Path) -> None:
         await vm.backups.run(folder, progress=seen.append)
         assert {it.state.type for it in seen} == {"backup", "checksum"}
         assert seen[-1].state.fraction == 1.0
+        with pytest.raises(SpecInvalid, match="not UTF-8"):
+            await vm.backups.run(tmp_path / os.fsdecode(b"\xff"))
         with pytest.raises(SpecInvalid, match="counts from 0"):
             await vm.backups.run(folder, speed=-1)
         with pytest.raises(SpecInvalid, match="mode"):
@@ -187,10 +203,23 @@ async def test_what_cannot_be_is_refused(qemu: str, tmp_path: Path) -> None:
         (folder / MANIFEST).write_text(text.replace('"bare"', '"other"'))
         with pytest.raises(SpecInvalid, match="backups of 'other', not of 'bare'"):
             await vm.backups.run(folder)
+        (folder / MANIFEST).unlink()
+        with pytest.raises(
+            SpecInvalid, match=r"there is no manifest.json, and 1 layers of backups"
+        ):
+            await vm.backups.run(folder)
         (folder / MANIFEST).write_text(text)
         with pytest.raises(ImageFailed, match="No such file"):
             await vm.backups.run(tmp_path / "no" / "folder")
+        gone = lambda _: folder.exists() and folder.rename(tmp_path / "gone")  # noqa: E731
+        with pytest.raises(ImageFailed, match="No such file"):
+            await vm.backups.run(folder, mode="full", progress=gone)
+        (tmp_path / "gone").rename(folder)
+        await nothing_left(vm)
     with pytest.raises(SpecInvalid, match="there is no manifest"):
+        await backups.points(tmp_path)
+    os.mkfifo(tmp_path / MANIFEST)
+    with pytest.raises(SpecInvalid, match="not JSON"):
         await backups.points(tmp_path)
     with pytest.raises(SpecInvalid, match=r"there is no point 7 \(there are 1"):
         await backups.restore(folder, "disk0", tmp_path / "x.qcow2", point=7)
@@ -212,6 +241,7 @@ async def test_two_at_once_in_a_folder_and_a_slow_one_cancelled(qemu: str, tmp_p
             async def second() -> None:
                 with pytest.raises(qmpkit.ImageInUse, match="is at work there"):
                     await backups.prune(folder, keep_last=1)
+                assert await backups.points(folder) == ()
                 scope.cancel()
 
             async with trio.open_nursery() as nursery:

@@ -132,6 +132,11 @@ async def test_what_cannot_be_served_is_refused(qemu: str, tmp_path: Path) -> No
         await vm.execute("nbd-server-stop")  # nobody else has
 
 
+async def _fetched_once(vm: qmpkit.VM, folder: Path) -> None:
+    async with vm.backups.pulling(folder / "pull") as pull:
+        await fetched(pull.disks["disk0"], folder / "x.raw")
+
+
 async def asked_for_all(stream: trio.SocketStream) -> None:
     """As a client that asks for more than a socket holds, and reads nothing of it."""
     await stream.receive_some(18)
@@ -178,6 +183,5 @@ async def test_a_disk_with_a_thread_is_served_where_qemu_outlives_it(
         old = (await vm.execute("query-version"))["qemu"]["major"] < 9
         refused = pytest.raises(SpecInvalid, match="update QEMU") if old else nullcontext()
         with refused:
-            async with vm.backups.pulling(tmp_path / "pull") as pull:
-                await fetched(pull.disks["disk0"], tmp_path / "x.raw")
+            await _fetched_once(vm, tmp_path)
         await nothing_left(vm)

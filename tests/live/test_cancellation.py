@@ -69,6 +69,7 @@ def _forget(spec: MachineSpec) -> None:
         Path(disk.file).unlink(missing_ok=True)
 
 
+@pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_cancelled_at_random_moments(spec: MachineSpec, tmp_path: Path) -> None:
     chance = random.Random()
     whole = median([await measure(spec, tmp_path) for _ in range(5)])

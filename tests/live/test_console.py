@@ -17,7 +17,7 @@ import trio
 import qmpkit
 from qmpkit import VM, AttachEnd, ConsoleEnded, MachineDied
 from qmpkit.testing import guests
-from tests.sizes import CONSOLE_FLOOD
+from tests.sizes import CONSOLE_FLOOD, QEMU_VERSIONS
 
 pytestmark = pytest.mark.live
 
@@ -27,6 +27,7 @@ def booted(qemu: str) -> AbstractAsyncContextManager[VM]:
     return guests.booted(spec)
 
 
+@pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_patterns_split_across_the_guests_writes(qemu: str) -> None:
     async with booted(qemu) as vm:
         await vm.console.send_line("stty -echo")

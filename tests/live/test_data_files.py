@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -128,10 +129,29 @@ async def test_one_made_by_qemu_img_with_a_relative_name(
     assert (await images.info(disk)).data_file == Path("content")
     with pytest.raises(ImageFailed, match=r"no absolute path.*amend .*--data-file FILE"):
         await images.check(disk, "qcow2")
-    await images.amend(disk, data_file=folder / "content", refcount_bits=32)
+    odd = (folder / "content").rename(folder / os.fsdecode(b"content\xff"))
+    await images.amend(disk, data_file=odd, refcount_bits=32)
     assert (await images.check(disk, "qcow2")).ok
     flat = await images.convert(disk, folder / "flat", source_format="qcow2", format="raw")
     assert flat.read_bytes()[:4096] == b"\5" * 4096
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_where_it_is_can_be_said_without_its_base(qemu_img: str, folder: Path) -> None:
+    content = folder / "content"
+    words = ["-F", "raw", "-b", "gone", "-o", f"data_file={str(content).replace(',', ',,')}"]
+    top = folder / "top.qcow2"
+    await said(qemu_img, "create", "-q", "-u", "-f", "qcow2", *words, str(top), "1M")
+    moved = content.rename(folder / "moved")
+    found = await images.amend(top, data_file=moved)
+    assert (found.data_file, found.backing, found.backing_format) == (moved, "gone", "raw")
+    (folder / "gone").write_bytes(bytes(MIB))
+    assert (await images.check(top, "qcow2")).ok
+    damaged = bytearray(top.read_bytes())
+    damaged[7] = 9  # its version
+    top.write_bytes(damaged)
+    with pytest.raises(ImageFailed, match=r"Could not open '.*top\.qcow2': Unsupported qcow2"):
+        await images.amend(top, data_file=moved)
 
 
 @pytest.mark.bound(120)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.live.kept import Places
+from tests.live.in_process import Command, Ran
+from tests.live.kept import Places, kill
 from tests.sizes import NEWEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
@@ -31,46 +28,51 @@ disks = [
 
 
 class Shell:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, command: Command) -> None:
         self.folder = folder
+        self.command = command
 
     def run(self, *words: str, status: int = 0) -> str:
         done = self._done(words, status)
-        return done.stdout + done.stderr
+        return done.out + done.err
 
-    def _done(self, words: tuple[str, ...], status: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "qmpkit.cli", *words],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == status, (words, done.stdout, done.stderr)
-        assert "Traceback" not in done.stderr
+    def up(self, *words: str) -> str:
+        done = self.command.apart("up", "farm.toml", *words)
+        assert done.status == 0, done.err
+        return done.out + done.err
+
+    def _done(self, words: tuple[str, ...], status: int = 0) -> Ran:
+        done = self.command(*words)
+        assert done.status == status, (words, done.out, done.err)
         return done
 
     def json(self, *words: str) -> Any:
-        return json.loads(self._done((*words, "--json")).stdout)
+        return json.loads(self._done((*words, "--json")).out)
 
     def inspected(self, name: str) -> Any:
-        return json.loads(self._done(("inspect", name)).stdout)
+        return json.loads(self._done(("inspect", name)).out)
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self.folder.glob("*.qcow2"))
 
 
 @pytest.fixture
-def shell(tmp_path: Path, qemu: str, places: Places) -> Shell:
+def shell(
+    tmp_path: Path,
+    qemu: str,
+    places: Places,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Shell:
     folder = tmp_path / "lab"
     folder.mkdir()
     (folder / "farm.toml").write_text(FARM.format(qemu=qemu, memory="32MiB"))
-    return Shell(folder)
+    monkeypatch.chdir(folder)
+    return Shell(folder, Command(capfd))
 
 
 def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
-    shell.run("up", "farm.toml")
+    shell.up()
     assert shell.json("snapshot", "list", "store") == {"snapshots": [], "current": None}
     assert "snapshot one of disk0" in shell.run("snapshot", "take", "store", "one")
     shell.run("snapshot", "take", "store", "two", "--description", "before the upgrade")
@@ -81,9 +83,9 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     assert shell.names() == ["store.one.qcow2", "store.qcow2", "store.two.qcow2"]
 
     # A daemon that is killed finds what its machines have become, and a new spec goes on with it.
-    os.kill(int((places.state / "lab" / "lock").read_text()), signal.SIGKILL)
+    kill(int((places.state / "lab" / "lock").read_text()))
     (shell.folder / "farm.toml").write_text(FARM.format(qemu=qemu, memory="48MiB"))
-    assert "was restarted" in shell.run("up", "farm.toml", "--restart", "--grace", "0")
+    assert "was restarted" in shell.up("--restart", "--grace", "0")
     (machine,) = shell.inspected("store")
     assert machine["spec"]["disks"][0]["file"] == str(shell.folder / "store.two.qcow2")
     assert [it["name"] for it in machine["spec"]["snapshots"]] == ["one", "two"]
@@ -143,6 +145,6 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     assert shell.json("disk", "limit", "store", "disk0")["limits"]["bps"] == 0
     shell.run("down", "--grace", "0", "--delete-disks", "--yes")
     assert places.qemus() == []
-    left = ["store.filed-1.qcow2", "store.qcow2", "store.two.qcow2"]
+    left = [f"store.{name}qcow2" for name in ("filed-1.", "filed.", "", "two.")]
     assert list(shell.folder.glob("*.ram")) == []
     assert shell.names() == left, "where it was before it was moved, and reverted"

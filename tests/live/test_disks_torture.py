@@ -1,4 +1,4 @@
-"""A guest writes without pause while its disks are snapped, merged, moved, grown and flattened."""
+"""A guest writes without pause while its disks are snapped, merged, moved, grown, backed up …"""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pytest
 import trio
 
 import qmpkit
-from qmpkit import Disk, images
+from qmpkit import Disk, backups, images
+from qmpkit.operations.block.backup_plan import dirty_bitmaps
 from qmpkit.testing import guests
 from tests.live.blocks import nothing_left
-from tests.sizes import DISK_STEPS
+from tests.sizes import DISK_STEPS, QEMU_VERSIONS
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*QEMU_VERSIONS)]
 
 # A record is a sector: its number and a checksum; acknowledged when both disks have it for good.
 WRITER = """
@@ -45,10 +46,13 @@ class Torture:
         self.dice = dice
         self.numbers = itertools.count(1)
         self.size = {"disk0": 64, "disk1": 64}
+        self.backups = folder / "backups"
+        self.had: list[int] = []  # by point: how many records were acknowledged before it
 
     def steps(self) -> list[Callable[[], Awaitable[object]]]:
         points = self.vm.snapshots.list()
         found: list[Callable[[], Awaitable[object]]] = [self.move, self.flatten, self.grow]
+        found += [self.back_up] * 2 + [self.restore] * bool(self.had)
         found += [self.snap] * 3
         return found + [self.merge] * min(len(points), 4)
 
@@ -78,6 +82,30 @@ class Torture:
         self.size[disk] += 1
         await self.vm.disks.resize(disk, f"{self.size[disk]}MiB")
 
+    async def back_up(self) -> None:
+        had = int(
+            (await self.vm.agent.run(["sh", "-c", "cat /tmp/acked || echo 0"], check=True)).text
+        )
+        point = await self.vm.backups.run(self.backups, compress=self.dice.random() < 0.5)
+        self.had.append(had)
+        assert point.number == len(self.had)
+
+    async def restore(self) -> None:
+        """Any point has all that was acknowledged before it, and is of one moment."""
+        assert await backups.verify(self.backups) == ()
+        number = self.dice.randint(1, len(self.had))
+        first, second = [await self._restored(disk, number) for disk in ("disk0", "disk1")]
+        assert second >= self.had[number - 1]
+        assert first - second in (0, 1), f"point {number} is not of one moment"
+
+    async def _restored(self, disk: str, number: int) -> int:
+        target = self.folder / "restored.raw"
+        await backups.restore(self.backups, disk, target, point=number, format="raw")
+        try:
+            return await trio.to_thread.run_sync(_count, target)
+        finally:
+            target.unlink()
+
     def _any(self) -> str:
         return self.dice.choice(["disk0", "disk1"])
 
@@ -100,7 +128,10 @@ async def test_no_record_is_lost(qemu: str, tmp_path: Path) -> None:
         torture = Torture(vm, tmp_path, dice)
         for _ in range(DISK_STEPS):
             await dice.choice(torture.steps())()
+        await torture.back_up()
+        await torture.restore()
         await nothing_left(vm)
+        await _one_bitmap(vm)
         await vm.agent.write_file("/tmp/stop", "")
         wait = "while [ ! -e /tmp/done ]; do sleep 0.1; done; cat /tmp/acked"
         acked = int((await vm.agent.run(["sh", "-c", wait], check=True)).text)
@@ -114,6 +145,13 @@ async def test_no_record_is_lost(qemu: str, tmp_path: Path) -> None:
             for _, file in sorted(point.disks.items())
         ]
         assert first - second in (0, 1), f"{point.name} is not of one moment"
+
+
+async def _one_bitmap(vm: qmpkit.VM) -> None:
+    """No image that is written to has more than that of the last backup."""
+    for disk in vm.spec.disks:
+        written = (await vm.disks.chain(disk.id))[0].node
+        assert [node for node, _ in await dirty_bitmaps(vm.machine)].count(written) <= 1
 
 
 async def _records(file: str, format: str, folder: Path) -> int:

@@ -27,6 +27,7 @@ from qmpkit.images import Options
 from qmpkit.testing.leaks import leaks
 from tests.live.backup_folders import restored
 from tests.live.blocks import BLOCK, bare, nothing_left, qemu_io, write
+from tests.live.kept import Places, end_all, lab
 from tests.sizes import ENCRYPTED, LONG, NEWEST
 
 pytestmark = pytest.mark.live
@@ -260,3 +261,30 @@ async def test_what_a_guest_overwrites_while_it_is_pulled(
             done = await qemu_io(pull.disks["disk0"].uri, "raw", f"read -P 101 0 {BLOCK}")
             assert b"verification failed" not in done.stdout and done.returncode == 0
     folder.parent.rmdir()
+
+
+@SLOW
+@pytest.mark.qemus(*NEWEST)
+async def test_a_kept_machine_goes_back_and_no_record_has_the_secret(
+    qemu: str, tmp_path: Path, on_two: Disk, places: Places
+) -> None:
+    async with leaks():
+        async with lab() as supervisor:
+            kept = await supervisor.ensure(_with(qemu, on_two), paused=True)
+            assert kept.vm is not None
+            await write(kept.vm, "disk0", 0, 101)
+            await kept.vm.snapshots.take("one")
+            await write(kept.vm, "disk0", 0, 102)
+            await supervisor.declare("bare", "stopped")
+            await supervisor.revert("bare", "one")
+        async with lab() as supervisor:
+            kept = await supervisor.ensure(_with(qemu, on_two), paused=True)
+            assert kept.vm is not None
+            await write(kept.vm, "disk0", 1, 103)
+            await kept.vm.disks.flatten("disk0")
+            await supervisor.declare("bare", "stopped")
+            spec = kept.spec
+        await end_all()
+    _nowhere_in_clear(tmp_path, 101, 102, 103)  # the state directory is there, too
+    assert places.state.is_relative_to(tmp_path)
+    await _holds(spec, {0: 101, 1: 103})

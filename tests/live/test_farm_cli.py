@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from qmpkit.testing import guests
 from tests.live.kept import Places
 from tests.sizes import NEWEST
 
@@ -35,8 +34,8 @@ requires = ["db"]
 profile = "tiny-microvm"
 description = "{description}"
 health = ["agent"]
-[machines.counter]
-profile = "kvm-tiny"
+[machines.idle]
+memory = "16MiB"
 after = ["db"]
 """
 
@@ -87,7 +86,6 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path, qemu: str, places: Places) -> Shell:
-    guests.build_kvm_tiny()
     folder = tmp_path / "lab"
     folder.mkdir()
     return Shell(folder, qemu)
@@ -115,7 +113,7 @@ def _up_and_used(shell: Shell) -> None:
     assert "+ web2 is added" in shell.run("plan", "farm.toml")
     up = json.loads(shell.run("up", "farm.toml", "--json"))
     assert [it["did"] for it in up["machines"]] == ["added"] * 4
-    assert shell.states() == dict.fromkeys(("counter", "db", "web1", "web2"), "running")
+    assert shell.states() == dict.fromkeys(("idle", "db", "web1", "web2"), "running")
     assert "healthy" in shell.run("ps")
     assert shell.run("exec", "db", "--", "sh", "-c", "cat; exit 7", stdin="hello", status=7) == (
         "hello"
@@ -130,10 +128,10 @@ def _up_and_used(shell: Shell) -> None:
     shell.run("pause", "web*")
     assert shell.states()["web2"] == "paused"
     shell.run("resume", "web*")
-    shell.run("stop", "counter", "--grace", "0")
-    shell.run("wait", "counter", "--for", "stopped")
-    assert "it is stopped" not in shell.run("start", "counter")
-    assert "there are: counter, db" in shell.run("stop", "nobody", status=2)
+    shell.run("stop", "idle", "--grace", "0")
+    shell.run("wait", "idle", "--for", "stopped")
+    assert "it is stopped" not in shell.run("start", "idle")
+    assert "there are: db, idle" in shell.run("stop", "nobody", status=2)
 
 
 def _changed(shell: Shell) -> None:
@@ -146,7 +144,7 @@ def _changed(shell: Shell) -> None:
         "web2": "removed",
         "web1": "changed",
         "db": "changed",
-        "counter": "unchanged",
+        "idle": "unchanged",
     }
     (web,) = json.loads(shell.run("inspect", "web1"))
     assert [forward["guest_port"] for forward in web["forwards"]] == [81]
@@ -172,6 +170,6 @@ def _without_daemon(shell: Shell, pids: dict[str, int]) -> None:
     said = shell.run("exec", "db", "--", "sh", "-c", "cat; exit 3", stdin="direct", status=3)
     assert said == "direct"
     assert "by 42" in shell.type("db", "echo by $((40 + 2))", until="by 42")
-    assert "there are: counter, db" in shell.run("console", "nobody", status=2)
-    assert "no guest agent channel" in shell.run("exec", "counter", "--", "ls", status=2)
+    assert "there are: db, idle" in shell.run("console", "nobody", status=2)
+    assert "no guest agent channel" in shell.run("exec", "idle", "--", "ls", status=2)
     assert "no daemon runs for farm 'lab'" in shell.run("inspect", "db", status=1)

@@ -20,7 +20,7 @@ import pytest
 
 from qmpkit.testing import guests
 from tests.live.kept import Places
-from tests.sizes import FARM_DEBIANS, FARM_SEGMENTS, FARM_TINY, OLDEST
+from tests.sizes import FARM_DEBIAN_GRACE, FARM_DEBIANS, FARM_SEGMENTS, FARM_TINY, OLDEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*OLDEST)]
 
@@ -142,14 +142,14 @@ def test_a_farm_with_debian(lab: Lab, places: Places) -> None:
 
 
 def _is_as_its_seed_says(lab: Lab, name: str) -> None:
-    script = "hostname; id -un; sudo id -u; cat /etc/told; stat -c %a /etc/told"
-    assert lab.ssh(name, script).split("\n") == [name, "grace", "0", "by the farm604", ""]
+    lab.run("cp", "key.pub", f"{name}:/tmp/")
+    script = "hostname; id -un; sudo id -u; cat /etc/told; stat -c %a /etc/told; cat /tmp/key.pub"
+    said, key = lab.ssh(name, script), (lab.folder / "key.pub").read_text()
+    assert said == f"{name}\ngrace\n0\nby the farm604\n{key}"
     # By the agent, which is no user and needs no network.
     assert lab.run("exec", name, "--", "hostname") == f"{name}\n"
     passwords = "cut -d: -f2 /etc/shadow | tr -d '*!\\n'"
     assert lab.run("exec", name, "--", "sh", "-c", passwords) == "", "there are none"
-    lab.run("cp", "key.pub", f"{name}:/tmp/")
-    assert lab.ssh(name, "cat /tmp/key.pub") == (lab.folder / "key.pub").read_text()
 
 
 def _hear_each_other(lab: Lab) -> None:
@@ -178,13 +178,13 @@ def _is_known_to_others(lab: Lab) -> None:
 
 def _changes(lab: Lab) -> None:
     """Ports change while Debian runs, which notices nothing."""
-    boot = "cat /proc/sys/kernel/random/boot_id"
     name = json.loads(lab.run("inventory"))["disk"]["hosts"][0]
-    before, way = lab.ssh(name, boot), _way_in(lab, name)
+    boot = ("exec", name, "--", "cat", "/proc/sys/kernel/random/boot_id")
+    before, way = lab.run(*boot), _way_in(lab, name)
     lab.write(["0:22", "0:80"])
     assert set(lab.did("up", "farm.toml").values()) == {"changed", "unchanged"}
     assert _forwards(lab, name) == [22, 80]
-    assert (lab.ssh(name, boot), _way_in(lab, name)) == (before, way)
+    assert (lab.run(*boot), _way_in(lab, name)) == (before, way)
 
 
 def _seen(lab: Lab, name: str) -> dict[str, Any]:
@@ -208,7 +208,8 @@ def _scales(lab: Lab) -> None:
 
 
 def _goes(lab: Lab, places: Places) -> None:
-    assert set(lab.did("down", "--delete-disks", "--yes").values()) == {"removed"}
+    grace = ("--grace", str(FARM_DEBIAN_GRACE))
+    assert set(lab.did("down", "--delete-disks", "--yes", *grace).values()) == {"removed"}
     assert json.loads(lab.run("ps", "--json")) == []
     assert (places.qemus(), places.records()) == ([], [])
     assert list((places.state / "lab" / "seeds").iterdir()) == []

@@ -26,6 +26,7 @@ from qmpkit.spec.argv import render
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.chardev import PathEndpoint
 from qmpkit.spec.machine import MachineSpec
+from tests.sizes import QEMU_VERSIONS
 
 pytestmark = pytest.mark.live
 
@@ -67,6 +68,7 @@ def test_tsc_sources_agree() -> None:
     assert 500_000 < best < 10_000_000
 
 
+@pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_a_binary_is_asked_once(
     qemu: str, qemu_version: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

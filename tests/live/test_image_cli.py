@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import trio
@@ -18,17 +17,12 @@ from qmpkit.cli import image as commands
 from qmpkit.errors import ImageFailed
 from qmpkit.testing import guests
 from tests.live.commands import COMMAND, piped, rest, said, terminal
+from tests.live.in_process import Command, Ran
 
 pytestmark = pytest.mark.live
 
 
-class Ran(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-def image(*words: str, cwd: Path) -> Ran:
+def process(*words: str, cwd: Path) -> Ran:
     argv = [*COMMAND, "image", *words]
     ran = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
     assert "Traceback" not in ran.stderr
@@ -47,80 +41,80 @@ def large(path: Path) -> Path:
     return path
 
 
-def test_a_life_of_an_image(tmp_path: Path) -> None:
-    made = image("create", "a disk.qcow2", "1GiB", cwd=tmp_path)
+def test_a_life_of_an_image(tmp_path: Path, image: Command) -> None:
+    made = image("create", "a disk.qcow2", "1GiB")
     assert made == (0, "", "a disk.qcow2: an empty qcow2 of 1 GiB (1073741824 bytes) is made\n")
-    again = image("create", "a disk.qcow2", "2GiB", cwd=tmp_path)
+    again = image("create", "a disk.qcow2", "2GiB")
     assert (again.status, again.out) == (2, "")
     assert again.err.startswith("error: a disk.qcow2 exists already. Cure: choose another name")
 
-    over = image("overlay", "top.qcow2", "a disk.qcow2", cwd=tmp_path)
+    over = image("overlay", "top.qcow2", "a disk.qcow2")
     assert over.err.splitlines() == [
         "top.qcow2: an overlay of 1 GiB (1073741824 bytes) is made",
         "a disk.qcow2: format qcow2 (from its header); from now on it must not change",
     ]
-    grown = image("resize", "top.qcow2", "+1GiB", cwd=tmp_path)
+    grown = image("resize", "top.qcow2", "+1GiB")
     assert grown.status == 0
     assert "from 1 GiB (1073741824 bytes) to 2 GiB (2147483648 bytes)" in grown.err
-    smaller = image("resize", "top.qcow2", "512MiB", cwd=tmp_path)
+    smaller = image("resize", "top.qcow2", "512MiB")
     assert (smaller.status, smaller.out) == (2, "")
     assert "what lies in the last 1.5 GiB would be lost. Cure: --shrink" in smaller.err
-    assert image("resize", "top.qcow2", "-1GiB", "--shrink", cwd=tmp_path).status == 0
+    assert image("resize", "top.qcow2", "-1GiB", "--shrink").status == 0
 
-    shown = image("info", "top.qcow2", cwd=tmp_path).out.splitlines()
+    shown = image("info", "top.qcow2").out.splitlines()
     assert shown[0].split() == ["IMAGE", "FORMAT", "SIZE", "ON", "DISK"]
     assert shown[1].startswith(f"{tmp_path}/top.qcow2")
     assert "1 GiB (1073741824 bytes)" in shown[1]
     assert shown[2].startswith("└ a disk.qcow2")
     assert shown[3:] == ["format qcow2 (from its header)", "clusters of 64 KiB"]
 
-    rows = json.loads(image("info", "top.qcow2", "--json", cwd=tmp_path).out)
+    rows = json.loads(image("info", "top.qcow2", "--json").out)
     assert [Path(row["path"]).name for row in rows] == ["top.qcow2", "a disk.qcow2"]
     assert rows[0]["virtual_size"] == 1 << 30
     assert rows[0]["backing_path"] == str(tmp_path / "a disk.qcow2")
     assert not rows[0]["in_use"]
 
-    copied = image("convert", "top.qcow2", "flat.raw", "--format", "raw", cwd=tmp_path)
+    copied = image("convert", "top.qcow2", "flat.raw", "--format", "raw")
     assert copied.status == 0
     assert "flat.raw: raw, 1 GiB, " in copied.err
     assert (tmp_path / "flat.raw").stat().st_size == 1 << 30
-    refused = image("convert", "top.qcow2", "flat.raw", cwd=tmp_path)
+    refused = image("convert", "top.qcow2", "flat.raw")
     assert (refused.status, refused.out) == (2, "")
     assert refused.err.startswith("error: flat.raw exists already. Cure: --replace")
-    assert image("convert", "top.qcow2", "flat.raw", "--replace", cwd=tmp_path).status == 0
-    assert image("info", "flat.raw", "--json", cwd=tmp_path).out.count('"qcow2"') == 1
+    assert image("convert", "top.qcow2", "flat.raw", "--replace").status == 0
+    assert image("info", "flat.raw", "--json").out.count('"qcow2"') == 1
     assert names(tmp_path) == ["a disk.qcow2", "flat.raw", "top.qcow2"]
 
 
-def test_check_tells_by_its_status(tmp_path: Path) -> None:
-    image("create", "a.qcow2", "1MiB", cwd=tmp_path)
-    sound = image("check", "a.qcow2", cwd=tmp_path)
+def test_check_tells_by_its_status(tmp_path: Path, image: Command) -> None:
+    image("create", "a.qcow2", "1MiB")
+    sound = image("check", "a.qcow2")
     assert sound[:2] == (0, f"{tmp_path}/a.qcow2: sound\n")
     path = tmp_path / "a.qcow2"
     with path.open("r+b") as file:  # a cluster more, which nothing refers to, marked as used
         file.seek(2 * 65536 + 2 * 8)
         file.write(b"\0\1")
         file.truncate(9 * 65536)
-    leaking = image("check", "a.qcow2", cwd=tmp_path)
+    leaking = image("check", "a.qcow2")
     assert leaking.status == 0
     assert leaking.out == f"{path}: sound, 1 leaked cluster\n"
     assert "--repair leaks frees them" in leaking.err
-    mended = image("check", "a.qcow2", "--repair", "leaks", cwd=tmp_path)
+    mended = image("check", "a.qcow2", "--repair", "leaks")
     assert mended[:2] == (0, f"{path}: sound\n")
     assert "mended: 1 leaked cluster\n" in mended.err
     with path.open("r+b") as file:  # the first cluster of the image's own, as if it were free
         file.seek(2 * 65536)
         file.write(b"\0\0")
-    damaged = image("check", "a.qcow2", "--json", cwd=tmp_path)
+    damaged = image("check", "a.qcow2", "--json")
     assert damaged.status == 1
     report = json.loads(damaged.out)
     assert not report["ok"]
     assert report["corruptions"] == 1
-    assert image("check", "a.qcow2", cwd=tmp_path).err.endswith("then try --repair all\n")
+    assert image("check", "a.qcow2").err.endswith("then try --repair all\n")
 
 
-def test_who_has_it_open_and_what_is_in_it(tmp_path: Path, qemu: str) -> None:
-    image("create", "a.qcow2", "1MiB", cwd=tmp_path)
+def test_who_has_it_open_and_what_is_in_it(tmp_path: Path, qemu: str, image: Command) -> None:
+    image("create", "a.qcow2", "1MiB")
     subprocess.run(["qemu-img", "snapshot", "-c", "before", tmp_path / "a.qcow2"], check=True)
     node = {"driver": "qcow2", "node-name": "n", "file": {"driver": "file", "filename": "a.qcow2"}}
     argv = [qemu, "-S", "-nodefaults", "-display", "none", "-name", "web,debug-threads=on"]
@@ -128,14 +122,14 @@ def test_who_has_it_open_and_what_is_in_it(tmp_path: Path, qemu: str) -> None:
     with subprocess.Popen(argv, cwd=tmp_path) as other:
         try:
             deadline = time.monotonic() + 20
-            while "in use by" not in (told := image("info", "a.qcow2", cwd=tmp_path)).out:
+            while "in use by" not in (told := image("info", "a.qcow2")).out:
                 assert time.monotonic() < deadline, told
             assert f"in use by machine 'web' (qemu-system-x86_64, pid {other.pid})" in told.out
             lines = told.out.splitlines()
             at = lines.index("Snapshots in a.qcow2:")
             assert lines[at + 1].split() == ["ID", "NAME", "TAKEN", "MACHINE", "STATE"]
             assert lines[at + 2].split()[:2] == ["1", "before"]
-            refused = image("resize", "a.qcow2", "+1MiB", cwd=tmp_path)
+            refused = image("resize", "a.qcow2", "+1MiB")
             assert refused.status == 2
             assert "machine 'web'" in refused.err
         finally:
@@ -164,9 +158,11 @@ def test_who_has_it_open_and_what_is_in_it(tmp_path: Path, qemu: str) -> None:
         (["inof", "a.raw"], 2, 'Did you mean "info"?'),
     ],
 )
-def test_a_mistake_is_one_line(words: list[str], status: int, message: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line(
+    words: list[str], status: int, message: str, tmp_path: Path, image: Command
+) -> None:
     (tmp_path / "a.raw").write_bytes(bytes(4096))
-    ran = image(*words, cwd=tmp_path)
+    ran = image(*words)
     assert (ran.status, ran.out) == (status, "")
     assert message in ran.err
     assert ran.err.count("\n") == 1
@@ -236,23 +232,23 @@ async def test_a_copy_in_its_place_is_told_whatever_comes_then(
 
 def test_a_strangers_names_at_a_terminal(tmp_path: Path) -> None:
     path = tmp_path / "a.qcow2"
-    image("create", "a.qcow2", "1MiB", cwd=tmp_path)
+    process("create", "a.qcow2", "1MiB", cwd=tmp_path)
     name = "s\x1b]0;pwned\x07\x1b[31mred"
     subprocess.run(["qemu-img", "snapshot", "-c", name, path], check=True)
     words = ["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", name]
     subprocess.run(["qemu-img", *words, tmp_path / "b.qcow2", "1M"], check=True)
-    told = image("info", "a.qcow2", cwd=tmp_path)
+    told = process("info", "a.qcow2", cwd=tmp_path)
     assert "\x1b" not in told.out
     assert r"s\x1b]0;pwned\x07\x1b[31mred" in told.out
-    broken = image("info", "b.qcow2", cwd=tmp_path)
+    broken = process("info", "b.qcow2", cwd=tmp_path)
     assert "\x1b" not in broken.err
     assert r"pwned\x07\x1b[31mred" in broken.err
 
 
 def test_json_of_a_name_that_is_no_text(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff.qcow2")
-    image("create", name, "1MiB", cwd=tmp_path)
-    told = image("info", "--json", name, cwd=tmp_path)
+    process("create", name, "1MiB", cwd=tmp_path)
+    told = process("info", "--json", name, cwd=tmp_path)
     assert told.out.isascii()
     assert os.fsencode(json.loads(told.out)[0]["path"]).endswith(b"/\xff.qcow2")
 

@@ -6,45 +6,14 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from qmpkit.cli import main
+from tests.live.in_process import Command
 from tests.sizes import NEWEST
 from tests.unit.host.images_on_disk import qcow2
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST), pytest.mark.usefixtures("qemu_img")]
-
-
-class Ran(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-class Command:
-    """The command, in this process and in a directory of its own."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *words: str) -> Ran:
-        status = main(["image", *words])
-        return Ran(status, *self._capsys.readouterr())
-
-    def well(self, *words: str) -> Ran:
-        ran = self(*words)
-        assert ran.status == 0, ran.err
-        return ran
-
-
-@pytest.fixture
-def image(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(capsys)
 
 
 def test_layers(image: Command) -> None:
@@ -63,6 +32,13 @@ def test_layers(image: Command) -> None:
     ran = image("commit", "top.qcow2")
     assert ran.status == 1
     assert f"{os.path.abspath('other.qcow2')!r}. Cure: " in ran.err  # noqa: PTH100
+    Path("far", "away").mkdir(parents=True)
+    Path("other.qcow2").rename("far/away/other.qcow2")
+    image.well("rebase", "far/away/other.qcow2", "a.qcow2", "--unsafe")
+    ran = image("commit", "top.qcow2", "--look-in", "far")
+    assert (ran.status, "far/away/other.qcow2'. Cure: " in ran.err) == (1, True)
+    ran = image("commit", "top.qcow2", "--look-in", "none")
+    assert (ran.status, "none' is no directory" in ran.err) == (2, True)
     ran = image.well("commit", "top.qcow2", "--shared")
     assert ran.err.endswith("top.qcow2: emptied, and ready for more\n")
     ran = image.well("rebase", "top.qcow2", "--no-base")

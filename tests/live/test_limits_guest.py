@@ -55,7 +55,9 @@ async def main():
         group.write({"memory.swap.max": "0"})
         async with eater as process:
             told["killed"] = (await process.wait()).signal
-    told["left"] = [path.name for path in base_of().path.glob("qmpkit-*")]
+    # Where we are ourselves, when what was handed to us was our own group.
+    found = {path.name for path in base_of().path.glob("qmpkit-*")} - {"qmpkit-main"}
+    told["left"] = sorted(found)
     print(json.dumps(told))
 
 trio.run(main)
@@ -83,16 +85,12 @@ async def _as_root(guest: Guest) -> None:
 
 
 async def _as_a_user(guest: Guest) -> None:
-    """Rootless, in a scope that systemd delegates."""
+    """Rootless, in a service's group that systemd delegates: we go out of its way first."""
     await guest.says("install -m 644 /root/limits.py /tmp/limits.py")
-    await guest.says("loginctl enable-linger grace && systemctl start user@$(id -u grace)")
-    run = "systemd-run --user --scope -q -p Delegate=yes"
-    command = f"env PYTHONPATH=/mnt/site {run} python3 /tmp/limits.py"
-    told = json.loads(await guest.says(f"cd / && runuser -u grace -- {_ENV} {command}"))
-    assert "/user.slice/" in told["group"] and ".scope/qmpkit-web-" in told["group"]
+    run = "systemd-run --wait --pipe -q -p User=grace -p Delegate=yes -E PYTHONPATH=/mnt/site"
+    told = json.loads(await guest.says(f"{run} python3 /tmp/limits.py"))
+    assert ".service/qmpkit-web-" in told["group"]
     assert told["quarter"] == pytest.approx(0.25, rel=0.1)
+    assert told["half"] == pytest.approx(0.5, rel=0.1)
     assert told["killed"] == 9
     assert told["left"] == []
-
-
-_ENV = "env HOME=/home/grace XDG_RUNTIME_DIR=/run/user/$(id -u grace)"

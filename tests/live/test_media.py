@@ -145,6 +145,7 @@ async def test_a_change_that_nobody_ended_is_settled_as_the_drive_is(
         await nothing_left(vm)
 
 
+@pytest.mark.bound(180)  # it boots a guest where none is saved
 async def test_a_guest_holds_what_it_has_mounted(
     qemu: str, tmp_path: Path, discs: list[str]
 ) -> None:

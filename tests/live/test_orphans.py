@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from qmpkit.testing.leaks import living_with
-from tests.sizes import LATE_KILL_AFTER, PYTHON_KILLS
+from tests.sizes import LATE_KILL_AFTER, PYTHON_KILLS, QEMU_VERSIONS
 
 pytestmark = pytest.mark.live
 
@@ -114,6 +114,7 @@ def user_of(pid: int) -> int:
     return Path(f"/proc/{pid}").stat().st_uid
 
 
+@pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_python_is_killed_and_qemu_belongs_to_another_user(
     qemu: str, qemu_version: str, token: str
 ) -> None:

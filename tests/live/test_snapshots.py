@@ -19,7 +19,7 @@ from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import bare, holds, nothing_left, write
 from tests.live.small_disk import small_disk
-from tests.sizes import NEWEST
+from tests.sizes import NEWEST, QEMU_VERSIONS
 
 pytestmark = pytest.mark.live
 
@@ -33,6 +33,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_snapshots_of_two_disks_are_taken_and_merged(qemu: str, tmp_path: Path) -> None:
     async with qmpkit.running(bare(qemu, tmp_path, "qcow2", "raw"), paused=True) as vm:
         for number, name in enumerate(["one", "two", "three"], 1):
@@ -67,6 +68,7 @@ async def test_snapshots_of_two_disks_are_taken_and_merged(qemu: str, tmp_path: 
     await holds(spec.disks[1].file, "raw", {0: 1, 1: 2, 2: 3})
 
 
+@pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_a_machine_starts_again_from_the_layers_it_wrote_to(
     qemu: str, tmp_path: Path
 ) -> None:
@@ -92,6 +94,7 @@ async def test_a_machine_starts_again_from_the_layers_it_wrote_to(
     await holds(two.disks["disk0"], "qcow2", {0: 2, 1: 3})
 
 
+@pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_a_disk_moves_grows_and_is_flattened(qemu: str, tmp_path: Path) -> None:
     target = tmp_path / "elsewhere" / "disk.raw"
     target.parent.mkdir()
@@ -118,6 +121,7 @@ async def test_a_disk_moves_grows_and_is_flattened(qemu: str, tmp_path: Path) ->
     await holds(disk.file, "qcow2", {0: 1, 1: 2, 2: 3, 3: 4})
 
 
+@pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_disks_and_ram_go_back_together(qemu: str, tmp_path: Path) -> None:
     async with qmpkit.running(bare(qemu, tmp_path, "qcow2", "qcow2"), paused=True) as vm:
         await write(vm, "disk0", 0, 1)

@@ -92,9 +92,15 @@ async def test_the_guest_goes_on_where_it_was(qemu: str, tmp_path: Path) -> None
             assert await counted(vm) > before
             await write(vm, "disk0", 1, 3)
             tops = [disk.file for disk in vm.spec.disks]
+            went_on = vm.spec
             with pytest.raises(SpecInvalid, match="delete half first"):
                 await vm.snapshots.delete("eins")
         await holds(tops[0], "qcow2", {0: 1, 1: 3})
+        with pytest.raises(SpecInvalid, match="was written to since the snapshot whose RAM it is"):
+            async with qmpkit.running(back):
+                pass
+        async with qmpkit.running(went_on, paused=True):
+            pass
         again = await qmpkit.reverted(spec, "two")
         async with qmpkit.running(again, paused=True) as vm:
             assert await counted(vm) >= paused

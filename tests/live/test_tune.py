@@ -134,7 +134,8 @@ async def test_placed_by_itself(qemu: str) -> None:
         assert vm.spec.cpu.pin == tuple(told[f"vcpu{n}"] for n in range(count))
         await vm.tune.pin(None)
         await vm.tune.pin("auto")
-        assert await sitting(vm) == told
+        told = await sitting(vm)
+        assert sorted(told[f"vcpu{n}"] for n in range(count)) == sorted(map(str, EVERY))
     with pytest.raises(HostLacks, match="no NUMA node fits for cpu"):
         async with qmpkit.running(bare(qemu, cpu=Cpu(count + 1, pin="auto"))):
             pass
@@ -261,6 +262,7 @@ def reserved() -> Iterator[int]:
         POOL.write_text(str(before))
 
 
+@pytest.mark.alone
 async def test_huge_pages_are_taken_and_given_back(qemu: str, reserved: int) -> None:
     before = free_pages()
     memory = Memory("16MiB", huge_pages="2MiB", prealloc=True, prealloc_threads=2)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.live.in_process import Command
 from tests.live.kept import Places
 from tests.live.test_disk_cli import Shell
 from tests.sizes import LONG, NEWEST
@@ -31,12 +32,19 @@ cpu = {{ cpus = 1, pin = "{last}" }}
 """
 
 
-def test_at_the_shell(tmp_path: Path, qemu: str, places: Places) -> None:
+def test_at_the_shell(
+    tmp_path: Path,
+    qemu: str,
+    places: Places,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     folder = tmp_path / "lab"
     folder.mkdir()
     (folder / "farm.toml").write_text(FARM.format(qemu=qemu, last=LAST))
-    shell = Shell(folder)
-    shell.run("up", "farm.toml")
+    monkeypatch.chdir(folder)
+    shell = Shell(folder, Command(capfd))
+    shell.up()
     try:
         told = shell.json("tune", "one")
         assert told["pin"] == LAST

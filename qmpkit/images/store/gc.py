@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from qmpkit.images.store import index
 from qmpkit.images.store.index import Image
 from qmpkit.images.store.layout import Layout
 from qmpkit.images.store.needs import Content, Needs, needs_of
+from qmpkit.images.store.uses import note
 from qmpkit.process.durable import DRAFT
 
 __all__ = ["GcReport", "Kept", "collect", "remove"]
@@ -43,20 +44,21 @@ class GcReport:
     kept: tuple[Kept, ...]
 
 
-def remove(layout: Layout, name: str, *, gone: bool) -> Image:
+def remove(layout: Layout, name: str, *, gone: bool, look_in: Sequence[Path] = ()) -> Image:
     """Take the image *name* out of the store; `ImageInUse` when something needs it, OSError."""
     image = index.find(layout, name)
-    needs = needs_of(layout, [image], gone=gone)
+    needs = needs_of(layout, [image], gone=gone, look_in=look_in)
+    _remember(layout, needs)
     if why := needs.of(image):
         raise ImageInUse(str(image.path), "remove", "; ".join(why), _CURE)
     index.forget(layout, image.digest, image.path)
     return image
 
 
-def collect(layout: Layout, *, gone: bool, dry_run: bool) -> GcReport:
+def collect(layout: Layout, *, gone: bool, dry_run: bool, look_in: Sequence[Path] = ()) -> GcReport:
     """Remove what has no name and is needed by nothing, and what crashes have left; OSError."""
     images, orphans = index.images(layout), list(_orphans(layout))
-    needs = needs_of(layout, [*images, *orphans], gone=gone)
+    needs = needs_of(layout, [*images, *orphans], gone=gone, look_in=look_in)
     kept, idle = [], []
     for image in images:
         called = [f"it is called {name}" for name in image.names]
@@ -68,10 +70,18 @@ def collect(layout: Layout, *, gone: bool, dry_run: bool) -> GcReport:
     paths = [*(each.path for each in unneeded), *_leftovers(layout)]
     sizes = {path: _taken(path) for path in paths}
     if not dry_run:
+        _remember(layout, needs)
         for each in unneeded:
             index.forget(layout, each.digest, each.path)
         _remove(layout, needs, sizes)
     return GcReport(tuple(sizes), sum(sizes.values()), tuple(kept))
+
+
+def _remember(layout: Layout, needs: Needs) -> None:
+    """Note the overlays that were found: the next time they are known wherever one looks."""
+    for digest, overlay in needs.found:
+        if os.path.lexists(layout.record(digest)):
+            note(layout, digest, overlay)
 
 
 def _remove(layout: Layout, needs: Needs, sizes: dict[Path, int]) -> None:

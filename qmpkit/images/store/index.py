@@ -43,6 +43,7 @@ _MODE = 0o444
 Format = Literal["qcow2", "raw"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _log = logging.getLogger("qmpkit.images")
+_UNKNOWN = "the %s %s in the image store is not understood (%r): pull its image again"
 
 
 @attrs.frozen(kw_only=True)
@@ -113,8 +114,8 @@ def _meant(path: Path) -> Name | None:
         return Name(**json.loads(path.read_bytes()))
     except FileNotFoundError:  # removed in this moment
         return None
-    except (ValueError, TypeError) as error:
-        _log.warning("the name %s in the image store is not understood: %r", path, error)
+    except (ValueError, TypeError, IsADirectoryError) as error:
+        _log.warning(_UNKNOWN, "name", path, error)
         return None
 
 
@@ -134,8 +135,8 @@ def _read(layout: Layout, path: Path) -> Image | None:
         if data["schema"] > SCHEMA:
             raise JournalNewer(str(path), data["schema"])
         return _from_dict(layout, data)
-    except (ValueError, KeyError, TypeError) as error:
-        _log.warning("the record %s in the image store is not understood: %r", path, error)
+    except (ValueError, KeyError, TypeError, IsADirectoryError) as error:
+        _log.warning(_UNKNOWN, "record", path, error)
         return None
 
 

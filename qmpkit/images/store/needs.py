@@ -1,9 +1,10 @@
 """Who needs an image of the store: nothing that a chain may still lead to is removed.
 
 What is asked, the surest first: the notes of the overlays that were made on it; the files
-beside those (a copy, another name); the disks of all kept machines, running or not; and
-the processes that have it open.  A note whose overlay is not there any more counts too:
-it may have been moved to where nobody looks, unless the caller knows better.
+beside those (a copy, another name); the disks of all kept machines, running or not; the
+folders that the caller names; and the processes that have it open.  A note whose overlay is
+not there any more counts too: it may have been moved to where nobody looks, unless the
+caller knows better.
 Blocking, all of it.
 """
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,11 +20,11 @@ from typing import Any, Protocol
 import attrs
 
 from qmpkit.host.chain import walk_chain
-from qmpkit.host.headers import read_header
 from qmpkit.host.holders import holders_of, image_locked
 from qmpkit.images.store.layout import Layout
 from qmpkit.images.store.locks import is_held
 from qmpkit.images.store.uses import Use, uses_of
+from qmpkit.images.users import has_base, images_under
 from qmpkit.process.roots import state_root
 
 __all__ = ["Content", "Needs", "needs_of"]
@@ -49,23 +49,31 @@ class Content(Protocol):
 
 @attrs.define
 class Needs:
-    """`why`: by digest, in words, what needs the image.  `idle`: notes that nobody needs."""
+    """`why`: by digest, in words, what needs the image.  `idle`: notes that nobody needs.
+
+    `found`: overlays in the folders that were named, each with the digest of its base.
+    """
 
     why: dict[str, list[str]] = attrs.field(factory=dict)
     idle: list[Path] = attrs.field(factory=list)
+    found: list[tuple[str, Path]] = attrs.field(factory=list)
 
     def of(self, image: Content) -> list[str]:
         """What needs *image*; also a process that has it open."""
         return [*self.why.get(image.digest, ()), *_opened_by(image.path)]
 
     def _add(self, digest: str, why: str) -> None:
-        self.why.setdefault(digest, []).append(why)
+        if why not in (known := self.why.setdefault(digest, [])):
+            known.append(why)
 
 
-def needs_of(layout: Layout, images: Iterable[Content], *, gone: bool) -> Needs:
+def needs_of(
+    layout: Layout, images: Iterable[Content], *, gone: bool, look_in: Iterable[Path] = ()
+) -> Needs:
     """What needs the *images*; *gone*: an overlay that is not in its place was deleted.
 
-    Called with the store's lock held, so that no overlay is noted meanwhile.
+    *look_in*: folders in which, and below which, others may be; OSError when one cannot be
+    looked into.  Called with the store's lock held, so that no overlay is noted meanwhile.
     """
     needs = Needs()
     files = dict(_identified(images))
@@ -82,6 +90,10 @@ def needs_of(layout: Layout, images: Iterable[Content], *, gone: bool) -> Needs:
     for path in _others(seen):
         for digest in _below(path, files):
             needs._add(digest, f"{str(path)!r} is on it")
+    for path in images_under(look_in):
+        for digest in _below(path, files) if path not in seen else ():
+            needs._add(digest, f"{str(path)!r} is on it")
+            needs.found.append((digest, path))
     return needs
 
 
@@ -159,10 +171,9 @@ def _others(noted: set[Path]) -> Iterator[Path]:
 
 
 def _has_base(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(path.lstat().st_mode) and bool(read_header(path).backing)
-    except OSError:
-        return False
+    with suppress(OSError):
+        return has_base(path)
+    return False
 
 
 def _disks_on_record() -> set[Path]:

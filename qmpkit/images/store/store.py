@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -202,27 +202,40 @@ class Store:
         with self._told():
             return await trio.to_thread.run_sync(index.find, self._layout, name)
 
-    async def remove(self, name: str, *, gone: bool = False) -> Image:
+    async def remove(
+        self, name: str, *, gone: bool = False, look_in: Iterable[StrPath] = ()
+    ) -> Image:
         """Take the image of that name or digest out of the store; it is given back as it was.
 
         `ImageInUse` when an overlay is on it, or may be: also one that is not where it was
-        made, unless *gone* says that such were deleted and not moved.  `SpecInvalid` when
-        there is no such image.  A cancellation strikes before it or after it.
+        made, unless *gone* says that such were deleted and not moved.  *look_in* as in `gc`.
+        `SpecInvalid` when there is no such image.  A cancellation strikes before it, while
+        folders are looked into, or after it.
         """
-        work = partial(gc.remove, self._layout, name, gone=gone)
+        folders = tuple(map(Path, look_in))
+        work = partial(gc.remove, self._layout, name, gone=gone, look_in=folders)
         async with self._locked():
             return await trio.to_thread.run_sync(work)
 
-    async def gc(self, *, gone: bool = False, dry_run: bool = False) -> GcReport:
+    async def gc(
+        self, *, gone: bool = False, look_in: Iterable[StrPath] = (), dry_run: bool = False
+    ) -> GcReport:
         """Remove the images that have lost their name to a later one and that nothing needs.
 
         And what crashes and broken-off downloads have left.  An image stays while an
         overlay is on it or may be: one that was noted when it was made, a file beside
         those, a disk of a kept machine; and while a process has it open.  In doubt it
         stays: the report says why.  *gone* as in `remove`.  *dry_run*: only tell.
-        A cancellation strikes before it or after it.
+
+        An overlay that was made by plain qemu-img, copied or moved to elsewhere is not known:
+        *look_in* are folders that are searched for such, with all below them, by the images'
+        headers (qcow2, qcow, qed and vmdk; not the differencing images of vpc and vhdx), and
+        those that are found are known from then on.  `HostLacks` when anything in there
+        cannot be looked into.
+        A cancellation strikes before it, while folders are looked into, or after it.
         """
-        work = partial(gc.collect, self._layout, gone=gone, dry_run=dry_run)
+        folders = tuple(map(Path, look_in))
+        work = partial(gc.collect, self._layout, gone=gone, dry_run=dry_run, look_in=folders)
         async with self._locked():
             return await trio.to_thread.run_sync(work)
 
@@ -248,7 +261,13 @@ class Store:
         try:
             yield
         except OSError as error:
-            what = f"the image store {str(self.path)!r} cannot be used: {error.strerror or error}"
+            said, file = error.strerror or str(error), error.filename
+            if file is not None and not Path(os.fsdecode(file)).is_relative_to(self._layout.root):
+                what = f"{os.fsdecode(file)!r} cannot be looked into: {said}"
+                raise HostLacks(
+                    what, "an overlay may be there: name folders you may read"
+                ) from error
+            what = f"the image store {str(self.path)!r} cannot be used: {said}"
             raise HostLacks(what, OTHER_PLACE) from error
 
 

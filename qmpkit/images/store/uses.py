@@ -24,7 +24,7 @@ from qmpkit.images.store.layout import Layout
 from qmpkit.images.store.locks import held
 from qmpkit.process.durable import write_durably
 
-__all__ = ["IN_STORE", "Home", "Use", "homes_of", "registered", "uses_of"]
+__all__ = ["IN_STORE", "Home", "Use", "homes_of", "note", "registered", "uses_of"]
 
 IN_STORE = "it is in the image store, where others build on it"
 """Why an image is not written to."""
@@ -112,6 +112,17 @@ def _note(layout: Layout, digest: str, overlay: Path) -> _Note:
     """Write it down and lock it, so that it is not taken for one whose overlay is gone."""
     if not os.path.lexists(layout.record(digest)):
         raise FileNotFoundError(errno.ENOENT, "it was removed from the image store in this moment")
+    entry, new = note(layout, digest, overlay)
+    fd = os.open(entry, os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    return _Note(entry, fd, new)
+
+
+def note(layout: Layout, digest: str, overlay: Path) -> tuple[Path, bool]:
+    """Write down that *overlay* is on an image; where, and whether that is new.
+
+    Blocking, with the store's lock held; raises OSError.
+    """
     overlay = Path(os.path.realpath(overlay.parent)) / overlay.name
     folder = layout.uses / digest
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -119,9 +130,7 @@ def _note(layout: Layout, digest: str, overlay: Path) -> _Note:
     new = not entry.exists()
     if new:
         write_durably(entry, json.dumps(os.fspath(overlay)))
-    fd = os.open(entry, os.O_RDONLY | os.O_CLOEXEC)
-    fcntl.flock(fd, fcntl.LOCK_SH)
-    return _Note(entry, fd, new)
+    return entry, new
 
 
 def _remove(entries: Iterable[Path]) -> None:

@@ -250,7 +250,10 @@ def _tuned(action: dict[str, Any]) -> dict[str, Any]:
 async def _digests(
     place: Repository, drafts: Sequence[Path], progress: Progress | None
 ) -> list[Digest]:
-    told = await trio.to_thread.run_sync(_told_of, drafts, progress)
+    try:
+        told = await trio.to_thread.run_sync(_told_of, drafts, progress)
+    except OSError as error:  # the folder is gone
+        raise place.asked.failed_by(error) from error
     return [await digest_of(draft, place.asked, told, safe=True) for draft in drafts]
 
 

@@ -186,8 +186,8 @@ async def watched(
             yield
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        failed, rest = group.split(JobFailed)
-        # A job and a write of the guest may have failed at once, by the same.
+        failed, rest = group.split((JobFailed, *LOST))
+        # A job and a write of the guest may have failed at once, or QEMU has ended for both.
         raise_collapsed(group if rest or not failed else failed.derive(failed.exceptions[:1]))
 
 

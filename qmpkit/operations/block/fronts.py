@@ -190,7 +190,9 @@ class Snapshots:
             point = snapshots.known_snapshot(self._machine.spec, name)
             if point.kind != "internal":
                 message = "its disks are layers, which a running machine cannot leave"
-                hint = "stop the machine and revert it, which takes its RAM along"
+                if point.memory is None:
+                    message = "it has no RAM: a running machine cannot go back to it"
+                hint = "stop the machine and revert it"
                 fault = Fault(name, message, hint)
                 raise SpecInvalid([fault], f"machine {self._machine.name!r}")
             await inner_snapshots.load_inner(self._machine, point, progress=progress)

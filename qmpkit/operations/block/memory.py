@@ -12,7 +12,7 @@ import trio
 
 from qmpkit.errors import ImageFailed
 from qmpkit.images.drafts import Placed
-from qmpkit.machine.saved_state import cancel_saving, save_state
+from qmpkit.machine.saved_state import save_state
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.layers import STEP_GRACE
 from qmpkit.operations.block.undertaking import Undertaking
@@ -91,7 +91,6 @@ def _state(migration: Mapping[str, Any]) -> JobState:
 
 async def go_on(machine: Changeable, *, ran: bool) -> None:
     """Have the guest as it was before its state was saved; QEMU has let go of the images."""
-    await cancel_saving(machine)
     if ran:
         await machine.execute("cont")
         return

@@ -80,7 +80,7 @@ async def _finalize(running: Job, it: Undertaking, keep: Callable[[], object]) -
     except (CommandRefused, JobFailed):
         # Before the job is taken off, which lets the guest write to the old place again.
         if not await it.give_up():
-            running.left = True
+            running.left = it.held = True
         raise
     except BaseException:
         # Perhaps it was done, and the guest's next writes are in the new place.

@@ -15,6 +15,9 @@ import trio
 
 from qmpkit.host.chain import walk_chain
 from qmpkit.host.headers import read_header
+from qmpkit.images.checking import check
+from qmpkit.images.details import info
+from qmpkit.images.snapshots import delete_snapshot
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.saved_state import cancel_saving
 from qmpkit.operations._protocols import Changeable
@@ -28,7 +31,7 @@ from qmpkit.operations.jobs import JobState, discard_job, jobs_of
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["own_files", "recover", "settled"]
+__all__ = ["own_files", "recover", "settled", "untagged"]
 
 _EMPTY = 1 << 20  # bytes that a layer takes at most that nothing was written to
 
@@ -39,14 +42,16 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
     A job that only waits to be let do what is on record is let; every other one is
     cancelled.  `machine.spec` is set, and nothing of the change is left that is not needed.
     """
-    if change.stands:
+    if change.memory:
         await cancel_saving(machine)
     if change.serving:  # first: what is served holds its nodes
         with suppress(CommandRefused):
             await machine.execute("nbd-server-stop")
+    # One whose new place was taken away meanwhile is not to be let into it.
+    sure = change.sure and await trio.to_thread.run_sync(_are_there, change.files)
     with machine.subscribe("JOB_STATUS_CHANGE", where={"id": change.job}) as changes:
         for state in await jobs_of(machine):
-            if state.id == change.job and state.status == "pending" and change.sure:
+            if state.id == change.job and state.status == "pending" and sure:
                 with suppress(CommandRefused):
                     await machine.execute("job-finalize", {"id": change.job})
                 while _unfinished(change.job, await jobs_of(machine)):
@@ -95,6 +100,10 @@ def _is_ours(file: Path, inode: int | None) -> bool:
         return False
 
 
+def _are_there(files: Iterable[str]) -> bool:
+    return all(os.path.exists(file) for file in files)  # noqa: PTH110
+
+
 def _unfinished(job: str, states: Iterable[JobState]) -> bool:
     return any(state.id == job and state.status != "concluded" for state in states)
 
@@ -104,14 +113,26 @@ def settled(change: Change) -> MachineSpec:
 
     Files that the result does not need are removed.
     """
-    if change.sure:
-        done = all(os.path.exists(file) for file in change.made)  # noqa: PTH110
-    else:
-        done = _is_done(change, _used_by(change.begun))
+    done = _are_there(change.made) if change.sure else _is_done(change, _used_by(change.begun))
     for file in change.obsolete if done else own_files(change):
         with suppress(FileNotFoundError):
             os.unlink(file)  # noqa: PTH108
     return change.spec if done else change.begun
+
+
+async def untagged(change: Change) -> None:
+    """Take a snapshot that came to nothing out of the images of a machine that is down.
+
+    The space, too, of what was written of it: as much as the machine has RAM.
+    ImageFailed or ImageInUse when one cannot be changed.
+    """
+    for disk in change.begun.disks:
+        if disk.is_readonly or disk.format != "qcow2":
+            continue
+        held = (await info(disk.file, format="qcow2")).snapshots
+        if any(known.name == change.tag for known in held):
+            await delete_snapshot(disk.file, change.tag)
+        await check(disk.file, "qcow2", repair="leaks")
 
 
 def _used_by(spec: MachineSpec) -> set[str]:

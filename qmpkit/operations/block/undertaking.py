@@ -12,17 +12,23 @@ from qmpkit.errors import JournalFailed, SpecInvalid
 from qmpkit.images.drafts import Placed
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.block.layers import INODE, LOST, STEP_GRACE, remove_files
+from qmpkit.operations.block.layers import INODE, LOST, STEP_GRACE, remove_files, remove_nodes
+from qmpkit.operations.jobs import discard_job
 
 __all__ = ["Undertaking", "undertaking"]
 
 
 class Undertaking:
-    """One change that is under way; `undertaking` makes it."""
+    """One change that is under way; `undertaking` makes it.
+
+    `left`: what is on record stands.  `held`: its job holds the guest's writes back until
+    the record says that it comes to nothing.
+    """
 
     def __init__(self, machine: Changeable, change: Change) -> None:
         self.change = change
         self.left = False
+        self.held = False
         self._machine = machine
 
     @property
@@ -70,7 +76,10 @@ class Undertaking:
         if self.is_done and self.change.obsolete:
             with suppress(JournalFailed):  # what stands there then leads to the same end
                 await self._remove_obsolete()
-        await self._machine.ledger.settle(self._machine.spec)
+        if await self._machine.ledger.settle(self._machine.spec) and self.held:
+            with suppress(*LOST):
+                await discard_job(self._machine, self.change.job)
+                await remove_nodes(self._machine, self.change.nodes)
 
     async def _remove_obsolete(self) -> None:
         """Not before the record can do without them, and not after it has forgotten them."""

@@ -52,8 +52,9 @@ async def measure(folder: Path, disks: list[Disk], load: dict[str, float]) -> di
             begun = time.monotonic()
             await vm.snapshots.take(f"s{number}")
             took.append(time.monotonic() - begun)
-            await trio.sleep(load["after"])
-            seen = await look(vm, folder)
+            ended = begun + took[-1]
+            while not watch.shows(seen := await look(vm, folder), ended):  # noqa: ASYNC110
+                await trio.sleep(load["after"])
             pauses.append(watch.gap(seen, *switches.last))
             longest.append(watch.gap(seen, begun, begun + took[-1]))
     return {

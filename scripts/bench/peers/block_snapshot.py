@@ -79,8 +79,8 @@ def measure(guest: Guest, load: dict[str, float]) -> dict[str, float]:
         begun = time.monotonic()
         switch = guest.snapshot(number)
         took.append(time.monotonic() - begun)
-        time.sleep(load["after"])
-        seen = guest.look()
+        while not watch.shows(seen := guest.look(), begun + took[-1]):
+            time.sleep(load["after"])
         pauses.append(watch.gap(seen, *switch))
         longest.append(watch.gap(seen, begun, begun + took[-1]))
     return {

@@ -7,9 +7,12 @@ import os
 import shlex
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
+
+from tests.sizes import size
 
 COMMAND = shlex.join([sys.executable, "-m", "qmpkit.cli"])
 
@@ -25,16 +28,14 @@ def shell(script: str, folder: Path, **env: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize(
-    ("words", "status"),
-    [("profiles", 0), ("profiles --json", 0), ("doctor --require kvm,nested", None), ("none", 2)],
-)
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
-def test_a_closed_stream_is_dev_null(
-    words: str, status: int | None, closed: str, tmp_path: Path
-) -> None:
+WORDS = {"profiles": 0, "profiles --json": 0, "doctor --require kvm,nested": None, "none": 2}
+CLOSED = [">&-", "2>&-", "<&-", ">&- 2>&- <&-"]
+
+
+@pytest.mark.parametrize(("closed", "words"), [*product(CLOSED, WORDS)][:: size(ci=3, long=1)])
+def test_a_closed_stream_is_dev_null(closed: str, words: str, tmp_path: Path) -> None:
     ran = shell(f"{COMMAND} {words} {closed}", tmp_path, PATH=str(tmp_path))
-    if status is not None:
+    if (status := WORDS[words]) is not None:
         assert ran.returncode == status, ran.stderr
     assert b"Traceback" not in ran.stdout + ran.stderr
     assert ran.stdout == b"" or ">&-" not in closed.replace("2>&-", "")

@@ -24,6 +24,7 @@ from qmpkit.spec.network import UserNic
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.testing.fake_kept import FakeGround, FakeKept, fake_ground
 from qmpkit.testing.leaks import leaks
+from tests.sizes import examples
 from tests.unit.farm.farms import did, farm
 from tests.unit.supervisor.conftest import spec
 from tests.unit.supervisor.kept import lab
@@ -345,7 +346,9 @@ TABLES = st.dictionaries(
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(25),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(tables=st.lists(TABLES, min_size=1, max_size=4))
 async def test_from_any_farm_to_any_other(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpkit.host.headers import Header, backing_path, read_header
+from qmpkit.host.headers import Header, backing_path, has_no_data, read_header
 from tests.unit.host.images_on_disk import qcow2, raw
 
 
@@ -144,3 +144,13 @@ def test_a_fifo_does_not_block(tmp_path: Path) -> None:
 def test_where_the_base_is(backing: str, found: str | None) -> None:
     path = backing_path(Path("/images/top"), backing)
     assert path == (None if found is None else Path(found))
+
+
+def test_what_was_never_written_to(tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow2"
+    header = bytes(36) + (2).to_bytes(4, "big") + (48).to_bytes(8, "big")
+    for table, untouched in ((bytes(16), True), (bytes(15) + b"\1", False)):
+        image.write_bytes(header + table)
+        assert has_no_data(image) is untouched
+    image.write_bytes(b"")
+    assert has_no_data(image)

@@ -26,8 +26,9 @@ from qmpkit.spec.network import DgramNic, Forward, StreamNic, UserNic
 from qmpkit.spec.profile import load_profile, profile_names
 from qmpkit.spec.variables import expand
 from tests.conftest import Board, binaries
+from tests.sizes import QEMU_VERSIONS
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*QEMU_VERSIONS)]
 
 QUIT = b'{"execute":"qmp_capabilities"}{"execute":"query-status"}{"execute":"quit"}'
 AWKWARD = "a,b 'c' \"d\"\n=e\\;é"

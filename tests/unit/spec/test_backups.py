@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -159,6 +160,10 @@ def test_a_manifest_of_the_first_schema_is_read() -> None:
     assert manifest_from_json(text, "") == manifest
 
 
+def timed(time: float) -> str:
+    return manifest_to_json(BackupManifest(id=ID, machine="web", points=(point(1, time),)))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -185,6 +190,8 @@ def test_a_manifest_of_the_first_schema_is_read() -> None:
         (older(sha256=0), "checksum: is missing"),
         (broken(length="1"), "must be a whole number"),
         (broken(lenght=1), "unknown key"),
+        (broken(length=-1), "length: counts from 0"),
+        *((timed(time), "is no time") for time in (-1.0, 1e300, math.inf, math.nan)),
     ],
 )
 def test_a_manifest_that_cannot_be_is_refused(text: str, said: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 
 from qmpkit.spec.addresses import Place
-from qmpkit.spec.block import Disk, blockdevs_of, device_of
+from qmpkit.spec.block import Disk, blockdevs_of, device_of, disk_faults
 from qmpkit.spec.chardev import Serial
 from qmpkit.spec.devices import devices, objects
 from qmpkit.spec.layout import layout_of
@@ -29,6 +30,19 @@ MMIO = Place("virtio-mmio-bus.3")
 
 def all_devices(spec: MachineSpec) -> dict[str, Any]:
     return {str(device["id"]): device for device in devices(spec, layout_of(spec))}
+
+
+def test_a_write_that_fails_stops_the_guest_where_that_can_be() -> None:
+    plain = Disk("a.raw", format="raw", id="d")
+    assert device_of(plain, PORT)["werror"] == "stop"
+    told = Disk("a.raw", format="raw", id="d", werror="report", interface="virtio-scsi")
+    assert device_of(told, PORT)["werror"] == "report"
+    for interface in ("nvme", "cdrom"):
+        disk = attrs.evolve(plain, interface=interface)
+        assert "werror" not in device_of(disk, PORT)
+        assert not list(disk_faults(disk, "d"))
+        (fault,) = disk_faults(attrs.evolve(disk, werror="report"), "d")
+        assert fault.path == "d.werror"
 
 
 def test_a_disk_is_a_file_node_a_format_node_and_a_device() -> None:

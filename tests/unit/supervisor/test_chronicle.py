@@ -18,6 +18,7 @@ from qmpkit.supervisor import events as events_module
 from qmpkit.supervisor.chronicle import Chronicle
 from qmpkit.supervisor.events import EventLog, Happening, Happenings
 from qmpkit.testing.fake_kept import fake_ground
+from tests.sizes import examples
 from tests.unit.supervisor.conftest import spec
 from tests.unit.supervisor.kept import lab
 
@@ -133,7 +134,9 @@ async def test_what_is_told_as_it_ends_is_written(tmp_path: Path) -> None:
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(40),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     lives=st.lists(st.lists(st.integers(1, 6), max_size=4), min_size=1, max_size=4),

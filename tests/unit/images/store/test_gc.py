@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import trio
 
 from qmpkit import images
-from qmpkit.errors import ImageFailed, ImageInUse, SpecInvalid
-from qmpkit.images import Image, Store
+from qmpkit.errors import HostLacks, ImageFailed, ImageInUse, SpecInvalid
+from qmpkit.images import Image, Store, users
 from qmpkit.images.drafts import Placed
 from qmpkit.images.prepare import prepared_disks
 from qmpkit.images.store import uses
@@ -301,3 +302,87 @@ async def test_removing(store: Store, base: Image) -> None:
     assert (await store.remove(base.digest[:10])).names == ("base",)
     assert await store.images() == ()
     assert [path for path in store.path.rglob("*") if path.is_file()] == [store.path / "lock"]
+
+
+# --- overlays that nobody has told of
+
+
+async def made_elsewhere(folder: Path, base: Image) -> Path:
+    """By plain qemu-img, in a folder that no note names."""
+    (folder / "far" / "away").mkdir(parents=True)
+    path = folder / "far" / "away" / "web.qcow2"
+    words = ["create", "-q", "-f", "qcow2", "-F", base.format, "-b", str(base.path), str(path)]
+    assert (await run(["qemu-img", *words])).status.success
+    return path
+
+
+async def test_what_qemu_img_has_made_is_found(store: Store, tmp_path: Path, base: Image) -> None:
+    made = await made_elsewhere(tmp_path, base)
+    await superseded(store, tmp_path)
+    assert (await store.gc(dry_run=True)).removed == (base.path,)  # it is not known
+    look_in = [tmp_path / "far"]
+    told = await store.gc(dry_run=True, look_in=look_in)
+    assert told.removed == ()
+    assert (await store.gc(dry_run=True)).removed == (base.path,)  # only told
+    with pytest.raises(ImageInUse, match=f"'{made}' is on it"):
+        await store.remove(base.digest, look_in=look_in)
+    assert await kept_because(store, base) == f"'{made}' is on it"  # it is known now
+    assert (await store.gc(look_in=look_in)).removed == ()
+    made.unlink()
+    assert (await store.gc(gone=True)).removed == (base.path,)
+
+
+async def test_where_one_may_not_look_nothing_is_removed(
+    store: Store, tmp_path: Path, base: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await superseded(store, tmp_path)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "closed.qcow2").write_bytes(b"QFI\xfb")
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for name in ("none", "base.qcow2"):
+        with pytest.raises(SpecInvalid, match=f"look_in: '.*{name}' is no directory"):
+            await store.gc(look_in=[tmp_path / name])
+    monkeypatch.setattr(users, "has_base", refuse)
+    with pytest.raises(HostLacks, match=r"closed\.qcow2' cannot be looked into: Permission"):
+        await store.gc(look_in=[tmp_path / "far"])
+    assert base.path.exists()
+
+
+async def test_looking_ends_when_it_is_cancelled(
+    store: Store, tmp_path: Path, base: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await superseded(store, tmp_path)
+    for number in range(100):
+        (tmp_path / f"file{number}").touch()
+    looked: list[Path] = []
+
+    def slow(path: Path) -> bool:
+        looked.append(path)
+        time.sleep(0.05)
+        return False
+
+    monkeypatch.setattr(users, "has_base", slow)
+    with trio.move_on_after(0.3) as scope:
+        await store.gc(look_in=[tmp_path])
+    assert scope.cancelled_caught
+    assert 0 < len(looked) < 50
+    assert base.path.exists()
+
+
+async def test_what_is_not_understood_stays(
+    store: Store, tmp_path: Path, base: Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of it is removed, and pulling it again mends it."""
+    (store.path / "names" / "folder").mkdir()
+    (store.path / "records" / "folder.json").mkdir()
+    record = store.path / "records" / f"{base.digest}.json"
+    record.write_text('{"schema": 1')
+    assert (await store.gc()).removed == ()
+    assert base.path.exists()
+    assert await store.images() == ()
+    assert caplog.text.count("pull its image again") >= 2
+    assert (await store.pull(tmp_path / "base.qcow2")).digest == base.digest
+    assert [image.names for image in await store.images()] == [("base",)]
