@@ -36,6 +36,7 @@ from qmpkit import (
     UserNic,
     Vsock,
 )
+from qmpkit.operations.hotplug.unplug import is_plugged
 from qmpkit.testing import guests
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from tests.conftest import Board
@@ -347,6 +348,7 @@ async def test_what_qemu_refuses_is_undone(qemu: str, tmp_path: Path) -> None:
             await vm.disks.add(bad)
         assert not (tmp_path / "a.raw").exists()
         assert await vm.execute("query-named-block-nodes") == []
+        assert await is_plugged(vm.machine, "disk0"), "what is a stranger's stays"
 
 
 @pytest.mark.skipif(not LONG, reason="--long: it boots a guest with shared memory")
