@@ -242,6 +242,17 @@ async def test_a_cpu_is_told_of_by_a_path(
     await release(qmp, "cpu1", path=path)
 
 
+async def test_one_that_goes_without_a_word(
+    qmp: Session, guest: Guest, autojump_clock: MockClock
+) -> None:
+    guest.devices.add("usb1")
+    guest.says = guest.devices.discard  # as QEMU does with a USB controller
+    begun = trio.current_time()
+    await release(qmp, "usb1")
+    assert trio.current_time() - begun < 1
+    assert guest.told == ["device_del"]
+
+
 async def test_one_that_is_not_there_is_gone(
     qmp: Session, guest: Guest, autojump_clock: MockClock
 ) -> None:

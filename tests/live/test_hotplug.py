@@ -42,7 +42,15 @@ from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from tests.conftest import Board
 from tests.live.blocks import bare
 from tests.live.plugged import agreed, guest_sees, hmp, places
-from tests.sizes import HOTPLUG_CANCELS, HOTPLUG_STEPS, LONG, NEWEST, OLDEST, WHOLE_LIVES
+from tests.sizes import (
+    HOTPLUG_CANCELS,
+    HOTPLUG_STEPS,
+    LONG,
+    NEWEST,
+    OLDEST,
+    QEMU_VERSIONS,
+    WHOLE_LIVES,
+)
 
 pytestmark = pytest.mark.live
 
@@ -106,6 +114,7 @@ class Steps:
 
 
 @pytest.mark.bound(60 + 5 * HOTPLUG_STEPS)
+@pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_all_agree_after_each_step(qemu: str, tmp_path: Path) -> None:
     async with tiny(qemu) as vm:
         steps = Steps(vm, tmp_path, random.Random(6))

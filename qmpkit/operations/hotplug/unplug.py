@@ -21,6 +21,9 @@ UNPLUG_GRACE = 15.0
 # come; a second one within 5 s would take the first back (the slot's button).
 _ASK_AGAIN = 6.0
 
+# Seconds after which QEMU is asked whether a device is there that nothing was told of; doubled.
+_LOOK = 0.25
+
 _DELETED = "DEVICE_DELETED"
 _GUEST_ERROR = ("DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR")
 _OST = "ACPI_DEVICE_OST"
@@ -66,7 +69,7 @@ async def release(
                     # "already in the process of unplug" is one, and has no class of its own.
                     refusal = error
                 with trio.move_on_after(_ASK_AGAIN):
-                    return await _answered(machine.name, events, device, path)
+                    return await _gone(machine, events, device, path)
         if not await is_plugged(machine, device):
             return None  # its event has told of it by another name
         raise UnplugPending(machine.name, device, _silence(grace, refusal)) from refusal
@@ -87,6 +90,19 @@ async def _needs_guest(machine: Monitor, device: str) -> bool:
     except CommandRefused:
         return False  # it is not there: there is nobody to ask
     return kind not in ("SCSI", "usb-bus", "virtio-serial-bus")
+
+
+async def _gone(machine: Monitor, events: Subscription, device: str, path: str) -> None:
+    """Wait for the guest's answer; of a USB controller QEMU never tells that it has gone."""
+    look = _LOOK
+    while True:
+        with trio.move_on_after(look):
+            return await _answered(machine.name, events, device, path)
+        if not await is_plugged(machine, device):
+            with trio.move_on_after(_LOOK):  # it may only just have left, and be told of yet
+                await _answered(machine.name, events, device, path)
+            return None
+        look *= 2
 
 
 async def _answered(name: str, events: Subscription, device: str, path: str) -> None:
