@@ -33,7 +33,7 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.paths import PATHS, map_fields
 from qmpkit.spec.variables import expand, variables_in
 
-__all__ = ["Resolution", "resolve"]
+__all__ = ["Resolution", "resolve", "with_absolute_paths"]
 
 # Until then pflash 0 was for machine mode, in OpenSBI's place.
 _RISCV_FLASH = (8, 1)
@@ -159,10 +159,10 @@ def _made_concrete(spec: MachineSpec, problems: list[Problem]) -> MachineSpec | 
     except SpecInvalid as invalid:
         problems += [Problem(fault) for fault in invalid.faults]
         return None
-    return _with_absolute_paths(spec)
+    return with_absolute_paths(spec)
 
 
-def _with_absolute_paths(spec: MachineSpec) -> MachineSpec:
+def with_absolute_paths(spec: MachineSpec) -> MachineSpec:
     """QEMU's directory is not ours for ever, and a path with a colon must not look like a URL."""
     changed = False
 

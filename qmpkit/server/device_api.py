@@ -75,6 +75,8 @@ class DeviceApi:
         kept, name = self._find(request), request.path_params["device"]
         vm = _running(kept)
         grace = whole_number(request, "grace")
+        if grace is not None and grace < 0:
+            raise Refused("grace must be 0 or more seconds")
         seconds = UNPLUG_GRACE if grace is None else float(grace)
         item = _one(kept, vm.spec, name)
         if isinstance(item, Disk):

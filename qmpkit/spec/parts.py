@@ -12,6 +12,7 @@ import attrs
 
 from qmpkit.errors import Fault
 from qmpkit.spec import devices
+from qmpkit.spec.encryption import BaseImage
 from qmpkit.spec.layout import layout_of
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import netdev_id
@@ -55,18 +56,22 @@ def names_of(parts: Iterable[Part]) -> tuple[str, ...]:
     return tuple(part.name for part in parts)
 
 
-def parts_of(spec: MachineSpec, endpoints: Mapping[str, Cable] | None = None) -> tuple[Part, ...]:
+def parts_of(
+    spec: MachineSpec,
+    endpoints: Mapping[str, Cable] | None = None,
+    bases: Mapping[str, Sequence[BaseImage]] | None = None,
+) -> tuple[Part, ...]:
     """All parts of *spec* but what the board brings, each after those that it needs.
 
     *endpoints*: of NICs whose cable is handed over (`links`); the back end of one that is not
-    among them can only be taken away.
+    among them can only be taken away.  *bases*: the images below encrypted disks.
     """
     placed = layout_of(spec)
     rows: list[Part] = []
     rows += [Part("object", str(it["id"]), it) for it in devices.objects(spec)]
     chardevs = filter(None, map(device_chardev, spec.devices))
     rows += [Part("chardev", str(it["id"]), it) for it in chardevs]
-    rows += [Part("node", str(it["node-name"]), it) for it in devices.blockdevs(spec)]
+    rows += [Part("node", str(it["node-name"]), it) for it in devices.blockdevs(spec, bases)]
     rows += [_netdev(nic, endpoints or {}) for nic in spec.nics]
     rows += [Part("device", str(it["id"]), it) for it in devices.devices(spec, placed)]
     return tuple(rows)

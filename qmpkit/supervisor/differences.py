@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from qmpkit.machine.drives import drives_of
-from qmpkit.operations.block.graph import file_of
+from qmpkit.operations.block.graph import FDSETS, file_of
 from qmpkit.spec.block import Disk, disk_node
 from qmpkit.spec.machine import MachineSpec
 
@@ -44,7 +44,7 @@ def device_differences(spec: MachineSpec, there: Collection[str]) -> Iterator[st
 
 def _same(disk: Disk, node: str, file: str) -> bool:
     """By the file, where QEMU tells it: after a merge the node may have a name of QEMU's own."""
-    if file.startswith(("json:", "/dev/fdset/")):
+    if file.startswith(("json:", FDSETS)):
         return node == disk_node(disk)
     return file_of({"file": file}) == os.fspath(disk.file)
 

@@ -116,8 +116,7 @@ async def test_a_refused_device_leaves_nothing_behind(
     with pytest.raises(CommandRefused, match="does not support"):
         async with plugging(qmp) as plugged:
             await plugged.add(*PARTS)
-    assert guest.told[3:] == ["device_del", "blockdev-del", "object-del"][-len(guest.told[3:]) :]
-    assert guest.told[-2:] == ["blockdev-del", "object-del"]
+    assert guest.told[3:] == ["blockdev-del", "object-del"], "a stranger may have its name"
 
 
 async def test_one_that_the_guest_keeps_stays_with_what_is_behind_it(

@@ -36,11 +36,13 @@ from qmpkit import (
     UserNic,
     Vsock,
 )
+from qmpkit.operations.hotplug.unplug import is_plugged
 from qmpkit.testing import guests
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
+from tests.conftest import Board
 from tests.live.blocks import bare
 from tests.live.plugged import agreed, guest_sees, hmp, places
-from tests.sizes import HOTPLUG_CANCELS, HOTPLUG_STEPS, LONG, NEWEST, OLDEST
+from tests.sizes import HOTPLUG_CANCELS, HOTPLUG_STEPS, LONG, NEWEST, OLDEST, WHOLE_LIVES
 
 pytestmark = pytest.mark.live
 
@@ -135,6 +137,10 @@ async def test_what_comes_as_a_descriptor(qemu: str, tmp_path: Path) -> None:
             await vm.nics.add(DgramNic(), fd=dgram)
             await agreed(vm, fdsets=1)
             await guest_sees(vm)
+            await vm.snapshots.take("one")
+            assert vm.spec.snapshots[0].disks == {disk.id: str(image)}, "what a restart opens"
+            await vm.snapshots.delete("one")
+            assert vm.spec.disks[0].file == str(image)
             one.close()
             assert other.recv(4), "the guest's frames come through"
             for nic in vm.spec.nics:
@@ -162,6 +168,8 @@ async def test_another_back_end_behind_a_nic(qemu: str) -> None:
         await agreed(vm)
 
 
+@pytest.mark.bound(60 + 600 // HOTPLUG_CANCELS)
+@pytest.mark.qemus(*NEWEST)
 async def test_cancelled_at_any_checkpoint_nothing_is_left(qemu: str, tmp_path: Path) -> None:
     image = tmp_path / "fd.raw"
     image.write_bytes(bytes(1 << 20))
@@ -202,6 +210,7 @@ async def test_cancelled_at_any_checkpoint_nothing_is_left(qemu: str, tmp_path: 
     os.close(fd)
 
 
+@pytest.mark.bound(60 + 300 // HOTPLUG_CANCELS)
 @pytest.mark.qemus(*OLDEST)
 async def test_an_unplug_that_is_cancelled_can_be_asked_for_again(qemu: str) -> None:
     async with tiny(qemu) as vm:
@@ -239,7 +248,9 @@ async def test_what_cannot_be_is_told_and_leaves_nothing(qemu: str, tmp_path: Pa
         with pytest.raises(HostLacks, match="vhost_vsock"):
             await vm.devices.add(Vsock(cid=7))
         with pytest.raises(SpecInvalid, match="does not exist"):
-            await vm.disks.add(Disk(tmp_path / "nope.raw", format="raw"))
+            nope = Disk(tmp_path / "nope.raw", format="raw", interface="virtio-scsi")
+            await vm.disks.add(nope)
+        assert vm.spec.devices == (), "no controller is plugged for what cannot be"
         with pytest.raises(SpecInvalid, match="no device 'rng0' that can be removed"):
             await vm.devices.remove("rng0")
         disk = await vm.disks.add(Disk(tmp_path / "a.raw", format="raw", make="1MiB", serial="a"))
@@ -305,6 +316,28 @@ async def test_boards_without_a_port(qemu: str, tmp_path: Path) -> None:
         await agreed(vm)
 
 
+@pytest.mark.boards(*WHOLE_LIVES)
+async def test_boards_whose_ports_have_a_button(board: Board, tmp_path: Path) -> None:
+    spec = MachineSpec(
+        name="virt",
+        arch=board.arch,
+        machine="virt",
+        qemu=board.qemu,
+        accel="tcg",
+        memory="64MiB",
+        root_ports=2,
+    )
+    async with qmpkit.running(spec, paused=True) as vm:
+        disk = await vm.disks.add(Disk(tmp_path / "a.raw", format="raw", make="1MiB"))
+        await vm.nics.add(UserNic())
+        await agreed(vm)
+        with pytest.raises(NoPortLeft):
+            await vm.devices.add(Rng())
+        with pytest.raises(UnplugPending, match="stands still"):
+            await vm.disks.remove(disk.id)
+        await agreed(vm)
+
+
 @pytest.mark.qemus(*NEWEST)
 async def test_what_qemu_refuses_is_undone(qemu: str, tmp_path: Path) -> None:
     async with tiny(qemu) as vm:
@@ -315,6 +348,7 @@ async def test_what_qemu_refuses_is_undone(qemu: str, tmp_path: Path) -> None:
             await vm.disks.add(bad)
         assert not (tmp_path / "a.raw").exists()
         assert await vm.execute("query-named-block-nodes") == []
+        assert await is_plugged(vm.machine, "disk0"), "what is a stranger's stays"
 
 
 @pytest.mark.skipif(not LONG, reason="--long: it boots a guest with shared memory")

@@ -19,7 +19,11 @@ from qmpkit.spec.block import Disk, disk_node
 from qmpkit.spec.snapshots import layer_node
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["Graph", "Layer", "file_of", "graph_of", "node_above", "nodes_of"]
+__all__ = ["FDSETS", "Graph", "Layer", "file_of", "graph_of", "lent_files", "node_above"]
+__all__ += ["nodes_of"]
+
+FDSETS = "/dev/fdset/"
+"""How QEMU names the files that it was handed over as descriptors (`add-fd`)."""
 
 _HERE = re.compile(r"(/\.)+/")
 
@@ -149,7 +153,9 @@ def nodes_of(layers: Iterable[Layer]) -> tuple[str, ...]:
 
 async def graph_of(machine: Monitor) -> Graph:
     """The nodes of the machine now."""
-    nodes = await machine.execute("query-named-block-nodes", {"flat": True})
+    nodes = await _with_files(
+        machine, await machine.execute("query-named-block-nodes", {"flat": True})
+    )
     graph = await machine.execute("x-debug-query-block-graph")
     blocks = await machine.execute("query-block")
     names = {item["id"]: item["name"] for item in graph["nodes"]}
@@ -163,6 +169,20 @@ async def graph_of(machine: Monitor) -> Graph:
         children,
         dict(_devices(blocks)),
     )
+
+
+async def _with_files(machine: Monitor, nodes: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The nodes with the file of each that came as a descriptor, as its lender has noted it."""
+    if not any(str(node["file"]).startswith(FDSETS) for node in nodes):
+        return nodes
+    files = {f"{FDSETS}{number}": file for number, file in (await lent_files(machine)).items()}
+    return [{**node, "file": files.get(node["file"], node["file"])} for node in nodes]
+
+
+async def lent_files(machine: Monitor) -> dict[int, str]:
+    """The file of each set of descriptors, by its number (`query-fdsets`)."""
+    sets = await machine.execute("query-fdsets")
+    return {it["fdset-id"]: fd["opaque"] for it in sets for fd in it["fds"] if fd.get("opaque")}
 
 
 def _devices(blocks: list[Mapping[str, Any]]) -> Iterator[tuple[str, tuple[str, str]]]:

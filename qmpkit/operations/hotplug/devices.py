@@ -8,10 +8,12 @@ import trio
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.check_devices import check_devices
 from qmpkit.host.findings import raise_problems
+from qmpkit.host.resolve import with_absolute_paths
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.hotplug.places import changes_between, empty_port
 from qmpkit.operations.hotplug.plug import plug_parts, unplug_parts
 from qmpkit.spec.addresses import DEVICE_PORTS
+from qmpkit.spec.check import validate
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.peripherals import (
@@ -35,9 +37,22 @@ async def add_device(machine: Changeable, device: Device) -> Device:
     async with machine.changing:
         if not isinstance(device, tuple(DEVICE_KINDS.values())):
             raise SpecInvalid([Fault("device", f"cannot be {device!r}")], _whose(machine))
+        device = await _checked(machine, device)
         if isinstance(device, UsbDevice) and device.controller is None:
             await with_controller(machine, usb=True)
         return await plug_device(machine, device)
+
+
+async def _checked(machine: Changeable, device: Device) -> Device:
+    """The device with an id, and paths for ever; raises all that stands in the way."""
+    spec = machine.spec
+    draft = with_absolute_paths(attrs.evolve(spec, devices=[*spec.devices, device]))
+    validate(draft)
+    device = draft.devices[-1]
+    alone = attrs.evolve(draft, devices=[device])
+    problems = await trio.to_thread.run_sync(lambda: list(check_devices(alone)))
+    raise_problems(problems, f"{_whose(machine)}, device {device.id!r}")
+    return device
 
 
 async def plug_device(machine: Changeable, device: Device) -> Device:
@@ -50,9 +65,6 @@ async def plug_device(machine: Changeable, device: Device) -> Device:
     new = pinned(attrs.evolve(old, devices=[*old.devices, device]))
     device = next(it for it in new.devices if it.id == device.id)
     _, parts = changes_between(old, new)
-    alone = attrs.evolve(new, devices=[device])
-    problems = await trio.to_thread.run_sync(lambda: list(check_devices(alone)))
-    raise_problems(problems, f"{_whose(machine)}, device {device.id!r}")
     await plug_parts(machine, f"add device {device.id!r}", new, parts)
     return device
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 
 import attrs
 import trio
@@ -17,20 +15,24 @@ from qmpkit.host.aio import best_aio, io_uring_works
 from qmpkit.host.binary import capabilities_of, find_binary
 from qmpkit.host.capabilities import Stamp
 from qmpkit.host.check_files import check_disks
+from qmpkit.host.encrypted import bases_of, secret_problems
 from qmpkit.host.findings import Problem, raise_problems
+from qmpkit.host.layered import layered_problems
+from qmpkit.host.resolve import with_absolute_paths
 from qmpkit.images.prepare import place_disk
 from qmpkit.machine.drives import limit_drive
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.disks import disk_of
-from qmpkit.operations.block.graph import graph_of, nodes_of
+from qmpkit.operations.block.graph import FDSETS, graph_of, lent_files, nodes_of
 from qmpkit.operations.block.layers import making
 from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.hotplug.devices import with_controller
 from qmpkit.operations.hotplug.places import changes_between, empty_port
 from qmpkit.operations.hotplug.plug import free_fdset, plugging, unplug_parts
 from qmpkit.spec.addresses import DISK_PORTS
-from qmpkit.spec.block import ON_CONTROLLERS, Aio, Disk, disk_node, on_root_port, to_disks
+from qmpkit.spec.block import ON_CONTROLLERS, Aio, Disk, disk_node, on_root_port
+from qmpkit.spec.check import validate
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import file_node
@@ -38,17 +40,17 @@ from qmpkit.spec.parts import Part, names_of
 
 __all__ = ["add_disk", "behind", "remove_disk"]
 
-_FDSET = re.compile(r"/dev/fdset/(\d+)")
-
 
 async def add_disk(machine: Changeable, disk: Disk, fd: int | None) -> Disk:
     """See `Disks.add`."""
     async with machine.changing:
+        disk = await _wanted(machine, disk)
+        to_make = await trio.to_thread.run_sync(_checked, machine.spec, disk, fd)
         await _have_controller(machine, disk)
         old = pinned(machine.spec)
         disk, new = await _placed(machine, old, disk)
-        _, parts = changes_between(old, new)
-        to_make = await trio.to_thread.run_sync(_checked, new, disk, fd)
+        bases = {disk.id: await trio.to_thread.run_sync(bases_of, disk)}
+        _, parts = changes_between(old, new, bases=bases)
         fdset = None if fd is None else await free_fdset(machine)
         change = Change(
             what=f"add disk {disk.id!r} ({disk.file})",
@@ -68,7 +70,7 @@ async def add_disk(machine: Changeable, disk: Disk, fd: int | None) -> Disk:
                 await it.made(made.files)
             async with plugging(machine, stuck=stays) as plugged:
                 if fdset is not None and fd is not None:
-                    await plugged.lend(fdset, fd)
+                    await plugged.lend(fdset, fd, disk.file)
                     parts = tuple(_through(part, disk, fdset) for part in parts)
                 await plugged.add(*parts)
                 await plugged.confirm()
@@ -83,20 +85,26 @@ async def _limited(machine: Changeable, disk: Disk) -> None:
         await limit_drive(machine, (await graph_of(machine)).device(disk.id), disk.limits)
 
 
-async def _have_controller(machine: Changeable, disk: Disk) -> None:
+async def _wanted(machine: Changeable, disk: Disk) -> Disk:
+    """The disk with an id, and paths for ever; SpecInvalid when it makes no sense."""
     if not isinstance(disk, Disk):
         raise SpecInvalid([Fault("disk", f"cannot be {disk!r}")], f"machine {machine.name!r}")
+    spec = machine.spec
+    if disk.aio == "auto":
+        disk = attrs.evolve(disk, aio=await _best_aio(spec, disk))
+    draft = with_absolute_paths(attrs.evolve(spec, disks=[*spec.disks, disk]))
+    validate(draft)
+    return draft.disks[-1]
+
+
+async def _have_controller(machine: Changeable, disk: Disk) -> None:
     if disk.interface in ON_CONTROLLERS and disk.controller is None:
         usb = disk.interface == "usb"
         await with_controller(machine, usb=usb, iothread=disk.iothread)
 
 
 async def _placed(machine: Changeable, old: MachineSpec, disk: Disk) -> tuple[Disk, MachineSpec]:
-    """The disk with its id, its place and a path for ever, and the spec that has it."""
-    file = str(Path(disk.file).absolute()) if disk.file else ""  # noqa: ASYNC240  # one getcwd
-    if disk.aio == "auto":
-        disk = attrs.evolve(disk, aio=await _best_aio(old, disk))
-    disk = to_disks([*old.disks, attrs.evolve(disk, file=file)])[-1]
+    """The disk with its place, and the spec that has it."""
     if on_root_port(disk) and disk.bus is None:
         bus = await empty_port(machine, old, disk.id, DISK_PORTS.prefix, "disk")
         disk = attrs.evolve(disk, bus=bus)
@@ -111,11 +119,13 @@ async def _best_aio(spec: MachineSpec, disk: Disk) -> Aio:
     return best_aio(disk.cache, offered, ring=ring)
 
 
-def _checked(new: MachineSpec, disk: Disk, fd: int | None) -> bool:
+def _checked(spec: MachineSpec, disk: Disk, fd: int | None) -> bool:
     """Raise all that stands in the way on this host; whether its image is to be made.  Blocking."""
-    whose = f"machine {new.name!r}, disk {disk.id!r}"
+    whose = f"machine {spec.name!r}, disk {disk.id!r}"
     if fd is None:
-        raise_problems(list(check_disks(attrs.evolve(new, disks=[disk]))), whose)
+        alone = attrs.evolve(spec, disks=[disk])
+        problems = [*check_disks(alone), *secret_problems(alone), *layered_problems(alone)]
+        raise_problems(problems, whose)
     else:
         raise_problems([Problem(fault) for fault in _fd_faults(disk, fd)], whose)
     return disk.make is not None and not os.path.lexists(disk.file)
@@ -149,7 +159,7 @@ def _through(part: Part, disk: Disk, fdset: int) -> Part:
 
 
 def _path_of(fdset: int) -> str:
-    return f"/dev/fdset/{fdset}"
+    return f"{FDSETS}{fdset}"
 
 
 async def remove_disk(machine: Changeable, disk_id: str, grace: float) -> Disk:
@@ -179,5 +189,6 @@ async def behind(machine: Changeable, disk: Disk) -> list[Part]:
     graph = await graph_of(machine)
     chain = graph.chain(disk.id) if disk.id in graph.disks else graph.below(disk_node(disk))
     parts = [Part("node", node) for node in nodes_of(chain)]
-    sets = filter(None, (_FDSET.fullmatch(layer.file) for layer in chain))
-    return parts + [Part("fdset", found[1]) for found in sets]
+    files = {layer.file for layer in chain}
+    lent = await lent_files(machine)
+    return parts + [Part("fdset", str(number)) for number, file in lent.items() if file in files]

@@ -13,6 +13,7 @@ from qmpkit.operations.hotplug.unplug import PERIPHERAL
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.boards import board_of
 from qmpkit.spec.check import validate
+from qmpkit.spec.encryption import BaseImage
 from qmpkit.spec.layout import layout_of
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Cable
@@ -72,16 +73,20 @@ async def _holds_something(machine: Monitor, port: str) -> bool:
 
 
 def changes_between(
-    old: MachineSpec, new: MachineSpec, endpoints: Mapping[str, Cable] | None = None
+    old: MachineSpec,
+    new: MachineSpec,
+    endpoints: Mapping[str, Cable] | None = None,
+    *,
+    bases: Mapping[str, Sequence[BaseImage]] | None = None,
 ) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
     """What goes and what comes between two specs of a machine that runs.  Pure.
 
-    *endpoints*: of NICs that come with their cable.
+    *endpoints*: of NICs that come with their cable; *bases*: of encrypted disks that come.
 
     Raises SpecInvalid when *new* makes no sense, or not without a restart.
     """
     validate(new)
-    before, after = parts_of(old), parts_of(new, endpoints)
+    before, after = parts_of(old), parts_of(new, endpoints, bases)
     going, coming = parts_between(before, after)
     faults = [*refused_changes(before, after), *_fixed((*going, *coming))]
     if faults:

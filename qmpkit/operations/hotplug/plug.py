@@ -21,6 +21,7 @@ from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE, is_plugged, plugged_d
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.options import Json
 from qmpkit.spec.parts import Part, PartKind, names_of
 
 __all__ = ["Plugging", "free_fdset", "plug_parts", "plugging", "remove_parts", "unplug_parts"]
@@ -52,19 +53,27 @@ class Plugging:
     async def add(self, *parts: Part) -> None:
         """Add parts, each after those that it needs; CommandRefused when QEMU says no."""
         for part in parts:
-            # Before: cancelled, the command's outcome is unknown.
-            self._added.append(part)
-            await self._machine.execute(_ADD[part.kind], part.arguments)
+            await self._do(part, _ADD[part.kind], part.arguments)
 
     async def hand_over(self, name: str, fd: int) -> None:
         """Give QEMU a descriptor under *name* (`getfd`); the back end that uses it keeps it."""
-        self._added.append(Part("fd", name))
-        await self._machine.execute("getfd", {"fdname": name}, fds=[fd])
+        await self._do(Part("fd", name), "getfd", {"fdname": name}, fds=[fd])
 
-    async def lend(self, fdset: int, fd: int) -> None:
-        """Give QEMU a descriptor as the file `/dev/fdset/<fdset>` (`add-fd`)."""
-        self._added.append(Part("fdset", str(fdset)))
-        await self._machine.execute("add-fd", {"fdset-id": fdset}, fds=[fd])
+    async def lend(self, fdset: int, fd: int, file: str) -> None:
+        """Give QEMU a descriptor of *file* as `/dev/fdset/<fdset>` (`add-fd`)."""
+        # Noted there, for whoever asks which file it is, also in another program.
+        words = {"fdset-id": fdset, "opaque": file}
+        await self._do(Part("fdset", str(fdset)), "add-fd", words, fds=[fd])
+
+    async def _do(
+        self, part: Part, command: str, words: Json | None, *, fds: Sequence[int] = ()
+    ) -> None:
+        self._added.append(part)  # before: cancelled, the command's outcome is unknown
+        try:
+            await self._machine.execute(command, words, fds=fds)
+        except CommandRefused:
+            self._added.pop()  # what has that name is not ours to take away
+            raise
 
     async def confirm(self) -> None:
         """See that the devices are there (`qom-list`): 7.2 has accepted some that are not."""
