@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 import qmpkit
-from qmpkit import HostLacks, MachineSpec, TapNic
+from qmpkit import HostLacks, MachineSpec, SpecInvalid, TapNic
 from qmpkit.host.netlink import opened_netlink
 from qmpkit.networks.devices import may_make_devices
 from qmpkit.spec.check import faults_of
@@ -66,6 +66,20 @@ async def test_from_the_start_to_the_end(qemu: str, tap: str) -> None:
         assert vm.spec.nics == (faster,)
         stats = await vm.stats()
         assert set(stats.nics) == {"nic0"}
+    assert bound(tap) == {}
+
+
+async def test_plugged_and_unplugged(qemu: str, tap: str) -> None:
+    plain = attrs.evolve(spec(qemu, tap), nics=[], root_ports=2)
+    async with qmpkit.running(plain, paused=True) as vm:
+        await vm.nics.add(TapNic(ifname=tap, id="more", max_received="1MiB"))
+        assert bound(tap) == {"tbf": 1 << 20}
+        handed = TapNic(id="other", max_received="1MiB")
+        with pytest.raises(SpecInvalid, match="is bound by who has made it"):
+            await vm.nics.add(handed, fd=0)
+        with pytest.raises(SpecInvalid, match="is the device of 'more'"):
+            await vm.nics.add(TapNic(ifname=tap, id="third", max_received="3MiB"))
+        assert bound(tap) == {"tbf": 1 << 20}
     assert bound(tap) == {}
 
 

@@ -11,6 +11,7 @@ from qmpkit.operations.hotplug.mounted import Asked, refuse_mounted
 from qmpkit.operations.hotplug.nics import Cable
 from qmpkit.operations.hotplug.places import RootPorts, root_ports
 from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE
+from qmpkit.operations.tune.threads import Tunable
 from qmpkit.spec.block import Disk
 from qmpkit.spec.network import Nic
 from qmpkit.spec.peripherals import Device
@@ -65,7 +66,7 @@ class Disks(fronts.Disks):
 class Nics:
     """The NICs of one machine, by the ids that they have in its spec (`nic0`)."""
 
-    def __init__(self, machine: Changeable) -> None:
+    def __init__(self, machine: Tunable) -> None:
         self._machine = machine
 
     async def add(self, nic: Nic, *, fd: Cable | None = None) -> Nic:

@@ -18,6 +18,8 @@ from qmpkit.operations.block.layers import STEP_GRACE
 from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.hotplug.places import changes_between, empty_port
 from qmpkit.operations.hotplug.plug import plug_parts, unplug_parts
+from qmpkit.operations.tune.nic_rates import bounding, freed
+from qmpkit.operations.tune.threads import Tunable
 from qmpkit.spec.addresses import NIC_PORTS
 from qmpkit.spec.chardev import NamedEndpoint
 from qmpkit.spec.layout import pinned
@@ -41,13 +43,13 @@ def nic_of(machine: Changeable, nic_id: str) -> Nic:
     return by_id[nic_id]
 
 
-async def add_nic(machine: Changeable, nic: Nic, cable: Cable | None) -> Nic:
+async def add_nic(machine: Tunable, nic: Nic, cable: Cable | None) -> Nic:
     """See `Nics.add`."""
     async with machine.changing:
         return await _add(machine, nic, cable)
 
 
-async def remove_nic(machine: Changeable, nic_id: str, grace: float) -> Nic:
+async def remove_nic(machine: Tunable, nic_id: str, grace: float) -> Nic:
     """See `Nics.remove`."""
     async with machine.changing:
         nic = nic_of(machine, nic_id)
@@ -55,7 +57,7 @@ async def remove_nic(machine: Changeable, nic_id: str, grace: float) -> Nic:
         return nic
 
 
-async def change_nic(machine: Changeable, nic: Nic, cable: Cable | None, grace: float) -> Nic:
+async def change_nic(machine: Tunable, nic: Nic, cable: Cable | None, grace: float) -> Nic:
     """See `Nics.change`."""
     async with machine.changing:
         old = attrs.evolve(nic_of(machine, nic.id), bus=_bus_of(machine, nic.id))
@@ -78,7 +80,7 @@ def _bus_of(machine: Changeable, nic_id: str) -> str | None:
     return next(nic.bus for nic in pinned(machine.spec).nics if nic.id == nic_id)
 
 
-async def _add(machine: Changeable, nic: Nic, cable: Cable | None) -> Nic:
+async def _add(machine: Tunable, nic: Nic, cable: Cable | None) -> Nic:
     old = pinned(machine.spec)
     if not isinstance(nic, tuple(NIC_KINDS.values())):
         raise SpecInvalid([Fault("nic", f"cannot be {nic!r}")], f"machine {machine.name!r}")
@@ -93,7 +95,8 @@ async def _add(machine: Changeable, nic: Nic, cable: Cable | None) -> Nic:
         old, new, {nic.id: NamedEndpoint(name)} if cable is not None else None
     )
     fds = {} if cable is None else {name: cable if isinstance(cable, int) else cable.fileno()}
-    await plug_parts(machine, f"add NIC {nic.id!r}", new, parts, fds=fds)
+    async with bounding(machine, nic):
+        await plug_parts(machine, f"add NIC {nic.id!r}", new, parts, fds=fds)
     if not nic.link:
         await set_links(machine)
     return nic
@@ -124,6 +127,7 @@ async def _remove(machine: Changeable, nic: Nic, grace: float) -> None:
     new = attrs.evolve(old, nics=[it for it in old.nics if it.id != nic.id])
     going, _ = changes_between(old, new)
     await unplug_parts(machine, f"remove NIC {nic.id!r}", new, going, grace=grace)
+    await freed(nic)
 
 
 async def set_link(machine: Changeable, nic_id: str, up: bool) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import trio
 
-from qmpkit.errors import HostLacks
+from qmpkit.errors import Fault, HostLacks, SpecInvalid
 from qmpkit.host.tap_rates import Rate, set_rate
 from qmpkit.operations.tune.threads import Tunable
 from qmpkit.operations.tune.usage import tap_of
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.network import TapNic
+from qmpkit.spec.network import Nic, TapNic
 
-__all__ = ["bound_nics", "rates_of"]
+__all__ = ["bound_nics", "bounding", "freed", "rates_of"]
 
 _FREE_GRACE = 5.0
 """Seconds that giving a device free may take, a system call."""
@@ -53,6 +54,45 @@ async def bound_nics(
         raise
     if new := tuple(ifname for name, ifname in taps.items() if name not in had):
         machine.services.start_soon(_free_at_end, machine, new)
+
+
+@asynccontextmanager
+async def bounding(machine: Tunable, nic: Nic) -> AsyncIterator[None]:
+    """The device of a NIC that is plugged within the block, bound as it says before it is.
+
+    It is free again when the block fails, and when the machine has ended.  Raises HostLacks,
+    and SpecInvalid for one that is handed over: that is bound by who has made it.
+    """
+    rate = Rate(nic.max_received, nic.max_sent) if isinstance(nic, TapNic) else Rate()
+    if not isinstance(nic, TapNic) or rate == Rate():
+        yield
+        return
+    if (why := _why_not(machine.spec, nic)) is not None:
+        raise SpecInvalid([Fault("nic", why)], f"machine {machine.name!r}")
+    assert nic.ifname is not None
+    try:
+        await trio.to_thread.run_sync(set_rate, nic.ifname, rate)
+        yield
+    except BaseException:
+        await freed(nic)
+        raise
+    machine.services.start_soon(_free_at_end, machine, (nic.ifname,))
+
+
+def _why_not(spec: MachineSpec, nic: TapNic) -> str | None:
+    if nic.ifname is None:
+        return "a device that is handed over is bound by who has made it"
+    for other in spec.nics:
+        if isinstance(other, TapNic) and other.ifname == nic.ifname:
+            return f"{nic.ifname!r} is the device of {other.id!r}"
+    return None
+
+
+async def freed(nic: Nic) -> None:
+    """Let the device of a NIC go that has been unplugged."""
+    if isinstance(nic, TapNic) and nic.ifname and (nic.max_received or nic.max_sent):
+        with trio.move_on_after(_FREE_GRACE, shield=True):
+            await trio.to_thread.run_sync(_set_if_there, nic.ifname, Rate())
 
 
 def _taps(machine: Tunable, names: set[str]) -> dict[str, str]:

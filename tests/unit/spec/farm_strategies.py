@@ -77,7 +77,8 @@ def groups(draw: st.DrawFn, number: int) -> dict[str, Any]:
     table: dict[str, Any] = {key: value for key, value in spec.items() if key not in left_out}
     table = map_fields(table, PATHS, lambda _, text: braces_doubled(text))
     for disk in table.get("disks", ()):
-        disk["file"] += "/{name}"
+        if "file" in disk:  # else an empty CD drive
+            disk["file"] += "/{name}"
     if isinstance(table.get("memory"), dict) and "mem_path" in table["memory"]:
         table["memory"]["mem_path"] += "{name}"
     joins: list[dict[str, Any]] = [
