@@ -16,6 +16,7 @@ from qmpkit.cli.which_farm import which_farm
 
 __all__ = ["add_device", "list_devices", "remove_device", "set_link"]
 
+_PATIENCE = 60.0  # seconds of silence, beside the guest's own
 _PATHS = ("file", "socket")
 _SHOWN = ("file", "ifname", "address", "remote", "forwards", "cid", "tag", "host", "iothread")
 
@@ -72,9 +73,10 @@ def remove_device(
 ) -> int:
     """`device remove`."""
     daemon, machine = _machine(name, farm)
-    query = {} if grace is None else {"grace": grace}
+    query: dict[str, str | int] = {} if grace is None else {"grace": grace}
     query |= {"unmounted": 1} if unmounted else {}
-    daemon.delete("machines", machine, "devices", device, **query)
+    steps = ("machines", machine, "devices", device)
+    daemon.raw("DELETE", *steps, query=query, timeout=(grace or 0) + _PATIENCE)
     talk.say(f"{machine}: {device} is unplugged")
     return Exit.OK
 
