@@ -20,7 +20,6 @@ from starlette.types import ASGIApp
 from qmpkit import __version__
 from qmpkit.errors import MachineGone, QmpkitError
 from qmpkit.server.answers import Refused, answer, on_error
-from qmpkit.server.backing_up import BACKUP_KEYS, backup_work
 from qmpkit.server.bodies import Keys, read_object, whole_number
 from qmpkit.server.device_api import DeviceApi
 from qmpkit.server.disk_api import DiskApi
@@ -106,12 +105,6 @@ class _Api:
             return row_view(self.lab.kept[name])
 
         return self._job(f"{action} {name}", work)
-
-    async def back_up(self, request: Request) -> Response:
-        """All disks of a machine that runs, as they are now, into a folder of this host."""
-        vm = self._vm(request)
-        work = backup_work(vm, await read_object(request, BACKUP_KEYS))
-        return self._job(f"back up {vm.name}", work)
 
     async def remove(self, request: Request) -> Response:
         """Forget a machine that is down, or with force=1 any."""
@@ -308,7 +301,6 @@ def make_app(lab: Supervisor, jobs: Jobs, shut_down: Callable[[], None]) -> ASGI
         *DiskApi(lab, jobs, api.kept).routes(),
         *DeviceApi(api.kept).routes(),
         *TuneApi(lab, api.kept).routes(),
-        Route(f"{one}/backup", api.back_up, methods=["POST"]),
         Route(f"{one}/{{action}}", api.act, methods=["POST"]),
         Route("/v1/events", api.events),
         Route("/v1/jobs", api.all_jobs),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from qmpkit.operations.block.at_rest import AtRest
 from qmpkit.operations.jobs import JobProgress
 from qmpkit.server.answers import Refused
 from qmpkit.server.bodies import Keys
@@ -12,6 +15,8 @@ from qmpkit.spec.backups import point_to_dict
 from qmpkit.vm import VM
 
 __all__ = ["BACKUP_KEYS", "backup_work"]
+
+On = Callable[[], AbstractAsyncContextManager[VM | AtRest]]
 
 BACKUP_KEYS: Keys = {
     "folder": str,
@@ -25,14 +30,18 @@ BACKUP_KEYS: Keys = {
 """What `vm.backups.run` takes; the folder is one of the daemon's host, and absolute."""
 
 
-def backup_work(vm: VM, wanted: dict[str, Any]) -> Work:
-    """The job of a backup; its result is the point.  Raises Refused for a folder that is none."""
+def backup_work(on: On, wanted: dict[str, Any]) -> Work:
+    """The job of a backup; its result is the point.  Raises Refused for a folder that is none.
+
+    *on*: the machine as it runs, or its disks at rest.
+    """
     folder = wanted.pop("folder", "")
     if not folder.startswith("/") or "\0" in folder:
         raise Refused(f"folder must be absolute, not {folder!r}")
 
     async def work(step: Step) -> dict[str, Any]:
-        point = await vm.backups.run(folder, **wanted, progress=_Telling(step))
+        async with on() as machine:
+            point = await machine.backups.run(folder, **wanted, progress=_Telling(step))
         return point_to_dict(point)
 
     return work

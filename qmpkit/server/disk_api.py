@@ -17,6 +17,7 @@ from qmpkit.operations.block.at_rest import AtRest
 from qmpkit.operations.block.snapshots import known_snapshot, sizes_of
 from qmpkit.operations.jobs import JobProgress, Progress
 from qmpkit.server.answers import Refused, answer
+from qmpkit.server.backing_up import BACKUP_KEYS, backup_work
 from qmpkit.server.bodies import Keys, read_object, whole_number
 from qmpkit.server.jobs import Jobs, Step
 from qmpkit.spec.block import DiskFormat
@@ -62,6 +63,7 @@ class DiskApi:
             Route(f"{point}/rename", self.rename, methods=["POST"]),
             Route(f"{point}/revert", self.revert, methods=["POST"]),
             Route(f"{one}/disks", self.disks),
+            Route(f"{one}/backup", self.back_up, methods=["POST"]),
             Route(f"{disk}/move", self.move, methods=["POST"]),
             Route(f"{disk}/flatten", self.flatten, methods=["POST"]),
             Route(f"{disk}/resize", self.resize, methods=["POST"]),
@@ -260,6 +262,12 @@ class DiskApi:
         async with self._on(kept) as machine:
             await machine.disks.eject(disk, force=force)
         return answer({"disk": disk, "file": ""})
+
+    async def back_up(self, request: Request) -> Response:
+        """All disks of a machine, as they are now, into a folder of this host."""
+        kept = self._find(request)
+        work = backup_work(lambda: self._on(kept), await read_object(request, BACKUP_KEYS))
+        return self._job(f"back up {kept.name}", work)
 
     @asynccontextmanager
     async def _on(self, kept: Kept) -> AsyncIterator[VM | AtRest]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import qmpkit
-from qmpkit import Disk, ImageInUse, IoLimits, MachineSpec, SpecInvalid, images
+from qmpkit import Disk, ImageInUse, IoLimits, MachineSpec, SpecInvalid, backups, images
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import BLOCK, bare, holds, qemu_io, told, write
 from tests.live.kept import end_all, lab
@@ -56,6 +56,32 @@ async def test_snapshots_merges_and_moves(tmp_path: Path) -> None:
     await holds(spec.disks[0].file, "qcow2", {0: 1, 2: 2, 3: 3})
     await holds(spec.disks[1].file, "qcow2", {0: 1})
     assert spec.disks[0].file == str(tmp_path / "0.qcow2")
+
+
+async def test_backups_go_on_when_the_machine_runs_again(qemu: str, tmp_path: Path) -> None:
+    folder = tmp_path / "backups"
+    spec = bare(qemu, tmp_path, "qcow2", "raw")
+    async with leaks():
+        for disk in spec.disks:
+            await images.create(disk.file, "16MiB", disk.format)
+        async with qmpkit.at_rest(spec) as machine:
+            first = await machine.backups.run(folder, compare=True)
+        async with qmpkit.running(spec, paused=True) as vm:
+            await write(vm, "disk0", 1, 7)
+            second = await vm.backups.run(folder)
+        async with qmpkit.at_rest(spec) as machine:
+            third = await machine.backups.run(folder)
+            with pytest.raises(SpecInvalid, match="it is down: nothing is to be frozen"):
+                await machine.backups.run(folder, freeze=True)
+            async with machine.backups.pulling(tmp_path / "pull") as pull:
+                assert set(pull.disks) == {"disk0", "disk1"}
+        parents = [point.disks["disk0"].parent for point in (first, second, third)]
+        assert parents == [None, *(point.disks["disk0"].file for point in (first, second))]
+        assert await backups.verify(folder) == ()
+        for point, had in ((first, {}), (second, {1: 7}), (third, {1: 7})):
+            target = tmp_path / f"{point.number}.qcow2"
+            await backups.restore(folder, "disk0", target, point=point.number)
+            await holds(str(target), "qcow2", had)
 
 
 async def test_limits_are_for_the_next_start(qemu: str, tmp_path: Path) -> None:

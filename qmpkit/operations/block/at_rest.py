@@ -23,7 +23,7 @@ from qmpkit.host.tools import storage_daemon
 from qmpkit.images.in_use import checked_chain, refuse_used
 from qmpkit.images.tool import Asked
 from qmpkit.machine.ledger import Ledger, Unwritten
-from qmpkit.operations.block.fronts import Disks, Snapshots
+from qmpkit.operations.block.fronts import Backups, Disks, Snapshots
 from qmpkit.operations.block.graph import file_of
 from qmpkit.process.child import child
 from qmpkit.qmp.errors import MonitorGarbled, MonitorLost, MonitorSilent
@@ -48,8 +48,8 @@ _MONITOR = 3
 class AtRest:
     """A machine that is down, for what can be done to its disks; `at_rest` makes it.
 
-    `disks` and `snapshots` are as of a `VM`, and `spec` follows them: start the machine
-    from that.  What needs a guest, its memory or its devices is refused.
+    `disks`, `snapshots` and `backups` are as of a `VM`, and `spec` follows them: start the
+    machine from that.  What needs a guest, its memory or its devices is refused.
     """
 
     def __init__(self, spec: MachineSpec, qmp: Session, ledger: Ledger) -> None:
@@ -59,6 +59,7 @@ class AtRest:
         self.is_down = True
         self.disks = Disks(self)
         self.snapshots = Snapshots(self, self._frozen)
+        self.backups = Backups(self, self._frozen)
         self._qmp = qmp
 
     @property

@@ -24,6 +24,7 @@ from qmpkit.images.new import place_empty
 from qmpkit.images.tool import Asked
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.layers import LOST, STEP_GRACE, remove_nodes
+from qmpkit.operations.block.memory import runs
 from qmpkit.operations.block.pull_relay import relayed
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.job_groups import JobGroup
@@ -100,7 +101,12 @@ def socket_fault(folder: Path) -> Fault | None:
 async def refuse_threads(machine: Changeable) -> None:
     """QEMU before 9.0 aborts when an NBD client leaves that another thread has served."""
     threaded = [disk.id for disk in machine.spec.disks if threads_of(disk) and not disk.is_readonly]
-    if threaded and (await machine.execute("query-version"))["qemu"]["major"] < 9:
+    # What serves the disks of a machine that is down has no such threads.
+    if (
+        threaded
+        and not machine.is_down
+        and (await machine.execute("query-version"))["qemu"]["major"] < 9
+    ):
         message = "it has an iothread, and this QEMU, before 9.0, would abort when a client leaves"
         hint = "take iothread out of its spec, update QEMU, or use backups.run"
         faults = [Fault(f"disks.{disk}", message, hint) for disk in threaded]
@@ -204,7 +210,7 @@ async def going_on(machine: Changeable) -> AsyncIterator[None]:
 
     A target that is full, or broken, lets a write of the guest fail in its middle.
     """
-    ran = (await machine.execute("query-status"))["running"]
+    ran = await runs(machine)
     try:
         yield
     finally:
