@@ -27,6 +27,7 @@ __all__ = [
     "StreamNic",
     "TapNic",
     "UserNic",
+    "inet_address",
     "link_needed",
     "netdev_of",
     "nic_device_of",
@@ -377,5 +378,13 @@ def _address_faults(address: str | None, where: str) -> Iterator[Fault]:
     if address.startswith("unix:"):
         if len(address.removeprefix("unix:").encode()) not in range(1, 108):
             yield Fault(where, "a socket's path has 1 to 107 bytes", hint)
-    elif (found := _INET.fullmatch(address)) is None or int(found[2]) > 65535:
+    elif inet_address(address) is None:
         yield Fault(where, f"{address!r} is not an address", hint)
+
+
+def inet_address(text: str) -> tuple[str, int] | None:
+    """The host and the port of "host:port"; None for anything else."""
+    found = _INET.fullmatch(text)
+    if found is None or int(found[2]) > 65535:
+        return None
+    return found[1].strip("[]"), int(found[2])

@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+import trustme
 
 import qmpkit
 from qmpkit import CommandRefused, ImageFailed, PulledDisk, SpecInvalid
@@ -184,4 +185,54 @@ async def test_a_disk_with_a_thread_is_served_where_qemu_outlives_it(
         refused = pytest.raises(SpecInvalid, match="update QEMU") if old else nullcontext()
         with refused:
             await _fetched_once(vm, tmp_path)
+        await nothing_left(vm)
+
+
+def _certificates(folder: Path, authority: trustme.CA, side: str) -> Path:
+    folder.mkdir()
+    issued = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(str(folder / "ca-cert.pem"))
+    issued.private_key_pem.write_to_path(str(folder / f"{side}-key.pem"))
+    issued.cert_chain_pems[0].write_to_path(str(folder / f"{side}-cert.pem"))
+    return folder
+
+
+async def _fetched_by_tcp(address: str, target: Path, certificates: Path | None) -> str:
+    """What qemu-img says; nothing when it has fetched all of disk0."""
+    host, port = address.split(":")
+    image = f"driver=nbd,server.type=inet,server.host={host},server.port={port},export=disk0"
+    argv = ["qemu-img", "convert", "-O", "raw"]
+    if certificates is not None:
+        argv += ["--object", f"tls-creds-x509,id=tls,dir={certificates},endpoint=client"]
+        image += ",tls-creds=tls"
+    argv += ["--image-opts", image, str(target)]
+    done = await trio.run_process(argv, capture_stderr=True, check=False)
+    return done.stderr.decode() if done.returncode else ""
+
+
+async def test_by_tcp_only_those_with_a_certificate_are_served(qemu: str, tmp_path: Path) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    ours = _certificates(tmp_path / "server", authority, "server")
+    client = _certificates(tmp_path / "client", authority, "client")
+    stranger = _certificates(tmp_path / "stranger", other, "client")
+    (stranger / "ca-cert.pem").write_bytes((client / "ca-cert.pem").read_bytes())
+    async with leaks(), qmpkit.running(bare(qemu, tmp_path, "qcow2"), paused=True) as vm:
+        await write(vm, "disk0", 3, 5)
+        pull = tmp_path / "pull"
+        with pytest.raises(SpecInvalid, match="not served in clear"):
+            async with vm.backups.pulling(pull, listen="127.0.0.1:0"):
+                pass
+        with pytest.raises(SpecInvalid, match=r"(?s)'x' is not an address.*server-key.pem is not"):
+            async with vm.backups.pulling(pull, listen="x", tls=client):
+                pass
+        async with vm.backups.pulling(pull, listen="127.0.0.1:0", tls=ours) as it:
+            assert it.address is not None
+            assert it.disks["disk0"].uri == f"nbds://{it.address}/disk0"
+            target = tmp_path / "fetched.raw"
+            assert await _fetched_by_tcp(it.address, target, client) == ""
+            await holds(str(target), "raw", {3: 5})
+            assert "TLS" in await _fetched_by_tcp(it.address, target, None)
+            assert await _fetched_by_tcp(it.address, target, stranger) != ""
+        objects = await vm.execute("qom-list", {"path": "/objects"})
+        assert not any("tls" in it["name"] for it in objects)
         await nothing_left(vm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -28,6 +29,7 @@ from qmpkit.operations.block.fleece import (
 )
 from qmpkit.operations.block.graph import graph_of
 from qmpkit.operations.block.layers import LOST, STEP_GRACE
+from qmpkit.operations.block.pull_tls import tcp_of
 from qmpkit.operations.block.snapshots import Freeze
 from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.job_groups import JobGroup, job_group
@@ -59,11 +61,15 @@ class PulledDisk:
 
 @attrs.frozen
 class Pull:
-    """The disks as they were at `time`, in seconds since the epoch, by their ids."""
+    """The disks as they were at `time`, in seconds since the epoch, by their ids.
+
+    `address`: where they are served by TCP, "host:port", None when they are not.
+    """
 
     socket: Path
     time: float
     disks: dict[str, PulledDisk]
+    address: str | None = None
 
 
 @attrs.frozen
@@ -84,11 +90,14 @@ async def pulling(
     since: str | None = None,
     checkpoint: str | None = None,
     freeze: Freeze | None = None,
+    listen: str | None = None,
+    tls: str | os.PathLike[str] | None = None,
 ) -> AsyncIterator[Pull]:
     """See `Backups.pulling`."""
     folder = Asked.of("serve disks from", folder).path
     socket = folder / SOCKET
     _check(machine, folder, since, checkpoint)
+    tcp = await trio.to_thread.run_sync(tcp_of, listen, tls, f"machine {machine.name!r}")
     async with machine.changing:
         await refuse_threads(machine)
         served = await _planned(machine, folder, since, checkpoint)
@@ -114,10 +123,12 @@ async def pulling(
             with machine.subscribe("BLOCK_IO_ERROR", where={"operation": "write"}) as errors:
                 when = await _started(served, jobs, freeze)
                 async with (
-                    listening(machine, socket, fleeces, still),
+                    listening(machine, socket, fleeces, still, tcp) as port,
                     watched(jobs, errors),
                 ):
-                    yield Pull(socket, when, {it.fleece.disk: _told(it) for it in served})
+                    address = None if tcp is None else tcp.told(port)
+                    disks = {it.fleece.disk: _told(it, address) for it in served}
+                    yield Pull(socket, when, disks, address)
 
 
 def _check(machine: Changeable, folder: Path, since: str | None, checkpoint: str | None) -> None:
@@ -222,10 +233,11 @@ def _actions(it: _Served) -> list[dict[str, Any]]:
     return [*actions, it.fleece.action]
 
 
-def _told(it: _Served) -> PulledDisk:
+def _told(it: _Served, address: str | None) -> PulledDisk:
     fleece = it.fleece
+    uri = fleece.uri if address is None else f"nbds://{address}/{fleece.disk}"
     context = None if it.since is None else f"qemu:dirty-bitmap:{_DIRTY}"
-    return PulledDisk(fleece.disk, fleece.uri, fleece.size, context, it.why)
+    return PulledDisk(fleece.disk, uri, fleece.size, context, it.why)
 
 
 async def drop_checkpoint(machine: Changeable, name: str) -> None:

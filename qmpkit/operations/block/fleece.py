@@ -26,6 +26,7 @@ from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.layers import LOST, STEP_GRACE, remove_nodes
 from qmpkit.operations.block.memory import runs
 from qmpkit.operations.block.pull_relay import relayed
+from qmpkit.operations.block.pull_tls import TLS_ID, Tcp
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.job_groups import JobGroup
 from qmpkit.qmp.errors import CommandRefused
@@ -149,26 +150,51 @@ async def listening(
     socket: Path,
     fleeces: Sequence[Fleece],
     bitmaps: Mapping[str, Collection[str]],
-) -> AsyncIterator[None]:
+    tcp: Tcp | None = None,
+) -> AsyncIterator[int | None]:
     """Serve them by NBD on *socket*, by the disks' ids, with the *bitmaps* that a disk has.
 
+    With *tcp* there as well, and with TLS in either place; gives its port.
     QEMU has one NBD server: when it serves another's exports, this is CommandRefused.
     """
     server = socket.with_name(SERVER)
-    address = {"type": "unix", "data": {"path": str(server)}}
+    words: dict[str, Any] = {"addr": {"type": "unix", "data": {"path": str(server)}}}
+    if tcp is not None:
+        words["tls-creds"] = TLS_ID
+    async with _credentials(machine, tcp), _serving(machine, words):
+        for it in fleeces:
+            export = {"type": "nbd", "id": it.job, "node-name": it.node, "name": it.disk}
+            known = [*bitmaps.get(it.disk, ())]
+            await machine.execute("block-export-add", {**export, "bitmaps": known})
+        async with relayed(socket, server, None if tcp is None else tcp.place) as port:
+            yield port
+
+
+@asynccontextmanager
+async def _credentials(machine: Changeable, tcp: Tcp | None) -> AsyncIterator[None]:
+    """The server's certificate, for as long as it serves by it."""
+    if tcp is None:
+        yield
+        return
+    words = {"qom-type": "tls-creds-x509", "id": TLS_ID, "dir": str(tcp.certificates)}
+    try:
+        await machine.execute("object-add", {**words, "endpoint": "server", "verify-peer": True})
+        yield
+    finally:
+        with trio.move_on_after(STEP_GRACE, shield=True), suppress(CommandRefused, *LOST):
+            await machine.execute("object-del", {"id": TLS_ID})
+
+
+@asynccontextmanager
+async def _serving(machine: Changeable, words: Mapping[str, Any]) -> AsyncIterator[None]:
     ours = True
     try:
         try:
-            await machine.execute("nbd-server-start", {"addr": address})
+            await machine.execute("nbd-server-start", words)
         except CommandRefused:
             ours = False
             raise
-        for it in fleeces:
-            words = {"type": "nbd", "id": it.job, "node-name": it.node, "name": it.disk}
-            known = [*bitmaps.get(it.disk, ())]
-            await machine.execute("block-export-add", {**words, "bitmaps": known})
-        async with relayed(socket, server):
-            yield
+        yield
     finally:
         if ours:  # it ends the exports, whose clients are gone
             with trio.move_on_after(STEP_GRACE, shield=True), suppress(CommandRefused, *LOST):

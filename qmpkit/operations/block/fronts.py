@@ -281,6 +281,8 @@ class Backups:
         since: str | None = None,
         checkpoint: str | None = None,
         freeze: bool = False,
+        listen: str | None = None,
+        tls: str | os.PathLike[str] | None = None,
     ) -> AbstractAsyncContextManager[Pull]:
         """Serve the disks as they are at this moment, for another backup program to fetch.
 
@@ -293,6 +295,10 @@ class Backups:
         *checkpoint*: changes are recorded from this moment on under that name (a dirty
         bitmap in each qcow2), unless the block fails.  *since*: what has changed since that
         checkpoint can be asked for by `PulledDisk.context`.  *freeze*: as in `run`.
+        *listen*: by TCP as well, "host:port" (port 0: one that is free, see `Pull.address`),
+        and never in clear: *tls* is a folder of `ca-cert.pem`, `server-cert.pem` and
+        `server-key.pem`, and a client, on the socket too, has to have a certificate of
+        that authority (`tls-creds-x509`).
 
         Nothing else can be changed in the machine's disks within.  The block is cancelled
         and JobFailed raised when *folder* is full: then the moment is lost, not the guest.
@@ -303,7 +309,15 @@ class Backups:
         """
         freezing = self._freeze if freeze else None
         where = Path(folder)
-        return pulling(self._machine, where, since=since, checkpoint=checkpoint, freeze=freezing)
+        return pulling(
+            self._machine,
+            where,
+            since=since,
+            checkpoint=checkpoint,
+            freeze=freezing,
+            listen=listen,
+            tls=tls,
+        )
 
     async def drop_checkpoint(self, name: str) -> None:
         """Forget a checkpoint of `pulling`; none of that name is fine."""

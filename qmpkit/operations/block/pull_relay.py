@@ -31,20 +31,27 @@ log = logging.getLogger("qmpkit.backups")
 
 
 @asynccontextmanager
-async def relayed(socket: Path, server: Path) -> AsyncIterator[None]:
-    """Listen at *socket* (0600) for clients of *server* while the block lasts.
+async def relayed(
+    socket: Path, server: Path, tcp: tuple[str, int] | None = None
+) -> AsyncIterator[int | None]:
+    """Listen at *socket* (0600), and by *tcp*, for clients of *server* while the block lasts.
 
-    No connection to *server* is left after it.  OSError when it cannot be listened there.
+    Gives the TCP port, which the kernel chooses for 0.  No connection to *server* is left
+    after it.  OSError when it cannot be listened there.
     """
     with trio.socket.socket(trio.socket.AF_UNIX) as listening:
         await listening.bind(str(socket))
         await trio.to_thread.run_sync(socket.chmod, 0o600)
         listening.listen(_BACKLOG)
+        listeners = [trio.SocketListener(listening)]
+        if tcp is not None:
+            listeners += await trio.open_tcp_listeners(tcp[1], host=tcp[0])
         serve = partial(trio.serve_listeners, partial(_relay, server))
+        port = None if tcp is None else int(listeners[-1].socket.getsockname()[1])
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(serve, [trio.SocketListener(listening)])
-                yield
+                nursery.start_soon(serve, listeners)
+                yield port
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise_collapsed(group)

@@ -27,6 +27,7 @@ from qmpkit.operations.block.inner_snapshots import remove_tag
 from qmpkit.operations.block.layers import remove_files, remove_nodes
 from qmpkit.operations.block.media import settle_drive
 from qmpkit.operations.block.memory import go_on
+from qmpkit.operations.block.pull_tls import TLS_ID
 from qmpkit.operations.jobs import JobState, discard_job, jobs_of
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.machine import MachineSpec
@@ -47,6 +48,8 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
     if change.serving:  # first: what is served holds its nodes
         with suppress(CommandRefused):
             await machine.execute("nbd-server-stop")
+        with suppress(CommandRefused):
+            await machine.execute("object-del", {"id": TLS_ID})
     # One whose new place was taken away meanwhile is not to be let into it.
     sure = change.sure and await trio.to_thread.run_sync(_are_there, change.files)
     with machine.subscribe("JOB_STATUS_CHANGE", where={"id": change.job}) as changes:
