@@ -95,7 +95,7 @@ async def prune(
 
 
 def run(
-    name: Annotated[str, Parameter(help="The machine, one that runs in a farm.")],
+    name: Annotated[str, Parameter(help="The machine, one of a farm; it may be down.")],
     folder: Annotated[Path, Parameter(help="The folder of its backups; made if not there.")],
     /,
     *,

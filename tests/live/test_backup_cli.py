@@ -127,7 +127,11 @@ async def test_a_daemon_s_machine_is_backed_up(qemu: str, places: Places, tmp_pa
         assert "No such file" in await refused(folder=str(tmp_path / "no" / "b"))
         status, _ = await ask.ask("POST", "/v1/machines/bare/backup", {"folder": "b"})
         assert status == 400
-    assert [point.kind for point in await backups.points(tmp_path / "b")] == ["full", "incremental"]
+        await supervisor.declare("bare", "stopped", powerdown_grace=0.0)
+        job = await ask.done("POST", "/v1/machines/bare/backup", where)
+        assert job["result"]["kind"] == "incremental", "of one that is down, too"
+    kinds = [point.kind for point in await backups.points(tmp_path / "b")]
+    assert kinds == ["full", "incremental", "incremental"]
     await end_all()
 
 

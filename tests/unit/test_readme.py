@@ -89,6 +89,7 @@ FRONTS = {
     "vm.backups": qmpkit.Backups,
     "vm.disks": qmpkit.Disks,
     "vm.nics": qmpkit.Nics,
+    "vm.snapshots": qmpkit.Snapshots,
     "vm.devices": qmpkit.Devices,
     "vm.tune": qmpkit.Tune,
 }
