@@ -69,6 +69,8 @@ if TYPE_CHECKING:
     from qmpkit.operations.errors import TrayLocked as TrayLocked
     from qmpkit.operations.errors import UnknownKey as UnknownKey
     from qmpkit.operations.forwards import Forwarded as Forwarded
+    from qmpkit.operations.hotplug.balloon import GuestMemoryUse as GuestMemoryUse
+    from qmpkit.operations.hotplug.cpus import Vcpu as Vcpu
     from qmpkit.operations.hotplug.errors import NoPortLeft as NoPortLeft
     from qmpkit.operations.hotplug.errors import PlugFailed as PlugFailed
     from qmpkit.operations.hotplug.errors import UnplugPending as UnplugPending
@@ -77,6 +79,8 @@ if TYPE_CHECKING:
     from qmpkit.operations.hotplug.fronts import Disks as Disks
     from qmpkit.operations.hotplug.fronts import Nics as Nics
     from qmpkit.operations.hotplug.places import RootPorts as RootPorts
+    from qmpkit.operations.hotplug.resources import Cpus as Cpus
+    from qmpkit.operations.hotplug.resources import GuestMemory as GuestMemory
     from qmpkit.operations.jobs import JobProgress as JobProgress
     from qmpkit.operations.jobs import JobState as JobState
     from qmpkit.operations.patterns import Match as Match
@@ -114,6 +118,7 @@ if TYPE_CHECKING:
     from qmpkit.spec.data import spec_from_toml as spec_from_toml
     from qmpkit.spec.data import spec_to_dict as spec_to_dict
     from qmpkit.spec.data import spec_to_toml as spec_to_toml
+    from qmpkit.spec.dimms import Dimm as Dimm
     from qmpkit.spec.encryption import BaseKey as BaseKey
     from qmpkit.spec.encryption import Luks as Luks
     from qmpkit.spec.farm import Farm as Farm
@@ -138,6 +143,7 @@ if TYPE_CHECKING:
     from qmpkit.spec.peripherals import UsbKeyboard as UsbKeyboard
     from qmpkit.spec.peripherals import UsbTablet as UsbTablet
     from qmpkit.spec.peripherals import Vfio as Vfio
+    from qmpkit.spec.peripherals import VirtioMem as VirtioMem
     from qmpkit.spec.peripherals import Vsock as Vsock
     from qmpkit.spec.profile import load_profile as load_profile
     from qmpkit.spec.profile import profile_names as profile_names
@@ -190,9 +196,12 @@ _MODULES = {
     ),
     "qmpkit.operations.forwards": "Forwarded",
     "qmpkit.operations.block.fronts": "Backups Snapshots",
+    "qmpkit.operations.hotplug.balloon": "GuestMemoryUse",
+    "qmpkit.operations.hotplug.cpus": "Vcpu",
     "qmpkit.operations.hotplug.errors": "NoPortLeft PlugFailed UnplugPending UnplugRefused",
     "qmpkit.operations.hotplug.fronts": "Devices Disks Nics",
     "qmpkit.operations.hotplug.places": "RootPorts",
+    "qmpkit.operations.hotplug.resources": "Cpus GuestMemory",
     "qmpkit.operations.block.graph": "Layer",
     "qmpkit.operations.block.revert": "reverted",
     "qmpkit.operations.jobs": "JobProgress JobState",
@@ -209,6 +218,7 @@ _MODULES = {
     "qmpkit.spec.limits": "IoLimits",
     "qmpkit.spec.chardev": "Serial",
     "qmpkit.spec.cpu": "Cpu",
+    "qmpkit.spec.dimms": "Dimm",
     "qmpkit.spec.data": "spec_from_dict spec_from_toml spec_to_dict spec_to_toml",
     "qmpkit.spec.encryption": "BaseKey Luks",
     "qmpkit.spec.farm": "Farm FarmMachine",
@@ -217,7 +227,7 @@ _MODULES = {
     "qmpkit.spec.machine": "Kernel MachineSpec",
     "qmpkit.spec.memory": "Memory",
     "qmpkit.spec.peripherals": (
-        "Rng ScsiController Share UsbController UsbHost UsbKeyboard UsbTablet Vfio Vsock"
+        "Rng ScsiController Share UsbController UsbHost UsbKeyboard UsbTablet Vfio VirtioMem Vsock"
     ),
     "qmpkit.spec.network": "DgramNic Forward StreamNic TapNic UserNic",
     "qmpkit.spec.numa": "NumaNode",

@@ -18,6 +18,7 @@ from qmpkit.operations.console import Console
 from qmpkit.operations.forwards import Forwarded, forwarded_ports
 from qmpkit.operations.hotplug.departures import follow_departures
 from qmpkit.operations.hotplug.fronts import Devices, Disks, Nics
+from qmpkit.operations.hotplug.resources import Cpus, GuestMemory
 from qmpkit.operations.tune.fronts import Tune
 from qmpkit.operations.tune.stats import Stats, stats_of
 from qmpkit.process.logs import BoundedLog
@@ -30,10 +31,8 @@ __all__ = ["VM"]
 class VM:
     """One running virtual machine; `qmpkit.running` and `Supervisor.start` make it.
 
-    `disks`, `snapshots`, `nics` and `devices` change it while it runs, and `spec` follows;
-    `backups` copies its disks.
-    `disks`, `snapshots` and `nics` change it while it runs, and `spec` follows; `backups`
-    copies its disks.  `tune` changes what it is given of its host.
+    `disks`, `snapshots`, `nics`, `devices`, `cpus` and `memory` change it while it runs, and
+    `spec` follows; `backups` copies its disks.  `tune` changes what it is given of its host.
 
     Every method that talks to QEMU raises MachineGone when the machine has ended in
     an orderly way, MachineDied when it ended out of the blue, and CommandRefused
@@ -49,6 +48,8 @@ class VM:
         self.disks = Disks(machine, lambda: self.agent)
         self.nics = Nics(machine)
         self.devices = Devices(machine)
+        self.cpus = Cpus(machine, lambda: self.agent)
+        self.memory = GuestMemory(machine)
         machine.services.start_soon(
             follow_departures, machine, name=f"departures of {machine.name}"
         )

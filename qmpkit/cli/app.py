@@ -19,6 +19,7 @@ from qmpkit.cli import (
     image_amend_commands,
     image_commands,
     image_more_commands,
+    resource_commands,
     serve_commands,
     store_commands,
     tune_commands,
@@ -71,6 +72,8 @@ def completion(
 image = App(name="image", help="Make, look at and change disk images.")
 snapshot = App(name="snapshot", help="Remember what a machine's disks hold, while it runs.")
 device = App(name="device", help="Plug devices into a machine and out of it, while it runs.")
+cpu = App(name="cpu", help="Plug processors into a machine, while it runs.")
+memory = App(name="memory", help="Plug memory into a machine and out of it, while it runs.")
 disk = App(name="disk", help="Move, grow and bound a machine's disks, while it runs.")
 inner = App(name="snapshot", help="Snapshots inside an image that no machine uses.")
 key = App(name="key", help="Secrets that open an encrypted image that no machine uses.")
@@ -103,12 +106,14 @@ _add(image, [*_of_images, *_more, *_insides, _build, *store_commands.ALL])
 _add_named(snapshot, disk_commands.SNAPSHOT)
 _add_named(disk, disk_commands.DISK)
 _add_named(device, device_commands.DEVICE)
-for _group in (snapshot, disk, device):
+_add_named(cpu, resource_commands.CPU)
+_add_named(memory, resource_commands.MEMORY)
+for _group in (snapshot, disk, device, cpu, memory):
     _group.group = (GROUP,)
 _add(backup, backup_commands.ALL)
 _add(app, [*commands.ALL, *tune_commands.HOST, image, backup, completion])
 _of_farms: list[Callable[..., Any] | App] = [*farm_commands.ALL, *tune_commands.FARM]
-_of_farms += [*guest_commands.ALL, snapshot, disk, device]
+_of_farms += [*guest_commands.ALL, snapshot, disk, device, cpu, memory]
 _add(app, _of_farms, GROUP)
 _add(app, serve_commands.ALL, GROUP)
 

@@ -56,8 +56,8 @@ def _row(machine: FarmMachine) -> tuple[str, ...]:
     return (
         machine.name,
         spec.machine,
-        format_size(spec.memory.size),
-        str(spec.cpu.cpus),
+        format_size(spec.memory.total),
+        str(spec.cpu.present),
         _listed(map(_disk, spec.disks)),
         _listed(map(_joined, machine.networks)) if machine.networks else _kinds(machine),
         _listed(_ports(machine)),

@@ -142,8 +142,8 @@ class _Foreground:
 
     def _introduce(self) -> None:
         vm, spec = self._vm, self._vm.spec
-        plural = "" if spec.cpu.cpus == 1 else "s"
-        size = f"{format_size(spec.memory.size)}, {spec.cpu.cpus} CPU{plural}"
+        plural = "" if spec.cpu.present == 1 else "s"
+        size = f"{format_size(spec.memory.total)}, {spec.cpu.present} CPU{plural}"
         talk.note(f"{vm.name}: {spec.machine} with {vm.accel}, {size}, pid {vm.pid}")
         if nothing_to_boot(spec):
             talk.warn(f"{vm.name}: there is nothing to boot: no disk and no kernel")

@@ -41,8 +41,8 @@ def list_profiles(*, as_json: bool) -> None:
 
 
 def _cells(name: str, spec: MachineSpec) -> tuple[object, ...]:
-    size = format_size(spec.memory.size)
-    return name, spec.machine, spec.accel, size, spec.cpu.cpus, spec.description
+    size = format_size(spec.memory.total)
+    return name, spec.machine, spec.accel, size, spec.cpu.present, spec.description
 
 
 def _row(name: str, spec: MachineSpec) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _row(name: str, spec: MachineSpec) -> dict[str, Any]:
         "name": name,
         "machine": spec.machine,
         "accel": spec.accel,
-        "memory": spec.memory.size,
-        "cpus": spec.cpu.cpus,
+        "memory": spec.memory.total,
+        "cpus": spec.cpu.present,
         "description": spec.description,
     }

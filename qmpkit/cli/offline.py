@@ -73,6 +73,6 @@ def _row(machine: Seen) -> dict[str, Any]:
         "health": None,
         "name": record.name,
         "group": None if record.farm is None else record.farm.group,
-        "memory": int(record.spec.memory.size),
-        "cpus": record.spec.cpu.cpus,
+        "memory": record.spec.memory.total,
+        "cpus": record.spec.cpu.present,
     }

@@ -61,7 +61,7 @@ def _check_lock(spec: MachineSpec, root: Path) -> Iterator[Problem]:
     if not spec.memory.lock or _capable(root, _CAP_IPC_LOCK):
         return
     allowed = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    wanted = spec.memory.size + _OWN_MEMORY
+    wanted = spec.memory.total + _OWN_MEMORY
     if allowed != resource.RLIM_INFINITY and allowed < wanted:
         what = f"we may lock {format_size(allowed)}, the machine takes {format_size(wanted)}"
         cure = "raise it: LimitMEMLOCK= of the service, or memlock in /etc/security/limits.conf"
@@ -158,7 +158,7 @@ def _check_pages(spec: MachineSpec, host: Topology, root: Path) -> Iterator[Prob
     spare = _number(root, size, "nr_overcommit_hugepages") - _number(
         root, size, "surplus_hugepages"
     )
-    if (short := spec.memory.size // size - pool.free - max(0, spare)) > 0:
+    if (short := spec.memory.total // size - pool.free - max(0, spare)) > 0:
         yield lacking("memory.huge_pages", _too_few(size, short, pool.total))
         return
     for nodes, bytes_ in _bound(spec):
@@ -181,7 +181,7 @@ def _number(root: Path, size: int, name: str) -> int:
 def _bound(spec: MachineSpec) -> Iterator[tuple[tuple[int, ...], int]]:
     parts = [(node.host_nodes, node.policy, node.memory) for node in spec.numa]
     if not parts:
-        parts = [(spec.memory.host_nodes, spec.memory.policy, spec.memory.size)]
+        parts = [(spec.memory.host_nodes, spec.memory.policy, spec.memory.total)]
     for nodes, policy, size in parts:
         if nodes is not None and policy == "bind":
             yield _numbers(nodes), size

@@ -136,7 +136,7 @@ def _parts(spec: MachineSpec) -> list[Part]:
     count = spec.cpu.maxcpus or spec.cpu.cpus
     if not spec.numa:
         nodes = numbers_of(spec.memory.host_nodes or "")
-        return [Part(tuple(range(count)), spec.memory.size, nodes, huge)]
+        return [Part(tuple(range(count)), spec.memory.total, nodes, huge)]
     return [
         Part(numbers_of(node.cpus), node.memory, numbers_of(node.host_nodes or ""), huge)
         for node in spec.numa

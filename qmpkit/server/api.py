@@ -26,6 +26,7 @@ from qmpkit.server.disk_api import DiskApi
 from qmpkit.server.farming import FarmApi
 from qmpkit.server.files import GuestFile, put_file
 from qmpkit.server.jobs import Jobs
+from qmpkit.server.resource_api import ResourceApi
 from qmpkit.server.streams import (
     BEAT,
     ConsoleResponse,
@@ -300,6 +301,7 @@ def make_app(lab: Supervisor, jobs: Jobs, shut_down: Callable[[], None]) -> ASGI
         Route(f"{one}/files", api.write_file, methods=["PUT"]),
         *DiskApi(lab, jobs, api.kept).routes(),
         *DeviceApi(api.kept).routes(),
+        *ResourceApi(api.kept).routes(),
         *TuneApi(lab, api.kept).routes(),
         Route(f"{one}/{{action}}", api.act, methods=["POST"]),
         Route("/v1/events", api.events),

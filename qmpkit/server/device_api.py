@@ -24,7 +24,7 @@ from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.kept import Kept
 from qmpkit.vm import VM
 
-__all__ = ["DeviceApi"]
+__all__ = ["DeviceApi", "running_vm"]
 
 _ANY = (str, int, float, bool, list, dict, type(None))
 
@@ -61,7 +61,7 @@ class DeviceApi:
         kept = self._find(request)
         item = pluggable_from_dict(await read_object(request, _keys()), "the request")
         _refuse_relative(item)
-        vm = _running(kept)
+        vm = running_vm(kept)
         if isinstance(item, Disk):
             plugged: Pluggable = await vm.disks.add(item)
         elif isinstance(item, Nic):
@@ -73,7 +73,7 @@ class DeviceApi:
     async def remove(self, request: Request) -> Response:
         """Take one out."""
         kept, name = self._find(request), request.path_params["device"]
-        vm = _running(kept)
+        vm = running_vm(kept)
         grace = whole_number(request, "grace")
         if grace is not None and grace < 0:
             raise Refused("grace must be 0 or more seconds")
@@ -94,7 +94,7 @@ class DeviceApi:
         up = (await read_object(request, {"up": bool})).get("up")
         if up is None:
             raise Refused("up is missing: true or false")
-        await _running(kept).nics.set_link(name, up=up)
+        await running_vm(kept).nics.set_link(name, up=up)
         return answer({"id": name, "link": up})
 
 
@@ -115,7 +115,7 @@ def _one(kept: Kept, spec: MachineSpec, name: str) -> Pluggable:
     return found[name]
 
 
-def _running(kept: Kept) -> VM:
+def running_vm(kept: Kept) -> VM:
     """The machine's VM; refused at once when it is down, or something else changes it."""
     if kept.vm is None:
         raise Refused(f"machine {kept.name!r} is {kept.state}: change its spec instead", 409)

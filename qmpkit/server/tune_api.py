@@ -58,7 +58,7 @@ class TuneApi:
                 except QmpkitError as error:
                     seen = {"machine": kept.name, "error": str(error)}
                 found[kept.name] = seen
-            found[kept.name] |= {"state": kept.state, "cpus": kept.spec.cpu.cpus}
+            found[kept.name] |= {"state": kept.state, "cpus": kept.spec.cpu.present}
 
         async with trio.open_nursery() as nursery:
             for kept in self._lab.kept.values():

@@ -32,8 +32,8 @@ def row_view(kept: Kept) -> dict[str, Any]:
         **attrs.asdict(kept.row()),
         "name": kept.name,
         "group": None if kept.record.farm is None else kept.record.farm.group,
-        "memory": int(kept.spec.memory.size),
-        "cpus": kept.spec.cpu.cpus,
+        "memory": kept.spec.memory.total,
+        "cpus": kept.spec.cpu.present,
     }
 
 

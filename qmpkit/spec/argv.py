@@ -12,6 +12,7 @@ from qmpkit.spec.boards import Board, board_of, family_of
 from qmpkit.spec.chardev import Endpoint, chardev_option, monitor_option, socket_option
 from qmpkit.spec.check import validate
 from qmpkit.spec.cpu import cpu_option, model_of, smp_option
+from qmpkit.spec.cpu_places import cpu_device
 from qmpkit.spec.facts import Facts
 from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.flash import flash_machine_options, flash_options
@@ -20,7 +21,7 @@ from qmpkit.spec.machine import MachineSpec, channels, links
 from qmpkit.spec.memory import memory_option
 from qmpkit.spec.names import RAM_ID
 from qmpkit.spec.numa import numa_options
-from qmpkit.spec.options import keyvals, to_json
+from qmpkit.spec.options import Json, keyvals, to_json
 from qmpkit.spec.peripherals import Share
 
 __all__ = ["TOOLS", "pretty", "render"]
@@ -176,7 +177,7 @@ def _hardware(spec: MachineSpec, facts: Facts, endpoints: Mapping[str, Endpoint]
         "-object": parts.objects(spec),
         "-blockdev": parts.blockdevs(spec, facts.bases),
         "-netdev": parts.netdevs(spec, endpoints),
-        "-device": parts.devices(spec, placed),
+        "-device": (*_added_cpus(spec, facts), *parts.devices(spec, placed)),
     }
     for option, items in dicts.items():
         for item in items:
@@ -184,6 +185,12 @@ def _hardware(spec: MachineSpec, facts: Facts, endpoints: Mapping[str, Endpoint]
         if option == "-object":  # the backends that nodes name are there by now
             for node in numa_options(spec.numa):
                 yield from ("-numa", node)
+
+
+def _added_cpus(spec: MachineSpec, facts: Facts) -> Iterator[Json]:
+    model = model_of(spec.cpu, facts.accel, _board(spec).tcg_cpu)
+    for number in spec.cpu.added:
+        yield cpu_device(spec.cpu, number, model)
 
 
 def pretty(argv: list[str]) -> str:

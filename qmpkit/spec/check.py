@@ -17,6 +17,7 @@ from qmpkit.spec.boards import family_of
 from qmpkit.spec.chardev import serial_faults
 from qmpkit.spec.convert import structure, unstructure
 from qmpkit.spec.cpu import cpu_faults
+from qmpkit.spec.cpu_places import cpu_id
 from qmpkit.spec.faults import collect
 from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.layout import AGENT, fixed_devices, layout_of
@@ -26,8 +27,9 @@ from qmpkit.spec.names import file_node, flash_node, mac_of, machine_name_proble
 from qmpkit.spec.network import UserNic, nic_faults
 from qmpkit.spec.numa import numa_faults
 from qmpkit.spec.options import text_problem
-from qmpkit.spec.peripherals import Share, device_faults
+from qmpkit.spec.peripherals import Share, VirtioMem, device_faults
 from qmpkit.spec.resources import resource_faults
+from qmpkit.spec.sizes import Size, format_size
 from qmpkit.spec.units import unit_faults
 
 __all__ = ["faults_of", "type_faults", "validate"]
@@ -91,6 +93,8 @@ def faults_of(spec: MachineSpec) -> tuple[Fault, ...]:
     found += _macs_twice(spec)
     found += _ports_twice(spec)
     found += _share_faults(spec)
+    found += _balloon_faults(spec)
+    found += _growing_faults(spec)
     found += _slot_faults(spec)
     found += board_faults(spec)
     return tuple(found)
@@ -168,6 +172,8 @@ def _names_twice(spec: MachineSpec) -> Iterator[Fault]:
     named = [(disk.id, f"disks[{n}].id") for n, disk in enumerate(spec.disks)]
     named += [(nic.id, f"nics[{n}].id") for n, nic in enumerate(spec.nics)]
     named += [(it.id, f"devices[{n}].id") for n, it in enumerate(spec.devices)]
+    named += [(it.id, f"memory.dimms[{n}].id") for n, it in enumerate(spec.memory.dimms)]
+    named += [(cpu_id(number), "cpu.added") for number in dict.fromkeys(spec.cpu.added)]
     named += [(serial.name, f"serials[{n}].name") for n, serial in enumerate(spec.serials)]
     for name, where in named:
         if name in first:
@@ -237,6 +243,29 @@ def _ports_twice(spec: MachineSpec) -> Iterator[Fault]:
                 message = f"port {forward.host} is already forwarded by {first[key]}"
                 yield Fault(f"{where}.host", message)
             first.setdefault(key, where)
+
+
+def _growing_faults(spec: MachineSpec) -> Iterator[Fault]:
+    memory = spec.memory
+    taken = memory.total
+    for number, device in enumerate(spec.devices):
+        if not isinstance(device, VirtioMem):
+            continue
+        where, taken = f"devices[{number}]", Size(taken + device.size)
+        if memory.maxmem is None:
+            hint = 'memory.slots = 1, memory.maxmem = "16GiB"'
+            yield Fault(where, "there is no room for it beside the RAM", hint)
+        elif taken > memory.maxmem:
+            message = f"with it the memory comes to {format_size(taken)}, more than memory.maxmem"
+            yield Fault(f"{where}.size", message)
+        if device.node is not None and not 0 <= device.node < max(1, len(spec.numa)):
+            yield Fault(f"{where}.node", f"there is no node {device.node} in numa")
+
+
+def _balloon_faults(spec: MachineSpec) -> Iterator[Fault]:
+    for name in ("free_page_reporting", "deflate_on_oom"):
+        if getattr(spec.memory, name) and not spec.balloon:
+            yield Fault(f"memory.{name}", "is the balloon's, and there is none", "balloon = true")
 
 
 def _share_faults(spec: MachineSpec) -> Iterator[Fault]:

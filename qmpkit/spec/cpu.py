@@ -26,6 +26,10 @@ def _flags(value: Iterable[str]) -> tuple[str, ...]:
     return items_of(value, "cpu.flags", '["+x2apic"]')
 
 
+def _numbers(value: Iterable[int]) -> tuple[int, ...]:
+    return items_of(value, "cpu.added", "[2, 3]", (int,))
+
+
 @attrs.frozen
 class Cpu:
     """`cpus` processors at start, room for `maxcpus` by hotplug (default: `cpus`).
@@ -36,6 +40,8 @@ class Cpu:
     `pin`: the processors of the host that they run on: "auto" for some of one NUMA node that
     has room for the machine, a list for all of them ("2-5"), or one for each, from the first
     on (["2", "3"]).
+    `added`: numbers of processors beside the first `cpus`, each below `maxcpus`: what hotplug
+    has added.
     """
 
     cpus: int = 1
@@ -46,6 +52,12 @@ class Cpu:
     cores: int | None = None
     threads: int | None = None
     pin: Pin = attrs.field(default=None, converter=to_pin)
+    added: tuple[int, ...] = attrs.field(default=(), converter=_numbers)
+
+    @property
+    def present(self) -> int:
+        """How many there are: `cpus`, and those that were added."""
+        return self.cpus + len(self.added)
 
 
 def to_cpu(value: Cpu | int) -> Cpu:
@@ -63,6 +75,7 @@ def cpu_faults(cpu: Cpu) -> Iterator[Fault]:
     elif limit > CPU_LIMIT:
         name = "cpu.cpus" if cpu.maxcpus is None else "cpu.maxcpus"
         yield Fault(name, f"{limit} processors are more than the {CPU_LIMIT} supported")
+    yield from _added_faults(cpu, limit)
     yield from _topology_faults(cpu, limit)
     yield from pin_faults(cpu.pin, limit)
     if cpu.model is not None and not _MODEL.fullmatch(cpu.model):
@@ -70,6 +83,16 @@ def cpu_faults(cpu: Cpu) -> Iterator[Fault]:
     for number, flag in enumerate(cpu.flags):
         if not _FLAG.fullmatch(flag):
             yield Fault(f"cpu.flags[{number}]", f"{flag!r} is not '+name', '-name' or 'name=value'")
+
+
+def _added_faults(cpu: Cpu, limit: int) -> Iterator[Fault]:
+    for place, number in enumerate(cpu.added):
+        where = f"cpu.added[{place}]"
+        if number in cpu.added[:place]:
+            yield Fault(where, f"processor {number} is in it twice")
+        elif not cpu.cpus <= number < limit:
+            message = f"processor {number} is not between the {cpu.cpus} of cpus and maxcpus"
+            yield Fault(where, message, f"they are numbered from 0; maxcpus is {limit}")
 
 
 def _topology_faults(cpu: Cpu, limit: int) -> Iterator[Fault]:

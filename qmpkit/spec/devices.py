@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import attrs
+
 from qmpkit.spec import block, chardev, layout, network
 from qmpkit.spec.addresses import Layout, Place, root_port_device
 from qmpkit.spec.boards import family_of
 from qmpkit.spec.chardev import Endpoint, Serial
+from qmpkit.spec.dimms import dimm_device
 from qmpkit.spec.encryption import BaseImage, secret_objects
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.numa import ram_backends
+from qmpkit.spec.memory import Memory
+from qmpkit.spec.numa import placed_backend, ram_backends
 from qmpkit.spec.options import Json
 from qmpkit.spec.peripherals import (
     Controller,
     ScsiController,
+    VirtioMem,
     device_object,
     peripheral_device,
 )
@@ -28,6 +33,12 @@ _NOWHERE = Place("")
 def objects(spec: MachineSpec) -> Iterator[Json]:
     """`-object`: the RAM, the disks' threads and secrets, the source of randomness."""
     yield from ram_backends(spec.memory, spec.numa)
+    for dimm in spec.memory.dimms:
+        yield placed_backend(spec.memory, spec.numa, dimm)
+    growing = attrs.evolve(spec.memory, prealloc=False, prealloc_threads=1)
+    for device in spec.devices:
+        if isinstance(device, VirtioMem):  # which takes what it needs when it needs it
+            yield placed_backend(growing, spec.numa, device)
     for thread in _iothreads(spec):
         yield block.iothread_object(thread)
     for disk in spec.disks:
@@ -72,6 +83,8 @@ def devices(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
     """`-device`: buses before what sits on them."""
     for port in placed.ports:
         yield root_port_device(port)
+    for dimm in spec.memory.dimms:
+        yield dimm_device(dimm, nodes=bool(spec.numa))
     yield from _platform(spec, placed)
     yield from _serials(spec, placed)
     units = units_of(spec)
@@ -93,7 +106,7 @@ def _platform(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
     if "rng0" in places:
         yield _virtio("rng", places, rng="qk-rng0")
     if "balloon0" in places:
-        yield _virtio("balloon", places)
+        yield _virtio("balloon", places, **_balloon_features(spec.memory))
     if "vsock0" in places:
         place = places["vsock0"]
         driver = place.virtio("vsock").replace("virtio", "vhost")
@@ -109,6 +122,15 @@ def _platform(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
         yield {"driver": "pvpanic", "id": "panic0"}
     if spec.vmgenid is not None:
         yield {"driver": "vmgenid", "id": "vmgenid0", "guid": spec.vmgenid}
+
+
+def _balloon_features(memory: Memory) -> dict[str, object]:
+    # Said only when on: what is not named is as in every machine there has been.
+    wanted = {
+        "free-page-reporting": memory.free_page_reporting,
+        "deflate-on-oom": memory.deflate_on_oom,
+    }
+    return {name: True for name, on in wanted.items() if on}
 
 
 def _virtio(kind: str, places: Mapping[str, Place], **properties: object) -> Json:

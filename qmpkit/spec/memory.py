@@ -13,6 +13,7 @@ from typing import Any, Literal
 import attrs
 
 from qmpkit.errors import Fault
+from qmpkit.spec.dimms import Dimm, dimm_faults, to_dimms
 from qmpkit.spec.number_list import list_problem, numbers_of
 from qmpkit.spec.options import Json, keyvals
 from qmpkit.spec.sizes import GIB, KIB, MIB, Size, format_size, to_bytes
@@ -23,8 +24,10 @@ __all__ = [
     "backend_of",
     "memory_faults",
     "memory_option",
+    "module_backend",
     "policy_faults",
     "to_memory",
+    "without_dimm",
 ]
 
 HostPolicy = Literal["bind", "preferred", "interleave"]
@@ -69,6 +72,10 @@ class Memory:
     "interleave" (spread); guests with nodes of their own say so in `numa`.
     `merge`: the kernel may merge equal pages (KSM). `dump`: a core dump of QEMU holds it.
     `lock`: none of QEMU's memory is ever swapped; the limit of locked memory must allow it.
+    `dimms`: modules beside `size`, each in one of `slots`: what hotplug has added.
+    `free_page_reporting`: what the guest does not use any more is given back to the host;
+    `deflate_on_oom`: a guest that runs out of memory takes some back from its balloon by
+    itself.  Both need `balloon`.
     """
 
     size: Size = attrs.field(default=Size(512 * MIB), converter=_size)
@@ -84,6 +91,14 @@ class Memory:
     merge: bool = True
     dump: bool = True
     lock: bool = False
+    dimms: tuple[Dimm, ...] = attrs.field(default=(), converter=to_dimms)
+    free_page_reporting: bool = False
+    deflate_on_oom: bool = False
+
+    @property
+    def total(self) -> Size:
+        """Bytes that the guest has: `size` and all of `dimms`."""
+        return Size(self.size + sum(dimm.size for dimm in self.dimms))
 
 
 def to_memory(value: Memory | str | int) -> Memory:
@@ -100,6 +115,8 @@ def memory_faults(memory: Memory) -> Iterator[Fault]:
     if memory.mem_path == "":
         yield Fault("memory.mem_path", "the path is empty")
     yield from _placing_faults(memory)
+    room = (memory.maxmem or memory.size) - memory.size
+    yield from dimm_faults(memory.dimms, memory.slots, room)
     if memory.maxmem is None and not memory.slots:
         return
     if memory.maxmem is None or not memory.slots:
@@ -121,6 +138,10 @@ def _placing_faults(memory: Memory) -> Iterator[Fault]:
     elif pages is not None and memory.size % pages:
         message = f"{format_size(memory.size)} is not a whole number of pages"
         yield Fault("memory.size", f"{message} of {format_size(pages)}")
+    for number, dimm in enumerate(memory.dimms if pages else ()):
+        if dimm.size % (pages or 1):
+            message = f"{format_size(dimm.size)} is not a whole number of huge pages"
+            yield Fault(f"memory.dimms[{number}].size", message)
     if memory.prealloc_threads < 1:
         message = f"must be at least 1, not {memory.prealloc_threads}"
         yield Fault("memory.prealloc_threads", message)
@@ -162,6 +183,18 @@ def backend_of(memory: Memory, name: str) -> Json:
     # QEMU's own defaults are on.
     backend |= {name: False for name in ("merge", "dump") if not getattr(memory, name)}
     return backend
+
+
+def without_dimm(memory: Memory, dimm_id: str) -> Memory:
+    """*memory* without the module of that id, if it has one."""
+    return attrs.evolve(memory, dimms=[it for it in memory.dimms if it.id != dimm_id])
+
+
+def module_backend(memory: Memory, size: Size, name: str) -> Json:
+    """The `-object` of a module of *size*, called *name*: made of what the RAM is made of."""
+    # A file holds the RAM and nothing else; in a hugetlbfs each backend has one of its own.
+    path = memory.mem_path if memory.huge_pages is not None else None
+    return backend_of(attrs.evolve(memory, size=size, mem_path=path), name)
 
 
 def memory_option(memory: Memory) -> str:

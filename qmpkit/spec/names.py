@@ -26,6 +26,7 @@ __all__ = [
     "job_id",
     "mac_of",
     "machine_name_problem",
+    "module_id",
     "netdev_id",
     "network_name_problem",
     "node_problem",
@@ -56,6 +57,11 @@ RAM_ID = "ram0"
 def ram_id(node: int) -> str:
     """The memory backend of the guest's NUMA node of that number."""
     return f"ram{node}"
+
+
+def module_id(device: str) -> str:
+    """The memory backend behind a device that is plugged beside the RAM."""
+    return f"qk-{device}"
 
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)

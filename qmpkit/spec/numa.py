@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import attrs
 
 from qmpkit.errors import Fault
 from qmpkit.spec.given import items_of, table_of
-from qmpkit.spec.memory import HostPolicy, Memory, backend_of, policy_faults
-from qmpkit.spec.names import RAM_ID, ram_id
+from qmpkit.spec.memory import HostPolicy, Memory, backend_of, module_backend, policy_faults
+from qmpkit.spec.names import RAM_ID, module_id, ram_id
 from qmpkit.spec.number_list import list_problem, numbers_of
 from qmpkit.spec.options import Json, keyvals
 from qmpkit.spec.sizes import KIB, Size, format_size, to_bytes
 
-__all__ = ["NumaNode", "numa_faults", "numa_options", "ram_backends", "to_numa"]
+__all__ = ["NumaNode", "numa_faults", "numa_options", "placed_backend", "ram_backends", "to_numa"]
 
 _LIMIT = 128
 _GRAIN = 8 * KIB
@@ -66,6 +66,25 @@ def ram_backends(memory: Memory, nodes: Iterable[NumaNode]) -> Iterator[Json]:
         yield backend_of(memory, RAM_ID)
 
 
+class _Module(Protocol):
+    """Memory beside that of the start."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def size(self) -> Size: ...
+    @property
+    def node(self) -> int | None: ...
+
+
+def placed_backend(memory: Memory, nodes: Sequence[NumaNode], module: _Module) -> Json:
+    """The `-object` of a module beside the RAM, where its node's memory lies."""
+    if nodes:
+        node = nodes[module.node or 0]
+        memory = attrs.evolve(memory, host_nodes=node.host_nodes, policy=node.policy)
+    return module_backend(memory, module.size, module_id(module.id))
+
+
 def numa_options(nodes: tuple[NumaNode, ...]) -> Iterator[str]:
     """The values of `-numa`."""
     for number, node in enumerate(nodes):
@@ -88,6 +107,9 @@ def _all_distances(nodes: tuple[NumaNode, ...]) -> Iterator[tuple[int, int, int]
 
 def numa_faults(nodes: tuple[NumaNode, ...], memory: Memory, vcpus: int) -> Iterator[Fault]:
     """Everything that contradicts itself, or the rest of the machine."""
+    for number, dimm in enumerate(memory.dimms):
+        if dimm.node is not None and not 0 <= dimm.node < max(1, len(nodes)):
+            yield Fault(f"memory.dimms[{number}].node", f"there is no node {dimm.node} in numa")
     if not nodes:
         return
     if len(nodes) > _LIMIT:

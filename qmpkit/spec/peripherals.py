@@ -12,8 +12,9 @@ import attrs
 from qmpkit.errors import Fault
 from qmpkit.spec.addresses import Place
 from qmpkit.spec.given import items_of
-from qmpkit.spec.names import chardev_id, id_problem, iothread_id
+from qmpkit.spec.names import chardev_id, id_problem, iothread_id, module_id
 from qmpkit.spec.options import Json
+from qmpkit.spec.sizes import MIB, Size, format_size, to_bytes
 
 __all__ = [
     "DEVICE_KINDS",
@@ -26,6 +27,7 @@ __all__ = [
     "UsbKeyboard",
     "UsbTablet",
     "Vfio",
+    "VirtioMem",
     "Vsock",
     "Controller",
     "PciDevice",
@@ -148,11 +150,32 @@ class Vfio(_Device):
     host: str
 
 
+def _bytes(value: str | int) -> Size:
+    return to_bytes(value, "devices")
+
+
+@attrs.frozen(kw_only=True)
+class VirtioMem(_Device):
+    """Memory that grows and shrinks while the guest runs, from none to `size` ("4GiB").
+
+    `requested`: what of it the guest is to use, in steps of `block`; `vm.memory.resize` changes
+    it.  Lies between `memory.size` and `maxmem`.  `node`: of the guest's NUMA nodes (default:
+    0).  `address`: where it lies in the guest's memory, written by hotplug.
+    """
+
+    prefix: ClassVar[tuple[str, int]] = ("vmem", 0)
+    size: Size = attrs.field(converter=_bytes)
+    requested: Size = attrs.field(default=Size(0), converter=_bytes)
+    block: Size = attrs.field(default=Size(2 * MIB), converter=_bytes)
+    node: int | None = None
+    address: int | None = None
+
+
 UsbDevice = UsbTablet | UsbKeyboard | UsbHost
 """What sits on a USB controller; all else on PCI, and rng, vsock and SCSI on a microvm's bus."""
 
 Controller = ScsiController | UsbController
-PciDevice = Rng | Vsock | Controller | Share | Vfio
+PciDevice = Rng | Vsock | Controller | Share | Vfio | VirtioMem
 Device = PciDevice | UsbDevice
 DEVICE_KINDS: dict[str, type[Device]] = {
     "rng": Rng,
@@ -164,6 +187,7 @@ DEVICE_KINDS: dict[str, type[Device]] = {
     "usb-host": UsbHost,
     "virtiofs": Share,
     "vfio": Vfio,
+    "virtio-mem": VirtioMem,
 }
 
 
@@ -229,7 +253,16 @@ def peripheral_device(device: Device, place: Place, unit: int = 0) -> Json:
             return {"driver": "vhost-user-fs-pci", **head, **more, "queue-size": device.queue_size}
         case Vfio():
             return {"driver": "vfio-pci", **head, "host": device.host}
+        case VirtioMem():
+            return {"driver": place.virtio("mem"), **head, **_virtio_mem(device)}
     return {**_usb(device), **head, "port": str(unit + 1)}
+
+
+def _virtio_mem(device: VirtioMem) -> dict[str, object]:
+    wanted = {"requested-size": int(device.requested), "block-size": int(device.block)}
+    places = {"node": device.node, "memaddr": device.address}
+    there = {name: value for name, value in places.items() if value is not None}
+    return {"memdev": module_id(device.id), **wanted, **there}
 
 
 def _usb(device: UsbDevice) -> Json:
@@ -270,7 +303,26 @@ def device_faults(device: Device, where: str) -> Iterator[Fault]:
                 yield Fault(f"{where}.tag", f"a tag has 1 to {_TAG_LIMIT} bytes")
             if not device.socket:
                 yield Fault(f"{where}.socket", "the path is empty")
+        case VirtioMem():
+            yield from _virtio_mem_faults(device, where)
         case Vfio():
             if not _PCI_HOST.fullmatch(device.host):
                 message = f"{device.host!r} is not the address of a PCI device"
                 yield Fault(f"{where}.host", message, "0000:01:00.0")
+
+
+def _virtio_mem_faults(device: VirtioMem, where: str) -> Iterator[Fault]:
+    block = device.block
+    if block < MIB or block & (block - 1):
+        yield Fault(f"{where}.block", f"{format_size(block)} is no power of two from 1MiB on")
+        return
+    for name in ("size", "requested"):
+        if (value := getattr(device, name)) % block:
+            message = (
+                f"{format_size(value)} is not a whole number of blocks of {format_size(block)}"
+            )
+            yield Fault(f"{where}.{name}", message)
+    if not device.size:
+        yield Fault(f"{where}.size", "there is nothing that the guest could have")
+    elif device.requested > device.size:
+        yield Fault(f"{where}.requested", f"is more than the size, {format_size(device.size)}")

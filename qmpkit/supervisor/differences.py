@@ -9,6 +9,7 @@ from typing import Any
 from qmpkit.machine.drives import drives_of
 from qmpkit.operations.block.graph import FDSETS, file_of
 from qmpkit.spec.block import Disk, disk_node
+from qmpkit.spec.cpu_places import cpu_id
 from qmpkit.spec.machine import MachineSpec
 
 __all__ = ["device_differences", "disk_differences"]
@@ -32,14 +33,18 @@ def disk_differences(spec: MachineSpec, blocks: Iterable[Mapping[str, Any]]) -> 
 
 
 def device_differences(spec: MachineSpec, there: Collection[str]) -> Iterator[str]:
-    """A sentence for each NIC or other device of *spec* that is not among those that are *there*.
+    """A sentence for each NIC, module of memory, added processor or other device of *spec*
+    that is not among those that are *there*.
 
     Those that somebody else has plugged are nobody's to judge: `extra_args` may have made them.
     """
-    for name, items in (("NIC", spec.nics), ("device", spec.devices)):
-        for item in items:
-            if item.id not in there:
-                yield f"{name} {item.id!r} is not there, and its spec says that it is"
+    wanted = [("NIC", nic.id) for nic in spec.nics]
+    wanted += [("device", device.id) for device in spec.devices]
+    wanted += [("memory", dimm.id) for dimm in spec.memory.dimms]
+    wanted += [("processor", cpu_id(number)) for number in spec.cpu.added]
+    for name, ident in wanted:
+        if ident not in there:
+            yield f"{name} {ident!r} is not there, and its spec says that it is"
 
 
 def _same(disk: Disk, node: str, file: str) -> bool:

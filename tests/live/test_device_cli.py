@@ -17,7 +17,7 @@ from qmpkit.testing.leaks import leaks
 from tests.live.dying import STEPS
 from tests.live.kept import Places, end_all, lab
 from tests.live.plugged import agreed
-from tests.sizes import HOTPLUG_KILLS, NEWEST
+from tests.sizes import HOTPLUG_KILLS, LONG, NEWEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST), pytest.mark.usefixtures("places")]
 
@@ -76,6 +76,33 @@ def test_devices_at_the_shell(qemu: str, tmp_path: Path, places: Places) -> None
     assert found["devices"][0]["file"] == str(tmp_path / "data.raw")
     shell.run("stop", "store", "--grace", "0")
     assert "change its spec instead" in shell.run("device", "add", "store", "rng", status=2)
+    shell.run("down", "--grace", "0")
+    assert places.qemus() == []
+
+
+def test_processors_and_memory_at_the_shell(qemu: str, tmp_path: Path, places: Places) -> None:
+    shell = Shell(tmp_path)
+    room = "cpu = {cpus = 1, maxcpus = 4}\nballoon = true\n"
+    text = FARM.format(qemu=qemu).replace('"32MiB"', '{size = "32MiB", slots = 2, maxmem = "1GiB"}')
+    (tmp_path / "farm.toml").write_text(text + room)
+    shell.run("up", "farm.toml")
+    assert "store: dimm0 of 256MiB is plugged in" in shell.run("memory", "add", "store", "256MiB")
+    assert "cpu1, cpu2 plugged in" in shell.run("cpu", "add", "store", "2")
+    assert "under TCG" in shell.run("cpu", "remove", "store", "cpu1", status=3)
+    if LONG:
+        said = shell.run("memory", "add", "store", "1GiB", status=2)
+        assert "leaves room for 992MiB" in said
+        assert "(of the start)" in shell.run("cpu", "list", "store")
+        said = shell.run("memory", "remove", "store", "dimm0", "--grace", "0", status=1)
+        assert "has not let go of 'dimm0'" in said
+        said = shell.run("memory", "balloon", "store", "16MiB", "--grace", "0", status=1)
+        assert "within 0 s" in said
+        assert "no virtio-mem" in shell.run("memory", "resize", "store", "16MiB", status=2)
+        shell.run("restart", "store", "--grace", "0")
+    cpus = json.loads(shell.run("cpu", "list", "store", "--json"))["cpus"]
+    assert [it["id"] for it in cpus if it["thread"]] == ["", "cpu1", "cpu2"]
+    listed = shell.run("memory", "list", "store")
+    assert "dimm0" in listed and "1 slots are left" in listed and "leaves 288MiB" in listed
     shell.run("down", "--grace", "0")
     assert places.qemus() == []
 

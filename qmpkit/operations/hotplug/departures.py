@@ -15,6 +15,7 @@ from qmpkit.operations.hotplug.plug import unplug_parts
 from qmpkit.operations.hotplug.unplug import is_plugged
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.memory import without_dimm
 from qmpkit.spec.parts import parts_between, parts_of
 
 __all__ = ["follow_departures"]
@@ -60,4 +61,5 @@ def _without(spec: MachineSpec, device: str) -> MachineSpec:
         disks=[it for it in spec.disks if it.id != device],
         nics=[it for it in spec.nics if it.id != device],
         devices=[it for it in spec.devices if it.id != device],
+        memory=without_dimm(spec.memory, device),
     )

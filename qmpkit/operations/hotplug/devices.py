@@ -10,6 +10,8 @@ from qmpkit.host.check_devices import check_devices
 from qmpkit.host.findings import raise_problems
 from qmpkit.host.resolve import with_absolute_paths
 from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.hotplug import growing
+from qmpkit.operations.hotplug.memory import note_addresses
 from qmpkit.operations.hotplug.places import changes_between, empty_port
 from qmpkit.operations.hotplug.plug import plug_parts, unplug_parts
 from qmpkit.spec.addresses import DEVICE_PORTS
@@ -23,6 +25,7 @@ from qmpkit.spec.peripherals import (
     ScsiController,
     UsbController,
     UsbDevice,
+    VirtioMem,
     evolved,
     to_devices,
 )
@@ -40,7 +43,10 @@ async def add_device(machine: Changeable, device: Device) -> Device:
         device = await _checked(machine, device)
         if isinstance(device, UsbDevice) and device.controller is None:
             await with_controller(machine, usb=True)
-        return await plug_device(machine, device)
+        device = await plug_device(machine, device)
+        if isinstance(device, VirtioMem):
+            await note_addresses(machine)
+        return _device_of(machine, machine.spec, device.id)
 
 
 async def _checked(machine: Changeable, device: Device) -> Device:
@@ -90,6 +96,8 @@ async def remove_device(machine: Changeable, device_id: str, grace: float) -> De
         device = _device_of(machine, old, device_id)
         if isinstance(device, Controller):
             _refuse_used(machine, old, device_id)
+        if isinstance(device, VirtioMem):
+            await growing.refuse_used(machine, device)
         new = attrs.evolve(old, devices=[it for it in old.devices if it.id != device_id])
         going, _ = changes_between(old, new)
         await unplug_parts(machine, f"remove device {device_id!r}", new, going, grace=grace)

@@ -13,6 +13,7 @@ from qmpkit.operations.hotplug.unplug import PERIPHERAL
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.boards import board_of
 from qmpkit.spec.check import validate
+from qmpkit.spec.dimms import DIMM_DRIVER
 from qmpkit.spec.encryption import BaseImage
 from qmpkit.spec.layout import layout_of
 from qmpkit.spec.machine import MachineSpec
@@ -96,6 +97,8 @@ def changes_between(
 
 def _fixed(parts: Sequence[Part]) -> Iterator[Fault]:
     for part in parts:
+        if (part.arguments or {}).get("driver") == DIMM_DRIVER:
+            continue  # it is in a slot, which is on no bus
         bus = str((part.arguments or {}).get("bus", "pcie.0"))
         if part.kind == "device" and bus.startswith(_FIXED_BUSES):
             message = f"it sits on {bus!r}, which takes and gives no device while the machine runs"

@@ -170,7 +170,7 @@ def _decided(spec: MachineSpec) -> MachineSpec:
 def _without_memory(spec: MachineSpec) -> MachineSpec:
     """It has its pages already: those that are free now are not asked for."""
     nodes = [attrs.evolve(node, memory=0) for node in spec.numa]
-    memory = attrs.evolve(spec.memory, huge_pages=None, lock=False, size=0)
+    memory = attrs.evolve(spec.memory, huge_pages=None, lock=False, size=0, dimms=())
     return attrs.evolve(spec, memory=memory, numa=nodes)
 
 

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from qmpkit.spec.block import Cache, Disk, DiskInterface, Overlay
 from qmpkit.spec.chardev import Serial
 from qmpkit.spec.cpu import Cpu
+from qmpkit.spec.dimms import Dimm
 from qmpkit.spec.machine import Kernel, MachineSpec
 from qmpkit.spec.memory import Memory
 from qmpkit.spec.network import DgramNic, Forward, Nic, StreamNic, TapNic, UserNic
 from qmpkit.spec.options import text_problem
 from qmpkit.spec.resources import IoMax, Resources
-from qmpkit.spec.sizes import KIB, MIB
+from qmpkit.spec.sizes import GIB, KIB, MIB
 
 NASTY = "a,b'\"\\ \n\t$`;&|*?[]{}~#%=é\u2028😀"
 
@@ -119,9 +120,15 @@ cpus = st.one_of(
         cores=optional(st.just(4)),
         threads=optional(st.just(1)),
         pin=optional(st.sampled_from(["auto", "0-3", ("1", "", "2-3")])),
+        added=st.lists(st.integers(4, 7), max_size=3, unique=True),
     ),
 )
 sizes = st.integers(128, 1 << 30).map(lambda count: count * 8 * KIB)
+dimms = st.builds(
+    Dimm,
+    size=st.integers(1, 2).map(lambda count: count * 128 * MIB),
+    node=optional(st.just(0)),
+)
 memories = st.one_of(
     st.builds(Memory, sizes),
     st.builds(
@@ -137,6 +144,13 @@ memories = st.one_of(
         merge=st.booleans(),
         dump=st.booleans(),
         lock=st.booleans(),
+    ),
+    st.builds(
+        Memory,
+        st.just(64 * MIB),
+        maxmem=st.just(GIB),
+        slots=st.just(4),
+        dimms=st.lists(dimms, max_size=3),
     ),
     st.builds(
         Memory,

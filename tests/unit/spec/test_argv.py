@@ -17,10 +17,13 @@ from qmpkit.spec.argv import TOOLS, pretty, render
 from qmpkit.spec.block import Disk
 from qmpkit.spec.chardev import Endpoint, FdEndpoint, PathEndpoint, Serial
 from qmpkit.spec.cpu import Cpu
+from qmpkit.spec.cpu_places import place_of
+from qmpkit.spec.dimms import Dimm
 from qmpkit.spec.facts import Facts
 from qmpkit.spec.machine import Kernel, MachineSpec, channels, links
 from qmpkit.spec.memory import Memory
 from qmpkit.spec.network import DgramNic, StreamNic, UserNic
+from qmpkit.spec.numa import NumaNode
 from qmpkit.spec.options import escape, keyvals, to_json
 from qmpkit.spec.profile import load_profile
 from tests.sizes import examples
@@ -152,6 +155,57 @@ def test_hotplug_memory_and_a_shared_file() -> None:
         "mem-path": "/a,b",
         "share": True,
     }
+
+
+def test_what_was_plugged_is_there_at_a_start() -> None:
+    dimms = [Dimm(size="128MiB"), Dimm(size="1GiB", id="big", address=5 << 30)]
+    memory = Memory("1GiB", maxmem="4GiB", slots=4, mem_path="/ram", dimms=dimms, merge=False)
+    spec = MachineSpec(cpu=Cpu(1, 8, threads=2, added=[3, 5]), memory=memory)
+    words = argv(spec)
+    backends = [json.loads(it) for it in after(words, "-object")]
+    common = {"qom-type": "memory-backend-ram", "merge": False}
+    assert backends[1:3] == [
+        {**common, "id": "qk-dimm0", "size": 128 << 20},
+        {**common, "id": "qk-big", "size": 1 << 30},
+    ], "the file holds the RAM alone"
+    there = {it["id"]: it for it in map(json.loads, after(words, "-device"))}
+    assert there["dimm0"] == {"driver": "pc-dimm", "id": "dimm0", "memdev": "qk-dimm0"}
+    assert there["big"]["addr"] == 5 << 30
+    place = {"socket-id": 0, "core-id": 1, "thread-id": 1}
+    assert there["cpu3"] == {"driver": "max-x86_64-cpu", "id": "cpu3", **place}
+    assert there["cpu5"]["core-id"] == 2
+
+
+def test_modules_of_a_guest_with_nodes_lie_where_those_do() -> None:
+    nodes = [NumaNode(cpus="0", memory="64MiB"), NumaNode(memory="64MiB", host_nodes="0")]
+    memory = Memory("128MiB", maxmem="1GiB", slots=2, dimms=[Dimm(size="128MiB", node=1)])
+    words = argv(MachineSpec(memory=memory, numa=nodes))
+    backend = json.loads(after(words, "-object")[2])
+    assert backend["id"] == "qk-dimm0" and backend["host-nodes"] == [0]
+    assert [it["node"] for it in map(json.loads, after(words, "-device")) if "node" in it] == [1]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "place"),
+    [
+        (Cpu(1, 8), (0, 5, 0)),
+        (Cpu(1, 8, sockets=2), (1, 1, 0)),
+        (Cpu(1, 8, cores=2), (2, 1, 0)),
+        (Cpu(1, 8, sockets=2, cores=2), (1, 0, 1)),
+        (Cpu(1, 8, sockets=2, cores=2, threads=2), (1, 0, 1)),
+        (Cpu(1, 8, threads=2), (0, 2, 1)),
+    ],
+)
+def test_the_sixth_processors_place(cpu: Cpu, place: tuple[int, int, int]) -> None:
+    assert place_of(cpu, 5) == place
+
+
+def test_a_balloon_says_only_what_is_on() -> None:
+    plain = argv(MachineSpec(balloon=True))
+    assert "deflate" not in str(plain) and "reporting" not in str(plain)
+    words = argv(MachineSpec(balloon=True, memory=Memory(deflate_on_oom=True)))
+    (balloon,) = (it for it in map(json.loads, after(words, "-device")) if it["id"] == "balloon0")
+    assert balloon["deflate-on-oom"] is True and "free-page-reporting" not in balloon
 
 
 def test_a_clones_file_says_that_it_is_not_shared() -> None:

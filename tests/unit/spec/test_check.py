@@ -12,10 +12,13 @@ from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.chardev import Serial
 from qmpkit.spec.check import faults_of, type_faults, validate
 from qmpkit.spec.cpu import Cpu
+from qmpkit.spec.dimms import Dimm
 from qmpkit.spec.machine import Kernel, MachineSpec
 from qmpkit.spec.memory import Memory
 from qmpkit.spec.network import DgramNic, Forward, StreamNic, TapNic, UserNic
+from qmpkit.spec.peripherals import VirtioMem
 
+ROOMY = Memory(maxmem="8GiB", slots=1)
 CPU_TOPOLOGY = "sockets x cores x threads is {}, which does not make {} processors"
 
 
@@ -105,6 +108,49 @@ CASES: list[tuple[MachineSpec, str]] = [
         MachineSpec(memory=Memory(maxmem="1GiB", slots=257)),
         "memory.slots: must be from 0 to 256, not 257",
     ),
+    (
+        MachineSpec(memory=Memory(maxmem="1GiB", slots=1, dimms=[Dimm(size="1MiB")])),
+        "memory.dimms[0].size: 1MiB is no multiple of 128MiB",
+    ),
+    (
+        MachineSpec(memory=Memory(dimms=[Dimm(size="128MiB")])),
+        "memory.slots: 1 module of memory do not fit in 0 slots (remove one, or start",
+    ),
+    (
+        MachineSpec(memory=Memory(maxmem="1GiB", slots=1, dimms=[Dimm(size="640MiB")])),
+        "memory.maxmem: leaves room for 512MiB, and the modules have 640MiB (remove one",
+    ),
+    (
+        MachineSpec(memory=Memory(maxmem="1GiB", slots=1, dimms=[Dimm(size="128MiB", node=1)])),
+        "memory.dimms[0].node: there is no node 1 in numa",
+    ),
+    (
+        MachineSpec(memory=Memory(maxmem="1GiB", slots=1, dimms=[Dimm(size="128MiB", id="a b")])),
+        "memory.dimms[0].id: 'a b' is not a name QEMU takes",
+    ),
+    (
+        MachineSpec(memory=Memory(deflate_on_oom=True)),
+        "memory.deflate_on_oom: is the balloon's, and there is none (balloon = true)",
+    ),
+    (
+        MachineSpec(devices=[VirtioMem(size="1GiB")], root_ports=1),
+        "devices[0]: there is no room for it beside the RAM",
+    ),
+    (
+        MachineSpec(devices=[VirtioMem(size="1GiB", requested="2GiB")], memory=ROOMY),
+        "devices[0].requested: is more than the size, 1GiB",
+    ),
+    (
+        MachineSpec(devices=[VirtioMem(size="1GiB", block="3MiB")], memory=ROOMY),
+        "devices[0].block: 3MiB is no power of two from 1MiB on",
+    ),
+    (
+        MachineSpec(devices=[VirtioMem(size="8GiB")], memory=ROOMY),
+        "devices[0].size: with it the memory comes to 8704MiB, more than memory.maxmem",
+    ),
+    (MachineSpec(cpu=Cpu(2, 4, added=[1])), "cpu.added[0]: processor 1 is not between the 2"),
+    (MachineSpec(cpu=Cpu(2, 4, added=[4])), "cpu.added[0]: processor 4 is not between the 2"),
+    (MachineSpec(cpu=Cpu(2, 4, added=[3, 3])), "cpu.added[1]: processor 3 is in it twice"),
     (
         microvm(memory=Memory(maxmem="1GiB", slots=1)),
         "memory.slots: microvm has no memory hotplug",

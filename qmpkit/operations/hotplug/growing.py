@@ -1,0 +1,102 @@
+"""Memory that grows and shrinks while the guest runs (virtio-mem)."""
+
+from __future__ import annotations
+
+import attrs
+import trio
+
+from qmpkit.errors import Fault, GuestRefused, SpecInvalid
+from qmpkit.machine.ledger import Change
+from qmpkit.operations._protocols import Changeable, Monitor
+from qmpkit.operations.block.layers import STEP_GRACE
+from qmpkit.operations.block.undertaking import undertaking
+from qmpkit.operations.hotplug.unplug import PERIPHERAL, machine_runs
+from qmpkit.qmp.events import Subscription
+from qmpkit.spec.check import validate
+from qmpkit.spec.layout import pinned
+from qmpkit.spec.peripherals import VirtioMem
+from qmpkit.spec.sizes import format_size, to_bytes
+from qmpkit.spec.suggest import suggestion
+
+__all__ = ["RESIZE_GRACE", "refuse_used", "resize"]
+
+RESIZE_GRACE = 60.0
+"""Seconds in which a guest follows: 256 MiB take it 1 s under TCG."""
+
+_CHANGED = "MEMORY_DEVICE_SIZE_CHANGE"
+
+
+async def resize(
+    machine: Changeable, size: int | str, device: str | None, grace: float
+) -> VirtioMem:
+    """See `GuestMemory.resize`."""
+    async with machine.changing:
+        old = pinned(machine.spec)
+        found = _one(machine, device)
+        wanted = attrs.evolve(found, requested=to_bytes(size, "size"))
+        devices = [wanted if it.id == found.id else it for it in old.devices]
+        new = attrs.evolve(old, devices=devices)
+        validate(new)
+        asked = f"to use {format_size(wanted.requested)} of {found.id!r}"
+        if not await machine_runs(machine):
+            raise GuestRefused(machine.name, asked, "it stands still")
+        what = f"resize memory {found.id!r}"
+        # Sure: whoever dies meanwhile, it is what was asked of the guest, and it follows still.
+        change = Change(what=what, spec=new, begun=old, sure=True)
+        with machine.subscribe(_CHANGED) as events:
+            async with undertaking(machine, change) as it:
+                try:
+                    await _request(machine, found.id, wanted.requested)
+                    await _followed(machine, events, wanted, asked, grace)
+                    it.done()
+                except BaseException:
+                    with trio.move_on_after(STEP_GRACE, shield=True):
+                        await _request(machine, found.id, found.requested)
+                    raise
+        return next(it for it in new.devices if isinstance(it, VirtioMem) and it.id == found.id)
+
+
+def _one(machine: Changeable, device: str | None) -> VirtioMem:
+    by_id = {it.id: it for it in machine.spec.devices if isinstance(it, VirtioMem)}
+    if device is None and len(by_id) == 1:
+        return next(iter(by_id.values()))
+    if device in by_id:
+        return by_id[device]
+    if not by_id:
+        hint = 'vm.devices.add(VirtioMem(size="4GiB")), or kind = "virtio-mem" in its spec'
+        fault = Fault("device", "it has no virtio-mem device", hint)
+    elif device is None:
+        fault = Fault("device", "it has several virtio-mem devices", f"one of {', '.join(by_id)}")
+    else:
+        hint = suggestion(device, tuple(by_id))
+        fault = Fault("device", f"it has no virtio-mem device {device!r}", hint)
+    raise SpecInvalid([fault], f"machine {machine.name!r}")
+
+
+async def _request(machine: Monitor, device: str, size: int) -> None:
+    words = {"path": f"{PERIPHERAL}/{device}", "property": "requested-size", "value": size}
+    await machine.execute("qom-set", words)
+
+
+async def _used(machine: Monitor, device: str) -> int:
+    words = {"path": f"{PERIPHERAL}/{device}", "property": "size"}
+    return int(await machine.execute("qom-get", words))
+
+
+async def _followed(
+    machine: Changeable, events: Subscription, wanted: VirtioMem, asked: str, grace: float
+) -> None:
+    with trio.move_on_after(grace):
+        while await _used(machine, wanted.id) != wanted.requested:
+            await events.next()
+        return
+    now = format_size(await _used(machine, wanted.id))
+    raise GuestRefused(machine.name, asked, f"it used {now} after {grace:g} s")
+
+
+async def refuse_used(machine: Changeable, device: VirtioMem) -> None:
+    """Raise SpecInvalid while the guest uses some of it: QEMU takes only an empty one away."""
+    if used := await _used(machine, device.id):
+        message = f"its guest uses {format_size(used)} of it"
+        fault = Fault(device.id, message, "vm.memory.resize(0) first")
+        raise SpecInvalid([fault], f"machine {machine.name!r}")
