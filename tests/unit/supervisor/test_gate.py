@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from qmpkit.spec.sizes import GIB, MIB
 from qmpkit.supervisor import gate as gate_module
 from qmpkit.supervisor.admission import Demand, Host, Pool
 from qmpkit.supervisor.errors import StartBlocked
+from qmpkit.supervisor.gate import Gate
+from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.room import QEMU_SHARE, demand_of, host_now
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.testing.fake_kept import FakeKept, fake_ground
@@ -77,22 +81,26 @@ async def test_a_circle_is_refused() -> None:
             await supervisor.ensure(spec("b"), requires=["a"])
 
 
-async def test_no_more_start_together_than_may() -> None:
-    together, most = set[str](), 0
+async def test_no_more_start_together_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn, together, most = Gate.turn, 0, 0
+
+    @asynccontextmanager
+    async def counted(self: Gate, kept: Kept, *, patient: bool) -> AsyncIterator[None]:
+        nonlocal together, most
+        async with turn(self, kept, patient=patient):
+            together += 1
+            most = max(most, together)
+            yield
+            together -= 1
+
+    monkeypatch.setattr(Gate, "turn", counted)
     async with fake_ground() as ground:
         supervisor = Supervisor("lab", keep=True, ground=ground, options=HASTY, starts=2)
         async with supervisor:
-            with supervisor.subscribe() as happenings:
-                for number in range(7):
-                    await supervisor.ensure(spec(f"m{number}"), wait=False)
-                for kept in supervisor.kept.values():
-                    await kept.wait_running()
-        async for it in happenings:
-            if it.state == "starting":
-                together.add(it.machine)
-                most = max(most, len(together))
-            else:
-                together.discard(it.machine)
+            for number in range(7):
+                await supervisor.ensure(spec(f"m{number}"), wait=False)
+            for kept in supervisor.kept.values():
+                await kept.wait_running()
     assert most == 2
 
 
