@@ -184,6 +184,13 @@ async def test_memory_that_grows_and_shrinks(qemu: str) -> None:
             await grown_agrees(vm, grown)
             await vm.memory.resize(0)
             await grown_agrees(vm, attrs.evolve(grown, requested=0))
+            if "10.0" in qemu:
+                await vm.devices.remove("vmem0")
+                assert not vm.spec.devices
+            else:
+                with pytest.raises(HostLacks, match=r"does not take 'vmem0' away"):
+                    await vm.devices.remove("vmem0", grace=1)
+            await agreed(vm)
 
 
 @pytest.mark.bound(60 + 600 // RESOURCE_CANCELS)

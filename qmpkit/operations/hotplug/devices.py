@@ -11,9 +11,11 @@ from qmpkit.host.findings import raise_problems
 from qmpkit.host.resolve import with_absolute_paths
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.hotplug import growing
+from qmpkit.operations.hotplug.errors import UnplugPending
 from qmpkit.operations.hotplug.memory import note_addresses
 from qmpkit.operations.hotplug.places import changes_between, empty_port
 from qmpkit.operations.hotplug.plug import plug_parts, unplug_parts
+from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.addresses import DEVICE_PORTS
 from qmpkit.spec.check import validate
 from qmpkit.spec.layout import pinned
@@ -100,7 +102,12 @@ async def remove_device(machine: Changeable, device_id: str, grace: float) -> De
             await growing.refuse_used(machine, device)
         new = attrs.evolve(old, devices=[it for it in old.devices if it.id != device_id])
         going, _ = changes_between(old, new)
-        await unplug_parts(machine, f"remove device {device_id!r}", new, going, grace=grace)
+        try:
+            await unplug_parts(machine, f"remove device {device_id!r}", new, going, grace=grace)
+        except UnplugPending as error:
+            if isinstance(device, VirtioMem) and isinstance(error.__cause__, CommandRefused):
+                raise growing.stays(machine, device, error.__cause__) from error.__cause__
+            raise
     return device
 
 

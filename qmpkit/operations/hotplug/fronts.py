@@ -114,7 +114,7 @@ class Devices:
         return root_ports(self._machine.spec)
 
     async def add(self, device: Device) -> Device:
-        """Plug a device into the machine: `Rng`, `Vsock`, `UsbTablet`, `Share`, `Vfio` …
+        """Plug a device into the machine: `Rng`, `Vsock`, `UsbTablet`, `Share`, `VirtioMem` …
 
         Gives it back as it is in `vm.spec` now.  A USB device without a controller to sit on
         gets one, which stays.  What it needs of this host is looked at first: HostLacks.
@@ -126,7 +126,8 @@ class Devices:
         """Have the guest let go of a device, then take away what is behind it.
 
         Not of those that sit on the board: `rng = true` of a spec, a controller that disks
-        had at the start.  *grace*: seconds for the guest's answer.  Raises and is cancelled as
+        had at the start.  A `VirtioMem` goes when it is resized to 0, and not from QEMU 7.2, which
+        is HostLacks.  *grace*: seconds for the guest's answer.  Raises and is cancelled as
         `Disks.remove`.
         """
         return await devices.remove_device(self._machine, device, grace)

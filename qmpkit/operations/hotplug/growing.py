@@ -5,12 +5,13 @@ from __future__ import annotations
 import attrs
 import trio
 
-from qmpkit.errors import Fault, GuestRefused, SpecInvalid
+from qmpkit.errors import Fault, GuestRefused, HostLacks, SpecInvalid
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable, Monitor
 from qmpkit.operations.block.layers import STEP_GRACE
 from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.hotplug.unplug import PERIPHERAL, machine_runs
+from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.check import validate
 from qmpkit.spec.layout import pinned
@@ -18,7 +19,7 @@ from qmpkit.spec.peripherals import VirtioMem
 from qmpkit.spec.sizes import format_size, to_bytes
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["RESIZE_GRACE", "refuse_used", "resize"]
+__all__ = ["RESIZE_GRACE", "refuse_used", "resize", "stays"]
 
 RESIZE_GRACE = 60.0
 """Seconds in which a guest follows: 256 MiB take it 1 s under TCG."""
@@ -100,3 +101,9 @@ async def refuse_used(machine: Changeable, device: VirtioMem) -> None:
         message = f"its guest uses {format_size(used)} of it"
         fault = Fault(device.id, message, "vm.memory.resize(0) first")
         raise SpecInvalid([fault], f"machine {machine.name!r}")
+
+
+def stays(machine: Monitor, device: VirtioMem, said: CommandRefused) -> HostLacks:
+    """The error of a QEMU (7.2) that takes no such device away, also an empty one."""
+    what = f"the QEMU of machine {machine.name!r} does not take {device.id!r} away: {said.desc}"
+    return HostLacks(what, "a newer QEMU, as 10.0; resized to 0 it takes nothing of the host")
