@@ -158,6 +158,7 @@ async def test_whatever_was_told_is_read_once_and_in_order(
             events.keep(chronicle, chronicle.open())
             async with service_nursery() as services:
                 services.start_soon(chronicle.run)
+                await trio.lowlevel.checkpoint()  # a service that has not begun has no end
                 for burst in life:
                     for _ in range(burst):
                         told.append(events.next)
