@@ -8,6 +8,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trio
 
 import qmpkit
 from qmpkit import (
@@ -327,3 +328,13 @@ async def test_what_a_machine_has_used(qemu: str, tmp_path: Path) -> None:
     assert 0 < rates.vcpus[0] < 1.2
     assert (later.disks["more"].read, later.disks["more"].writes) == (65536, 1)
     assert rates.disks["more"].written == pytest.approx(4096 / rates.seconds)
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_changes_at_the_same_time_do_not_take_each_other_back(qemu: str) -> None:
+    async with qmpkit.running(bare(qemu), paused=True) as vm, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: vm.tune.limit(nice=19))
+        nursery.start_soon(lambda: vm.tune.limit(policy="batch"))
+        nursery.start_soon(vm.tune.pin, LAST)
+    assert vm.spec.resources == Resources(nice=19, policy="batch")
+    assert vm.spec.cpu.pin == LAST

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -85,12 +85,17 @@ def _free() -> Seat:
     return Seat(cpus, "other", 0, os.getpriority(os.PRIO_PROCESS, 0))
 
 
-async def apply(machine: Tunable, new: MachineSpec) -> Tuned:
-    """Make *new* true of a machine that runs, as far as that is possible; see `Tune.apply`."""
-    if faults := faults_of(new):
-        raise SpecInvalid(faults, f"machine {machine.name!r}")
+async def apply(machine: Tunable, changed: Callable[[MachineSpec], MachineSpec]) -> Tuned:
+    """Change a machine that runs, as far as that is possible; see `Tune.apply`.
+
+    *changed* makes the new spec of the one that it has when it is this change's turn: of one
+    seen before, it would take back what others have changed meanwhile.
+    """
     async with machine.changing:
         old = machine.spec
+        new = changed(old)
+        if faults := faults_of(new):
+            raise SpecInvalid(faults, f"machine {machine.name!r}")
         group = await trio.to_thread.run_sync(_group, machine)
         fields = list(differing(old, new))
         live = tuple(it for it in fields if _is_live(it, group))
