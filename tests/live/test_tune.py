@@ -23,6 +23,8 @@ from qmpkit import (
     SpecInvalid,
     farm,
 )
+from qmpkit.operations.tune.live import take_place
+from qmpkit.process.cgroup import Group
 from qmpkit.testing import guests
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
@@ -338,3 +340,17 @@ async def test_changes_at_the_same_time_do_not_take_each_other_back(qemu: str) -
         nursery.start_soon(vm.tune.pin, LAST)
     assert vm.spec.resources == Resources(nice=19, policy="batch")
     assert vm.spec.cpu.pin == LAST
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_limits_that_its_supervisor_died_in_are_as_its_spec_says(
+    qemu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = Group(tmp_path / "lab/qmpkit-bare", tmp_path)
+    group.path.mkdir(parents=True)
+    group.write({"cpu.max": "50000 100000"})
+    monkeypatch.setattr("qmpkit.operations.tune.live.group_of", lambda pid: group)
+    async with qmpkit.running(bare(qemu), paused=True) as vm:
+        tuned = attrs.evolve(vm.spec, resources=Resources(cpu_max=0.5))
+        await take_place(vm.machine, before=tuned)
+    assert group.read("cpu.max") == "max 100000"

@@ -50,13 +50,26 @@ async def take_place(machine: Tunable, *, before: MachineSpec | None = None) -> 
     when it is found.
 
     *before*: what it may have been tuned to since; that is given back where its spec says
-    nothing of it.  Does nothing for a machine whose spec says nothing.  Raises HostLacks.
+    nothing of it, and limits are set as it says.  Does nothing for a machine whose spec says
+    nothing.  Raises HostLacks.
     """
     await bound_nics(machine, machine.spec, None if before is None else rates_of(before))
+    if before is not None and before.resources != machine.spec.resources:
+        await trio.to_thread.run_sync(_limit_again, machine, before)
     if not asks_for_seats(machine.spec) and (before is None or not asks_for_seats(before)):
         return
     async with _seated(machine, machine.spec, before):
         pass
+
+
+def _limit_again(machine: Tunable, before: MachineSpec) -> None:
+    """Its group's limits as its spec says; *before*: what they may have become.  Blocking."""
+    if (group := _group(machine)) is not None:
+        try:
+            limit(group, machine.spec.resources, controllers(before.resources))
+        except HostLacks as error:
+            error.source = f"machine {machine.name!r}"
+            raise
 
 
 @asynccontextmanager
