@@ -17,7 +17,7 @@ from qmpkit.cli.which_farm import which_farm
 __all__ = ["add_device", "list_devices", "remove_device", "set_link"]
 
 _PATIENCE = 60.0  # seconds of silence, beside the guest's own
-_PATHS = ("file", "socket")
+_PATHS = ("file", "socket", "luks", "key_file")
 _SHOWN = ("file", "ifname", "address", "remote", "forwards", "cid", "tag", "host", "iothread")
 
 
@@ -54,10 +54,7 @@ def add_device(
 ) -> int:
     """`device add`."""
     table = arguments_from(fields)
-    for where in (table, table.get("make")):
-        for key in _PATHS:
-            if isinstance(where, dict) and isinstance(where.get(key), str):
-                where[key] = str(Path(where[key]).absolute())
+    _make_absolute(table)
     daemon, machine = _machine(name, farm)
     plugged = daemon.post("machines", machine, "devices", body={"kind": kind, **table})
     if as_json:
@@ -66,6 +63,17 @@ def add_device(
         at = plugged.get("bus") or plugged.get("controller")
         talk.say(f"{machine}: {plugged['id']} is plugged in{f' at {at}' if at else ''}")
     return Exit.OK
+
+
+def _make_absolute(value: Any) -> None:
+    """Have all paths in it mean to the daemon what they mean here."""
+    if isinstance(value, dict):
+        for key in _PATHS:
+            if isinstance(value.get(key), str):
+                value[key] = str(Path(value[key]).absolute())
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict | list):
+            _make_absolute(inner)
 
 
 def remove_device(

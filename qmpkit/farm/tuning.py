@@ -42,4 +42,4 @@ async def tune(kept: Kept, old: MachineSpec, new: MachineSpec) -> None:
     if kept.vm is None:
         fault = Fault("resources", f"they cannot be changed: it is {kept.state}")
         raise SpecInvalid([fault], f"machine {kept.name!r}")
-    await kept.vm.tune.apply(tuned(kept.vm.spec, old, new))
+    await kept.vm.tune.apply(lambda spec: tuned(spec, old, new))

@@ -132,6 +132,11 @@ def _refuse_relative(item: Pluggable) -> None:
             paths["file"] = item.file
             if isinstance(item.make, Overlay):
                 paths["make.file"] = item.make.file
+            if item.luks is not None:
+                paths["luks.key_file"] = item.luks.key_file
+                for number, base in enumerate(item.luks.bases):
+                    paths[f"luks.bases[{number}].file"] = base.file
+                    paths[f"luks.bases[{number}].key_file"] = base.key_file
         case Rng():
             paths["file"] = item.file
         case Share():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -16,6 +16,7 @@ from qmpkit.server.answers import answer
 from qmpkit.server.bodies import Keys, read_object, whole_number
 from qmpkit.server.views import in_counting_order
 from qmpkit.spec.data import spec_from_dict, spec_to_dict
+from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.vm import VM
@@ -86,12 +87,8 @@ class TuneApi:
         """Change what it is given: fields that are null are taken away, others stay."""
         vm = self._vm(request)
         asked = await read_object(request, _TUNE)
-        data: dict[str, Any] = spec_to_dict(vm.spec)
-        if "pin" in asked:
-            data["cpu"] = {**data["cpu"], "pin": asked["pin"]}
-        resources = data["resources"] | asked.get("resources", {})
-        data["resources"] = {key: value for key, value in resources.items() if value is not None}
-        done = await vm.tune.apply(spec_from_dict(data, source=f"machine {vm.name!r}"))
+        _tuned(vm.spec, asked)  # refused at once, not when it is this change's turn
+        done = await vm.tune.apply(lambda spec: _tuned(spec, asked))
         return answer({**attrs.asdict(done), **_place(vm)})
 
     def _vm(self, request: Request) -> VM:
@@ -99,6 +96,15 @@ class TuneApi:
         if kept.vm is None:
             raise MachineGone(kept.name, f"{request.method} (it is {kept.state})", kept.report)
         return kept.vm
+
+
+def _tuned(spec: MachineSpec, asked: Mapping[str, Any]) -> MachineSpec:
+    data: dict[str, Any] = spec_to_dict(spec)
+    if "pin" in asked:
+        data["cpu"] = {**data["cpu"], "pin": asked["pin"]}
+    resources = data["resources"] | asked.get("resources", {})
+    data["resources"] = {key: value for key, value in resources.items() if value is not None}
+    return spec_from_dict(data, source=f"machine {spec.name!r}")
 
 
 def _place(vm: VM) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import attrs
 from qmpkit.spec.cpu import Cpu
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Nic, UserNic
+from qmpkit.spec.resources import Resources
 
 __all__ = ["following", "with_forwards_of"]
 
@@ -20,14 +21,29 @@ def following(record: MachineSpec, before: MachineSpec, after: MachineSpec) -> M
     its farm's networks and a place on its host, and its owner may amend it meanwhile: those
     stay as they are.
     """
-    tuned = after.resources != before.resources
     return attrs.evolve(
         after,
         description=record.description,
         nics=_nics(record.nics, before.nics, after.nics),
         cpu=_cpu(record.cpu, before.cpu, after.cpu),
-        resources=after.resources if tuned else record.resources,
+        # A start has put these where it has put the vCPUs; the next one does so anew.
+        memory=record.memory if after.memory == before.memory else after.memory,
+        numa=record.numa if after.numa == before.numa else after.numa,
+        resources=_resources(record.resources, before.resources, after.resources),
     )
+
+
+def _resources(record: Resources, before: Resources, after: Resources) -> Resources:
+    return attrs.evolve(record, **_changed(before, after))
+
+
+def _changed(before: object, after: Any) -> dict[str, Any]:
+    """The fields of *after* that are others in *before*."""
+    return {
+        field.name: value
+        for field in attrs.fields(type(after))
+        if (value := getattr(after, field.name)) != getattr(before, field.name)
+    }
 
 
 def _cpu(record: Cpu, before: Cpu, after: Cpu) -> Cpu:
@@ -46,11 +62,7 @@ def _nics(record: tuple[Nic, ...], before: tuple[Nic, ...], after: tuple[Nic, ..
 def _nic(record: Nic, before: Nic, after: Nic) -> Nic:
     if type(before) is not type(after):
         return after  # another back end
-    changed: dict[str, Any] = {
-        field.name: value
-        for field in attrs.fields(type(after))
-        if (value := getattr(after, field.name)) != getattr(before, field.name)
-    }
+    changed = _changed(before, after)
     changed["bus"] = after.bus  # by whoever has pinned it
     mine = {name: value for name, value in changed.items() if hasattr(record, name)}
     return attrs.evolve(record, **mine)

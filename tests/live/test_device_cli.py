@@ -9,10 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
+import qmpkit
 from qmpkit import VM, Disk, MachineSpec, Supervisor
+from qmpkit.machine.ledger import Change
+from qmpkit.operations.hotplug.recovery import recover_parts
+from qmpkit.spec.limits import IoLimits
 from qmpkit.testing.leaks import leaks
 from tests.live.dying import STEPS
 from tests.live.kept import Places, end_all, lab
@@ -176,3 +181,15 @@ async def _dies(kind: str, folder: Path, last: int, victims: str) -> bool:
         return False
     assert done.returncode == -signal.SIGKILL, done.stderr
     return True
+
+
+async def test_a_disk_found_half_plugged_is_bound(qemu: str, tmp_path: Path) -> None:
+    spec = MachineSpec(name="bare", qemu=qemu, accel="tcg", memory="16MiB", root_ports=2)
+    async with qmpkit.running(spec, paused=True) as vm:
+        disk = await vm.disks.add(_disk(tmp_path / "a.raw"))
+        bound = attrs.evolve(vm.spec, disks=[attrs.evolve(disk, limits=IoLimits(iops=500))])
+        name = f"device/{disk.id}"
+        change = Change(what="add it", spec=bound, begun=vm.spec, coming=(name,))
+        assert await recover_parts(vm.machine, change) == bound
+        (block,) = (it for it in await vm.execute("query-block") if it.get("inserted"))
+        assert block["inserted"]["iops"] == 500

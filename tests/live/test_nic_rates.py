@@ -11,7 +11,9 @@ import pytest
 import qmpkit
 from qmpkit import HostLacks, MachineSpec, SpecInvalid, TapNic
 from qmpkit.host.netlink import opened_netlink
+from qmpkit.host.tap_rates import Rate, set_rate
 from qmpkit.networks.devices import may_make_devices
+from qmpkit.operations.tune.nic_rates import freed
 from qmpkit.spec.check import faults_of
 from tests.sizes import NEWEST
 
@@ -81,6 +83,17 @@ async def test_plugged_and_unplugged(qemu: str, tap: str) -> None:
             await vm.nics.add(TapNic(ifname=tap, id="third", max_received="3MiB"))
         assert bound(tap) == {"tbf": 1 << 20}
     assert bound(tap) == {}
+
+
+async def test_a_device_that_was_given_away_stays_bound(qemu: str, tap: str) -> None:
+    plain = attrs.evolve(spec(qemu, tap), nics=[], root_ports=2)
+    async with qmpkit.running(plain, paused=True) as vm:
+        nic = await vm.nics.add(TapNic(ifname=tap, max_received="1MiB"))
+        vm.machine.spec = attrs.evolve(vm.spec, nics=[])  # as when its guest has let go of it
+        await freed(nic)
+        assert bound(tap) == {}
+        set_rate(tap, Rate(2 << 20, None))
+    assert bound(tap) == {"tbf": 2 << 20}, "by who has it now"
 
 
 async def test_what_the_guest_sends(qemu: str, tap: str) -> None:

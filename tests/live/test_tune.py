@@ -8,6 +8,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trio
 
 import qmpkit
 from qmpkit import (
@@ -22,6 +23,8 @@ from qmpkit import (
     SpecInvalid,
     farm,
 )
+from qmpkit.operations.tune.live import take_place
+from qmpkit.process.cgroup import Group
 from qmpkit.testing import guests
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
@@ -327,3 +330,27 @@ async def test_what_a_machine_has_used(qemu: str, tmp_path: Path) -> None:
     assert 0 < rates.vcpus[0] < 1.2
     assert (later.disks["more"].read, later.disks["more"].writes) == (65536, 1)
     assert rates.disks["more"].written == pytest.approx(4096 / rates.seconds)
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_changes_at_the_same_time_do_not_take_each_other_back(qemu: str) -> None:
+    async with qmpkit.running(bare(qemu), paused=True) as vm, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: vm.tune.limit(nice=19))
+        nursery.start_soon(lambda: vm.tune.limit(policy="batch"))
+        nursery.start_soon(vm.tune.pin, LAST)
+    assert vm.spec.resources == Resources(nice=19, policy="batch")
+    assert vm.spec.cpu.pin == LAST
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_limits_that_its_supervisor_died_in_are_as_its_spec_says(
+    qemu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = Group(tmp_path / "lab/qmpkit-bare", tmp_path)
+    group.path.mkdir(parents=True)
+    group.write({"cpu.max": "50000 100000"})
+    monkeypatch.setattr("qmpkit.operations.tune.live.group_of", lambda pid: group)
+    async with qmpkit.running(bare(qemu), paused=True) as vm:
+        tuned = attrs.evolve(vm.spec, resources=Resources(cpu_max=0.5))
+        await take_place(vm.machine, before=tuned)
+    assert group.read("cpu.max") == "max 100000"

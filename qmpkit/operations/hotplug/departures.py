@@ -13,6 +13,8 @@ from qmpkit.operations.block.layers import LOST
 from qmpkit.operations.hotplug.disks import behind
 from qmpkit.operations.hotplug.plug import unplug_parts
 from qmpkit.operations.hotplug.unplug import is_plugged
+from qmpkit.operations.tune.nic_rates import freed
+from qmpkit.spec.block import iothreads_of
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.memory import without_dimm
@@ -47,19 +49,27 @@ async def _departed(machine: Changeable, device: str) -> None:
         if new == old or await is_plugged(machine, device):
             return
         going, _ = parts_between(parts_of(old), parts_of(new))
-        parts = [part for part in going if part.kind != "node"]
+        parts = [part for part in going if part.kind not in ("node", "object")]
         for disk in old.disks:
             if disk.id == device:
                 parts += await behind(machine, disk)
+        parts += [part for part in going if part.kind == "object"]  # after who uses it
         what = f"do without {device!r}, which its guest has let go of"
         await unplug_parts(machine, what, new, parts)
+        for nic in old.nics:
+            if nic.id == device:
+                await freed(nic)
 
 
 def _without(spec: MachineSpec, device: str) -> MachineSpec:
-    return attrs.evolve(
+    """*spec* without what has that id, and without pins of iothreads that nothing has then."""
+    new = attrs.evolve(
         spec,
         disks=[it for it in spec.disks if it.id != device],
         nics=[it for it in spec.nics if it.id != device],
         devices=[it for it in spec.devices if it.id != device],
         memory=without_dimm(spec.memory, device),
     )
+    used = iothreads_of(new.disks)
+    pins = {name: at for name, at in new.resources.iothreads.items() if name in used}
+    return attrs.evolve(new, resources=attrs.evolve(new.resources, iothreads=pins))

@@ -13,8 +13,10 @@ class NoPortLeft(SpecInvalid):
     def __init__(self, machine: str, device: str, ports: int) -> None:
         self.device = device
         self.ports = ports
-        message = f"no root port is left for {device!r}: all {ports} hold a device"
-        cure = f"remove one, or start the machine with more: root_ports = {max(8, 2 * ports)}"
+        why = f"all {ports} hold a device" if ports else "the machine was started with none"
+        message = f"no root port is left for {device!r}: {why}"
+        first = "remove one, or " if ports else ""
+        cure = f"{first}start the machine with more: root_ports = {max(8, 2 * ports)}"
         super().__init__([Fault("root_ports", message, cure)], f"machine {machine!r}")
         self.args = (machine, device, ports)
 

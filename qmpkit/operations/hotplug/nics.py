@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import attrs
 import trio
 
-from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.errors import Fault, QmpkitError, SpecInvalid
 from qmpkit.host.check_network import check_network
 from qmpkit.host.findings import raise_problems
 from qmpkit.machine.ledger import Change
@@ -66,14 +67,23 @@ async def change_nic(machine: Tunable, nic: Nic, cable: Cable | None, grace: flo
         new = attrs.evolve(pinned(machine.spec), nics=[*others, nic])
         free = attrs.evolve(nic, forwards=()) if isinstance(nic, UserNic) else nic
         await _check(machine, new, free, cable)  # its ports may be those that it has now
-        await _remove(machine, old, grace)
         try:
+            await _remove(machine, old, grace)
             return await _add(machine, nic, cable)
-        except BaseException:
-            if not link_needed(old):
-                with trio.move_on_after(STEP_GRACE, shield=True):
-                    await _add(machine, old, None)
+        except BaseException as error:
+            there = any(it.id == nic.id for it in machine.spec.nics)
+            if not there and not link_needed(old):
+                await _put_back(machine, old, error)
             raise
+
+
+async def _put_back(machine: Tunable, nic: Nic, error: BaseException) -> None:
+    """Plug a NIC in again that *error* has cost; it is that error which its caller sees."""
+    with trio.move_on_after(STEP_GRACE, shield=True):
+        try:
+            await _add(machine, nic, None)
+        except QmpkitError as lost:
+            error.add_note(f"the NIC {nic.id!r} cannot be plugged in again: {lost}")
 
 
 def _bus_of(machine: Changeable, nic_id: str) -> str | None:
@@ -96,10 +106,13 @@ async def _add(machine: Tunable, nic: Nic, cable: Cable | None) -> Nic:
     )
     fds = {} if cable is None else {name: cable if isinstance(cable, int) else cable.fileno()}
     async with bounding(machine, nic):
-        await plug_parts(machine, f"add NIC {nic.id!r}", new, parts, fds=fds)
-    if not nic.link:
-        await set_links(machine)
+        pull = None if nic.link else partial(_pull, machine, nic)
+        await plug_parts(machine, f"add NIC {nic.id!r}", new, parts, fds=fds, last=pull)
     return nic
+
+
+async def _pull(machine: Changeable, nic: Nic) -> None:
+    await machine.execute("set_link", {"name": nic.id, "up": False})
 
 
 async def _check(machine: Changeable, new: MachineSpec, nic: Nic, cable: Cable | None) -> None:
@@ -126,8 +139,11 @@ async def _remove(machine: Changeable, nic: Nic, grace: float) -> None:
     old = pinned(machine.spec)
     new = attrs.evolve(old, nics=[it for it in old.nics if it.id != nic.id])
     going, _ = changes_between(old, new)
-    await unplug_parts(machine, f"remove NIC {nic.id!r}", new, going, grace=grace)
-    await freed(nic)
+    try:
+        await unplug_parts(machine, f"remove NIC {nic.id!r}", new, going, grace=grace)
+    finally:
+        if machine.spec is new:  # it may be gone although its unplug was cancelled
+            await freed(nic)
 
 
 async def set_link(machine: Changeable, nic_id: str, up: bool) -> None:

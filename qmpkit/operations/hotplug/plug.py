@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import trio
@@ -144,11 +144,13 @@ async def plug_parts(
     parts: Sequence[Part],
     *,
     fds: Mapping[str, int] | None = None,
+    last: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Add *parts* to the machine, whose spec is *spec* then; all of them or none.
 
     *what*: in words, for the record.  *fds*: descriptors by the names under which parts use
-    them; they stay the caller's.  The caller holds `machine.changing`.
+    them; they stay the caller's.  *last*: what else belongs to it.  The caller holds
+    `machine.changing`.
     """
     names = (*(f"fd/{name}" for name in fds or {}), *names_of(parts))
     change = Change(what=what, spec=spec, begun=pinned(machine.spec), coming=names)
@@ -157,6 +159,8 @@ async def plug_parts(
             await plugged.hand_over(name, fd)
         await plugged.add(*parts)
         await plugged.confirm()
+        if last is not None:
+            await last()
         plugged.keep()
         it.done()
 

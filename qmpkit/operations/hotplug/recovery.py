@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import attrs
 import trio
 
+from qmpkit.machine.drives import limit_drives
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.layers import remove_files
@@ -28,9 +30,15 @@ async def recover_parts(machine: Changeable, change: Change) -> MachineSpec:
     done = done and not any(it.kind == "device" and it.id in there for it in going)
     if done:
         await remove_parts(machine, [it for it in going if it.kind != "device"])
+        await limit_drives(machine, _only(change.spec, {it.id for it in arrived}))
     else:
         # One that its guest does not let go of stays, and is told of as a difference.
         await remove_parts(machine, reversed(coming))
         await remove_files(machine, await trio.to_thread.run_sync(own_files, change))
     machine.spec = change.spec if done else change.begun
     return machine.spec
+
+
+def _only(spec: MachineSpec, arrived: set[str]) -> MachineSpec:
+    """*spec* with the disks that have come: nobody knows whether they were bound yet."""
+    return attrs.evolve(spec, disks=[disk for disk in spec.disks if disk.id in arrived])

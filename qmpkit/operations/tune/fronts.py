@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -36,27 +36,30 @@ class Tune:
         """QEMU's threads: of vCPUs, of iothreads, the rest (query-cpus-fast, query-iothreads)."""
         return await find_threads(self._machine)
 
-    async def apply(self, new: MachineSpec) -> Tuned:
+    async def apply(self, new: MachineSpec | Callable[[MachineSpec], MachineSpec]) -> Tuned:
         """Make *new*, an `attrs.evolve` of `vm.spec`, true as far as a running machine can be.
+
+        A function makes it of the spec that the machine has when all changes before this one
+        are done: so that of several at the same time none takes another back.
 
         Changed at once: `cpu.pin`, the rates of tap NICs, and `resources`, of which limits
         need that the machine was started with one.  The rest waits: start it from *new* the
         next time.
         """
-        return await apply(self._machine, new)
+        return await apply(self._machine, new if callable(new) else lambda _: new)
 
     async def pin(self, pin: str | Iterable[str] | None) -> Tuned:
         """Put the vCPUs on other processors of the host; see `Cpu.pin`.  None lets them go."""
-        spec = self._machine.spec
-        return await apply(
-            self._machine, attrs.evolve(spec, cpu=attrs.evolve(spec.cpu, pin=to_pin(pin)))
+        wanted = to_pin(pin)
+        return await self.apply(
+            lambda spec: attrs.evolve(spec, cpu=attrs.evolve(spec.cpu, pin=wanted))
         )
 
     async def limit(self, **changes: Any) -> Tuned:
         """Change fields of `Resources`: `limit(cpu_max=1.5, nice=5)`; None takes one away."""
-        spec = self._machine.spec
-        resources = attrs.evolve(spec.resources, **changes)
-        return await apply(self._machine, attrs.evolve(spec, resources=resources))
+        return await self.apply(
+            lambda spec: attrs.evolve(spec, resources=attrs.evolve(spec.resources, **changes))
+        )
 
     async def pressure(self) -> Mapping[str, Pressure]:
         """How long its threads have waited for "cpu", "memory" and "io" (PSI).

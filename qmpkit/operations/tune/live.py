@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -50,13 +50,26 @@ async def take_place(machine: Tunable, *, before: MachineSpec | None = None) -> 
     when it is found.
 
     *before*: what it may have been tuned to since; that is given back where its spec says
-    nothing of it.  Does nothing for a machine whose spec says nothing.  Raises HostLacks.
+    nothing of it, and limits are set as it says.  Does nothing for a machine whose spec says
+    nothing.  Raises HostLacks.
     """
     await bound_nics(machine, machine.spec, None if before is None else rates_of(before))
+    if before is not None and before.resources != machine.spec.resources:
+        await trio.to_thread.run_sync(_limit_again, machine, before)
     if not asks_for_seats(machine.spec) and (before is None or not asks_for_seats(before)):
         return
     async with _seated(machine, machine.spec, before):
         pass
+
+
+def _limit_again(machine: Tunable, before: MachineSpec) -> None:
+    """Its group's limits as its spec says; *before*: what they may have become.  Blocking."""
+    if (group := _group(machine)) is not None:
+        try:
+            limit(group, machine.spec.resources, controllers(before.resources))
+        except HostLacks as error:
+            error.source = f"machine {machine.name!r}"
+            raise
 
 
 @asynccontextmanager
@@ -85,12 +98,17 @@ def _free() -> Seat:
     return Seat(cpus, "other", 0, os.getpriority(os.PRIO_PROCESS, 0))
 
 
-async def apply(machine: Tunable, new: MachineSpec) -> Tuned:
-    """Make *new* true of a machine that runs, as far as that is possible; see `Tune.apply`."""
-    if faults := faults_of(new):
-        raise SpecInvalid(faults, f"machine {machine.name!r}")
+async def apply(machine: Tunable, changed: Callable[[MachineSpec], MachineSpec]) -> Tuned:
+    """Change a machine that runs, as far as that is possible; see `Tune.apply`.
+
+    *changed* makes the new spec of the one that it has when it is this change's turn: of one
+    seen before, it would take back what others have changed meanwhile.
+    """
     async with machine.changing:
         old = machine.spec
+        new = changed(old)
+        if faults := faults_of(new):
+            raise SpecInvalid(faults, f"machine {machine.name!r}")
         group = await trio.to_thread.run_sync(_group, machine)
         fields = list(differing(old, new))
         live = tuple(it for it in fields if _is_live(it, group))

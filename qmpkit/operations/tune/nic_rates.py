@@ -52,7 +52,7 @@ async def bound_nics(
             for name in done:
                 await trio.to_thread.run_sync(_set_if_there, taps[name], had.get(name, Rate()))
         raise
-    if new := tuple(ifname for name, ifname in taps.items() if name not in had):
+    if new := {name: ifname for name, ifname in taps.items() if name not in had}:
         machine.services.start_soon(_free_at_end, machine, new)
 
 
@@ -76,7 +76,7 @@ async def bounding(machine: Tunable, nic: Nic) -> AsyncIterator[None]:
     except BaseException:
         await freed(nic)
         raise
-    machine.services.start_soon(_free_at_end, machine, (nic.ifname,))
+    machine.services.start_soon(_free_at_end, machine, {nic.id: nic.ifname})
 
 
 def _why_not(spec: MachineSpec, nic: TapNic) -> str | None:
@@ -113,13 +113,17 @@ def _set_if_there(ifname: str, rate: Rate) -> None:
         return  # it has gone, or the right to it: there is nothing to be put back
 
 
-async def _free_at_end(machine: Tunable, ifnames: tuple[str, ...]) -> None:
-    """A device that its owner has made outlives the machine; one of ours is gone by then."""
+async def _free_at_end(machine: Tunable, taps: Mapping[str, str]) -> None:
+    """A device that its owner has made outlives the machine; one of ours is gone by then.
+
+    That of a NIC which was unplugged is free already, and may be another machine's by now.
+    """
     try:
         await machine.child.wait()
     finally:
         # Left while it lives: it is a kept machine's, which the next program looks after.
         if machine.child.status is not None:
             with trio.move_on_after(_FREE_GRACE, shield=True):
-                for ifname in ifnames:
+                there = {nic.id for nic in machine.spec.nics}
+                for ifname in (it for name, it in taps.items() if name in there):
                     await trio.to_thread.run_sync(_set_if_there, ifname, Rate())

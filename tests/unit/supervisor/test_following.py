@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from qmpkit import Disk, MachineSpec, Rng, TapNic, UserNic
+from qmpkit import Cpu, Disk, MachineSpec, Memory, NumaNode, Resources, Rng, TapNic, UserNic
 from qmpkit.spec.layout import pinned
 from qmpkit.supervisor.following import following, with_forwards_of
 
@@ -54,3 +54,23 @@ def test_amending_touches_only_forwards() -> None:
     nics = with_forwards_of((*RECORD.nics, plugged), tuple(wanted))
     assert [nic.id for nic in nics] == ["nic0", "nic1", "nic7"], "what was plugged stays"
     assert isinstance(nics[0], UserNic) and nics[0].forwards == wanted[0].forwards
+
+
+def test_where_a_start_has_put_it_is_not_declared() -> None:
+    record = MachineSpec(
+        name="web", cpu=Cpu(1, pin="auto"), numa=[NumaNode(cpus="0", memory="1GiB")]
+    )
+    running = attrs.evolve(
+        record,
+        cpu=Cpu(1, pin=["3"]),
+        memory=Memory("1GiB", host_nodes="1", policy="preferred"),
+        numa=[attrs.evolve(record.numa[0], host_nodes="1", policy="preferred")],
+        resources=Resources(emulator="2"),
+    )
+    plugged = attrs.evolve(running, devices=[Rng()])
+    new = following(record, running, plugged)
+    assert new == attrs.evolve(record, devices=[Rng()]), "the next start chooses again"
+    tuned = attrs.evolve(running, resources=Resources(emulator="2", nice=5))
+    assert following(record, running, tuned).resources == Resources(nice=5)
+    moved = attrs.evolve(running, resources=Resources(emulator="0"))
+    assert following(record, running, moved).resources.emulator == "0", "as somebody has said"
