@@ -82,7 +82,7 @@ async def test_a_circle_is_refused() -> None:
 
 
 async def test_no_more_start_together_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    turn, together, most = Gate.turn, 0, 0
+    turn, together, most, two = Gate.turn, 0, 0, trio.Event()
 
     @asynccontextmanager
     async def counted(self: Gate, kept: Kept, *, patient: bool) -> AsyncIterator[None]:
@@ -90,6 +90,9 @@ async def test_no_more_start_together_than_may(monkeypatch: pytest.MonkeyPatch) 
         async with turn(self, kept, patient=patient):
             together += 1
             most = max(most, together)
+            if together == 2:
+                two.set()
+            await two.wait()  # the first stays until there is a second
             yield
             together -= 1
 
