@@ -90,6 +90,8 @@ FRONTS = {
     "vm.disks": qmpkit.Disks,
     "vm.nics": qmpkit.Nics,
     "vm.snapshots": qmpkit.Snapshots,
+    "vm.cpus": qmpkit.Cpus,
+    "vm.memory": qmpkit.GuestMemory,
     "vm.devices": qmpkit.Devices,
     "vm.tune": qmpkit.Tune,
 }
