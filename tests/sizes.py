@@ -52,11 +52,11 @@ FARM_SEGMENTS = size(ci=1, long=2)  # … on so many segments, and Debian with a
 
 # tiny on the other architectures, by (architecture, QEMU): CI divides the boots between them
 BOARDS = [(arch, version) for arch in ARCHITECTURES for version in QEMU_VERSIONS]
-WHOLE_LIVES = BOARDS if LONG else [("aarch64", "10.0")]
-IGNORED_BUTTONS = BOARDS if LONG else [("riscv64", "7.2")]
+WHOLE_LIVES = BOARDS if LONG else [("aarch64", "10.0"), ("riscv64", "7.2")]
+IGNORED_BUTTONS = BOARDS if LONG else [("riscv64", "10.0")]
 
 # Images
-IMAGE_KILLS = size(ci=4, long=100)  # SIGKILLs of Python while it makes or changes an image
+IMAGE_KILLS = size(ci=8, long=100)  # SIGKILLs of Python while it makes or changes an image
 IMAGE_CHAINS = size(ci=12, long=300)  # chains of images made up and compared with qemu-img
 
 # The image store
@@ -68,7 +68,7 @@ MIRRORED = ("x86_64", "aarch64", "riscv64") if LONG else ("x86_64",)  # of the c
 
 # Kept machines
 KEPT_MACHINES = size(ci=8, long=50)  # that one supervisor has while it is killed again and again
-SUPERVISOR_KILLS = size(ci=10, long=100)  # SIGKILLs of the supervising Python at random moments
+SUPERVISOR_KILLS = size(ci=15, long=100)  # SIGKILLs of the supervising Python at random moments
 ADOPTED = size(ci=12, long=50)  # paused machines adopted at once, in under a second
 JOURNAL_KILLS = size(ci=8, long=200)  # SIGKILLs of a process that writes its journal
 
@@ -80,7 +80,7 @@ FARM_MACHINES = size(ci=10, long=200)  # paused ones, started against a bare scr
 FARM_EVENTS = size(ci=20, long=1000)  # of them, timed on their way to a client
 
 # Disks of machines that run
-DISK_KILLS = size(ci=3, long=100)  # SIGKILLs between two steps of a change, for each kind
+DISK_KILLS = size(ci=4, long=100)  # SIGKILLs between two steps of a change, for each kind
 RAM_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of a snapshot with RAM
 DISK_KILLED = ("snapshot", "merge", "move", *(("ram", "save") if LONG else ()))
 RAM_KILLED = (1, 2) if LONG else (1,)  # where a start that goes on with a RAM is killed

@@ -65,7 +65,7 @@ trio.run(main)
 )
 
 
-@pytest.mark.bound(120 + 8 * DISK_KILLS)
+@pytest.mark.bound(60 + 8 * DISK_KILLS)
 @pytest.mark.parametrize("kind", DISK_KILLED)
 async def test_killed_between_any_two_steps(
     qemu: str, places: Places, tmp_path: Path, kind: str

@@ -20,7 +20,7 @@ from tests.sizes import IGNORED_BUTTONS, WHOLE_LIVES
 
 pytestmark = pytest.mark.live
 
-BOOTED = 100.0  # seconds to the agent's answer; 3 to 6 on an idle host
+BOOTED = 50.0  # seconds to the agent's answer; 3 to 6 on an idle host
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def disk(folder: Path, name: str, size: int) -> Path:
     return file
 
 
-@pytest.mark.bound(240)
+@pytest.mark.bound(120)
 @pytest.mark.boards(*WHOLE_LIVES)
 async def test_it_boots_takes_a_disk_reboots_and_powers_down(
     spec: MachineSpec, tmp_path: Path
@@ -109,7 +109,7 @@ async def _reboot(vm: qmpkit.VM) -> None:
     await _is_up(vm)
 
 
-@pytest.mark.bound(240)
+@pytest.mark.bound(120)
 @pytest.mark.boards(*IGNORED_BUTTONS)
 async def test_a_guest_that_ignores_the_button_is_stopped_all_the_same(spec: MachineSpec) -> None:
     assert spec.kernel is not None

@@ -99,7 +99,8 @@ class Web:
     async def _hang_up(self) -> None:
         """Close each connection: httpcore leaves one that is cancelled in its handshake open."""
         for stream in self._streams:
-            with trio.CancelScope() as scope:
+            # Shielded, so that a cancellation from outside does not leave the next one open.
+            with trio.CancelScope(shield=True) as scope:
                 scope.cancel()
                 await stream.aclose()
 
