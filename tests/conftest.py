@@ -14,10 +14,10 @@ import trio
 from hypothesis import settings
 
 from tests.counts import KVM, Counts
-from tests.sizes import BOARDS, QEMU_VERSIONS, examples, share
+from tests.sizes import BOARDS, QEMU_VERSIONS, share
 
 AsyncTest = Callable[..., Awaitable[None]]
-settings.register_profile("sized", max_examples=examples(100))
+settings.register_profile("sized", max_examples=100)
 settings.load_profile("sized")
 
 BOUND = 60.0  # seconds an async test may take; `@pytest.mark.bound(n)` for another

@@ -28,11 +28,6 @@ def size(ci: int, long: int) -> int:
     return long if LONG else ci
 
 
-def examples(number: int) -> int:
-    """So many made-up inputs with `--long`, a third of them in the plain run."""
-    return size(ci=number // 3, long=number)
-
-
 # One machine, for real
 TINY_BOOTED = size(ci=3, long=50)  # tiny guests booted to the agent at the same time
 TINY_PAUSED = size(ci=27, long=0)  # … and more, started paused

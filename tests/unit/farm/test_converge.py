@@ -24,7 +24,6 @@ from qmpkit.spec.network import UserNic
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.testing.fake_kept import FakeGround, FakeKept, fake_ground
 from qmpkit.testing.leaks import leaks
-from tests.sizes import examples
 from tests.unit.farm.farms import did, farm
 from tests.unit.supervisor.conftest import spec
 from tests.unit.supervisor.kept import lab
@@ -346,7 +345,7 @@ TABLES = st.dictionaries(
 
 
 @settings(
-    max_examples=examples(25),
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

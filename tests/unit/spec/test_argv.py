@@ -26,7 +26,6 @@ from qmpkit.spec.network import DgramNic, StreamNic, UserNic
 from qmpkit.spec.numa import NumaNode
 from qmpkit.spec.options import escape, keyvals, to_json
 from qmpkit.spec.profile import load_profile
-from tests.sizes import examples
 from tests.unit.spec.strategies import NASTY, machines
 
 DENY = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -283,7 +282,7 @@ def test_names_in_the_command_follow_the_machine() -> None:
 
 
 @given(machines())
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_machine_renders_json_that_says_where_each_device_is(spec: MachineSpec) -> None:
     facts = KVM if spec.cpu.model == "host" else Facts()
     words = argv(attrs.evolve(spec, extra_args=[], launcher=[]), facts)
@@ -301,7 +300,7 @@ def test_every_machine_renders_json_that_says_where_each_device_is(spec: Machine
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=1))
-@settings(max_examples=examples(40), deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_what_is_shown_can_be_pasted(words: list[str]) -> None:
     # A real shell is the judge: shlex.split does not know a line's continuation.
     script = "printf '%s\\0' " + pretty(words)

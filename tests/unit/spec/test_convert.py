@@ -20,12 +20,9 @@ from qmpkit.spec.machine import Kernel, MachineSpec
 from qmpkit.spec.memory import Memory
 from qmpkit.spec.network import Forward, UserNic
 from qmpkit.spec.sizes import GIB, MIB
-from tests.sizes import examples
 from tests.unit.spec.strategies import machines
 
-SLOW = settings(
-    max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def faults(data: dict[str, Any]) -> list[str]:
@@ -250,7 +247,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return found + [place for item in inner for place in places(item)]
 
 
-@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(machines(), st.data())
 def test_whatever_stands_in_a_table_only_ever_gives_faults(
     spec: MachineSpec, data: st.DataObject

@@ -25,14 +25,11 @@ from qmpkit.spec.farm_data import (
 from qmpkit.spec.farm_load import load_farm
 from qmpkit.spec.farm_text import braces_doubled, fill, pattern_problem
 from qmpkit.spec.health import FunctionCheck, Health
-from tests.sizes import examples
 from tests.unit.spec.farm_strategies import farm_dicts
 from tests.unit.spec.farms import load, names, one
 from tests.unit.spec.strategies import texts
 
-SLOW = settings(
-    max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+SLOW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @SLOW
@@ -47,7 +44,7 @@ def test_every_farm_survives_dict_and_json(data: dict[str, Any]) -> None:
         assert machine_digest(machine_from_dict(stored)) == machine_digest(machine)
 
 
-@settings(parent=SLOW, max_examples=examples(20))
+@settings(parent=SLOW, max_examples=20)
 @given(data=farm_dicts())
 def test_a_farm_is_the_same_from_a_file(
     tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]

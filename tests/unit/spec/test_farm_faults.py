@@ -18,7 +18,6 @@ from qmpkit.spec.farm_group import Group
 from qmpkit.spec.farm_load import load_farm
 from qmpkit.spec.farm_seed import SeedTable
 from qmpkit.spec.machine import MachineSpec
-from tests.sizes import examples
 from tests.unit.spec.bad_farms import MACHINES
 from tests.unit.spec.bad_farms_around import AROUND
 
@@ -146,7 +145,7 @@ junk: st.SearchStrategy[Any] = st.recursive(
 tables = st.dictionaries(keys, junk, max_size=4)
 
 
-@settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     machines=st.dictionaries(st.sampled_from(["a", "b", "../c"]), tables | junk, max_size=3),
     networks=st.dictionaries(st.sampled_from(["lan", ".."]), tables | junk, max_size=2),

@@ -11,7 +11,6 @@ from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.machine import Kernel, MachineSpec
 from qmpkit.spec.memory import Memory
 from qmpkit.spec.variables import expand, variables_in
-from tests.sizes import examples
 from tests.unit.spec.strategies import machines
 
 HOST = {"tsc_khz": "2500000", "cache": "/var/cache"}
@@ -92,7 +91,7 @@ def test_all_faults_are_told_at_once() -> None:
     ]
 
 
-@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(machines())
 def test_a_machine_without_variables_comes_back_as_it_is(spec: MachineSpec) -> None:
     if not variables_in(spec):

@@ -18,7 +18,6 @@ from qmpkit.supervisor import events as events_module
 from qmpkit.supervisor.chronicle import Chronicle
 from qmpkit.supervisor.events import EventLog, Happening, Happenings
 from qmpkit.testing.fake_kept import fake_ground
-from tests.sizes import examples
 from tests.unit.supervisor.conftest import spec
 from tests.unit.supervisor.kept import lab
 
@@ -134,7 +133,7 @@ async def test_what_is_told_as_it_ends_is_written(tmp_path: Path) -> None:
 
 
 @settings(
-    max_examples=examples(40),
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

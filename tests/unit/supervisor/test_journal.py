@@ -29,7 +29,7 @@ from qmpkit.supervisor import journal
 from qmpkit.supervisor.journal import Journal, commit, read_records
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import End, Malformed, Record
-from tests.sizes import JOURNAL_KILLS, examples
+from tests.sizes import JOURNAL_KILLS
 from tests.unit.supervisor.test_policy import histories
 
 
@@ -114,7 +114,7 @@ class Killed(BaseException):
     """The process ends here."""
 
 
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     texts=st.lists(st.sampled_from(["old", "new", None]), min_size=2, max_size=4),
     after=st.integers(0, 14),

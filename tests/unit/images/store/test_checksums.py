@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmpkit.images.store.checksums import Checksum, checksum_of, is_clearsigned, signed_part
-from tests.sizes import examples
 
 SHA256, OTHER256, SHA512 = "a1" * 32, "b2" * 32, "c3" * 64
 
@@ -97,7 +96,7 @@ def test_what_is_no_sum(digits: str) -> None:
         Checksum.of(digits)
 
 
-@settings(max_examples=examples(30))
+@settings(max_examples=30)
 @given(st.text(), st.text(min_size=1, max_size=20))
 def test_any_text_is_read(text: str, file: str) -> None:
     """What a server sends instead of a list is no list, and no failure of ours."""
