@@ -11,8 +11,8 @@ import trio
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations.block.at_rest import AtRest, at_rest
-from qmpkit.operations.block.layers import STEP_GRACE
 from qmpkit.operations.block.revert import overlaid, overlays_made
+from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.following import with_forwards_of
 from qmpkit.supervisor.journal import Journal

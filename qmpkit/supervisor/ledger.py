@@ -15,9 +15,9 @@ from qmpkit.host.chain import walk_chain
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.links import set_links
 from qmpkit.operations.agent_freeze import THAW_GRACE
-from qmpkit.operations.block.layers import STEP_GRACE
 from qmpkit.operations.block.recovery import recover, settled, untagged
 from qmpkit.operations.hotplug.recovery import recover_parts
+from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.following import following, with_forwards_of
 from qmpkit.supervisor.journal import Journal

@@ -41,7 +41,7 @@ step("qmpkit.supervisor.ledger:KeptLedger", "settle")
 step("qmpkit.operations.block.snapshots", "place_layer")
 step("qmpkit.operations.block.disks", "place_empty")
 step("qmpkit.operations.block.snapshots", "place_file")
-step("qmpkit.operations.block.undertaking", "remove_files")
+step("qmpkit.operations.undertaking", "remove_files")
 
 async def main():
     global armed, qemu

@@ -29,11 +29,12 @@ from qmpkit.operations.block.backup_compare import Moment, fleeces_of, moment
 from qmpkit.operations.block.backup_plan import Copy, Mode, dirty_bitmaps, planned, remove_bitmaps
 from qmpkit.operations.block.fleece import Fleece, refuse_threads, socket_fault
 from qmpkit.operations.block.graph import graph_of
-from qmpkit.operations.block.layers import LOST, STEP_GRACE, Made, formatted, making, new_file
+from qmpkit.operations.block.layers import Made, formatted, making, new_file
 from qmpkit.operations.block.snapshots import Freeze
-from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.job_groups import job_group
 from qmpkit.operations.jobs import JobState, Progress, progress_of
+from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.operations.undertaking import undertaking
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.backups import BackupLayer, BackupPoint, bitmaps_of
 from qmpkit.spec.sizes import format_size

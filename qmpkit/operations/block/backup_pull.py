@@ -28,11 +28,11 @@ from qmpkit.operations.block.fleece import (
     watched,
 )
 from qmpkit.operations.block.graph import graph_of
-from qmpkit.operations.block.layers import LOST, STEP_GRACE
 from qmpkit.operations.block.pull_tls import tcp_of
 from qmpkit.operations.block.snapshots import Freeze
-from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.job_groups import JobGroup, job_group
+from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.operations.undertaking import undertaking
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.snapshots import snapshot_name_problem
 

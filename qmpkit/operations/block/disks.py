@@ -17,16 +17,15 @@ from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.graph import Layer, graph_of, node_above, nodes_of
 from qmpkit.operations.block.layers import (
-    LOST,
-    STEP_GRACE,
     layer_blockdevs,
     making,
     remove_nodes,
     with_disks,
 )
 from qmpkit.operations.block.merge import change_place
-from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.jobs import Progress, follow, free_job_id, job
+from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.operations.undertaking import undertaking
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.block import Disk, DiskFormat
 from qmpkit.spec.encryption import luks_faults

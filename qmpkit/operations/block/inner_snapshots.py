@@ -17,10 +17,10 @@ from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.backup_plan import remove_bitmaps
 from qmpkit.operations.block.graph import Graph, Layer, graph_of
-from qmpkit.operations.block.layers import STEP_GRACE
-from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.jobs import Progress, follow, free_job_id, job
+from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.operations.undertaking import undertaking
 from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.snapshots import Snapshot, free_tag, tag_of

@@ -10,20 +10,19 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit.errors import MachineDied, MachineGone
 from qmpkit.images.drafts import Placed
 from qmpkit.images.tool import Asked
 from qmpkit.operations._protocols import Changeable, Monitor
 from qmpkit.operations.block.graph import file_of
 from qmpkit.operations.jobs import job
-from qmpkit.qmp.errors import CommandRefused, MonitorGarbled, MonitorLost
+from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.block import Disk, blockdevs_of
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.options import Json
 
 __all__ = [
     "INODE",
-    "STEP_GRACE",
     "Made",
     "formatted",
     "layer_blockdevs",
@@ -31,18 +30,13 @@ __all__ = [
     "new_file",
     "remove_files",
     "remove_nodes",
+    "with_disks",
 ]
-__all__ += ["with_disks"]
-
-STEP_GRACE = 30.0
-"""Seconds that a step which must not be torn, or taking one back, may take."""
 
 INODE = 1
 """Where a stamp (`Placed`) has the number of the file."""
 
 _FILE = 2  # of a stamp, what tells which file it is
-LOST = (MachineGone, MachineDied, MonitorLost, MonitorGarbled)
-"""What is raised when QEMU, or its monitor, is there no longer."""
 
 
 def layer_blockdevs(disk: Disk, *, backing: str | None = None) -> tuple[Json, Json]:

@@ -23,9 +23,10 @@ from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.disks import disk_of
 from qmpkit.operations.block.graph import Graph, graph_of, nodes_of
-from qmpkit.operations.block.layers import LOST, STEP_GRACE, making, remove_nodes, with_disks
-from qmpkit.operations.block.undertaking import undertaking
+from qmpkit.operations.block.layers import making, remove_nodes, with_disks
 from qmpkit.operations.errors import TrayLocked
+from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.operations.undertaking import undertaking
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.block import Disk, DiskFormat, blockdevs_of, disk_node
 from qmpkit.spec.check import faults_of

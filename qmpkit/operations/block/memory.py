@@ -14,11 +14,11 @@ from qmpkit.errors import ImageFailed
 from qmpkit.images.drafts import Placed
 from qmpkit.machine.saved_state import save_state
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.block.layers import STEP_GRACE
-from qmpkit.operations.block.undertaking import Undertaking
 from qmpkit.operations.block.variables import copy_variables
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.jobs import JobState, Progress, progress_of
+from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.operations.undertaking import Undertaking
 
 __all__ = ["go_on", "place_file", "runs", "standing_still"]
 

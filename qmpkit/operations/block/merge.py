@@ -21,10 +21,11 @@ from qmpkit.host.layered import mark_layered
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.graph import Layer, graph_of, nodes_of
-from qmpkit.operations.block.layers import LOST, STEP_GRACE, remove_nodes, with_disks
-from qmpkit.operations.block.undertaking import Undertaking, undertaking
+from qmpkit.operations.block.layers import remove_nodes, with_disks
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.jobs import Job, Progress, follow, free_job_id, job
+from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.operations.undertaking import Undertaking, undertaking
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec

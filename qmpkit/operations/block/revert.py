@@ -16,9 +16,10 @@ from qmpkit.images.encrypting import encrypting
 from qmpkit.images.new import place_overlay
 from qmpkit.images.varstore import place_store
 from qmpkit.machine.ledger import Change
-from qmpkit.operations.block.layers import STEP_GRACE, with_disks
+from qmpkit.operations.block.layers import with_disks
 from qmpkit.operations.block.snapshots import known_snapshot
 from qmpkit.operations.block.variables import on_new_store, store_of
+from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.snapshots import Snapshot, layer_file

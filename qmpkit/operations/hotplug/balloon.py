@@ -9,8 +9,8 @@ import trio
 
 from qmpkit.errors import Fault, GuestRefused, SpecInvalid
 from qmpkit.operations._protocols import Changeable, Monitor
-from qmpkit.operations.block.layers import STEP_GRACE
 from qmpkit.operations.hotplug.unplug import PERIPHERAL, machine_runs
+from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.sizes import MIB, Size, format_size, to_bytes
 

@@ -11,12 +11,12 @@ import trio
 
 from qmpkit.errors import Fault, GuestRefused, HostLacks, SpecInvalid
 from qmpkit.machine.ledger import Change
-from qmpkit.operations.block.layers import LOST, STEP_GRACE
-from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.hotplug.mounted import Asked
 from qmpkit.operations.hotplug.unplug import PERIPHERAL, is_plugged, release
+from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.operations.tune.live import take_place
 from qmpkit.operations.tune.threads import Tunable
+from qmpkit.operations.undertaking import undertaking
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.boards import board_of

@@ -9,10 +9,10 @@ import attrs
 
 from qmpkit.errors import QmpkitError
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.block.layers import LOST
 from qmpkit.operations.hotplug.disks import behind
 from qmpkit.operations.hotplug.plug import unplug_parts
 from qmpkit.operations.hotplug.unplug import is_plugged
+from qmpkit.operations.steps import LOST
 from qmpkit.operations.tune.nic_rates import freed
 from qmpkit.spec.block import iothreads_of
 from qmpkit.spec.layout import pinned

@@ -26,10 +26,10 @@ from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.disks import disk_of
 from qmpkit.operations.block.graph import FDSETS, graph_of, lent_files, nodes_of
 from qmpkit.operations.block.layers import making
-from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.hotplug.devices import with_controller
 from qmpkit.operations.hotplug.places import changes_between, empty_port
 from qmpkit.operations.hotplug.plug import free_fdset, plugging, unplug_parts
+from qmpkit.operations.undertaking import undertaking
 from qmpkit.spec.addresses import DISK_PORTS
 from qmpkit.spec.block import ON_CONTROLLERS, Aio, Disk, disk_node, on_root_port
 from qmpkit.spec.check import validate

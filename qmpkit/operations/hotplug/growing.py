@@ -8,9 +8,9 @@ import trio
 from qmpkit.errors import Fault, GuestRefused, HostLacks, SpecInvalid
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable, Monitor
-from qmpkit.operations.block.layers import STEP_GRACE
-from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.hotplug.unplug import PERIPHERAL, machine_runs
+from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.operations.undertaking import undertaking
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.check import validate

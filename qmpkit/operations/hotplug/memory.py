@@ -12,9 +12,9 @@ from qmpkit.host.check_resources import check_resources
 from qmpkit.host.findings import raise_problems
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.hotplug.places import changes_between
 from qmpkit.operations.hotplug.plug import plug_parts, unplug_parts
+from qmpkit.operations.undertaking import undertaking
 from qmpkit.spec.boards import board_of
 from qmpkit.spec.dimms import Dimm
 from qmpkit.spec.layout import pinned

@@ -15,12 +15,12 @@ from qmpkit.host.findings import raise_problems
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.links import set_links
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.block.layers import STEP_GRACE
-from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.hotplug.places import changes_between, empty_port
 from qmpkit.operations.hotplug.plug import plug_parts, unplug_parts
+from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.tune.nic_rates import bounding, freed
 from qmpkit.operations.tune.threads import Tunable
+from qmpkit.operations.undertaking import undertaking
 from qmpkit.spec.addresses import NIC_PORTS
 from qmpkit.spec.chardev import NamedEndpoint
 from qmpkit.spec.layout import pinned

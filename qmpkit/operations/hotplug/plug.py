@@ -14,10 +14,10 @@ import trio
 from qmpkit.errors import GuestRefused
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable, Monitor
-from qmpkit.operations.block.layers import LOST, STEP_GRACE
-from qmpkit.operations.block.undertaking import Undertaking, undertaking
 from qmpkit.operations.hotplug.errors import PlugFailed
 from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE, is_plugged, plugged_devices, release
+from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.operations.undertaking import Undertaking, undertaking
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec

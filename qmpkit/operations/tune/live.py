@@ -16,10 +16,10 @@ from qmpkit.host.check_resources import check_resources
 from qmpkit.host.placing import decided
 from qmpkit.machine.grouping import limit
 from qmpkit.machine.ledger import Change
-from qmpkit.operations.block.undertaking import undertaking
 from qmpkit.operations.tune.nic_rates import bound_nics, rates_of
 from qmpkit.operations.tune.seats import asks_for_seats, seats
 from qmpkit.operations.tune.threads import Tunable, find_threads
+from qmpkit.operations.undertaking import undertaking
 from qmpkit.process.cgroup import Group, group_of
 from qmpkit.process.scheduling import Seat, put_back, seat_all
 from qmpkit.spec.check import faults_of

@@ -12,8 +12,9 @@ from qmpkit.errors import JournalFailed, SpecInvalid
 from qmpkit.images.drafts import Placed
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.block.layers import INODE, LOST, STEP_GRACE, remove_files, remove_nodes
+from qmpkit.operations.block.layers import INODE, remove_files, remove_nodes
 from qmpkit.operations.jobs import discard_job
+from qmpkit.operations.steps import LOST, STEP_GRACE
 
 __all__ = ["Undertaking", "undertaking"]
 
