@@ -6,13 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qmpkit.cli.daemon import Daemon, find_daemon
 from qmpkit.cli.exits import Exit
-from qmpkit.cli.farm_actions import one_machine
+from qmpkit.cli.farm_actions import machine_of
 from qmpkit.cli.overrides import arguments_from
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
-from qmpkit.cli.which_farm import which_farm
 
 __all__ = ["add_device", "list_devices", "remove_device", "set_link"]
 
@@ -21,14 +19,9 @@ _PATHS = ("file", "socket", "luks", "key_file")
 _SHOWN = ("file", "ifname", "address", "remote", "forwards", "cid", "tag", "host", "iothread")
 
 
-def _machine(name: str, farm: str | None) -> tuple[Daemon, str]:
-    daemon = find_daemon(which_farm(farm))
-    return daemon, one_machine(daemon, name)
-
-
 def list_devices(name: str, farm: str | None, *, as_json: bool) -> int:
     """`device list`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     found = daemon.get("machines", machine, "devices")
     if as_json:
         print_json(found)
@@ -55,7 +48,7 @@ def add_device(
     """`device add`."""
     table = arguments_from(fields)
     _make_absolute(table)
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     plugged = daemon.post("machines", machine, "devices", body={"kind": kind, **table})
     if as_json:
         print_json(plugged)
@@ -80,7 +73,7 @@ def remove_device(
     name: str, device: str, grace: int | None, farm: str | None, *, unmounted: bool
 ) -> int:
     """`device remove`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     query: dict[str, str | int] = {} if grace is None else {"grace": grace}
     query |= {"unmounted": 1} if unmounted else {}
     steps = ("machines", machine, "devices", device)
@@ -91,7 +84,7 @@ def remove_device(
 
 def set_link(name: str, nic: str, farm: str | None, *, up: bool) -> int:
     """`device link`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     daemon.post("machines", machine, "devices", nic, "link", body={"up": up})
     talk.say(f"{machine}: the cable of {nic} is {'in' if up else 'out'}")
     return Exit.OK

@@ -7,15 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qmpkit.cli.daemon import Daemon, find_daemon
 from qmpkit.cli.exits import Exit
-from qmpkit.cli.farm_actions import one_machine
+from qmpkit.cli.farm_actions import machine_of
 from qmpkit.cli.farm_jobs import followed
 from qmpkit.cli.overrides import arguments_from
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
-from qmpkit.cli.which_farm import which_farm
 from qmpkit.spec.sizes import format_size
 
 __all__ = ["delete_snapshot", "flatten_disk", "limit_disk", "list_snapshots", "load_snapshot"]
@@ -23,14 +21,9 @@ __all__ += ["move_disk", "rename_snapshot", "resize_disk", "revert_snapshot", "s
 __all__ += ["eject_medium", "insert_medium", "take_snapshot"]
 
 
-def _machine(name: str, farm: str | None) -> tuple[Daemon, str]:
-    daemon = find_daemon(which_farm(farm))
-    return daemon, one_machine(daemon, name)
-
-
 def take_snapshot(name: str, body: Mapping[str, Any], farm: str | None, *, as_json: bool) -> int:
     """`snapshot take`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     job = daemon.post("machines", machine, "snapshots", body=dict(body))["job"]
     point = followed(daemon, job, f"taking a snapshot of {machine}", quiet=True)
     if as_json:
@@ -43,7 +36,7 @@ def take_snapshot(name: str, body: Mapping[str, Any], farm: str | None, *, as_js
 
 def list_snapshots(name: str, farm: str | None, *, as_json: bool) -> int:
     """`snapshot list`: a tree, the oldest first."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     found = daemon.get("machines", machine, "snapshots")
     if as_json:
         print_json(found)
@@ -84,7 +77,7 @@ def _kind(point: Mapping[str, Any]) -> str:
 
 def delete_snapshot(name: str, snapshot: str, farm: str | None, speed: int) -> int:
     """`snapshot delete`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     job = daemon.delete("machines", machine, "snapshots", snapshot, speed=speed)["job"]
     followed(daemon, job, f"merging snapshot {snapshot} of {machine}", quiet=True)
     talk.say(f"{machine}: snapshot {snapshot} is gone, its data stay")
@@ -93,7 +86,7 @@ def delete_snapshot(name: str, snapshot: str, farm: str | None, speed: int) -> i
 
 def load_snapshot(name: str, snapshot: str, farm: str | None) -> int:
     """`snapshot load`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     job = daemon.post("machines", machine, "snapshots", snapshot, "load")["job"]
     followed(daemon, job, f"going back to snapshot {snapshot} of {machine}", quiet=True)
     talk.say(f"{machine} is back at snapshot {snapshot}")
@@ -102,7 +95,7 @@ def load_snapshot(name: str, snapshot: str, farm: str | None) -> int:
 
 def rename_snapshot(name: str, snapshot: str, to: str, farm: str | None) -> int:
     """`snapshot rename`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     daemon.post("machines", machine, "snapshots", snapshot, "rename", body={"to": to})
     talk.say(f"{machine}: snapshot {snapshot} is called {to}")
     return Exit.OK
@@ -118,7 +111,7 @@ def revert_snapshot(
     memory: bool,
 ) -> int:
     """`snapshot revert`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     body: dict[str, Any] = {"stop": stop, "memory": memory} | (
         {} if grace is None else {"grace": grace}
     )
@@ -132,7 +125,7 @@ def revert_snapshot(
 
 def show_disks(name: str, farm: str | None, *, as_json: bool) -> int:
     """`disk list`: the layers of every disk."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     disks = daemon.get("machines", machine, "disks")["disks"]
     if as_json:
         print_json(disks)
@@ -157,7 +150,7 @@ def move_disk(
     name: str, disk: str, target: Path, farm: str | None, *, format: str, speed: int
 ) -> int:
     """`disk move`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     body = {"target": str(target.absolute()), "format": format, "speed": speed}
     job = daemon.post("machines", machine, "disks", disk, "move", body=body)["job"]
     moved = followed(daemon, job, f"moving {disk} of {machine}", quiet=True)
@@ -167,7 +160,7 @@ def move_disk(
 
 def flatten_disk(name: str, disk: str, farm: str | None, speed: int) -> int:
     """`disk flatten`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     job = daemon.post("machines", machine, "disks", disk, "flatten", body={"speed": speed})["job"]
     followed(daemon, job, f"flattening {disk} of {machine}", quiet=True)
     talk.say(f"{machine}: {disk} needs no other image any more")
@@ -176,7 +169,7 @@ def flatten_disk(name: str, disk: str, farm: str | None, speed: int) -> int:
 
 def resize_disk(name: str, disk: str, size: str, farm: str | None) -> int:
     """`disk resize`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     made = daemon.post("machines", machine, "disks", disk, "resize", body={"size": size})["size"]
     talk.say(f"{machine}: {disk} has {format_size(made)}; its partitions are the guest's to grow")
     return Exit.OK
@@ -187,7 +180,7 @@ def limit_disk(
 ) -> int:
     """`disk limit`."""
     body = arguments_from(bounds)
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     told = daemon.post("machines", machine, "disks", disk, "limit", body=body)
     if as_json:
         print_json(told)
@@ -201,7 +194,7 @@ def insert_medium(
     name: str, disk: str, file: Path, farm: str | None, *, format: str | None, force: bool
 ) -> int:
     """`disk insert`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     body: dict[str, Any] = {"file": str(file.absolute()), "force": force}
     body |= {} if format is None else {"format": format}
     told = daemon.post("machines", machine, "disks", disk, "insert", body=body)
@@ -211,7 +204,7 @@ def insert_medium(
 
 def eject_medium(name: str, disk: str, farm: str | None, *, force: bool) -> int:
     """`disk eject`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     daemon.post("machines", machine, "disks", disk, "eject", body={"force": force})
     talk.say(f"{machine}: {disk} is empty")
     return Exit.OK

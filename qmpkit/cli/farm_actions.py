@@ -19,7 +19,7 @@ from qmpkit.process.roots import state_root
 from qmpkit.spec.sizes import format_size
 
 __all__ = ["act", "bring_up", "chosen", "inspect", "one_machine", "plan", "ps", "remove", "scale"]
-__all__ += ["take_down", "wait_for"]
+__all__ += ["machine_of", "take_down", "wait_for"]
 
 
 _STARTING = 120.0
@@ -217,6 +217,12 @@ def one_machine(daemon: Daemon, word: str) -> str:
     """The one machine that *word* means."""
     known = [machine["name"] for machine in daemon.get("machines")["machines"]]
     return only_one(word, known, daemon.farm)
+
+
+def machine_of(word: str, farm: str | None) -> tuple[Daemon, str]:
+    """The one machine that *word* means, and the daemon that keeps it."""
+    daemon = find_daemon(which_farm(farm))
+    return daemon, one_machine(daemon, word)
 
 
 _DONE = {

@@ -11,7 +11,7 @@ from typing import Any
 
 from qmpkit.cli.daemon import find_daemon
 from qmpkit.cli.exits import Exit, Refusal
-from qmpkit.cli.farm_actions import chosen, one_machine
+from qmpkit.cli.farm_actions import chosen, machine_of, one_machine
 from qmpkit.cli.reach import Reach, config_of, inventory_of, reach_of
 from qmpkit.cli.safe import one_line
 from qmpkit.cli.since import since_query
@@ -29,11 +29,10 @@ def show_logs(
     name: str, farm: str | None, *, log: str | None, tail: int | None, follow: bool
 ) -> int:
     """`logs`: what a machine's console said, or QEMU itself."""
-    daemon = find_daemon(which_farm(farm))
+    daemon, machine = machine_of(name, farm)
     query: dict[str, str | int] = {"follow": int(follow)}
     query |= {} if log is None else {"log": log}
     query |= {} if tail is None else {"tail": tail}
-    machine = one_machine(daemon, name)
     with daemon.open("GET", "machines", machine, "logs", query=query, timeout=None) as said:
         while chunk := daemon.part_of(said, _CHUNK):
             sys.stdout.buffer.write(chunk)
@@ -68,8 +67,7 @@ def _print_event(event: dict[str, Any], as_json: bool) -> None:
 
 def take_screenshot(name: str, farm: str | None, output: Path | None) -> int:
     """`screenshot`: a PNG of the guest's screen."""
-    daemon = find_daemon(which_farm(farm))
-    machine = one_machine(daemon, name)
+    daemon, machine = machine_of(name, farm)
     picture = daemon.raw("GET", "machines", machine, "screenshot")
     file = output or Path(f"{machine}.png")
     file.write_bytes(picture)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from qmpkit.cli.daemon import Daemon, find_daemon
 from qmpkit.cli.exits import Exit
-from qmpkit.cli.farm_actions import one_machine
+from qmpkit.cli.farm_actions import machine_of
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
-from qmpkit.cli.which_farm import which_farm
 from qmpkit.spec.sizes import format_size
 
 __all__ = ["add_cpus", "add_memory", "list_cpus", "list_memory", "remove", "resize", "set_balloon"]
@@ -17,14 +15,9 @@ __all__ = ["add_cpus", "add_memory", "list_cpus", "list_memory", "remove", "resi
 _PATIENCE = 60.0  # seconds of silence, beside the guest's own
 
 
-def _machine(name: str, farm: str | None) -> tuple[Daemon, str]:
-    daemon = find_daemon(which_farm(farm))
-    return daemon, one_machine(daemon, name)
-
-
 def list_cpus(name: str, farm: str | None, *, as_json: bool) -> int:
     """`cpu list`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     found = daemon.get("machines", machine, "cpus")
     if as_json:
         print_json(found)
@@ -44,7 +37,7 @@ def list_cpus(name: str, farm: str | None, *, as_json: bool) -> int:
 
 def add_cpus(name: str, asked: dict[str, Any], farm: str | None, *, as_json: bool) -> int:
     """`cpu add`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     found = daemon.post("machines", machine, "cpus", body=asked)
     if as_json:
         print_json(found)
@@ -57,7 +50,7 @@ def add_cpus(name: str, asked: dict[str, Any], farm: str | None, *, as_json: boo
 
 def list_memory(name: str, farm: str | None, *, as_json: bool) -> int:
     """`memory list`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     found = daemon.get("machines", machine, "memory")
     if as_json:
         print_json(found)
@@ -73,7 +66,7 @@ def list_memory(name: str, farm: str | None, *, as_json: bool) -> int:
 
 def add_memory(name: str, size: str, node: int | None, farm: str | None, *, as_json: bool) -> int:
     """`memory add`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     found = daemon.post("machines", machine, "memory", body={"size": size, "node": node})
     if as_json:
         print_json(found)
@@ -84,7 +77,7 @@ def add_memory(name: str, size: str, node: int | None, farm: str | None, *, as_j
 
 def set_balloon(name: str, size: str, grace: int | None, farm: str | None, *, as_json: bool) -> int:
     """`memory balloon`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     body = {"size": size, "grace": grace}
     timeout = (grace or 0) + _PATIENCE
     found = daemon.post("machines", machine, "memory", "balloon", body=body, timeout=timeout)
@@ -105,7 +98,7 @@ def resize(
     as_json: bool,
 ) -> int:
     """`memory resize`."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     body = {"size": size, "device": device, "grace": grace}
     timeout = (grace or 0) + 2 * _PATIENCE
     found = daemon.post("machines", machine, "memory", "resize", body=body, timeout=timeout)
@@ -121,7 +114,7 @@ def remove(
     kind: str, name: str, ident: str, grace: int | None, farm: str | None, *, unsafe: bool = False
 ) -> int:
     """`cpu remove` and `memory remove`; *kind*: their part of the API."""
-    daemon, machine = _machine(name, farm)
+    daemon, machine = machine_of(name, farm)
     query: dict[str, str | int] = {} if grace is None else {"grace": grace}
     query |= {"unsafe": 1} if unsafe else {}
     steps = ("machines", machine, kind, ident)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qmpkit.cli.daemon import find_daemon
 from qmpkit.cli.exits import Exit, Refusal
-from qmpkit.cli.farm_actions import one_machine
+from qmpkit.cli.farm_actions import machine_of
 from qmpkit.cli.overrides import parse_value
 from qmpkit.cli.tables import print_line, print_table
 from qmpkit.cli.talk import print_json, talk
-from qmpkit.cli.which_farm import which_farm
 
 __all__ = ["change", "changes_of"]
 
@@ -20,8 +18,7 @@ _TEXTS = ("pin", "emulator", "policy")  # also where they look like a number
 
 def change(name: str, words: Sequence[str], farm: str | None, *, as_json: bool) -> int:
     """`tune`."""
-    daemon = find_daemon(which_farm(farm))
-    machine = one_machine(daemon, name)
+    daemon, machine = machine_of(name, farm)
     if words:
         found = daemon.post("machines", machine, "tune", body=changes_of(words))
     else:
