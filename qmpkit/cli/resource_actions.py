@@ -118,6 +118,6 @@ def remove(
     query: dict[str, str | int] = {} if grace is None else {"grace": grace}
     query |= {"unsafe": 1} if unsafe else {}
     steps = ("machines", machine, kind, ident)
-    daemon.raw("DELETE", *steps, query=query, timeout=(grace or 0) + _PATIENCE)
+    daemon.raw("DELETE", *steps, query=query, timeout=(grace or 0) + 2 * _PATIENCE)
     talk.say(f"{machine}: {ident} is unplugged")
     return Exit.OK

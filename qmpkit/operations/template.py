@@ -35,6 +35,7 @@ __all__ = [
     "Template",
     "TemplateFailed",
     "clone_spec",
+    "is_spoilt",
     "load_template",
     "read_template",
     "save_template",
@@ -115,6 +116,12 @@ def read_template(directory: Path) -> Template | None:
     except FileNotFoundError:
         return None
     return Template(directory, spec_from_dict(document, source=str(directory / SPEC)))
+
+
+def is_spoilt(template: Template) -> bool:
+    """Whether somebody has written into its RAM since it was saved.  Blocking."""
+    saved = (template.directory / SPEC).stat().st_mtime_ns
+    return (template.directory / RAM).stat().st_mtime_ns > saved
 
 
 async def load_template(machine: Machine, template: Template) -> None:

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from qmpkit.operations.hotplug.balloon import BALLOON_GRACE
 from qmpkit.operations.hotplug.cpus import ONLINE_GRACE
 from qmpkit.operations.hotplug.growing import RESIZE_GRACE
+from qmpkit.operations.hotplug.memory import MODULE_GRACE
 from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE
 from qmpkit.server.answers import Refused, answer
 from qmpkit.server.bodies import Keys, read_object, whole_number
@@ -69,7 +70,7 @@ class ResourceApi:
 
     async def remove_cpu(self, request: Request) -> Response:
         """Take one out; with unsafe=1 also under TCG."""
-        name, grace = request.path_params["cpu"], _grace(request)
+        name, grace = request.path_params["cpu"], _grace(request, UNPLUG_GRACE)
         unsafe = bool(whole_number(request, "unsafe"))
         await self._vm(request).cpus.remove(name, unsafe=unsafe, grace=grace)
         return answer({"id": name})
@@ -99,7 +100,7 @@ class ResourceApi:
 
     async def remove_memory(self, request: Request) -> Response:
         """Take a module out."""
-        name, grace = request.path_params["dimm"], _grace(request)
+        name, grace = request.path_params["dimm"], _grace(request, MODULE_GRACE)
         await self._vm(request).memory.remove(name, grace=grace)
         return answer({"id": name})
 
@@ -130,8 +131,8 @@ def _size(asked: dict[str, Any]) -> str | int:
     return size
 
 
-def _grace(request: Request) -> float:
-    return _seconds(whole_number(request, "grace"), UNPLUG_GRACE)
+def _grace(request: Request, usual: float) -> float:
+    return _seconds(whole_number(request, "grace"), usual)
 
 
 def _seconds(given: int | None, usual: float) -> float:

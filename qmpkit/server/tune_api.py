@@ -14,6 +14,7 @@ from starlette.routing import Route
 from qmpkit.errors import HostLacks, MachineGone, QmpkitError
 from qmpkit.server.answers import answer
 from qmpkit.server.bodies import Keys, read_object, whole_number
+from qmpkit.server.device_api import running_vm
 from qmpkit.server.views import in_counting_order
 from qmpkit.spec.data import spec_from_dict, spec_to_dict
 from qmpkit.spec.machine import MachineSpec
@@ -85,9 +86,8 @@ class TuneApi:
 
     async def tune(self, request: Request) -> Response:
         """Change what it is given: fields that are null are taken away, others stay."""
-        vm = self._vm(request)
         asked = await read_object(request, _TUNE)
-        _tuned(vm.spec, asked)  # refused at once, not when it is this change's turn
+        vm = running_vm(self._find(request))
         done = await vm.tune.apply(lambda spec: _tuned(spec, asked))
         return answer({**attrs.asdict(done), **_place(vm)})
 

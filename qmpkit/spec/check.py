@@ -266,6 +266,9 @@ def _balloon_faults(spec: MachineSpec) -> Iterator[Fault]:
     for name in ("free_page_reporting", "deflate_on_oom"):
         if getattr(spec.memory, name) and not spec.balloon:
             yield Fault(f"memory.{name}", "is the balloon's, and there is none", "balloon = true")
+    if spec.memory.free_page_reporting and spec.memory.is_view:
+        message = f"would cut what the guest does not use out of {spec.memory.mem_path!r}"
+        yield Fault("memory.free_page_reporting", message, "memory.share = true, or no mem_path")
 
 
 def _share_faults(spec: MachineSpec) -> Iterator[Fault]:

@@ -61,7 +61,8 @@ class Memory:
 
     `mem_path` puts the RAM into that file; with `share` what the guest writes is
     seen by others that map it (and stays in the file), without it the file is only
-    read: copy-on-write. `share` without `mem_path` uses an anonymous memfd.
+    read: copy-on-write, and nothing of it can be given back to the host. `share` without
+    `mem_path` uses an anonymous memfd.
     `prealloc` touches all of it at start (50 to 100 ms a GiB), with `prealloc_threads`
     threads at once.
 
@@ -99,6 +100,14 @@ class Memory:
     def total(self) -> Size:
         """Bytes that the guest has: `size` and all of `dimms`."""
         return Size(self.size + sum(dimm.size for dimm in self.dimms))
+
+    @property
+    def is_view(self) -> bool:
+        """Whether the RAM is a private view of a file, a template's for instance.
+
+        What a guest gives back of it QEMU would cut out of that file, for all who read it.
+        """
+        return self.mem_path is not None and not self.share and self.huge_pages is None
 
 
 def to_memory(value: Memory | str | int) -> Memory:

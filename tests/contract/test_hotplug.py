@@ -124,8 +124,12 @@ async def test_one_that_the_guest_keeps_stays_with_what_is_behind_it(
 ) -> None:
     guest.says = lambda device: None
     stuck: list[str] = []
+
+    async def stays() -> None:
+        stuck.append("it")
+
     with pytest.raises(ZeroDivisionError) as caught:
-        async with plugging(qmp, stuck=lambda: stuck.append("it")) as plugged:
+        async with plugging(qmp, stuck=stays) as plugged:
             await plugged.add(*PARTS)
             _ = 1 / 0
     assert stuck == ["it"]

@@ -8,6 +8,7 @@ from typing import Any
 from qmpkit import VM
 from qmpkit.operations.hotplug.unplug import PERIPHERAL, plugged_devices
 from qmpkit.spec.argv import TOOLS
+from qmpkit.spec.cpu_places import cpu_id
 from qmpkit.spec.machine import channels
 from qmpkit.spec.names import chardev_id, mac_of
 from qmpkit.spec.parts import parts_of
@@ -52,7 +53,8 @@ async def agreed(vm: VM, *, fdsets: int = 0) -> None:
     def of(kind: str) -> set[str]:
         return {part.id for part in parts if part.kind == kind}
 
-    assert of("device") == set(await plugged_devices(vm.machine))
+    cpus = {cpu_id(number) for number in vm.spec.cpu.added}
+    assert of("device") | cpus == set(await plugged_devices(vm.machine))
     nodes = await vm.execute("query-named-block-nodes", {"flat": True})
     assert of("node") == {node["node-name"] for node in nodes}
     objects = await vm.execute("qom-list", {"path": "/objects"})

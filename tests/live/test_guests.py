@@ -213,6 +213,7 @@ async def test_a_saved_guest_goes_on_where_it_stood(qemu: str, tmp_path: Path) -
         saved = await template.save_template(vm.machine, tmp_path)
         count = await _count(vm)
         await vm.quit()
+    assert not template.is_spoilt(saved)
     options = LaunchOptions(incoming=True)
     async with qmpkit.running(template.clone_spec(saved), paused=True, options=options) as vm:
         await template.load_template(vm.machine, saved)
@@ -220,3 +221,6 @@ async def test_a_saved_guest_goes_on_where_it_stood(qemu: str, tmp_path: Path) -
         await vm.resume()
         await vm.console.expect("...")
         assert await _count(vm) != count
+    assert not template.is_spoilt(saved), "what the copy wrote is its own"
+    (tmp_path / "ram").touch()
+    assert template.is_spoilt(saved)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import attrs
 import pytest
@@ -24,31 +22,12 @@ from qmpkit import (
 from qmpkit.testing import guests
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from tests.live.plugged import agreed
+from tests.live.plugged_views import BLOCK, restarted, roomy
 from tests.sizes import LONG, RESOURCE_CANCELS, share
 
 pytestmark = pytest.mark.live
 
 MIB = 1 << 20
-_BLOCK = 128 * MIB
-
-
-def spec_for(qemu: str) -> MachineSpec:
-    """One for all tests, whose saved guest is copied."""
-    tiny = qmpkit.load_profile("tiny")
-    memory = attrs.evolve(tiny.memory, slots=2, maxmem="1GiB")
-    cpu = Cpu(1, 4, sockets=1)  # of another socket Linux measures the delay loop first: 15 s
-    return attrs.evolve(tiny, qemu=qemu, accel="tcg", memory=memory, cpu=cpu, balloon=True)
-
-
-@asynccontextmanager
-async def restarted(spec: MachineSpec) -> AsyncIterator[VM]:
-    """Started again, without the RAM of the copy that it was; with --long its guest boots, too."""
-    memory = attrs.evolve(spec.memory, mem_path=None)
-    spec = attrs.evolve(spec, memory=memory)
-    async with qmpkit.running(spec, paused=not LONG) as vm:
-        if LONG:
-            await vm.agent.wait_ready()
-        yield vm
 
 
 async def memory_agrees(vm: VM, *, guest: bool = True) -> None:
@@ -63,7 +42,7 @@ async def memory_agrees(vm: VM, *, guest: bool = True) -> None:
     assert summary["base-memory"] + summary["plugged-memory"] == vm.spec.memory.total
     if not guest:
         return
-    blocks = 2 + sum(dimm.size // _BLOCK for dimm in dimms)
+    blocks = 2 + sum(dimm.size // BLOCK for dimm in dimms)
     look = (
         f"until [ $(grep -l online /sys/devices/system/memory/memory*/state | wc -l) = {blocks} ];"
         " do usleep 20000; done; grep MemTotal /proc/meminfo"
@@ -71,14 +50,14 @@ async def memory_agrees(vm: VM, *, guest: bool = True) -> None:
     with trio.fail_after(20):
         told = await vm.agent.run(["sh", "-c", look])
     total = int(told.text.split()[1]) * 1024
-    assert 0 < vm.spec.memory.total - total < _BLOCK, (told.text, dimms)  # the kernel's own
+    assert 0 < vm.spec.memory.total - total < BLOCK, (told.text, dimms)  # the kernel's own
 
 
 @pytest.mark.qemus(*share(0))
 async def test_memory_comes_and_goes(qemu: str) -> None:
-    async with guests.booted(spec_for(qemu)) as vm:
+    async with guests.booted(roomy(qemu)) as vm:
         one = await vm.memory.add("128MiB")
-        two = await vm.memory.add(2 * _BLOCK)
+        two = await vm.memory.add(2 * BLOCK)
         assert (one.id, two.id) == ("dimm0", "dimm1") and one.address and two.address
         await memory_agrees(vm)
         for size, words in (("128MiB", "3 modules .* do not fit in 2 slots"), (1, "multiple of")):
@@ -92,7 +71,7 @@ async def test_memory_comes_and_goes(qemu: str) -> None:
         await memory_agrees(vm)
         assert vm.memory.dimms == (two,)
         spec = vm.spec
-    async with restarted(spec) as vm:
+    async with restarted(spec, boot=LONG) as vm:
         await memory_agrees(vm, guest=LONG)
         assert vm.memory.dimms == (two,), "it lies where it did"
         if LONG:
@@ -102,7 +81,7 @@ async def test_memory_comes_and_goes(qemu: str) -> None:
 
 @pytest.mark.qemus(*share(1))
 async def test_a_module_that_the_guest_uses(qemu: str) -> None:
-    async with guests.booted(spec_for(qemu)) as vm:
+    async with guests.booted(roomy(qemu)) as vm:
         kernels = "echo online_kernel >/sys/devices/system/memory/auto_online_blocks"
         await vm.agent.run(["sh", "-c", kernels], check=True)
         dimm = await vm.memory.add("128MiB")
@@ -117,7 +96,7 @@ async def test_a_module_that_the_guest_uses(qemu: str) -> None:
 @pytest.mark.bound(60 + 300 // RESOURCE_CANCELS)
 @pytest.mark.qemus(*share(0))
 async def test_memory_cancelled_leaves_nothing(qemu: str) -> None:
-    async with guests.booted(spec_for(qemu)) as vm:
+    async with guests.booted(roomy(qemu)) as vm:
 
         async def nothing() -> None:
             for dimm in vm.memory.dimms:
@@ -133,7 +112,8 @@ async def test_memory_cancelled_leaves_nothing(qemu: str) -> None:
 
 @pytest.mark.qemus(*share(1))
 async def test_the_balloon(qemu: str) -> None:
-    async with guests.booted(spec_for(qemu)) as vm:
+    async with qmpkit.running(roomy(qemu)) as vm:
+        await vm.agent.wait_ready()
         use = await vm.memory.statistics()
         assert use.total and use.free and 128 * MIB < use.total < 256 * MIB > use.free
         await vm.memory.balloon("192MiB")
@@ -156,9 +136,17 @@ async def test_the_balloon(qemu: str) -> None:
         assert vm.spec.memory.total == 256 * MIB, "a restart begins with all of it"
 
 
+@pytest.mark.qemus(*share(1))
+async def test_a_copy_gives_nothing_of_its_template_back(qemu: str) -> None:
+    async with guests.booted(roomy(qemu)) as vm:
+        with pytest.raises(SpecInvalid, match=r"cut what the guest gives back out of '.*/ram'"):
+            await vm.memory.balloon("192MiB")
+        assert await vm.memory.balloon_size() == 256 * MIB
+
+
 @pytest.mark.qemus(*share(0))
 async def test_memory_that_grows_and_shrinks(qemu: str) -> None:
-    async with guests.booted(spec_for(qemu)) as vm:
+    async with guests.booted(roomy(qemu)) as vm:
         with pytest.raises(SpecInvalid, match="no virtio-mem device"):
             await vm.memory.resize("128MiB")
         with pytest.raises(SpecInvalid, match=r"more than memory\.maxmem"):
@@ -166,7 +154,7 @@ async def test_memory_that_grows_and_shrinks(qemu: str) -> None:
         device = await vm.devices.add(VirtioMem(size="512MiB"))
         assert isinstance(device, VirtioMem) and device.id == "vmem0" and device.address
         grown = await vm.memory.resize("128MiB")
-        assert grown.requested == _BLOCK and grown in vm.spec.devices
+        assert grown.requested == BLOCK and grown in vm.spec.devices
         await grown_agrees(vm, grown)
         for size, words in (("1GiB", "more than the size, 512MiB"), (MIB, "whole number")):
             with pytest.raises(SpecInvalid, match=words):
@@ -177,7 +165,7 @@ async def test_memory_that_grows_and_shrinks(qemu: str) -> None:
             with pytest.raises(GuestRefused, match="stands still"):
                 await vm.memory.resize(0)
         spec = vm.spec
-    async with restarted(spec) as vm:
+    async with restarted(spec, boot=LONG) as vm:
         assert grown in vm.spec.devices
         await agreed(vm)
         if LONG:
@@ -196,7 +184,7 @@ async def test_memory_that_grows_and_shrinks(qemu: str) -> None:
 @pytest.mark.bound(60 + 600 // RESOURCE_CANCELS)
 @pytest.mark.qemus(*share(0))
 async def test_a_resize_cancelled_is_taken_back(qemu: str) -> None:
-    async with guests.booted(spec_for(qemu)) as vm:
+    async with guests.booted(roomy(qemu)) as vm:
         await vm.devices.add(VirtioMem(size="256MiB"))
 
         async def grow() -> None:
@@ -251,7 +239,7 @@ async def cpus_agree(vm: VM, *, online: int) -> None:
 @pytest.mark.qemus(*share(0))
 async def test_processors_come(qemu: str) -> None:
     last = max(os.sched_getaffinity(0))
-    async with guests.booted(spec_for(qemu)) as vm:
+    async with guests.booted(roomy(qemu)) as vm:
         await vm.tune.pin(["", "", str(last), ""])
         (one,) = await vm.cpus.add(core=2)
         assert (one.number, one.id) == (2, "cpu2") and one.thread
@@ -271,14 +259,14 @@ async def test_processors_come(qemu: str) -> None:
         await cpus_agree(vm, online=3)
         spec = vm.spec
         assert spec.cpu.added == (1, 2)
-    async with restarted(spec) as vm:
+    async with restarted(spec, boot=LONG) as vm:
         await cpus_agree(vm, online=3 if LONG else 0)
 
 
 @pytest.mark.bound(60 + 300 // RESOURCE_CANCELS)
 @pytest.mark.qemus(*share(1))
 async def test_a_processor_cancelled_is_there_or_not(qemu: str) -> None:
-    spec = attrs.evolve(spec_for(qemu), cpu=Cpu(1, 64))
+    spec = attrs.evolve(roomy(qemu), cpu=Cpu(1, 64))
     async with qmpkit.running(spec, paused=True) as vm:
 
         async def add() -> None:
@@ -295,7 +283,7 @@ async def test_a_processor_cancelled_is_there_or_not(qemu: str) -> None:
 @pytest.mark.qemus(*share(0))
 async def test_a_processor_goes_where_that_is_asked_for(qemu: str) -> None:
     """Once, and last: QEMU under TCG may die of the next plug."""
-    async with guests.booted(spec_for(qemu)) as vm:
+    async with guests.booted(roomy(qemu)) as vm:
         (one,) = await vm.cpus.add(online=True)
         await vm.cpus.remove(one.id, unsafe=True)
         await cpus_agree(vm, online=1)

@@ -62,6 +62,14 @@ def _require(machine: Changeable) -> None:
         raise SpecInvalid([fault], f"machine {machine.name!r}")
 
 
+def _refuse_view(machine: Changeable) -> None:
+    memory = machine.spec.memory
+    if memory.is_view:
+        message = f"QEMU would cut what the guest gives back out of {memory.mem_path!r}"
+        fault = Fault("memory.mem_path", message, "start it without, or with memory.share = true")
+        raise SpecInvalid([fault], f"machine {machine.name!r}")
+
+
 async def balloon_size(machine: Changeable) -> Size:
     """What the balloon leaves to the guest (`query-balloon`)."""
     _require(machine)
@@ -71,6 +79,7 @@ async def balloon_size(machine: Changeable) -> Size:
 async def balloon(machine: Changeable, size: int | str, grace: float) -> None:
     """See `GuestMemory.balloon`."""
     _require(machine)
+    _refuse_view(machine)
     wanted = to_bytes(size, "size")
     async with machine.changing:
         total = machine.spec.memory.total

@@ -6,6 +6,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 
 import attrs
 import trio
@@ -30,6 +31,7 @@ from qmpkit.operations.hotplug.devices import with_controller
 from qmpkit.operations.hotplug.places import changes_between, empty_port
 from qmpkit.operations.hotplug.plug import free_fdset, plugging, unplug_parts
 from qmpkit.operations.undertaking import undertaking
+from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.addresses import DISK_PORTS
 from qmpkit.spec.block import ON_CONTROLLERS, Aio, Disk, disk_node, on_root_port
 from qmpkit.spec.check import validate
@@ -61,9 +63,14 @@ async def add_disk(machine: Changeable, disk: Disk, fd: int | None) -> Disk:
         )
         async with undertaking(machine, change) as it, making(machine) as made:
 
-            def stays() -> None:
+            def is_there() -> None:
                 made.keep()
                 it.done()
+
+            async def stays() -> None:
+                is_there()
+                with suppress(CommandRefused):
+                    await _limited(machine, disk)
 
             if to_make:
                 made.file(await place_disk(disk))
@@ -76,7 +83,7 @@ async def add_disk(machine: Changeable, disk: Disk, fd: int | None) -> Disk:
                 await plugged.confirm()
                 await _limited(machine, disk)
                 plugged.keep()
-            stays()
+            is_there()
     return disk
 
 

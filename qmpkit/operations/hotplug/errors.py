@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from qmpkit.errors import Fault, GuestRefused, QmpkitError, SpecInvalid
+from qmpkit.spec.addresses import SPARE_PORTS
 
 __all__ = ["NoPortLeft", "PlugFailed", "UnplugPending", "UnplugRefused"]
 
 
 class NoPortLeft(SpecInvalid):
-    """Every root port of the machine holds a device; `ports` is how many there are."""
+    """Every root port of the machine holds a device; `ports` is how many there are.
 
-    def __init__(self, machine: str, device: str, ports: int) -> None:
+    `spare`: how many of them it was started with for hotplug, `root_ports` of its profile.
+    """
+
+    def __init__(self, machine: str, device: str, ports: int, spare: int) -> None:
         self.device = device
         self.ports = ports
+        self.spare = spare
         why = f"all {ports} hold a device" if ports else "the machine was started with none"
         message = f"no root port is left for {device!r}: {why}"
-        first = "remove one, or " if ports else ""
-        cure = f"{first}start the machine with more: root_ports = {max(8, 2 * ports)}"
+        cure = f"{'remove one, or ' if ports else ''}{_more(spare)}"
         super().__init__([Fault("root_ports", message, cure)], f"machine {machine!r}")
-        self.args = (machine, device, ports)
+        self.args = (machine, device, ports, spare)
+
+
+def _more(spare: int) -> str:
+    most = SPARE_PORTS.size
+    if spare < most:
+        more = min(most, max(8, 2 * spare))
+        return f"start the machine with more: root_ports = {more} in its profile"
+    return f"put disks on one controller: {most} spare ports are the most (virtio-scsi)"
 
 
 class PlugFailed(QmpkitError):

@@ -23,7 +23,13 @@ from qmpkit.spec.memory import without_dimm
 from qmpkit.spec.peripherals import VirtioMem
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["add_dimm", "note_addresses", "remove_dimm"]
+__all__ = ["MODULE_GRACE", "add_dimm", "note_addresses", "remove_dimm"]
+
+MODULE_GRACE = 60.0
+"""Seconds in which a guest moves what is in a module: 0.1 s when that is little.
+
+Each page of its balloon takes it 1 ms under TCG.
+"""
 
 
 async def add_dimm(machine: Changeable, size: int | str, node: int | None) -> Dimm:

@@ -61,7 +61,8 @@ async def empty_port(
     for port in sorted(ports.empty, key=lambda name: not name.startswith(prefix)):
         if not await _holds_something(machine, port):
             return port
-    raise NoPortLeft(machine.name, device, len(ports.used) + len(ports.empty))
+    there = len(ports.used) + len(ports.empty)
+    raise NoPortLeft(machine.name, device, there, spec.root_ports)
 
 
 async def _holds_something(machine: Monitor, port: str) -> bool:

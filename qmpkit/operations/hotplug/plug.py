@@ -95,12 +95,12 @@ class Plugging:
 
 @asynccontextmanager
 async def plugging(
-    machine: Monitor, *, stuck: Callable[[], None] | None = None
+    machine: Monitor, *, stuck: Callable[[], Awaitable[None]] | None = None
 ) -> AsyncIterator[Plugging]:
     """What is added within is taken away again when the block fails or is cancelled.
 
-    A device that the guest does not let go of stays, with all behind it: *stuck* is called
-    then, and the error has a note that says so.
+    A device that the guest does not let go of stays, with all behind it: *stuck* makes it
+    what it is to be then, and the error has a note that says so.
     """
     plugged = Plugging(machine)
     try:
@@ -110,7 +110,8 @@ async def plugging(
             if device := await plugged._undo():
                 error.add_note(f"the guest does not let go of {device!r}: it stays plugged")
                 if stuck is not None:
-                    stuck()
+                    with suppress(*LOST):
+                        await stuck()
         raise
 
 
@@ -154,15 +155,23 @@ async def plug_parts(
     """
     names = (*(f"fd/{name}" for name in fds or {}), *names_of(parts))
     change = Change(what=what, spec=spec, begun=pinned(machine.spec), coming=names)
-    async with undertaking(machine, change) as it, plugging(machine, stuck=it.done) as plugged:
-        for name, fd in (fds or {}).items():
-            await plugged.hand_over(name, fd)
-        await plugged.add(*parts)
-        await plugged.confirm()
-        if last is not None:
-            await last()
-        plugged.keep()
-        it.done()
+    async with undertaking(machine, change) as it:
+
+        async def stays() -> None:
+            it.done()
+            if last is not None:
+                with suppress(CommandRefused):
+                    await last()
+
+        async with plugging(machine, stuck=stays) as plugged:
+            for name, fd in (fds or {}).items():
+                await plugged.hand_over(name, fd)
+            await plugged.add(*parts)
+            await plugged.confirm()
+            if last is not None:
+                await last()
+            plugged.keep()
+            it.done()
 
 
 async def unplug_parts(

@@ -8,6 +8,7 @@ from qmpkit.operations.hotplug import balloon, cpus, growing, memory
 from qmpkit.operations.hotplug.balloon import BALLOON_GRACE, GuestMemoryUse
 from qmpkit.operations.hotplug.cpus import ONLINE_GRACE, Vcpu
 from qmpkit.operations.hotplug.growing import RESIZE_GRACE
+from qmpkit.operations.hotplug.memory import MODULE_GRACE
 from qmpkit.operations.hotplug.mounted import Asked
 from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE
 from qmpkit.operations.tune.threads import Tunable
@@ -41,13 +42,13 @@ class GuestMemory:
         """
         return await memory.add_dimm(self._machine, size, node)
 
-    async def remove(self, dimm: str, *, grace: float = UNPLUG_GRACE) -> Dimm:
+    async def remove(self, dimm: str, *, grace: float = MODULE_GRACE) -> Dimm:
         """Have the guest let go of a module, then give its memory back to the host.
 
         Linux lets go when it can move all that is in it: start it with
-        `memhp_default_state=online_movable`.  Raises UnplugRefused when it cannot, and is
-        cancelled as `Disks.remove`.  *grace*: seconds for its answer.  (`device_del`,
-        `object-del`.)
+        `memhp_default_state=online_movable`.  Raises UnplugRefused when it cannot,
+        UnplugPending when it has not within *grace* seconds, and is cancelled as
+        `Disks.remove`.  (`device_del`, `object-del`.)
         """
         return await memory.remove_dimm(self._machine, dimm, grace)
 
@@ -72,8 +73,9 @@ class GuestMemory:
         """Have the guest come down, or up again, to *size* of memory; returns when it has.
 
         Not in `vm.spec`: a restart begins with all of it.  Raises SpecInvalid without
-        `balloon = true` or for a size that it cannot have, GuestRefused when the guest stands
-        still or has not followed within *grace* seconds.  Failed or cancelled, it is told to
+        `balloon = true`, for a size that it cannot have, and when its RAM is a private view of
+        a file (a copy of a template); GuestRefused when the guest stands still or has not
+        followed within *grace* seconds.  Failed or cancelled, it is told to
         come back to what it had.  (`balloon`, BALLOON_CHANGE.)
         """
         await balloon.balloon(self._machine, size, grace)

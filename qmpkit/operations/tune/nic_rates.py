@@ -60,8 +60,9 @@ async def bound_nics(
 async def bounding(machine: Tunable, nic: Nic) -> AsyncIterator[None]:
     """The device of a NIC that is plugged within the block, bound as it says before it is.
 
-    It is free again when the block fails, and when the machine has ended.  Raises HostLacks,
-    and SpecInvalid for one that is handed over: that is bound by who has made it.
+    It is free again when the block fails (unless the guest does not let go of the NIC), and
+    when the machine has ended.  Raises HostLacks, and SpecInvalid for one that is handed
+    over: that is bound by who has made it.
     """
     rate = Rate(nic.max_received, nic.max_sent) if isinstance(nic, TapNic) else Rate()
     if not isinstance(nic, TapNic) or rate == Rate():
@@ -73,10 +74,11 @@ async def bounding(machine: Tunable, nic: Nic) -> AsyncIterator[None]:
     try:
         await trio.to_thread.run_sync(set_rate, nic.ifname, rate)
         yield
-    except BaseException:
-        await freed(nic)
-        raise
-    machine.services.start_soon(_free_at_end, machine, {nic.id: nic.ifname})
+    finally:
+        if any(it.id == nic.id for it in machine.spec.nics):
+            machine.services.start_soon(_free_at_end, machine, {nic.id: nic.ifname})
+        else:
+            await freed(nic)
 
 
 def _why_not(spec: MachineSpec, nic: TapNic) -> str | None:

@@ -19,6 +19,7 @@ from qmpkit.machine.launch import LaunchOptions
 from qmpkit.operations.template import (
     Template,
     clone_spec,
+    is_spoilt,
     load_template,
     read_template,
     save_template,
@@ -71,7 +72,7 @@ async def template_of(spec: MachineSpec) -> Template:
     link = store.guests_dir() / f"saved-{spec.name}"
     directory = link.with_name(f"{link.name}-{store.digest(_facts(resolution))}")
     async with _lock_of(directory):
-        template = await trio.to_thread.run_sync(read_template, directory)
+        template = await trio.to_thread.run_sync(_usable, directory)
         if template is None:
             await _boot_and_save(resolution.spec, directory)
             forget = partial(store.forget_old, link, directory, keep=_KEPT)
@@ -79,6 +80,15 @@ async def template_of(spec: MachineSpec) -> Template:
             template = await trio.to_thread.run_sync(read_template, directory)
     assert template is not None
     return template
+
+
+def _usable(directory: Path) -> Template | None:
+    """What is saved there; one that a copy has written into is removed."""
+    template = read_template(directory)
+    if template is None or not is_spoilt(template):
+        return template
+    shutil.rmtree(directory, ignore_errors=True)
+    return None
 
 
 def _facts(resolution: Resolution) -> dict[str, object]:

@@ -133,6 +133,10 @@ CASES: list[tuple[MachineSpec, str]] = [
         "memory.deflate_on_oom: is the balloon's, and there is none (balloon = true)",
     ),
     (
+        MachineSpec(memory=Memory(mem_path="/ram", free_page_reporting=True), balloon=True),
+        "memory.free_page_reporting: would cut what the guest does not use out of '/ram'",
+    ),
+    (
         MachineSpec(devices=[VirtioMem(size="1GiB")], root_ports=1),
         "devices[0]: there is no room for it beside the RAM",
     ),
