@@ -217,6 +217,7 @@ class Declaring:
                 self._means.gate.look()  # nobody is to be seen as blocked for want of this one
         except BaseException as error:
             kept.record = before = before.after_try(kept.record)
+            kept.notify()  # it takes no room any more
             with trio.move_on_after(UNDO_GRACE, shield=True):
                 await self._take_back(kept, before)
             if kept.state in ("queued", "starting"):

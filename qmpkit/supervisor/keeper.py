@@ -162,6 +162,7 @@ class Keeper:
     def _kept(self, record: Record, home: Home) -> Kept:
         kept = Kept(record, home, self._events)
         kept.on_change = self._gate.notice
+        self._gate.notice(kept)
         return kept
 
     async def amend(self, wanted: Wanted) -> Kept:
