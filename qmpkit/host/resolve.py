@@ -30,7 +30,7 @@ from qmpkit.spec.encryption import BaseImage
 from qmpkit.spec.facts import Facts, Flash
 from qmpkit.spec.firmware import Firmware, Uefi
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.paths import PATHS, map_fields
+from qmpkit.spec.paths import PATHS, map_fields, texts_of
 from qmpkit.spec.variables import expand, variables_in
 
 __all__ = ["Resolution", "resolve", "with_absolute_paths"]
@@ -164,17 +164,13 @@ def _made_concrete(spec: MachineSpec, problems: list[Problem]) -> MachineSpec | 
 
 def with_absolute_paths(spec: MachineSpec) -> MachineSpec:
     """QEMU's directory is not ours for ever, and a path with a colon must not look like a URL."""
-    changed = False
+    if all(not text or text.startswith("/") for text in texts_of(spec, PATHS)):
+        return spec
 
     def absolute(_: str, text: str) -> str:
-        nonlocal changed
-        if not text or text.startswith("/"):
-            return text
-        changed = True
-        return str(Path.cwd() / text)
+        return str(Path.cwd() / text) if text else text
 
-    table = map_fields(unstructure(spec), PATHS, absolute)
-    return structure(table) if changed else spec
+    return structure(map_fields(unstructure(spec), PATHS, absolute))
 
 
 def _find(spec: MachineSpec, problems: list[Problem]) -> Stamp | None:

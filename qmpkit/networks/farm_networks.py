@@ -112,6 +112,9 @@ class FarmNetworks:
     async def plugged(self, spec: MachineSpec, joined: Sequence[Joined]) -> AsyncIterator[Plugged]:
         """See `Networks.plugged`."""
         places = {join.nic: join for join in _carried(joined)}
+        if not places:
+            yield Plugged(spec, {})
+            return
         links: dict[str, int] = {}
         nics = []
         with ExitStack() as ours:

@@ -24,15 +24,22 @@ def draft(path: Path, text: str | None) -> None:
     if text is None:
         return
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-        try:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError:
-            with suppress(OSError):
-                path.unlink()
-            raise
+    fd = os.open(path, flags, 0o600)
+    try:
+        _write(fd, text.encode())
+        os.fsync(fd)
+    except OSError:
+        with suppress(OSError):
+            path.unlink()
+        raise
+    finally:
+        os.close(fd)
+
+
+def _write(fd: int, data: bytes) -> None:
+    # Not by a file object: each of its system calls would wait for Python's lock anew.
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 def publish(path: Path, text: str | None) -> None:

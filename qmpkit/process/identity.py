@@ -108,7 +108,8 @@ def _standing(identity: Identity) -> Standing:
 def _stat(pid: int) -> tuple[str, int] | None:
     """State and start of a process."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123 (at every start)
+            text = file.read().decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name, in parentheses, may hold anything.

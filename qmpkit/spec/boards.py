@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal
 
 import attrs
@@ -88,6 +89,7 @@ _NAMES: Mapping[Family, str] = {
 }
 
 
+@lru_cache
 def family_of(machine: str) -> Family | None:
     """What kind of board a machine type is, versioned or not; None when we do not know it."""
     for family, pattern in _NAMES.items():

@@ -20,9 +20,12 @@ def items_of(
     value: Iterable[_Item], where: str, hint: str, kinds: tuple[type, ...] = (object,)
 ) -> tuple[_Item, ...]:
     """*value* as a tuple; `SpecInvalid` when it is no list, or an item is of none of *kinds*."""
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+    if type(value) is tuple:  # as in each copy of a spec: the questions below are dear
+        items = value
+    elif isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise SpecInvalid([Fault(where, f"must be a list, not {value!r}", hint)])
-    items = tuple(value)
+    else:
+        items = tuple(value)
     faults = [
         Fault(f"{where}[{number}]", f"cannot be {item!r}", hint)
         for number, item in enumerate(items)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["EXPANDED", "PATHS", "map_fields"]
+__all__ = ["EXPANDED", "PATHS", "map_fields", "texts_of"]
 
 Pattern = tuple[str, ...]
 
@@ -45,6 +45,23 @@ def map_fields(
         data = _mapped(data, pattern, "", change)
     result: dict[str, Any] = data
     return result
+
+
+def texts_of(value: Any, patterns: tuple[Pattern, ...]) -> Iterator[str]:
+    """Every text of a spec that a pattern names; what `map_fields` would find in its table."""
+    for pattern in patterns:
+        yield from _texts(value, pattern)
+
+
+def _texts(value: Any, pattern: Pattern) -> Iterator[str]:
+    if not pattern:
+        if isinstance(value, str):
+            yield value
+    elif pattern[0] == "*" and isinstance(value, tuple):
+        for item in value:
+            yield from _texts(item, pattern[1:])
+    elif (inner := getattr(value, pattern[0], None)) is not None:
+        yield from _texts(inner, pattern[1:])
 
 
 def _mapped(value: Any, pattern: Pattern, where: str, change: Callable[[str, str], str]) -> Any:

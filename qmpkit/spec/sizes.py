@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import NewType
 
 from qmpkit.errors import Fault, SpecInvalid
@@ -38,6 +39,11 @@ def parse_size(value: str | int) -> Size:
         if value < 0:
             raise ValueError(f"a size cannot be negative, this is {value}")
         return Size(value)
+    return _read(value)
+
+
+@lru_cache  # a machine that is started is read and written several times
+def _read(value: str) -> Size:
     found = _FORM.fullmatch(value)
     if found is None:
         raise ValueError(f'{value!r} is not a size; write for example "512MiB" or "10GiB"')

@@ -14,7 +14,7 @@ import attrs
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.convert import structure, unstructure
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.paths import EXPANDED, map_fields
+from qmpkit.spec.paths import EXPANDED, map_fields, texts_of
 from qmpkit.spec.suggest import suggestion
 
 __all__ = ["HOST_VARIABLES", "expand", "variables_in"]
@@ -46,14 +46,8 @@ def expand(spec: MachineSpec, variables: Mapping[str, str | None]) -> MachineSpe
 
 def variables_in(spec: MachineSpec) -> frozenset[str]:
     """The names (and escapes, as "") that `expand` would have to deal with."""
-    found: set[str] = set()
-
-    def note(_: str, text: str) -> str:
-        found.update(match[1] or "" for match in _REFERENCE.finditer(text))
-        return text
-
-    map_fields(unstructure(spec), (*EXPANDED, ("kernel", "append")), note)
-    return frozenset(found)
+    texts = texts_of(spec, (*EXPANDED, ("kernel", "append")))
+    return frozenset(match[1] or "" for text in texts for match in _REFERENCE.finditer(text))
 
 
 def _filler(variables: Mapping[str, str | None], faults: list[Fault]) -> Callable[[str, str], str]:

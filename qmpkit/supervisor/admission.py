@@ -25,7 +25,7 @@ TURN = "its turn"
 _NAMES_TOLD = 3
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, cache_hash=True)
 class Demand:
     """What a machine takes of the host.
 
@@ -142,18 +142,17 @@ def admit(
     totals = {kind: pool.total for kind, pool in _pools(host).items()}
     # A queue is asked about as a whole, and often: most demands in it are the same.
     whys = {demand: _too_big(demand, totals) for demand in {w.demand for w in queue}}
-    never = {w.name: why for w in queue if (why := whys[w.demand])}
+    never = {w.name: why for w in queue if (why := whys[w.demand])} if any(whys.values()) else {}
     room = _Room.of(host, running, starting, limits)
     left: list[Waiting] = []
     waits: dict[str, str] = {}
     first: Waiting | None = None
-    for waiting in queue:
-        if waiting.name in never:
-            continue
+    fitting = [w for w in queue if w.name not in never] if never else queue
+    for number, waiting in enumerate(fitting):
         if room.full:  # so it is for all that come now
-            left.append(waiting)
-            waits[waiting.name] = room.full
-            continue
+            left += fitting[number:]
+            waits |= dict.fromkeys((w.name for w in fitting[number:]), room.full)
+            break
         if why := room.refusal(waiting, first):
             left.append(waiting)
             waits[waiting.name] = why

@@ -72,13 +72,15 @@ class Gate:
         self._limits = Limits(starts=starts)
         self._host = host or host_now
         self._tickets: dict[str, _Ticket] = {}  # in the order of arrival
-        self._demands: dict[str, tuple[MachineSpec, Demand]] = {}
+        self._running: dict[str, Demand] = {}
+        self._specs: dict[str, MachineSpec] = {}  # that those were found from
         self._wake = trio.Event()
         self._short_of_room = False
         self._in_order = False
 
     def notice(self, kept: Kept) -> None:
         """Something has happened to *kept*: look again soon, if that may decide anything."""
+        self._count(kept)
         if kept.declared == "stopped" and (ticket := self._tickets.get(kept.name)):
             ticket.wake()
         # With many in the queue a look is dear, and most of what happens frees nobody.
@@ -110,6 +112,7 @@ class Gate:
             yield
         finally:
             del self._tickets[kept.name]
+            self._count(kept)
             self._wake.set()
 
     async def _admitted(self, ticket: _Ticket, patient: bool) -> None:
@@ -145,10 +148,14 @@ class Gate:
             elif why := ready.waits.get(name) or admission.waits.get(name):
                 ticket.kept.explain("queued", f"it waits for {why}")
 
-    def _demand(self, kept: Kept) -> tuple[MachineSpec, Demand]:
-        """What it takes, with what that was found out from; asked for at each look."""
-        known = self._demands.get(kept.name)
-        return known if known and known[0] is kept.spec else (kept.spec, demand_of(kept.spec))
+    def _count(self, kept: Kept) -> None:
+        """Have *kept* among those that run, when it does: to look at all of them is dear."""
+        if kept.record.identity is None or kept.name in self._tickets:
+            self._running.pop(kept.name, None)
+            self._specs.pop(kept.name, None)
+        elif self._specs.get(kept.name) is not kept.spec:
+            self._specs[kept.name] = kept.spec
+            self._running[kept.name] = demand_of(kept.spec)
 
     def _ready(self, waiting: Mapping[str, _Ticket]) -> Ready:
         if not any(t.kept.record.after or t.kept.record.requires for t in waiting.values()):
@@ -166,14 +173,8 @@ class Gate:
         now = set(ready.now)
         queue = [ticket.waiting for name, ticket in waiting.items() if name in now]
         starting = {name: t.demand for name, t in self._tickets.items() if t.admitted}
-        self._demands = {
-            name: self._demand(kept)
-            for name, kept in self._machines.items()
-            if kept.record.identity is not None and name not in self._tickets
-        }
-        running = {name: demand for name, (_, demand) in self._demands.items()}
         pages = {it.demand.page_size for it in queue if it.demand.huge_pages}
-        return admit(self._host(pages), running, starting, queue, self._limits)
+        return admit(self._host(pages), self._running, starting, queue, self._limits)
 
 
 def needs_of(kept: Kept, known: Mapping[str, Kept]) -> Needs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -135,10 +136,11 @@ class Record:
 
     def to_json(self) -> str:
         """The text that is written; checks that are functions are in no text."""
-        plain = attrs.asdict(self, filter=lambda field, _: field.name not in _OWN_FORM)
+        plain = {name: getattr(self, name) for name in _AS_THEY_ARE}
         plain |= {
             "schema": SCHEMA,
-            "spec": spec_to_dict(self.spec),
+            "restart": attrs.asdict(self.restart),
+            "facts": attrs.asdict(self.facts),
             "identity": None if self.identity is None else self.identity.to_dict(),
             "end": None if self.end is None else _end_to_dict(self.end),
             "health": _health_to_dict(self.health),
@@ -146,7 +148,8 @@ class Record:
             "history": self.history.to_dict(),
             "change": None if self.change is None else _change_to_dict(self.change),
         }
-        return json.dumps(plain)  # with an indent it takes ten times as long
+        # With an indent it takes ten times as long.
+        return f'{{"spec": {_text_of(self.spec)}, {json.dumps(plain)[1:]}'
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Record:
@@ -163,9 +166,23 @@ class Record:
             raise Malformed(str(error)) from error
 
 
-_OWN_FORM = ("spec", "identity", "end", "history", "health", "farm", "change")
+_OWN_FORM = {"spec", "restart", "facts", "identity", "end", "history", "health", "farm", "change"}
+_AS_THEY_ARE = tuple(it.name for it in attrs.fields(Record) if it.name not in _OWN_FORM)
 _CHANGE_LISTS = ("jobs", "nodes", "files", "leaving", "obsolete", "coming", "going")
 _CAUSES: dict[str, Cause] = {cause.value: cause for cause in (*ExitCause, *Mishap)}
+
+
+_texts: dict[int, tuple[weakref.ref[MachineSpec], str]] = {}
+
+
+def _text_of(spec: MachineSpec) -> str:
+    """The JSON of a spec, which is written several times in its life, and seldom changes."""
+    key = id(spec)
+    known = _texts.get(key)
+    if known is None or known[0]() is not spec:
+        gone = weakref.ref(spec, lambda _: _texts.pop(key, None))
+        known = _texts[key] = (gone, json.dumps(spec_to_dict(spec)))
+    return known[1]
 
 
 def digest_of(spec: MachineSpec) -> str:

@@ -1,0 +1,250 @@
+"""What is wanted of kept machines: written down first, and made true then."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import get_args
+
+import attrs
+import trio
+
+from qmpkit.errors import Fault, JournalFailed, SpecInvalid
+from qmpkit.host.resolve import Resolution, resolve
+from qmpkit.machine.keep import Home
+from qmpkit.process.places import discard
+from qmpkit.spec.farm_order import circles
+from qmpkit.spec.health import health_faults
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.names import machine_name_problem
+from qmpkit.spec.restart import restart_faults
+from qmpkit.spec.suggest import suggestion
+from qmpkit.supervisor.alter import matters
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.layers import Forgotten, carried_over, refuse_points
+from qmpkit.supervisor.ledger import finish_change
+from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.record import Declared, Record, Wanted, digest_of
+from qmpkit.supervisor.tending import Tending
+
+__all__ = ["Declaring", "known_in", "whose"]
+
+UNDO_GRACE = 5.0
+"""Seconds that taking back the record of a failed start may take."""
+
+
+class Declaring:
+    """Has kept machines be as their owner says.
+
+    *machines* are all that the supervisor keeps, to which new ones come, made by *kept*.
+    Their tasks run in *nursery*.
+    """
+
+    def __init__(
+        self,
+        machines: dict[str, Kept],
+        *,
+        kept: Callable[[Record, Home], Kept],
+        means: Means,
+        tasks: Tending,
+        nursery: trio.Nursery,
+        forgotten: Forgotten,
+    ) -> None:
+        self._machines = machines
+        self._kept = kept
+        self._means = means
+        self._journal = means.journal
+        self._networks = means.networks
+        self._tasks = tasks
+        self._nursery = nursery
+        self._forgotten = forgotten
+
+    async def ensure(self, wanted: Wanted, *, wait: bool) -> Kept:
+        """See `Supervisor.ensure`."""
+        name = wanted.spec.name
+        faults = [*restart_faults(wanted.restart)]
+        faults += [] if wanted.health is None else health_faults(wanted.health)
+        faults += self._circles(wanted)
+        if faults:
+            raise SpecInvalid(faults, whose(name))
+        while True:
+            kept = self._machines.get(name)
+            if kept is None:
+                return await self._make(wanted, wait)
+            async with kept.turn:
+                if self._machines.get(name) is kept:
+                    await self._ensure_known(kept, wanted, wait)
+                    return kept
+
+    async def declare(
+        self, name: str, state: Declared, powerdown_grace: float | None = None
+    ) -> Kept:
+        """See `Supervisor.declare`."""
+        if state not in get_args(Declared):
+            known = " or ".join(map(repr, get_args(Declared)))
+            raise SpecInvalid([Fault("", f"cannot be declared {state!r}", known)], whose(name))
+        kept = known_in(self._machines, name)
+        async with kept.turn:
+            kept.grace = powerdown_grace
+            wanted = attrs.evolve(kept.record, declared=state)
+            await self._change(kept, wanted, None)
+        return kept
+
+    def _circles(self, wanted: Wanted) -> Iterator[Fault]:
+        if not wanted.after and not wanted.requires:
+            return  # whoever waits for nobody is in no circle
+        before = {name: (*k.record.after, *k.record.requires) for name, k in self._machines.items()}
+        before[wanted.spec.name] = (*wanted.after, *wanted.requires)
+        for circle in circles(before):
+            yield Fault("requires", f"none of them could start first: {' → '.join(circle)}")
+
+    async def _make(self, wanted: Wanted, wait: bool) -> Kept:
+        spec = wanted.spec
+        if problem := machine_name_problem(spec.name):
+            raise SpecInvalid([Fault("name", problem)])
+        home = self._means.home(spec.name)
+        record = Record(
+            name=spec.name,
+            declared=wanted.declared,
+            spec=spec,
+            asked=digest_of(spec),
+            sockets=str(home.sockets),
+            **matters(wanted),
+        )
+        kept = self._kept(record, home)
+        async with kept.turn:
+            self._machines[spec.name] = kept  # the name is taken from here on
+            try:
+                await self._networks.make(spec.name, record.joined)
+                resolution = await self._resolved(
+                    carried_over(spec, self._forgotten.get(spec.name))
+                )
+                started = attrs.evolve(record, spec=resolution.spec)
+                await self._change(kept, started, resolution, wait=wait)
+            except BaseException:
+                del self._machines[spec.name]
+                with trio.move_on_after(UNDO_GRACE, shield=True):
+                    await self._networks.drop(spec.name, record.joined)
+                raise
+        await self._forgotten.drop(spec.name)
+        return kept
+
+    async def _ensure_known(self, kept: Kept, wanted: Wanted, wait: bool) -> None:
+        resolution = None
+        if (asked := digest_of(wanted.spec)) == kept.record.asked:
+            record = kept.record.wanting(wanted)
+        elif kept.tended:
+            hint = f'declare({kept.name!r}, "stopped") first'
+            fault = Fault("", "it is up with another spec", hint)
+            raise SpecInvalid([fault], whose(kept.name))
+        else:
+            await finish_change(kept)
+            record = kept.record.wanting(wanted)
+            await self._networks.make(record.name, record.joined)
+            spec = carried_over(wanted.spec, record.spec)
+            refuse_points(spec)
+            resolution = await self._resolved(spec, record.spec.uuid)
+            record = attrs.evolve(record, spec=resolution.spec, asked=asked)
+        await self._change(kept, record, resolution, wait=wait)
+
+    async def _resolved(self, spec: MachineSpec, known: str | None = None) -> Resolution:
+        """With a UUID, by which its monitor can be told from another's."""
+        if spec.uuid is None:
+            spec = attrs.evolve(spec, uuid=known or str(uuid.uuid4()))
+        return await resolve(spec)
+
+    async def _change(
+        self, kept: Kept, wanted: Record, resolution: Resolution | None, *, wait: bool = True
+    ) -> None:
+        """Declare, and make it true; without *wait* that is left to its task."""
+        if not kept.tended and kept.record.identity is not None:
+            # Its task has failed and its QEMU may live: never start a second one.
+            await self._nursery.start(self._tasks.tend, kept, self._tasks.resumed(kept))
+        if kept.tended:
+            await self._redeclare(kept, wanted)
+            if not wait and kept.tended:
+                return
+            if await self._made_true(kept, wanted.declared):
+                return
+            # It came to rest before its task saw the declaration.
+            wanted = attrs.evolve(kept.record, declared=wanted.declared)
+        if wanted.declared != "stopped":
+            await self._start(kept, wanted, resolution, wait)
+        elif kept.record != wanted or kept.not_durable:
+            kept.record = wanted
+            await kept.write(self._journal)
+
+    async def _redeclare(self, kept: Kept, wanted: Record) -> None:
+        """Write down what is wanted of a machine that is up, then let its task make it true."""
+        before = kept.record
+        kept.record = attrs.evolve(before, declared=wanted.declared, **matters(wanted))
+        kept.refusal = None
+        if not await kept.write(self._journal) and wanted.declared != "stopped":
+            # Meanwhile its end may have been noted: only what was declared is taken back.
+            kept.note(declared=before.declared, **matters(before))
+            assert kept.not_durable is not None
+            raise kept.not_durable
+        kept.declarations += 1
+        kept.notify()
+
+    async def _made_true(self, kept: Kept, state: Declared) -> bool:
+        """Wait until it is as declared; False when it has come to rest before."""
+        await kept.until(
+            lambda: not kept.tended or kept.refusal is not None or _is_true(kept, state)
+        )
+        if kept.refusal is not None:
+            raise kept.refusal
+        return state == "stopped" or _is_true(kept, state)
+
+    async def _start(
+        self, kept: Kept, wanted: Record, resolution: Resolution | None, wait: bool
+    ) -> None:
+        """Declare a machine that is down, then start it; a failure takes the declaration back.
+
+        Without *wait*, once it is declared a start that fails is its policy's matter.
+        """
+        before, anew = kept.record, wanted.history.forgiven()
+        kept.record = attrs.evolve(wanted, phase="starting", identity=None, history=anew)
+        kept.refusal = None
+        try:
+            kept.entry = self._journal.post(kept.record)
+            if not wait:
+                await kept.entry.durable()
+            life = self._tasks.first(kept, resolution) if wait else self._tasks.enlisted(kept)
+            await self._nursery.start(self._tasks.tend, kept, life)
+            if not wait:
+                self._means.gate.look()  # nobody is to be seen as blocked for want of this one
+        except BaseException as error:
+            kept.record = before = before.after_try(kept.record)
+            kept.notify()  # it takes no room any more
+            with trio.move_on_after(UNDO_GRACE, shield=True):
+                await self._take_back(kept, before)
+            if kept.state in ("queued", "starting"):
+                kept.enter("failed", str(error) or "the start was cancelled")
+            raise
+
+    async def _take_back(self, kept: Kept, before: Record) -> None:
+        with suppress(JournalFailed):
+            if before.phase == "starting":
+                await self._journal.remove(kept.name)
+            else:
+                await self._journal.put(before)
+            await trio.to_thread.run_sync(discard, kept.home.sockets)
+
+
+def known_in(machines: Mapping[str, Kept], name: str) -> Kept:
+    """The machine of that name; SpecInvalid when there is none."""
+    if (kept := machines.get(name)) is None:
+        fault = Fault("name", "no kept machine has it", suggestion(name, tuple(machines)))
+        raise SpecInvalid([fault], whose(name))
+    return kept
+
+
+def _is_true(kept: Kept, state: Declared) -> bool:
+    return state != "stopped" and kept.state == state
+
+
+def whose(name: str) -> str:
+    """Of whom an error tells."""
+    return f"machine {name!r}"
