@@ -26,6 +26,7 @@ from qmpkit.spec.health import health_faults
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.restart import restart_faults
+from qmpkit.spec.sites import undecided
 from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.alter import amend, disks_at_rest, matters, revert
 from qmpkit.supervisor.chronicle import Chronicle
@@ -195,7 +196,7 @@ class Keeper:
                 resolution = await self._resolved(
                     carried_over(spec, self._forgotten.get(spec.name))
                 )
-                started = attrs.evolve(record, spec=resolution.spec)
+                started = attrs.evolve(record, spec=undecided(resolution.spec, spec))
                 await self._change(kept, started, resolution, wait=wait)
             except BaseException:
                 del self.machines[spec.name]
@@ -230,7 +231,7 @@ class Keeper:
             spec = carried_over(wanted.spec, record.spec)
             refuse_points(spec)
             resolution = await self._resolved(spec, record.spec.uuid)
-            record = attrs.evolve(record, spec=resolution.spec, asked=asked)
+            record = attrs.evolve(record, spec=undecided(resolution.spec, spec), asked=asked)
         await self._change(kept, record, resolution, wait=wait)
 
     async def amend(self, wanted: Wanted) -> Kept:
