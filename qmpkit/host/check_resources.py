@@ -7,17 +7,21 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
+
 from qmpkit.errors import Fault, HostLacks
 from qmpkit.host.findings import Problem, lacking
 from qmpkit.host.kvm import read_text
 from qmpkit.host.topology import HostNode, Topology, topology
 from qmpkit.process.cgroup import base_of, lacking_cure
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.numa import Module
 from qmpkit.spec.number_list import numbers_of, text_of
+from qmpkit.spec.peripherals import VirtioMem
 from qmpkit.spec.resources import AUTO, Resources, controllers
 from qmpkit.spec.sizes import KIB, MIB, format_size
 
-__all__ = ["check_resources", "needs_topology"]
+__all__ = ["check_module", "check_resources", "needs_topology"]
 
 _CAP_SYS_NICE = 23
 _CAP_IPC_LOCK = 14
@@ -49,6 +53,18 @@ def check_resources(spec: MachineSpec, root: Path = Path("/")) -> Iterator[Probl
         yield from _check_pages(spec, host, root)
 
 
+def check_module(spec: MachineSpec, module: Module, root: Path = Path("/")) -> Iterator[Problem]:
+    """What this host lacks for *module*, which comes to a machine that runs: *spec* has it."""
+    yield from _check_lock(spec, root)
+    memory = attrs.evolve(spec.memory, size=module.size, dimms=())
+    if spec.numa:
+        node = spec.numa[module.node or 0]
+        memory = attrs.evolve(memory, host_nodes=node.host_nodes, policy=node.policy)
+    if memory.huge_pages is not None:  # those of the rest are in use
+        alone = attrs.evolve(spec, memory=memory, numa=(), devices=())
+        yield from _check_pages(alone, topology(root), root)
+
+
 def _capable(root: Path, capability: int) -> bool:
     """Whether this process has a capability; root in a container may lack it."""
     for line in read_text(root / "proc/self/status", 8192).splitlines():
@@ -61,7 +77,7 @@ def _check_lock(spec: MachineSpec, root: Path) -> Iterator[Problem]:
     if not spec.memory.lock or _capable(root, _CAP_IPC_LOCK):
         return
     allowed = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    wanted = spec.memory.total + _OWN_MEMORY
+    wanted = spec.most_memory + _OWN_MEMORY
     if allowed != resource.RLIM_INFINITY and allowed < wanted:
         what = f"we may lock {format_size(allowed)}, the machine takes {format_size(wanted)}"
         cure = "raise it: LimitMEMLOCK= of the service, or memlock in /etc/security/limits.conf"
@@ -158,7 +174,7 @@ def _check_pages(spec: MachineSpec, host: Topology, root: Path) -> Iterator[Prob
     spare = _number(root, size, "nr_overcommit_hugepages") - _number(
         root, size, "surplus_hugepages"
     )
-    if (short := spec.memory.total // size - pool.free - max(0, spare)) > 0:
+    if (short := -(-spec.most_memory // size) - pool.free - max(0, spare)) > 0:
         yield lacking("memory.huge_pages", _too_few(size, short, pool.total))
         return
     for nodes, bytes_ in _bound(spec):
@@ -181,10 +197,15 @@ def _number(root: Path, size: int, name: str) -> int:
 def _bound(spec: MachineSpec) -> Iterator[tuple[tuple[int, ...], int]]:
     parts = [(node.host_nodes, node.policy, node.memory) for node in spec.numa]
     if not parts:
-        parts = [(spec.memory.host_nodes, spec.memory.policy, spec.memory.total)]
-    for nodes, policy, size in parts:
+        parts = [(spec.memory.host_nodes, spec.memory.policy, spec.memory.size)]
+    modules: list[Module] = [
+        *spec.memory.dimms,
+        *(it for it in spec.devices if isinstance(it, VirtioMem)),
+    ]
+    for number, (nodes, policy, size) in enumerate(parts):
         if nodes is not None and policy == "bind":
-            yield _numbers(nodes), size
+            beside = (it.size for it in modules if (it.node or 0) == number)
+            yield _numbers(nodes), size + sum(beside)
 
 
 def _check_bound(

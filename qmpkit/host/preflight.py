@@ -92,10 +92,10 @@ def host_warnings(spec: MachineSpec) -> Iterator[str]:
     """What does not prevent a start, but is to be known; blocking."""
     if (memory := memory_warning(spec)) is not None:
         yield memory
-    if (limit := spec.resources.memory_max) is not None and limit < spec.memory.total:
+    if (limit := spec.resources.memory_max) is not None and limit < spec.most_memory:
         yield (
             f"resources.memory_max is {format_size(limit)}, less than the guest's "
-            f"{format_size(spec.memory.total)}: the kernel may kill QEMU when the guest uses it"
+            f"{format_size(spec.most_memory)}: the kernel may kill QEMU when the guest uses it"
         )
     yield from raw_warnings(spec)
     yield from base_warnings(spec)
@@ -107,9 +107,9 @@ def memory_warning(spec: MachineSpec, root: Path = Path("/")) -> str | None:
     for line in read_text(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             left = int(line.split()[1]) << 10
-            if spec.memory.total > left:
+            if spec.most_memory > left:
                 return (
-                    f"the guest may use {format_size(spec.memory.total)} and the host has "
+                    f"the guest may use {format_size(spec.most_memory)} and the host has "
                     f"{left >> 20} MiB left: it may swap, or the kernel may kill QEMU"
                 )
     return None

@@ -189,10 +189,9 @@ def port_problem(name: str) -> str:
 
 def _fill(block: _Block, wishes: Sequence[Wish], taken: dict[str, Wish]) -> Iterator[Fault]:
     """Give everyone without a wish of his own the lowest free port of the block."""
-    free = [name for name in _names(block, block.size) if name not in taken]
-    for wish in wishes:
-        if wish.bus is not None:
-            continue
+    wanting = [wish for wish in wishes if wish.bus is None]
+    free = [name for name in _names(block, block.size) if name not in taken] if wanting else []
+    for wish in wanting:
         if not free:
             kind = _KINDS[block.prefix]
             yield Fault(wish.where, f"too many devices for the slots: room for {block.size} {kind}")
@@ -213,9 +212,11 @@ def _names(block: _Block, count: int) -> list[str]:
 
 def _ports(taken: Collection[str], spare: int) -> Iterator[RootPort]:
     """Every port up to the highest one in use: function 0 must exist for 1 to 7 to be found."""
+    ends = dict.fromkeys(_KINDS, 0) | {SPARE_PORTS.prefix: spare}
+    for found in filter(None, map(_PORT_NAME.fullmatch, taken)):
+        ends[found[1]] = max(ends[found[1]], int(found[2]) + 1)
     for block in _BLOCKS:
-        used = [number for number, name in enumerate(_names(block, block.size)) if name in taken]
-        count = max(spare if block is SPARE_PORTS else 0, used[-1] + 1 if used else 0)
+        count = min(ends[block.prefix], block.size)
         for number, name in enumerate(_names(block, count)):
             slot, function = divmod(number, _FUNCTIONS)
             yield RootPort(name, block.first_slot + slot, function)

@@ -17,8 +17,9 @@ from qmpkit.spec.given import items_of, table_of
 from qmpkit.spec.memory import Memory, to_memory
 from qmpkit.spec.network import Nic, link_needed, to_nics
 from qmpkit.spec.numa import NumaNode, to_numa
-from qmpkit.spec.peripherals import Device, to_devices
+from qmpkit.spec.peripherals import Device, VirtioMem, to_devices
 from qmpkit.spec.resources import Resources
+from qmpkit.spec.sizes import Size
 from qmpkit.spec.snapshots import Snapshot
 
 __all__ = ["Accel", "Kernel", "MachineSpec", "Option", "channels", "links"]
@@ -153,6 +154,12 @@ class MachineSpec:
     snapshot: str | None = None
     resume_from: str | None = attrs.field(default=None, converter=_optional_path)
     last_ports: tuple[str, ...] = attrs.field(default=(), converter=_ports)
+
+    @property
+    def most_memory(self) -> Size:
+        """Bytes that the guest may come to have: RAM, modules, and all of what can grow."""
+        growing = (it.size for it in self.devices if isinstance(it, VirtioMem))
+        return Size(self.memory.total + sum(growing))
 
 
 def channels(spec: MachineSpec) -> tuple[str, ...]:

@@ -15,7 +15,15 @@ from qmpkit.spec.number_list import list_problem, numbers_of
 from qmpkit.spec.options import Json, keyvals
 from qmpkit.spec.sizes import KIB, Size, format_size, to_bytes
 
-__all__ = ["NumaNode", "numa_faults", "numa_options", "placed_backend", "ram_backends", "to_numa"]
+__all__ = [
+    "Module",
+    "NumaNode",
+    "numa_faults",
+    "numa_options",
+    "placed_backend",
+    "ram_backends",
+    "to_numa",
+]
 
 _LIMIT = 128
 _GRAIN = 8 * KIB
@@ -66,7 +74,7 @@ def ram_backends(memory: Memory, nodes: Iterable[NumaNode]) -> Iterator[Json]:
         yield backend_of(memory, RAM_ID)
 
 
-class _Module(Protocol):
+class Module(Protocol):
     """Memory beside that of the start."""
 
     @property
@@ -77,7 +85,7 @@ class _Module(Protocol):
     def node(self) -> int | None: ...
 
 
-def placed_backend(memory: Memory, nodes: Sequence[NumaNode], module: _Module) -> Json:
+def placed_backend(memory: Memory, nodes: Sequence[NumaNode], module: Module) -> Json:
     """The `-object` of a module beside the RAM, where its node's memory lies."""
     if nodes:
         node = nodes[module.node or 0]

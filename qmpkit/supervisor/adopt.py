@@ -95,7 +95,7 @@ async def _try(
         guards.start_soon(_give_up_at_end, kept, child, guards.cancel_scope)
         try:
             async with attached(
-                kept.spec,
+                kept.record.running,
                 kept.record.facts,
                 kept.record.argv,
                 child,

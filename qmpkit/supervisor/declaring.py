@@ -19,6 +19,7 @@ from qmpkit.spec.health import health_faults
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.restart import restart_faults
+from qmpkit.spec.sites import undecided
 from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.alter import matters
 from qmpkit.supervisor.kept import Kept
@@ -120,7 +121,7 @@ class Declaring:
                 resolution = await self._resolved(
                     carried_over(spec, self._forgotten.get(spec.name))
                 )
-                started = attrs.evolve(record, spec=resolution.spec)
+                started = attrs.evolve(record, spec=undecided(resolution.spec, spec))
                 await self._change(kept, started, resolution, wait=wait)
             except BaseException:
                 del self._machines[spec.name]
@@ -145,7 +146,7 @@ class Declaring:
             spec = carried_over(wanted.spec, record.spec)
             refuse_points(spec)
             resolution = await self._resolved(spec, record.spec.uuid)
-            record = attrs.evolve(record, spec=resolution.spec, asked=asked)
+            record = attrs.evolve(record, spec=undecided(resolution.spec, spec), asked=asked)
         await self._change(kept, record, resolution, wait=wait)
 
     async def _resolved(self, spec: MachineSpec, known: str | None = None) -> Resolution:

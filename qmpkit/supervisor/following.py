@@ -27,7 +27,7 @@ def following(record: MachineSpec, before: MachineSpec, after: MachineSpec) -> M
         nics=_nics(record.nics, before.nics, after.nics),
         cpu=_cpu(record.cpu, before.cpu, after.cpu),
         # A start has put these where it has put the vCPUs; the next one does so anew.
-        memory=record.memory if after.memory == before.memory else after.memory,
+        memory=attrs.evolve(record.memory, **_changed(before.memory, after.memory)),
         numa=record.numa if after.numa == before.numa else after.numa,
         resources=_resources(record.resources, before.resources, after.resources),
     )

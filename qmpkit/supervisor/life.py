@@ -23,7 +23,8 @@ from qmpkit.operations.tune.live import take_place
 from qmpkit.process.cgroup import sweep_groups
 from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
-from qmpkit.spec.resources import controllers
+from qmpkit.spec.resources import AUTO, controllers
+from qmpkit.spec.sites import Sites
 from qmpkit.supervisor.errors import StartCalledOff
 from qmpkit.supervisor.gate import Gate
 from qmpkit.supervisor.journal import Journal, Ticket
@@ -147,6 +148,7 @@ async def _bring_up(
         identity=start.child.identity,
         argv=start.argv,
         facts=resolution.facts,
+        sites=Sites.of(resolution.spec) if kept.spec.cpu.pin == AUTO else None,
     )
     # Written while QEMU gets ready.  It dies with us until it is on record.
     ticket = means.journal.post(kept.record)

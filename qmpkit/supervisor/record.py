@@ -23,7 +23,9 @@ from qmpkit.spec.farm import FarmMachine, Joined
 from qmpkit.spec.farm_data import machine_from_dict, machine_to_dict
 from qmpkit.spec.health import FunctionCheck, Health
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.resources import AUTO
 from qmpkit.spec.restart import Restart
+from qmpkit.spec.sites import Sites
 from qmpkit.supervisor.policy import Cause, History, Mishap
 
 __all__ = ["SCHEMA", "Declared", "End", "Malformed", "NewerSchema", "Record"]
@@ -94,7 +96,8 @@ class Record:
     `phase`: "starting" until the process outlives us, then "up", "ending" once its guest is
     down and `end` says why, "down" when the process is gone; `identity` is its process,
     `end` how it ended last, `history` what its policy made of that and the ends before.
-    `argv`, `facts`: of the process.  `sockets`: the directory where they are.
+    `argv`, `facts`: of the process; `sites`: where it was put, when `spec` leaves that to each
+    start (`cpu.pin = "auto"`).  `sockets`: the directory where they are.
     `health`, `after`, `requires`: as in `Supervisor.ensure`.  `farm`: the machine as the
     farm file has it that it comes from, None for one that a program made.  `change`: one of
     its disks or devices that is under way.
@@ -114,6 +117,7 @@ class Record:
     identity: Identity | None = None
     argv: tuple[str, ...] = ()
     facts: Facts = attrs.field(factory=Facts)
+    sites: Sites | None = None
     end: End | None = None
     history: History = attrs.field(factory=History)
     change: Change | None = None
@@ -123,6 +127,13 @@ class Record:
     def joined(self) -> tuple[Joined, ...]:
         """Its places in the networks of its farm."""
         return () if self.farm is None else self.farm.networks
+
+    @property
+    def running(self) -> MachineSpec:
+        """The spec of the process, which sits somewhere."""
+        if self.sites is None or self.spec.cpu.pin != AUTO:
+            return self.spec  # it may have been tuned since
+        return self.sites.given_to(self.spec)
 
     def wanting(self, wanted: Wanted) -> Record:
         """With what its owner wants now but for the spec, which a start needs to change."""
@@ -142,6 +153,7 @@ class Record:
             "restart": attrs.asdict(self.restart),
             "facts": attrs.asdict(self.facts),
             "identity": None if self.identity is None else self.identity.to_dict(),
+            "sites": None if self.sites is None else attrs.asdict(self.sites),
             "end": None if self.end is None else _end_to_dict(self.end),
             "health": _health_to_dict(self.health),
             "farm": None if self.farm is None else machine_to_dict(self.farm),
@@ -166,7 +178,8 @@ class Record:
             raise Malformed(str(error)) from error
 
 
-_OWN_FORM = {"spec", "restart", "facts", "identity", "end", "history", "health", "farm", "change"}
+_OWN_FORM = {"spec", "restart", "facts", "identity", "sites", "end", "history", "health"}
+_OWN_FORM |= {"farm", "change"}
 _AS_THEY_ARE = tuple(it.name for it in attrs.fields(Record) if it.name not in _OWN_FORM)
 _CHANGE_LISTS = ("jobs", "nodes", "files", "leaving", "obsolete", "coming", "going")
 _CAUSES: dict[str, Cause] = {cause.value: cause for cause in (*ExitCause, *Mishap)}
@@ -210,6 +223,7 @@ def _record(plain: Mapping[str, Any]) -> Record:
         identity=None if identity is None else Identity.from_dict(identity),
         argv=tuple(map(_text, plain["argv"])),
         facts=Facts(**facts),
+        sites=None if (sites := plain.get("sites")) is None else Sites.from_dict(sites),
         end=None if end is None else _end_from_dict(end),
         history=History.from_dict(plain["history"]),
         change=None if (change := plain.get("change")) is None else _change_from_dict(change),

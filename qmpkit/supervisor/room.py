@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.peripherals import VirtioMem
 from qmpkit.spec.sizes import KIB, MIB
 from qmpkit.supervisor.admission import Demand, Host, Pool
 
@@ -27,7 +26,7 @@ _MEMINFO = re.compile(rb"^(MemTotal|MemAvailable): +([0-9]+) kB$", re.MULTILINE)
 
 def demand_of(spec: MachineSpec) -> Demand:
     """What a machine of *spec* takes; asks the file system of its `mem_path`, if it has one."""
-    size, cpus, path = _memory_of(spec), spec.cpu.present, spec.memory.mem_path
+    size, cpus, path = spec.most_memory, spec.cpu.present, spec.memory.mem_path
     page = 0
     if path is not None:
         with suppress(OSError):
@@ -35,12 +34,6 @@ def demand_of(spec: MachineSpec) -> Demand:
     if page < _SMALLEST_HUGE_PAGE:
         return Demand(memory=size + QEMU_SHARE, cpus=cpus)
     return Demand(memory=QEMU_SHARE, cpus=cpus, huge_pages=-(-size // page), page_size=page)
-
-
-def _memory_of(spec: MachineSpec) -> int:
-    """What its guest may come to use."""
-    growing = (it.size for it in spec.devices if isinstance(it, VirtioMem))
-    return spec.memory.total + sum(growing)
 
 
 def host_now(pages: Collection[int] = ()) -> Host:

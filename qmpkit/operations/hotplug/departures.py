@@ -44,10 +44,10 @@ async def follow_departures(machine: Changeable) -> None:
 
 async def _departed(machine: Changeable, device: str) -> None:
     async with machine.changing:  # whoever has asked for it is through
+        if _without(machine.spec, device) == machine.spec or await is_plugged(machine, device):
+            return
         old = pinned(machine.spec)
         new = _without(old, device)
-        if new == old or await is_plugged(machine, device):
-            return
         going, _ = parts_between(parts_of(old), parts_of(new))
         parts = [part for part in going if part.kind not in ("node", "object")]
         for disk in old.disks:

@@ -12,8 +12,8 @@ from qmpkit.host.resolve import with_absolute_paths
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.hotplug import growing
 from qmpkit.operations.hotplug.errors import UnplugPending
-from qmpkit.operations.hotplug.memory import note_addresses
-from qmpkit.operations.hotplug.places import changes_between, empty_port
+from qmpkit.operations.hotplug.memory import check_room, note_addresses
+from qmpkit.operations.hotplug.places import additions, changes_between, empty_port
 from qmpkit.operations.hotplug.plug import plug_parts, unplug_parts
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.addresses import DEVICE_PORTS
@@ -60,6 +60,8 @@ async def _checked(machine: Changeable, device: Device) -> Device:
     alone = attrs.evolve(draft, devices=[device])
     problems = await trio.to_thread.run_sync(lambda: list(check_devices(alone)))
     raise_problems(problems, f"{_whose(machine)}, device {device.id!r}")
+    if isinstance(device, VirtioMem):
+        await check_room(draft, device)
     return device
 
 
@@ -72,7 +74,7 @@ async def plug_device(machine: Changeable, device: Device) -> Device:
         device = evolved(device, bus=bus)
     new = pinned(attrs.evolve(old, devices=[*old.devices, device]))
     device = next(it for it in new.devices if it.id == device.id)
-    _, parts = changes_between(old, new)
+    parts = additions(old, new)
     await plug_parts(machine, f"add device {device.id!r}", new, parts)
     return device
 

@@ -28,7 +28,7 @@ from qmpkit.operations.block.disks import disk_of
 from qmpkit.operations.block.graph import FDSETS, graph_of, lent_files, nodes_of
 from qmpkit.operations.block.layers import making
 from qmpkit.operations.hotplug.devices import with_controller
-from qmpkit.operations.hotplug.places import changes_between, empty_port
+from qmpkit.operations.hotplug.places import additions, changes_between, empty_port
 from qmpkit.operations.hotplug.plug import free_fdset, plugging, unplug_parts
 from qmpkit.operations.undertaking import undertaking
 from qmpkit.qmp.errors import CommandRefused
@@ -51,8 +51,10 @@ async def add_disk(machine: Changeable, disk: Disk, fd: int | None) -> Disk:
         await _have_controller(machine, disk)
         old = pinned(machine.spec)
         disk, new = await _placed(machine, old, disk)
-        bases = {disk.id: await trio.to_thread.run_sync(bases_of, disk)}
-        _, parts = changes_between(old, new, bases=bases)
+        bases = {}
+        if disk.luks is not None:
+            bases[disk.id] = await trio.to_thread.run_sync(bases_of, disk)
+        parts = additions(old, new, bases)
         fdset = None if fd is None else await free_fdset(machine)
         change = Change(
             what=f"add disk {disk.id!r} ({disk.file})",
@@ -99,7 +101,8 @@ async def _wanted(machine: Changeable, disk: Disk) -> Disk:
     spec = machine.spec
     if disk.aio == "auto":
         disk = attrs.evolve(disk, aio=await _best_aio(spec, disk))
-    draft = with_absolute_paths(attrs.evolve(spec, disks=[*spec.disks, disk]))
+    (alone,) = with_absolute_paths(MachineSpec(disks=[disk])).disks
+    draft = attrs.evolve(spec, disks=[*spec.disks, attrs.evolve(alone, id=disk.id)])
     validate(draft)
     return draft.disks[-1]
 

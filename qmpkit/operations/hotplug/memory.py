@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from qmpkit.errors import Fault, SpecInvalid
-from qmpkit.host.check_resources import check_resources
+from qmpkit.host.check_resources import check_module
 from qmpkit.host.findings import raise_problems
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
@@ -20,10 +20,11 @@ from qmpkit.spec.dimms import Dimm
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.memory import without_dimm
+from qmpkit.spec.numa import Module
 from qmpkit.spec.peripherals import VirtioMem
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["MODULE_GRACE", "add_dimm", "note_addresses", "remove_dimm"]
+__all__ = ["MODULE_GRACE", "add_dimm", "check_room", "note_addresses", "remove_dimm"]
 
 MODULE_GRACE = 60.0
 """Seconds in which a guest moves what is in a module: 0.1 s when that is little.
@@ -41,7 +42,7 @@ async def add_dimm(machine: Changeable, size: int | str, node: int | None) -> Di
         new = attrs.evolve(old, memory=attrs.evolve(old.memory, dimms=dimms))
         _, parts = changes_between(old, new)
         dimm = new.memory.dimms[-1]
-        await _check(new, dimm)
+        await check_room(new, dimm)
         await plug_parts(machine, f"add memory {dimm.id!r}", new, parts)
         await note_addresses(machine)
         return _dimm_of(machine, machine.spec, dimm.id)
@@ -59,11 +60,10 @@ def _refuse_without_slots(machine: Changeable, spec: MachineSpec) -> None:
     raise SpecInvalid([fault], f"machine {machine.name!r}")
 
 
-async def _check(new: MachineSpec, dimm: Dimm) -> None:
-    """Raise what this host lacks for the one module."""
-    alone = attrs.evolve(new, memory=attrs.evolve(new.memory, size=dimm.size, dimms=()), numa=())
-    problems = await trio.to_thread.run_sync(lambda: list(check_resources(alone)))
-    raise_problems(problems, f"machine {new.name!r}, memory {dimm.id!r}")
+async def check_room(new: MachineSpec, module: Module) -> None:
+    """Raise what this host lacks for the one module, which *new* has."""
+    problems = await trio.to_thread.run_sync(lambda: list(check_module(new, module)))
+    raise_problems(problems, f"machine {new.name!r}, memory {module.id!r}")
 
 
 async def note_addresses(machine: Changeable) -> None:

@@ -20,7 +20,7 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Cable
 from qmpkit.spec.parts import Part, parts_between, parts_of, refused_changes
 
-__all__ = ["RootPorts", "changes_between", "empty_port", "root_ports"]
+__all__ = ["RootPorts", "additions", "changes_between", "empty_port", "root_ports"]
 
 _FIXED_BUSES = ("pcie.0", "virtio-mmio-bus.", "ide.")
 
@@ -78,16 +78,34 @@ def changes_between(
     old: MachineSpec,
     new: MachineSpec,
     endpoints: Mapping[str, Cable] | None = None,
-    *,
-    bases: Mapping[str, Sequence[BaseImage]] | None = None,
 ) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
     """What goes and what comes between two specs of a machine that runs.  Pure.
 
-    *endpoints*: of NICs that come with their cable; *bases*: of encrypted disks that come.
+    *endpoints*: of NICs that come with their cable.
 
     Raises SpecInvalid when *new* makes no sense, or not without a restart.
     """
     validate(new)
+    return _between(old, new, endpoints)
+
+
+def additions(
+    old: MachineSpec, new: MachineSpec, bases: Mapping[str, Sequence[BaseImage]] | None = None
+) -> tuple[Part, ...]:
+    """What comes, when *new* was found to make sense but for the place that it has got now.
+
+    A guest waits for its device as long as all of a spec is looked at once more.  *bases*:
+    of encrypted disks that come.  Raises SpecInvalid when it takes a restart.
+    """
+    return _between(old, new, bases=bases)[1]
+
+
+def _between(
+    old: MachineSpec,
+    new: MachineSpec,
+    endpoints: Mapping[str, Cable] | None = None,
+    bases: Mapping[str, Sequence[BaseImage]] | None = None,
+) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
     before, after = parts_of(old), parts_of(new, endpoints, bases)
     going, coming = parts_between(before, after)
     faults = [*refused_changes(before, after), *_fixed((*going, *coming))]

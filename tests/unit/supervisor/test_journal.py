@@ -25,6 +25,7 @@ from qmpkit.process.identity import Identity
 from qmpkit.spec.facts import Facts, Flash
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.restart import Restart
+from qmpkit.spec.sites import Sites
 from qmpkit.supervisor import journal
 from qmpkit.supervisor.journal import Journal, commit, read_records
 from qmpkit.supervisor.policy import Mishap
@@ -69,6 +70,12 @@ changes = st.builds(
     obsolete=texts,
     frozen=st.booleans(),
 )
+sites = st.sampled_from(
+    [
+        Sites("0-1", None, (None, "bind"), ()),
+        Sites(("0", ""), "2", ("1", "preferred"), (("0", "bind"), (None, "interleave"))),
+    ]
+)
 records = st.builds(
     record,
     st.sampled_from(["a", "b", "m" * 64, "ü, 'x'"]),
@@ -82,6 +89,7 @@ records = st.builds(
         cpu_flags=st.lists(st.text()).map(tuple),
         flash=st.none() | st.builds(Flash, code=st.text(), template=st.text()),
     ),
+    sites=st.none() | sites,
     end=st.none() | ends,
     history=histories,
     change=st.none() | changes,
