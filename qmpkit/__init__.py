@@ -163,6 +163,7 @@ if TYPE_CHECKING:
     from qmpkit.templates.errors import TemplateUnfit as TemplateUnfit
     from qmpkit.templates.make import make_template as make_template
     from qmpkit.templates.opening import open_template as open_template
+    from qmpkit.templates.pool import Pool as Pool
     from qmpkit.templates.specs import templating as templating
     from qmpkit.templates.take import to_template as to_template
     from qmpkit.templates.template import Template as Template
@@ -254,6 +255,7 @@ _MODULES = {
     ),
     "qmpkit.templates.make": "make_template",
     "qmpkit.templates.opening": "open_template",
+    "qmpkit.templates.pool": "Pool",
     "qmpkit.templates.specs": "templating",
     "qmpkit.templates.take": "to_template",
     "qmpkit.templates.template": "Template",

@@ -10,10 +10,11 @@ from qmpkit.host.binary import capabilities_of
 from qmpkit.host.capabilities import Stamp
 from qmpkit.host.resolve import Resolution
 from qmpkit.machine.machine import Machine
+from qmpkit.spec.sizes import KIB
 from qmpkit.templates.errors import TemplateUnfit
 from qmpkit.templates.manifest import Build
 
-__all__ = ["build_of", "refuse_foreign"]
+__all__ = ["build_of", "memory_left", "refuse_foreign"]
 
 
 async def build_of(machine: Machine) -> Build:
@@ -53,3 +54,11 @@ def _processor() -> str:
     facts = dict(line.split("\t:", 1) for line in lines if "\t:" in line)
     named = {key.strip(): value.strip() for key, value in facts.items()}
     return named.get("model name", "a processor without a name")
+
+
+def memory_left() -> int:
+    """Bytes that this host can give without swapping; blocking."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * KIB
+    return 0

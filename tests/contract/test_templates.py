@@ -2,81 +2,36 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import attrs
 import pytest
 import trio
 
 import qmpkit
 from qmpkit.errors import ImageFailed, SpecInvalid
-from qmpkit.machine.launch import launched
 from qmpkit.machine.state import State
-from qmpkit.operations import power
-from qmpkit.spec.machine import MachineSpec
 from qmpkit.templates.errors import TemplateFailed, TemplateInUse
 from qmpkit.templates.manifest import MANIFEST
 from qmpkit.templates.saved import CLONES
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
-from qmpkit.testing.fake_machine import FakeHost, FakeMachine
+from qmpkit.testing.fake_machine import FakeHost
 from qmpkit.testing.leaks import leaks
-from qmpkit.vm import VM
-from tests.contract.conftest import faked
+from tests.contract.migrating import booted, migrating, template_at
+from tests.sizes import TEMPLATE_CANCELS
 
-BARE = MachineSpec(name="bare", accel="tcg", memory="16MiB", vmgenid="auto")
 WHOLE = {"ram", "state", MANIFEST, CLONES}
 
 
 @pytest.fixture
 def host() -> FakeHost:
     """Its machines migrate at once."""
-    return FakeHost(prepare=_migrating)
-
-
-def _migrating(machine: FakeMachine, *, ends: str = "completed") -> None:
-    qemu = machine.qemu
-    migration = {"status": "none"}
-
-    def enter(status: str) -> None:
-        migration["status"] = status
-        qemu.emit("MIGRATION", {"status": status})
-
-    def migrate(arguments: dict[str, object]) -> object:
-        kind, _, name = str(arguments["uri"]).partition(":")
-        assert kind == "fd"
-        os.close(qemu.named_fds.pop(name))  # it is the migration's now
-        enter("setup")
-        for status in ("active", ends):
-            qemu.after_reply(partial(enter, status))
-        return {}
-
-    qemu.on("query-migrate", lambda _: dict(migration))
-    qemu.on("query-migrate-parameters", lambda _: {"max-bandwidth": 128 << 20})
-    for command in ("migrate-set-parameters", "migrate-set-capabilities", "migrate_cancel"):
-        qemu.on(command, lambda _: {})
-    qemu.on("migrate", migrate)
-    qemu.on("migrate-incoming", migrate)
-
-
-@asynccontextmanager
-async def booted(host: FakeHost, place: Path) -> AsyncIterator[VM]:
-    """A fake that runs, its RAM in a file beside *place*."""
-    spec = qmpkit.templating(BARE, place)
-    resolution = faked(attrs.evolve(spec, machine="pc-q35-7.2"))
-    await trio.Path(f"{place}.ram").write_bytes(b"\0" * 4096)
-    async with launched(resolution, start=host.start) as machine:
-        await power.resume(machine)
-        yield VM(machine)
+    return FakeHost(prepare=migrating)
 
 
 @pytest.fixture
 async def saved(host: FakeHost, tmp_path: Path) -> qmpkit.Template:
-    async with booted(host, tmp_path / "saved") as vm:
-        return await qmpkit.to_template(vm, tmp_path / "saved", twins=True)
+    return await template_at(host, tmp_path / "saved")
 
 
 def _names(folder: Path) -> set[str]:
@@ -108,14 +63,14 @@ async def test_a_save_at_every_checkpoint(host: FakeHost, tmp_path: Path) -> Non
 
     async with leaks():
         await trio.to_thread.run_sync(lambda: None)  # trio keeps its thread: not a leak of ours
-        cancelled = await cancel_at_every_checkpoint(life, after=check)
-    assert cancelled > 20
+        cancelled = await cancel_at_every_checkpoint(life, every=TEMPLATE_CANCELS, after=check)
+    assert cancelled > 7
 
 
 async def test_a_save_that_qemu_fails_leaves_the_machine_running(
     host: FakeHost, tmp_path: Path
 ) -> None:
-    host.prepare = partial(_migrating, ends="failed")
+    host.prepare = partial(migrating, ends="failed")
     async with booted(host, tmp_path / "web") as vm:
         with pytest.raises(TemplateFailed, match="'bare': cannot save its state: failed"):
             await qmpkit.to_template(vm, tmp_path / "web", twins=True)
@@ -150,8 +105,8 @@ async def test_a_clone_at_every_checkpoint(
 
     async with leaks():
         await trio.to_thread.run_sync(lambda: None)
-        cancelled = await cancel_at_every_checkpoint(life, after=check)
-    assert cancelled > 12
+        cancelled = await cancel_at_every_checkpoint(life, every=TEMPLATE_CANCELS, after=check)
+    assert cancelled > 4
     assert await saved.verify() == ()
 
 
@@ -182,7 +137,7 @@ async def test_a_template_is_not_removed_while_a_clone_runs(
 
 
 async def test_a_state_that_is_not_loaded_is_told(host: FakeHost, saved: qmpkit.Template) -> None:
-    host.prepare = partial(_migrating, ends="failed")
+    host.prepare = partial(migrating, ends="failed")
     with pytest.raises(TemplateFailed, match="cannot load the template's state: failed"):
         async with saved.clone(twin=True, start=host.start):
             pass
