@@ -156,6 +156,17 @@ if TYPE_CHECKING:
     from qmpkit.supervisor.kept import Kept as Kept
     from qmpkit.supervisor.supervisor import Supervisor as Supervisor
     from qmpkit.supervisor.table import Row as Row
+    from qmpkit.templates.errors import PoolClosed as PoolClosed
+    from qmpkit.templates.errors import TemplateBroken as TemplateBroken
+    from qmpkit.templates.errors import TemplateFailed as TemplateFailed
+    from qmpkit.templates.errors import TemplateInUse as TemplateInUse
+    from qmpkit.templates.errors import TemplateUnfit as TemplateUnfit
+    from qmpkit.templates.make import make_template as make_template
+    from qmpkit.templates.opening import open_template as open_template
+    from qmpkit.templates.pool import Pool as Pool
+    from qmpkit.templates.specs import templating as templating
+    from qmpkit.templates.take import to_template as to_template
+    from qmpkit.templates.template import Template as Template
     from qmpkit.vm import VM as VM
 
 __version__ = "0.1.0"
@@ -239,6 +250,15 @@ _MODULES = {
     "qmpkit.supervisor.kept": "Kept",
     "qmpkit.supervisor.supervisor": "Supervisor",
     "qmpkit.supervisor.table": "Row",
+    "qmpkit.templates.errors": (
+        "PoolClosed TemplateBroken TemplateFailed TemplateInUse TemplateUnfit"
+    ),
+    "qmpkit.templates.make": "make_template",
+    "qmpkit.templates.opening": "open_template",
+    "qmpkit.templates.pool": "Pool",
+    "qmpkit.templates.specs": "templating",
+    "qmpkit.templates.take": "to_template",
+    "qmpkit.templates.template": "Template",
     "qmpkit.vm": "VM",
 }
 _SUBPACKAGES = ("backups", "images")

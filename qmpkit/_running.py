@@ -22,7 +22,7 @@ from qmpkit.qmp.errors import MonitorLost
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.vm import VM
 
-__all__ = ["opened", "running"]
+__all__ = ["opened", "running", "surfacing_death"]
 
 log = logging.getLogger("qmpkit")
 
@@ -58,7 +58,7 @@ async def running(
     async with (
         shared_spawner(),  # first of all, so that it comes up while we look around
         opened(spec, logs=logs, options=options, start=start) as vm,
-        _surfacing_death(vm.machine),
+        surfacing_death(vm.machine),
     ):
         if not paused:
             await vm.resume()
@@ -105,7 +105,7 @@ def _log_directory(logs: Path) -> Path:
 
 
 @asynccontextmanager
-async def _surfacing_death(machine: Machine) -> AsyncIterator[None]:
+async def surfacing_death(machine: Machine) -> AsyncIterator[None]:
     """Cancel the block when the machine dies out of the blue, and raise MachineDied for it."""
     try:
         with trio.CancelScope() as block:

@@ -102,3 +102,10 @@ RESOURCE_CANCELS = size(ci=9, long=1)  # … of one of memory, or of a processor
 HOTPLUG_KILLS = size(ci=2, long=40)  # SIGKILLs between two steps of a plug, and of an unplug
 # What a machine is given of its host
 LIMITED_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of one with limits
+
+# Templates
+CLONES_APART = size(ci=6, long=20)  # clones that differ in all that makes somebody
+TEMPLATE_CANCELS = size(ci=3, long=1)  # each so-and-so-many-th checkpoint of a save, of a clone
+POOL_CANCELS = size(ci=13, long=1)  # … and of the life of a pool
+POOL_CLONES = size(ci=50, long=1000)  # that one pool gives, one after another
+HELD_AT_ONCE = size(ci=8, long=50)  # clones that are taken at the same time

@@ -13,9 +13,7 @@ import pytest
 import trio
 
 import qmpkit
-from qmpkit import Disk, MachineDied, MachineSpec
-from qmpkit.machine.launch import LaunchOptions
-from qmpkit.operations import template
+from qmpkit import Disk, MachineSpec
 from qmpkit.spec.machine import Accel
 from qmpkit.spec.network import UserNic
 from qmpkit.testing import guests
@@ -124,7 +122,7 @@ async def test_kvm_tinys_disk_boots_from_a_bios(qemu: str) -> None:
 async def test_copies_of_a_booted_guest_are_apart(qemu: str, name: str) -> None:
     spec = profile(name, qemu)
     saved = await copies.template_of(spec)
-    before = _checksum(saved.directory)
+    before = _checksum(saved.path)
     async with (
         guests.booted(spec, name="one") as one,
         guests.booted(spec, name="two") as two,
@@ -138,7 +136,7 @@ async def test_copies_of_a_booted_guest_are_apart(qemu: str, name: str) -> None:
         logs = [(await vm.agent.run(["dmesg"])).text.splitlines() for vm in (one, two)]
         assert len(logs[0]) > 100
         assert logs[0][:100] == logs[1][:100]
-    assert _checksum(saved.directory) == before
+    assert _checksum(saved.path) == before
 
 
 def _checksum(directory: Path) -> str:
@@ -159,13 +157,13 @@ def forgotten() -> Iterator[None]:
 
 
 def _saved() -> list[Path]:
-    return [*store.guests_dir().glob(f"*saved-{OWN}-*")]
+    return [*store.guests_dir().glob(f"*template-{OWN}-*")]
 
 
 @pytest.mark.usefixtures("forgotten")
 async def test_many_tasks_share_one_first_boot(qemu: str) -> None:
     spec = attrs.evolve(profile("tiny-microvm", qemu), name=OWN)
-    found: list[template.Template] = []
+    found: list[qmpkit.Template] = []
 
     async def ask() -> None:
         found.append(await copies.template_of(spec))
@@ -173,8 +171,8 @@ async def test_many_tasks_share_one_first_boot(qemu: str) -> None:
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(ask)
-    assert _saved() == [found[0].directory]
-    assert {saved.directory for saved in found} == {found[0].directory}
+    assert _saved() == [found[0].path]
+    assert {saved.path for saved in found} == {found[0].path}
 
 
 @pytest.mark.usefixtures("forgotten")
@@ -184,43 +182,3 @@ async def test_a_cancelled_first_boot_leaves_nothing(qemu: str) -> None:
         await copies.template_of(spec)
     assert scope.cancelled_caught
     assert _saved() == []
-
-
-async def test_a_machine_with_private_ram_cannot_be_saved(qemu: str, tmp_path: Path) -> None:
-    async with qmpkit.running(profile("kvm-tiny", qemu)) as vm:
-        with pytest.raises(template.TemplateFailed, match=r"RAM is not shared in .*template_spec"):
-            await template.save_template(vm.machine, tmp_path)
-    assert template.read_template(tmp_path) is None
-
-
-async def test_a_copy_on_another_machine_dies_with_qemus_words(qemu: str, tmp_path: Path) -> None:
-    spec = template.template_spec(profile("kvm-tiny", qemu), tmp_path)
-    async with qmpkit.running(spec) as vm:
-        await vm.console.expect(guests.KVM_TINY_READY)
-        saved = await template.save_template(vm.machine, tmp_path)
-        await vm.quit()
-    assert template.read_template(tmp_path) == saved
-    other = attrs.evolve(template.clone_spec(saved), balloon=True, panic=False)
-    with pytest.raises(MachineDied, match=r"(?s)'kvm-tiny' died.*load of migration failed"):
-        async with qmpkit.running(other, paused=True, options=LaunchOptions(incoming=True)) as vm:
-            await template.load_template(vm.machine, saved)
-
-
-async def test_a_saved_guest_goes_on_where_it_stood(qemu: str, tmp_path: Path) -> None:
-    spec = template.template_spec(profile("kvm-tiny", qemu), tmp_path)
-    async with qmpkit.running(spec) as vm:
-        await vm.console.expect("...")
-        saved = await template.save_template(vm.machine, tmp_path)
-        count = await _count(vm)
-        await vm.quit()
-    assert not template.is_spoilt(saved)
-    options = LaunchOptions(incoming=True)
-    async with qmpkit.running(template.clone_spec(saved), paused=True, options=options) as vm:
-        await template.load_template(vm.machine, saved)
-        assert await _count(vm) == count
-        await vm.resume()
-        await vm.console.expect("...")
-        assert await _count(vm) != count
-    assert not template.is_spoilt(saved), "what the copy wrote is its own"
-    (tmp_path / "ram").touch()
-    assert template.is_spoilt(saved)

@@ -24,6 +24,7 @@ LAYERS = [
     {"machine"},
     {"operations"},
     {"vm", "_running"},
+    {"templates"},
     {"networks"},
     {"supervisor"},
     {"farm"},

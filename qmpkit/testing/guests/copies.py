@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -13,21 +12,16 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit._running import running
+from qmpkit.errors import ImageFailed
 from qmpkit.host.resolve import Resolution, resolve
-from qmpkit.machine.launch import LaunchOptions
-from qmpkit.operations.template import (
-    Template,
-    clone_spec,
-    is_spoilt,
-    load_template,
-    read_template,
-    save_template,
-    template_spec,
-)
 from qmpkit.spec.data import spec_to_dict
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.profile import load_profile
+from qmpkit.templates.errors import TemplateBroken
+from qmpkit.templates.make import make_template
+from qmpkit.templates.manifest import MANIFEST
+from qmpkit.templates.opening import open_template
+from qmpkit.templates.template import Template
 from qmpkit.testing.guests import store
 from qmpkit.testing.guests.tiny import PROMPT, build_tiny
 from qmpkit.vm import VM
@@ -49,17 +43,14 @@ async def booted(
     The first call for a profile and a QEMU boots the guest and saves it (3 s); each
     later one, also in other programs, restores a copy of that (0.1 s).  *profile* is
     `tiny` or `tiny-microvm`, or a spec made of one of them, without disks.  Copies are
-    identical twins (host name, /dev/urandom, clock): see `qmpkit.operations.template`.
+    identical twins (host name, /dev/urandom, clock): see `qmpkit.Template.clone`.
     Else like `qmpkit.running`.
     """
     spec = load_profile(profile) if isinstance(profile, str) else profile
     if qemu is not None:
         spec = attrs.evolve(spec, qemu=qemu)
     template = await template_of(spec)
-    clone = clone_spec(template, name=name or spec.name)
-    async with running(clone, paused=True, options=LaunchOptions(incoming=True)) as vm:
-        await load_template(vm.machine, template)
-        await vm.resume()
+    async with template.clone(name or spec.name, twin=True) as vm:
         await vm.console.send_line("")
         await vm.console.expect(PROMPT)
         yield vm
@@ -69,26 +60,17 @@ async def template_of(spec: MachineSpec) -> Template:
     """The saved state of *spec*, a *tiny* guest, booted and saved now when there is none."""
     await trio.to_thread.run_sync(build_tiny, spec.arch)
     resolution = await resolve(spec)
-    link = store.guests_dir() / f"saved-{spec.name}"
+    link = store.guests_dir() / f"template-{spec.name}"
     directory = link.with_name(f"{link.name}-{store.digest(_facts(resolution))}")
     async with _lock_of(directory):
-        template = await trio.to_thread.run_sync(_usable, directory)
-        if template is None:
-            await _boot_and_save(resolution.spec, directory)
-            forget = partial(store.forget_old, link, directory, keep=_KEPT)
-            await trio.to_thread.run_sync(forget)
-            template = await trio.to_thread.run_sync(read_template, directory)
-    assert template is not None
-    return template
-
-
-def _usable(directory: Path) -> Template | None:
-    """What is saved there; one that a copy has written into is removed."""
-    template = read_template(directory)
-    if template is None or not is_spoilt(template):
-        return template
-    shutil.rmtree(directory, ignore_errors=True)
-    return None
+        with suppress(TemplateBroken):
+            if await trio.Path(directory / MANIFEST).exists():
+                return await open_template(directory)
+        await trio.to_thread.run_sync(partial(shutil.rmtree, directory, ignore_errors=True))
+        await _boot_and_save(resolution.spec, directory)
+        forget = partial(store.forget_old, link, directory, keep=_KEPT)
+        await trio.to_thread.run_sync(forget)
+        return await open_template(directory)
 
 
 def _facts(resolution: Resolution) -> dict[str, object]:
@@ -115,26 +97,18 @@ def _lock_of(directory: Path) -> trio.Lock:
 
 
 async def _boot_and_save(spec: MachineSpec, directory: Path) -> None:
-    scratch = Path(
-        await trio.to_thread.run_sync(
-            lambda: tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)
-        )
-    )
     try:
-        async with running(template_spec(spec, scratch)) as vm:
-            await vm.console.expect(PROMPT)
-            # Not while half of the drivers are loaded, nor with a prompt half written.
-            await vm.console.send_line("until [ -e /run/settled ]; do usleep 20000; done; clear")
-            await vm.console.expect(PROMPT)
-            if spec.agent:
-                await vm.agent.wait_ready()
-            await save_template(vm.machine, scratch)
-            await vm.quit()
+        await make_template(spec, directory, _settled, twins=True)
+    except ImageFailed:
         # Another process may have been faster; its template is as good as ours.
-        with suppress(OSError):
-            await trio.to_thread.run_sync(scratch.rename, directory)
-    finally:
-        with trio.CancelScope(deadline=trio.current_time() + 10, shield=True):
-            await trio.to_thread.run_sync(
-                lambda: shutil.rmtree(scratch, ignore_errors=True), abandon_on_cancel=True
-            )
+        if not await trio.Path(directory / MANIFEST).exists():
+            raise
+
+
+async def _settled(vm: VM) -> None:
+    await vm.console.expect(PROMPT)
+    # Not while half of the drivers are loaded, nor with a prompt half written.
+    await vm.console.send_line("until [ -e /run/settled ]; do usleep 20000; done; clear")
+    await vm.console.expect(PROMPT)
+    if vm.spec.agent:
+        await vm.agent.wait_ready()

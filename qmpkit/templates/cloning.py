@@ -1,0 +1,104 @@
+"""From a template to a machine that runs: started empty, loaded, let go, made somebody."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+
+from qmpkit._running import opened
+from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
+from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
+from qmpkit.machine.saved_state import load_state
+from qmpkit.operations import power
+from qmpkit.templates.errors import TemplateFailed
+from qmpkit.templates.guest import become
+from qmpkit.templates.saved import Saved, overlaid
+from qmpkit.templates.specs import Somebody, clone_spec, somebody
+from qmpkit.vm import VM
+
+__all__ = ["Empty", "Wishes", "empty_clone"]
+
+
+@attrs.frozen(kw_only=True)
+class Wishes:
+    """How clones are to be.
+
+    `twin`: as the template is in all that the guest knows of itself.  `ssh_host_keys`: new
+    ones for its ssh server.  `place`: the folder of their overlays.  `paused`: it is loaded
+    and stands still, so it is a twin yet.
+    """
+
+    twin: bool = False
+    ssh_host_keys: bool = False
+    paused: bool = False
+    place: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    options: LaunchOptions = attrs.field(factory=LaunchOptions)
+    start: Starter = start_qemu
+
+    def refuse_impossible(self, saved: Saved) -> None:
+        """SpecInvalid when no clone of *saved* can be so."""
+        faults = []
+        if not self.twin and not self.paused and saved.manifest.hooks is None:
+            message = "nothing was laid ready in its guest, so its clones can only be twins"
+            faults.append(Fault("twin", message, "twin=True, or make it anew without `twins`"))
+        if self.ssh_host_keys and (self.twin or self.paused):
+            faults.append(Fault("ssh_host_keys", "a twin has those of the template"))
+        if faults:
+            raise SpecInvalid(faults, f"a clone of {str(saved.path)!r}")
+
+
+@attrs.define
+class Empty:
+    """A clone whose process runs and waits for its state."""
+
+    vm: VM
+    _saved: Saved
+    _who: Somebody
+    _wishes: Wishes
+    _loaded: bool = False
+
+    async def load(self) -> None:
+        """Fill it; it stands still then.  Once is enough.
+
+        TemplateFailed when QEMU does not like the state, with what it said.
+        """
+        if self._loaded:
+            return
+        machine, asked = self.vm.machine, "load the template's state"
+        try:
+            why = await load_state(machine, self._saved.path / "state", ignore_shared=True)
+        except (MachineDied, MachineGone) as ended:
+            said = machine.child.stderr_tail.strip()
+            raise TemplateFailed(machine.name, asked, said or str(ended)) from ended
+        if why:
+            raise TemplateFailed(machine.name, asked, why)
+        machine.loaded()
+        self._loaded = True
+
+    async def wake(self) -> VM:
+        """Load it, if that has not been, let it run and make it somebody, as was wished."""
+        await self.load()
+        if not self._wishes.paused:
+            await power.resume(self.vm.machine)
+            hooks = self._saved.manifest.hooks
+            if not self._wishes.twin and hooks is not None:
+                keys = self._wishes.ssh_host_keys
+                await become(self.vm.agent, hooks, self._who, ssh_host_keys=keys)
+        return self.vm
+
+
+@asynccontextmanager
+async def empty_clone(saved: Saved, wishes: Wishes, name: str | None) -> AsyncIterator[Empty]:
+    """Start the process of a clone, which is gone after the block, as are its overlays.
+
+    Its death cancels nobody.
+    """
+    who = somebody(saved.spec, name)
+    options = attrs.evolve(wishes.options, incoming=True)
+    async with overlaid(saved, wishes.place) as overlays:
+        spec = clone_spec(saved.spec, who, overlays)
+        async with opened(spec, options=options, start=wishes.start) as vm:
+            yield Empty(vm, saved, who, wishes)

@@ -1,0 +1,116 @@
+"""The files of a template: frozen when it is saved, looked at whenever it is opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import trio
+
+from qmpkit.backups.hashing import Read, digest_of
+from qmpkit.images.tool import Asked
+from qmpkit.templates.manifest import SavedFile
+
+__all__ = ["flaws_at_a_glance", "flaws_in_full", "frozen"]
+
+_SAMPLES, _SAMPLE = 16, 64 << 10
+_READ_ONLY = 0o444
+
+
+async def frozen(folder: Path, name: str, asked: Asked) -> SavedFile:
+    """Make the file read-only and safe on disk, and know it again by what this tells.
+
+    Raises ImageFailed in the name of *asked*.
+    """
+    path = folder / name
+    digest = await digest_of(path, asked, safe=True)
+
+    def finish() -> SavedFile:
+        path.chmod(_mode(path))
+        found = path.stat()
+        return SavedFile(
+            name=name,
+            length=found.st_size,
+            mtime_ns=found.st_mtime_ns,
+            checksum=digest.checksum,
+            sample=_sampled(path),
+        )
+
+    try:
+        return await trio.to_thread.run_sync(finish)
+    except OSError as error:
+        raise asked.failed_by(error) from error
+
+
+def _mode(path: Path) -> int:
+    # QEMU before 8.2 opens a RAM for writing also when it maps it private, as its owner may.
+    owner_writes = stat.S_IWUSR if path.name.endswith("ram") and os.geteuid() else 0
+    return _READ_ONLY | owner_writes
+
+
+def _sampled(path: Path) -> str:
+    """The checksum of some pieces from the beginning to the end; blocking."""
+    import xxhash  # whoever has no templates needs it not
+
+    digest = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        for offset in _offsets(os.fstat(file.fileno()).st_size):
+            digest.update(os.pread(file.fileno(), _SAMPLE, offset))
+    return f"xxh3_128:{digest.hexdigest()}"
+
+
+def _offsets(length: int) -> Iterator[int]:
+    step = max((length - _SAMPLE) // (_SAMPLES - 1), _SAMPLE)
+    yield from range(0, max(length, 1), step)
+
+
+def flaws_at_a_glance(
+    folder: Path, files: Iterable[SavedFile]
+) -> tuple[list[str], list[SavedFile]]:
+    """What is wrong by size and samples, and the files whose time tells that more is to be read.
+
+    Blocking: a megabyte a file.
+    """
+    flaws: list[str] = []
+    doubtful: list[SavedFile] = []
+    for file in files:
+        if what := _flaw(folder / file.name, file):
+            flaws.append(f"{file.name}: {what}")
+        elif (folder / file.name).stat().st_mtime_ns != file.mtime_ns:
+            doubtful.append(file)
+    return flaws, doubtful
+
+
+def _flaw(path: Path, file: SavedFile) -> str:
+    try:
+        length = path.stat().st_size
+        if length != file.length:
+            return f"it has {length} bytes instead of {file.length}"
+        if _sampled(path) != file.sample:
+            return _CHANGED
+    except FileNotFoundError:
+        return "it is missing"
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+_CHANGED = "its checksum is another one: its content has changed"
+
+
+async def flaws_in_full(
+    folder: Path, files: Iterable[SavedFile], read: Read | None = None
+) -> list[str]:
+    """What is wrong with these files, every byte of which is read."""
+    flaws: list[str] = []
+    for file in files:
+        path = folder / file.name
+        what = await trio.to_thread.run_sync(_flaw, path, file)
+        if not what:
+            digest = await digest_of(path, Asked("read", path), read, safe=False)
+            what = "" if digest.checksum == file.checksum else _CHANGED
+        if what:
+            flaws.append(f"{file.name}: {what}")
+    return flaws

@@ -1,0 +1,75 @@
+"""A template from a spec: booted, prepared and saved, or nothing is left of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit._running import running
+from qmpkit.images.drafts import StrPath
+from qmpkit.images.tool import Asked
+from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.templates.drafts import hidden_folder
+from qmpkit.templates.specs import refuse_unfit, templating
+from qmpkit.templates.take import refuse_taken, to_template
+from qmpkit.templates.template import Template
+from qmpkit.vm import VM
+
+__all__ = ["make_template"]
+
+_UNDO_GRACE = 5.0
+
+
+async def make_template(
+    spec: MachineSpec,
+    path: StrPath,
+    prepare: Callable[[VM], Awaitable[object]],
+    *,
+    ram: StrPath | None = None,
+    services: Sequence[str] = (),
+    drop_caches: bool = False,
+    twins: bool = False,
+    options: LaunchOptions | None = None,
+    start: Starter = start_qemu,
+) -> Template:
+    """Boot *spec*, let *prepare* bring its guest to where clones are to begin, and save it.
+
+    *prepare* waits for the boot's end, installs, warms up: clones go on where it returns.
+    *ram*: where the RAM is to be instead of in the template's folder: a new file in a tmpfs
+    or, with `memory.huge_pages`, in a hugetlbfs.  The rest is that of `to_template`.
+
+    Raises what `running`, *prepare* and `to_template` raise.  Cancelled, failed, or killed:
+    nothing is at *path*, and the machine is gone.
+    """
+    asked = Asked.of("make a template at", path)
+    refuse_unfit(templating(spec, asked.path), twins=twins)
+    await refuse_taken(asked)
+    async with _new_ram(asked, ram) as file:
+        ready = templating(spec, asked.path, ram=file)
+        async with running(ready, options=options, start=start) as vm:
+            await prepare(vm)
+            return await to_template(
+                vm, asked.path, services=services, drop_caches=drop_caches, twins=twins
+            )
+
+
+@asynccontextmanager
+async def _new_ram(asked: Asked, given: StrPath | None) -> AsyncIterator[Path]:
+    """Where the RAM's file is to be, which is not there; it goes unless a template has it."""
+    if given is None:
+        async with hidden_folder(asked) as folder:
+            yield folder / "ram"
+        return
+    file = attrs.evolve(asked, path=Asked.of(asked.doing, given).path)
+    await refuse_taken(file)
+    try:
+        yield file.path
+    except BaseException:
+        with trio.move_on_after(_UNDO_GRACE, shield=True):
+            await trio.to_thread.run_sync(lambda: file.path.unlink(missing_ok=True))
+        raise

@@ -1,0 +1,74 @@
+"""Opening a template: cheaply looked at, so that what is cloned is what was saved."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import trio
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.host.resolve import resolve
+from qmpkit.images.drafts import StrPath
+from qmpkit.images.new import overlay
+from qmpkit.images.tool import Asked
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.templates.errors import TemplateBroken
+from qmpkit.templates.files import flaws_at_a_glance, flaws_in_full
+from qmpkit.templates.host import refuse_foreign
+from qmpkit.templates.manifest import MANIFEST, Manifest, located, manifest_from_json
+from qmpkit.templates.saved import Saved
+from qmpkit.templates.template import Template
+
+__all__ = ["open_template", "read_manifest"]
+
+
+async def open_template(path: StrPath, *, verify: bool = False) -> Template:
+    """The template at *path*, which is to be cloned.
+
+    Of each file its size, its time and a megabyte of samples are compared with what was
+    saved, some milliseconds; a file with another time is read in whole, and with *verify*
+    every file is.  Raises SpecInvalid when there is none, TemplateBroken with all that is
+    not as it was saved, TemplateUnfit when this host cannot clone it, and what `running`
+    raises when the host lacks something.
+    """
+    folder = Asked.of("open the template", path).path
+    manifest = await trio.to_thread.run_sync(read_manifest, folder)
+    await _compare(folder, manifest, whole=verify)
+    spec = located(manifest.spec, folder)
+    await refuse_foreign(folder, manifest.build, await resolve(spec))
+    return Template(Saved(folder, manifest, spec, await _empty_overlays(spec)))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What is said of the template in *folder*, unchecked; blocking.  SpecInvalid without one."""
+    source = str(folder / MANIFEST)
+    try:
+        text = (folder / MANIFEST).read_text()
+    except UnicodeDecodeError:
+        raise SpecInvalid([Fault("", "this is not JSON")], source) from None
+    except OSError as error:
+        why = f"there is no template: {error.strerror}"
+        raise SpecInvalid([Fault("", why, "qmpkit template make")], str(folder)) from error
+    return manifest_from_json(text, source)
+
+
+async def _compare(folder: Path, manifest: Manifest, *, whole: bool) -> None:
+    flaws, doubtful = await trio.to_thread.run_sync(flaws_at_a_glance, folder, manifest.files)
+    flaws += await flaws_in_full(folder, manifest.files if whole else doubtful)
+    if flaws:
+        raise TemplateBroken(str(folder), list(dict.fromkeys(flaws)))
+
+
+async def _empty_overlays(spec: MachineSpec) -> Mapping[str, bytes]:
+    """An empty overlay of each disk that clones write to: qemu-img runs once, not for each."""
+    wanted = [disk for disk in spec.disks if not disk.is_readonly]
+    if not wanted:
+        return {}
+    made: dict[str, bytes] = {}
+    with await trio.to_thread.run_sync(tempfile.TemporaryDirectory) as scratch:
+        for disk in wanted:
+            file = await overlay(Path(scratch) / disk.id, disk.file, disk.format)
+            made[disk.id] = await trio.to_thread.run_sync(file.read_bytes)
+    return made

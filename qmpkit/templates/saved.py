@@ -1,0 +1,117 @@
+"""A template that has been opened, as its clones need it; and the places of their overlays."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit.errors import HostLacks
+from qmpkit.process.held_dirs import hold_new_dir, sweep
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.templates.errors import TemplateInUse
+from qmpkit.templates.manifest import Manifest
+
+__all__ = ["CLONES", "Saved", "overlaid", "removed"]
+
+CLONES = "clones"
+"""The folder in a template's where clones have their overlays, each a folder of its own."""
+
+_CLEANUP_GRACE = 5.0
+_PRIVATE = re.compile(r"[0-9a-f]{12}")
+
+
+@attrs.frozen
+class Saved:
+    """`spec`: the machine as it was saved, its files where they are.
+
+    `overlays`: of each disk that a clone may write, by its id, an overlay with nothing in it.
+    """
+
+    path: Path
+    manifest: Manifest
+    spec: MachineSpec
+    overlays: Mapping[str, bytes]
+
+
+@asynccontextmanager
+async def overlaid(saved: Saved, place: Path | None) -> AsyncIterator[Mapping[str, Path]]:
+    """New overlays for one clone in a folder of its own in *place*; gone after the block.
+
+    The template cannot be removed meanwhile.  A program that is killed leaves the folder to
+    the next one that clones there.  Raises TemplateInUse while the template is being removed,
+    HostLacks when the overlays cannot be made.
+    """
+    limiter = trio.CapacityLimiter(1)  # threads stuck in a slow disk must not hold this up
+    stack = ExitStack()
+    try:
+        found = await trio.to_thread.run_sync(_made, saved, place, stack, limiter=limiter)
+        yield found
+    finally:
+        with trio.move_on_after(_CLEANUP_GRACE, shield=True):
+            await trio.to_thread.run_sync(stack.close, limiter=limiter, abandon_on_cancel=True)
+
+
+def _made(saved: Saved, place: Path | None, stack: ExitStack) -> Mapping[str, Path]:
+    _hold(saved.path, stack)
+    if not saved.overlays:
+        return {}
+    folder = place or saved.path / CLONES
+    try:
+        if folder not in _swept:
+            _swept.add(folder)
+            sweep(folder, _PRIVATE)
+        held = hold_new_dir(folder, lambda: secrets.token_hex(6))
+        stack.callback(held.remove)
+        made = {disk: held.path / f"{disk}.qcow2" for disk in saved.overlays}
+        for disk, file in made.items():
+            file.write_bytes(saved.overlays[disk])
+    except OSError as error:
+        what = f"cannot make a clone's disks in {str(folder)!r}: {error.strerror}"
+        raise HostLacks(what, "name another folder in `place`") from error
+    return made
+
+
+_swept: set[Path] = set()
+
+
+def _hold(path: Path, stack: ExitStack) -> None:
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise TemplateInUse(str(path), "clone") from error
+    except OSError as error:
+        raise HostLacks(f"cannot open the template {str(path)!r}: {error.strerror}") from error
+
+
+def removed(path: Path, ram: str) -> None:
+    """Remove a template that no clone runs from, its RAM too.  Blocking.
+
+    TemplateInUse; HostLacks when its files cannot be removed.
+    """
+    import shutil  # whoever only clones needs it not
+
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if ram.startswith("/"):
+                with suppress(FileNotFoundError):
+                    Path(ram).unlink()
+            shutil.rmtree(path)
+        finally:
+            os.close(lock)
+    except BlockingIOError as error:
+        raise TemplateInUse(str(path), "remove") from error
+    except OSError as error:
+        what = f"cannot remove the template {str(path)!r}: {error.strerror}"
+        raise HostLacks(what, "remove the folder") from error

@@ -1,0 +1,163 @@
+"""The spec of a machine that is to be a template, and those of its clones.  Pure."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import attrs
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.spec.boards import board_of
+from qmpkit.spec.firmware import Uefi
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.names import mac_of
+from qmpkit.spec.network import Nic, UserNic
+from qmpkit.spec.peripherals import Rng, ScsiController, UsbController, UsbKeyboard, UsbTablet
+
+__all__ = ["Somebody", "clone_spec", "refuse_unfit", "somebody", "templating"]
+
+_MOVABLE = (Rng, ScsiController, UsbController, UsbKeyboard, UsbTablet)
+_HOSTNAME_LIMIT = 63
+_AT_START = "boot the machine from qmpkit.templating(spec, path)"
+
+
+def templating(
+    spec: MachineSpec,
+    path: str | os.PathLike[str],
+    *,
+    ram: str | os.PathLike[str] | None = None,
+) -> MachineSpec:
+    """*spec* as it has to be booted for `to_template(vm, path)`.
+
+    Its RAM is in a file from the start, shared: `path` with `.ram` behind it, or *ram*, in a
+    tmpfs, on huge pages (with `memory.huge_pages`) or wherever it is to stay.  It has no
+    balloon, which would punch holes into what clones share, and shows `vmgenid` where the
+    board can.  Nothing is made.
+    """
+    file = os.fspath(ram) if ram is not None else f"{os.fspath(path)}.ram"
+    memory = attrs.evolve(
+        spec.memory, mem_path=file, share=True, free_page_reporting=False, deflate_on_oom=False
+    )
+    board = board_of(spec.machine, spec.arch)
+    shown = spec.vmgenid or ("auto" if board is not None and board.vmgenid else None)
+    return attrs.evolve(spec, memory=memory, balloon=False, vmgenid=shown)
+
+
+def refuse_unfit(spec: MachineSpec, *, twins: bool) -> None:
+    """Raise SpecInvalid with everything that a template cannot have, and what to do instead."""
+    faults = [*_memory_faults(spec), *_device_faults(spec), *_nic_faults(spec)]
+    if not spec.agent and not twins:
+        message = "without a guest agent no clone can become somebody"
+        faults.append(Fault("agent", message, "agent = true, or ask for twins=True"))
+    if faults:
+        raise SpecInvalid(faults, f"machine {spec.name!r} as a template")
+
+
+def _memory_faults(spec: MachineSpec) -> Iterator[Fault]:
+    if spec.memory.mem_path is None or not spec.memory.share:
+        yield Fault("memory", "its RAM is not shared in a file", _AT_START)
+    if spec.memory.dimms or spec.memory.free_page_reporting:
+        where = "memory.dimms" if spec.memory.dimms else "memory.free_page_reporting"
+        yield Fault(where, "clones cannot have it: all of their RAM is in one file", "leave it out")
+    if spec.balloon:
+        message = "a clone's balloon would punch holes into the RAM that all share"
+        yield Fault("balloon", message, _AT_START)
+    if spec.numa:
+        yield Fault("numa", "one file holds the RAM of one node only", "leave it out")
+
+
+def _device_faults(spec: MachineSpec) -> Iterator[Fault]:
+    for number, device in enumerate(spec.devices):
+        if not isinstance(device, _MOVABLE):
+            message = f"a {type(device).__name__} ({device.id}) has its state on the host"
+            yield Fault(f"devices[{number}]", message, "plug one into each clone instead")
+    if spec.vsock is not None:
+        yield Fault("vsock", "two clones cannot have one CID", "plug one into each clone instead")
+    for number, disk in enumerate(spec.disks):
+        if disk.luks is not None:
+            message = "an encrypted disk cannot be frozen yet"
+            yield Fault(f"disks[{number}].luks", message, "use a plain image")
+    if isinstance(spec.firmware, Uefi) and spec.firmware.secure_boot:
+        yield Fault("firmware.secure_boot", "its variables cannot be frozen yet", "leave it out")
+
+
+def _nic_faults(spec: MachineSpec) -> Iterator[Fault]:
+    for number, nic in enumerate(spec.nics):
+        if not isinstance(nic, UserNic):
+            message = f"{nic.id!r} has one end on the host, and every clone would need its own"
+            yield Fault(f"nics[{number}]", message, "leave it out, and clone.nics.add(…) later")
+
+
+@attrs.frozen
+class Somebody:
+    """Who a clone is: what makes it another than its template and its siblings.
+
+    `macs`: the new address of each NIC by the one that the template has.
+    """
+
+    name: str
+    uuid: str
+    machine_id: str
+    instance_id: str
+    macs: Mapping[str, str]
+
+    @property
+    def hostname(self) -> str:
+        """The name, in the characters that a host's name may have."""
+        return re.sub(r"[^A-Za-z0-9-]+", "-", self.name)[:_HOSTNAME_LIMIT].strip("-") or "clone"
+
+
+def somebody(spec: MachineSpec, name: str | None = None) -> Somebody:
+    """A new one, for a clone of *spec*; all but *name* is drawn at random."""
+    token = secrets.token_hex(4)
+    old = [_mac(spec, nic) for nic in spec.nics]
+    return Somebody(
+        name=name or f"{spec.name[:40]}-{token}",
+        uuid=str(uuid.uuid4()),
+        machine_id=secrets.token_hex(16),
+        instance_id=f"i-{secrets.token_hex(8)}",
+        macs={mac: _new_mac() for mac in old},
+    )
+
+
+def _mac(spec: MachineSpec, nic: Nic) -> str:
+    return (nic.mac or mac_of(spec.name, nic.id)).lower()
+
+
+def _new_mac() -> str:
+    return ":".join(f"{byte:02x}" for byte in (0x52, 0x54, *secrets.token_bytes(4)))
+
+
+def clone_spec(spec: MachineSpec, who: Somebody, overlays: Mapping[str, Path]) -> MachineSpec:
+    """The machine that the template of *spec* is loaded into, as *who*.
+
+    Its RAM is private: what it writes is its own.  *overlays*: the file of each disk that it
+    may write, by the disk's id.  A forward gets whatever port of the host is free.
+    """
+    memory = attrs.evolve(spec.memory, share=False, prealloc=False, prealloc_threads=1)
+    return attrs.evolve(
+        spec,
+        name=who.name,
+        uuid=who.uuid,
+        memory=memory,
+        vmgenid=None if spec.vmgenid is None else "auto",
+        nics=[_nic(nic, who.macs[_mac(spec, nic)]) for nic in spec.nics],
+        disks=[
+            attrs.evolve(disk, file=str(overlays[disk.id]), format="qcow2")
+            if disk.id in overlays
+            else disk
+            for disk in spec.disks
+        ],
+    )
+
+
+def _nic(nic: Nic, mac: str) -> Nic:
+    if not isinstance(nic, UserNic):
+        return attrs.evolve(nic, mac=mac)
+    forwards = [attrs.evolve(forward, host=0) for forward in nic.forwards]
+    return attrs.evolve(nic, mac=mac, forwards=forwards)
