@@ -102,3 +102,6 @@ RESOURCE_CANCELS = size(ci=9, long=1)  # … of one of memory, or of a processor
 HOTPLUG_KILLS = size(ci=2, long=40)  # SIGKILLs between two steps of a plug, and of an unplug
 # What a machine is given of its host
 LIMITED_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of one with limits
+# Migration
+WAYS = ("fd", "unix", "tcp", "file", "multifd")
+MIGRATION_WAYS = WAYS if LONG else ("fd", "file", "multifd")  # each on both QEMUs
