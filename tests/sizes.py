@@ -105,3 +105,6 @@ LIMITED_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of one
 # Migration
 WAYS = ("fd", "unix", "tcp", "file", "multifd")
 MIGRATION_WAYS = WAYS if LONG else ("fd", "file", "multifd")  # each on both QEMUs
+MIGRATION_CANCELS = size(ci=25, long=1)  # each so-and-so-many-th checkpoint of one
+MIGRATION_ROUNDS = size(ci=0, long=50)  # by each way, of a guest that keeps a ledger
+KVM_MIGRATIONS = size(ci=3, long=50)  # of one under KVM

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import attrs
 
 import qmpkit
 from qmpkit import VM, Cpu, Disk, LaunchOptions, MachineSpec, MigrationOptions, State
+from qmpkit.spec.block import DiskFormat
 from qmpkit.testing import guests
 from tests.live.blocks import nothing_left, write
 
-__all__ = ["At", "counted", "counting", "end", "lives_on", "options_for", "still_here"]
+__all__ = ["At", "counted", "counting", "lives_on", "options_for", "still_here"]
 
 ODD = "16400KiB"  # RAM of any multiple of 256 KiB is not safe from 7.2 under TCG
 
@@ -24,7 +24,7 @@ ODD = "16400KiB"  # RAM of any multiple of 256 KiB is not safe from 7.2 under TC
 def counting(qemu: str, folder: Path, **changes: Any) -> MachineSpec:
     """A guest that counts in its memory, of a type that both QEMUs have, with two disks."""
     guests.build_kvm_tiny()
-    formats = ("qcow2", "raw")
+    formats: tuple[DiskFormat, ...] = ("qcow2", "raw")
     disks = [Disk(str(folder / f"{kind}.img"), format=kind, make="16MiB") for kind in formats]
     tiny = qmpkit.load_profile("kvm-tiny")
     spec = attrs.evolve(
@@ -80,18 +80,16 @@ async def still_here(vm: VM, had: int) -> None:
         await lives_on(again.vm, had)
 
 
-def end(vm: VM) -> None:
-    """SIGKILL for its QEMU."""
-    os.kill(vm.pid, signal.SIGKILL)
-
-
 class At:
-    """Watches a monitor, and acts once as its so-many-th command called *command* is sent."""
+    """Watches a monitor, and kills once its so-many-th command called *command* is sent.
 
-    def __init__(self, command: str, action: Callable[[], object], nth: int = 1) -> None:
-        self.acted = False
+    Who is killed is said when it is there: `at.victim = vm.pid`.  `has_killed` tells.
+    """
+
+    def __init__(self, command: str, nth: int = 1) -> None:
+        self.victim: int | None = None
+        self.has_killed = False
         self._command = command
-        self._action = action
         self._left = nth
 
     @property
@@ -100,9 +98,10 @@ class At:
         return LaunchOptions(observer=self._see)
 
     def _see(self, direction: str, message: bytes, _: float) -> None:
-        if direction != "sent" or json.loads(message).get("execute") != self._command:
+        if direction != "sent" or self.victim is None:
             return
-        self._left -= 1
-        if self._left == 0:
-            self.acted = True
-            self._action()
+        if json.loads(message).get("execute") == self._command:
+            self._left -= 1
+            if self._left == 0:
+                self.has_killed = True
+                os.kill(self.victim, signal.SIGKILL)

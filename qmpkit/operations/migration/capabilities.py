@@ -13,7 +13,7 @@ import attrs
 from qmpkit.errors import Fault
 from qmpkit.operations.migration.options import MigrationOptions
 
-__all__ = ["Agreed", "agree", "wanted_capabilities"]
+__all__ = ["Agreed", "Setting", "agree", "wanted_capabilities"]
 
 Setting = list[dict[str, object]]
 """The argument of `migrate-set-capabilities`."""

@@ -25,10 +25,14 @@ class Incoming:
         self.arrived = trio.Event()
         self._spent = False
 
-    def take(self) -> None:
-        """It is to be filled now; NotArrived when that was tried before, or it has ended."""
+    def must_wait(self) -> None:
+        """Raise NotArrived when it was to be filled before, or has ended."""
         if self._spent or self.machine.report is not None:
             raise NotArrived(self.spec.name)
+
+    def take(self) -> None:
+        """It is filled now, once and for all."""
+        self.must_wait()
         self._spent = True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import trio
@@ -23,7 +22,7 @@ from qmpkit.operations.migration.errors import CannotMigrate
 from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.moving import Migrated, Moving
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.parameters import parameter_faults, parameters_of
+from qmpkit.operations.migration.parameters import known_parameters, parameter_faults
 from qmpkit.operations.migration.transfer import Told
 
 __all__ = ["check_source", "migrate"]
@@ -42,14 +41,10 @@ async def migrate(
     steers = policy_of(policy, options.downtime, options.max_downtime)
     async with source.changing:
         source.must_live("migrating")
+        incoming.must_wait()
         agreed = await _agreed(source, incoming, options, throttled=policy != "fast")
         incoming.take()
-        for machine, setting in ((source, agreed.source), (incoming.machine, agreed.destination)):
-            await machine.execute("migrate-set-capabilities", {"capabilities": setting})
-            known = await _parameters(machine)
-            await machine.execute("migrate-set-parameters", parameters_of(options, known))
-        moving = Moving(source, incoming, options, mapped="mapped-ram" in agreed.on)
-        return await moving.go(steers, told or _nobody)
+        return await Moving(source, incoming, options, agreed).go(steers, told or _nobody)
 
 
 async def check_source(source: Machine) -> tuple[Fault, ...]:
@@ -78,7 +73,7 @@ async def _agreed(
     agreed = agree(await _capabilities(source), await _capabilities(destination), wanted)
     faults += agreed.faults
     for end, machine in (("source", source), ("destination", destination)):
-        faults += parameter_faults(options, await _parameters(machine), end)
+        faults += parameter_faults(options, await known_parameters(machine), end)
     if faults:
         raise CannotMigrate(source.name, faults)
     return agreed
@@ -87,11 +82,6 @@ async def _agreed(
 async def _capabilities(machine: Machine) -> list[str]:
     told = await machine.execute("query-migrate-capabilities")
     return [line["capability"] for line in told]
-
-
-async def _parameters(machine: Machine) -> Collection[str]:
-    known: dict[str, Any] = await machine.execute("query-migrate-parameters")
-    return known
 
 
 async def _feature_words(machine: Machine) -> list[dict[str, Any]]:

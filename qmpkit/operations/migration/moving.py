@@ -29,10 +29,12 @@ from qmpkit.machine.saved_state import cancel_saving, take_images_back
 from qmpkit.machine.state import State
 from qmpkit.operations.block.memory import go_on
 from qmpkit.operations.forwards import forwarded_ports
+from qmpkit.operations.migration.capabilities import Agreed, Setting
 from qmpkit.operations.migration.convergence import Policy, Round
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.parameters import known_parameters, parameters_of
 from qmpkit.operations.migration.transfer import EVENTS, Told, Transfer, loaded
 from qmpkit.operations.migration.ways import laid, listen
 from qmpkit.operations.ports import change_forwards
@@ -68,13 +70,13 @@ class Moving:
     """One migration; for one task, once."""
 
     def __init__(
-        self, source: Machine, incoming: Incoming, options: MigrationOptions, *, mapped: bool
+        self, source: Machine, incoming: Incoming, options: MigrationOptions, agreed: Agreed
     ) -> None:
         self._source = source
         self._incoming = incoming
         self._destination = incoming.machine
         self._options = options
-        self._mapped = mapped
+        self._agreed = agreed
         self._ran = source.state is State.RUNNING
         self._ports: dict[str, list[Forward]] = {}
         self._ports_are_off = False
@@ -93,6 +95,8 @@ class Moving:
                 self._source.subscribe("STOP") as stops,
                 self._destination.subscribe("RESUME") as resumes,
             ):
+                await self._set(self._source, self._agreed.source)
+                await self._set(self._destination, self._agreed.destination)
                 self._ports = await _ports_of(self._source)
                 last = await self._across(policy, told)
                 await self._hand_over()
@@ -107,10 +111,17 @@ class Moving:
         seconds = trio.current_time() - begun
         return Migrated(seconds, downtime, last.number, last.transferred)
 
+    async def _set(self, machine: Machine, setting: Setting) -> None:
+        await machine.execute("migrate-set-capabilities", {"capabilities": setting})
+        parameters = parameters_of(self._options, await known_parameters(machine))
+        await machine.execute("migrate-set-parameters", parameters)
+
     async def _across(self, policy: Policy, told: Told) -> Round:
         """Have all of the guest at the destination, which stands still."""
         source, destination = self._source, self._destination
-        async with laid(self._options, source, destination, mapped=self._mapped) as route:
+        async with laid(
+            self._options, source, destination, mapped="mapped-ram" in self._agreed.on
+        ) as route:
             with (
                 source.subscribe(*EVENTS) as changes,
                 destination.subscribe("MIGRATION") as arrivals,
@@ -184,7 +195,7 @@ class Moving:
         """End the destination, and have the source as it was; the error to be told of it."""
         source, destination = self._source, self._destination
         with trio.move_on_after(STEP_GRACE, shield=True):
-            if self._is_broken:  # the reason may be known to the other end alone
+            if self._is_broken and self._options.way != "file":  # the other end may know why
                 with trio.move_on_after(_LAST_WORDS):
                     await destination.wait()
             has_ended = destination.report is not None

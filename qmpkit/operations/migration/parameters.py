@@ -1,4 +1,4 @@
-"""The parameters of a migration, each set whether or not it is the default.  Pure."""
+"""The parameters of a migration, each set whether or not it is the default."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from qmpkit.errors import Fault
+from qmpkit.operations._protocols import Monitor
 from qmpkit.operations.migration.options import MigrationOptions
 
-__all__ = ["UNBOUNDED", "downtime_parameter", "parameter_faults", "parameters_of"]
+__all__ = ["UNBOUNDED", "downtime_parameter", "known_parameters", "parameter_faults"]
+__all__ += ["parameters_of"]
 
 UNBOUNDED = 1 << 40
 """Bytes a second; QEMU's own bound is 128 MiB, for networks of another time."""
 
 _COMPRESSION = "multifd-compression"
 _CHANNELS = "multifd-channels"
+
+
+async def known_parameters(machine: Monitor) -> Collection[str]:
+    """The names of those that its QEMU has (`query-migrate-parameters`)."""
+    known: Mapping[str, Any] = await machine.execute("query-migrate-parameters")
+    return known.keys()
 
 
 def parameters_of(options: MigrationOptions, known: Collection[str]) -> dict[str, Any]:
