@@ -21,9 +21,9 @@ __all__ = ["acknowledged", "keeping_a_ledger", "records", "whole"]
 # `still` must never change; `churn` is written all the time, with what is not zero.
 _WRITER = """
 cd /tmp
-dd if=/dev/urandom of=still bs=1M count=8 2>/dev/null
+dd if=/dev/urandom of=still bs=1M count=2 2>/dev/null
 md5sum still > still.md5
-while [ ! -e stop ]; do dd if=still of=churn bs=1M conv=notrunc 2>/dev/null; done &
+while [ ! -e stop ]; do dd if=still of=churn bs=1M conv=notrunc 2>/dev/null; usleep 50000; done &
 n=0
 while [ ! -e stop ]; do
   n=$((n+1))
