@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qmpkit import backups as backups
     from qmpkit import images as images
+    from qmpkit._receiving import Destination as Destination
+    from qmpkit._receiving import receiving as receiving
     from qmpkit._running import running as running
     from qmpkit.errors import AgentSilent as AgentSilent
     from qmpkit.errors import BinaryMissing as BinaryMissing
@@ -83,6 +85,14 @@ if TYPE_CHECKING:
     from qmpkit.operations.hotplug.resources import GuestMemory as GuestMemory
     from qmpkit.operations.jobs import JobProgress as JobProgress
     from qmpkit.operations.jobs import JobState as JobState
+    from qmpkit.operations.migration.convergence import Round as Round
+    from qmpkit.operations.migration.convergence import Step as Step
+    from qmpkit.operations.migration.errors import CannotMigrate as CannotMigrate
+    from qmpkit.operations.migration.errors import MigrationFailed as MigrationFailed
+    from qmpkit.operations.migration.errors import MigrationUnknown as MigrationUnknown
+    from qmpkit.operations.migration.errors import NotArrived as NotArrived
+    from qmpkit.operations.migration.moving import Migrated as Migrated
+    from qmpkit.operations.migration.options import MigrationOptions as MigrationOptions
     from qmpkit.operations.patterns import Match as Match
     from qmpkit.operations.tune.fronts import Tune as Tune
     from qmpkit.operations.tune.live import Tuned as Tuned
@@ -172,6 +182,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "qmpkit._receiving": "Destination receiving",
     "qmpkit._running": "running",
     "qmpkit.errors": (
         "AgentSilent BinaryMissing CertificateWrong ChecksumWrong Fault GuestRefused HostLacks "
@@ -216,6 +227,12 @@ _MODULES = {
     "qmpkit.operations.block.graph": "Layer",
     "qmpkit.operations.block.revert": "reverted",
     "qmpkit.operations.jobs": "JobProgress JobState",
+    "qmpkit.operations.migration.convergence": "Round Step",
+    "qmpkit.operations.migration.errors": (
+        "CannotMigrate MigrationFailed MigrationUnknown NotArrived"
+    ),
+    "qmpkit.operations.migration.moving": "Migrated",
+    "qmpkit.operations.migration.options": "MigrationOptions",
     "qmpkit.operations.patterns": "Match",
     "qmpkit.operations.tune.fronts": "Tune",
     "qmpkit.operations.tune.live": "Tuned",

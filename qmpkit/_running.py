@@ -22,7 +22,7 @@ from qmpkit.qmp.errors import MonitorLost
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.vm import VM
 
-__all__ = ["opened", "running", "surfacing_death"]
+__all__ = ["log_directory", "opened", "running", "surfacing_death"]
 
 log = logging.getLogger("qmpkit")
 
@@ -79,7 +79,7 @@ async def opened(
     options = options or LaunchOptions()
     folder = None
     if logs is not None:
-        folder = await trio.to_thread.run_sync(_log_directory, Path(logs))
+        folder = await trio.to_thread.run_sync(log_directory, Path(logs))
         options = attrs.evolve(options, stderr_log=folder / "stderr.log")
     resolution = await resolve(spec)
     for warning in resolution.warnings:
@@ -93,7 +93,7 @@ async def opened(
         yield VM(machine, logs=folder)
 
 
-def _log_directory(logs: Path) -> Path:
+def log_directory(logs: Path) -> Path:
     """*logs*, made when it is missing; absolute, as the program may change its directory."""
     try:
         folder = logs.absolute()
@@ -105,14 +105,19 @@ def _log_directory(logs: Path) -> Path:
 
 
 @asynccontextmanager
-async def surfacing_death(machine: Machine) -> AsyncIterator[None]:
-    """Cancel the block when the machine dies out of the blue, and raise MachineDied for it."""
+async def surfacing_death(
+    machine: Machine, *, since: trio.Event | None = None
+) -> AsyncIterator[None]:
+    """Cancel the block when the machine dies out of the blue, and raise MachineDied for it.
+
+    *since*: only after that; until then its end is somebody else's to tell of.
+    """
     try:
         with trio.CancelScope() as block:
-            machine.services.start_soon(_cancel_on_death, machine, block)
+            machine.services.start_soon(_cancel_on_death, machine, block, since)
             yield
     except BaseException as error:
-        death = _death(machine)
+        death = _death(machine, since)
         if death is None:
             raise
         own = _own_part(error, machine.name)
@@ -121,19 +126,25 @@ async def surfacing_death(machine: Machine) -> AsyncIterator[None]:
         raise BaseExceptionGroup(
             f"the block failed and machine {machine.name!r} died", [own, death]
         ) from None
-    death = _death(machine)
+    death = _death(machine, since)
     if death is not None:
         raise death
 
 
-async def _cancel_on_death(machine: Machine, block: trio.CancelScope) -> None:
+async def _cancel_on_death(
+    machine: Machine, block: trio.CancelScope, since: trio.Event | None
+) -> None:
+    if since is not None:
+        await since.wait()
     report = await machine.wait()
     if not report.expected:
         block.cancel()
 
 
-def _death(machine: Machine) -> MachineDied | None:
+def _death(machine: Machine, since: trio.Event | None) -> MachineDied | None:
     if machine.report is None or machine.report.expected:
+        return None
+    if since is not None and not since.is_set():
         return None
     return MachineDied(machine.report)
 

@@ -19,6 +19,12 @@ from qmpkit.operations.forwards import Forwarded, forwarded_ports
 from qmpkit.operations.hotplug.departures import follow_departures
 from qmpkit.operations.hotplug.fronts import Devices, Disks, Nics
 from qmpkit.operations.hotplug.resources import Cpus, GuestMemory
+from qmpkit.operations.migration.convergence import Policy
+from qmpkit.operations.migration.incoming import Incoming
+from qmpkit.operations.migration.migrate import migrate
+from qmpkit.operations.migration.moving import Migrated
+from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.transfer import Told
 from qmpkit.operations.tune.fronts import Tune
 from qmpkit.operations.tune.stats import Stats, stats_of
 from qmpkit.process.logs import BoundedLog
@@ -186,6 +192,34 @@ class VM:
     async def kill(self) -> ExitReport:
         """End QEMU with SIGKILL; what it had not written is lost."""
         return await self.machine.kill()
+
+    # Moving
+
+    async def migrate(
+        self,
+        destination: Incoming,
+        *,
+        policy: str | Policy = "live",
+        options: MigrationOptions | None = None,
+        progress: Told | None = None,
+    ) -> Migrated:
+        """Move the guest to another QEMU, while it runs; this one has ended when it returns.
+
+        *destination* comes from `qmpkit.receiving`, and `destination.vm` is the machine then.
+        *policy*, for a guest that writes faster than its memory is sent: "live" slows it down
+        and lets it stand still longer, up to `options.max_downtime`; "fast" stops it after
+        five seconds; or a function from a `Round` to a `Step`.  *options*: what the memory
+        goes through, and how fast.  *progress* is told of each look, twice a second.
+
+        Raises CannotMigrate with all that is in the way, before anything is done.  Whatever
+        goes wrong then, also a cancellation or the end of either QEMU, the guest runs on here
+        with its disks, and the destination has ended: MigrationFailed.  Only when QEMU ended
+        while it was told to go on there, nobody knows, and neither runs: MigrationUnknown.
+        (`migrate-incoming`, `migrate`, `migrate-continue`, `cont`; QEMU 7.2.)
+        """
+        return await migrate(
+            self.machine, destination, policy=policy, options=options, told=progress
+        )
 
     # The guest
 

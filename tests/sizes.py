@@ -109,3 +109,10 @@ TEMPLATE_CANCELS = size(ci=3, long=1)  # each so-and-so-many-th checkpoint of a 
 POOL_CANCELS = size(ci=13, long=1)  # … and of the life of a pool
 POOL_CLONES = size(ci=50, long=1000)  # that one pool gives, one after another
 HELD_AT_ONCE = size(ci=8, long=50)  # clones that are taken at the same time
+
+# Migration
+WAYS = ("fd", "unix", "tcp", "file", "multifd")
+MIGRATION_WAYS = WAYS if LONG else ("fd", "file", "multifd")  # each on both QEMUs
+MIGRATION_CANCELS = size(ci=25, long=1)  # each so-and-so-many-th checkpoint of one
+MIGRATION_ROUNDS = size(ci=0, long=50)  # by each way, of a guest that keeps a ledger
+KVM_MIGRATIONS = size(ci=3, long=50)  # of one under KVM

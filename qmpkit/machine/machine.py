@@ -13,7 +13,7 @@ import trio
 from qmpkit._trio import ServiceNursery
 from qmpkit.errors import MachineDied, MachineGone
 from qmpkit.machine.ledger import Ledger, Unwritten
-from qmpkit.machine.report import ExitReport, judge
+from qmpkit.machine.report import MOVED, ExitReport, judge
 from qmpkit.machine.state import EVENTS, State, Trigger, state_of, step, trigger_of
 from qmpkit.process.child import ChildLike
 from qmpkit.process.escalate import stop_child
@@ -109,6 +109,7 @@ class Machine:
         self._expected: set[Expected] = set()
         self._ends_meet_by: float | None = None
         self._stop_asked = False
+        self._has_moved = False
         self._shutdown_reason: str | None = None
         self._panic: Mapping[str, Any] | None = None
         self.lifecycle = qmp.subscribe(*EVENTS, buffer=_NEVER_FULL)
@@ -239,6 +240,10 @@ class Machine:
         """A saved state is in it, and it stands still: QEMU has no event for that."""
         self._enter(step(self.state, Trigger.STOP), "its saved state is loaded")
 
+    def moved(self) -> None:
+        """Its guest is another QEMU's now: however this one ends, that is why."""
+        self._has_moved = self._stop_asked = True
+
     async def stop(self, graces: Graces | None = None) -> ExitReport:
         """End QEMU now: `quit`, then SIGTERM, then SIGKILL, each after its grace.
 
@@ -313,7 +318,7 @@ class Machine:
             cause=cause,
             status=status,
             uptime=trio.current_time() - self.started_at,
-            reason=self._shutdown_reason,
+            reason=MOVED if self._has_moved else self._shutdown_reason,
             panic=self._panic,
             stderr_tail=self.child.stderr_tail,
         )

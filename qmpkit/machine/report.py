@@ -10,7 +10,10 @@ import attrs
 
 from qmpkit.process.status import ExitStatus
 
-__all__ = ["ExitCause", "ExitReport", "judge"]
+__all__ = ["MOVED", "ExitCause", "ExitReport", "judge"]
+
+MOVED = "migrated"
+"""The reason of a QEMU that was ended because its guest is another's now."""
 
 
 class ExitCause(Enum):
@@ -35,7 +38,8 @@ class ExitReport:
 
     `status` is the process's exit status, `stderr_tail` QEMU's last lines,
     `uptime` the seconds from start to end, `panic` what the guest told of its
-    panic (GUEST_PANICKED's `info`), `reason` the reason in QEMU's SHUTDOWN event.
+    panic (GUEST_PANICKED's `info`), `reason` the reason in QEMU's SHUTDOWN event, or
+    `MOVED`.
     """
 
     machine: str
@@ -65,6 +69,8 @@ class ExitReport:
                 return "the guest rebooted, which ends this machine"
             case ExitCause.GUEST_PANIC:
                 return "the guest panicked"
+            case ExitCause.HOST_QUIT if self.reason == MOVED:
+                return "its guest has migrated"
             case ExitCause.HOST_QUIT:
                 return "it was stopped on request"
             case ExitCause.KILLED:

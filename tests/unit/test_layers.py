@@ -23,7 +23,7 @@ LAYERS = [
     {"backups"},
     {"machine"},
     {"operations"},
-    {"vm", "_running"},
+    {"vm", "_running", "_receiving"},
     {"templates"},
     {"networks"},
     {"supervisor"},

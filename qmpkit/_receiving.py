@@ -1,0 +1,84 @@
+"""`receiving(vm)`: a QEMU for the length of a block, for a guest that migrates to it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit._running import log_directory, surfacing_death
+from qmpkit.host.resolve import resolve
+from qmpkit.machine.launch import LaunchOptions, Starter, launched, start_qemu
+from qmpkit.machine.machine import Machine
+from qmpkit.operations.migration.errors import CannotMigrate, NotArrived
+from qmpkit.operations.migration.incoming import Incoming, generation_of, start_form
+from qmpkit.operations.migration.migrate import check_source
+from qmpkit.operations.tune.live import take_place
+from qmpkit.process.spawner import shared_spawner
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.vm import VM
+
+__all__ = ["Destination", "receiving"]
+
+log = logging.getLogger("qmpkit")
+
+
+class Destination(Incoming):
+    """Where a machine migrates to; made by `qmpkit.receiving`, given to `VM.migrate`."""
+
+    def __init__(self, machine: Machine, spec: MachineSpec, *, logs: Path | None) -> None:
+        super().__init__(machine, spec)
+        self._vm = VM(machine, logs=logs)
+
+    @property
+    def vm(self) -> VM:
+        """The machine that has migrated; NotArrived before it has."""
+        if not self.arrived.is_set():
+            raise NotArrived(self.spec.name)
+        return self._vm
+
+
+@asynccontextmanager
+async def receiving(
+    source: VM,
+    *,
+    qemu: str | os.PathLike[str] | None = None,
+    logs: str | os.PathLike[str] | None = None,
+    options: LaunchOptions | None = None,
+    start: Starter = start_qemu,
+) -> AsyncIterator[Destination]:
+    """Have another QEMU ready for the guest of *source*, on this host and with its disks.
+
+    It is built from `source.spec`, with what was plugged in meanwhile and where that sits.
+    *qemu*: another binary than `source.spec.qemu`; *logs*, *options* as for `running`, with
+    `options.links` for NICs that have no address of their own.  `source.migrate` moves the
+    guest; no process outlives the block, so what was moved ends with it.
+
+    Raises CannotMigrate, before anything is started, with all that is in the way; SpecInvalid
+    or HostLacks when that QEMU does not have what the machine needs, LaunchFailed, and, once
+    the guest is here, MachineDied as `running` does.
+    """
+    options = attrs.evolve(options or LaunchOptions(), incoming=True)
+    folder = None
+    if logs is not None:
+        folder = await trio.to_thread.run_sync(log_directory, Path(logs))
+        options = attrs.evolve(options, stderr_log=folder / "stderr.log")
+    if faults := await check_source(source.machine):
+        raise CannotMigrate(source.name, faults)
+    wanted = source.spec if qemu is None else attrs.evolve(source.spec, qemu=qemu)
+    generation = await generation_of(source.machine)
+    # Its images are in use, and its ports, by the source.
+    resolution = await resolve(start_form(wanted, generation=generation), check=False)
+    for warning in resolution.warnings:
+        log.warning("machine %r: %s", wanted.name, warning)
+    async with shared_spawner(), launched(resolution, options, start=start) as machine:
+        await take_place(machine)
+        spec = attrs.evolve(resolution.spec, nics=wanted.nics, vmgenid=wanted.vmgenid)
+        destination = Destination(machine, spec, logs=folder)
+        async with surfacing_death(machine, since=destination.arrived):
+            yield destination

@@ -1,0 +1,133 @@
+"""What to do when a guest changes its memory faster than it can be sent.  Pure.
+
+A policy looks at where the migration is and says how it is to be from now on; it is asked
+after each pass over the memory and twice a second, and may be a function of the user's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.spec.suggest import suggestion
+
+__all__ = ["Policy", "Round", "Step", "fast", "live", "policy_of", "read_round"]
+
+
+@attrs.frozen(kw_only=True)
+class Round:
+    """How far a migration is (`query-migrate`).
+
+    `number`: passes over the guest's memory that have begun, from 1.  `seconds` since the
+    migration began.  `remaining`, `total`: bytes of memory left in this pass, and in all;
+    `transferred`: bytes sent.  `dirty_rate`: bytes that the guest changed each second of the
+    pass before; `bandwidth`: bytes sent each second; both 0 before they are known.
+    `downtime`: the limit in force, in seconds; `expected_downtime`: what QEMU expects,
+    None before it does.  `throttle`: percent of its CPU time that is taken from the guest.
+    """
+
+    number: int
+    seconds: float
+    remaining: int
+    total: int
+    transferred: int
+    dirty_rate: int = 0
+    bandwidth: int = 0
+    downtime: float = 0.3
+    expected_downtime: float | None = None
+    throttle: int = 0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until it is done; None when nobody knows, or when it does not converge."""
+        gain = self.bandwidth - self.dirty_rate
+        return self.remaining / gain if gain > 0 else None
+
+    @property
+    def converges(self) -> bool:
+        """Whether it sends faster than the guest writes, as far as that is known."""
+        return not self.dirty_rate or self.bandwidth > self.dirty_rate
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """How a migration is to be from now on; without anything it goes on as it is.
+
+    `downtime`: seconds that the guest may stand still at the end.  `paused`: the guest stands
+    still from now on, so that it is over soon.  `give_up`: why the machine stays where it is.
+    """
+
+    downtime: float | None = None
+    paused: bool = False
+    give_up: str = ""
+
+
+Policy = Callable[[Round], Step]
+"""Must not block; it is called from trio's loop."""
+
+_EVERY = 2  # passes before the downtime is doubled
+_MOST_DOUBLED = 32  # beyond what any downtime can be
+
+
+def live(*, downtime: float, max_downtime: float, give_up_after: float = float("inf")) -> Policy:
+    """Let the guest run, ever slower, and stand still at the end ever longer, up to a bound.
+
+    Needs the capability auto-converge.  *give_up_after* so many seconds it stays.
+    """
+
+    def policy(now: Round) -> Step:
+        if now.seconds > give_up_after:
+            return Step(give_up=f"it has not converged in {give_up_after:g} s")
+        doubled = min((now.number - 1) // _EVERY, _MOST_DOUBLED)
+        return Step(downtime=min(downtime * 2**doubled, max_downtime))
+
+    return policy
+
+
+def fast(*, deadline: float = 5.0) -> Policy:
+    """Have the guest stand still when it has not moved within *deadline* seconds."""
+
+    def policy(now: Round) -> Step:
+        return Step(paused=now.seconds >= deadline)
+
+    return policy
+
+
+_NAMES = ("live", "fast")
+
+
+def policy_of(policy: str | Policy, downtime: float, max_downtime: float) -> Policy:
+    """The policy of that name; SpecInvalid when there is none."""
+    match policy:
+        case "live":
+            return live(downtime=downtime, max_downtime=max_downtime)
+        case "fast":
+            return fast()
+        case str():
+            names = ", ".join(map(repr, _NAMES))
+            hint = suggestion(policy, _NAMES) or f"one of {names}, or a function"
+            raise SpecInvalid([Fault("policy", f"there is none called {policy!r}", hint)])
+    return policy
+
+
+def read_round(told: Mapping[str, Any], seconds: float, downtime: float) -> Round | None:
+    """Where a migration is, by the reply to `query-migrate`; None before it has begun to send."""
+    ram = told.get("ram")
+    if ram is None:
+        return None
+    expected = told.get("expected-downtime")
+    return Round(
+        number=max(ram.get("dirty-sync-count", 1), 1),
+        seconds=seconds,
+        remaining=ram["remaining"],
+        total=ram["total"],
+        transferred=ram["transferred"],
+        dirty_rate=ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096),
+        bandwidth=round(ram.get("mbps", 0.0) * 1_000_000 / 8),
+        downtime=downtime,
+        expected_downtime=None if expected is None else expected / 1000,
+        throttle=told.get("cpu-throttle-percentage", 0),
+    )

@@ -1,0 +1,71 @@
+"""What can go wrong while a machine moves to another QEMU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qmpkit.errors import Fault, QmpkitError, SpecInvalid
+
+__all__ = ["CannotMigrate", "MigrationFailed", "MigrationUnknown", "NotArrived"]
+
+
+class CannotMigrate(SpecInvalid):
+    """The machine cannot move there: `faults` has everything that is in the way.
+
+    Raised before anything is done to it.
+    """
+
+    def __init__(self, machine: str, faults: Sequence[Fault]) -> None:
+        super().__init__(faults, f"machine {machine!r} cannot migrate")
+        self.machine = machine
+        self.args = (machine, faults)
+
+
+class MigrationFailed(QmpkitError):
+    """The machine has not moved: it is where it was, as it was; `why` is what stopped it.
+
+    `said`: the last that the destination's QEMU had to say, "" when it said nothing.
+    """
+
+    def __init__(self, machine: str, why: str, said: str = "") -> None:
+        self.machine = machine
+        self.why = why
+        self.said = said
+        super().__init__(machine, why, said)
+
+    def __str__(self) -> str:
+        said = f"; the destination said: {self.said}" if self.said else ""
+        return f"machine {self.machine!r} did not migrate and is as it was: {self.why}{said}"
+
+
+class MigrationUnknown(QmpkitError):
+    """Nobody can tell whether the guest has run at the destination, so neither runs on.
+
+    The source stands still, its images let go of.  `why` is what was lost.
+    """
+
+    def __init__(self, machine: str, why: str) -> None:
+        self.machine = machine
+        self.why = why
+        super().__init__(machine, why)
+
+    def __str__(self) -> str:
+        return (
+            f"machine {self.machine!r} stands still: it may have run at the destination for a "
+            f"moment, {self.why}. Cure: end it and start it again, as after a power cut; to have "
+            "it run on here (`resume`) is safe only if the destination wrote nothing"
+        )
+
+
+class NotArrived(QmpkitError):
+    """A destination has no machine yet, or none any more: nothing has migrated to it."""
+
+    def __init__(self, machine: str) -> None:
+        self.machine = machine
+        super().__init__(machine)
+
+    def __str__(self) -> str:
+        return (
+            f"machine {self.machine!r} is not at this destination. Cure: `await "
+            "vm.migrate(destination)` first; after one that failed, make another destination"
+        )

@@ -1,0 +1,60 @@
+"""A QEMU that waits for the guest of another one."""
+
+from __future__ import annotations
+
+import attrs
+import trio
+
+from qmpkit.machine.machine import Machine
+from qmpkit.operations.migration.errors import NotArrived
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.network import UserNic
+
+__all__ = ["Incoming", "generation_of", "start_form"]
+
+
+class Incoming:
+    """A destination: `machine` was started as incoming, to become what `spec` says.
+
+    It takes one guest, and is of no more use after a migration that failed.
+    """
+
+    def __init__(self, machine: Machine, spec: MachineSpec) -> None:
+        self.machine = machine
+        self.spec = spec
+        self.arrived = trio.Event()
+        self._spent = False
+
+    def must_wait(self) -> None:
+        """Raise NotArrived when it was to be filled before, or has ended."""
+        if self._spent or self.machine.report is not None:
+            raise NotArrived(self.spec.name)
+
+    def take(self) -> None:
+        """It is filled now, once and for all."""
+        self.must_wait()
+        self._spent = True
+
+
+def start_form(spec: MachineSpec, *, generation: str | None) -> MachineSpec:
+    """What a destination is started as, beside a source that has what can only be had once.
+
+    Its ports of this host are opened when the source has let go of them; its RAM is empty,
+    not that of a template.  *generation*: what the guest knows itself by (`vmgenid`), for it
+    is no clone.  Pure.
+    """
+    nics = [
+        attrs.evolve(nic, forwards=()) if isinstance(nic, UserNic) else nic for nic in spec.nics
+    ]
+    memory = spec.memory
+    if memory.mem_path is not None and not memory.huge_pages:
+        memory = attrs.evolve(memory, mem_path=None)
+    vmgenid = spec.vmgenid if generation is None else generation
+    return attrs.evolve(spec, nics=nics, memory=memory, vmgenid=vmgenid, resume_from=None)
+
+
+async def generation_of(source: Machine) -> str | None:
+    """What the guest of *source* knows itself by (`query-vm-generation-id`), if it does."""
+    if source.spec.vmgenid is None:
+        return None
+    return str((await source.execute("query-vm-generation-id"))["guid"])

@@ -1,0 +1,95 @@
+"""`migrate`: what is in the way, what both ends are told, and then the move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from qmpkit.errors import Fault
+from qmpkit.machine.machine import Machine
+from qmpkit.machine.state import State
+from qmpkit.operations.migration.capabilities import Agreed, agree, wanted_capabilities
+from qmpkit.operations.migration.compatibility import (
+    cpu_faults,
+    job_faults,
+    missing_files,
+    spec_faults,
+    state_faults,
+)
+from qmpkit.operations.migration.convergence import Policy, policy_of
+from qmpkit.operations.migration.errors import CannotMigrate
+from qmpkit.operations.migration.incoming import Incoming
+from qmpkit.operations.migration.moving import Migrated, Moving
+from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.parameters import known_parameters, parameter_faults
+from qmpkit.operations.migration.transfer import Told
+
+__all__ = ["check_source", "migrate"]
+
+
+async def migrate(
+    source: Machine,
+    incoming: Incoming,
+    *,
+    policy: str | Policy = "live",
+    options: MigrationOptions | None = None,
+    told: Told | None = None,
+) -> Migrated:
+    """See `VM.migrate`."""
+    options = options or MigrationOptions()
+    steers = policy_of(policy, options.downtime, options.max_downtime)
+    async with source.changing:
+        source.must_live("migrating")
+        incoming.must_wait()
+        agreed = await _agreed(source, incoming, options, throttled=policy != "fast")
+        incoming.take()
+        return await Moving(source, incoming, options, agreed).go(steers, told or _nobody)
+
+
+async def check_source(source: Machine) -> tuple[Fault, ...]:
+    """What of the machine itself is in the way of its moving on this host."""
+    jobs = await source.execute("query-jobs")
+    exports = await source.execute("query-block-exports")
+    migration = await source.execute("query-migrate")
+    return (
+        *state_faults(source.state),
+        *spec_faults(source.spec),
+        *await trio.to_thread.run_sync(missing_files, source.spec),
+        *job_faults(jobs, exports, migration),
+    )
+
+
+async def _agreed(
+    source: Machine, incoming: Incoming, options: MigrationOptions, *, throttled: bool
+) -> Agreed:
+    destination = incoming.machine
+    faults = [*await check_source(source)]
+    if incoming.spec.arch == "x86_64":
+        words = [await _feature_words(machine) for machine in (source, destination)]
+        faults += cpu_faults(*words)
+    runs = source.state is State.RUNNING
+    wanted = wanted_capabilities(options, throttled=throttled, runs=runs)
+    agreed = agree(await _capabilities(source), await _capabilities(destination), wanted)
+    faults += agreed.faults
+    for end, machine in (("source", source), ("destination", destination)):
+        faults += parameter_faults(options, await known_parameters(machine), end)
+    if faults:
+        raise CannotMigrate(source.name, faults)
+    return agreed
+
+
+async def _capabilities(machine: Machine) -> list[str]:
+    told = await machine.execute("query-migrate-capabilities")
+    return [line["capability"] for line in told]
+
+
+async def _feature_words(machine: Machine) -> list[dict[str, Any]]:
+    first = (await machine.execute("query-cpus-fast"))[0]["qom-path"]
+    asked = {"path": first, "property": "feature-words"}
+    words: list[dict[str, Any]] = await machine.execute("qom-get", asked)
+    return words
+
+
+def _nobody(_: object) -> None:
+    """Nobody wants to know how far it is."""

@@ -1,0 +1,97 @@
+"""How a machine is moved: by what way, how fast, with what it may cost the guest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+import attrs
+
+from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.spec.network import inet_address
+from qmpkit.spec.sizes import KIB, Size, format_size, to_bytes
+
+__all__ = ["Compression", "MigrationOptions", "Way"]
+
+Way = Literal["fd", "unix", "tcp", "file"]
+Compression = Literal["none", "zlib", "zstd"]
+
+_MOST_CHANNELS = 255
+_MOST_DOWNTIME = 2000.0  # seconds, as QEMU has it
+_LEAST_BANDWIDTH = KIB
+
+
+def _bandwidth(value: str | int | None) -> Size | None:
+    return None if value is None else to_bytes(value, "max_bandwidth")
+
+
+def _optional_path(value: str | os.PathLike[str] | None) -> Path | None:
+    return None if value is None else Path(value).absolute()
+
+
+@attrs.frozen(kw_only=True)
+class MigrationOptions:
+    """How a migration is done.  SpecInvalid with everything that is wrong, at once.
+
+    `way`: what the guest's memory goes through: "fd", a pair of connected sockets, which no
+    stranger can reach; "unix", a socket in a directory of its own; "tcp", a port of `address`
+    ("127.0.0.1:0", port 0 being any), readable by whoever sees the network; "file", a new
+    file at `file`, which is removed afterwards: the guest stands still while it is loaded.
+    `max_bandwidth`: bytes ("100MiB") a second at most; None is as fast as it goes.
+    `downtime`: seconds that the guest may stand still as estimated by QEMU, and
+    `max_downtime` what a policy may raise that to.
+    `channels`: connections that memory goes through at once (multifd; not by "fd" and
+    "file"), 0 for one and no more; with some, `compression` is "zlib" or "zstd".
+    """
+
+    way: Way = "fd"
+    address: str = "127.0.0.1:0"
+    file: Path | None = attrs.field(default=None, converter=_optional_path)
+    max_bandwidth: Size | None = attrs.field(default=None, converter=_bandwidth)
+    downtime: float = 0.3
+    max_downtime: float = 2.0
+    channels: int = 0
+    compression: Compression = "none"
+
+    def __attrs_post_init__(self) -> None:
+        if faults := tuple(_faults(self)):
+            raise SpecInvalid(faults, "how to migrate")
+
+
+def _faults(options: MigrationOptions) -> Iterator[Fault]:
+    for name, choices in (("way", get_args(Way)), ("compression", get_args(Compression))):
+        if (value := getattr(options, name)) not in choices:
+            yield Fault(name, f"cannot be {value!r}", f"one of {', '.join(map(repr, choices))}")
+    if options.way == "tcp" and inet_address(options.address) is None:
+        yield Fault("address", f"{options.address!r} is not HOST:PORT", '"127.0.0.1:0"')
+    if (options.way == "file") != (options.file is not None):
+        missing = options.file is None
+        message = "is missing" if missing else f"no file is needed by way of {options.way!r}"
+        yield Fault("file", message, "a file to be made" if missing else 'way="file"')
+    yield from _rate_faults(options)
+    yield from _channel_faults(options)
+
+
+def _rate_faults(options: MigrationOptions) -> Iterator[Fault]:
+    rate = options.max_bandwidth
+    if rate is not None and rate < _LEAST_BANDWIDTH:
+        message = f"{format_size(rate)} a second is less than {format_size(_LEAST_BANDWIDTH)}"
+        yield Fault("max_bandwidth", message)
+    if not 0.001 <= options.downtime <= _MOST_DOWNTIME:
+        message = f"is from 0.001 to {_MOST_DOWNTIME:g} seconds, not {options.downtime!r}"
+        yield Fault("downtime", message)
+    elif not options.downtime <= options.max_downtime <= _MOST_DOWNTIME:
+        message = f"is from downtime to {_MOST_DOWNTIME:g} seconds, not {options.max_downtime!r}"
+        yield Fault("max_downtime", message)
+
+
+def _channel_faults(options: MigrationOptions) -> Iterator[Fault]:
+    if not 0 <= options.channels <= _MOST_CHANNELS:
+        yield Fault("channels", f"is from 0 to {_MOST_CHANNELS}, not {options.channels!r}")
+    elif options.channels and options.way not in ("unix", "tcp"):
+        message = f"several need connections, and {options.way!r} has one"
+        yield Fault("channels", message, 'way="unix" or "tcp"')
+    elif options.compression not in ("none", None) and not options.channels:
+        yield Fault("compression", "is done by channels, and there are none", "channels=2")

@@ -1,0 +1,135 @@
+"""What a guest's memory goes through on its way to another QEMU of this program's.
+
+Each way is a block in which it is there, for both ends; at the block's end nothing of it is.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from qmpkit.errors import HostLacks
+from qmpkit.machine.machine import Machine
+from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.process.rundir import machine_dir, socket_path
+from qmpkit.qmp.errors import CommandRefused
+
+__all__ = ["Route", "laid"]
+
+_FD_NAME = "qk-migration"
+
+
+@attrs.frozen
+class Route:
+    """`uri` is what the source is told; `later`, what the destination is told once it is sent.
+
+    Without `later` the destination listens already.
+    """
+
+    uri: str
+    later: str = ""
+
+
+def laid(
+    options: MigrationOptions, source: Machine, destination: Machine, *, mapped: bool
+) -> AbstractAsyncContextManager[Route]:
+    """The way that *options* name; *mapped*: each page has its place in the file (mapped-ram)."""
+    match options.way:
+        case "unix":
+            return _by_unix(source, destination)
+        case "tcp":
+            return _by_tcp(options.address, destination)
+        case "file":
+            assert options.file is not None, "which its options have made sure"
+            return _by_file(options.file, source, destination, mapped=mapped)
+    return _by_fd(source, destination)
+
+
+@asynccontextmanager
+async def _by_fd(source: Machine, destination: Machine) -> AsyncIterator[Route]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        async with (
+            _given(source, ours.fileno()) as sends,
+            _given(destination, theirs.fileno()) as receives,
+        ):
+            ours.close()  # else the end of one QEMU is none for the other
+            theirs.close()
+            await listen(destination, receives)
+            yield Route(sends)
+
+
+@asynccontextmanager
+async def _given(machine: Machine, fd: int) -> AsyncIterator[str]:
+    """A descriptor by the name that QEMU is to know it by (`getfd`), until it has taken it."""
+    try:
+        await machine.execute("getfd", {"fdname": _FD_NAME}, fds=[fd])
+        yield f"fd:{_FD_NAME}"
+    finally:
+        with trio.move_on_after(STEP_GRACE, shield=True), suppress(CommandRefused, *LOST):
+            await machine.execute("closefd", {"fdname": _FD_NAME})
+
+
+@asynccontextmanager
+async def _by_unix(source: Machine, destination: Machine) -> AsyncIterator[Route]:
+    async with machine_dir(source.name) as folder:
+        path = socket_path(folder, "migration")
+        await listen(destination, f"unix:{path}")
+        yield Route(f"unix:{path}")
+
+
+@asynccontextmanager
+async def _by_tcp(address: str, destination: Machine) -> AsyncIterator[Route]:
+    await listen(destination, f"tcp:{address}")
+    told = await destination.execute("query-migrate")
+    yield Route(_dialled(address, told.get("socket-address", ())))
+
+
+def _dialled(address: str, listening: Sequence[dict[str, Any]]) -> str:
+    """Where the source finds it: QEMU has chosen the port when it was 0."""
+    host, _, port = address.rpartition(":")
+    ports = [found["port"] for found in listening if found["type"] == "inet"]
+    return f"tcp:{host}:{ports[0] if ports else port}"
+
+
+@asynccontextmanager
+async def _by_file(
+    path: Path, source: Machine, destination: Machine, *, mapped: bool
+) -> AsyncIterator[Route]:
+    writing = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    sink = await _opened(path, writing)
+    try:
+        if mapped:  # QEMU wants to find each place by itself
+            yield Route(f"file:{path}", f"file:{path}")
+            return
+        spring = await _opened(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            async with _given(source, sink) as sends, _given(destination, spring) as receives:
+                yield Route(sends, receives)
+        finally:
+            os.close(spring)
+    finally:
+        os.close(sink)
+        with trio.move_on_after(STEP_GRACE, shield=True):
+            await trio.to_thread.run_sync(path.unlink, True, abandon_on_cancel=True)
+
+
+async def _opened(path: Path, flags: int) -> int:
+    try:
+        return await trio.to_thread.run_sync(os.open, path, flags, 0o600)
+    except OSError as error:
+        what = f"cannot make the file {str(path)!r}: {error.strerror}"
+        raise HostLacks(what, "name a new file, where there is room for the memory") from error
+
+
+async def listen(destination: Machine, uri: str) -> None:
+    """Have the destination wait for a guest, or load it (`migrate-incoming`)."""
+    await destination.execute("migrate-incoming", {"uri": uri})

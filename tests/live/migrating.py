@@ -1,0 +1,107 @@
+"""What the tests of migration share: machines that count and write, and somebody who kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+import qmpkit
+from qmpkit import VM, Cpu, Disk, LaunchOptions, MachineSpec, MigrationOptions, State
+from qmpkit.spec.block import DiskFormat
+from qmpkit.testing import guests
+from tests.live.blocks import nothing_left, write
+
+__all__ = ["At", "counted", "counting", "lives_on", "options_for", "still_here"]
+
+ODD = "16400KiB"  # RAM of any multiple of 256 KiB is not safe from 7.2 under TCG
+
+
+def counting(qemu: str, folder: Path, **changes: Any) -> MachineSpec:
+    """A guest that counts in its memory, of a type that both QEMUs have, with two disks."""
+    guests.build_kvm_tiny()
+    formats: tuple[DiskFormat, ...] = ("qcow2", "raw")
+    disks = [Disk(str(folder / f"{kind}.img"), format=kind, make="16MiB") for kind in formats]
+    tiny = qmpkit.load_profile("kvm-tiny")
+    spec = attrs.evolve(
+        tiny,
+        name="mover",
+        qemu=qemu,
+        accel="tcg",
+        machine="pc-q35-7.2",
+        memory=ODD,
+        cpu=Cpu(model="Nehalem"),
+        disks=disks,
+    )
+    return attrs.evolve(spec, **changes)
+
+
+def options_for(way: str, folder: Path) -> MigrationOptions:
+    """The options of a way, some of them with what it can do beside."""
+    match way:
+        case "multifd":
+            return MigrationOptions(way="unix", channels=2, compression="zlib")
+        case "file":
+            return MigrationOptions(way="file", file=folder / "memory")
+        case "fd" | "unix" | "tcp":
+            return MigrationOptions(way=way)
+    raise ValueError(way)
+
+
+async def counted(vm: VM) -> int:
+    """How far the guest has counted."""
+    command = f"xp /1wx {guests.COUNTER_ADDRESS:#x}"
+    reply = await vm.execute("human-monitor-command", {"command-line": command})
+    return int(str(reply).split(":")[1], 16)
+
+
+async def lives_on(vm: VM, had: int) -> None:
+    """The guest runs on from where it had counted to, and its disks can be written to."""
+    assert vm.state is State.RUNNING
+    now = await counted(vm)
+    assert now >= had > 0
+    await vm.console.reader().expect(".")
+    assert await counted(vm) > now
+    for disk in ("disk0", "disk1"):
+        await write(vm, disk, 3, 7)
+    await nothing_left(vm)
+
+
+async def still_here(vm: VM, had: int) -> None:
+    """The migration came to nothing: the machine is as it was, and can be moved again."""
+    await lives_on(vm, had)
+    assert vm.report is None
+    async with qmpkit.receiving(vm) as again:
+        await vm.migrate(again)
+        await lives_on(again.vm, had)
+
+
+class At:
+    """Watches a monitor, and kills once its so-many-th command called *command* is sent.
+
+    Who is killed is said when it is there: `at.victim = vm.pid`.  `has_killed` tells.
+    """
+
+    def __init__(self, command: str, nth: int = 1) -> None:
+        self.victim: int | None = None
+        self.has_killed = False
+        self._command = command
+        self._left = nth
+
+    @property
+    def options(self) -> LaunchOptions:
+        """How a machine is started whose monitor is watched."""
+        return LaunchOptions(observer=self._see)
+
+    def _see(self, direction: str, message: bytes, _: float) -> None:
+        if direction != "sent" or self.victim is None:
+            return
+        if json.loads(message).get("execute") == self._command:
+            self._left -= 1
+            if self._left == 0:
+                self.has_killed = True
+                os.kill(self.victim, signal.SIGKILL)

@@ -1,0 +1,183 @@
+"""A migration that is cut off at any point: the machine is where it was, or where it went."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+import qmpkit
+from qmpkit import (
+    VM,
+    HostLacks,
+    MachineDied,
+    MigrationFailed,
+    MigrationOptions,
+    MigrationUnknown,
+    NotArrived,
+    State,
+    Step,
+)
+from qmpkit.operations.migration.options import Way
+from qmpkit.testing.cancel import cancel_at_every_checkpoint
+from qmpkit.testing.leaks import leaks
+from tests.live.blocks import holds, write
+from tests.live.migrating import At, counted, counting, lives_on, options_for, still_here
+from tests.live.small_disk import small_disk
+from tests.sizes import LONG, MIGRATION_CANCELS, NEWEST
+
+pytestmark = pytest.mark.live
+
+# The commands at which the destination is killed, by whom they are sent to.
+AT_SOURCE = (("migrate", 1), ("query-migrate", 4), ("migrate-continue", 1))
+AT_DESTINATION = (("migrate-set-capabilities", 1), ("migrate-incoming", 1), ("query-status", 1))
+
+SLOW = MigrationOptions(max_bandwidth="1KiB", downtime=0.001)
+CUT_WAYS: tuple[Way, ...] = ("unix", "tcp", "fd") if LONG else ("unix", "fd")
+
+
+@pytest.mark.parametrize(("command", "nth"), AT_SOURCE)
+async def test_the_destination_dies_of_what_the_source_is_told(
+    qemu: str, command: str, nth: int, tmp_path: Path
+) -> None:
+    at = At(command, nth)
+    async with leaks(), qmpkit.running(counting(qemu, tmp_path), options=at.options) as vm:
+        await vm.console.expect(".")
+        had = await counted(vm)
+        async with qmpkit.receiving(vm) as destination:
+            at.victim = destination.machine.child.pid
+            with pytest.raises(MigrationFailed, match="is as it was"):
+                await vm.migrate(destination)
+            assert at.has_killed
+            with pytest.raises(NotArrived):
+                await vm.migrate(destination)
+        await still_here(vm, had)
+
+
+@pytest.mark.parametrize(("command", "nth"), AT_DESTINATION)
+async def test_the_destination_dies_of_what_it_is_told(
+    qemu: str, command: str, nth: int, tmp_path: Path
+) -> None:
+    at = At(command, nth)
+    async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
+        await vm.console.expect(".")
+        had = await counted(vm)
+        async with qmpkit.receiving(vm, options=at.options) as destination:
+            at.victim = destination.machine.child.pid
+            with pytest.raises(MigrationFailed, match="is as it was"):
+                await vm.migrate(destination)
+            assert at.has_killed
+        await still_here(vm, had)
+
+
+async def test_nobody_guesses_whether_it_ran(qemu: str, tmp_path: Path) -> None:
+    """The destination dies of being told to run: the source stands still, and nobody writes."""
+    at = At("cont")
+    async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
+        await vm.console.expect(".")
+        had = await counted(vm)
+        async with qmpkit.receiving(vm, options=at.options) as destination:
+            at.victim = destination.machine.child.pid
+            with pytest.raises(MigrationUnknown, match="as after a power cut"):
+                await vm.migrate(destination)
+            assert at.has_killed and destination.machine.state is State.GONE
+        assert vm.state is State.PAUSED and vm.report is None
+        await vm.resume()  # its owner's word
+        await lives_on(vm, had)
+
+
+@pytest.mark.parametrize("command", ["migrate", "migrate-continue"])
+async def test_the_source_is_killed(qemu: str, command: str, tmp_path: Path) -> None:
+    at = At(command)
+    spec = counting(qemu, tmp_path)
+    async with leaks():
+        with pytest.raises(MachineDied):
+            async with qmpkit.running(spec, options=at.options) as vm:
+                await vm.console.expect(".")
+                await write(vm, "disk0", 0, 5)
+                async with qmpkit.receiving(vm) as destination:
+                    at.victim = vm.pid
+                    await vm.migrate(destination)
+        assert at.has_killed
+        async with qmpkit.running(spec) as vm:  # nobody holds its images
+            await vm.console.expect(".")
+    await holds(str(tmp_path / "qcow2.img"), "qcow2", {0: 5})
+
+
+@pytest.mark.parametrize("way", CUT_WAYS)
+async def test_the_connection_is_cut(qemu: str, way: str, tmp_path: Path) -> None:
+    async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
+        await vm.console.expect(".")
+        had = await counted(vm)
+
+        async def cut(task_status: trio.TaskStatus[None]) -> None:
+            with vm.subscribe("MIGRATION", where={"status": "active"}) as changes:
+                task_status.started()
+                await changes.next()
+            await vm.execute("yank", {"instances": [{"type": "migration"}]})
+
+        async with qmpkit.receiving(vm) as destination, trio.open_nursery() as nursery:
+            await nursery.start(cut)
+            with pytest.raises(MigrationFailed):
+                await vm.migrate(destination, options=attrs.evolve(SLOW, way=way))
+        await still_here(vm, had)
+
+
+async def test_it_is_given_up(qemu: str, tmp_path: Path) -> None:
+    async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
+        await vm.console.expect(".")
+        had = await counted(vm)
+        async with qmpkit.receiving(vm) as destination:
+            with pytest.raises(MigrationFailed, match=r"as it was: enough$"):
+                await vm.migrate(destination, policy=lambda _: Step(give_up="enough"), options=SLOW)
+        await still_here(vm, had)
+
+
+async def test_a_full_disk(qemu: str, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small") as small:
+        async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
+            await vm.console.expect(".")
+            had = await counted(vm)
+            (small.path / "ballast").write_bytes(bytes(1000 << 10))
+            async with qmpkit.receiving(vm) as destination:
+                with pytest.raises(MigrationFailed):
+                    await vm.migrate(destination, options=options_for("file", small.path))
+            assert [path.name for path in small.path.iterdir()] == ["ballast"]
+            (small.path / "memory").touch()
+            async with qmpkit.receiving(vm) as destination:
+                with pytest.raises(HostLacks, match="File exists"):
+                    await vm.migrate(destination, options=options_for("file", small.path))
+            await still_here(vm, had)
+
+
+@pytest.mark.bound(240)
+@pytest.mark.qemus(*NEWEST)
+async def test_cancelled_anywhere_it_is_here_or_there(qemu: str, tmp_path: Path) -> None:
+    async with leaks(), AsyncExitStack() as stack:
+        vms: list[VM] = []
+
+        async def begin() -> None:
+            vms.append(await stack.enter_async_context(qmpkit.running(counting(qemu, tmp_path))))
+            await vms[-1].console.expect(".")
+
+        async def move() -> None:
+            async with qmpkit.receiving(vms[-1]) as destination:
+                try:
+                    await vms[-1].migrate(destination)
+                finally:
+                    moved = destination.arrived.is_set()
+                    assert (vms[-1].report is None) is not moved
+                    assert destination.machine.state is State.RUNNING or not moved
+
+        async def after() -> None:
+            if vms[-1].report is None:
+                await lives_on(vms[-1], 1)
+            else:
+                await begin()
+
+        await begin()
+        cancelled = await cancel_at_every_checkpoint(move, every=MIGRATION_CANCELS, after=after)
+    assert cancelled > 1

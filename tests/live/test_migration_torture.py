@@ -1,0 +1,132 @@
+"""A guest that writes all the time moves again and again, and not a byte of it is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+import qmpkit
+from qmpkit import VM, MachineDied, MigrationFailed, Round, Step
+from qmpkit.testing import guests
+from qmpkit.testing.leaks import leaks
+from tests.conftest import binaries
+from tests.live.ledger_guest import acknowledged, keeping_a_ledger, records, whole
+from tests.live.migrating import counted, options_for
+from tests.sizes import KVM_MIGRATIONS, MIGRATION_ROUNDS, QEMU_VERSIONS, WAYS
+
+pytestmark = pytest.mark.live
+
+# Six in all in CI: each way but one, on both QEMUs, and from one to the other and back.
+CI_ROUTES = [
+    (["10.0", "10.0", "10.0"], ["fd", "file"]),
+    (["7.2", "7.2", "7.2"], ["multifd", "tcp"]),
+    (["7.2", "10.0", "7.2"], ["unix", "fd"]),
+]
+
+
+@pytest.mark.bound(120)
+@pytest.mark.parametrize(
+    ("versions", "ways"), CI_ROUTES, ids=["-".join(versions) for versions, _ in CI_ROUTES]
+)
+async def test_there_and_back(versions: Sequence[str], ways: Sequence[str], tmp_path: Path) -> None:
+    disk = tmp_path / "disk.qcow2"
+    qemus = [binaries()[version] for version in versions]
+    async with leaks(), AsyncExitStack() as stack:
+        vm: VM = await stack.enter_async_context(keeping_a_ledger(qemus[0], disk))
+        had = 0
+        for qemu, way in zip(qemus[1:], ways, strict=True):
+            destination = await stack.enter_async_context(qmpkit.receiving(vm, qemu=qemu))
+            await vm.migrate(destination, options=options_for(way, tmp_path))
+            assert vm.report is not None and vm.report.expected
+            vm = destination.vm
+            had = await whole(vm, had)
+        had = await acknowledged(vm)
+    assert await records(disk) >= had > 2
+
+
+class Fate:
+    """A policy that lets QEMU do as it likes, but for what it does to it at the second look."""
+
+    def __init__(self, dice: random.Random, victim: int | None) -> None:
+        self._victim = victim
+        self._looks = dice.randint(1, 3)
+
+    def __call__(self, now: Round) -> Step:
+        self._looks -= 1
+        if self._looks == 0 and self._victim is not None:
+            os.kill(self._victim, signal.SIGKILL)
+        return Step(downtime=0.3)
+
+
+@pytest.mark.skipif(not MIGRATION_ROUNDS, reason="hours of migrations: with --long")
+@pytest.mark.bound(7200)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.qemus(*QEMU_VERSIONS)
+async def test_again_and_again(qemu: str, way: str, tmp_path: Path) -> None:
+    """By dice its destination is killed, its source, or nobody."""
+    dice, left, disk = random.Random(way), MIGRATION_ROUNDS, tmp_path / "disk.qcow2"
+    while left > 0:
+        disk.unlink(missing_ok=True)
+        async with leaks():
+            life = Life(qemu, way, dice, tmp_path)
+            left = await life.rounds(disk, left)
+        assert await records(disk) >= life.had
+
+
+class Life:
+    """Of one guest, from its start until it is killed or all is done."""
+
+    def __init__(self, qemu: str, way: str, dice: random.Random, folder: Path) -> None:
+        self.had = 0
+        self._qemu, self._dice = qemu, dice
+        self._options = options_for(way, folder)
+
+    async def rounds(self, disk: Path, left: int) -> int:
+        """So many migrations at most; how many are left after this life."""
+        try:
+            async with AsyncExitStack() as stack:
+                vm: VM = await stack.enter_async_context(keeping_a_ledger(self._qemu, disk))
+                while left > 0:
+                    left -= 1
+                    vm = await self._moved(stack, vm)
+        except MachineDied:
+            return left
+        return left
+
+    async def _moved(self, stack: AsyncExitStack, vm: VM) -> VM:
+        self.had = await whole(vm, self.had)
+        destination = await stack.enter_async_context(qmpkit.receiving(vm))
+        luck = self._dice.random()
+        victim = vm.pid if luck < 0.1 else destination.machine.child.pid if luck < 0.4 else None
+        try:
+            await vm.migrate(destination, options=self._options, policy=Fate(self._dice, victim))
+        except MigrationFailed:
+            self.had = await whole(vm, self.had)
+            return vm
+        self.had = await whole(destination.vm, self.had)
+        return destination.vm
+
+
+@pytest.mark.kvm
+@pytest.mark.usefixtures("kvm_here")
+async def test_under_kvm(qemu: str) -> None:
+    guests.build_kvm_tiny()
+    import attrs
+
+    spec = attrs.evolve(qmpkit.load_profile("kvm-tiny"), qemu=qemu, accel="kvm")
+    async with leaks(), AsyncExitStack() as stack:
+        vm: VM = await stack.enter_async_context(qmpkit.running(spec))
+        await vm.console.expect(".")
+        for _ in range(KVM_MIGRATIONS):
+            had = await counted(vm)
+            destination = await stack.enter_async_context(qmpkit.receiving(vm))
+            await vm.migrate(destination)
+            vm = destination.vm
+            assert await counted(vm) >= had
+            await vm.console.expect(".")
