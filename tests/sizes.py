@@ -102,3 +102,7 @@ RESOURCE_CANCELS = size(ci=9, long=1)  # … of one of memory, or of a processor
 HOTPLUG_KILLS = size(ci=2, long=40)  # SIGKILLs between two steps of a plug, and of an unplug
 # What a machine is given of its host
 LIMITED_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of one with limits
+
+# Saved machines
+RAM_FORMS = ("plain", "packed", "mapped") if LONG else ("mapped",)  # packed is tried elsewhere
+SAVED_CANCELS = size(ci=17, long=1)  # each so-and-so-many-th checkpoint of a save, of a restore
