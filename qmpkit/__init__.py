@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from qmpkit import images as images
     from qmpkit._receiving import Destination as Destination
     from qmpkit._receiving import receiving as receiving
+    from qmpkit._running import restored as restored
     from qmpkit._running import running as running
     from qmpkit.errors import AgentSilent as AgentSilent
     from qmpkit.errors import BinaryMissing as BinaryMissing
@@ -94,6 +95,8 @@ if TYPE_CHECKING:
     from qmpkit.operations.migration.moving import Migrated as Migrated
     from qmpkit.operations.migration.options import MigrationOptions as MigrationOptions
     from qmpkit.operations.patterns import Match as Match
+    from qmpkit.operations.saved.restoring import saved_machine as saved_machine
+    from qmpkit.operations.saved.restoring import verify_saved as verify_saved
     from qmpkit.operations.tune.fronts import Tune as Tune
     from qmpkit.operations.tune.live import Tuned as Tuned
     from qmpkit.operations.tune.stats import DiskUse as DiskUse
@@ -160,6 +163,7 @@ if TYPE_CHECKING:
     from qmpkit.spec.resources import IoMax as IoMax
     from qmpkit.spec.resources import Resources as Resources
     from qmpkit.spec.restart import Restart as Restart
+    from qmpkit.spec.saved import SavedMachine as SavedMachine
     from qmpkit.spec.snapshots import Snapshot as Snapshot
     from qmpkit.supervisor.events import Happening as Happening
     from qmpkit.supervisor.events import Happenings as Happenings
@@ -183,7 +187,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "qmpkit._receiving": "Destination receiving",
-    "qmpkit._running": "running",
+    "qmpkit._running": "restored running",
     "qmpkit.errors": (
         "AgentSilent BinaryMissing CertificateWrong ChecksumWrong Fault GuestRefused HostLacks "
         "ImageFailed ImageInUse ImageRefused JournalFailed JournalNewer KvmUnavailable "
@@ -234,6 +238,7 @@ _MODULES = {
     "qmpkit.operations.migration.moving": "Migrated",
     "qmpkit.operations.migration.options": "MigrationOptions",
     "qmpkit.operations.patterns": "Match",
+    "qmpkit.operations.saved.restoring": "saved_machine verify_saved",
     "qmpkit.operations.tune.fronts": "Tune",
     "qmpkit.operations.tune.live": "Tuned",
     "qmpkit.operations.tune.stats": "DiskUse Rates Stats",
@@ -262,6 +267,7 @@ _MODULES = {
     "qmpkit.spec.profile": "load_profile profile_names",
     "qmpkit.spec.resources": "IoMax Resources",
     "qmpkit.spec.restart": "Restart",
+    "qmpkit.spec.saved": "SavedMachine",
     "qmpkit.spec.snapshots": "Snapshot",
     "qmpkit.supervisor.events": "Happening Happenings",
     "qmpkit.supervisor.kept": "Kept",

@@ -1,11 +1,11 @@
-"""`running(spec)`: a VM for the length of a block, and nothing of it after."""
+"""`running(spec)` and `restored(path)`: a VM for the length of a block, and nothing of it after."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -16,13 +16,14 @@ from qmpkit.host.resolve import resolve
 from qmpkit.images.prepare import prepared_disks
 from qmpkit.machine.launch import LaunchOptions, Starter, launched, start_qemu
 from qmpkit.machine.machine import Machine, check_grace
+from qmpkit.operations.saved.restoring import restorable
 from qmpkit.operations.tune.live import take_place
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.qmp.errors import MonitorLost
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.vm import VM
 
-__all__ = ["log_directory", "opened", "running", "surfacing_death"]
+__all__ = ["log_directory", "opened", "restored", "running", "surfacing_death"]
 
 log = logging.getLogger("qmpkit")
 
@@ -59,12 +60,63 @@ async def running(
         shared_spawner(),  # first of all, so that it comes up while we look around
         opened(spec, logs=logs, options=options, start=start) as vm,
         surfacing_death(vm.machine),
+        _going(vm, paused=paused, powerdown_grace=powerdown_grace),
     ):
-        if not paused:
-            await vm.resume()
         yield vm
-        if powerdown_grace and vm.report is None:
-            await vm.shutdown(grace=powerdown_grace)
+
+
+@asynccontextmanager
+async def restored(
+    path: str | os.PathLike[str],
+    *,
+    layers: str | os.PathLike[str] | None = None,
+    verify: bool = False,
+    paused: bool = False,
+    powerdown_grace: float = 0.0,
+    logs: str | os.PathLike[str] | None = None,
+    options: LaunchOptions | None = None,
+    start: Starter = start_qemu,
+) -> AsyncIterator[VM]:
+    """Run the machine that `vm.save` has saved at *path*: its guest goes on where it was.
+
+    Everything else is as with `running`.  It goes on with the disks that it was saved with,
+    those that stayed where they were or the copies in the folder, and once: after that they
+    are not those of the RAM any more.  With *layers*, a directory, they are only read, and
+    what the guest writes goes into new images there (`disk0.qcow2`, …), which stay: so it can
+    be restored any number of times, into as many directories.
+
+    Before QEMU is started SpecInvalid tells all that keeps it from going on: a folder of a
+    newer qmpkit, a machine type that this QEMU lacks, a processor that lacks what the guest
+    has found, files that are not as they were, disks that were written to since.  Files are
+    sampled; with *verify* every byte of the folder is read.  ImageInUse when another restores
+    it, LaunchFailed when QEMU does not take the state (`migrate-incoming`).  Failed or
+    cancelled before the guest runs, it can be restored as before.  The guest's clock stands
+    where it stood: have it set by the guest (NTP), or by its agent.
+    """
+    check_grace("powerdown_grace", powerdown_grace)
+    async with shared_spawner():
+        where = None if layers is None else Path(layers)
+        async with restorable(Path(path), layers=where, verify=verify) as found:
+            opening = opened(found.spec, logs=logs, options=options, start=start)
+            async with AsyncExitStack() as stack:
+                vm = await stack.enter_async_context(opening)
+                await found.used()
+                held = stack.pop_all()
+        async with (
+            held,
+            surfacing_death(vm.machine),
+            _going(vm, paused=paused, powerdown_grace=powerdown_grace),
+        ):
+            yield vm
+
+
+@asynccontextmanager
+async def _going(vm: VM, *, paused: bool, powerdown_grace: float) -> AsyncIterator[None]:
+    if not paused:
+        await vm.resume()
+    yield
+    if powerdown_grace and vm.report is None:
+        await vm.shutdown(grace=powerdown_grace)
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.report import ExitReport
 from qmpkit.machine.state import State
+from qmpkit.machine.state_forms import Form
 from qmpkit.operations import keys, power, screen
 from qmpkit.operations.agent import Agent
 from qmpkit.operations.block.fronts import Backups, Snapshots
@@ -19,17 +20,20 @@ from qmpkit.operations.forwards import Forwarded, forwarded_ports
 from qmpkit.operations.hotplug.departures import follow_departures
 from qmpkit.operations.hotplug.fronts import Devices, Disks, Nics
 from qmpkit.operations.hotplug.resources import Cpus, GuestMemory
+from qmpkit.operations.jobs import Progress
 from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.migrate import migrate
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.transfer import Told
+from qmpkit.operations.saved.saving import Saving, save
 from qmpkit.operations.tune.fronts import Tune
 from qmpkit.operations.tune.stats import Stats, stats_of
 from qmpkit.process.logs import BoundedLog
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.saved import SavedMachine
 
 __all__ = ["VM"]
 
@@ -220,6 +224,36 @@ class VM:
         return await migrate(
             self.machine, destination, policy=policy, options=options, told=progress
         )
+
+    async def save(
+        self,
+        path: Path | str,
+        *,
+        copy_disks: bool = False,
+        go_on: bool = False,
+        ram: Form = "plain",
+        progress: Progress | None = None,
+    ) -> SavedMachine:
+        """Save RAM, devices and disks of this moment in the new folder *path*, and end the machine.
+
+        `qmpkit.restored` has it go on from there, also after a reboot of the host.  The disks
+        stay where they are, and nobody may write to them meanwhile: that is found out.  With
+        *copy_disks* the folder has copies of those that the guest can write to (qcow2, whole,
+        in clear), and the machine may *go_on* afterwards; the guest stands still until all is
+        written.  UEFI variables are in the folder in either case.
+
+        *ram*: "plain" as QEMU writes it; "packed" by zstd, a third to a fifth of that, at the
+        speed of a processor; "mapped", each page at its place, which several threads write
+        and read (QEMU 9.0).  *progress* is told of the RAM, then of the checksums.
+
+        The folder (0700) is there when it is whole and safe on disk.  Failed or cancelled
+        before that, nothing of it is left and the guest goes on.  Uses stop, migrate,
+        query-version; cont or quit.  Raises SpecInvalid with all that is wrong (a kept machine
+        is saved by `Supervisor.save`), JobFailed and ImageFailed (no space), CommandRefused
+        for devices that cannot be saved.
+        """
+        how = Saving(copy_disks=copy_disks, ram=ram, progress=progress)
+        return await save(self.machine, Path(path), how, go_on_after=go_on)
 
     # The guest
 

@@ -17,8 +17,9 @@ from qmpkit.errors import BinaryMissing, Fault, ImageInUse
 from qmpkit.host.chain import walk_chain
 from qmpkit.host.encrypted import encrypted_problems
 from qmpkit.host.findings import Problem, lacking
-from qmpkit.host.headers import Header, backing_path, has_no_data, read_header
+from qmpkit.host.headers import Header, backing_path, read_header
 from qmpkit.host.holders import holders_of, image_locked
+from qmpkit.host.saved import memory_faults
 from qmpkit.host.tools import qemu_img
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.firmware import Uefi
@@ -63,13 +64,7 @@ def check_disks(spec: MachineSpec) -> Iterator[Problem]:
 
 def check_untouched(spec: MachineSpec) -> Iterator[Problem]:
     """The RAM that a machine is to go on with is of no use on disks that went on without it."""
-    for disk in spec.disks if spec.resume_from is not None else ():
-        if not disk.is_readonly and disk.format == "qcow2":
-            with suppress(OSError):  # which is told as a fault of the disk
-                if not has_no_data(Path(disk.file)):
-                    message = f"{disk.file!r} was written to since the snapshot whose RAM it is"
-                    hint = "go back to the snapshot once more"
-                    yield Problem(Fault("resume_from", message, hint))
+    yield from map(Problem, memory_faults(spec))
 
 
 def check_disk(spec: MachineSpec, disk: Disk, where: str) -> Iterator[Problem]:

@@ -6,21 +6,21 @@ By a descriptor, which works on 7.2 and 10.0, and under a sandbox that lets QEMU
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import trio
 
-from qmpkit.qmp.errors import CommandRefused
+from qmpkit.machine.state_forms import Form, StateBroken, Way, reading, writing
 from qmpkit.qmp.events import Subscription
 
 __all__ = ["cancel_saving", "load_state", "save_state", "take_images_back"]
 
-_FD_NAME = "qk-state"
 _SET_ACTIVE = "blockdev-set-active"
 _ENDED = ("completed", "failed", "cancelled")
+_CHANGED = ("max-bandwidth", "multifd-channels")
 _UNBOUNDED = 1 << 40  # QEMU's own bound is 128 MiB a second, for networks
 
 Told = Callable[[Mapping[str, Any]], object]
@@ -46,33 +46,45 @@ async def save_state(
     *,
     flags: int,
     ignore_shared: bool = False,
+    form: Form = "plain",
     told: Told | None = None,
 ) -> str:
     """Write the state of a machine that stands still; why that failed, or nothing.
 
     *flags*: how *path* is opened.  It is safe on disk then.  *ignore_shared*: without RAM
-    that is in a file anyway.  QEMU has let go of the images afterwards, until `cont`.
-    Cancelled, it writes no more.
+    that is in a file anyway.  *form*: how the RAM is in the file; `load_state` finds it out.
+    QEMU has let go of the images afterwards, until `cont`.  Cancelled, it writes no more.
     """
     if not _is_over(await machine.execute("query-migrate")):
         return "a migration is under way"  # which is somebody else's, and not to be cancelled
     opened = await trio.to_thread.run_sync(os.open, path, flags | os.O_CLOEXEC, 0o600)
     try:
-        bound = (await machine.execute("query-migrate-parameters"))["max-bandwidth"]
+        before = await machine.execute("query-migrate-parameters")
         await machine.execute("migrate-set-parameters", {"max-bandwidth": _UNBOUNDED})
         try:
-            why = await _transferred(machine, opened, "migrate", ignore_shared, told)
+            async with writing(machine, opened, form) as way, _none_left(machine):
+                why = await _transferred(machine, way, "migrate", ignore_shared, told)
+        except StateBroken as broken:
+            why = str(broken)
         finally:
             with trio.move_on_after(CANCEL_GRACE, shield=True):
-                await cancel_saving(machine)
-                with suppress(CommandRefused):  # it has taken the descriptor
-                    await machine.execute("closefd", {"fdname": _FD_NAME})
-                await machine.execute("migrate-set-parameters", {"max-bandwidth": bound})
+                kept = {name: before[name] for name in _CHANGED if name in before}
+                await machine.execute("migrate-set-parameters", kept)
         if not why:
             await trio.to_thread.run_sync(os.fsync, opened)
         return why
     finally:
         os.close(opened)
+
+
+@asynccontextmanager
+async def _none_left(machine: _Monitored) -> AsyncIterator[None]:
+    """No transfer is under way after the block, however it ends."""
+    try:
+        yield
+    finally:
+        with trio.move_on_after(CANCEL_GRACE, shield=True):
+            await cancel_saving(machine)
 
 
 CANCEL_GRACE = 30.0
@@ -107,26 +119,28 @@ async def load_state(machine: _Monitored, path: Path, *, ignore_shared: bool = F
     """
     opened = await trio.to_thread.run_sync(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return await _transferred(machine, opened, "migrate-incoming", ignore_shared, None)
+        async with reading(machine, opened) as way:
+            return await _transferred(machine, way, "migrate-incoming", ignore_shared, None)
+    except StateBroken as broken:
+        return str(broken)
     finally:
         os.close(opened)
 
 
 async def _transferred(
-    machine: _Monitored, opened: int, command: str, ignore_shared: bool, told: Told | None
+    machine: _Monitored, way: Way, command: str, ignore_shared: bool, told: Told | None
 ) -> str:
     # The first must be the same at both ends, or the incoming QEMU ends; events tell the end.
-    wanted = {"x-ignore-shared": ignore_shared, "events": True}
+    wanted = {"x-ignore-shared": ignore_shared, "events": True, **way.capabilities}
     capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
     await machine.execute("migrate-set-capabilities", {"capabilities": capabilities})
-    await machine.execute("getfd", {"fdname": _FD_NAME}, fds=[opened])
     with machine.subscribe("MIGRATION") as changes:
-        await machine.execute(command, {"uri": f"fd:{_FD_NAME}"})
+        await machine.execute(command, {"uri": way.uri})
         while True:
             migration = await machine.execute("query-migrate")
             if told is not None:
                 told(migration)
-            if _is_over(migration):
+            if migration.get("status") in _ENDED:  # one that waits for a pipe has none yet
                 break
             with trio.move_on_after(_EVERY if told is not None else float("inf")):
                 await changes.next()

@@ -41,6 +41,14 @@ class HeldDir:
         finally:
             os.close(self._lock)
 
+    def moved(self, path: Path) -> HeldDir:
+        """The same under another name, which it has been given."""
+        return HeldDir(path, self._lock, self._owner)
+
+    def release(self) -> None:
+        """Hold it no longer: it stays, whatever becomes of us."""
+        os.close(self._lock)
+
 
 def hold_new_dir(parent: Path, new_name: Callable[[], str]) -> HeldDir:
     """Make a directory in *parent* under a name that is free; blocking, raises OSError."""

@@ -31,6 +31,7 @@ _EMPTY_LISTS = (
     "query-iothreads",
     "query-jobs",
     "query-memory-devices",
+    "query-migrate-capabilities",
     "query-named-block-nodes",
     "query-pci",
 )

@@ -13,38 +13,23 @@ import pytest
 import trio
 
 import qmpkit
-from qmpkit import JobFailed, LaunchFailed, MachineSpec, SpecInvalid, State
+from qmpkit import JobFailed, LaunchFailed, SpecInvalid, State
 from qmpkit.images.new import place_layer
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.saved_state import save_state
 from qmpkit.operations.block.layers import layer_blockdevs
 from qmpkit.operations.block.recovery import recover
 from qmpkit.operations.jobs import JobProgress
-from qmpkit.testing import guests
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
-from tests.live.blocks import bare, holds, nothing_left, write
+from tests.live.blocks import holds, nothing_left, write
+from tests.live.counting import counted, counting
 from tests.live.dying import STEPS
 from tests.live.kept import Places, end_all, lab
 from tests.live.small_disk import small_disk
 from tests.sizes import NEWEST, OLDEST, RAM_CANCELS, RAM_KILLED
 
 pytestmark = pytest.mark.live
-
-
-def counting(qemu: str, folder: Path, *formats: str) -> MachineSpec:
-    """A guest that counts in its memory, with disks."""
-    guests.build_kvm_tiny()
-    tiny = qmpkit.load_profile("kvm-tiny")
-    return attrs.evolve(
-        tiny, name="bare", qemu=qemu, accel="tcg", disks=bare(qemu, folder, *formats).disks
-    )
-
-
-async def counted(vm: qmpkit.VM) -> int:
-    command = f"xp /1wx {guests.COUNTER_ADDRESS:#x}"
-    reply = await vm.execute("human-monitor-command", {"command-line": command})
-    return int(str(reply).split(":")[1], 16)
 
 
 def names_in(folder: Path) -> list[str]:

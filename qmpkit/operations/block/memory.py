@@ -13,6 +13,7 @@ import trio
 from qmpkit.errors import ImageFailed
 from qmpkit.images.drafts import Placed
 from qmpkit.machine.saved_state import save_state
+from qmpkit.machine.state_forms import Form
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.variables import copy_variables
 from qmpkit.operations.errors import JobFailed
@@ -20,7 +21,7 @@ from qmpkit.operations.jobs import JobState, Progress, progress_of
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.undertaking import Undertaking
 
-__all__ = ["go_on", "place_file", "runs", "standing_still"]
+__all__ = ["go_on", "place_file", "runs", "standing_still", "write_memory"]
 
 
 async def runs(machine: Changeable) -> bool:
@@ -55,7 +56,7 @@ async def standing_still(
         if it.change.halted:
             await machine.execute("stop")
         if it.change.memory:
-            await _save(machine, it, progress)
+            await write_memory(machine, Path(it.change.memory), it.change.what, progress)
         if it.change.variables:
             await copy_variables(it.change.begun, it.change.variables)
         if it.change.halted:
@@ -67,7 +68,18 @@ async def standing_still(
                 await go_on(machine, ran=it.change.halted)
 
 
-async def _save(machine: Changeable, it: Undertaking, progress: Progress | None) -> None:
+async def write_memory(
+    machine: Changeable,
+    file: Path,
+    asked: str,
+    progress: Progress | None = None,
+    *,
+    form: Form = "plain",
+) -> None:
+    """Write the RAM of a guest that stands still into *file*, which is there.
+
+    JobFailed when that cannot be; *asked*: what it is for.
+    """
     begun: tuple[float, int] | None = None
 
     def told(migration: Mapping[str, Any]) -> None:
@@ -77,9 +89,9 @@ async def _save(machine: Changeable, it: Undertaking, progress: Progress | None)
         if progress is not None:
             progress(progress_of(state, *begun, now))
 
-    why = await save_state(machine, Path(it.change.memory), flags=os.O_WRONLY, told=told)
+    why = await save_state(machine, file, flags=os.O_WRONLY, form=form, told=told)
     if why:
-        raise JobFailed(machine.name, "migrate", it.change.what, why)
+        raise JobFailed(machine.name, "migrate", asked, why)
 
 
 def _state(migration: Mapping[str, Any]) -> JobState:
