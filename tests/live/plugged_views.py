@@ -97,18 +97,18 @@ class Views:
     async def agree(self, *, guest: bool = True) -> None:
         """Host, QEMU, guest and spec agree, or will in a moment."""
         await agreed(self.vm)
-        await self._qemu_has_the_memory()
+        await self._qemu_has_the_memory(guest=guest)
         await self._processors_are_threads()
         self._images_are_open()
         if guest:
             done = await self.vm.agent.run(["sh", "-c", _LOOK, "look", *self._said()])
             assert done.ok, (done.text, self._said())
 
-    async def _qemu_has_the_memory(self) -> None:
+    async def _qemu_has_the_memory(self, *, guest: bool) -> None:
         spec, execute = self.vm.spec, self.vm.execute
         found = {it["data"]["id"]: it["data"] for it in await execute("query-memory-devices")}
-        wanted = {it.id: it.size for it in spec.memory.dimms}
-        wanted |= {it.id: it.requested for it in grown(spec)}
+        wanted: dict[str, int] = {it.id: it.size for it in spec.memory.dimms}
+        wanted |= {it.id: it.requested * guest for it in grown(spec)}
         assert wanted == {name: it["size"] for name, it in found.items()}
         laid: list[Dimm | VirtioMem] = [*spec.memory.dimms, *grown(spec)]
         for it in laid:
@@ -117,8 +117,7 @@ class Views:
         asked = {name: it["requested-size"] for name, it in found.items() if "memaddr" in it}
         assert asked == {it.id: it.requested for it in grown(spec)}
         summary = await execute("query-memory-size-summary")
-        plugged = sum(it.requested for it in grown(spec)) + spec.memory.total - spec.memory.size
-        assert summary == {"base-memory": spec.memory.size, "plugged-memory": plugged}
+        assert summary == {"base-memory": spec.memory.size, "plugged-memory": sum(wanted.values())}
         left = (await execute("query-balloon"))["actual"]
         assert left == spec.memory.total - self.inflated
 

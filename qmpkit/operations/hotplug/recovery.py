@@ -11,6 +11,7 @@ from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.layers import remove_files
 from qmpkit.operations.block.recovery import own_files
 from qmpkit.operations.hotplug.growing import grown_in, request, requested
+from qmpkit.operations.hotplug.memory import located
 from qmpkit.operations.hotplug.plug import remove_parts
 from qmpkit.operations.hotplug.unplug import plugged_devices
 from qmpkit.spec.machine import MachineSpec
@@ -36,7 +37,7 @@ async def recover_parts(machine: Changeable, change: Change) -> MachineSpec:
         # One that its guest does not let go of stays, and is told of as a difference.
         await remove_parts(machine, reversed(coming))
         await remove_files(machine, await trio.to_thread.run_sync(own_files, change))
-    machine.spec = change.spec if done else change.begun
+    machine.spec = await located(machine, change.spec) if done else change.begun
     return machine.spec
 
 

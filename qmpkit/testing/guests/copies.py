@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +42,11 @@ _locks: trio.lowlevel.RunVar[dict[Path, trio.Lock]] = trio.lowlevel.RunVar("temp
 
 @asynccontextmanager
 async def booted(
-    profile: str | MachineSpec = "tiny", *, qemu: str | None = None, name: str | None = None
+    profile: str | MachineSpec = "tiny",
+    *,
+    qemu: str | None = None,
+    name: str | None = None,
+    own_ram: bool = False,
 ) -> AsyncIterator[VM]:
     """A *tiny* guest of your own, at a fresh prompt, its agent answering.
 
@@ -50,19 +54,37 @@ async def booted(
     later one, also in other programs, restores a copy of that (0.1 s).  *profile* is
     `tiny` or `tiny-microvm`, or a spec made of one of them, without disks.  Copies are
     identical twins (host name, /dev/urandom, clock): see `qmpkit.operations.template`.
-    Else like `qmpkit.running`.
+    With *own_ram* its RAM is copied first (0.2 s), and it can give some of it back by its
+    balloon.  Else like `qmpkit.running`.
     """
     spec = load_profile(profile) if isinstance(profile, str) else profile
     if qemu is not None:
         spec = attrs.evolve(spec, qemu=qemu)
     template = await template_of(spec)
     clone = clone_spec(template, name=name or spec.name)
-    async with running(clone, paused=True, options=LaunchOptions(incoming=True)) as vm:
+    async with AsyncExitStack() as stack:
+        if own_ram:
+            clone = await stack.enter_async_context(_with_own_ram(clone))
+        options = LaunchOptions(incoming=True)
+        vm = await stack.enter_async_context(running(clone, paused=True, options=options))
         await load_template(vm.machine, template)
         await vm.resume()
         await vm.console.send_line("")
         await vm.console.expect(PROMPT)
         yield vm
+
+
+@asynccontextmanager
+async def _with_own_ram(clone: MachineSpec) -> AsyncIterator[MachineSpec]:
+    """*clone* with a copy of the template's RAM, which it may write into."""
+    source = Path(clone.memory.mem_path or "")
+    folder = await trio.to_thread.run_sync(lambda: tempfile.mkdtemp(prefix="qk-ram-"))
+    ram = Path(folder) / source.name
+    try:
+        await trio.to_thread.run_sync(shutil.copyfile, source, ram)
+        yield attrs.evolve(clone, memory=attrs.evolve(clone.memory, mem_path=ram, share=True))
+    finally:
+        await _removed(Path(folder))
 
 
 async def template_of(spec: MachineSpec) -> Template:
@@ -134,7 +156,11 @@ async def _boot_and_save(spec: MachineSpec, directory: Path) -> None:
         with suppress(OSError):
             await trio.to_thread.run_sync(scratch.rename, directory)
     finally:
-        with trio.CancelScope(deadline=trio.current_time() + 10, shield=True):
-            await trio.to_thread.run_sync(
-                lambda: shutil.rmtree(scratch, ignore_errors=True), abandon_on_cancel=True
-            )
+        await _removed(scratch)
+
+
+async def _removed(folder: Path) -> None:
+    with trio.CancelScope(deadline=trio.current_time() + 10, shield=True):
+        await trio.to_thread.run_sync(
+            lambda: shutil.rmtree(folder, ignore_errors=True), abandon_on_cancel=True
+        )
