@@ -98,8 +98,10 @@ BACKUP_KILLS = size(ci=2, long=100)  # SIGKILLs between two steps of a backup, a
 # Hotplug
 HOTPLUG_STEPS = size(ci=15, long=200)  # devices that come and go in random order
 HOTPLUG_CANCELS = size(ci=40, long=1)  # each so-and-so-many-th checkpoint of a plug
-RESOURCE_CANCELS = size(ci=9, long=1)  # … of one of memory, or of a processor
+RESOURCE_CANCELS = size(ci=6, long=1)  # … of one of memory, or of a processor
 HOTPLUG_KILLS = size(ci=2, long=40)  # SIGKILLs between two steps of a plug, and of an unplug
+RESOURCE_KILLED = ("add", "grow", *(("remove", "shrink") if LONG else ()))
+RESOURCE_KILLS_EVERY = size(ci=5, long=1)  # … of memory, or of a processor: each so-many-th step
 # What a machine is given of its host
 LIMITED_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of one with limits
 

@@ -15,6 +15,7 @@ from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.layers import INODE, remove_files, remove_nodes
 from qmpkit.operations.jobs import discard_job
 from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.spec.machine import MachineSpec
 
 __all__ = ["Undertaking", "undertaking"]
 
@@ -57,6 +58,10 @@ class Undertaking:
     async def give_up(self) -> bool:
         """Write down that it is not done, before that is made so; whether it is safe on disk."""
         return await self._machine.ledger.settle(self.change.begun)
+
+    def learned(self, spec: MachineSpec) -> None:
+        """What is intended, with what only QEMU knows, now that it is there."""
+        self.change = attrs.evolve(self.change, spec=spec)
 
     async def made(self, placed: Sequence[Placed]) -> None:
         """Write down which files are ours: another one at their places is not to be removed."""

@@ -10,7 +10,7 @@ from qmpkit.spec import block, chardev, layout, network
 from qmpkit.spec.addresses import Layout, Place, root_port_device
 from qmpkit.spec.boards import family_of
 from qmpkit.spec.chardev import Endpoint, Serial
-from qmpkit.spec.dimms import dimm_device
+from qmpkit.spec.dimms import DIMM_DRIVER, dimm_device
 from qmpkit.spec.encryption import BaseImage, secret_objects
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.memory import Memory
@@ -80,7 +80,17 @@ def _on_board(spec: MachineSpec, serial: Serial) -> bool:
 
 
 def devices(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
-    """`-device`: buses before what sits on them."""
+    """`-device`: buses before what sits on them, and memory that has its place before other."""
+    yield from sorted(_devices(spec, placed), key=_is_to_be_placed)
+
+
+def _is_to_be_placed(device: Json) -> bool:
+    """Whether QEMU finds room for it: among what is there by then."""
+    where = {DIMM_DRIVER: "addr", "virtio-mem-pci": "memaddr"}.get(str(device["driver"]))
+    return where is not None and where not in device
+
+
+def _devices(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
     for port in placed.ports:
         yield root_port_device(port)
     for dimm in spec.memory.dimms:

@@ -180,7 +180,8 @@ async def _compare_disks(kept: Kept, vm: VM, patience: float) -> None:
 
 async def _compare_devices(kept: Kept, vm: VM, patience: float) -> None:
     """The same for NICs and other devices; where QEMU does not say, nothing is known."""
-    if not kept.spec.nics and not kept.spec.devices:
+    spec = kept.spec
+    if not (spec.nics or spec.devices or spec.memory.dimms or spec.cpu.added):
         return
     with trio.move_on_after(patience), suppress(QmpkitError):
         for why in device_differences(kept.spec, await plugged_devices(vm.machine)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
 from qmpkit.host.chain import walk_chain
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.links import set_links
+from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.agent_freeze import THAW_GRACE
 from qmpkit.operations.block.recovery import recover, settled, untagged
-from qmpkit.operations.hotplug.recovery import recover_parts
+from qmpkit.operations.hotplug.recovery import changes_memory, recover_memory, recover_parts
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.following import following, with_forwards_of
@@ -110,8 +111,7 @@ async def recover_change(kept: Kept, ledger: KeptLedger, vm: VM) -> None:
     with trio.move_on_after(STEP_GRACE) as scope:
         async with machine.changing:
             try:
-                how = recover_parts if change.coming or change.going else recover
-                spec = await how(machine, change)
+                spec = await _recovery_of(change)(machine, change)
             except QmpkitError as error:
                 kept.tell("differs", f"it was to {change.what}, and what came of it: {error}")
                 return
@@ -120,6 +120,12 @@ async def recover_change(kept: Kept, ledger: KeptLedger, vm: VM) -> None:
             kept.tell("recovered", _told(change, spec))
     if scope.cancelled_caught:
         kept.tell("differs", f"it was to {change.what}, and gives no answer what came of it")
+
+
+def _recovery_of(change: Change) -> Callable[[Changeable, Change], Awaitable[MachineSpec]]:
+    if change.coming or change.going:
+        return recover_parts
+    return recover_memory if changes_memory(change) else recover
 
 
 async def finish_change(kept: Kept) -> None:

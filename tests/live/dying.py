@@ -1,4 +1,4 @@
-"""A program that is killed at one of its steps, alone or with the QEMU that it keeps."""
+"""A program that is killed at one of its steps, or the QEMU that it keeps, or both."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ STEPS = """
 import os, pkgutil, signal, sys, qmpkit, trio
 
 *words, last, victims = sys.argv[1:]
-last, count, armed, qemu = int(last), 0, False, 0
+last, count, armed, qemu, died = int(last), 0, False, 0, False
 
 def die():
-    if victims == "both":
+    global died
+    died = True
+    if victims in ("both", "qemu"):
         os.kill(qemu, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
+    if victims != "qemu":
+        os.kill(os.getpid(), signal.SIGKILL)
 
 def step(place, name):
     owner = pkgutil.resolve_name(place)
@@ -21,10 +24,10 @@ def step(place, name):
     async def counted(*args, **kwargs):
         global count
         count += armed
-        if armed and count == 2 * last:
+        if armed and count >= 2 * last and not died:
             die()
         result = await real(*args, **kwargs)
-        if armed and count == 2 * last - 1:
+        if armed and count >= 2 * last - 1 and not died:
             die()
         count += armed
         return result
@@ -32,6 +35,6 @@ def step(place, name):
 """
 """Its beginning: `words` are its own arguments, `step` names a function that is a step.
 
-The last two arguments are at which step it dies, and who: "both" or "supervisor".  Steps are
-counted once `armed` is true, and `qemu` is the other victim.
+The last two arguments are at which step it dies, and who: "both", "supervisor" or "qemu".
+Steps are counted once `armed` is true, and `qemu` is the other victim.
 """

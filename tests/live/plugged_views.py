@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 
 import qmpkit
-from qmpkit import VM, Cpu, MachineSpec, Rng, VirtioMem
+from qmpkit import VM, Cpu, Dimm, MachineSpec, Rng, VirtioMem
 from qmpkit.spec.names import mac_of
 from tests.live.plugged import agreed
 
@@ -36,6 +36,8 @@ async def restarted(spec: MachineSpec, *, boot: bool) -> AsyncIterator[VM]:
     async with qmpkit.running(spec, paused=not boot) as vm:
         if boot:
             await vm.agent.wait_ready()
+            settled = "until [ -e /run/settled ]; do usleep 20000; done"
+            await vm.agent.run(["sh", "-c", settled], check=True)
         yield vm
 
 
@@ -97,27 +99,27 @@ class Views:
     async def agree(self, *, guest: bool = True) -> None:
         """Host, QEMU, guest and spec agree, or will in a moment."""
         await agreed(self.vm)
-        await self._qemu_has_the_memory()
+        await self._qemu_has_the_memory(guest=guest)
         await self._processors_are_threads()
         self._images_are_open()
         if guest:
             done = await self.vm.agent.run(["sh", "-c", _LOOK, "look", *self._said()])
             assert done.ok, (done.text, self._said())
 
-    async def _qemu_has_the_memory(self) -> None:
+    async def _qemu_has_the_memory(self, *, guest: bool) -> None:
         spec, execute = self.vm.spec, self.vm.execute
         found = {it["data"]["id"]: it["data"] for it in await execute("query-memory-devices")}
-        wanted = {it.id: (it.address, it.size) for it in spec.memory.dimms}
-        wanted |= {it.id: (it.address, it.requested) for it in grown(spec)}
-        assert wanted == {
-            name: (it["addr"], it["size"]) if "addr" in it else (it["memaddr"], it["size"])
-            for name, it in found.items()
-        }
+        wanted: dict[str, int] = {it.id: it.size for it in spec.memory.dimms}
+        wanted |= {it.id: it.requested * guest for it in grown(spec)}
+        assert wanted == {name: it["size"] for name, it in found.items()}
+        laid: list[Dimm | VirtioMem] = [*spec.memory.dimms, *grown(spec)]
+        for it in laid:
+            there = found[it.id].get("addr", found[it.id].get("memaddr"))
+            assert it.address in (None, there), "that of a start is not written down yet"
         asked = {name: it["requested-size"] for name, it in found.items() if "memaddr" in it}
         assert asked == {it.id: it.requested for it in grown(spec)}
         summary = await execute("query-memory-size-summary")
-        plugged = sum(it.requested for it in grown(spec)) + spec.memory.total - spec.memory.size
-        assert summary == {"base-memory": spec.memory.size, "plugged-memory": plugged}
+        assert summary == {"base-memory": spec.memory.size, "plugged-memory": sum(wanted.values())}
         left = (await execute("query-balloon"))["actual"]
         assert left == spec.memory.total - self.inflated
 

@@ -112,8 +112,7 @@ async def test_memory_cancelled_leaves_nothing(qemu: str) -> None:
 
 @pytest.mark.qemus(*share(1))
 async def test_the_balloon(qemu: str) -> None:
-    async with qmpkit.running(roomy(qemu)) as vm:
-        await vm.agent.wait_ready()
+    async with restarted(roomy(qemu), boot=True) as vm:
         use = await vm.memory.statistics()
         assert use.total and use.free and 128 * MIB < use.total < 256 * MIB > use.free
         await vm.memory.balloon("192MiB")

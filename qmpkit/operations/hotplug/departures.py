@@ -10,6 +10,7 @@ import attrs
 from qmpkit.errors import QmpkitError
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.hotplug.disks import behind
+from qmpkit.operations.hotplug.memory import located
 from qmpkit.operations.hotplug.plug import unplug_parts
 from qmpkit.operations.hotplug.unplug import is_plugged
 from qmpkit.operations.steps import LOST
@@ -48,6 +49,7 @@ async def _departed(machine: Changeable, device: str) -> None:
             return
         old = pinned(machine.spec)
         new = _without(old, device)
+        new = await located(machine, new)
         going, _ = parts_between(parts_of(old), parts_of(new))
         parts = [part for part in going if part.kind not in ("node", "object")]
         for disk in old.disks:

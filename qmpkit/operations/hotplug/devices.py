@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import attrs
 import trio
 
@@ -12,7 +14,7 @@ from qmpkit.host.resolve import with_absolute_paths
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.hotplug import growing
 from qmpkit.operations.hotplug.errors import UnplugPending
-from qmpkit.operations.hotplug.memory import check_room, note_addresses
+from qmpkit.operations.hotplug.memory import check_room, located
 from qmpkit.operations.hotplug.places import additions, changes_between, empty_port
 from qmpkit.operations.hotplug.plug import plug_parts, unplug_parts
 from qmpkit.qmp.errors import CommandRefused
@@ -46,8 +48,6 @@ async def add_device(machine: Changeable, device: Device) -> Device:
         if isinstance(device, UsbDevice) and device.controller is None:
             await with_controller(machine, usb=True)
         device = await plug_device(machine, device)
-        if isinstance(device, VirtioMem):
-            await note_addresses(machine)
         return _device_of(machine, machine.spec, device.id)
 
 
@@ -75,7 +75,8 @@ async def plug_device(machine: Changeable, device: Device) -> Device:
     new = pinned(attrs.evolve(old, devices=[*old.devices, device]))
     device = next(it for it in new.devices if it.id == device.id)
     parts = additions(old, new)
-    await plug_parts(machine, f"add device {device.id!r}", new, parts)
+    where = partial(located, machine, new) if isinstance(device, VirtioMem) else None
+    await plug_parts(machine, f"add device {device.id!r}", new, parts, last=where)
     return device
 
 

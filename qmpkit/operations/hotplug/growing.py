@@ -15,11 +15,20 @@ from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.check import validate
 from qmpkit.spec.layout import pinned
+from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.peripherals import VirtioMem
 from qmpkit.spec.sizes import format_size, to_bytes
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["RESIZE_GRACE", "refuse_used", "resize", "stays"]
+__all__ = [
+    "RESIZE_GRACE",
+    "grown_in",
+    "refuse_used",
+    "request",
+    "requested",
+    "resize",
+    "stays",
+]
 
 RESIZE_GRACE = 60.0
 """Seconds in which a guest follows: 256 MiB take it 1 s under TCG."""
@@ -42,23 +51,28 @@ async def resize(
         if not await machine_runs(machine):
             raise GuestRefused(machine.name, asked, "it stands still")
         what = f"resize memory {found.id!r}"
-        # Sure: whoever dies meanwhile, it is what was asked of the guest, and it follows still.
+        # Sure: when QEMU dies as well, a start asks the guest for it.
         change = Change(what=what, spec=new, begun=old, sure=True)
         with machine.subscribe(_CHANGED) as events:
             async with undertaking(machine, change) as it:
                 try:
-                    await _request(machine, found.id, wanted.requested)
+                    await request(machine, found.id, wanted.requested)
                     await _followed(machine, events, wanted, asked, grace)
                     it.done()
                 except BaseException:
                     with trio.move_on_after(STEP_GRACE, shield=True):
-                        await _request(machine, found.id, found.requested)
+                        await request(machine, found.id, found.requested)
                     raise
-        return next(it for it in new.devices if isinstance(it, VirtioMem) and it.id == found.id)
+        return next(it for it in grown_in(new) if it.id == found.id)
+
+
+def grown_in(spec: MachineSpec) -> tuple[VirtioMem, ...]:
+    """The virtio-mem devices of *spec*."""
+    return tuple(it for it in spec.devices if isinstance(it, VirtioMem))
 
 
 def _one(machine: Changeable, device: str | None) -> VirtioMem:
-    by_id = {it.id: it for it in machine.spec.devices if isinstance(it, VirtioMem)}
+    by_id = {it.id: it for it in grown_in(machine.spec)}
     if device is None and len(by_id) == 1:
         return next(iter(by_id.values()))
     if device in by_id:
@@ -74,14 +88,25 @@ def _one(machine: Changeable, device: str | None) -> VirtioMem:
     raise SpecInvalid([fault], f"machine {machine.name!r}")
 
 
-async def _request(machine: Monitor, device: str, size: int) -> None:
+async def request(machine: Monitor, device: str, size: int) -> None:
+    """Have the guest of *device* use so many bytes; it follows when it can."""
     words = {"path": f"{PERIPHERAL}/{device}", "property": "requested-size", "value": size}
     await machine.execute("qom-set", words)
 
 
+async def requested(machine: Monitor, device: str) -> int:
+    """What it was last asked for."""
+    return await _property(machine, device, "requested-size")
+
+
 async def _used(machine: Monitor, device: str) -> int:
-    words = {"path": f"{PERIPHERAL}/{device}", "property": "size"}
-    return int(await machine.execute("qom-get", words))
+    return await _property(machine, device, "size")
+
+
+async def _property(machine: Monitor, device: str, name: str) -> int:
+    return int(
+        await machine.execute("qom-get", {"path": f"{PERIPHERAL}/{device}", "property": name})
+    )
 
 
 async def _followed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import attrs
@@ -12,6 +13,7 @@ from qmpkit.host.check_resources import check_module
 from qmpkit.host.findings import raise_problems
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
+from qmpkit.operations.hotplug.growing import grown_in
 from qmpkit.operations.hotplug.places import changes_between
 from qmpkit.operations.hotplug.plug import plug_parts, unplug_parts
 from qmpkit.operations.undertaking import undertaking
@@ -24,7 +26,7 @@ from qmpkit.spec.numa import Module
 from qmpkit.spec.peripherals import VirtioMem
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["MODULE_GRACE", "add_dimm", "check_room", "note_addresses", "remove_dimm"]
+__all__ = ["MODULE_GRACE", "add_dimm", "check_room", "located", "remove_dimm"]
 
 MODULE_GRACE = 60.0
 """Seconds in which a guest moves what is in a module: 0.1 s when that is little.
@@ -43,8 +45,8 @@ async def add_dimm(machine: Changeable, size: int | str, node: int | None) -> Di
         _, parts = changes_between(old, new)
         dimm = new.memory.dimms[-1]
         await check_room(new, dimm)
-        await plug_parts(machine, f"add memory {dimm.id!r}", new, parts)
-        await note_addresses(machine)
+        where = partial(located, machine, new)
+        await plug_parts(machine, f"add memory {dimm.id!r}", new, parts, last=where)
         return _dimm_of(machine, machine.spec, dimm.id)
 
 
@@ -66,16 +68,17 @@ async def check_room(new: MachineSpec, module: Module) -> None:
     raise_problems(problems, f"machine {new.name!r}, memory {module.id!r}")
 
 
-async def note_addresses(machine: Changeable) -> None:
-    """Write down where modules and virtio-mem devices lie (`query-memory-devices`).
+async def located(machine: Changeable, spec: MachineSpec) -> MachineSpec:
+    """*spec* with where its modules and virtio-mem devices lie (`query-memory-devices`).
 
     A restart lays them one after another: once one in between is removed, the others would
     come to lie elsewhere, and a saved RAM would not fit.
     """
+    if not spec.memory.dimms and not grown_in(spec):
+        return spec
     found: dict[str, Any] = {
         it["data"].get("id"): it["data"] for it in await machine.execute("query-memory-devices")
     }
-    spec = machine.spec
     dimms = [
         attrs.evolve(it, address=found[it.id]["addr"]) if it.id in found else it
         for it in spec.memory.dimms
@@ -87,7 +90,13 @@ async def note_addresses(machine: Changeable) -> None:
         for it in spec.devices
     ]
     memory = attrs.evolve(spec.memory, dimms=dimms)
-    noted = attrs.evolve(spec, memory=memory, devices=devices)
+    return attrs.evolve(spec, memory=memory, devices=devices)
+
+
+async def _note_addresses(machine: Changeable) -> None:
+    """Write down where those of its start lie, which were added by no one."""
+    spec = machine.spec
+    noted = await located(machine, spec)
     if noted != spec:
         what = "write down where its memory lies"
         change = Change(what=what, spec=noted, begun=spec, sure=True)
@@ -98,7 +107,7 @@ async def note_addresses(machine: Changeable) -> None:
 async def remove_dimm(machine: Changeable, dimm_id: str, grace: float) -> Dimm:
     """See `GuestMemory.remove`."""
     async with machine.changing:
-        await note_addresses(machine)
+        await _note_addresses(machine)
         old = pinned(machine.spec)
         dimm = _dimm_of(machine, old, dimm_id)
         new = attrs.evolve(old, memory=without_dimm(old.memory, dimm_id))

@@ -145,31 +145,34 @@ async def plug_parts(
     parts: Sequence[Part],
     *,
     fds: Mapping[str, int] | None = None,
-    last: Callable[[], Awaitable[None]] | None = None,
+    last: Callable[[], Awaitable[MachineSpec | None]] | None = None,
 ) -> None:
     """Add *parts* to the machine, whose spec is *spec* then; all of them or none.
 
     *what*: in words, for the record.  *fds*: descriptors by the names under which parts use
-    them; they stay the caller's.  *last*: what else belongs to it.  The caller holds
-    `machine.changing`.
+    them; they stay the caller's.  *last*: what else belongs to it; gives *spec* back with
+    what is only known then, or None.  The caller holds `machine.changing`.
     """
     names = (*(f"fd/{name}" for name in fds or {}), *names_of(parts))
     change = Change(what=what, spec=spec, begun=pinned(machine.spec), coming=names)
     async with undertaking(machine, change) as it:
 
+        async def finish() -> None:
+            if last is not None and (known := await last()) is not None:
+                it.learned(known)
+
         async def stays() -> None:
             it.done()
-            if last is not None:
-                with suppress(CommandRefused):
-                    await last()
+            with suppress(CommandRefused):
+                await finish()
+                it.done()
 
         async with plugging(machine, stuck=stays) as plugged:
             for name, fd in (fds or {}).items():
                 await plugged.hand_over(name, fd)
             await plugged.add(*parts)
             await plugged.confirm()
-            if last is not None:
-                await last()
+            await finish()
             plugged.keep()
             it.done()
 

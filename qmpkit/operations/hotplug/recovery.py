@@ -1,4 +1,4 @@
-"""A plug or an unplug whose program died: QEMU is asked what came of it."""
+"""A plug, an unplug or a resize whose program died: QEMU is asked what came of it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.layers import remove_files
 from qmpkit.operations.block.recovery import own_files
+from qmpkit.operations.hotplug.growing import grown_in, request, requested
+from qmpkit.operations.hotplug.memory import located
 from qmpkit.operations.hotplug.plug import remove_parts
 from qmpkit.operations.hotplug.unplug import plugged_devices
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.parts import Part
 
-__all__ = ["recover_parts"]
+__all__ = ["changes_memory", "recover_memory", "recover_parts"]
 
 
 async def recover_parts(machine: Changeable, change: Change) -> MachineSpec:
@@ -35,10 +37,32 @@ async def recover_parts(machine: Changeable, change: Change) -> MachineSpec:
         # One that its guest does not let go of stays, and is told of as a difference.
         await remove_parts(machine, reversed(coming))
         await remove_files(machine, await trio.to_thread.run_sync(own_files, change))
-    machine.spec = change.spec if done else change.begun
+    machine.spec = await located(machine, change.spec) if done else change.begun
     return machine.spec
 
 
 def _only(spec: MachineSpec, arrived: set[str]) -> MachineSpec:
     """*spec* with the disks that have come: nobody knows whether they were bound yet."""
     return attrs.evolve(spec, disks=[disk for disk in spec.disks if disk.id in arrived])
+
+
+def changes_memory(change: Change) -> bool:
+    """Whether modules or virtio-mem devices are others after it that neither come nor go.  Pure."""
+    before, after = [(it.memory.dimms, grown_in(it)) for it in _both(change)]
+    return before != after
+
+
+async def recover_memory(machine: Changeable, change: Change) -> MachineSpec:
+    """See `recover_parts`; of a size that QEMU has been told, the guest follows it still."""
+    before, after = [{it.id: it.requested for it in grown_in(spec)} for spec in _both(change)]
+    others = [name for name, size in after.items() if before.get(name, size) != size]
+    done = all([await requested(machine, name) == after[name] for name in others])
+    wanted = after if done else before
+    for name in others:  # should somebody else have told it another one
+        await request(machine, name, wanted[name])
+    machine.spec = change.spec if done else change.begun
+    return machine.spec
+
+
+def _both(change: Change) -> tuple[MachineSpec, MachineSpec]:
+    return change.begun, change.spec

@@ -11,8 +11,10 @@ from qmpkit.spec.addresses import Place
 from qmpkit.spec.block import Disk, blockdevs_of, device_of, disk_faults
 from qmpkit.spec.chardev import Serial
 from qmpkit.spec.devices import devices, objects
+from qmpkit.spec.dimms import Dimm
 from qmpkit.spec.layout import layout_of
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.memory import Memory
 from qmpkit.spec.network import (
     DgramNic,
     Forward,
@@ -23,6 +25,8 @@ from qmpkit.spec.network import (
     netdev_of,
     nic_device_of,
 )
+from qmpkit.spec.peripherals import VirtioMem
+from qmpkit.spec.sizes import GIB
 
 PORT = Place("disk-port0", "0x0")
 MMIO = Place("virtio-mmio-bus.3")
@@ -298,3 +302,13 @@ def test_scsi_disks_share_a_controller_unless_their_threads_differ() -> None:
     assert found["scsi1"]["iothread"] == "qk-io-io"
     where = [(found[f"disk{n}"]["bus"], found[f"disk{n}"]["scsi-id"]) for n in range(3)]
     assert where == [("scsi0.0", 0), ("scsi1.0", 0), ("scsi0.0", 1)]
+
+
+def test_memory_that_has_its_place_comes_before_what_qemu_finds_one_for() -> None:
+    dimms = [Dimm(size="128MiB"), Dimm(size="128MiB", address=6 * GIB)]
+    memory = Memory(maxmem="8GiB", slots=2, dimms=dimms)
+    laid = VirtioMem(size="1GiB", address=4 * GIB)
+    spec = MachineSpec(memory=memory, devices=[VirtioMem(size="1GiB"), laid], root_ports=2)
+    ids = [it["id"] for it in devices(spec, layout_of(spec))]
+    order = [ids.index(name) for name in ("dimm1", "vmem1", "dimm0", "vmem0")]
+    assert order == sorted(order) and len(ids) == order[-1] + 1
