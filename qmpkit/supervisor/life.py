@@ -135,7 +135,8 @@ async def _bring_up(
     made = await stack.enter_async_context(prepared_disks(resolution.spec))
     kept.home = means.home(kept.name)  # the runtime directory may be another one today
     async with means.networks.plugged(resolution.spec, joined) as plugged:
-        resolution = attrs.evolve(resolution, spec=plugged.spec)
+        if plugged.spec is not resolution.spec:
+            resolution = attrs.evolve(resolution, spec=plugged.spec)
         # What is declared is safe on disk before it is made true.
         first = trio.lowlevel.checkpoint if kept.entry is None else kept.entry.durable
         starting = means.ground.start(resolution, kept.home, plugged.links, first)
@@ -199,12 +200,16 @@ def _end_of(kept: Kept, report: ExitReport) -> End:
     return End.of(report, boot_id())
 
 
+_AS_DECLARED = {"running": State.RUNNING, "paused": State.PAUSED}
+
+
 async def _obey(kept: Kept, means: Means, vm: VM) -> None:
     """Make each declaration true, also one that is made again."""
     while True:
         number, wanted = kept.declarations, kept.declared
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_try_to_make_true, kept, wanted, vm, _grace(kept, means))
+            if vm.state is not _AS_DECLARED.get(wanted):
+                nursery.start_soon(_try_to_make_true, kept, wanted, vm, _grace(kept, means))
             await kept.until(lambda seen=number: kept.declarations != seen)  # type: ignore[misc]
             if wanted != "stopped":
                 # A silent QEMU never does what it was told, and is to be stopped all the same.
