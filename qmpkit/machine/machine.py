@@ -108,7 +108,7 @@ class Machine:
         self.changing = trio.Lock()
         self._expected: set[Expected] = set()
         self._ends_meet_by: float | None = None
-        self._stop_asked = False
+        self.stop_asked = False  # somebody ends QEMU, or has
         self._shutdown_reason: str | None = None
         self._panic: Mapping[str, Any] | None = None
         self.lifecycle = qmp.subscribe(*EVENTS, buffer=_NEVER_FULL)
@@ -247,7 +247,7 @@ class Machine:
         The guest is not asked; see `qmpkit.operations.power.shutdown` for that.
         Safe to call again and in cleanup (callers shield it, bounded by `graces.total`).
         """
-        self._stop_asked = True
+        self.stop_asked = True
         graces = graces or self.graces
         await stop_child(
             self.child,
@@ -260,7 +260,7 @@ class Machine:
 
     async def kill(self) -> ExitReport:
         """End QEMU with SIGKILL: what the guest had not written is lost."""
-        self._stop_asked = True
+        self.stop_asked = True
         self.child.kill()
         return await self.wait()
 
@@ -302,7 +302,7 @@ class Machine:
     def _finish(self, status: ExitStatus) -> None:
         board = board_of(self.spec.machine, self.spec.arch)
         cause = judge(
-            asked=self._stop_asked,
+            asked=self.stop_asked,
             reason=self._shutdown_reason,
             panicked=self._panic is not None,
             status=status,

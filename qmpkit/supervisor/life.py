@@ -248,7 +248,7 @@ async def _see_off(kept: Kept, means: Means, vm: VM) -> None:
     """When the guest is down: write down why, then end QEMU, which waits for that."""
     try:
         state = await vm.machine.reached(State.SHUTDOWN, State.PANICKED)
-        if kept.record.phase == "ending":
+        if kept.record.phase == "ending" or (kept.declared == "stopped" and vm.machine.stop_asked):
             return  # it is being ended, and on record is why
         panicked = state is State.PANICKED
         cause = ExitCause.GUEST_PANIC if panicked else ExitCause.GUEST_SHUTDOWN
@@ -277,10 +277,11 @@ async def comes_again(kept: Kept, means: Means, end: End) -> bool:
     """
     if kept.record.phase != "down" or kept.record.end != end:
         kept.note(phase="down", identity=None, end=end, history=_after(kept, end))
+        entry = means.journal.post(kept.record)
         await trio.to_thread.run_sync(discard, kept.home.sockets)
         if controllers(kept.spec.resources):  # of one that was adopted nobody else removes it
             await trio.to_thread.run_sync(sweep_groups)
-        await kept.write(means.journal)
+        await kept.written(entry)
     history = kept.record.history
     if history.crash_loop is not None and kept.declared != "stopped":
         kept.enter("crash-loop", f"{end.why}; {history.crash_loop}")
