@@ -73,7 +73,9 @@ async def resolve(spec: MachineSpec, *, check: bool = True) -> Resolution:
     if known is None and survey.stamp is not None:
         known = await _ask(survey.stamp, spec.name)
     flash, problems = await _flash(survey, known, check)
-    return _conclude(attrs.evolve(survey, problems=survey.problems + problems), known, flash)
+    if problems:
+        survey = attrs.evolve(survey, problems=survey.problems + problems)
+    return _conclude(survey, known, flash)
 
 
 async def _flash(

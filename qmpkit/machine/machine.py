@@ -108,7 +108,7 @@ class Machine:
         self.changing = trio.Lock()
         self._expected: set[Expected] = set()
         self._ends_meet_by: float | None = None
-        self._stop_asked = False
+        self.stop_asked = False  # somebody ends QEMU, or has
         self._has_moved = False
         self._shutdown_reason: str | None = None
         self._panic: Mapping[str, Any] | None = None
@@ -242,7 +242,7 @@ class Machine:
 
     def moved(self) -> None:
         """Its guest is another QEMU's now: however this one ends, that is why."""
-        self._has_moved = self._stop_asked = True
+        self._has_moved = self.stop_asked = True
 
     async def stop(self, graces: Graces | None = None) -> ExitReport:
         """End QEMU now: `quit`, then SIGTERM, then SIGKILL, each after its grace.
@@ -252,7 +252,7 @@ class Machine:
         The guest is not asked; see `qmpkit.operations.power.shutdown` for that.
         Safe to call again and in cleanup (callers shield it, bounded by `graces.total`).
         """
-        self._stop_asked = True
+        self.stop_asked = True
         graces = graces or self.graces
         await stop_child(
             self.child,
@@ -265,7 +265,7 @@ class Machine:
 
     async def kill(self) -> ExitReport:
         """End QEMU with SIGKILL: what the guest had not written is lost."""
-        self._stop_asked = True
+        self.stop_asked = True
         self.child.kill()
         return await self.wait()
 
@@ -307,7 +307,7 @@ class Machine:
     def _finish(self, status: ExitStatus) -> None:
         board = board_of(self.spec.machine, self.spec.arch)
         cause = judge(
-            asked=self._stop_asked,
+            asked=self.stop_asked,
             reason=self._shutdown_reason,
             panicked=self._panic is not None,
             status=status,

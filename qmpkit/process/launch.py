@@ -6,6 +6,7 @@ import errno
 import marshal
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import attrs
@@ -70,9 +71,12 @@ class Launch:
 
 
 def _raw(env: Mapping[str, str] | None) -> dict[bytes, bytes]:
-    if env is None:
-        return dict(os.environb)
-    return {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+    return dict(os.environb) if env is None else dict(_encoded(tuple(env.items())))
+
+
+@lru_cache(maxsize=4)  # most of ours get the same
+def _encoded(env: tuple[tuple[str, str], ...]) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((os.fsencode(name), os.fsencode(value)) for name, value in env)
 
 
 def launch_failure(launch: Launch, stage: str, code: int, raw_path: bytes) -> QmpkitError:

@@ -83,11 +83,18 @@ class BoundedLog:
 
     async def run(self) -> None:
         """Write until cancelled, then write what is left (2 s at most)."""
+        self._running.set()
+        try:
+            await self._wake.wait()  # many a log stays empty
+        finally:
+            if self._pending:
+                await self._write_on()
+
+    async def _write_on(self) -> None:
         # The writer is a service: a write that is under way at the cancellation is waited
         # for, because its thread would die with the interpreter.
         async with service_nursery() as services:
             services.start_soon(self._write_queued, name=f"log writer of {self.path.name}")
-            self._running.set()
             try:
                 await trio.sleep_forever()
             finally:

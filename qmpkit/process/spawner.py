@@ -93,6 +93,8 @@ class Spawner:
         self._control = control
         self._pidfd = os.pidfd_open(popen.pid)
         self._lock = trio.Lock()
+        self._watched = False
+        self._others = trio.lowlevel.ParkingLot()
         _spawners.add(self)
 
     @property
@@ -190,7 +192,7 @@ class Spawner:
         return self._receive()[0][1]
 
     def _send(self, request: tuple[Any, ...], fds: Sequence[int]) -> None:
-        if self.lost:
+        if self._control.fileno() < 0:
             raise SpawnerLost
         # Never blocks: only one request is under way, and it is small.
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -218,11 +220,17 @@ class Spawner:
 
     async def wait_lost(self) -> None:
         """Wait until the spawner has ended."""
-        pidfd = os.dup(self._pidfd)  # trio allows one waiter for a descriptor
+        # trio allows one waiter for a descriptor: the others wait to take its place.
+        if self._watched:
+            await self._others.park()
+        self._watched = True
         try:
-            await trio.lowlevel.wait_readable(pidfd)
+            await trio.lowlevel.wait_readable(self._pidfd)
         finally:
-            os.close(pidfd)
+            if self._others:
+                self._others.unpark()
+            else:
+                self._watched = False
 
     def _give_up(self) -> None:
         if self._control.fileno() >= 0:

@@ -97,14 +97,17 @@ async def _enter(
 ) -> Session:
     stack.callback(sock.close)
     # The witness keeps our connection in the kernel's table until it has been judged.
-    with sock.dup() as witness:
-        try:
-            return await stack.enter_async_context(
-                open_session(sock, name=label, greeting_timeout=patience, observer=observer)
-            )
-        except MonitorSilent as error:
-            address = witness.getpeername()
+    witness = os.dup(sock.fileno())
+    try:
+        return await stack.enter_async_context(
+            open_session(sock, name=label, greeting_timeout=patience, observer=observer)
+        )
+    except MonitorSilent as error:
+        with socket.socket(fileno=os.dup(witness)) as ours:
+            address = ours.getpeername()
             raise await _why_silent(label, patience, address, ours_is_open=True) from error
+    finally:
+        os.close(witness)
 
 
 async def _dial(path: str, label: str, patience: float) -> socket.socket:

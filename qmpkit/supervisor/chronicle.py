@@ -30,7 +30,7 @@ FILE_LIMIT = 4 << 20
 
 FILES_KEPT = 8
 
-_TOGETHER = 0.05  # seconds for which those that come are written with the first one
+_TOGETHER = 0.1  # seconds for which those that come are written with the first one
 _GAP = 100_000
 _FLUSH_GRACE = 5.0
 _BACKLOG_LIMIT = 200_000  # happenings that wait for a disk that does not take them

@@ -131,9 +131,12 @@ class Gate:
     def look(self) -> None:
         """Decide on all that wait, now."""
         waiting = {name: t for name, t in self._tickets.items() if not t.admitted}
+        if not waiting:
+            self._short_of_room = self._in_order = False
+            return
         ready = self._ready(waiting)
         admission = self._admission(waiting, ready)
-        self._short_of_room = any(not why.startswith(TURN) for why in admission.waits.values())
+        self._short_of_room = any(not why.startswith(TURN) for why in {*admission.waits.values()})
         self._in_order = bool(ready.waits or ready.blocked)
         by_name = {item.name: item for item in admission.queue}
         for name, ticket in waiting.items():

@@ -177,8 +177,12 @@ class Kept:
 
     async def write(self, journal: Journal) -> bool:
         """Write the record; a journal that cannot is told of, and keeps nobody from going on."""
+        return await self.written(journal.post(self.record))
+
+    async def written(self, entry: Ticket) -> bool:
+        """`write`, of a record that is on its way."""
         try:
-            await journal.put(self.record)
+            await entry.durable()
         except JournalFailed as failed:
             log.warning("machine %r: this is not durable: %s", self.name, failed)
             self.not_durable = failed

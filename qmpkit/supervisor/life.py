@@ -136,7 +136,8 @@ async def _bring_up(
     made = await stack.enter_async_context(prepared_disks(resolution.spec))
     kept.home = means.home(kept.name)  # the runtime directory may be another one today
     async with means.networks.plugged(resolution.spec, joined) as plugged:
-        resolution = attrs.evolve(resolution, spec=plugged.spec)
+        if plugged.spec is not resolution.spec:
+            resolution = attrs.evolve(resolution, spec=plugged.spec)
         # What is declared is safe on disk before it is made true.
         first = trio.lowlevel.checkpoint if kept.entry is None else kept.entry.durable
         starting = means.ground.start(resolution, kept.home, plugged.links, first)
@@ -201,12 +202,16 @@ def _end_of(kept: Kept, report: ExitReport) -> End:
     return End.of(report, boot_id())
 
 
+_AS_DECLARED = {"running": State.RUNNING, "paused": State.PAUSED}
+
+
 async def _obey(kept: Kept, means: Means, vm: VM) -> None:
     """Make each declaration true, also one that is made again."""
     while True:
         number, wanted = kept.declarations, kept.declared
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_try_to_make_true, kept, wanted, vm, _grace(kept, means))
+            if vm.state is not _AS_DECLARED.get(wanted):
+                nursery.start_soon(_try_to_make_true, kept, wanted, vm, _grace(kept, means))
             await kept.until(lambda seen=number: kept.declarations != seen)  # type: ignore[misc]
             if wanted != "stopped":
                 # A silent QEMU never does what it was told, and is to be stopped all the same.
@@ -245,7 +250,7 @@ async def _see_off(kept: Kept, means: Means, vm: VM) -> None:
     """When the guest is down: write down why, then end QEMU, which waits for that."""
     try:
         state = await vm.machine.reached(State.SHUTDOWN, State.PANICKED)
-        if kept.record.phase == "ending":
+        if kept.record.phase == "ending" or (kept.declared == "stopped" and vm.machine.stop_asked):
             return  # it is being ended, and on record is why
         panicked = state is State.PANICKED
         cause = ExitCause.GUEST_PANIC if panicked else ExitCause.GUEST_SHUTDOWN
@@ -274,10 +279,11 @@ async def comes_again(kept: Kept, means: Means, end: End) -> bool:
     """
     if kept.record.phase != "down" or kept.record.end != end:
         kept.note(phase="down", identity=None, end=end, history=_after(kept, end))
+        entry = means.journal.post(kept.record)
         await trio.to_thread.run_sync(discard, kept.home.sockets)
         if controllers(kept.spec.resources):  # of one that was adopted nobody else removes it
             await trio.to_thread.run_sync(sweep_groups)
-        await kept.write(means.journal)
+        await kept.written(entry)
     history = kept.record.history
     if history.crash_loop is not None and kept.declared != "stopped":
         kept.enter("crash-loop", f"{end.why}; {history.crash_loop}")

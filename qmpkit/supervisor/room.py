@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Collection
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from qmpkit.spec.machine import MachineSpec
@@ -31,7 +32,12 @@ def demand_of(spec: MachineSpec) -> Demand:
     if path is not None:
         with suppress(OSError):
             page = os.statvfs(path).f_bsize  # of hugetlbfs: its page
-    if page < _SMALLEST_HUGE_PAGE:
+    return _demand(size, cpus, page if page >= _SMALLEST_HUGE_PAGE else 0)
+
+
+@lru_cache  # of those that take the same there is one, for it is compared often
+def _demand(size: int, cpus: int, page: int) -> Demand:
+    if not page:
         return Demand(memory=size + QEMU_SHARE, cpus=cpus)
     return Demand(memory=QEMU_SHARE, cpus=cpus, huge_pages=-(-size // page), page_size=page)
 

@@ -21,6 +21,19 @@ Life = Callable[[trio.TaskStatus[None]], Awaitable[None]]
 """A machine's life from one point on; its status is set when it is in other hands than ours."""
 
 
+class _Status:
+    """Tells once that a life is in other hands, however often it is told."""
+
+    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
+        self.handed_over = False
+        self._task_status = task_status
+
+    def started(self, value: None = None) -> None:
+        if not self.handed_over:
+            self.handed_over = True
+            self._task_status.started()
+
+
 class Tending:
     """Makes the lives of kept machines, by the same means for all."""
 
@@ -29,20 +42,12 @@ class Tending:
 
     async def tend(self, kept: Kept, life: Life, task_status: trio.TaskStatus[None]) -> None:
         """One kept machine, start to rest.  The one place where its failure is caught."""
-        handed_over = False
-
-        class Status:
-            def started(self, value: None = None) -> None:
-                nonlocal handed_over
-                if not handed_over:
-                    handed_over = True
-                    task_status.started()
-
+        status = _Status(task_status)
         kept.tended = True
         try:
-            await life(Status())
+            await life(status)
         except Exception as error:
-            if not handed_over:
+            if not status.handed_over:
                 raise
             # Also what is no error of ours: the siblings are not to pay for it.
             log.exception("machine %r failed, and is left as it is", kept.name)
