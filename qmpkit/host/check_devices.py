@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from qmpkit.errors import Fault, HostLacks
+from qmpkit.errors import BinaryMissing, Fault, HostLacks
 from qmpkit.host.findings import Problem, lacking
+from qmpkit.host.virtiofsd import find_virtiofsd
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.peripherals import Rng, Share, UsbHost, Vfio, Vsock
 
@@ -26,6 +28,8 @@ def check_devices(spec: MachineSpec, root: Path = Path("/")) -> Iterator[Problem
                 yield from vsock_lacking(where, root)
             case UsbHost():
                 yield from _check_usb(device, where, root)
+            case Share() if device.served:
+                yield from _check_share(device, where, root)
             case Share():
                 if not Path(device.socket).is_socket():
                     message = f"there is no socket {device.socket!r}"
@@ -41,6 +45,19 @@ def vsock_lacking(where: str, root: Path) -> Iterator[Problem]:
         what = "/dev/vhost-vsock does not exist, a vsock device needs it"
         cure = "sudo modprobe vhost_vsock; in a container, pass the device in"
         yield lacking(where, HostLacks(what, cure))
+
+
+def _check_share(device: Share, where: str, root: Path) -> Iterator[Problem]:
+    try:
+        if not stat.S_ISDIR(os.stat(device.path).st_mode):  # noqa: PTH116
+            yield Problem(Fault(f"{where}.path", f"{device.path!r} is no directory"))
+    except OSError as error:
+        message = f"{device.path!r} cannot be shared: {error.strerror}"
+        yield Problem(Fault(f"{where}.path", message, f"mkdir -p {device.path}"))
+    try:
+        find_virtiofsd(root)
+    except BinaryMissing as missing:
+        yield lacking(where, missing)
 
 
 def _check_usb(device: UsbHost, where: str, root: Path) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ import attrs
 from qmpkit.errors import Fault, HostLacks
 from qmpkit.host.findings import Problem, lacking
 from qmpkit.host.kvm import read_text
+from qmpkit.host.rights import CAP_IPC_LOCK, CAP_SYS_NICE, capable
 from qmpkit.host.topology import HostNode, Topology, topology
 from qmpkit.process.cgroup import base_of, lacking_cure
 from qmpkit.spec.machine import MachineSpec
@@ -23,8 +24,6 @@ from qmpkit.spec.sizes import KIB, MIB, format_size
 
 __all__ = ["check_module", "check_resources", "needs_topology"]
 
-_CAP_SYS_NICE = 23
-_CAP_IPC_LOCK = 14
 _OWN_MEMORY = 256 * MIB  # what QEMU locks beside the guest's
 
 
@@ -65,16 +64,8 @@ def check_module(spec: MachineSpec, module: Module, root: Path = Path("/")) -> I
         yield from _check_pages(alone, topology(root), root)
 
 
-def _capable(root: Path, capability: int) -> bool:
-    """Whether this process has a capability; root in a container may lack it."""
-    for line in read_text(root / "proc/self/status", 8192).splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> capability & 1)
-    return os.geteuid() == 0
-
-
 def _check_lock(spec: MachineSpec, root: Path) -> Iterator[Problem]:
-    if not spec.memory.lock or _capable(root, _CAP_IPC_LOCK):
+    if not spec.memory.lock or capable(root, CAP_IPC_LOCK):
         return
     allowed = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     wanted = spec.most_memory + _OWN_MEMORY
@@ -87,7 +78,7 @@ def _check_lock(spec: MachineSpec, root: Path) -> Iterator[Problem]:
 def scheduling_problems(wanted: Resources, root: Path = Path("/")) -> Iterator[Problem]:
     """Rights that a policy or a niceness needs and that we do not have."""
     realtime = wanted.policy in ("fifo", "rr")
-    if not (realtime or wanted.nice is not None) or _capable(root, _CAP_SYS_NICE):
+    if not (realtime or wanted.nice is not None) or capable(root, CAP_SYS_NICE):
         return
     if realtime:
         most = resource.getrlimit(resource.RLIMIT_RTPRIO)[0]

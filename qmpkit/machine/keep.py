@@ -11,6 +11,7 @@ from contextlib import (
     ExitStack,
     asynccontextmanager,
 )
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,14 +28,17 @@ from qmpkit.machine.launch import (
     check_links,
     environment,
     failing_launch,
+    give_shares,
     give_store,
 )
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.ready import get_ready
+from qmpkit.machine.shares import Serve, adopt, keeping
 from qmpkit.machine.state import State
+from qmpkit.process.child import ChildLike
 from qmpkit.process.errors import SpawnFailed
 from qmpkit.process.identity import Identity
-from qmpkit.process.kept import KeptLike, adopted, kept_child, open_log
+from qmpkit.process.kept import KeptChild, KeptLike, adopted, kept_child, open_log
 from qmpkit.process.places import fresh
 from qmpkit.process.rundir import socket_path
 from qmpkit.process.sockets import listening_socket
@@ -44,7 +48,7 @@ from qmpkit.qmp.session import Session
 from qmpkit.spec.argv import TOOLS, render
 from qmpkit.spec.chardev import FdEndpoint
 from qmpkit.spec.facts import Facts
-from qmpkit.spec.machine import MachineSpec, channels
+from qmpkit.spec.machine import MachineSpec, channels, served
 
 __all__ = [
     "First",
@@ -83,10 +87,18 @@ class Home:
 
 @attrs.frozen
 class KeptStart:
-    """A process that was started to be kept, and is not yet."""
+    """A process that was started to be kept, and is not yet, and those that serve it."""
 
     child: KeptLike
     argv: tuple[str, ...]
+    servers: Mapping[str, ChildLike] = attrs.field(factory=dict)
+
+    async def keep(self) -> bool:
+        """Let all of it outlive us from now on; False when QEMU has ended already."""
+        for server in self.servers.values():  # first: without a QEMU they end by themselves
+            assert isinstance(server, KeptChild)
+            await server.keep()
+        return await self.child.keep()
 
 
 First = Callable[[], Awaitable[object]]
@@ -148,6 +160,7 @@ class QemuGround:
                     raise
                 for nic, fd in links.items():
                     wiring.endpoints[nic] = FdEndpoint(wiring.take(fd))
+                servers = await give_shares(spec, _keeping(home), wiring, ours, theirs)
                 await give_store(resolution, wiring, theirs)
                 argv = render(
                     spec,
@@ -168,11 +181,15 @@ class QemuGround:
                     name=spec.name,
                 )
                 process = await _entered(ours, started, spec.name, argv)
-            yield KeptStart(process, tuple(argv))
+            yield KeptStart(process, tuple(argv), servers)
 
     def adopt(self, identity: Identity, home: Home) -> AbstractAsyncContextManager[KeptLike]:
         """Watch the QEMU that *identity* means."""
         return adopted(identity, stderr=home.stderr)
+
+
+def _keeping(home: Home, *, at_once: bool = False) -> Serve:
+    return partial(keeping, sockets=home.sockets, logs=home.logs, at_once=at_once)
 
 
 async def _entered(
@@ -251,6 +268,8 @@ async def begun(
         )
         outer.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
+        machine.shares.serve = _keeping(home, at_once=True)
+        machine.shares.begin(started.servers)
         try:
             await get_ready(machine)
             yield machine
@@ -294,6 +313,10 @@ async def attached(
         machine.found(await examined(session, spec, patience), child.identity.age)
         machine.streams = _streams(outer, spec, home)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
+        machine.shares.serve = _keeping(home, at_once=True)
+        look_after = partial(adopt, machine.shares, sockets=home.sockets, logs=home.logs)
+        for share in served(spec):
+            services.start_soon(look_after, share.id)
         yield machine
 
 

@@ -23,6 +23,7 @@ from qmpkit.images.varstore import private_store
 from qmpkit.machine.grouping import grouped
 from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.ready import get_ready
+from qmpkit.machine.shares import Serve, serving
 from qmpkit.machine.state import State
 from qmpkit.process.cgroup import Group
 from qmpkit.process.child import Child, ChildLike, child
@@ -34,12 +35,12 @@ from qmpkit.qmp.session import Observer, Session
 from qmpkit.spec.argv import TOOLS, render
 from qmpkit.spec.chardev import Endpoint, FdEndpoint
 from qmpkit.spec.firmware import Uefi
-from qmpkit.spec.machine import MachineSpec, channels, links
+from qmpkit.spec.machine import MachineSpec, channels, links, served
 from qmpkit.spec.network import TapNic
 
 __all__ = ["LaunchOptions", "Started", "Starter", "launched", "start_qemu"]
 # For machines that are kept:
-__all__ += ["Wiring", "check_links", "environment", "failing_launch", "give_store"]
+__all__ += ["Wiring", "check_links", "environment", "failing_launch", "give_shares", "give_store"]
 
 # When QEMU closes its monitor before it greeted, its exit status follows at once.
 _STATUS_FOLLOWS = 5.0
@@ -77,11 +78,12 @@ class LaunchOptions:
 
 @attrs.frozen
 class Started:
-    """A process that has been started, with our ends of its channels."""
+    """A process that has been started, with our ends of its channels, and those that serve it."""
 
     child: ChildLike
     argv: tuple[str, ...]
     sockets: Mapping[str, socket.socket]
+    servers: Mapping[str, ChildLike] = attrs.field(factory=dict)
 
 
 Starter = Callable[[Resolution, LaunchOptions], AbstractAsyncContextManager[Started]]
@@ -98,6 +100,7 @@ async def start_qemu(resolution: Resolution, options: LaunchOptions) -> AsyncIte
         group = await ours.enter_async_context(grouped(spec))
         with ExitStack() as theirs:
             wiring = _wire(spec, options, ours, theirs)
+            servers = await give_shares(spec, serving, wiring, ours, theirs)
             await give_store(resolution, wiring, theirs)
             argv = render(
                 spec,
@@ -109,7 +112,7 @@ async def start_qemu(resolution: Resolution, options: LaunchOptions) -> AsyncIte
             )
             process = await _run(ours, spec, argv, wiring, options, group)
         # Their ends are closed here now: QEMU's death is an end of file on ours.
-        yield Started(process, tuple(argv), wiring.ours)
+        yield Started(process, tuple(argv), wiring.ours, servers)
 
 
 async def give_store(resolution: Resolution, wiring: Wiring, theirs: ExitStack) -> None:
@@ -118,6 +121,18 @@ async def give_store(resolution: Resolution, wiring: Wiring, theirs: ExitStack) 
     if isinstance(uefi, Uefi) and uefi.vars is None and flash is not None:
         made = await trio.to_thread.run_sync(private_store, flash.template)
         wiring.store = wiring.take(theirs.enter_context(made).fileno())
+
+
+async def give_shares(
+    spec: MachineSpec, serve: Serve, wiring: Wiring, ours: AsyncExitStack, theirs: ExitStack
+) -> dict[str, ChildLike]:
+    """Start what serves the directories that it shares, and hand over what leads there."""
+    servers = {}
+    for share in served(spec):
+        found = await ours.enter_async_context(serve(share))
+        wiring.hand_over(share.id, theirs.enter_context(found.cable))
+        servers[share.id] = found.child
+    return servers
 
 
 async def _run(
@@ -248,6 +263,7 @@ async def launched(
         )
         stack.enter_context(machine.lifecycle)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
+        machine.shares.begin(started.servers)
         try:
             await get_ready(machine)
             yield machine

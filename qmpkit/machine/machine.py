@@ -14,6 +14,7 @@ from qmpkit._trio import ServiceNursery
 from qmpkit.errors import MachineDied, MachineGone
 from qmpkit.machine.ledger import Ledger, Unwritten
 from qmpkit.machine.report import MOVED, ExitReport, judge
+from qmpkit.machine.shares import Shares
 from qmpkit.machine.state import EVENTS, State, Trigger, state_of, step, trigger_of
 from qmpkit.process.child import ChildLike
 from qmpkit.process.escalate import stop_child
@@ -76,7 +77,7 @@ class Machine:
     expanded), `argv` the exact command, `streams` the host ends of its character
     devices, `services` a nursery for tasks that live as long as the machine,
     `on_state` is told of every change of state.  `changing` is held by whoever changes
-    what a restart would build, and `ledger` is told of it.
+    what a restart would build, and `ledger` is told of it; `shares` serves its directories.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Machine:
         self.is_down = False
         self.ledger: Ledger = Unwritten()
         self.changing = trio.Lock()
+        self.shares = Shares(self)
         self._expected: set[Expected] = set()
         self._ends_meet_by: float | None = None
         self.stop_asked = False  # somebody ends QEMU, or has

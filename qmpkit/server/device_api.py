@@ -140,7 +140,7 @@ def _refuse_relative(item: Pluggable) -> None:
         case Rng():
             paths["file"] = item.file
         case Share():
-            paths["socket"] = item.socket
+            paths |= {"path": item.path, "socket": item.socket}
     for where, path in paths.items():
         if path and (not path.startswith("/") or "\0" in path):
             raise Refused(f"{where} must be an absolute path, not {path!r}")

@@ -17,7 +17,7 @@ from qmpkit.spec.facts import Facts
 from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.flash import flash_machine_options, flash_options
 from qmpkit.spec.layout import layout_of
-from qmpkit.spec.machine import MachineSpec, channels, links
+from qmpkit.spec.machine import MachineSpec, channels, links, served
 from qmpkit.spec.memory import memory_option
 from qmpkit.spec.names import RAM_ID
 from qmpkit.spec.numa import numa_options
@@ -43,7 +43,7 @@ def render(
 ) -> list[str]:
     """The argv that starts `spec`, the launcher's words and the binary first.
 
-    `endpoints` holds one endpoint for each of `channels(spec)` and `links(spec)`, and
+    `endpoints` holds one endpoint for each of `channels(spec)`, `links(spec)`, `served(spec)`, and
     may hold `TOOLS`. `paused` starts with the processors stopped (`-S`) until `cont`,
     `incoming` waits for `migrate-incoming` to fill the machine (`-incoming defer`), as one
     with `resume_from` does.
@@ -70,7 +70,7 @@ def render(
         if channel not in links(spec):
             argv += ["-chardev", chardev_option(channel, endpoint)]
     for device in spec.devices:
-        if isinstance(device, Share):
+        if isinstance(device, Share) and not device.served:
             argv += ["-chardev", socket_option(device.id, device.socket)]
     for monitor in ("qmp", TOOLS):
         if monitor in endpoints:
@@ -92,7 +92,7 @@ def _accelerator_faults(spec: MachineSpec, facts: Facts) -> Iterator[Fault]:
 
 
 def _check_endpoints(spec: MachineSpec, endpoints: Mapping[str, Endpoint]) -> None:
-    wanted = {*channels(spec), *links(spec)}
+    wanted = {*channels(spec), *links(spec), *(share.id for share in served(spec))}
     if missing := wanted - endpoints.keys():
         raise ValueError(f"no endpoint for {', '.join(sorted(missing))}")
     if unknown := endpoints.keys() - wanted - {TOOLS}:

@@ -17,7 +17,7 @@ from qmpkit.spec.given import items_of, table_of
 from qmpkit.spec.memory import Memory, to_memory
 from qmpkit.spec.network import Nic, link_needed, to_nics
 from qmpkit.spec.numa import NumaNode, to_numa
-from qmpkit.spec.peripherals import Device, VirtioMem, to_devices
+from qmpkit.spec.peripherals import Device, Share, VirtioMem, to_devices
 from qmpkit.spec.resources import Resources
 from qmpkit.spec.sizes import Size
 from qmpkit.spec.snapshots import Snapshot
@@ -171,3 +171,8 @@ def channels(spec: MachineSpec) -> tuple[str, ...]:
 def links(spec: MachineSpec) -> tuple[str, ...]:
     """The NICs whose socket must be handed to `render`, as endpoints named after them."""
     return tuple(nic.id for nic in spec.nics if link_needed(nic))
+
+
+def served(spec: MachineSpec) -> tuple[Share, ...]:
+    """The shares whose virtiofsd is the machine's own: `render` wants an endpoint for each."""
+    return tuple(it for it in spec.devices if isinstance(it, Share) and it.served)

@@ -12,13 +12,14 @@ import attrs
 
 from qmpkit.errors import Fault
 from qmpkit.spec import devices
+from qmpkit.spec.chardev import NamedEndpoint
 from qmpkit.spec.encryption import BaseImage
 from qmpkit.spec.layout import layout_of
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.names import netdev_id
+from qmpkit.spec.names import chardev_id, netdev_id
 from qmpkit.spec.network import Cable, Nic, link_needed, netdev_of
 from qmpkit.spec.options import Json
-from qmpkit.spec.peripherals import device_chardev
+from qmpkit.spec.peripherals import Share, device_chardev
 
 __all__ = ["Part", "PartKind", "names_of", "parts_between", "parts_of", "refused_changes"]
 
@@ -63,18 +64,25 @@ def parts_of(
 ) -> tuple[Part, ...]:
     """All parts of *spec* but what the board brings, each after those that it needs.
 
-    *endpoints*: of NICs whose cable is handed over (`links`); the back end of one that is not
-    among them can only be taken away.  *bases*: the images below encrypted disks.
+    *endpoints*: of NICs and shares whose cable is handed over (`links`, `served`); the back end
+    of one that is not among them can only be taken away.  *bases*: the images below encrypted
+    disks.
     """
     placed = layout_of(spec)
     rows: list[Part] = []
     rows += [Part("object", str(it["id"]), it) for it in devices.objects(spec)]
-    chardevs = filter(None, map(device_chardev, spec.devices))
-    rows += [Part("chardev", str(it["id"]), it) for it in chardevs]
+    shares = (it for it in spec.devices if isinstance(it, Share))
+    rows += [_channel(share, endpoints or {}) for share in shares]
     rows += [Part("node", str(it["node-name"]), it) for it in devices.blockdevs(spec, bases)]
     rows += [_netdev(nic, endpoints or {}) for nic in spec.nics]
     rows += [Part("device", str(it["id"]), it) for it in devices.devices(spec, placed)]
     return tuple(rows)
+
+
+def _channel(share: Share, endpoints: Mapping[str, Cable]) -> Part:
+    cable = endpoints.get(share.id)
+    handed = cable if isinstance(cable, NamedEndpoint) else None
+    return Part("chardev", chardev_id(share.id), device_chardev(share, handed))
 
 
 def _netdev(nic: Nic, endpoints: Mapping[str, Cable]) -> Part:

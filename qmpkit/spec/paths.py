@@ -22,6 +22,7 @@ PATHS: tuple[Pattern, ...] = (
     ("disks", "*", "file"),
     ("disks", "*", "make", "file"),
     ("devices", "*", "file"),
+    ("devices", "*", "path"),
     ("devices", "*", "socket"),
     ("disks", "*", "luks"),
     ("disks", "*", "luks", "key_file"),

@@ -11,6 +11,7 @@ import attrs
 
 from qmpkit.errors import Fault
 from qmpkit.spec.addresses import Place
+from qmpkit.spec.chardev import NamedEndpoint
 from qmpkit.spec.given import items_of
 from qmpkit.spec.names import chardev_id, id_problem, iothread_id, module_id
 from qmpkit.spec.options import Json
@@ -129,14 +130,23 @@ class UsbHost(_UsbDevice):
 class Share(_Device):
     """A directory of the host that the guest mounts: `mount -t virtiofs <tag> /mnt`.
 
-    `socket`: where a virtiofsd listens that serves it; it runs as long as the machine.  Needs
-    shared memory (`memory.share`).
+    `path`: that directory, for which a virtiofsd of the machine's own is started, which ends
+    with the device; with `read_only` the guest cannot change it.  Or `socket`: where a
+    virtiofsd listens that somebody else has started, and that runs as long as the machine.
+    Needs shared memory (`memory.share`).
     """
 
     prefix: ClassVar[tuple[str, int]] = ("fs", 0)
     tag: str
-    socket: str = attrs.field(converter=_path)
+    path: str = attrs.field(default="", converter=_path)
+    read_only: bool = False
+    socket: str = attrs.field(default="", converter=_path)
     queue_size: int = 1024
+
+    @property
+    def served(self) -> bool:
+        """Whether its virtiofsd is the machine's own."""
+        return not self.socket
 
 
 @attrs.frozen(kw_only=True)
@@ -221,11 +231,17 @@ def device_object(device: Device) -> Json | None:
     return {"qom-type": "rng-random", "id": chardev_id(device.id), "filename": device.file}
 
 
-def device_chardev(device: Device) -> Json | None:
-    """The argument of `chardev-add` of what is behind a device, if there is any."""
-    if not isinstance(device, Share):
+def device_chardev(device: Share, cable: NamedEndpoint | None = None) -> Json | None:
+    """The argument of `chardev-add` of what is behind a device; None of one without its *cable*.
+
+    *cable*: the socket, handed over, that leads to the machine's own virtiofsd.
+    """
+    if not device.served:
+        address = {"type": "unix", "data": {"path": device.socket}}
+    elif cable is not None:
+        address = {"type": "fd", "data": {"str": cable.name}}
+    else:
         return None
-    address = {"type": "unix", "data": {"path": device.socket}}
     backend = {"type": "socket", "data": {"addr": address, "server": False}}
     return {"id": chardev_id(device.id), "backend": backend}
 
@@ -301,8 +317,12 @@ def device_faults(device: Device, where: str) -> Iterator[Fault]:
         case Share():
             if len(device.tag.encode()) not in range(1, _TAG_LIMIT + 1):
                 yield Fault(f"{where}.tag", f"a tag has 1 to {_TAG_LIMIT} bytes")
-            if not device.socket:
-                yield Fault(f"{where}.socket", "the path is empty")
+            if bool(device.path) == bool(device.socket):
+                message = "a share has a directory of its own to serve, or a virtiofsd's socket"
+                yield Fault(where, message, 'path = "/srv/work"')
+            if device.read_only and not device.path:
+                message = "is for whoever has started its virtiofsd to say"
+                yield Fault(f"{where}.read_only", message)
         case VirtioMem():
             yield from _virtio_mem_faults(device, where)
         case Vfio():

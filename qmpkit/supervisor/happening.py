@@ -16,7 +16,7 @@ class Happening:
     machine became ("queued", "starting", then the states of `qmpkit.machine.state.State`, or
     "failed" for a start that did not succeed, and those of `Kept`) or another word for what
     is no state ("healthy", "unhealthy", "differs", "refused", "watchdog", "not-durable",
-    "record-lost", "forgotten", "stranger"), `cause` why.
+    "share-lost", "record-lost", "forgotten", "stranger"), `cause` why.
     """
 
     machine: str

@@ -163,6 +163,9 @@ class Kept:
         self.vm, self.adopted, self.health = vm, adopted, None
         self.enter(vm.state.value, cause)
         vm.machine.on_state = lambda state, why: self.enter(state.value, why)
+        vm.machine.shares.on_lost = lambda why: self.tell("share-lost", why)
+        for why in vm.machine.shares.lost.values():
+            self.tell("share-lost", why)
 
     def detach(self) -> None:
         """It has ended, or its monitor has."""

@@ -168,7 +168,7 @@ async def _put_on_record(
 ) -> VM:
     """From here on it outlives us."""
     await ticket.durable()
-    if not await start.child.keep():
+    if not await start.keep():
         report = await machine.wait()
         raise LaunchFailed(kept.name, start.argv, str(report.status), report.stderr_tail)
     # From here to the hand-over there is no checkpoint: nobody is cancelled in between.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Protocol
 
 import attrs
 import trio
@@ -11,6 +12,7 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.check_devices import check_devices
 from qmpkit.host.findings import raise_problems
 from qmpkit.host.resolve import with_absolute_paths
+from qmpkit.machine.shares import Shares
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.hotplug import growing
 from qmpkit.operations.hotplug.errors import UnplugPending
@@ -19,14 +21,17 @@ from qmpkit.operations.hotplug.places import additions, changes_between, empty_p
 from qmpkit.operations.hotplug.plug import plug_parts, unplug_parts
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.addresses import DEVICE_PORTS
+from qmpkit.spec.chardev import NamedEndpoint
 from qmpkit.spec.check import validate
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.names import chardev_id
 from qmpkit.spec.peripherals import (
     DEVICE_KINDS,
     Controller,
     Device,
     ScsiController,
+    Share,
     UsbController,
     UsbDevice,
     VirtioMem,
@@ -36,10 +41,16 @@ from qmpkit.spec.peripherals import (
 from qmpkit.spec.suggest import suggestion
 from qmpkit.spec.units import controllers
 
-__all__ = ["add_device", "plug_device", "remove_device", "with_controller"]
+__all__ = ["Sharing", "add_device", "plug_device", "remove_device", "with_controller"]
 
 
-async def add_device(machine: Changeable, device: Device) -> Device:
+class Sharing(Changeable, Protocol):
+    """A machine that can share directories."""
+
+    shares: Shares
+
+
+async def add_device(machine: Sharing, device: Device) -> Device:
     """See `Devices.add`."""
     async with machine.changing:
         if not isinstance(device, tuple(DEVICE_KINDS.values())):
@@ -47,7 +58,11 @@ async def add_device(machine: Changeable, device: Device) -> Device:
         device = await _checked(machine, device)
         if isinstance(device, UsbDevice) and device.controller is None:
             await with_controller(machine, usb=True)
-        device = await plug_device(machine, device)
+        if isinstance(device, Share) and device.served:
+            async with machine.shares.plugging(device) as cable:
+                device = await plug_device(machine, device, cable.fileno())
+        else:
+            device = await plug_device(machine, device)
         return _device_of(machine, machine.spec, device.id)
 
 
@@ -65,8 +80,11 @@ async def _checked(machine: Changeable, device: Device) -> Device:
     return device
 
 
-async def plug_device(machine: Changeable, device: Device) -> Device:
-    """Plug one device; the caller holds `machine.changing`."""
+async def plug_device(machine: Changeable, device: Device, cable: int | None = None) -> Device:
+    """Plug one device; the caller holds `machine.changing`.
+
+    *cable*: a socket that leads to what serves it.
+    """
     old = pinned(machine.spec)
     device = to_devices([*old.devices, device])[-1]
     if not isinstance(device, UsbDevice) and device.bus is None:
@@ -74,9 +92,11 @@ async def plug_device(machine: Changeable, device: Device) -> Device:
         device = evolved(device, bus=bus)
     new = pinned(attrs.evolve(old, devices=[*old.devices, device]))
     device = next(it for it in new.devices if it.id == device.id)
-    parts = additions(old, new)
+    name = chardev_id(device.id)
+    fds = {} if cable is None else {name: cable}
+    parts = additions(old, new, endpoints={device.id: NamedEndpoint(name)} if fds else None)
     where = partial(located, machine, new) if isinstance(device, VirtioMem) else None
-    await plug_parts(machine, f"add device {device.id!r}", new, parts, last=where)
+    await plug_parts(machine, f"add device {device.id!r}", new, parts, fds=fds, last=where)
     return device
 
 

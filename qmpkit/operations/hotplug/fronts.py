@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block import fronts
@@ -106,8 +106,16 @@ class Nics:
 class Devices:
     """All other devices of one machine, by the ids that they have in its spec (`rng1`)."""
 
-    def __init__(self, machine: Changeable) -> None:
+    def __init__(self, machine: devices.Sharing) -> None:
         self._machine = machine
+
+    @property
+    def lost(self) -> Mapping[str, str]:
+        """Shares (`path=`) whose virtiofsd has ended, by id, and how: their guest hangs in them.
+
+        Told in the log, and as an event ("share-lost") of a kept machine.
+        """
+        return self._machine.shares.lost
 
     def ports(self) -> RootPorts:
         """The machine's root ports: which hold what, and how many are left for hotplug."""

@@ -90,14 +90,19 @@ def changes_between(
 
 
 def additions(
-    old: MachineSpec, new: MachineSpec, bases: Mapping[str, Sequence[BaseImage]] | None = None
+    old: MachineSpec,
+    new: MachineSpec,
+    bases: Mapping[str, Sequence[BaseImage]] | None = None,
+    *,
+    endpoints: Mapping[str, Cable] | None = None,
 ) -> tuple[Part, ...]:
     """What comes, when *new* was found to make sense but for the place that it has got now.
 
     A guest waits for its device as long as all of a spec is looked at once more.  *bases*:
-    of encrypted disks that come.  Raises SpecInvalid when it takes a restart.
+    of encrypted disks that come, *endpoints*: of shares.  Raises SpecInvalid when it takes a
+    restart.
     """
-    return _between(old, new, bases=bases)[1]
+    return _between(old, new, endpoints, bases)[1]
 
 
 def _between(
