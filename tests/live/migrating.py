@@ -81,16 +81,15 @@ async def still_here(vm: VM, had: int) -> None:
 
 
 class At:
-    """Watches a monitor, and kills once its so-many-th command called *command* is sent.
+    """Watches a monitor, and kills once a command called *command* is sent.
 
     Who is killed is said when it is there: `at.victim = vm.pid`.  `has_killed` tells.
     """
 
-    def __init__(self, command: str, nth: int = 1) -> None:
+    def __init__(self, command: str) -> None:
         self.victim: int | None = None
         self.has_killed = False
         self._command = command
-        self._left = nth
 
     @property
     def options(self) -> LaunchOptions:
@@ -98,10 +97,8 @@ class At:
         return LaunchOptions(observer=self._see)
 
     def _see(self, direction: str, message: bytes, _: float) -> None:
-        if direction != "sent" or self.victim is None:
+        if direction != "sent" or self.victim is None or self.has_killed:
             return
         if json.loads(message).get("execute") == self._command:
-            self._left -= 1
-            if self._left == 0:
-                self.has_killed = True
-                os.kill(self.victim, signal.SIGKILL)
+            self.has_killed = True
+            os.kill(self.victim, signal.SIGKILL)
