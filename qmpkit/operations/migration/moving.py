@@ -137,11 +137,18 @@ class Moving:
                         await transfer.reached("completed")
                         await listen(destination, route.later)
                     await loaded(destination, arrivals)
+                    await self._check_arrival()
                     await self._all_sent(transfer)
                 finally:
                     self._is_broken = transfer.is_broken
                 await self._hand_over(transfer)
                 return transfer
+
+    async def _check_arrival(self) -> None:
+        """The guest is there, and has not panicked or powered off on its way."""
+        status = (await self._destination.execute("query-status"))["status"]
+        if status not in _LOADED:
+            raise MigrationFailed(self._source.name, f"its guest is in the state {status!r}")
 
     async def _all_sent(self, transfer: Transfer) -> None:
         """The source agrees that it is done, or has ended: then its guest lives on all the same.
@@ -180,9 +187,6 @@ class Moving:
 
     async def _wake(self) -> None:
         destination = self._destination
-        status = (await destination.execute("query-status"))["status"]
-        if status not in _LOADED:  # it has panicked or powered off on its way
-            raise MigrationFailed(destination.name, f"its guest is in the state {status!r}")
         destination.loaded()
         if not self._ran:
             await take_images_back(destination)
