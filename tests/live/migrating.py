@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -12,6 +11,7 @@ import attrs
 
 import qmpkit
 from qmpkit import VM, Cpu, Disk, LaunchOptions, MachineSpec, MigrationOptions, State
+from qmpkit.qmp.session import Direction
 from qmpkit.spec.block import DiskFormat
 from qmpkit.testing import guests
 from tests.live.blocks import nothing_left, write
@@ -81,27 +81,25 @@ async def still_here(vm: VM, had: int) -> None:
 
 
 class At:
-    """Watches a monitor, and kills once its so-many-th command called *command* is sent.
+    """Watches a monitor, and kills once a message with this *word* is sent, or received.
 
     Who is killed is said when it is there: `at.victim = vm.pid`.  `has_killed` tells.
     """
 
-    def __init__(self, command: str, nth: int = 1) -> None:
+    def __init__(self, word: str, direction: Direction = "sent") -> None:
         self.victim: int | None = None
         self.has_killed = False
-        self._command = command
-        self._left = nth
+        self._word = f'"{word}"'.encode()
+        self._direction = direction
 
     @property
     def options(self) -> LaunchOptions:
         """How a machine is started whose monitor is watched."""
         return LaunchOptions(observer=self._see)
 
-    def _see(self, direction: str, message: bytes, _: float) -> None:
-        if direction != "sent" or self.victim is None:
+    def _see(self, direction: Direction, message: bytes, _: float) -> None:
+        if self.victim is None or self.has_killed or direction != self._direction:
             return
-        if json.loads(message).get("execute") == self._command:
-            self._left -= 1
-            if self._left == 0:
-                self.has_killed = True
-                os.kill(self.victim, signal.SIGKILL)
+        if self._word in message:
+            self.has_killed = True
+            os.kill(self.victim, signal.SIGKILL)

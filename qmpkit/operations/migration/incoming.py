@@ -6,7 +6,7 @@ import attrs
 import trio
 
 from qmpkit.machine.machine import Machine
-from qmpkit.operations.migration.errors import NotArrived
+from qmpkit.operations.migration.errors import MigrationFailed, NotArrived
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import UserNic
 
@@ -29,6 +29,11 @@ class Incoming:
         """Raise NotArrived when it was to be filled before, or has ended."""
         if self._spent or self.machine.report is not None:
             raise NotArrived(self.spec.name)
+
+    def has_ended(self) -> MigrationFailed:
+        """The error for its end, with what it said last."""
+        said = self.machine.child.stderr_tail.strip()
+        return MigrationFailed(self.spec.name, "the destination's QEMU has ended", said)
 
     def take(self) -> None:
         """It is filled now, once and for all."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import trio
 
-from qmpkit.errors import Fault
+from qmpkit.errors import Fault, MachineDied, MachineGone
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.state import State
 from qmpkit.operations.migration.capabilities import Agreed, agree, wanted_capabilities
@@ -42,7 +42,12 @@ async def migrate(
     async with source.changing:
         source.must_live("migrating")
         incoming.must_wait()
-        agreed = await _agreed(source, incoming, options, throttled=policy != "fast")
+        try:
+            agreed = await _agreed(source, incoming, options, throttled=policy != "fast")
+        except (MachineDied, MachineGone) as ended:
+            if source.report is not None:
+                raise
+            raise incoming.has_ended() from ended
         incoming.take()
         return await Moving(source, incoming, options, agreed).go(steers, told or _nobody)
 

@@ -18,6 +18,7 @@ return.  QEMU's locks on the images keep the two apart even if we err.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Literal
 
 import attrs
@@ -30,7 +31,7 @@ from qmpkit.machine.state import State
 from qmpkit.operations.block.memory import go_on
 from qmpkit.operations.forwards import forwarded_ports
 from qmpkit.operations.migration.capabilities import Agreed, Setting
-from qmpkit.operations.migration.convergence import Policy, Round
+from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.options import MigrationOptions
@@ -98,8 +99,7 @@ class Moving:
                 await self._set(self._source, self._agreed.source)
                 await self._set(self._destination, self._agreed.destination)
                 self._ports = await _ports_of(self._source)
-                last = await self._across(policy, told)
-                await self._hand_over()
+                transfer = await self._across(policy, told)
                 downtime = _between(stops, resumes) if self._ran else 0.0
         except BaseException as error:
             if self._handed_over:
@@ -108,16 +108,17 @@ class Moving:
             if failure is error:
                 raise
             raise failure from error
-        seconds = trio.current_time() - begun
-        return Migrated(seconds, downtime, last.number, last.transferred)
+        seconds, last = trio.current_time() - begun, transfer.last
+        passes, transferred = (0, 0) if last is None else (last.number, last.transferred)
+        return Migrated(seconds, downtime, passes, transferred)
 
     async def _set(self, machine: Machine, setting: Setting) -> None:
         await machine.execute("migrate-set-capabilities", {"capabilities": setting})
         parameters = parameters_of(self._options, await known_parameters(machine))
         await machine.execute("migrate-set-parameters", parameters)
 
-    async def _across(self, policy: Policy, told: Told) -> Round:
-        """Have all of the guest at the destination, which stands still."""
+    async def _across(self, policy: Policy, told: Told) -> Transfer:
+        """Have all of the guest at the destination, and hand over to it."""
         source, destination = self._source, self._destination
         async with laid(
             self._options, source, destination, mapped="mapped-ram" in self._agreed.on
@@ -136,11 +137,18 @@ class Moving:
                         await transfer.reached("completed")
                         await listen(destination, route.later)
                     await loaded(destination, arrivals)
+                    await self._check_arrival()
                     await self._all_sent(transfer)
                 finally:
                     self._is_broken = transfer.is_broken
-                assert transfer.last is not None, "it was looked at when it had sent all"
-                return transfer.last
+                await self._hand_over(transfer)
+                return transfer
+
+    async def _check_arrival(self) -> None:
+        """The guest is there, and has not panicked or powered off on its way."""
+        status = (await self._destination.execute("query-status"))["status"]
+        if status not in _LOADED:
+            raise MigrationFailed(self._source.name, f"its guest is in the state {status!r}")
 
     async def _all_sent(self, transfer: Transfer) -> None:
         """The source agrees that it is done, or has ended: then its guest lives on all the same.
@@ -163,20 +171,22 @@ class Moving:
         for nic, ports in self._ports.items():
             await change_forwards(machine, machine.name, nic, ports)
 
-    async def _hand_over(self) -> None:
+    async def _hand_over(self, transfer: Transfer) -> None:
         """The point of no return: a cancellation waits until it is passed, or was not reached."""
-        with trio.move_on_after(2 * STEP_GRACE + self._source.graces.total, shield=True):
+        source = self._source
+        with trio.move_on_after(2 * STEP_GRACE + source.graces.total, shield=True) as bound:
             await self._wake()
             self._destination.spec = self._incoming.spec
-            self._source.moved()
+            source.moved()
             self._incoming.arrived.set()
-            await self._source.stop()
+            with suppress(*LOST):
+                await transfer.look()
+            await source.stop()
+        if bound.cancelled_caught:  # its images are no longer its own, so it can do no harm
+            log.warning("machine %r has migrated, and its old QEMU does not end", source.name)
 
     async def _wake(self) -> None:
         destination = self._destination
-        status = (await destination.execute("query-status"))["status"]
-        if status not in _LOADED:  # it has panicked or powered off on its way
-            raise MigrationFailed(destination.name, f"its guest is in the state {status!r}")
         destination.loaded()
         if not self._ran:
             await take_images_back(destination)
@@ -227,7 +237,7 @@ class Moving:
             case CommandRefused():
                 return MigrationFailed(name, str(error), said)
             case MachineDied() | MachineGone() if self._source.report is None:
-                return MigrationFailed(name, "the destination's QEMU has ended", said)
+                return self._incoming.has_ended()
         return error
 
 

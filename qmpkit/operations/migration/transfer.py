@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import trio
 
@@ -42,28 +41,34 @@ class Transfer:
         self._told = told
         self._begun = trio.current_time()
         self._halted = False
+        self._status = "none"
 
     async def reached(self, wanted: str) -> None:
         """Follow it until it has this status; MigrationFailed when it fails, or is given up."""
-        while True:
-            told = await self._source.execute("query-migrate")
-            self._look(told)
-            status = told.get("status", "none")
-            if status == wanted:
-                return
-            if status in _FAILED:
+        while self._status != wanted:
+            self._status = await self._next_status()
+            if self._status in _FAILED:
                 self.is_broken = True
-                raise MigrationFailed(self._source.name, str(told.get("error-desc") or status))
-            if status == "active" and self.last is not None:
+                raise await failure(self._source, self._status)
+            if self._status == "active" and self.last is not None:
                 await self._steer(self._policy(self.last))
-            with trio.move_on_after(_EVERY):
-                await self._changes.next()
 
-    def _look(self, told: Mapping[str, Any]) -> None:
+    async def look(self) -> str:
+        """Ask how far it is, and tell; its status."""
+        told = await self._source.execute("query-migrate")
         seen = read_round(told, trio.current_time() - self._begun, self._downtime)
         if seen is not None:
             self.last = seen
             self._told(seen)
+        return str(told.get("status", "none"))
+
+    async def _next_status(self) -> str:
+        """That of the next event, without asking: the guest may stand still meanwhile."""
+        with trio.move_on_after(_EVERY):
+            event = await self._changes.next()
+            if event.name == "MIGRATION":
+                return str(event.data["status"])
+        return await self.look()
 
     async def _steer(self, step: Step) -> None:
         if step.give_up:
@@ -82,10 +87,14 @@ async def loaded(destination: Machine, changes: Subscription) -> None:
     A QEMU that does not like what it reads ends, so MachineDied and MachineGone too.
     """
     while True:
-        told = await destination.execute("query-migrate")
-        status = told.get("status", "none")
+        status = (await changes.next()).data["status"]
         if status == "completed":
             return
         if status in _FAILED:
-            raise MigrationFailed(destination.name, str(told.get("error-desc") or status))
-        await changes.next()
+            raise await failure(destination, status)
+
+
+async def failure(machine: Machine, status: str) -> MigrationFailed:
+    """What has failed, in QEMU's words when it has some."""
+    told = await machine.execute("query-migrate")
+    return MigrationFailed(machine.name, str(told.get("error-desc") or status))
