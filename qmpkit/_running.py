@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from qmpkit.errors import HostLacks, MachineDied, MachineGone
-from qmpkit.host.resolve import resolve
+from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.images.prepare import prepared_disks
 from qmpkit.machine.launch import LaunchOptions, Starter, launched, start_qemu
 from qmpkit.machine.machine import Machine, check_grace
@@ -23,7 +23,7 @@ from qmpkit.qmp.errors import MonitorLost
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.vm import VM
 
-__all__ = ["log_directory", "opened", "restored", "running", "surfacing_death"]
+__all__ = ["log_directory", "opened", "opened_as", "restored", "running", "surfacing_death"]
 
 log = logging.getLogger("qmpkit")
 
@@ -138,11 +138,24 @@ async def opened(
         log.warning("machine %r: %s", spec.name, warning)
     async with (
         prepared_disks(resolution.spec) as made,
-        launched(resolution, options, start=start) as machine,
+        opened_as(resolution, logs=folder, options=options, start=start) as vm,
     ):
-        await take_place(machine)
         made.keep()
-        yield VM(machine, logs=folder)
+        yield vm
+
+
+@asynccontextmanager
+async def opened_as(
+    resolution: Resolution,
+    *,
+    logs: Path | None = None,
+    options: LaunchOptions | None = None,
+    start: Starter = start_qemu,
+) -> AsyncIterator[VM]:
+    """`opened` of what has been resolved, and whose images are there."""
+    async with launched(resolution, options, start=start) as machine:
+        await take_place(machine)
+        yield VM(machine, logs=logs)
 
 
 def log_directory(logs: Path) -> Path:

@@ -137,13 +137,15 @@ async def _transferred(
     with machine.subscribe("MIGRATION") as changes:
         await machine.execute(command, {"uri": way.uri})
         while True:
+            with trio.move_on_after(_EVERY if told is not None else float("inf")):
+                change = await changes.next()
+                if told is None and change.data.get("status") not in _ENDED:
+                    continue  # to ask would hold up what is to be over in milliseconds
             migration = await machine.execute("query-migrate")
             if told is not None:
                 told(migration)
             if migration.get("status") in _ENDED:  # one that waits for a pipe has none yet
                 break
-            with trio.move_on_after(_EVERY if told is not None else float("inf")):
-                await changes.next()
     return "" if migration["status"] == "completed" else _reason(migration)
 
 

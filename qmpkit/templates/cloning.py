@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from qmpkit._running import opened
+from qmpkit._running import opened_as
 from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.machine.saved_state import load_state
@@ -99,6 +99,7 @@ async def empty_clone(saved: Saved, wishes: Wishes, name: str | None) -> AsyncIt
     who = somebody(saved.spec, name)
     options = attrs.evolve(wishes.options, incoming=True)
     async with overlaid(saved, wishes.place) as overlays:
-        spec = clone_spec(saved.spec, who, overlays)
-        async with opened(spec, options=options, start=wishes.start) as vm:
+        spec = clone_spec(saved.private.spec, who, overlays)
+        resolution = attrs.evolve(saved.private, spec=spec)
+        async with opened_as(resolution, options=options, start=wishes.start) as vm:
             yield Empty(vm, saved, who, wishes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +20,12 @@ from qmpkit.templates.files import flaws_at_a_glance, flaws_in_full
 from qmpkit.templates.host import refuse_foreign
 from qmpkit.templates.manifest import MANIFEST, Manifest, located, manifest_from_json
 from qmpkit.templates.saved import Saved
+from qmpkit.templates.specs import private_spec
 from qmpkit.templates.template import Template
 
 __all__ = ["open_template", "read_manifest"]
+
+log = logging.getLogger("qmpkit")
 
 
 async def open_template(path: StrPath, *, verify: bool = False) -> Template:
@@ -37,8 +41,15 @@ async def open_template(path: StrPath, *, verify: bool = False) -> Template:
     manifest = await trio.to_thread.run_sync(read_manifest, folder)
     await _compare(folder, manifest, whole=verify)
     spec = located(manifest.spec, folder)
-    await refuse_foreign(folder, manifest.build, await resolve(spec))
-    return Template(Saved(folder, manifest, spec, await _empty_overlays(spec)))
+    with await trio.to_thread.run_sync(tempfile.TemporaryDirectory) as scratch:
+        files = await _empty_overlays(spec, Path(scratch))
+        # Once for all clones: what is asked of a spec and its host is the same for each.
+        private = await resolve(private_spec(spec, files))
+        overlays = {id: await trio.to_thread.run_sync(it.read_bytes) for id, it in files.items()}
+    for warning in private.warnings:
+        log.warning("template %r: %s", str(folder), warning)
+    await refuse_foreign(folder, manifest.build, private)
+    return Template(Saved(folder, manifest, spec, overlays, private))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -61,14 +72,10 @@ async def _compare(folder: Path, manifest: Manifest, *, whole: bool) -> None:
         raise TemplateBroken(str(folder), list(dict.fromkeys(flaws)))
 
 
-async def _empty_overlays(spec: MachineSpec) -> Mapping[str, bytes]:
+async def _empty_overlays(spec: MachineSpec, scratch: Path) -> Mapping[str, Path]:
     """An empty overlay of each disk that clones write to: qemu-img runs once, not for each."""
-    wanted = [disk for disk in spec.disks if not disk.is_readonly]
-    if not wanted:
-        return {}
-    made: dict[str, bytes] = {}
-    with await trio.to_thread.run_sync(tempfile.TemporaryDirectory) as scratch:
-        for disk in wanted:
-            file = await overlay(Path(scratch) / disk.id, disk.file, disk.format)
-            made[disk.id] = await trio.to_thread.run_sync(file.read_bytes)
-    return made
+    return {
+        disk.id: await overlay(scratch / disk.id, disk.file, disk.format)
+        for disk in spec.disks
+        if not disk.is_readonly
+    }

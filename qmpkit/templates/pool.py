@@ -32,6 +32,7 @@ log = logging.getLogger("qmpkit.pool")
 
 _QEMU_SHARE = 64 * MIB  # that a QEMU takes beside its guest's memory, roughly
 _HEALTH_BOUND = 2.0  # seconds in which a warm machine answers `query-status`
+_REFILL_AFTER = 0.1  # seconds that one just taken has the CPU for itself, while nobody waits
 _TRIES = 3  # starts in a row that fail before the pool gives up; and of one taker
 
 
@@ -107,6 +108,7 @@ class Pool:
         self._takers: deque[_Taker] = deque()
         self._changed = trio.Event()
         self._failures = 0
+        self._taken_at = float("-inf")
         self._closed: PoolClosed | None = PoolClosed(template.spec.name, "it is not entered")
         self._stack = AsyncExitStack()
 
@@ -231,6 +233,7 @@ class Pool:
             taker = self._takers.popleft()
             taker.held = held
             taker.woken.set()
+            self._taken_at = trio.current_time()
         self._changes()
 
     def _put_back(self, held: _Held) -> None:
@@ -262,12 +265,15 @@ class Pool:
 
     async def _tend(self, services: ServiceNursery, bounds: Bounds) -> None:
         while self._closed is None:
+            refill_at = self._taken_at + _REFILL_AFTER
+            rests = not self._takers and trio.current_time() < refill_at
             counted = Counter(held.place for held in self._held)
-            for _ in range(to_start(counted, len(self._takers), bounds)):
+            for _ in range(0 if rests else to_start(counted, len(self._takers), bounds)):
                 held = _Held()
                 self._held.append(held)
                 services.start_soon(self._live, held, name="machine of a pool")
-            await self._changed.wait()
+            with trio.move_on_at(refill_at if rests else float("inf")):
+                await self._changed.wait()
 
     async def _live(self, held: _Held) -> None:
         """The life of one machine, from its start until it is discarded."""

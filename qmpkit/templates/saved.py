@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from qmpkit.errors import HostLacks
+from qmpkit.host.resolve import Resolution
 from qmpkit.process.held_dirs import hold_new_dir, sweep
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.templates.errors import TemplateInUse
@@ -33,12 +34,14 @@ class Saved:
     """`spec`: the machine as it was saved, its files where they are.
 
     `overlays`: of each disk that a clone may write, by its id, an overlay with nothing in it.
+    `private`: what every clone is started as here, but for who it is and its overlays.
     """
 
     path: Path
     manifest: Manifest
     spec: MachineSpec
     overlays: Mapping[str, bytes]
+    private: Resolution
 
 
 @asynccontextmanager

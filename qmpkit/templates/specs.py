@@ -15,11 +15,11 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.boards import board_of
 from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.names import mac_of
+from qmpkit.spec.names import mac_of, machine_name_problem
 from qmpkit.spec.network import Nic, UserNic
 from qmpkit.spec.peripherals import Rng, ScsiController, UsbController, UsbKeyboard, UsbTablet
 
-__all__ = ["Somebody", "clone_spec", "refuse_unfit", "somebody", "templating"]
+__all__ = ["Somebody", "clone_spec", "private_spec", "refuse_unfit", "somebody", "templating"]
 
 _MOVABLE = (Rng, ScsiController, UsbController, UsbKeyboard, UsbTablet)
 _HOSTNAME_LIMIT = 63
@@ -113,7 +113,12 @@ class Somebody:
 
 
 def somebody(spec: MachineSpec, name: str | None = None) -> Somebody:
-    """A new one, for a clone of *spec*; all but *name* is drawn at random."""
+    """A new one, for a clone of *spec*; all but *name* is drawn at random.
+
+    SpecInvalid for a name that no machine can have.
+    """
+    if name is not None and (problem := machine_name_problem(name)):
+        raise SpecInvalid([Fault("name", problem)], f"a clone of {spec.name!r}")
     token = secrets.token_hex(4)
     old = [_mac(spec, nic) for nic in spec.nics]
     return Somebody(
@@ -133,31 +138,35 @@ def _new_mac() -> str:
     return ":".join(f"{byte:02x}" for byte in (0x52, 0x54, *secrets.token_bytes(4)))
 
 
-def clone_spec(spec: MachineSpec, who: Somebody, overlays: Mapping[str, Path]) -> MachineSpec:
-    """The machine that the template of *spec* is loaded into, as *who*.
+def private_spec(spec: MachineSpec, overlays: Mapping[str, Path]) -> MachineSpec:
+    """The machine that the template of *spec* is loaded into, but for who it is.
 
     Its RAM is private: what it writes is its own.  *overlays*: the file of each disk that it
     may write, by the disk's id.  A forward gets whatever port of the host is free.
     """
     memory = attrs.evolve(spec.memory, share=False, prealloc=False, prealloc_threads=1)
-    return attrs.evolve(
-        spec,
-        name=who.name,
-        uuid=who.uuid,
-        memory=memory,
-        vmgenid=None if spec.vmgenid is None else "auto",
-        nics=[_nic(nic, who.macs[_mac(spec, nic)]) for nic in spec.nics],
-        disks=[
-            attrs.evolve(disk, file=str(overlays[disk.id]), format="qcow2")
-            if disk.id in overlays
-            else disk
-            for disk in spec.disks
-        ],
-    )
+    disks = [
+        attrs.evolve(disk, file=str(overlays[disk.id]), format="qcow2")
+        if disk.id in overlays
+        else disk
+        for disk in spec.disks
+    ]
+    shown = None if spec.vmgenid is None else "auto"
+    nics = [_own_ports(nic) for nic in spec.nics]
+    return attrs.evolve(spec, memory=memory, disks=disks, vmgenid=shown, nics=nics)
 
 
-def _nic(nic: Nic, mac: str) -> Nic:
+def _own_ports(nic: Nic) -> Nic:
     if not isinstance(nic, UserNic):
-        return attrs.evolve(nic, mac=mac)
-    forwards = [attrs.evolve(forward, host=0) for forward in nic.forwards]
-    return attrs.evolve(nic, mac=mac, forwards=forwards)
+        return nic
+    return attrs.evolve(nic, forwards=[attrs.evolve(it, host=0) for it in nic.forwards])
+
+
+def clone_spec(private: MachineSpec, who: Somebody, overlays: Mapping[str, Path]) -> MachineSpec:
+    """A `private_spec` as *who*, with *overlays* of its own."""
+    nics = [attrs.evolve(nic, mac=who.macs[_mac(private, nic)]) for nic in private.nics]
+    disks = [
+        attrs.evolve(disk, file=str(overlays[disk.id])) if disk.id in overlays else disk
+        for disk in private.disks
+    ]
+    return attrs.evolve(private, name=who.name, uuid=who.uuid, nics=nics, disks=disks)

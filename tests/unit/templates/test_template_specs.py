@@ -15,7 +15,13 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.memory import Memory
 from qmpkit.spec.network import Forward, TapNic, UserNic
 from qmpkit.spec.peripherals import Rng, Vsock
-from qmpkit.templates.specs import clone_spec, refuse_unfit, somebody, templating
+from qmpkit.templates.specs import (
+    clone_spec,
+    private_spec,
+    refuse_unfit,
+    somebody,
+    templating,
+)
 
 NIC = UserNic(mac="52:54:00:00:00:01", forwards=[Forward(2222, 22)])
 SPEC = MachineSpec(
@@ -56,7 +62,8 @@ def test_everything_that_a_template_cannot_have_is_told_at_once() -> None:
 def test_a_clone_is_another_in_all_that_two_machines_may_not_share() -> None:
     spec = templating(SPEC, "/srv/web")
     overlays = {"disk0": Path("/tmp/top.qcow2")}
-    one, two = (clone_spec(spec, somebody(spec), overlays) for _ in range(2))
+    private = private_spec(spec, overlays)
+    one, two = (clone_spec(private, somebody(spec), overlays) for _ in range(2))
     assert one.name.startswith("web-") and one.name != two.name
     assert len({spec.uuid, one.uuid, two.uuid}) == 3
     macs = {nic.mac for clone in (one, two) for nic in clone.nics}
@@ -77,4 +84,6 @@ def test_a_host_name_has_what_host_names_may_have(name: str, hostname: str) -> N
 
 def test_a_long_name_leaves_room_for_what_tells_clones_apart() -> None:
     spec = templating(attrs.evolve(SPEC, name="n" * 64), "/srv/web")
-    assert faults_of(clone_spec(spec, somebody(spec), {})) == ()
+    assert faults_of(clone_spec(private_spec(spec, {}), somebody(spec), {})) == ()
+    with pytest.raises(SpecInvalid, match="name: 'a/b' holds a '/'"):
+        somebody(spec, "a/b")
