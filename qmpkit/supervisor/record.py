@@ -123,6 +123,11 @@ class Record:
         """Its places in the networks of its farm."""
         return () if self.farm is None else self.farm.networks
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether it is to stay down, and goes on with its RAM when it is started."""
+        return self.declared == "stopped" and self.spec.resume_from is not None
+
     def wanting(self, wanted: Wanted) -> Record:
         """With what its owner wants now but for the spec, which a start needs to change."""
         own = {name: getattr(wanted, name) for name in MATTERS}
