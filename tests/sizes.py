@@ -121,3 +121,4 @@ KVM_MIGRATIONS = size(ci=3, long=50)  # of one under KVM
 # Saved machines
 RAM_FORMS = ("plain", "packed", "mapped") if LONG else ("mapped",)  # packed is tried elsewhere
 SAVED_CANCELS = size(ci=17, long=1)  # each so-and-so-many-th checkpoint of a save, of a restore
+SAVED_KILLED = (1, 2, 3, 4) if LONG else (2, 3)  # after which step of a save all is killed

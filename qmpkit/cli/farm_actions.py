@@ -303,7 +303,9 @@ def _declared(daemon: Daemon, words: Sequence[str]) -> list[str]:
 def _rests(machine: dict[str, Any]) -> bool:
     """Whether it is down and stays so; "failed" is also said of one whose guest was stopped."""
     state: str = machine["state"]
-    return state in ("gone", "crash-loop") or (state == "failed" and machine["pid"] is None)
+    return state in ("gone", "saved", "crash-loop") or (
+        state == "failed" and machine["pid"] is None
+    )
 
 
 def _beat(timeout: float | None) -> int:

@@ -61,7 +61,7 @@ def _tell(farm: str, seen: Onlook) -> None:
 def _row(machine: Seen) -> dict[str, Any]:
     record, end = machine.record, machine.end
     loops = record.history.crash_loop is not None and record.declared != "stopped"
-    down = "crash-loop" if loops else "gone"
+    down = "crash-loop" if loops else "saved" if record.is_saved else "gone"
     return {
         "machine": record.name,
         "state": "alive" if end is None else down,

@@ -4,6 +4,7 @@
         lock            who supervises           .state   a link to the state directory
         machines/<machine>.json                  <machine>/qmp, tools, serial0, agent
         logs/<machine>/stderr.log, …
+        saved/<machine>/manifest.json, memory
 
 The state directory is `$QMPKIT_STATE_DIR/NAME`, else `/var/lib/qmpkit/NAME` for root,
 else `$XDG_STATE_HOME/qmpkit/NAME` (`~/.local/state`).  The runtime directory is `NAME` in
@@ -55,6 +56,11 @@ class Places:
     def logs(self, machine: str) -> Path:
         """The directory of a machine's logs; not made yet."""
         return self.state / "logs" / machine
+
+    @property
+    def saved(self) -> Path:
+        """Where machines are that were saved, each in a folder of its name; not made yet."""
+        return self.state / "saved"
 
     def sockets(self, machine: str) -> Path:
         """The directory of a machine's sockets, whose paths fit; not made yet."""

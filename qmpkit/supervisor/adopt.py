@@ -122,7 +122,7 @@ async def _with_monitor(kept: Kept, means: Means, machine: Machine, seen: Seen) 
     try:
         await _compare(kept, vm.state)
         seen()
-        await used_up(kept, means.journal, machine)
+        await used_up(kept, means, machine)
         died_in = kept.record.change
         await recover_change(kept, ledger, vm)
         await _take_place(kept, vm, None if died_in is None else died_in.spec)

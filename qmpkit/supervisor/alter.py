@@ -21,7 +21,7 @@ from qmpkit.supervisor.ledger import KeptLedger, finish_change
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.record import MATTERS, Record, Wanted, digest_of
 
-__all__ = ["amend", "disks_at_rest", "matters", "revert"]
+__all__ = ["amend", "disks_at_rest", "down", "matters", "revert"]
 
 
 def matters(record: Record | Wanted) -> dict[str, Any]:
@@ -55,7 +55,7 @@ async def revert(
     kept: Kept, snapshot: str, journal: Journal, machines: Mapping[str, Kept], *, memory: bool
 ) -> tuple[str, ...]:
     """See `Supervisor.revert`."""
-    await _down(kept)
+    await down(kept)
     change, left = await overlaid(kept.spec, snapshot, memory=memory)
     ledger = KeptLedger(kept, journal, machines)
     done = False
@@ -75,12 +75,13 @@ async def disks_at_rest(
     kept: Kept, journal: Journal, machines: Mapping[str, Kept]
 ) -> AsyncIterator[AtRest]:
     """See `Supervisor.at_rest`."""
-    await _down(kept)
+    await down(kept)
     async with at_rest(kept.spec, ledger=KeptLedger(kept, journal, machines)) as machine:
         yield machine
 
 
-async def _down(kept: Kept) -> None:
+async def down(kept: Kept) -> None:
+    """Raise SpecInvalid unless it is down; what was half done to it is ended or undone."""
     if kept.tended or kept.record.identity is not None:
         hint = f'declare({kept.name!r}, "stopped") first'
         raise SpecInvalid([Fault("", "it is up", hint)], f"machine {kept.name!r}")

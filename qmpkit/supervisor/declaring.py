@@ -140,6 +140,7 @@ class Declaring:
             fault = Fault("", "it is up with another spec", hint)
             raise SpecInvalid([fault], whose(kept.name))
         else:
+            self._means.shelf.refuse_another(kept)
             await finish_change(kept)
             record = kept.record.wanting(wanted)
             await self._networks.make(record.name, record.joined)

@@ -15,7 +15,6 @@ from qmpkit.errors import Fault, QmpkitError, SpecInvalid
 from qmpkit.machine.keep import Ground, Home
 from qmpkit.machine.launch import LaunchOptions
 from qmpkit.operations.block.at_rest import AtRest
-from qmpkit.process.kept import trim_log
 from qmpkit.process.places import Places, claimed_places, discard
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
@@ -31,8 +30,9 @@ from qmpkit.supervisor.ledger import finish_change
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.record import Declared, Record, Wanted
+from qmpkit.supervisor.shelf import Shelf
 from qmpkit.supervisor.strangers import tell_strangers
-from qmpkit.supervisor.tending import Tending
+from qmpkit.supervisor.tending import Tending, trim_logs
 
 __all__ = ["Keeper"]
 
@@ -40,8 +40,6 @@ log = logging.getLogger("qmpkit.supervisor")
 
 RELEASE_GRACE = 5.0
 """Seconds that giving up the directory may take: some system calls."""
-
-_TRIM_EVERY = 60.0
 
 
 class Keeper:
@@ -95,13 +93,15 @@ class Keeper:
                 self._journal = Journal(self._places.records)
                 self._forgotten = Forgotten(self._places.state / "layers")
                 await self._forgotten.load()
+                self.shelf = Shelf(self._places.saved, self.machines, self._journal)
                 services.start_soon(self._journal.run)
-                services.start_soon(self._trim_logs)
+                services.start_soon(trim_logs, self.machines)
                 services.start_soon(self._gate.run)
                 chronicle = Chronicle(self._places.state / "events")
                 self._events.keep(chronicle, await trio.to_thread.run_sync(chronicle.open))
                 services.start_soon(chronicle.run)
-                async with self._adopted(self._with(journal=self._journal, home=self._home)):
+                means = self._with(journal=self._journal, home=self._home, shelf=self.shelf)
+                async with self._adopted(means):
                     yield
         finally:
             with trio.move_on_after(RELEASE_GRACE, shield=True):
@@ -119,6 +119,8 @@ class Keeper:
             why = f"its record was unreadable ({loss.why}) and is now {loss.path}"
             log.error("machine %r: %s", loss.machine, why)
             self._events.tell(loss.machine, "record-lost", why)
+        if not lost:
+            await self.shelf.sweep()
         known = {kept.home.sockets for kept in self.machines.values()}
         complete = not await tell_strangers(self._places.runtime, known, self._events) and not lost
         members = {record.name: record.joined for record in records}
@@ -200,6 +202,7 @@ class Keeper:
                 await self._forgotten.put(kept.spec)
             await self._journal.remove(name)
             self.machines.pop(name, None)
+            await self.shelf.clear(kept)
             self._events.tell(name, "forgotten", "it is declared no longer")
             try:
                 await self._networks.drop(name, kept.record.joined)
@@ -210,14 +213,3 @@ class Keeper:
     def known(self, name: str) -> Kept:
         """The machine of that name; SpecInvalid when there is none."""
         return known_in(self.machines, name)
-
-    async def _trim_logs(self) -> None:
-        while True:
-            await trio.sleep(_TRIM_EVERY)
-            files = [kept.home.stderr for kept in self.machines.values()]
-            await trio.to_thread.run_sync(_trim_all, files)
-
-
-def _trim_all(files: list[Path]) -> None:
-    for file in files:
-        trim_log(file)

@@ -36,7 +36,8 @@ class Kept:
 
     `vm` is the machine as long as its monitor answers, and another one after each
     restart.  `state` is what is observed: the states of `State`, or "queued", "starting",
-    "silent" (its QEMU lives and says nothing), "unreachable" (it has no sockets any
+    "saved" (it is down, and goes on where it was when it is started), "silent" (its QEMU
+    lives and says nothing), "unreachable" (it has no sockets any
     more, or another machine's), "blocked" (it requires one that will not come up by
     itself), "restarting" (it waits for its policy), "crash-loop"
     and "failed" (it waits for a person).  `not_durable` is why the last change could

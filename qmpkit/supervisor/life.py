@@ -33,6 +33,7 @@ from qmpkit.supervisor.ledger import KeptLedger, finish_change
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.policy import History, Mishap, after_end
 from qmpkit.supervisor.record import End
+from qmpkit.supervisor.shelf import Shelf
 from qmpkit.supervisor.vitality import watch_over
 from qmpkit.vm import VM
 
@@ -60,6 +61,7 @@ class Means:
     machines: Mapping[str, Kept]
     home: Callable[[str], Home]
     gate: Gate
+    shelf: Shelf
     options: LaunchOptions
     powerdown_grace: float
     patience: float = 2.0
@@ -93,7 +95,7 @@ async def started(
 
 async def _let_go(kept: Kept, means: Means, vm: VM, hand_over: HandOver | None) -> None:
     try:
-        await used_up(kept, means.journal, vm.machine)
+        await used_up(kept, means, vm.machine)
         if kept.declared == "running":
             # Not to be left standing with nobody there to see it.
             with trio.move_on_after(RESUME_GRACE, shield=True):
@@ -106,20 +108,24 @@ async def _let_go(kept: Kept, means: Means, vm: VM, hand_over: HandOver | None) 
         raise
 
 
-async def used_up(kept: Kept, journal: Journal, machine: Machine) -> None:
+async def used_up(kept: Kept, means: Means, machine: Machine) -> None:
     """Before its guest runs: the RAM that it goes on with is not to be loaded a second time.
 
-    Its disks go on too, and would not be those of that moment any more.
+    Its disks go on too, and would not be those of that moment any more.  One that is to be
+    stopped keeps it: its guest has not run since, or not yet.
     """
     memory = kept.spec.resume_from
-    if memory is None:
+    if memory is None or kept.declared == "stopped":
         return
+    folder = means.shelf.folder_of(kept.spec)
     machine.spec = attrs.evolve(machine.spec, resume_from=None)
     kept.note(spec=attrs.evolve(kept.spec, resume_from=None))
-    if not await kept.write(journal):
+    if not await kept.write(means.journal):
         kept.note(spec=attrs.evolve(kept.spec, resume_from=memory))
         assert kept.not_durable is not None
         raise kept.not_durable
+    if folder is not None:
+        await trio.to_thread.run_sync(discard, folder)
 
 
 async def _bring_up(
@@ -210,17 +216,18 @@ async def _obey(kept: Kept, means: Means, vm: VM) -> None:
     while True:
         number, wanted = kept.declarations, kept.declared
         async with trio.open_nursery() as nursery:
-            if vm.state is not _AS_DECLARED.get(wanted):
-                nursery.start_soon(_try_to_make_true, kept, wanted, vm, _grace(kept, means))
+            if vm.state is not _AS_DECLARED.get(wanted) or kept.spec.resume_from is not None:
+                nursery.start_soon(_try_to_make_true, kept, means, wanted, vm)
             await kept.until(lambda seen=number: kept.declarations != seen)  # type: ignore[misc]
             if wanted != "stopped":
                 # A silent QEMU never does what it was told, and is to be stopped all the same.
                 nursery.cancel_scope.cancel()
 
 
-async def _try_to_make_true(kept: Kept, wanted: str, vm: VM, grace: float) -> None:
+async def _try_to_make_true(kept: Kept, means: Means, wanted: str, vm: VM) -> None:
     try:
-        await _make_true(wanted, vm, grace)
+        await used_up(kept, means, vm.machine)
+        await _make_true(wanted, vm, _grace(kept, means))
     except (MachineGone, MachineDied):
         return  # whoever attends to it sees the end
     except QmpkitError as error:
@@ -289,7 +296,7 @@ async def comes_again(kept: Kept, means: Means, end: End) -> bool:
         kept.enter("crash-loop", f"{end.why}; {history.crash_loop}")
     elif history.stays is not None or kept.declared == "stopped":
         failed = end.cause is Mishap.START_FAILED
-        kept.enter("failed" if failed else State.GONE.value, end.why)
+        _rest(kept, "failed" if failed else State.GONE.value, end.why)
     else:
         return await _wait_for_turn(kept, end)
     return False
@@ -307,9 +314,15 @@ async def _wait_for_turn(kept: Kept, end: End) -> bool:
     with trio.move_on_after(wait):
         await kept.until(lambda: kept.declared == "stopped")
     if kept.declared == "stopped":
-        kept.enter(State.GONE.value, "it was stopped on request")
+        _rest(kept, State.GONE.value, "it was stopped on request")
         return False
     return True
+
+
+def _rest(kept: Kept, state: str, why: str) -> None:
+    if kept.record.is_saved:
+        state, why = "saved", "it goes on where it was when it is started"
+    kept.enter(state, why)
 
 
 async def attempt(kept: Kept, means: Means) -> End | None:

@@ -135,6 +135,11 @@ class Record:
             return self.spec  # it may have been tuned since
         return self.sites.given_to(self.spec)
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether it is to stay down, and goes on with its RAM when it is started."""
+        return self.declared == "stopped" and self.spec.resume_from is not None
+
     def wanting(self, wanted: Wanted) -> Record:
         """With what its owner wants now but for the spec, which a start needs to change."""
         own = {name: getattr(wanted, name) for name in MATTERS}

@@ -38,6 +38,7 @@ from qmpkit.supervisor.keeper import Keeper
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.record import Declared, Wanted
+from qmpkit.supervisor.saves import Saves
 from qmpkit.supervisor.table import Row
 from qmpkit.vm import VM
 
@@ -46,7 +47,7 @@ __all__ = ["Supervisor"]
 log = logging.getLogger("qmpkit.supervisor")
 
 
-class Supervisor:
+class Supervisor(Saves):
     """Runs many machines; `async with qmpkit.Supervisor("lab") as lab:`.
 
     Machines of two lifetimes.  Those of `start` end with the block.  With `keep=True`

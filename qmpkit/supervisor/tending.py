@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 import trio
 
 from qmpkit.host.resolve import Resolution
+from qmpkit.process.kept import trim_log
 from qmpkit.supervisor.adopt import found
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means, attempt, comes_again, started
 from qmpkit.supervisor.record import End
 
-__all__ = ["Life", "Tending"]
+__all__ = ["Life", "Tending", "trim_logs"]
 
 log = logging.getLogger("qmpkit.supervisor")
 
 Life = Callable[[trio.TaskStatus[None]], Awaitable[None]]
 """A machine's life from one point on; its status is set when it is in other hands than ours."""
+
+
+_TRIM_EVERY = 60.0
 
 
 class _Status:
@@ -97,3 +102,16 @@ class Tending:
             if not await comes_again(kept, self._means, end):
                 return
             end = await attempt(kept, self._means)
+
+
+async def trim_logs(machines: Mapping[str, Kept]) -> None:
+    """Keep bounded what their QEMUs write themselves, for ever."""
+    while True:
+        await trio.sleep(_TRIM_EVERY)
+        files = [kept.home.stderr for kept in machines.values()]
+        await trio.to_thread.run_sync(_trim_all, files)
+
+
+def _trim_all(files: list[Path]) -> None:
+    for file in files:
+        trim_log(file)

@@ -1,0 +1,78 @@
+"""What a `Supervisor` does with saved machines."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from qmpkit.machine.state_forms import Form
+from qmpkit.operations.jobs import Progress
+from qmpkit.operations.saved.saving import Saving
+from qmpkit.spec.saved import SavedMachine
+from qmpkit.supervisor.drain import Drained, Told, drain
+from qmpkit.supervisor.keeper import Keeper
+
+__all__ = ["Saves"]
+
+
+class Saves(ABC):
+    """The part of a supervisor that saves the machines that it keeps."""
+
+    async def save(
+        self, name: str, *, ram: Form = "plain", progress: Progress | None = None
+    ) -> SavedMachine:
+        """Save a kept machine that is up beside its record, and end it; it is declared stopped.
+
+        Its guest goes on where it was when it is declared running the next time, also after a
+        reboot of the host; its disks stay where they are, and nobody may write to them
+        meanwhile.  Such a start raises SpecInvalid when somebody has, or LaunchFailed when
+        QEMU does not take the state: `discard_saved` has it boot.  *ram*, *progress* and
+        what is raised: as of `vm.save`; SpecInvalid, too, when it is down, and JournalFailed.
+        Failed or cancelled, it goes on; from the moment on that its record says that it is
+        saved, it is, whoever dies.
+        """
+        keeper = self._kept_machines()
+        kept = keeper.known(name)
+        async with kept.turn:
+            found = await keeper.shelf.save(kept, Saving(ram=ram, progress=progress))
+            await kept.until(lambda: not kept.tended or kept.refusal is not None)
+            if kept.refusal is not None:
+                raise kept.refusal
+            return found
+
+    async def save_kept(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        ram: Form = "plain",
+        told: Told = lambda name, done, total: None,
+    ) -> tuple[Drained, ...]:
+        """Save kept machines (default: all that are up), the last to start first.
+
+        Gives how each went: one that cannot be saved goes on, and keeps up nobody.  *told* is
+        called as each is down.  Raises SpecInvalid for an unknown name.
+        """
+        keeper = self._kept_machines()
+        up = [name for name, kept in keeper.machines.items() if kept.vm is not None]
+        wanted = [keeper.known(name).name for name in (up if names is None else names)]
+
+        async def save(name: str, _: float | None) -> None:
+            await self.save(name, ram=ram)
+
+        return await drain(
+            keeper.machines, wanted, save, grace=None, deadline=float("inf"), told=told
+        )
+
+    async def discard_saved(self, name: str) -> None:
+        """Have a kept machine that was saved boot when it is started, without its RAM.
+
+        As after a power cut: what its guest had not yet written is lost.  Raises SpecInvalid
+        when it is up, not saved or unknown, JournalFailed.
+        """
+        keeper = self._kept_machines()
+        kept = keeper.known(name)
+        async with kept.turn:
+            await keeper.shelf.discard(kept)
+
+    @abstractmethod
+    def _kept_machines(self) -> Keeper: ...
