@@ -44,9 +44,11 @@ def grown(spec: MachineSpec) -> tuple[VirtioMem, ...]:
     return tuple(it for it in spec.devices if isinstance(it, VirtioMem))
 
 
-# Waits until all that the guest has is what is said; by the shell itself, as each program that
-# it starts takes long under TCG.
+# Waits until all that the guest has is what is said, and its KiB of memory from the first number
+# to the second; by the shell itself, as each program that it starts takes long under TCG.
 _LOOK = """
+low=$1 high=$2
+shift 2
 look() {
   have=
   for it in /sys/block/vd*; do
@@ -63,7 +65,8 @@ look() {
   for it in $found; do have="$have rng"; done
   read -r found </sys/devices/system/cpu/present; have="$have cpus:$found"
   read -r found </sys/devices/system/cpu/online; have="$have online:$found"
-  read -r name found unit </proc/meminfo; have="$have kib:$found"
+  read -r name found unit </proc/meminfo
+  [ $found -lt $low ] || [ $found -gt $high ] && have="$have kib:$found"
 }
 tries=0
 while :; do
@@ -80,12 +83,13 @@ done
 
 @attrs.define
 class Views:
-    """What no spec says: the KiB that the kernel keeps for itself, the bytes in the balloon,
-    and how many processors the guest has brought up."""
+    """What no spec says: the KiB that the kernel keeps for itself (another boot takes some
+    more or less: `slack`), the bytes in the balloon, and how many processors are up."""
 
     vm: VM
     folder: Path
     kept: int = 0
+    slack: int = 0
     inflated: int = 0
     online: int = 1
 
@@ -145,7 +149,8 @@ class Views:
         said += [f"nic:{it.mac or mac_of(spec.name, it.id)}/{int(it.link)}" for it in spec.nics]
         said += ["rng" for it in (*[Rng()] * spec.rng, *spec.devices) if isinstance(it, Rng)]
         said += [f"cpus:{_row(spec.cpu.present)}", f"online:{_row(self.online)}"]
-        return [*said, f"kib:{self._bytes() // 1024 - self.kept}"]
+        usable = self._bytes() // 1024 - self.kept
+        return [str(usable - self.slack), str(usable + self.slack), *said]
 
     def _bytes(self) -> int:
         spec = self.vm.spec

@@ -84,18 +84,15 @@ async def agreed_after(kept: Kept, folder: Path, own: int | None) -> None:
     assert kept.vm is not None
     assert (kept.vm.spec.memory, kept.vm.spec.cpu) == (kept.spec.memory, kept.spec.cpu)
     assert kept.vm.spec.devices == kept.spec.devices
-    views = Views(kept.vm, folder / "images", online=kept.vm.spec.cpu.present)
-    with trio.fail_after(40):
-        while not await _agree(views, own):  # noqa: ASYNC110  # nothing tells when it has
+    views = Views(kept.vm, folder / "images", kept=own or 0, slack=8192)
+    with trio.fail_after(120):
+        while not await _agree(views, guest=own is not None):  # noqa: ASYNC110  # nothing tells
             await trio.sleep(0.05)
 
 
-async def _agree(views: Views, own: int | None) -> bool:
+async def _agree(views: Views, *, guest: bool) -> bool:
     try:
-        if own is not None:
-            await views.begin()
-            assert abs(views.kept - own) < 8192, "another boot counts some MiB otherwise"
-        await views.agree(guest=own is not None)
+        await views.agree(guest=guest)
     except AssertionError:
         if trio.current_effective_deadline() - trio.current_time() < 5:
             raise
