@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import attrs
+import trio
 
 import qmpkit
 from qmpkit import VM, Cpu, Dimm, MachineSpec, Rng, VirtioMem
 from qmpkit.spec.names import mac_of
 from tests.live.plugged import agreed
 
-__all__ = ["BLOCK", "Views", "grown", "restarted", "roomy"]
+__all__ = ["BLOCK", "Views", "grown", "restarted", "roomy", "soon"]
 
 BLOCK = 128 << 20
 """Bytes of one block of memory, as Linux takes it in use and lets go of it."""
@@ -79,6 +80,20 @@ while :; do
   usleep 20000
 done
 """
+
+
+async def soon(check: Callable[[], Awaitable[object]], seconds: float = 120) -> None:
+    """Wait until *check* passes, as the guest may only just let go; its last word goes through."""
+    last = trio.current_time() + seconds
+    while True:
+        try:
+            await check()
+        except AssertionError:
+            if trio.current_time() > last:
+                raise
+        else:
+            return
+        await trio.sleep(0.05)
 
 
 @attrs.define

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -20,12 +21,12 @@ from qmpkit.testing import guests
 from qmpkit.testing.leaks import leaks
 from tests.live.dying import STEPS
 from tests.live.kept import end_all, lab
-from tests.live.plugged_views import BLOCK, Views, grown, roomy
+from tests.live.plugged_views import BLOCK, Views, grown, roomy, soon
 from tests.sizes import NEWEST, RESOURCE_KILLED, RESOURCE_KILLS_EVERY
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST), pytest.mark.usefixtures("places")]
 
-VICTIMS = ("supervisor", "qemu", "supervisor", "both")
+VICTIMS = ("supervisor", "qemu", "supervisor", "supervisor", "both")
 
 PROGRAM = (
     STEPS
@@ -89,19 +90,7 @@ async def agreed_after(kept: Kept, folder: Path, own: int | None) -> None:
     assert (kept.vm.spec.memory, kept.vm.spec.cpu) == (kept.spec.memory, kept.spec.cpu)
     assert kept.vm.spec.devices == kept.spec.devices
     views = Views(kept.vm, folder / "images", kept=own or 0, slack=8192)
-    with trio.fail_after(120):
-        while not await _agree(views, guest=own is not None):  # noqa: ASYNC110  # nothing tells
-            await trio.sleep(0.05)
-
-
-async def _agree(views: Views, *, guest: bool) -> bool:
-    try:
-        await views.agree(guest=guest)
-    except AssertionError:
-        if trio.current_effective_deadline() - trio.current_time() < 5:
-            raise
-        return False
-    return True
+    await soon(partial(views.agree, guest=own is not None))
 
 
 async def dies(kind: str, last: int, victims: str) -> bool:
