@@ -97,11 +97,15 @@ BACKUP_KILLS = size(ci=2, long=100)  # SIGKILLs between two steps of a backup, a
 
 # Hotplug
 HOTPLUG_STEPS = size(ci=15, long=200)  # devices that come and go in random order
+_MORE_CHANGES = ("pull_cable", "remove_rng", "remove_module", "add_growing")
 HOTPLUG_CANCELS = size(ci=40, long=1)  # each so-and-so-many-th checkpoint of a plug
+CHANGE_CANCELS = size(ci=12, long=1)  # … of a change of what is plugged, each of these
+CHANGES_CANCELLED = ("remove_disk", "change_nic", "balloon", *(_MORE_CHANGES if LONG else ()))
 RESOURCE_CANCELS = size(ci=6, long=1)  # … of one of memory, or of a processor
 HOTPLUG_KILLS = size(ci=2, long=40)  # SIGKILLs between two steps of a plug, and of an unplug
 RESOURCE_KILLED = ("add", "grow", *(("remove", "shrink") if LONG else ()))
 RESOURCE_KILLS_EVERY = size(ci=5, long=1)  # … of memory, or of a processor: each so-many-th step
+BUTTONS = [it for it in BOARDS if it[0] == "aarch64"] if LONG else [("aarch64", "10.0")]  # pressed
 # What a machine is given of its host
 LIMITED_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of one with limits
 

@@ -5,23 +5,28 @@ from __future__ import annotations
 import itertools
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import attrs
 import pytest
 import trio
 
-from qmpkit import VM, Cpu, Kept, MachineSpec, Supervisor, VirtioMem
+import qmpkit
+from qmpkit import VM, Cpu, Kept, MachineSpec, Memory, Supervisor, VirtioMem
+from qmpkit.machine.ledger import Change
+from qmpkit.operations.hotplug.growing import request, requested
+from qmpkit.operations.hotplug.recovery import changes_memory, recover_memory
 from qmpkit.testing import guests
 from qmpkit.testing.leaks import leaks
 from tests.live.dying import STEPS
 from tests.live.kept import end_all, lab
-from tests.live.plugged_views import BLOCK, Views, roomy
+from tests.live.plugged_views import BLOCK, Views, grown, roomy, soon
 from tests.sizes import NEWEST, RESOURCE_KILLED, RESOURCE_KILLS_EVERY
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST), pytest.mark.usefixtures("places")]
 
-VICTIMS = ("supervisor", "qemu", "supervisor", "both")
+VICTIMS = ("supervisor", "qemu", "supervisor", "supervisor", "both")
 
 PROGRAM = (
     STEPS
@@ -84,23 +89,8 @@ async def agreed_after(kept: Kept, folder: Path, own: int | None) -> None:
     assert kept.vm is not None
     assert (kept.vm.spec.memory, kept.vm.spec.cpu) == (kept.spec.memory, kept.spec.cpu)
     assert kept.vm.spec.devices == kept.spec.devices
-    views = Views(kept.vm, folder / "images", online=kept.vm.spec.cpu.present)
-    with trio.fail_after(40):
-        while not await _agree(views, own):  # noqa: ASYNC110  # nothing tells when it has
-            await trio.sleep(0.05)
-
-
-async def _agree(views: Views, own: int | None) -> bool:
-    try:
-        if own is not None:
-            await views.begin()
-            assert abs(views.kept - own) < 8192, "another boot counts some MiB otherwise"
-        await views.agree(guest=own is not None)
-    except AssertionError:
-        if trio.current_effective_deadline() - trio.current_time() < 5:
-            raise
-        return False
-    return True
+    views = Views(kept.vm, folder / "images", kept=own or 0, slack=8192)
+    await soon(partial(views.agree, guest=own is not None))
 
 
 async def dies(kind: str, last: int, victims: str) -> bool:
@@ -151,3 +141,23 @@ async def test_killed_while_a_processor_comes(qemu: str, tmp_path: Path) -> None
             async with lab() as supervisor:
                 await agreed_after(await up(supervisor, spec, paused=True), tmp_path, None)
         await end_all()
+
+
+async def test_a_resize_is_what_qemu_was_asked_for(qemu: str) -> None:
+    memory = Memory("64MiB", slots=1, maxmem="1GiB")
+    spec = MachineSpec(name="bare", qemu=qemu, accel="tcg", memory=memory)
+    spec = attrs.evolve(spec, devices=[VirtioMem(size=2 * BLOCK)], root_ports=1)
+    async with qmpkit.running(spec, paused=True) as vm:
+        begun = vm.spec
+        (device,) = grown(begun)
+        bigger = attrs.evolve(begun, devices=[attrs.evolve(device, requested=BLOCK)])
+        change = Change(what="resize it", spec=bigger, begun=begun, sure=True)
+        assert changes_memory(change)
+        for asked, known in ((BLOCK, bigger), (0, begun), (BLOCK // 2, begun)):
+            await request(vm.machine, device.id, asked)
+            assert await recover_memory(vm.machine, change) is vm.spec is known
+            assert await requested(vm.machine, device.id) == grown(known)[0].requested
+        laid = attrs.evolve(begun, devices=[attrs.evolve(device, address=4 << 30)])
+        noted = Change(what="write down where it lies", spec=laid, begun=begun, sure=True)
+        assert changes_memory(noted)
+        assert await recover_memory(vm.machine, noted) is laid

@@ -107,6 +107,7 @@ async def _note_addresses(machine: Changeable) -> None:
 async def remove_dimm(machine: Changeable, dimm_id: str, grace: float) -> Dimm:
     """See `GuestMemory.remove`."""
     async with machine.changing:
+        _dimm_of(machine, machine.spec, dimm_id)
         await _note_addresses(machine)
         old = pinned(machine.spec)
         dimm = _dimm_of(machine, old, dimm_id)
