@@ -105,7 +105,8 @@ class Keeper:
                 self._journal = Journal(self._places.records)
                 self._forgotten = Forgotten(self._places.state / "layers")
                 await self._forgotten.load()
-                self._tasks = Tending(self._with(journal=self._journal, home=self._home))
+                self.means = self._with(journal=self._journal, home=self._home)
+                self._tasks = Tending(self.means)
                 services.start_soon(self._journal.run)
                 services.start_soon(self._trim_logs)
                 services.start_soon(self._gate.run)
@@ -130,7 +131,7 @@ class Keeper:
             why = f"its record was unreadable ({loss.why}) and is now {loss.path}"
             log.error("machine %r: %s", loss.machine, why)
             self._events.tell(loss.machine, "record-lost", why)
-        known = {kept.home.sockets for kept in self.machines.values()}
+        known = {path for kept in self.machines.values() for path in kept.sockets}
         complete = not await tell_strangers(self._places.runtime, known, self._events) and not lost
         members = {record.name: record.joined for record in records}
         networks = self._networks.open(self._places, members, complete=complete)

@@ -16,8 +16,9 @@ from qmpkit.spec.block import DiskFormat
 from qmpkit.testing import guests
 from tests.live.blocks import nothing_left, write
 
-__all__ = ["At", "counted", "counting", "lives_on", "options_for", "still_here"]
+__all__ = ["SLOW", "At", "counted", "counting", "lives_on", "options_for", "still_here"]
 
+SLOW = MigrationOptions(max_bandwidth="1KiB", downtime=0.001)
 ODD = "16400KiB"  # RAM of any multiple of 256 KiB is not safe from 7.2 under TCG
 
 
