@@ -79,7 +79,11 @@ async def move(
             await trio.to_thread.run_sync(discard, (new if kept.home is old else old).sockets)
         kept.is_moving = False
         kept.notify()
+    await kept.until(lambda: kept.vm not in (None, vm) or not kept.tended or kept.state in _MUTE)
     return took
+
+
+_MUTE = ("silent", "unreachable")
 
 
 async def _form(
