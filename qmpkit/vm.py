@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -23,7 +24,7 @@ from qmpkit.operations.hotplug.resources import Cpus, GuestMemory
 from qmpkit.operations.jobs import Progress
 from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.incoming import Incoming
-from qmpkit.operations.migration.migrate import migrate
+from qmpkit.operations.migration.migrate import in_the_way, migrate
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.transfer import Told
@@ -224,6 +225,15 @@ class VM:
         return await migrate(
             self.machine, destination, policy=policy, options=options, told=progress
         )
+
+    async def migration_faults(
+        self, *, qemu: str | os.PathLike[str] | None = None
+    ) -> tuple[Fault, ...]:
+        """All that is in the way of its migrating on this host, to another *qemu* too; () is fine.
+
+        Nothing is started: whether the processors are the same is seen by `migrate`.
+        """
+        return await in_the_way(self.machine, qemu)
 
     async def save(
         self,

@@ -122,6 +122,8 @@ MIGRATION_WAYS = WAYS if LONG else ("fd", "file", "multifd")  # each on both QEM
 MIGRATION_CANCELS = size(ci=25, long=1)  # each so-and-so-many-th checkpoint of one
 MIGRATION_ROUNDS = size(ci=0, long=50)  # by each way, of a guest that keeps a ledger
 KVM_MIGRATIONS = size(ci=3, long=50)  # of one under KVM
+MIGRATION_KILLS = size(ci=4, long=100)  # SIGKILLs of a supervisor between two steps of one
+
 # Saved machines
 RAM_FORMS = ("plain", "packed", "mapped") if LONG else ("mapped",)  # packed is tried elsewhere
 SAVED_CANCELS = size(ci=17, long=1)  # each so-and-so-many-th checkpoint of a save, of a restore

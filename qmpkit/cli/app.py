@@ -19,6 +19,7 @@ from qmpkit.cli import (
     image_amend_commands,
     image_commands,
     image_more_commands,
+    migrate_commands,
     resource_commands,
     serve_commands,
     store_commands,
@@ -113,7 +114,7 @@ for _group in (snapshot, disk, device, cpu, memory):
 _add(backup, backup_commands.ALL)
 _add(app, [*commands.ALL, *tune_commands.HOST, image, backup, completion])
 _of_farms: list[Callable[..., Any] | App] = [*farm_commands.ALL, *tune_commands.FARM]
-_of_farms += [*guest_commands.ALL, snapshot, disk, device, cpu, memory]
+_of_farms += [*migrate_commands.ALL, *guest_commands.ALL, snapshot, disk, device, cpu, memory]
 _add(app, _of_farms, GROUP)
 _add(app, serve_commands.ALL, GROUP)
 

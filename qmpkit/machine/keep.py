@@ -109,12 +109,19 @@ class Ground(Protocol):
     """Who starts and finds kept processes: `QemuGround`, or a fake in tests."""
 
     def start(
-        self, resolution: Resolution, home: Home, links: Mapping[str, int], first: First
+        self,
+        resolution: Resolution,
+        home: Home,
+        links: Mapping[str, int],
+        first: First,
+        *,
+        incoming: bool = False,
     ) -> AbstractAsyncContextManager[KeptStart]:
         """Start the process; leaving the block kills it unless it is kept by then.
 
         *links*: our descriptors of devices that it takes, by NIC id; they stay ours.
         *first* is awaited before the process is started, not before all is ready for it.
+        *incoming*: it waits for a guest that migrates to it.
         """
 
     def adopt(self, identity: Identity, home: Home) -> AbstractAsyncContextManager[KeptLike]:
@@ -142,7 +149,13 @@ class QemuGround:
 
     @asynccontextmanager
     async def start(
-        self, resolution: Resolution, home: Home, links: Mapping[str, int], first: First
+        self,
+        resolution: Resolution,
+        home: Home,
+        links: Mapping[str, int],
+        first: First,
+        *,
+        incoming: bool = False,
     ) -> AsyncIterator[KeptStart]:
         """Start QEMU, paused, its channels listening in *home*.
 
@@ -166,6 +179,7 @@ class QemuGround:
                     spec,
                     resolution.facts,
                     wiring.endpoints,
+                    incoming=incoming,
                     actions=ACTIONS,
                     store=wiring.store,
                     checked=True,
@@ -263,7 +277,7 @@ async def begun(
             session,
             _streams(outer, spec, home),
             services,
-            State.PAUSED if spec.resume_from is None else State.INCOMING,
+            State.INCOMING if options.incoming or spec.resume_from else State.PAUSED,
             options.graces,
         )
         outer.enter_context(machine.lifecycle)

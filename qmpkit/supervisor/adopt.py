@@ -24,6 +24,7 @@ from qmpkit.qmp.errors import MonitorAbsent, MonitorGarbled, MonitorLost, Monito
 from qmpkit.spec.argv import TOOLS
 from qmpkit.spec.machine import MachineSpec, channels
 from qmpkit.supervisor.differences import device_differences, disk_differences
+from qmpkit.supervisor.heirs import settle_heir
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.ledger import KeptLedger, recover_change
 from qmpkit.supervisor.life import Means, attend, used_up
@@ -48,15 +49,20 @@ async def found(kept: Kept, means: Means, seen: Seen) -> End:
 
     *seen* is called as soon as something is known of it.  One whose monitor does not
     answer is waited for; meanwhile it can be declared stopped, which ends it by signals.
+    One that becomes another process is followed there.
     """
-    record = kept.record
-    if record.identity is None or record.phase == "down":
-        return end_found(record, Standing.GONE, boot_id())
-    try:
-        async with means.ground.adopt(record.identity, kept.home) as child:
-            return await _hold(kept, means, child, seen)
-    except ProcessVanished as vanished:
-        return end_found(record, vanished.standing, boot_id())
+    await settle_heir(kept, means)
+    end = None
+    while end is None:
+        record = kept.record
+        if record.identity is None or record.phase == "down":
+            return end_found(record, Standing.GONE, boot_id())
+        try:
+            async with means.ground.adopt(record.identity, kept.home) as child:
+                end = await _hold(kept, means, child, seen)
+        except ProcessVanished as vanished:
+            return end_found(record, vanished.standing, boot_id())
+    return end
 
 
 def end_found(record: Record, standing: Standing, boot: str) -> End:
@@ -75,11 +81,12 @@ def end_found(record: Record, standing: Standing, boot: str) -> End:
     return End(ExitCause.CRASHED, why, 0.0, now, boot)
 
 
-async def _hold(kept: Kept, means: Means, child: KeptLike, seen: Seen) -> End:
+async def _hold(kept: Kept, means: Means, child: KeptLike, seen: Seen) -> End | None:
+    """Stay with a process to its end; None when the machine is another one by then."""
     patience = means.patience
     while child.status is None:
         end = await _try(kept, means, child, patience, seen)
-        if end is not None:
+        if end is not None or kept.record.identity != child.identity:
             return end
         patience = LATER_PATIENCE
     return _unseen(kept.record, child)

@@ -100,8 +100,8 @@ class Keeper:
                 chronicle = Chronicle(self._places.state / "events")
                 self._events.keep(chronicle, await trio.to_thread.run_sync(chronicle.open))
                 services.start_soon(chronicle.run)
-                means = self._with(journal=self._journal, home=self._home, shelf=self.shelf)
-                async with self._adopted(means):
+                self.means = self._with(journal=self._journal, home=self._home, shelf=self.shelf)
+                async with self._adopted(self.means):
                     yield
         finally:
             with trio.move_on_after(RELEASE_GRACE, shield=True):
@@ -121,7 +121,7 @@ class Keeper:
             self._events.tell(loss.machine, "record-lost", why)
         if not lost:
             await self.shelf.sweep()
-        known = {kept.home.sockets for kept in self.machines.values()}
+        known = {path for kept in self.machines.values() for path in kept.sockets}
         complete = not await tell_strangers(self._places.runtime, known, self._events) and not lost
         members = {record.name: record.joined for record in records}
         networks = self._networks.open(self._places, members, complete=complete)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -55,6 +56,7 @@ class Kept:
         self.turn = trio.Lock()  # one change at a time
         self.tended = False  # a task keeps it as declared
         self.adopted = False
+        self.is_moving = False  # to another process, which may become it
         self.declarations = 0  # how often it was declared something while a task keeps it
         self.health: Verdict | None = None  # None: it has no checks, or is not up
         self.refusal: Exception | None = None
@@ -98,6 +100,12 @@ class Kept:
         """QEMU's process id; None while there is none."""
         identity = self.record.identity
         return None if identity is None else identity.pid
+
+    @property
+    def sockets(self) -> set[Path]:
+        """The directories of its sockets, and of the process's that it is moving to."""
+        heir = self.record.heir
+        return {self.home.sockets} if heir is None else {self.home.sockets, Path(heir.sockets)}
 
     async def wait_running(self) -> None:
         """Wait until the guest's vCPUs run, through restarts.

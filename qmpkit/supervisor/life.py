@@ -186,15 +186,23 @@ async def _put_on_record(
 
 
 async def attend(kept: Kept, means: Means, vm: VM) -> End | None:
-    """Keep a living machine as declared until it ends; None when only its monitor has gone."""
+    """Keep a living machine as declared until it ends.
+
+    None when only its monitor has gone, or it is another process now.
+    """
     end: End | None = None
+    identity = kept.record.identity
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_obey, kept, means, vm)
         nursery.start_soon(_see_off, kept, means, vm)
         nursery.start_soon(watch_over, kept, means.journal, vm)
         nursery.start_soon(_notice_loss, vm.machine, nursery.cancel_scope)
-        end = _end_of(kept, await vm.wait())
+        report = await vm.wait()
+        await kept.until(lambda: not kept.is_moving)
+        end = _end_of(kept, report)
         nursery.cancel_scope.cancel()
+    if kept.record.identity != identity:
+        return None
     if end is None:
         kept.enter("silent", "its monitor was lost, and QEMU lives")
     return end

@@ -28,7 +28,7 @@ from qmpkit.spec.restart import Restart
 from qmpkit.spec.sites import Sites
 from qmpkit.supervisor.policy import Cause, History, Mishap
 
-__all__ = ["SCHEMA", "Declared", "End", "Malformed", "NewerSchema", "Record"]
+__all__ = ["SCHEMA", "Declared", "End", "Heir", "Malformed", "NewerSchema", "Record"]
 __all__ += ["MATTERS", "Wanted", "digest_of"]
 
 SCHEMA = 1
@@ -88,6 +88,17 @@ MATTERS = ("restart", "health", "after", "requires", "farm")
 
 
 @attrs.frozen(kw_only=True)
+class Heir:
+    """The process that a machine is moving to; the fields are those of `Record`."""
+
+    identity: Identity
+    sockets: str
+    argv: tuple[str, ...]
+    facts: Facts
+    spec: MachineSpec
+
+
+@attrs.frozen(kw_only=True)
 class Record:
     """One kept machine.
 
@@ -100,7 +111,7 @@ class Record:
     start (`cpu.pin = "auto"`).  `sockets`: the directory where they are.
     `health`, `after`, `requires`: as in `Supervisor.ensure`.  `farm`: the machine as the
     farm file has it that it comes from, None for one that a program made.  `change`: one of
-    its disks or devices that is under way.
+    its disks or devices that is under way.  `heir`: the process that it is moving to.
     """
 
     name: str
@@ -121,6 +132,7 @@ class Record:
     end: End | None = None
     history: History = attrs.field(factory=History)
     change: Change | None = None
+    heir: Heir | None = None
     time: float = attrs.field(factory=time.time)
 
     @property
@@ -164,6 +176,7 @@ class Record:
             "farm": None if self.farm is None else machine_to_dict(self.farm),
             "history": self.history.to_dict(),
             "change": None if self.change is None else _change_to_dict(self.change),
+            "heir": None if self.heir is None else _heir_to_dict(self.heir),
         }
         # With an indent it takes ten times as long.
         return f'{{"spec": {_text_of(self.spec)}, {json.dumps(plain)[1:]}'
@@ -184,7 +197,7 @@ class Record:
 
 
 _OWN_FORM = {"spec", "restart", "facts", "identity", "sites", "end", "history", "health"}
-_OWN_FORM |= {"farm", "change"}
+_OWN_FORM |= {"farm", "change", "heir"}
 _AS_THEY_ARE = tuple(it.name for it in attrs.fields(Record) if it.name not in _OWN_FORM)
 _CHANGE_LISTS = ("jobs", "nodes", "files", "leaving", "obsolete", "coming", "going")
 _CAUSES: dict[str, Cause] = {cause.value: cause for cause in (*ExitCause, *Mishap)}
@@ -210,9 +223,7 @@ def digest_of(spec: MachineSpec) -> str:
 
 
 def _record(plain: Mapping[str, Any]) -> Record:
-    identity, end, flash = plain["identity"], plain["end"], plain["facts"]["flash"]
-    flags = tuple(plain["facts"]["cpu_flags"])
-    facts = {**plain["facts"], "cpu_flags": flags, "flash": Flash(**flash) if flash else None}
+    identity, end = plain["identity"], plain["end"]
     return Record(
         name=_text(plain["name"]),
         declared=_one_of(plain["declared"], Declared),
@@ -227,12 +238,34 @@ def _record(plain: Mapping[str, Any]) -> Record:
         phase=_one_of(plain["phase"], Phase),
         identity=None if identity is None else Identity.from_dict(identity),
         argv=tuple(map(_text, plain["argv"])),
-        facts=Facts(**facts),
+        facts=_facts(plain["facts"]),
         sites=None if (sites := plain.get("sites")) is None else Sites.from_dict(sites),
         end=None if end is None else _end_from_dict(end),
         history=History.from_dict(plain["history"]),
         change=None if (change := plain.get("change")) is None else _change_from_dict(change),
+        heir=None if (heir := plain.get("heir")) is None else _heir_from_dict(heir),
         time=float(plain["time"]),
+    )
+
+
+def _facts(plain: Mapping[str, Any]) -> Facts:
+    flash = plain["flash"]
+    flags = tuple(plain["cpu_flags"])
+    return Facts(**{**plain, "cpu_flags": flags, "flash": Flash(**flash) if flash else None})
+
+
+def _heir_to_dict(heir: Heir) -> dict[str, Any]:
+    plain = attrs.asdict(heir)
+    return plain | {"identity": heir.identity.to_dict(), "spec": spec_to_dict(heir.spec)}
+
+
+def _heir_from_dict(plain: Mapping[str, Any]) -> Heir:
+    return Heir(
+        identity=Identity.from_dict(plain["identity"]),
+        sockets=_text(plain["sockets"]),
+        argv=tuple(map(_text, plain["argv"])),
+        facts=_facts(plain["facts"]),
+        spec=spec_from_dict(plain["spec"]),
     )
 
 

@@ -78,7 +78,13 @@ class FakeGround:
 
     @asynccontextmanager
     async def start(
-        self, resolution: Resolution, home: Home, links: Mapping[str, int], first: First
+        self,
+        resolution: Resolution,
+        home: Home,
+        links: Mapping[str, int],
+        first: First,
+        *,
+        incoming: bool = False,
     ) -> AsyncIterator[KeptStart]:
         """A started fake; leaving the block kills it unless it is kept by then."""
         spec = resolution.spec

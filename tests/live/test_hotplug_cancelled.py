@@ -10,9 +10,8 @@ import attrs
 import pytest
 
 from qmpkit import VM, Disk, Rng, SpecInvalid, UserNic, VirtioMem
-from qmpkit.testing import guests
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
-from tests.live.plugged_views import BLOCK, Views, grown, roomy, soon
+from tests.live.plugged_views import BLOCK, Views, grown, restarted, roomy, soon
 from tests.sizes import CHANGE_CANCELS, CHANGES_CANCELLED, NEWEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
@@ -69,7 +68,7 @@ class Changes:
 @pytest.mark.bound(120 + 2400 // CHANGE_CANCELS)
 async def test_what_is_there_after_a_cancellation_is_in_the_spec(qemu: str, tmp_path: Path) -> None:
     disk = Disk(tmp_path / "a.raw", format="raw", make="1MiB", id="disk0", serial="a")
-    async with guests.booted(roomy(qemu), own_ram=True) as vm:
+    async with restarted(roomy(qemu), boot=True) as vm:
         changes, views = Changes(vm, disk), Views(vm, tmp_path)
         await views.begin()
         await changes.restored()

@@ -15,7 +15,6 @@ from qmpkit import (
     HostLacks,
     MachineDied,
     MigrationFailed,
-    MigrationOptions,
     MigrationUnknown,
     NotArrived,
     State,
@@ -26,7 +25,7 @@ from qmpkit.qmp.session import Direction
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, write
-from tests.live.migrating import At, counted, counting, lives_on, options_for, still_here
+from tests.live.migrating import SLOW, At, counted, counting, lives_on, options_for, still_here
 from tests.live.small_disk import small_disk
 from tests.sizes import LONG, MIGRATION_CANCELS, NEWEST
 
@@ -40,7 +39,6 @@ AT_DESTINATION: tuple[tuple[str, Direction], ...] = (
     ("completed", "received"),
 )
 
-SLOW = MigrationOptions(max_bandwidth="1KiB", downtime=0.001)
 CUT_WAYS: tuple[Way, ...] = ("unix", "tcp", "fd") if LONG else ("unix", "fd")
 
 

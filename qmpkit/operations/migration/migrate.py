@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import attrs
 import trio
 
-from qmpkit.errors import Fault, MachineDied, MachineGone
+from qmpkit.errors import Fault, HostLacks, MachineDied, MachineGone, SpecInvalid
+from qmpkit.host.resolve import resolve
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.state import State
 from qmpkit.operations.migration.capabilities import Agreed, agree, wanted_capabilities
@@ -19,13 +22,13 @@ from qmpkit.operations.migration.compatibility import (
 )
 from qmpkit.operations.migration.convergence import Policy, policy_of
 from qmpkit.operations.migration.errors import CannotMigrate
-from qmpkit.operations.migration.incoming import Incoming
+from qmpkit.operations.migration.incoming import Incoming, start_form
 from qmpkit.operations.migration.moving import Migrated, Moving
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameter_faults
 from qmpkit.operations.migration.transfer import Told
 
-__all__ = ["check_source", "migrate"]
+__all__ = ["check_source", "in_the_way", "migrate"]
 
 
 async def migrate(
@@ -63,6 +66,21 @@ async def check_source(source: Machine) -> tuple[Fault, ...]:
         *await trio.to_thread.run_sync(missing_files, source.spec),
         *job_faults(jobs, exports, migration),
     )
+
+
+async def in_the_way(
+    source: Machine, qemu: str | os.PathLike[str] | None = None
+) -> tuple[Fault, ...]:
+    """See `VM.migration_faults`."""
+    faults = [*await check_source(source)]
+    wanted = source.spec if qemu is None else attrs.evolve(source.spec, qemu=qemu)
+    try:
+        await resolve(start_form(wanted, generation=None), check=False)
+    except SpecInvalid as invalid:
+        faults += invalid.faults
+    except HostLacks as lacks:
+        faults.append(Fault("qemu", lacks.what, lacks.cure))
+    return tuple(faults)
 
 
 async def _agreed(

@@ -58,11 +58,8 @@ class Guest:
         known = [line["capability"] for line in self.execute("query-migrate-capabilities")]
         capabilities = [{"capability": name, "state": name in ON} for name in known]
         self.execute("migrate-set-capabilities", capabilities=capabilities)
-        parameters: dict[str, object] = {
-            "max-bandwidth": 1 << 40,
-            "downtime-limit": 300,
-            "multifd-channels": 1,
-        }
+        parameters: dict[str, object] = {"max-bandwidth": 1 << 40, "downtime-limit": 300}
+        parameters |= {"multifd-channels": 1}
         parameters |= {"multifd-compression": "none", "tls-creds": "", "tls-hostname": ""}
         parameters |= {"cpu-throttle-initial": 50, "cpu-throttle-increment": 20}
         self.execute("migrate-set-parameters", **parameters)

@@ -1,0 +1,45 @@
+"""What `qmpkit migrate` does: it asks the farm's daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qmpkit.cli.daemon import find_daemon
+from qmpkit.cli.exits import Exit
+from qmpkit.cli.farm_actions import one_machine
+from qmpkit.cli.farm_jobs import followed
+from qmpkit.cli.talk import print_json, talk
+from qmpkit.cli.which_farm import which_farm
+from qmpkit.errors import Fault
+
+__all__ = ["check_migration", "migrate_machine"]
+
+
+def migrate_machine(name: str, body: Mapping[str, Any], farm: str | None, *, as_json: bool) -> int:
+    """`migrate`."""
+    daemon = find_daemon(which_farm(farm))
+    machine = one_machine(daemon, name)
+    job = daemon.post("machines", machine, "migrate", body=dict(body))["job"]
+    took = followed(daemon, job, f"migrating {machine}", quiet=True)
+    if as_json:
+        print_json(took)
+    else:
+        stood = f"; its guest stood still for {took['downtime']:.3f} s" if took["downtime"] else ""
+        talk.say(f"{machine} has migrated to process {took['pid']}{stood}")
+    return Exit.OK
+
+
+def check_migration(name: str, qemu: str | None, farm: str | None, *, as_json: bool) -> int:
+    """`migrate --check`."""
+    daemon = find_daemon(which_farm(farm))
+    machine = one_machine(daemon, name)
+    body = {} if qemu is None else {"qemu": qemu}
+    found = daemon.post("machines", machine, "migrate", "check", body=body)
+    if as_json:
+        print_json(found)
+    for fault in () if as_json else found["faults"]:
+        talk.error(f"{machine}: {Fault(**fault)}")
+    if not as_json and not found["faults"]:
+        talk.say(f"{machine} can migrate")
+    return Exit.MISTAKE if found["faults"] else Exit.OK

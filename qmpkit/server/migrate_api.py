@@ -1,0 +1,96 @@
+"""The API's part about moving machines to another process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from qmpkit.errors import Fault, MachineGone, SpecInvalid
+from qmpkit.operations.migration.convergence import Round, policy_of
+from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.server.answers import answer
+from qmpkit.server.bodies import Keys, read_object
+from qmpkit.server.jobs import Jobs, Step
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.supervisor import Supervisor
+
+__all__ = ["MigrateApi"]
+
+_NUMBER = (int, float)
+_OPTIONS: Keys = {
+    "way": str,
+    "address": str,
+    "file": str,
+    "max_bandwidth": (int, str),
+    "downtime": _NUMBER,
+    "max_downtime": _NUMBER,
+    "channels": int,
+    "compression": str,
+}
+_KEYS: Keys = {"qemu": str, "policy": str, **_OPTIONS}
+
+
+class MigrateApi:
+    """A move is a job, whose steps tell how far it is."""
+
+    def __init__(self, lab: Supervisor, jobs: Jobs, find: Callable[[Request], Kept]) -> None:
+        self._lab = lab
+        self._jobs = jobs
+        self._find = find
+
+    def routes(self) -> list[Route]:
+        """Its paths."""
+        one = "/v1/machines/{name}/migrate"
+        return [
+            Route(one, self.migrate, methods=["POST"]),
+            Route(f"{one}/check", self.check, methods=["POST"]),
+        ]
+
+    async def check(self, request: Request) -> Response:
+        """What is in its way; nothing is done."""
+        kept = self._find(request)
+        qemu = _absolute((await read_object(request, {"qemu": str})).get("qemu"))
+        if kept.vm is None:
+            raise MachineGone(kept.name, f"migrating (it is {kept.state})", kept.report)
+        faults = await kept.vm.migration_faults(qemu=qemu)
+        return answer({"machine": kept.name, "faults": [attrs.asdict(it) for it in faults]})
+
+    async def migrate(self, request: Request) -> Response:
+        """To a new process, of another qemu or the same."""
+        name = self._find(request).name
+        asked = await read_object(request, _KEYS)
+        options = MigrationOptions(**{key: asked[key] for key in _OPTIONS if key in asked})
+        policy = asked.get("policy", "live")
+        policy_of(policy, options.downtime, options.max_downtime)  # refused at once
+        qemu = _absolute(asked.get("qemu"))
+
+        async def work(step: Step) -> dict[str, Any]:
+            took = await self._lab.migrate(
+                name, qemu=qemu, policy=policy, options=options, progress=_telling(step)
+            )
+            return {"machine": name, "pid": self._lab.kept[name].pid, **attrs.asdict(took)}
+
+        job = self._jobs.start(f"migrate {name}", work)
+        return answer({"job": job.id}, 202)
+
+
+def _absolute(qemu: str | None) -> str | None:
+    """A path that is not the daemon's own directory's; a name is looked up by PATH."""
+    if qemu is not None and "/" in qemu and not qemu.startswith("/"):
+        raise SpecInvalid([Fault("qemu", f"{qemu!r} is a relative path")], "the request")
+    return qemu
+
+
+def _telling(step: Step) -> Callable[[Round], None]:
+    def told(now: Round) -> None:
+        done = now.total - now.remaining
+        rate = now.bandwidth or None
+        left = 0.0 if now.left is None else now.left
+        step({"bytes": done, "of": now.total, "rate": rate, "left": left, "pass": now.number})
+
+    return told

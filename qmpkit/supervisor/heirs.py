@@ -1,0 +1,155 @@
+"""Which of two processes a machine is, when its supervisor has died while it moved."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack
+from enum import Enum
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit.errors import HostLacks
+from qmpkit.machine.keep import Home, attached
+from qmpkit.machine.machine import Machine
+from qmpkit.machine.saved_state import cancel_saving
+from qmpkit.operations.ports import change_forwards
+from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.process.errors import ProcessVanished
+from qmpkit.process.places import discard
+from qmpkit.qmp.errors import MonitorAbsent, MonitorLost
+from qmpkit.spec.network import UserNic
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.record import Heir, Record
+
+__all__ = ["Arrival", "Owner", "owner_of_guest", "settle_heir"]
+
+_DYING = 5.0
+
+log = logging.getLogger("qmpkit.supervisor")
+
+
+class Owner(Enum):
+    """Who has the guest."""
+
+    SOURCE = "source"
+    HEIR = "heir"
+    NOBODY = "nobody"
+    """The heir may have run and has ended: what the source has is of the past."""
+
+
+@attrs.frozen
+class Arrival:
+    """What the heir says: the `migration`'s status, and whether its guest `runs`."""
+
+    migration: str
+    runs: bool
+
+
+def owner_of_guest(source: str | None, heir: Arrival | None) -> Owner:
+    """By what the source says of the migration, and the heir; None: it has ended.  Pure.
+
+    One that is loaded has all of the guest, and nobody but its supervisor told it to run; a
+    source that has sent all runs no more by itself.
+    """
+    if heir is None:
+        return Owner.NOBODY if source == "completed" else Owner.SOURCE
+    loaded = heir.migration == "completed" and source in (None, "completed")
+    return Owner.HEIR if heir.runs or loaded else Owner.SOURCE
+
+
+async def settle_heir(kept: Kept, means: Means) -> None:
+    """Have one process of a machine whose supervisor died while it moved; none has written twice.
+
+    The guest goes on where it is.  When nobody can tell whether the heir has run, both end,
+    which is for the restart policy to answer.  Raises what `attached` does when one of them
+    lives and does not answer: then neither is touched.
+    """
+    record, heir = kept.record, kept.record.heir
+    if heir is None:
+        return
+    new_home = Home(Path(heir.sockets), kept.home.logs)
+    async with AsyncExitStack() as stack:
+        theirs = await _reached(stack, kept, means, heir, new_home)
+        ours = await _reached(stack, kept, means, record, kept.home)
+        owner = owner_of_guest(
+            None if ours is None else await _migration(ours),
+            None if theirs is None else await _arrival(theirs),
+        )
+        log.warning("machine %r was moving: its guest is with the %s", kept.name, owner.value)
+        kept.tell("moved" if owner is Owner.HEIR else "stayed", "its supervisor died meanwhile")
+        await _clear(owner, ours, theirs)
+    if owner is Owner.HEIR:
+        gone, kept.home = kept.home, new_home
+        kept.note(**attrs.asdict(heir, recurse=False), heir=None)
+    else:
+        gone = new_home
+        kept.note(heir=None)
+    await kept.write(means.journal)
+    await trio.to_thread.run_sync(discard, gone.sockets)
+
+
+async def _reached(
+    stack: AsyncExitStack, kept: Kept, means: Means, at: Record | Heir, home: Home
+) -> Machine | None:
+    """The machine of a process, with its monitor; None when it has ended."""
+    if at.identity is None:
+        return None
+    try:
+        child = await stack.enter_async_context(means.ground.adopt(at.identity, home))
+        wanted = attached(
+            at.spec,
+            at.facts,
+            at.argv,
+            child,
+            home,
+            patience=means.patience,
+            graces=means.options.graces,
+        )
+        return await stack.enter_async_context(wanted)
+    except ProcessVanished:
+        return None
+    except (MonitorAbsent, MonitorLost):
+        with trio.move_on_after(_DYING):  # one that was not to outlive our predecessor
+            await child.wait()
+            return None
+        raise
+
+
+async def _migration(machine: Machine) -> str:
+    told = await machine.execute("query-migrate")
+    return str(told.get("status", "none"))
+
+
+async def _arrival(machine: Machine) -> Arrival:
+    status = await machine.execute("query-status")
+    return Arrival(await _migration(machine), bool(status["running"]))
+
+
+async def _clear(owner: Owner, ours: Machine | None, theirs: Machine | None) -> None:
+    """End whoever does not have the guest, and leave the other as if nothing had been begun."""
+    if owner is Owner.HEIR and ours is not None:
+        ours.moved()
+        await ours.stop()
+    if owner is not Owner.HEIR and theirs is not None:
+        await theirs.kill()
+    if owner is Owner.NOBODY and ours is not None:
+        ours.child.kill()
+        await ours.wait()
+    if owner is Owner.SOURCE and ours is not None:
+        with trio.fail_after(STEP_GRACE):
+            await cancel_saving(ours)
+    keeper = theirs if owner is Owner.HEIR else ours
+    if keeper is not None and keeper.report is None:
+        await _have_ports(keeper)
+
+
+async def _have_ports(machine: Machine) -> None:
+    for nic in machine.spec.nics:
+        if isinstance(nic, UserNic) and nic.forwards:
+            try:
+                await change_forwards(machine, machine.name, nic.id, nic.forwards)
+            except HostLacks as lacks:
+                log.warning("%s", lacks)

@@ -1,0 +1,144 @@
+"""A kept machine's move to another process of the same supervisor.
+
+The process that it moves to, its heir, is on record before it outlives us, and is started with
+a directory of sockets of its own.  Until it is told to run the machine is the old process;
+afterwards it is the heir, which its task then connects to as to one that it has found again.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+
+import attrs
+import trio
+
+from qmpkit.errors import Fault, MachineGone
+from qmpkit.host.resolve import Resolution, resolve
+from qmpkit.machine.keep import Home, KeptStart, begun
+from qmpkit.machine.machine import Machine
+from qmpkit.operations.migration.convergence import Policy
+from qmpkit.operations.migration.errors import CannotMigrate, MigrationFailed, MigrationUnknown
+from qmpkit.operations.migration.incoming import Incoming, generation_of, start_form
+from qmpkit.operations.migration.migrate import check_source, migrate
+from qmpkit.operations.migration.moving import Migrated
+from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.transfer import Told
+from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.operations.tune.live import take_place
+from qmpkit.process.places import discard
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.record import Heir
+from qmpkit.vm import VM
+
+__all__ = ["move"]
+
+
+async def move(
+    kept: Kept,
+    means: Means,
+    qemu: str | os.PathLike[str] | None,
+    policy: str | Policy,
+    options: MigrationOptions | None,
+    told: Told | None,
+) -> Migrated:
+    """See `Supervisor.migrate`."""
+    vm = kept.vm
+    if vm is None or not kept.tended:
+        raise MachineGone(kept.name, "migrating", kept.report)
+    resolution, spec = await _form(kept, vm, qemu)
+    old, new = kept.home, _other_home(kept, means)
+    kept.is_moving = True
+    try:
+        async with AsyncExitStack() as stack:
+            start, machine = await _begun(stack, new, means, resolution)
+            heir = Heir(
+                identity=start.child.identity,
+                sockets=str(new.sockets),
+                argv=start.argv,
+                facts=resolution.facts,
+                spec=spec,
+            )
+            try:
+                await _put_on_record(kept, means, start, heir)
+                took = await migrate(
+                    vm.machine, Incoming(machine, spec), policy=policy, options=options, told=told
+                )
+                _inherit(kept, heir, new)
+            finally:
+                with trio.move_on_after(STEP_GRACE, shield=True):
+                    await _settled(kept, means, machine)
+    except MigrationUnknown as unknown:
+        kept.tell("unknown", str(unknown))
+        vm.machine.child.kill()  # its policy starts it again, as after a power cut
+        raise
+    finally:
+        with trio.move_on_after(STEP_GRACE, shield=True):
+            await trio.to_thread.run_sync(discard, (new if kept.home is old else old).sockets)
+        kept.is_moving = False
+        kept.notify()
+    await kept.until(lambda: kept.vm not in (None, vm) or not kept.tended or kept.state in _MUTE)
+    return took
+
+
+_MUTE = ("silent", "unreachable")
+
+
+async def _form(
+    kept: Kept, vm: VM, qemu: str | os.PathLike[str] | None
+) -> tuple[Resolution, MachineSpec]:
+    """What its heir is started as, and what it is then."""
+    faults = [*await check_source(vm.machine)]
+    if kept.record.joined:
+        message = "its cables in the networks of its farm cannot follow it"
+        faults.append(Fault("networks", message, "restart it instead"))
+    if faults:
+        raise CannotMigrate(kept.name, faults)
+    wanted = kept.spec if qemu is None else attrs.evolve(kept.spec, qemu=qemu)
+    form = start_form(wanted, generation=await generation_of(vm.machine))
+    resolution = await resolve(form, check=False)  # its images and ports are in use, by itself
+    return resolution, attrs.evolve(resolution.spec, nics=wanted.nics, vmgenid=wanted.vmgenid)
+
+
+def _other_home(kept: Kept, means: Means) -> Home:
+    """Sockets for two processes of one machine at a time; its logs are the same."""
+    places = [means.home(name).sockets for name in (kept.name, f"{kept.name}~")]
+    free = next(place for place in places if place != kept.home.sockets)
+    return Home(free, kept.home.logs)
+
+
+async def _begun(
+    stack: AsyncExitStack, home: Home, means: Means, resolution: Resolution
+) -> tuple[KeptStart, Machine]:
+    """A process that waits for the guest, beside the one that has it."""
+    options = attrs.evolve(means.options, incoming=True)
+    starting = means.ground.start(resolution, home, {}, trio.lowlevel.checkpoint, incoming=True)
+    start = await stack.enter_async_context(starting)
+    machine = await stack.enter_async_context(begun(resolution, start, home, options))
+    await take_place(machine)
+    return start, machine
+
+
+async def _put_on_record(kept: Kept, means: Means, start: KeptStart, heir: Heir) -> None:
+    """From here on it outlives us, and whoever supervises next knows of it."""
+    kept.note(heir=heir)
+    if not await kept.write(means.journal):
+        assert kept.not_durable is not None
+        raise kept.not_durable
+    if not await start.child.keep():
+        raise MigrationFailed(kept.name, "the destination's QEMU has ended")
+
+
+def _inherit(kept: Kept, heir: Heir, home: Home) -> None:
+    kept.home = home
+    kept.note(**attrs.asdict(heir, recurse=False), heir=None)
+
+
+async def _settled(kept: Kept, means: Means, machine: Machine) -> None:
+    """Write down what came of it; an heir that has not inherited is no more by then."""
+    if kept.record.heir is not None:
+        await machine.kill()
+        kept.note(heir=None)
+    await kept.write(means.journal)

@@ -1,0 +1,70 @@
+"""`qmpkit migrate` on a farm's machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qmpkit.testing import guests
+from tests.conftest import binaries
+from tests.live.in_process import Command
+from tests.live.kept import Places
+from tests.live.migrating import ODD
+from tests.live.test_disk_cli import Shell
+from tests.sizes import LONG, QEMU_VERSIONS
+
+pytestmark = pytest.mark.live
+
+FARM = """
+schema = 1
+[machines.mover]
+profile = "kvm-tiny"
+qemu = "{qemu}"
+accel = "tcg"
+machine = "pc-q35-7.2"
+memory = "{memory}"
+cpu = {{ model = "Nehalem" }}
+disks = [{{ file = "{{name}}.qcow2", format = "qcow2", make = "16MiB" }}]
+"""
+
+
+def test_at_the_shell(
+    tmp_path: Path,
+    places: Places,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guests.build_kvm_tiny()
+    old, new = (binaries()[version] for version in QEMU_VERSIONS)
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    (folder / "farm.toml").write_text(FARM.format(qemu=old, memory=ODD))
+    monkeypatch.chdir(folder)
+    shell = Shell(folder, Command(capfd))
+    shell.up()
+    try:
+        assert shell.run("migrate", "mover", "--check", "--qemu", new) == "mover can migrate\n"
+        said = shell.run("migrate", "mover", "--check", "--qemu", "/no/qemu", status=2)
+        assert "mover: qemu: '/no/qemu' does not exist" in said
+        took = shell.json("migrate", "mover", "--qemu", new, "--policy", "fast")
+        assert took["machine"] == "mover" and 0 < took["downtime"] < took["seconds"]
+        (found,) = shell.inspected("mover")
+        assert found["pid"] == took["pid"] and found["spec"]["qemu"] == new
+        said = shell.run("migrate", "mover", "--channels", "2", status=2)
+        assert "channels: several need connections" in said
+        if LONG:
+            _more(shell, folder)
+    finally:
+        shell.run("down", "--grace", "0")
+
+
+def _more(shell: Shell, folder: Path) -> None:
+    assert shell.json("migrate", "mover", "--check") == {"machine": "mover", "faults": []}
+    (folder / "mover.qcow2").rename(folder / "gone")
+    assert "mover.qcow2' does not exist" in shell.run("migrate", "mover", status=2)
+    (folder / "gone").rename(folder / "mover.qcow2")
+    way = ["--way", "unix", "--channels", "2", "--compression", "zlib", "--bandwidth", "1GiB"]
+    said = shell.run("migrate", "mover", *way, "--downtime", "0.2", "--max-downtime", "1")
+    assert said.startswith("mover has migrated to process ") and "stood still for 0." in said
+    assert "nobody" in shell.run("migrate", "nobody", status=2)

@@ -1,0 +1,152 @@
+"""Kept machines that move to another process, whose supervisor may be killed meanwhile."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from qmpkit import CannotMigrate, MachineGone, MigrationFailed, SpecInvalid, Step, UserNic
+from qmpkit.supervisor.kept import Kept
+from qmpkit.testing.leaks import leaks
+from tests.conftest import binaries
+from tests.live.blocks import holds, write
+from tests.live.dying import STEPS
+from tests.live.kept import Places, count, end_all, lab
+from tests.live.migrating import SLOW, counting, went_on
+from tests.sizes import MIGRATION_KILLS, NEWEST, QEMU_VERSIONS
+
+pytestmark = pytest.mark.live
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def runs_on(kept: Kept, had: int) -> int:
+    """Its guest runs on from where it was, and has its disks; how far it is."""
+    await kept.wait_running()
+    assert kept.vm is not None
+    now = await count(kept)
+    assert went_on(had, now)
+    await kept.vm.console.reader().expect(".")
+    await write(kept.vm, "disk0", 1, 6)
+    return now
+
+
+async def test_to_a_newer_qemu_without_a_stop(places: Places, tmp_path: Path) -> None:
+    old, new = (binaries()[version] for version in QEMU_VERSIONS)
+    spec = counting(old, tmp_path, nics=[UserNic(forwards=["0:22"])])
+    async with leaks():
+        async with lab() as supervisor:
+            kept = await supervisor.ensure(spec)
+            had, vm, pid = await runs_on(kept, 0), kept.vm, kept.pid
+            assert vm is not None
+            ports = await vm.forwards()
+            took = await supervisor.migrate("mover", qemu=new)
+            assert 0 < took.downtime < took.seconds
+            had = await runs_on(kept, had)
+            assert kept.vm is not None and kept.vm is not vm and kept.pid != pid
+            assert kept.vm.argv[0] == kept.spec.qemu == new
+            assert await kept.vm.forwards() == ports
+            assert len(places.qemus()) == 1
+        async with lab() as supervisor:
+            kept = supervisor.kept["mover"]
+            had = await runs_on(kept, had)
+            assert kept.pid is not None
+            await supervisor.migrate("mover", qemu=old)
+            await runs_on(kept, had)
+            await supervisor.declare("mover", "stopped")
+            with pytest.raises(MachineGone):
+                await supervisor.migrate("mover")
+        await end_all()
+    await holds(str(tmp_path / "qcow2.img"), "qcow2", {1: 6})
+
+
+async def test_what_does_not_move_stays(qemu: str, places: Places, tmp_path: Path) -> None:
+    async with leaks():
+        async with lab() as supervisor:
+            kept = await supervisor.ensure(counting(qemu, tmp_path))
+            had, pid = await runs_on(kept, 0), kept.pid
+            with pytest.raises(SpecInvalid, match="no kept machine"):
+                await supervisor.migrate("nobody")
+            raw = trio.Path(tmp_path / "raw.img")
+            await raw.rename(tmp_path / "gone")
+            with pytest.raises(CannotMigrate, match="does not exist"):
+                await supervisor.migrate("mover")
+            await trio.Path(tmp_path / "gone").rename(raw)
+            with pytest.raises(MigrationFailed, match="enough"):
+                await supervisor.migrate(
+                    "mover", policy=lambda _: Step(give_up="enough"), options=SLOW
+                )
+            had = await runs_on(kept, had)
+            with trio.CancelScope() as scope:
+                await supervisor.migrate("mover", options=SLOW, progress=lambda _: scope.cancel())
+            assert scope.cancelled_caught
+            await runs_on(kept, had)
+            assert kept.pid == pid and kept.record.heir is None and len(places.qemus()) == 1
+            assert names_in(places.runtime / "lab") == [".state", "mover"]
+        await end_all()
+
+
+# What a move asks of both QEMUs, its entries in the journal, its processes.
+PROGRAM = (
+    STEPS
+    + """
+step("qmpkit.machine.machine:Machine", "execute")
+step("qmpkit.supervisor.kept:Kept", "write")
+step("qmpkit.process.kept:KeptChild", "keep")
+
+async def main():
+    global armed, qemu
+    async with qmpkit.Supervisor("lab", keep=True) as lab:
+        qemu, armed = lab.kept["mover"].pid, True
+        await lab.migrate("mover")
+        print("done", flush=True)
+
+trio.run(main)
+"""
+)
+
+
+async def _dies(last: int, victims: str) -> bool:
+    """Move it, killed at a step; False when it was done before that step came."""
+    command = [sys.executable, "-c", PROGRAM, str(last), victims]
+    done = await trio.run_process(command, capture_stdout=True, check=False)
+    return done.returncode != 0
+
+
+@pytest.mark.bound(60 + 10 * MIGRATION_KILLS)
+@pytest.mark.qemus(*NEWEST)
+async def test_killed_between_any_two_steps(qemu: str, places: Places, tmp_path: Path) -> None:
+    """One machine is left, that of before or its heir, and the guest has gone on."""
+    spec = counting(qemu, tmp_path)
+    every = 1 if MIGRATION_KILLS > 50 else 31
+    async with leaks():
+        async with lab() as supervisor:
+            had = await runs_on(await supervisor.ensure(spec, restart="never"), 0)
+        last = 1
+        while await _dies(last, "supervisor"):
+            last += every
+            async with lab() as supervisor:
+                kept = supervisor.kept["mover"]
+                had = await runs_on(kept, had)
+                assert kept.record.heir is None and kept.end is None
+                assert len(places.qemus()) == 1
+        async with lab() as supervisor:
+            import sys
+
+            print(
+                "STATE",
+                supervisor.kept["mover"].state,
+                supervisor.kept["mover"].cause,
+                supervisor.kept["mover"].record.phase,
+                supervisor.kept["mover"].record.declared,
+                supervisor.kept["mover"].record.end,
+                file=sys.stderr,
+            )
+            await runs_on(supervisor.kept["mover"], had)
+        assert last > 1
+        await end_all()
