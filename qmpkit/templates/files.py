@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import trio
 
-from qmpkit.backups.hashing import Read, digest_of
+from qmpkit.backups.hashing import digest_of
 from qmpkit.images.tool import Asked
 from qmpkit.templates.manifest import SavedFile
 
-__all__ = ["flaws_at_a_glance", "flaws_in_full", "frozen"]
+__all__ = ["Told", "flaws_at_a_glance", "flaws_in_full", "frozen"]
 
 _SAMPLES, _SAMPLE = 16, 64 << 10
 _READ_ONLY = 0o444
@@ -100,11 +100,23 @@ def _flaw(path: Path, file: SavedFile) -> str:
 _CHANGED = "its checksum is another one: its content has changed"
 
 
+Told = Callable[[float], object]
+"""Is told how much is done, 0.0 to 1.0; must not block."""
+
+
 async def flaws_in_full(
-    folder: Path, files: Iterable[SavedFile], read: Read | None = None
+    folder: Path, files: Collection[SavedFile], progress: Told | None = None
 ) -> list[str]:
     """What is wrong with these files, every byte of which is read."""
     flaws: list[str] = []
+    total, done = sum(file.length for file in files) or 1, 0
+
+    def read(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(min(done / total, 1.0))
+
     for file in files:
         path = folder / file.name
         what = await trio.to_thread.run_sync(_flaw, path, file)

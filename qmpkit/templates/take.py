@@ -77,7 +77,8 @@ async def to_template(
     refuse_unfit(vm.spec, twins=twins)
     _refuse_state(machine)
     if await trio.to_thread.run_sync(os.path.lexists, asked.path):
-        raise asked.failed("there is something already", "choose another place, or remove it")
+        why, cure = "there is something already", "choose another place, or remove it"
+        raise asked.failed(why, cure) from FileExistsError(str(asked.path))
     async with (
         machine.changing,
         _asked_of_guest(vm, services, twins, drop_caches) as hooks,
@@ -97,7 +98,8 @@ async def to_template(
 async def refuse_taken(asked: Asked) -> None:
     """Raise ImageFailed when something has the place already."""
     if await trio.to_thread.run_sync(os.path.lexists, asked.path):
-        raise asked.failed("there is something already", "choose another place, or remove it")
+        why, cure = "there is something already", "choose another place, or remove it"
+        raise asked.failed(why, cure) from FileExistsError(str(asked.path))
 
 
 def _refuse_state(machine: Machine) -> None:
