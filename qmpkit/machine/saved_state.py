@@ -122,16 +122,16 @@ async def _transferred(
     await machine.execute("getfd", {"fdname": _FD_NAME}, fds=[opened])
     with machine.subscribe("MIGRATION") as changes:
         await machine.execute(command, {"uri": f"fd:{_FD_NAME}"})
-        while True:
-            with trio.move_on_after(_EVERY if told is not None else float("inf")):
-                change = await changes.next()
-                if told is None and change.data.get("status") not in _ENDED:
-                    continue  # to ask would hold up what is to be over in milliseconds
-            migration = await machine.execute("query-migrate")
+        if told is None:  # to ask would hold up what is to be over in milliseconds
+            while (await changes.next()).data.get("status") not in _ENDED:
+                pass
+        while not _is_over(migration := await machine.execute("query-migrate")):
             if told is not None:
                 told(migration)
-            if _is_over(migration):
-                break
+            with trio.move_on_after(_EVERY):
+                await changes.next()
+        if told is not None:
+            told(migration)
     return "" if migration["status"] == "completed" else _reason(migration)
 
 

@@ -16,19 +16,21 @@ from qmpkit.templates.manifest import SavedFile
 __all__ = ["Told", "flaws_at_a_glance", "flaws_in_full", "frozen"]
 
 _SAMPLES, _SAMPLE = 16, 64 << 10
-_READ_ONLY = 0o444
+_MODE = 0o444
+# QEMU before 8.2 opens a RAM for writing also to map it private, which only root always may.
+_OWNER_WRITES = stat.S_IWUSR
 
 
-async def frozen(folder: Path, name: str, asked: Asked) -> SavedFile:
+async def frozen(folder: Path, name: str, asked: Asked, *, ram: bool = False) -> SavedFile:
     """Make the file read-only and safe on disk, and know it again by what this tells.
 
-    Raises ImageFailed in the name of *asked*.
+    *ram*: it is what QEMU is to map.  Raises ImageFailed in the name of *asked*.
     """
     path = folder / name
     digest = await digest_of(path, asked, safe=True)
 
     def finish() -> SavedFile:
-        path.chmod(_mode(path))
+        path.chmod(_MODE | (_OWNER_WRITES if ram and os.geteuid() else 0))
         found = path.stat()
         return SavedFile(
             name=name,
@@ -42,12 +44,6 @@ async def frozen(folder: Path, name: str, asked: Asked) -> SavedFile:
         return await trio.to_thread.run_sync(finish)
     except OSError as error:
         raise asked.failed_by(error) from error
-
-
-def _mode(path: Path) -> int:
-    # QEMU before 8.2 opens a RAM for writing also when it maps it private, as its owner may.
-    owner_writes = stat.S_IWUSR if path.name.endswith("ram") and os.geteuid() else 0
-    return _READ_ONLY | owner_writes
 
 
 def _sampled(path: Path) -> str:

@@ -161,15 +161,16 @@ async def _gathered(
     created = time.time()
     ram = await trio.to_thread.run_sync(_link_ram, machine.spec, draft, asked)
     spec = await _copied_files(machine, draft, asked)
-    names = await trio.to_thread.run_sync(os.listdir, draft)
-    files = [await frozen(draft, name, asked) for name in {*names, ram}]
+    names = set(await trio.to_thread.run_sync(os.listdir, draft)) - {ram}
+    files = [await frozen(draft, name, asked) for name in sorted(names)]
+    files.append(await frozen(draft, ram, asked, ram=True))  # last: it is the machine's still
     return Manifest(
         id=secrets.token_hex(4),
         created=created,
         spec=attrs.evolve(spec, memory=attrs.evolve(spec.memory, mem_path=ram)),
         build=await build_of(machine),
         ram=ram,
-        files=tuple(sorted(files, key=lambda file: file.name)),
+        files=tuple(files),
         hooks=hooks,
     )
 
