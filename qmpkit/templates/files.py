@@ -17,8 +17,6 @@ __all__ = ["Told", "flaws_at_a_glance", "flaws_in_full", "frozen"]
 
 _SAMPLES, _SAMPLE = 16, 64 << 10
 _MODE = 0o444
-# QEMU before 8.2 opens a RAM for writing also to map it private, which only root always may.
-_OWNER_WRITES = stat.S_IWUSR
 
 
 async def frozen(folder: Path, name: str, asked: Asked, *, ram: bool = False) -> SavedFile:
@@ -30,7 +28,7 @@ async def frozen(folder: Path, name: str, asked: Asked, *, ram: bool = False) ->
     digest = await digest_of(path, asked, safe=True)
 
     def finish() -> SavedFile:
-        path.chmod(_MODE | (_OWNER_WRITES if ram and os.geteuid() else 0))
+        path.chmod(_ram_mode() if ram else _MODE)
         found = path.stat()
         return SavedFile(
             name=name,
@@ -44,6 +42,12 @@ async def frozen(folder: Path, name: str, asked: Asked, *, ram: bool = False) ->
         return await trio.to_thread.run_sync(finish)
     except OSError as error:
         raise asked.failed_by(error) from error
+
+
+def _ram_mode() -> int:
+    """Its owner's alone, as it may be in a folder that all can read."""
+    # QEMU before 8.2 opens a RAM for writing also to map it private, which only root always may.
+    return stat.S_IRUSR | (stat.S_IWUSR if os.geteuid() else 0)
 
 
 def _sampled(path: Path) -> str:
