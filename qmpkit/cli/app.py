@@ -23,6 +23,7 @@ from qmpkit.cli import (
     resource_commands,
     serve_commands,
     store_commands,
+    template_commands,
     tune_commands,
 )
 from qmpkit.cli.exits import EXIT_TABLE, Exit
@@ -79,6 +80,8 @@ disk = App(name="disk", help="Move, grow and bound a machine's disks, while it r
 inner = App(name="snapshot", help="Snapshots inside an image that no machine uses.")
 key = App(name="key", help="Secrets that open an encrypted image that no machine uses.")
 bitmap = App(name="bitmap", help="Dirty bitmaps inside an image that no machine uses.")
+template = App(name="template", help="Save machines that have booted, to be cloned at once.")
+pool = App(name="pool", help="Hold clones ready, and run commands in fresh ones.")
 backup = App(name="backup", help="Make, list, verify, restore and prune backups.")
 
 
@@ -112,7 +115,10 @@ _add_named(memory, resource_commands.MEMORY)
 for _group in (snapshot, disk, device, cpu, memory):
     _group.group = (GROUP,)
 _add(backup, backup_commands.ALL)
-_add(app, [*commands.ALL, *tune_commands.HOST, image, backup, completion])
+_add(template, template_commands.TEMPLATE)
+_add(pool, template_commands.POOL)
+_clones: list[Callable[..., Any] | App] = [template, *template_commands.CLONE, pool]
+_add(app, [*commands.ALL, *tune_commands.HOST, image, backup, *_clones, completion])
 _of_farms: list[Callable[..., Any] | App] = [*farm_commands.ALL, *tune_commands.FARM]
 _of_farms += [*migrate_commands.ALL, *guest_commands.ALL, snapshot, disk, device, cpu, memory]
 _add(app, _of_farms, GROUP)

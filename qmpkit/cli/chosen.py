@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import attrs
 import trio
 
+from qmpkit._running import opened
 from qmpkit.cli.exits import Refusal
 from qmpkit.cli.listing import chosen_spec, overridden
 from qmpkit.cli.scratch import Scratch, scratch
@@ -23,10 +24,12 @@ from qmpkit.host.headers import read_header
 from qmpkit.images.look import Looked, image_fault, look_at
 from qmpkit.images.machine import SSH, Wishes, machine_around
 from qmpkit.images.store.uses import homes_of
+from qmpkit.machine.launch import LaunchOptions
 from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Forward, to_forward
 from qmpkit.spec.profile import profile_names
+from qmpkit.vm import VM
 
 __all__ = ["Chosen", "ImageOptions", "chosen_machine", "means_image"]
 
@@ -57,12 +60,23 @@ async def _nothing() -> None:
 
 @attrs.frozen
 class Chosen:
-    """A machine to run.  `has_started` wants to be called once QEMU has its files open."""
+    """A machine to run.
+
+    `has_started` wants to be called once QEMU has its files open, and `start`, when it is
+    there, starts it, paused.
+    """
 
     spec: MachineSpec
     user: str | None = None
     from_image: bool = False
     has_started: Callable[[], Awaitable[None]] = _nothing
+    start: Callable[[LaunchOptions], AbstractAsyncContextManager[VM]] | None = None
+
+    def opened(self, options: LaunchOptions, logs: Path | None) -> AbstractAsyncContextManager[VM]:
+        """It runs as long as the block does, and its death cancels nobody."""
+        if self.start is not None:
+            return self.start(options)
+        return opened(self.spec, logs=logs, options=options)
 
 
 @asynccontextmanager

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
-from qmpkit._running import opened
 from qmpkit.cli.chosen import Chosen, ImageOptions, chosen_machine
 from qmpkit.cli.exits import Exit
 from qmpkit.cli.safe import one_line, shell_word
@@ -30,7 +29,7 @@ from qmpkit.spec.network import UserNic
 from qmpkit.spec.sizes import format_size
 from qmpkit.vm import VM
 
-__all__ = ["Request", "nothing_to_boot", "report_to_dict", "run_machine"]
+__all__ = ["Choosing", "Request", "nothing_to_boot", "report_to_dict", "run_machine"]
 
 _GOOD = (ExitCause.GUEST_SHUTDOWN, ExitCause.GUEST_RESET, ExitCause.HOST_QUIT)
 # Seconds that the guest's last words may take to be shown.
@@ -52,8 +51,18 @@ class Request:
     as_json: bool = False
 
 
-async def run_machine(request: Request) -> int:
-    """Run the machine until it ends, print its report, return the exit status."""
+Choosing = Callable[[Request], AbstractAsyncContextManager[Chosen]]
+
+
+def _by_its_word(request: Request) -> AbstractAsyncContextManager[Chosen]:
+    return chosen_machine(request.word, request.overrides, request.image)
+
+
+async def run_machine(request: Request, choose: Choosing = _by_its_word) -> int:
+    """Run the machine until it ends, print its report, return the exit status.
+
+    *choose*: what makes a machine of the request's word.
+    """
     report: ExitReport | None = None
     name = request.word
     with trio.open_signal_receiver(*stop_signals()) as signals, trio.CancelScope() as start:
@@ -62,7 +71,7 @@ async def run_machine(request: Request) -> int:
             nursery.start_soon(stopper.listen, signals)
             async with (
                 shared_spawner(),  # for qemu-img before the start, too
-                chosen_machine(request.word, request.overrides, request.image) as chosen,
+                choose(request) as chosen,
             ):
                 name = chosen.spec.name
                 report = await _run(chosen, request, stopper)
@@ -84,7 +93,7 @@ async def _run(chosen: Chosen, request: Request, stopper: Stopper) -> ExitReport
         slow = trio.CancelScope()
         nursery.start_soon(note_later, f"{spec.name}: starting …", slow)
         options = LaunchOptions(tools_socket=tools)
-        async with opened(spec, logs=request.logs, options=options) as vm:
+        async with chosen.opened(options, request.logs) as vm:
             slow.cancel()
             stopper.attend(vm)
             await chosen.has_started()

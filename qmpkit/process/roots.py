@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["HASH", "OWNER", "hash_of", "images_root", "known_supervisors", "root_by_rule"]
-__all__ += ["runtime_of", "state_root"]
+__all__ += ["runtime_of", "state_root", "templates_root"]
 
 HASH = 12
 """Characters of a name that stands for one that would be too long."""
@@ -69,6 +69,11 @@ def images_root() -> Path:
     if own := os.environ.get("QMPKIT_IMAGES_DIR"):
         return Path(own).absolute()
     return state_root() / ".images"  # no supervisor's name begins with a dot
+
+
+def templates_root() -> Path:
+    """Where templates are that are called by a name: `.templates` in `state_root`; not made."""
+    return state_root() / ".templates"  # no supervisor's name begins with a dot
 
 
 def hash_of(text: str) -> str:

@@ -11,7 +11,7 @@ import attrs
 from qmpkit._running import opened_as
 from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
-from qmpkit.machine.saved_state import load_state
+from qmpkit.machine.saved_state import load_state, take_images_back
 from qmpkit.operations import power
 from qmpkit.templates.errors import TemplateFailed
 from qmpkit.templates.guest import become
@@ -81,7 +81,9 @@ class Empty:
     async def wake(self) -> VM:
         """Load it, if that has not been, let it run and make it somebody, as was wished."""
         await self.load()
-        if not self._wishes.paused:
+        if self._wishes.paused:
+            await take_images_back(self.vm.machine)
+        else:
             await power.resume(self.vm.machine)
             hooks = self._saved.manifest.hooks
             if not self._wishes.twin and hooks is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qmpkit.errors import QmpkitError
+from qmpkit.errors import HostLacks, ImageInUse, QmpkitError
 
 __all__ = ["PoolClosed", "TemplateBroken", "TemplateFailed", "TemplateInUse", "TemplateUnfit"]
 
@@ -40,31 +40,25 @@ class TemplateBroken(QmpkitError):
         return f"the template {self.path!r} is not as it was saved: {told}. Cure: make it anew"
 
 
-class TemplateUnfit(QmpkitError):
+class TemplateUnfit(HostLacks):
     """A sound template that this host cannot clone: another CPU or QEMU; `why` says which."""
 
     def __init__(self, path: str, why: str, cure: str) -> None:
+        super().__init__(f"the template {path!r} cannot be cloned here: {why}", cure)
         self.path = path
         self.why = why
-        self.cure = cure
-        super().__init__(path, why, cure)
-
-    def __str__(self) -> str:
-        return f"the template {self.path!r} cannot be cloned here: {self.why}. Cure: {self.cure}"
+        self.args = (path, why, cure)
 
 
-class TemplateInUse(QmpkitError):
+class TemplateInUse(ImageInUse):
     """A template that clones still run from cannot be removed; one that is going, not cloned."""
 
-    def __init__(self, path: str, asked: str) -> None:
-        self.path = path
-        self.asked = asked
-        super().__init__(path, asked)
-
-    def __str__(self) -> str:
-        why = "clones of it run" if self.asked == "remove" else "it is being removed"
-        cure = "end them first" if self.asked == "remove" else "make it anew"
-        return f"cannot {self.asked} the template {self.path!r}: {why}. Cure: {cure}"
+    def __init__(self, path: str, doing: str) -> None:
+        why = "clones of it run" if doing == "remove" else "it is being removed"
+        cure = "end them first" if doing == "remove" else "make it anew"
+        super().__init__(path, f"{doing} the template", why, cure)
+        self.doing = doing
+        self.args = (path, doing)
 
 
 class PoolClosed(QmpkitError):

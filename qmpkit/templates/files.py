@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import trio
 
-from qmpkit.backups.hashing import Read, digest_of
+from qmpkit.backups.hashing import digest_of
 from qmpkit.images.tool import Asked
 from qmpkit.templates.manifest import SavedFile
 
-__all__ = ["flaws_at_a_glance", "flaws_in_full", "frozen"]
+__all__ = ["Told", "flaws_at_a_glance", "flaws_in_full", "frozen"]
 
 _SAMPLES, _SAMPLE = 16, 64 << 10
-_READ_ONLY = 0o444
+_MODE = 0o444
 
 
-async def frozen(folder: Path, name: str, asked: Asked) -> SavedFile:
+async def frozen(folder: Path, name: str, asked: Asked, *, ram: bool = False) -> SavedFile:
     """Make the file read-only and safe on disk, and know it again by what this tells.
 
-    Raises ImageFailed in the name of *asked*.
+    *ram*: it is what QEMU is to map.  Raises ImageFailed in the name of *asked*.
     """
     path = folder / name
     digest = await digest_of(path, asked, safe=True)
 
     def finish() -> SavedFile:
-        path.chmod(_mode(path))
+        path.chmod(_ram_mode() if ram else _MODE)
         found = path.stat()
         return SavedFile(
             name=name,
@@ -44,10 +44,10 @@ async def frozen(folder: Path, name: str, asked: Asked) -> SavedFile:
         raise asked.failed_by(error) from error
 
 
-def _mode(path: Path) -> int:
-    # QEMU before 8.2 opens a RAM for writing also when it maps it private, as its owner may.
-    owner_writes = stat.S_IWUSR if path.name.endswith("ram") and os.geteuid() else 0
-    return _READ_ONLY | owner_writes
+def _ram_mode() -> int:
+    """Its owner's alone, as it may be in a folder that all can read."""
+    # QEMU before 8.2 opens a RAM for writing also to map it private, which only root always may.
+    return stat.S_IRUSR | (stat.S_IWUSR if os.geteuid() else 0)
 
 
 def _sampled(path: Path) -> str:
@@ -100,11 +100,23 @@ def _flaw(path: Path, file: SavedFile) -> str:
 _CHANGED = "its checksum is another one: its content has changed"
 
 
+Told = Callable[[float], object]
+"""Is told how much is done, 0.0 to 1.0; must not block."""
+
+
 async def flaws_in_full(
-    folder: Path, files: Iterable[SavedFile], read: Read | None = None
+    folder: Path, files: Collection[SavedFile], progress: Told | None = None
 ) -> list[str]:
     """What is wrong with these files, every byte of which is read."""
     flaws: list[str] = []
+    total, done = sum(file.length for file in files) or 1, 0
+
+    def read(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(min(done / total, 1.0))
+
     for file in files:
         path = folder / file.name
         what = await trio.to_thread.run_sync(_flaw, path, file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -68,8 +69,16 @@ async def _new_ram(asked: Asked, given: StrPath | None) -> AsyncIterator[Path]:
     file = attrs.evolve(asked, path=Asked.of(asked.doing, given).path)
     await refuse_taken(file)
     try:
+        await _touch(file)
         yield file.path
     except BaseException:
         with trio.move_on_after(_UNDO_GRACE, shield=True):
             await trio.to_thread.run_sync(lambda: file.path.unlink(missing_ok=True))
         raise
+
+
+async def _touch(file: Asked) -> None:
+    try:  # QEMU, which fills it, would let everybody read what it makes itself
+        await trio.to_thread.run_sync(partial(file.path.touch, mode=0o600))
+    except OSError as error:
+        raise file.failed_by(error) from error

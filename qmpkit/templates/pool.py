@@ -298,7 +298,7 @@ class Pool:
     async def _watch(self, held: _Held) -> None:
         """What dies while it is warm is not given: another takes its place."""
         await held.clone.vm.wait()
-        if held.place is Place.WARM:
+        if held.place is Place.WARM and self._closed is None:
             log.warning("pool of %r: %s", self.template.spec.name, held.clone.vm.report)
             self._step(held, Step.DISCARD)
 

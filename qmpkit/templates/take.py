@@ -77,7 +77,8 @@ async def to_template(
     refuse_unfit(vm.spec, twins=twins)
     _refuse_state(machine)
     if await trio.to_thread.run_sync(os.path.lexists, asked.path):
-        raise asked.failed("there is something already", "choose another place, or remove it")
+        why, cure = "there is something already", "choose another place, or remove it"
+        raise asked.failed(why, cure) from FileExistsError(str(asked.path))
     async with (
         machine.changing,
         _asked_of_guest(vm, services, twins, drop_caches) as hooks,
@@ -97,7 +98,8 @@ async def to_template(
 async def refuse_taken(asked: Asked) -> None:
     """Raise ImageFailed when something has the place already."""
     if await trio.to_thread.run_sync(os.path.lexists, asked.path):
-        raise asked.failed("there is something already", "choose another place, or remove it")
+        why, cure = "there is something already", "choose another place, or remove it"
+        raise asked.failed(why, cure) from FileExistsError(str(asked.path))
 
 
 def _refuse_state(machine: Machine) -> None:
@@ -159,15 +161,16 @@ async def _gathered(
     created = time.time()
     ram = await trio.to_thread.run_sync(_link_ram, machine.spec, draft, asked)
     spec = await _copied_files(machine, draft, asked)
-    names = await trio.to_thread.run_sync(os.listdir, draft)
-    files = [await frozen(draft, name, asked) for name in {*names, ram}]
+    names = set(await trio.to_thread.run_sync(os.listdir, draft)) - {ram}
+    files = [await frozen(draft, name, asked) for name in sorted(names)]
+    files.append(await frozen(draft, ram, asked, ram=True))  # last: it is the machine's still
     return Manifest(
         id=secrets.token_hex(4),
         created=created,
         spec=attrs.evolve(spec, memory=attrs.evolve(spec.memory, mem_path=ram)),
         build=await build_of(machine),
         ram=ram,
-        files=tuple(sorted(files, key=lambda file: file.name)),
+        files=tuple(files),
         hooks=hooks,
     )
 

@@ -17,15 +17,12 @@ from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.templates.cloning import Wishes, empty_clone
-from qmpkit.templates.files import flaws_in_full
+from qmpkit.templates.files import Told, flaws_in_full
 from qmpkit.templates.manifest import Manifest
 from qmpkit.templates.saved import Saved, removed
 from qmpkit.vm import VM
 
 __all__ = ["Template"]
-
-Told = Callable[[float], object]
-"""Is told how much is done, 0.0 to 1.0; must not block."""
 
 
 @attrs.frozen
@@ -154,16 +151,7 @@ class Template:
 
     async def verify(self, progress: Told | None = None) -> tuple[str, ...]:
         """Read every file, and tell which is not what was saved; empty when all is well."""
-        files = self.manifest.files
-        total, done = sum(file.length for file in files) or 1, 0
-
-        def read(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress is not None:
-                progress(min(done / total, 1.0))
-
-        return tuple(await flaws_in_full(self.path, files, read))
+        return tuple(await flaws_in_full(self.path, self.manifest.files, progress))
 
     async def remove(self) -> None:
         """Remove its folder, and its RAM wherever that is; TemplateInUse while clones run."""

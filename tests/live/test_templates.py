@@ -68,7 +68,7 @@ async def tiny(qemu: str, place: Path) -> AsyncIterator[qmpkit.VM]:
     async with qmpkit.running(qmpkit.templating(spec, place)) as vm:
         await vm.agent.wait_ready()
         settled = "until [ -e /run/settled ] && [ -b /dev/vda ]; do usleep 20000; done"
-        await vm.agent.run(["sh", "-c", f"{settled}"], check=True)
+        await vm.agent.run(["sh", "-c", f"{settled}; {STUBS}"], check=True)
         yield vm
 
 
@@ -76,6 +76,20 @@ IDENTITY = """
 hostname; cat /etc/machine-id /sys/class/net/eth0/address
 head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo
 head -n 1 /dev/vda; date +%s; cat /etc/hostname
+cat /etc/ssh/ssh_host_stub_key /var/lib/cloud/data/instance-id
+hostname >/dev/vda; sync; echo 3 >/proc/sys/vm/drop_caches
+"""
+
+# What a distribution has, and tiny has not.
+STUBS = """
+mkdir -p /etc/ssh /var/lib/cloud/data
+echo i-template >/var/lib/cloud/data/instance-id
+printf '#!/bin/sh\\necho "$@" >>/tmp/served\\n[ "$1" != nonesuch ]\\n' >/usr/bin/service
+key=/etc/ssh/ssh_host_stub_key
+printf "#!/bin/sh\\n[ -e $key ] || head -c 8 /dev/urandom | od -An -tx1 | tr -d ' ' >$key\\n" \\
+    >/usr/bin/ssh-keygen
+chmod 755 /usr/bin/service /usr/bin/ssh-keygen
+ssh-keygen -A
 """
 
 
@@ -95,7 +109,7 @@ async def _failing_saves(vm: qmpkit.VM, place: Path) -> None:
     assert names(place.parent) == {"data.raw", f"{place.name}.ram"}
 
 
-@pytest.mark.bound(120)
+@pytest.mark.bound(300)
 @pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_clones_are_somebody_each(qemu: str, tmp_path: Path) -> None:
     place = tmp_path / "web"
@@ -103,12 +117,12 @@ async def test_clones_are_somebody_each(qemu: str, tmp_path: Path) -> None:
         async with tiny(qemu, place) as vm:
             own = (vm.spec.uuid, vm.name)
             await _failing_saves(vm, place)
-            template = await qmpkit.to_template(vm, place, drop_caches=True)
+            template = await qmpkit.to_template(vm, place, services=["web"], drop_caches=True)
             assert vm.state is State.GONE
         before = checksums(place)
         assert {"ram", "state", "kernel", "initrd", "disk0.qcow2", MANIFEST} == before.keys()
         begun = int(time.time())
-        async with template.clones(CLONES_APART) as vms:
+        async with template.clones(CLONES_APART, ssh_host_keys=True) as vms:
             told: list[list[str]] = []
             for vm in vms:
                 done = await vm.agent.run(["sh", "-c", IDENTITY], check=True)
@@ -117,18 +131,22 @@ async def test_clones_are_somebody_each(qemu: str, tmp_path: Path) -> None:
             genids = {(await vm.execute("query-vm-generation-id"))["guid"] for vm in vms}
             assert len(uuids) == len(genids) == CLONES_APART
             assert own[0] not in uuids
-            hosts, ids, macs, noise, disks, clocks, files = zip(*told, strict=True)
-            for kind in (hosts, ids, macs, noise):
+            hosts, ids, macs, noise, disks, clocks, files, keys, instances = zip(*told, strict=True)
+            for kind in (hosts, ids, macs, noise, keys, instances):
                 assert len(set(kind)) == CLONES_APART, kind
             assert list(hosts) == list(files) == [vm.name for vm in vms]
             assert list(macs) == [vm.spec.nics[0].mac for vm in vms]
             assert own[1] not in hosts
-            assert set(disks) == {"kept"}
+            assert set(disks) == {"kept"} and "i-template" not in instances
+            served = (await vms[0].agent.read_file("/tmp/served")).decode().splitlines()
+            assert served[-4:-2] == ["nonesuch start", "web stop"]
+            assert {*served[-2:]} == {"ssh restart", "web start"}
+            await vms[0].nics.add(UserNic(mac="52:54:00:00:00:99"))
+            seen = "until grep -q 52:54:00:00:00:99 /sys/class/net/*/address; do usleep 20000; done"
+            await vms[0].agent.run(["sh", "-c", seen], check=True)
             # The template is older than the first of them: each was set, and goes on.
             assert all(begun <= int(clock) <= time.time() for clock in clocks)
-            for vm in vms:
-                await vm.agent.run(["sh", "-c", f"echo {vm.name} >/dev/vda; sync"], check=True)
-            for vm in vms:
+            for vm in vms:  # each wrote its name after it was asked
                 read = ["sh", "-c", "head -n 1 /dev/vda"]
                 assert (await vm.agent.run(read, check=True)).text.strip() == vm.name
         assert checksums(place) == before

@@ -22,7 +22,7 @@ from qmpkit.templates.specs import clone_spec, somebody
 from qmpkit.testing.guests import PROMPT, build_tiny
 
 FAR = 9000  # numbers that occur nowhere else in the command
-TOUCH = "mount -t tmpfs -o size=90% tmpfs /mnt; head -c {} /dev/zero | tr '\\0' x >/mnt/x"
+TOUCH = "mount -t tmpfs -o size=90% tmpfs /mnt; dd if=/dev/zero of=/mnt/x bs=1M count={}"
 
 
 async def main(folder: Path, memory: str, touched: int) -> None:
@@ -37,7 +37,7 @@ async def main(folder: Path, memory: str, touched: int) -> None:
         await vm.console.expect(PROMPT)
         await vm.agent.wait_ready()
         if touched:
-            await vm.agent.run(["sh", "-c", TOUCH.format(touched)], check=True)
+            await vm.agent.run(["sh", "-c", TOUCH.format(touched >> 20)], check=True)
 
     template = await qmpkit.make_template(spec, folder / "template", settled)
     empty = folder / "empty.qcow2"

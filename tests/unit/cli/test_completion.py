@@ -67,7 +67,7 @@ def test_no_profile_fits_so_readline_completes_paths(bash: Bash) -> None:
 
 def test_commands_and_options(bash: Bash) -> None:
     words = ["doctor", "run", "profiles", "argv", "validate", "qmp", "host", "image", "backup"]
-    words += ["completion"]
+    words += ["template", "clone", "pool", "completion"]
     words_of_image = ["info", "create", "overlay", "check", "resize", "convert", "rebase"]
     words_of_image += [
         "commit",
@@ -109,6 +109,17 @@ def test_names_of_images(bash: Bash, tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / "images" / "names" / name).touch()
     assert bash.complete("image", "rm", "") == ["db", "web"]
     assert bash.complete("image", "verify", "w") == ["web"]
+
+
+def test_names_of_templates(bash: Bash, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMPKIT_STATE_DIR", str(tmp_path))
+    assert bash.complete("template", "") == ["make", "list", "inspect", "verify", "rm"]
+    assert bash.complete("clone", "") == []
+    for name in ("web", "db", ".qk-0123456789ab.template"):
+        (tmp_path / ".templates" / name).mkdir(parents=True)
+    assert bash.complete("clone", "") == ["db", "web"]
+    assert bash.complete("template", "rm", "db", "w") == ["web"]
+    assert bash.complete("pool", "run", "w") == ["web"]
 
 
 @pytest.mark.parametrize(

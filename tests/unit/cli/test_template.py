@@ -1,0 +1,101 @@
+"""What `qmpkit template`, `clone` and `pool` say no to, before anything is started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qmpkit.cli import main
+from qmpkit.cli.exits import Refusal
+from qmpkit.cli.template_names import known_template, template_names, template_path
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QMPKIT_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "state"
+
+
+def test_a_name_and_a_path(state: Path, tmp_path: Path) -> None:
+    assert template_path("web") == state / ".templates" / "web"
+    assert template_path("./web") == tmp_path / "web"
+    assert template_path("/srv/web") == Path("/srv/web")
+    for word in ("", ".web", "..", "a\0b", "./a\0b"):
+        with pytest.raises(Refusal, match="is no template's name"):
+            template_path(word)
+
+
+def test_one_that_is_not_there_is_told_with_what_may_be_meant(state: Path) -> None:
+    assert template_names() == []
+    with pytest.raises(Refusal, match=r"no template is called 'wep' \(there are: none\)"):
+        known_template("wep")
+    (state / ".templates" / "web").mkdir(parents=True)
+    (state / ".templates" / ".qk-0123456789ab.template").mkdir()
+    assert template_names() == ["web"]
+    with pytest.raises(Refusal, match="web"):
+        known_template("wep")
+
+
+MICROVM = ["template", "make", "microvm", "web", "--set", "agent=false"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["clone", "web"], "no template is called 'web'"),
+        (["clone", "./web"], "there is no template: No such file or directory"),
+        (["template", "rm"], "which templates?"),
+        (["template", "rm", "web"], "no template is called 'web'"),
+        (["template", "verify", "web"], "no template is called 'web'"),
+        (["template", "inspect", "web"], "no template is called 'web'"),
+        (["template", "make", "q35", ".web"], "is no template's name"),
+        (MICROVM, "--wait 'login:'"),
+        (
+            [
+                "template",
+                "make",
+                "microvm",
+                "web",
+                "--set",
+                "agent=false",
+                "--wait",
+                "x",
+                "--run=y",
+            ],
+            "--run needs a guest agent",
+        ),
+        (
+            [*MICROVM, "--wait=x"],
+            "without a guest agent no clone can become somebody",
+        ),
+        (["pool", "run", "web"], "what is to be run?"),
+        (["pool", "run", "web", "--lines", "--times", "2", "--", "x"], "leave --times out"),
+        (["pool", "run", "web", "--jobs", "0", "--", "x"], "0"),
+        (["pool", "run", "web", "--", "x"], "no template is called 'web'"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], state: Path
+) -> None:
+    assert main(words) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert said in told
+    assert "Traceback" not in told
+    assert template_names() == []
+
+
+def test_no_templates_are_an_empty_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["template", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_a_folder_that_is_no_template_is_told_and_does_not_hide_the_others(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (state / ".templates" / "web").mkdir(parents=True)
+    assert main(["template", "list"]) == 0
+    assert "there is no template" in capsys.readouterr().err
+    assert main(["template", "inspect", "web"]) == 2
