@@ -107,3 +107,5 @@ LIMITED_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of one
 RAM_FORMS = ("plain", "packed", "mapped") if LONG else ("mapped",)  # packed is tried elsewhere
 SAVED_CANCELS = size(ci=17, long=1)  # each so-and-so-many-th checkpoint of a save, of a restore
 SAVED_KILLED = (1, 2, 3, 4) if LONG else (2, 3)  # after which step of a save all is killed
+LAB_CANCELS = size(ci=97, long=7)  # each so-and-so-many-th checkpoint of one of a lab, and back
+REWINDS = size(ci=1, long=5)  # of two guests that talk to one another

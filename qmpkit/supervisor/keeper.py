@@ -100,14 +100,14 @@ class Keeper:
         self._places: Places = await trio.to_thread.run_sync(claim.__enter__)
         try:
             async with service_nursery() as services:
-                self._journal = Journal(self._places.records)
+                self.journal = Journal(self._places.records)
                 self._forgotten = Forgotten(self._places.state / "layers")
                 await self._forgotten.load()
-                self.shelf = Shelf(self._places.saved, self.machines, self._journal)
+                self.shelf = Shelf(self._places.saved, self.machines, self.journal)
                 self._tasks = Tending(
-                    self._with(journal=self._journal, home=self._home, shelf=self.shelf)
+                    self._with(journal=self.journal, home=self._home, shelf=self.shelf)
                 )
-                services.start_soon(self._journal.run)
+                services.start_soon(self.journal.run)
                 services.start_soon(trim_logs, self.machines)
                 services.start_soon(self._gate.run)
                 chronicle = Chronicle(self._places.state / "events")
@@ -241,21 +241,21 @@ class Keeper:
         """See `Supervisor.amend`."""
         kept = self.known(wanted.spec.name)
         async with kept.turn:
-            await amend(kept, wanted, self._networks, self._journal)
+            await amend(kept, wanted, self._networks, self.journal)
         return kept
 
     @asynccontextmanager
     async def at_rest(self, name: str) -> AsyncIterator[AtRest]:
         """See `Supervisor.at_rest`."""
         kept = self.known(name)
-        async with kept.turn, disks_at_rest(kept, self._journal, self.machines) as machine:
+        async with kept.turn, disks_at_rest(kept, self.journal, self.machines) as machine:
             yield machine
 
     async def revert(self, name: str, snapshot: str, *, memory: bool) -> tuple[str, ...]:
         """See `Supervisor.revert`."""
         kept = self.known(name)
         async with kept.turn:
-            return await revert(kept, snapshot, self._journal, self.machines, memory=memory)
+            return await revert(kept, snapshot, self.journal, self.machines, memory=memory)
 
     def _home(self, name: str) -> Home:
         return Home(self._places.sockets(name), self._places.logs(name))
@@ -299,7 +299,7 @@ class Keeper:
             await self._start(kept, wanted, resolution, wait)
         elif kept.record != wanted or kept.not_durable:
             kept.record = wanted
-            await kept.write(self._journal)
+            await kept.write(self.journal)
 
     async def forget(self, name: str, *, disks: bool) -> None:
         """See `Supervisor.forget`."""
@@ -311,7 +311,7 @@ class Keeper:
             await finish_change(kept)
             if not disks:
                 await self._forgotten.put(kept.spec)
-            await self._journal.remove(name)
+            await self.journal.remove(name)
             self.machines.pop(name, None)
             await self.shelf.clear(kept)
             self._events.tell(name, "forgotten", "it is declared no longer")
@@ -333,7 +333,7 @@ class Keeper:
         before = kept.record
         kept.record = attrs.evolve(before, declared=wanted.declared, **matters(wanted))
         kept.refusal = None
-        if not await kept.write(self._journal) and wanted.declared != "stopped":
+        if not await kept.write(self.journal) and wanted.declared != "stopped":
             # Meanwhile its end may have been noted: only what was declared is taken back.
             kept.note(declared=before.declared, **matters(before))
             assert kept.not_durable is not None
@@ -361,7 +361,7 @@ class Keeper:
         kept.record = attrs.evolve(wanted, phase="starting", identity=None, history=anew)
         kept.refusal = None
         try:
-            kept.entry = self._journal.post(kept.record)
+            kept.entry = self.journal.post(kept.record)
             if not wait:
                 await kept.entry.durable()
             life = self._tasks.first(kept, resolution) if wait else self._tasks.enlisted(kept)
@@ -379,9 +379,9 @@ class Keeper:
     async def _take_back(self, kept: Kept, before: Record) -> None:
         with suppress(JournalFailed):
             if before.phase == "starting":
-                await self._journal.remove(kept.name)
+                await self.journal.remove(kept.name)
             else:
-                await self._journal.put(before)
+                await self.journal.put(before)
             await trio.to_thread.run_sync(discard, kept.home.sockets)
 
 
