@@ -47,6 +47,10 @@ async def rewind(keeper: Keeper, points: Checkpoints, name: str, save: Save) -> 
     """See `Supervisor.rewind`."""
     async with points.turn:
         point = await points.known(name)
+        for machine in point.machines:
+            kept = keeper.machines.get(machine)
+            if kept is not None and kept.declared == "stopped":
+                await kept.wait_rest()  # it may be on its way there yet
         ways = _ways(keeper, point)
         await points.write(attrs.evolve(point, rewinding=True))
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,13 @@ from qmpkit import Kept, LaunchFailed, SpecInvalid, Supervisor
 from qmpkit.farm.converge import up
 from qmpkit.operations.block.fronts import Snapshots
 from qmpkit.spec.farm_load import load_farm
-from qmpkit.supervisor import rewinding
-from qmpkit.supervisor.checkpoints import Checkpoints
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, nothing_left, write
 from tests.live.counting import counted, counting
+from tests.live.dying import STEPS
 from tests.live.kept import Places, end_all, lab
-from tests.sizes import LAB_CANCELS, NEWEST, OLDEST, REWINDS
+from tests.sizes import LAB_CANCELS, LAB_KILLED, NEWEST, OLDEST, REWINDS
 
 pytestmark = [pytest.mark.live, pytest.mark.bound(180)]
 
@@ -225,48 +226,65 @@ async def test_cancelled_all_or_none(qemu: str, places: Places, tmp_path: Path) 
     await end_all()
 
 
+PROGRAM = (
+    STEPS
+    + """
+step("qmpkit.operations.block.memory", "save_state")
+step("qmpkit.supervisor.checkpoints:Checkpoints", "write")
+step("qmpkit.supervisor.shelf:Shelf", "_declare")
+step("qmpkit.supervisor.keeper:Keeper", "revert")
+
+async def main():
+    global armed
+    async with qmpkit.Supervisor("lab", keep=True) as lab:
+        armed = True
+        await getattr(lab, words[0])("now")
+        print("done", flush=True)
+
+trio.run(main)
+"""
+)
+
+
+async def killed(what: str, last: int) -> bool:
+    """Whether a supervisor that does it died after that step, rather than ended."""
+    argv = [sys.executable, "-c", PROGRAM, what, str(last), "supervisor"]
+    done = await trio.run_process(argv, capture_stdout=True, capture_stderr=True, check=False)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0
+
+
 @pytest.mark.qemus(*NEWEST)
-async def test_a_supervisor_that_dies_is_told_of(
-    qemu: str, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with lab() as supervisor:
-        await two(qemu, tmp_path, supervisor)
-        await supervisor.checkpoint("now")
-        with monkeypatch.context() as patched:
-            patched.setattr(rewinding, "_as_before", _died)
-            patched.setattr(rewinding, "_gone_back", _interrupted)
-            patched.setattr("qmpkit.supervisor.checkpoints.Checkpoints.write", _first())
-            with pytest.raises(KeyError):
-                await supervisor.rewind("now")
-    async with lab() as supervisor:
-        (point,) = await supervisor.checkpoints()
-        assert point.rewinding and supervisor.kept["two"].state == "running"
-        assert not (await supervisor.rewind("now")).rewinding
-        (point,) = await supervisor.checkpoints()
-        assert not point.rewinding
-        assert all(kept.state == "running" for kept in supervisor.kept.values())
-    await end_all()
-
-
-async def _interrupted(keeper: Any, ways: Any, point: Any, save: Any) -> None:
-    """As far as one of two saved and reverted."""
-    await save("one")
-    await keeper.revert("one", "now", memory=True)
-    raise KeyError
-
-
-async def _died(*_: Any) -> None:
-    await trio.lowlevel.checkpoint()
-
-
-def _first() -> Any:
-    """Writes once, as of one who dies then."""
-    real, written = Checkpoints.write, False
-
-    async def write(self: Checkpoints, point: Any, **words: Any) -> None:
-        nonlocal written
-        if not written:
-            written = True
-            await real(self, point, **words)
-
-    return write
+@pytest.mark.parametrize("last", LAB_KILLED)
+async def test_killed_it_is_told_of(qemu: str, places: Places, tmp_path: Path, last: int) -> None:
+    async with leaks():
+        async with lab() as supervisor:
+            await two(qemu, tmp_path, supervisor)
+        died = await killed("checkpoint", last)
+        async with lab() as supervisor:
+            for kept in supervisor.kept.values():
+                await kept.until(lambda it=kept: it.record.change is None)  # type: ignore[misc]
+                await kept.wait_running()
+            points = await supervisor.checkpoints()
+            if died and points and not points[0].whole:
+                with pytest.raises(SpecInvalid, match="delete it"):
+                    await supervisor.rewind("now")
+            for point in points:
+                await supervisor.delete_checkpoint(point.name)
+            assert len(files_in(tmp_path / "disks", "*.*")) == 2
+            await supervisor.checkpoint("now")
+        await killed("rewind", last)
+        async with lab() as supervisor:
+            await supervisor.rewind("now")
+            (point,) = await supervisor.checkpoints()
+            assert not point.rewinding and len(places.qemus()) == 2
+            machines = [*supervisor.kept.values()]
+            assert all(kept.state == "running" for kept in machines)
+            assert files_in(places.state / "lab/saved") == []
+            await supervisor.delete_checkpoint("now")
+            for kept in machines:
+                await nothing_left(vm_of(kept))
+            tops = [kept.spec.disks[0].file for kept in machines]
+        await end_all()
+    for top in tops:
+        await holds(top, "qcow2", {0: 1})

@@ -136,8 +136,9 @@ async def test_what_cannot_be_is_refused(qemu: str, tmp_path: Path) -> None:
         names = names_in(tmp_path)
         with pytest.raises(SpecInvalid, match="go_on: the disks would go on too"):
             await vm.save(tmp_path / "unit", go_on=True)
-        with pytest.raises(SpecInvalid, match="there is no directory"):
-            await vm.save(tmp_path / "no/unit")
+        with pytest.raises(SpecInvalid) as told:
+            await vm.save(tmp_path / "no/unit", ram="zip")  # type: ignore[arg-type]
+        assert [fault.path for fault in told.value.faults] == ["ram", "path"]
         (tmp_path / "taken").mkdir()
         with pytest.raises(SpecInvalid, match="is there already"):
             await vm.save(tmp_path / "taken")

@@ -152,8 +152,7 @@ trio.run(main)
 
 
 @pytest.mark.qemus(*NEWEST)
-@pytest.mark.parametrize("victims", ["supervisor", "both"])
-@pytest.mark.parametrize("last", SAVED_KILLED)
+@pytest.mark.parametrize(("last", "victims"), SAVED_KILLED)
 async def test_killed_it_runs_or_is_saved(
     qemu: str, places: Places, tmp_path: Path, last: int, victims: str
 ) -> None:
