@@ -339,6 +339,32 @@ def small_room(ram: Form) -> int:
 
 
 @pytest.mark.qemus(*NEWEST)
+@pytest.mark.parametrize(("spoil", "why"), [(_flip("memory", 90), "damaged"), (None, "middle")])
+async def test_a_damaged_pack_is_no_start(
+    qemu: str, tmp_path: Path, spoil: Callable[[Path], None] | None, why: str
+) -> None:
+    async with leaks():
+        async with qmpkit.running(counting(qemu, tmp_path), paused=True) as vm:
+            await vm.save(tmp_path / "unit", ram="packed")
+        memory = tmp_path / "unit/memory"
+        (spoil or (lambda unit: os.truncate(unit / "memory", memory.stat().st_size // 2)))(
+            tmp_path / "unit"
+        )
+        assert [it.path for it in await qmpkit.verify_saved(tmp_path / "unit")] == ["files.memory"]
+        told = json.loads((tmp_path / "unit/manifest.json").read_text())["files"]
+        told["memory"]["length"] = memory.stat().st_size
+        told["memory"]["sampled"] = host_saved.sampled_sum(memory)  # as if no sample had met it
+        _manifest(files=told)(tmp_path / "unit")
+        with pytest.raises(SpecInvalid, match="has another checksum"):
+            async with qmpkit.restored(tmp_path / "unit", verify=True):
+                pass
+        with pytest.raises(LaunchFailed, match=f"{why}|load of migration failed|stream"):
+            async with qmpkit.restored(tmp_path / "unit"):
+                pass
+        assert (await qmpkit.saved_machine(tmp_path / "unit")).spent is None
+
+
+@pytest.mark.qemus(*NEWEST)
 async def test_uefi_variables_travel(qemu: str, tmp_path: Path) -> None:
     try:
         find_firmware("x86_64", secure_boot=False)
