@@ -20,10 +20,12 @@ __all__ += ["save_machines", "take_checkpoint"]
 
 
 def save_machines(words: Sequence[str], farm: str | None, *, ram: str, as_json: bool) -> int:
-    """`save`: all at the same time."""
-    daemon = find_daemon(which_farm(farm))
-    names = chosen(daemon, words)
-    body = {"ram": ram}
+    """`save`: all at the same time; of those that a pattern means, the ones that are up."""
+    daemon, body = find_daemon(which_farm(farm)), {"ram": ram}
+    up = {it["name"] for it in daemon.get("machines")["machines"] if it["pid"] is not None}
+    names = [name for name in chosen(daemon, words) if name in up or name in words]
+    if not names:
+        talk.note("none of them is up")
     jobs = [(name, daemon.post("machines", name, "save", body=body)["job"]) for name in names]
     worst, saved = each(
         daemon, jobs, "be saved", lambda done: f"is saved ({human_size(done['bytes'])})"

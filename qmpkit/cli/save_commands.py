@@ -38,7 +38,8 @@ def save(
     """Save machines, memory and all, and end them: `start` has them go on where they were.
 
     Also after a reboot of the host. Their disks stay where they are, and nothing else may
-    write to them meanwhile: a start finds that out, and says so.
+    write to them meanwhile: a start finds that out, and says so. Of those that a pattern means,
+    the ones that are up are saved.
 
       qmpkit save '*'      before the host goes down
       qmpkit start '*'     once it is back

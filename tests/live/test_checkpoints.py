@@ -30,7 +30,7 @@ schema = 1
 [defaults]
 qemu = "{qemu}"
 accel = "tcg"
-profile = "tiny"
+profile = "tiny-microvm"
 memory = "192MiB"
 networks = ["lan"]
 [networks.lan]
