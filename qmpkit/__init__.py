@@ -126,6 +126,7 @@ if TYPE_CHECKING:
     from qmpkit.spec.block import Disk as Disk
     from qmpkit.spec.block import Overlay as Overlay
     from qmpkit.spec.chardev import Serial as Serial
+    from qmpkit.spec.checkpoints import Checkpoint as Checkpoint
     from qmpkit.spec.cpu import Cpu as Cpu
     from qmpkit.spec.data import spec_from_dict as spec_from_dict
     from qmpkit.spec.data import spec_from_toml as spec_from_toml
@@ -250,6 +251,7 @@ _MODULES = {
     "qmpkit.spec.block": "Disk Overlay",
     "qmpkit.spec.limits": "IoLimits",
     "qmpkit.spec.chardev": "Serial",
+    "qmpkit.spec.checkpoints": "Checkpoint",
     "qmpkit.spec.cpu": "Cpu",
     "qmpkit.spec.dimms": "Dimm",
     "qmpkit.spec.data": "spec_from_dict spec_from_toml spec_to_dict spec_to_toml",

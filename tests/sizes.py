@@ -127,4 +127,9 @@ MIGRATION_KILLS = size(ci=4, long=100)  # SIGKILLs of a supervisor between two s
 # Saved machines
 RAM_FORMS = ("plain", "packed", "mapped") if LONG else ("mapped",)  # packed is tried elsewhere
 SAVED_CANCELS = size(ci=17, long=1)  # each so-and-so-many-th checkpoint of a save, of a restore
-SAVED_KILLED = (1, 2, 3, 4) if LONG else (2, 3)  # after which step of a save all is killed
+# After which step of a save its supervisor is killed, or QEMU too.
+SAVED_KILLED = [(step, who) for step in (1, 2, 3, 4) for who in ("supervisor", "both")]
+SAVED_KILLED = SAVED_KILLED if LONG else [(2, "supervisor"), (3, "both")]
+LAB_KILLED = (1, 2, 3, 4, 5, 6, 7) if LONG else (4,)  # … of a checkpoint of two, and a rewind
+LAB_CANCELS = size(ci=97, long=7)  # each so-and-so-many-th checkpoint of one of a lab, and back
+REWINDS = size(ci=1, long=5)  # of two guests that talk to one another

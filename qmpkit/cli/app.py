@@ -21,6 +21,7 @@ from qmpkit.cli import (
     image_more_commands,
     migrate_commands,
     resource_commands,
+    save_commands,
     serve_commands,
     store_commands,
     template_commands,
@@ -76,6 +77,7 @@ snapshot = App(name="snapshot", help="Remember what a machine's disks hold, whil
 device = App(name="device", help="Plug devices into a machine and out of it, while it runs.")
 cpu = App(name="cpu", help="Plug processors into a machine, while it runs.")
 memory = App(name="memory", help="Plug memory into a machine and out of it, while it runs.")
+lab = App(name="lab", help="Remember several machines at one moment, and go back to it together.")
 disk = App(name="disk", help="Move, grow and bound a machine's disks, while it runs.")
 inner = App(name="snapshot", help="Snapshots inside an image that no machine uses.")
 key = App(name="key", help="Secrets that open an encrypted image that no machine uses.")
@@ -112,7 +114,8 @@ _add_named(disk, disk_commands.DISK)
 _add_named(device, device_commands.DEVICE)
 _add_named(cpu, resource_commands.CPU)
 _add_named(memory, resource_commands.MEMORY)
-for _group in (snapshot, disk, device, cpu, memory):
+_add_named(lab, save_commands.LAB)
+for _group in (snapshot, disk, device, cpu, memory, lab):
     _group.group = (GROUP,)
 _add(backup, backup_commands.ALL)
 _add(template, template_commands.TEMPLATE)
@@ -120,7 +123,8 @@ _add(pool, template_commands.POOL)
 _clones: list[Callable[..., Any] | App] = [template, *template_commands.CLONE, pool]
 _add(app, [*commands.ALL, *tune_commands.HOST, image, backup, *_clones, completion])
 _of_farms: list[Callable[..., Any] | App] = [*farm_commands.ALL, *tune_commands.FARM]
-_of_farms += [*migrate_commands.ALL, *guest_commands.ALL, snapshot, disk, device, cpu, memory]
+_of_farms += [*migrate_commands.ALL, *save_commands.ALL, *guest_commands.ALL]
+_of_farms += [snapshot, lab, disk, device, cpu, memory]
 _add(app, _of_farms, GROUP)
 _add(app, serve_commands.ALL, GROUP)
 

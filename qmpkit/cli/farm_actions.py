@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from qmpkit.cli.which_farm import farm_of_file, which_farm
 from qmpkit.process.roots import state_root
 from qmpkit.spec.sizes import format_size
 
-__all__ = ["act", "bring_up", "chosen", "inspect", "one_machine", "plan", "ps", "remove", "scale"]
-__all__ += ["machine_of", "take_down", "wait_for"]
+__all__ = ["act", "bring_up", "chosen", "each", "inspect", "machine_of", "one_machine", "plan"]
+__all__ += ["ps", "remove", "scale", "take_down", "wait_for"]
 
 
 _STARTING = 120.0
@@ -252,13 +252,26 @@ def remove(words: Sequence[str], farm: str | None, *, force: bool) -> int:
 
 
 def _each(daemon: Daemon, jobs: Sequence[tuple[str, str]], do: str, done: str) -> int:
-    worst = Exit.OK
+    return each(daemon, jobs, do, lambda _: done)[0]
+
+
+def each(
+    daemon: Daemon,
+    jobs: Sequence[tuple[str, str]],
+    do: str,
+    done: Callable[[dict[str, Any]], str],
+) -> tuple[Exit, list[dict[str, Any]]]:
+    """Wait for the jobs of several machines: the exit status, and the results of those done.
+
+    *done*: what is said of one by its result.  Ctrl-C gives up those that are left.
+    """
+    worst, results = Exit.OK, []
     for place, (name, job) in enumerate(jobs):
         others = len(jobs) - place - 1
         what = f"waiting for {name} to {do}" + (f" ({others} more after it)" if others else "")
         try:
-            followed(daemon, job, what, quiet=True)
-            talk.say(f"{name} {done}")
+            results.append(followed(daemon, job, what, quiet=True))
+            talk.say(f"{name} {done(results[-1])}")
         except DaemonSaid as error:
             talk.error(str(error))
             worst = max(worst, exit_of(error) or Exit.FAILED)
@@ -266,7 +279,7 @@ def _each(daemon: Daemon, jobs: Sequence[tuple[str, str]], do: str, done: str) -
             for _, other in jobs[place + 1 :]:
                 daemon.delete("jobs", other)
             raise
-    return worst
+    return worst, results
 
 
 def inspect(words: Sequence[str], farm: str | None) -> int:

@@ -89,19 +89,19 @@ def memory_faults(spec: MachineSpec) -> Iterator[Fault]:
         except SpecInvalid as error:
             yield from error.faults
             return
-        left = {disk.id for disk in spec.disks if disk.file == _left_at(memory.parent, saved, disk)}
+        left = {it.id for it in spec.disks if Path(it.file) == _left_at(memory.parent, saved, it)}
         yield from saved_faults(memory.parent, saved, left)
     for disk in spec.disks:
         if disk.id not in left and not disk.is_readonly and disk.format == "qcow2":
             yield from _written_faults(disk)
 
 
-def _left_at(folder: Path, saved: SavedMachine, disk: Disk) -> str | None:
+def _left_at(folder: Path, saved: SavedMachine, disk: Disk) -> Path | None:
     """The image that the disk was left on when it was saved."""
     if (copy := saved.copies.get(disk.id)) is not None:
-        return str(folder / copy)
+        return folder / copy
     layers = saved.disks.get(disk.id)
-    return layers[0].file if layers else None
+    return Path(layers[0].file) if layers else None
 
 
 def _written_faults(disk: Disk) -> Iterator[Fault]:
@@ -151,7 +151,7 @@ def _file_faults(path: Path, file: FileSum, where: str) -> Iterator[Fault]:
 
 
 def _layer_faults(layer: SavedLayer, where: str) -> Iterator[Fault]:
-    hint = "the RAM does not fit it any more: boot the machine without"
+    hint = "the RAM fits it no more: boot the machine without (a kept one: qmpkit discard)"
     try:
         it = Path(layer.file).stat()
     except OSError as error:

@@ -28,6 +28,7 @@ from qmpkit.server.files import GuestFile, put_file
 from qmpkit.server.jobs import Jobs
 from qmpkit.server.migrate_api import MigrateApi
 from qmpkit.server.resource_api import ResourceApi
+from qmpkit.server.save_api import SaveApi
 from qmpkit.server.streams import (
     BEAT,
     ConsoleResponse,
@@ -305,6 +306,7 @@ def make_app(lab: Supervisor, jobs: Jobs, shut_down: Callable[[], None]) -> ASGI
         *ResourceApi(api.kept).routes(),
         *TuneApi(lab, api.kept).routes(),
         *MigrateApi(lab, jobs, api.kept).routes(),
+        *SaveApi(lab, jobs, api.kept).routes(),
         Route(f"{one}/{{action}}", api.act, methods=["POST"]),
         Route("/v1/events", api.events),
         Route("/v1/jobs", api.all_jobs),

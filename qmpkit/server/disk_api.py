@@ -15,11 +15,10 @@ from starlette.routing import Route
 
 from qmpkit.operations.block.at_rest import AtRest
 from qmpkit.operations.block.snapshots import known_snapshot, sizes_of
-from qmpkit.operations.jobs import JobProgress, Progress
 from qmpkit.server.answers import Refused, answer
 from qmpkit.server.backing_up import BACKUP_KEYS, backup_work
 from qmpkit.server.bodies import Keys, read_object, whole_number
-from qmpkit.server.jobs import Jobs, Step
+from qmpkit.server.jobs import Jobs, Step, telling
 from qmpkit.spec.block import DiskFormat
 from qmpkit.spec.limits import IoLimits
 from qmpkit.spec.snapshots import Snapshot
@@ -107,7 +106,7 @@ class DiskApi:
 
         async def work(step: Step) -> dict[str, Any]:
             async with self._on(kept) as machine:
-                points, told = machine.snapshots, _telling(step)
+                points, told = machine.snapshots, telling(step)
                 if asked.get("ram"):
                     point = await points.save(name, description=about, progress=told)
                 else:
@@ -131,7 +130,7 @@ class DiskApi:
 
         async def work(step: Step) -> dict[str, Any]:
             async with self._on(kept) as machine:
-                await machine.snapshots.delete(name, speed=speed, progress=_telling(step))
+                await machine.snapshots.delete(name, speed=speed, progress=telling(step))
             return {"name": name}
 
         return self._job(f"delete snapshot {name} of {kept.name}", work)
@@ -142,7 +141,7 @@ class DiskApi:
 
         async def work(step: Step) -> dict[str, Any]:
             async with self._on(kept) as machine:
-                await machine.snapshots.load(name, progress=_telling(step))
+                await machine.snapshots.load(name, progress=telling(step))
             return {"name": name}
 
         return self._job(f"load snapshot {name} of {kept.name}", work)
@@ -201,7 +200,7 @@ class DiskApi:
             raise Refused("target must be a path and format qcow2, raw or luks")
 
         async def work(step: Step) -> dict[str, Any]:
-            speed, told = asked.get("speed", 0), _telling(step)
+            speed, told = asked.get("speed", 0), telling(step)
             async with self._on(kept) as machine:
                 moved = await machine.disks.move(
                     disk, target, format=format, speed=speed, progress=told
@@ -217,7 +216,7 @@ class DiskApi:
 
         async def work(step: Step) -> dict[str, Any]:
             async with self._on(kept) as machine:
-                await machine.disks.flatten(disk, speed=speed, progress=_telling(step))
+                await machine.disks.flatten(disk, speed=speed, progress=telling(step))
             return {"disk": disk}
 
         return self._job(f"flatten {disk} of {kept.name}", work)
@@ -298,21 +297,6 @@ def _refuse_busy(kept: Kept) -> None:
 def snapshot_view(point: Snapshot) -> dict[str, Any]:
     """What the API shows of a snapshot."""
     return attrs.asdict(point)
-
-
-def _telling(step: Step) -> Progress:
-    def told(progress: JobProgress) -> None:
-        state = progress.state
-        step(
-            {
-                "bytes": state.done,
-                "of": state.total,
-                "rate": progress.rate,
-                "left": progress.left,
-            }
-        )
-
-    return told
 
 
 def _absolute(path: str | None) -> Path | None:

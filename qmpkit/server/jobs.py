@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import trio
 
+from qmpkit.operations.jobs import JobProgress, Progress
 from qmpkit.server.answers import Refused, error_body
 
-__all__ = ["Job", "Jobs", "Step", "Work"]
+__all__ = ["Job", "Jobs", "Step", "Work", "telling"]
 
 log = logging.getLogger("qmpkit.server")
 
@@ -127,3 +128,20 @@ async def _run(job: Job, work: Work) -> None:
         if job.state == "running":
             job.state = "cancelled"
         job.changed()
+
+
+def telling(step: Step) -> Progress:
+    """Makes a step of what an operation tells of its way."""
+
+    def told(progress: JobProgress) -> None:
+        state = progress.state
+        step(
+            {
+                "bytes": state.done,
+                "of": state.total,
+                "rate": progress.rate,
+                "left": progress.left,
+            }
+        )
+
+    return told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -12,6 +13,7 @@ import trio
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations.block.at_rest import AtRest, at_rest
 from qmpkit.operations.block.revert import overlaid, overlays_made
+from qmpkit.operations.block.variables import store_of
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.following import with_forwards_of
@@ -21,7 +23,7 @@ from qmpkit.supervisor.ledger import KeptLedger, finish_change
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.record import MATTERS, Record, Wanted, digest_of
 
-__all__ = ["amend", "disks_at_rest", "down", "matters", "revert"]
+__all__ = ["amend", "disks_at_rest", "down", "files_of", "matters", "revert", "take_back"]
 
 
 def matters(record: Record | Wanted) -> dict[str, Any]:
@@ -68,6 +70,29 @@ async def revert(
             await ledger.settle(change.spec if done else change.begun)
     kept.tell("reverted", f"to the snapshot {snapshot!r}")
     return left
+
+
+async def take_back(kept: Kept, before: MachineSpec, journal: Journal) -> None:
+    """Have one that is down start as before a revert, whose new layers go.  JournalFailed."""
+    await down(kept)
+    after = kept.spec
+    kept.note(spec=before)
+    if not await kept.write(journal):
+        kept.note(spec=after)
+        assert kept.not_durable is not None
+        raise kept.not_durable
+    await trio.to_thread.run_sync(_remove, files_of(after) - files_of(before))
+
+
+def files_of(spec: MachineSpec) -> set[str]:
+    """What a machine writes to: the tops of its disks, and its UEFI variables.  Pure."""
+    files = {disk.file for disk in spec.disks if not disk.is_readonly and not disk.is_empty}
+    return files | ({store} if (store := store_of(spec)) else set())
+
+
+def _remove(files: set[str]) -> None:
+    for file in files:
+        Path(file).unlink(missing_ok=True)
 
 
 @asynccontextmanager

@@ -90,17 +90,17 @@ class Keeper:
         self._places: Places = await trio.to_thread.run_sync(claim.__enter__)
         try:
             async with service_nursery() as services:
-                self._journal = Journal(self._places.records)
+                self.journal = Journal(self._places.records)
                 self._forgotten = Forgotten(self._places.state / "layers")
                 await self._forgotten.load()
-                self.shelf = Shelf(self._places.saved, self.machines, self._journal)
-                services.start_soon(self._journal.run)
+                self.shelf = Shelf(self._places.saved, self.machines, self.journal)
+                services.start_soon(self.journal.run)
                 services.start_soon(trim_logs, self.machines)
                 services.start_soon(self._gate.run)
                 chronicle = Chronicle(self._places.state / "events")
                 self._events.keep(chronicle, await trio.to_thread.run_sync(chronicle.open))
                 services.start_soon(chronicle.run)
-                self.means = self._with(journal=self._journal, home=self._home, shelf=self.shelf)
+                self.means = self._with(journal=self.journal, home=self._home, shelf=self.shelf)
                 async with self._adopted(self.means):
                     yield
         finally:
@@ -171,21 +171,21 @@ class Keeper:
         """See `Supervisor.amend`."""
         kept = self.known(wanted.spec.name)
         async with kept.turn:
-            await amend(kept, wanted, self._networks, self._journal)
+            await amend(kept, wanted, self._networks, self.journal)
         return kept
 
     @asynccontextmanager
     async def at_rest(self, name: str) -> AsyncIterator[AtRest]:
         """See `Supervisor.at_rest`."""
         kept = self.known(name)
-        async with kept.turn, disks_at_rest(kept, self._journal, self.machines) as machine:
+        async with kept.turn, disks_at_rest(kept, self.journal, self.machines) as machine:
             yield machine
 
     async def revert(self, name: str, snapshot: str, *, memory: bool) -> tuple[str, ...]:
         """See `Supervisor.revert`."""
         kept = self.known(name)
         async with kept.turn:
-            return await revert(kept, snapshot, self._journal, self.machines, memory=memory)
+            return await revert(kept, snapshot, self.journal, self.machines, memory=memory)
 
     def _home(self, name: str) -> Home:
         return Home(self._places.sockets(name), self._places.logs(name))
@@ -200,7 +200,7 @@ class Keeper:
             await finish_change(kept)
             if not disks:
                 await self._forgotten.put(kept.spec)
-            await self._journal.remove(name)
+            await self.journal.remove(name)
             self.machines.pop(name, None)
             await self.shelf.clear(kept)
             self._events.tell(name, "forgotten", "it is declared no longer")

@@ -1,4 +1,4 @@
-"""What a `Supervisor` does with saved machines."""
+"""What a `Supervisor` does with saved machines, and with checkpoints of several."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from collections.abc import Iterable
 from qmpkit.machine.state_forms import Form
 from qmpkit.operations.jobs import Progress
 from qmpkit.operations.saved.saving import Saving
+from qmpkit.spec.checkpoints import Checkpoint
 from qmpkit.spec.saved import SavedMachine
+from qmpkit.supervisor.checkpoints import Checkpoints
 from qmpkit.supervisor.drain import Drained, Told, drain
 from qmpkit.supervisor.keeper import Keeper
+from qmpkit.supervisor.rewinding import rewind
 
 __all__ = ["Saves"]
 
 
 class Saves(ABC):
-    """The part of a supervisor that saves the machines that it keeps."""
+    """The part of a supervisor that saves the machines that it keeps, alone and together."""
+
+    _lab: Checkpoints | None = None
 
     async def save(
         self, name: str, *, ram: Form = "plain", progress: Progress | None = None
@@ -73,6 +78,55 @@ class Saves(ABC):
         kept = keeper.known(name)
         async with kept.turn:
             await keeper.shelf.discard(kept)
+
+    async def checkpoint(
+        self, name: str, machines: Iterable[str] | None = None, *, description: str = ""
+    ) -> Checkpoint:
+        """Remember kept machines as they are at this moment, all at the same one, to go back to.
+
+        *machines*: default all that are up.  They stand still together while each gets a
+        snapshot *name* with its RAM (as of `vm.snapshots.take(ram=True)`), then go on; of
+        one without disks the RAM is kept in the state directory.  Connections between them
+        outlive a `rewind`, for nothing has happened at the other end either.
+
+        All or none: when one fails, or this is cancelled, the snapshots of the others are
+        deleted.  What a death leaves is told by `checkpoints` (`whole` is false) and can be
+        deleted.  Raises SpecInvalid with all that is wrong, and what taking a snapshot does;
+        several in a group.
+        """
+        return await self._checkpoints().take(name, machines, description)
+
+    async def rewind(self, name: str) -> Checkpoint:
+        """Have all machines of a checkpoint as they were then, and go on together.
+
+        What they have done since is lost, with the layers it is in.  Those that are up are
+        saved before, so that a failure, or a cancellation, before all stand at the
+        checkpoint has every machine go on where it was.  They run then, but for those that
+        are declared paused.  After a death in the middle (`rewinding`) do it once more.
+
+        Raises SpecInvalid with all that is wrong (a machine that is forgotten or has lost its
+        snapshot), LaunchFailed, HostLacks, ImageFailed, JournalFailed; several in a group.
+        """
+        keeper = self._kept_machines()
+        return await rewind(keeper, self._checkpoints(), name, self.save)
+
+    async def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """Those that there are, the oldest first."""
+        return await self._checkpoints().all()
+
+    async def delete_checkpoint(self, name: str) -> None:
+        """Forget a checkpoint: the snapshot of each machine is merged, its data stay.
+
+        Raises SpecInvalid when there is none, or a later one needs it; what was not done then
+        is done by another call.
+        """
+        await self._checkpoints().delete(name)
+
+    def _checkpoints(self) -> Checkpoints:
+        keeper = self._kept_machines()
+        if self._lab is None:
+            self._lab = Checkpoints(keeper)
+        return self._lab
 
     @abstractmethod
     def _kept_machines(self) -> Keeper: ...

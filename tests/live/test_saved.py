@@ -136,8 +136,9 @@ async def test_what_cannot_be_is_refused(qemu: str, tmp_path: Path) -> None:
         names = names_in(tmp_path)
         with pytest.raises(SpecInvalid, match="go_on: the disks would go on too"):
             await vm.save(tmp_path / "unit", go_on=True)
-        with pytest.raises(SpecInvalid, match="there is no directory"):
-            await vm.save(tmp_path / "no/unit")
+        with pytest.raises(SpecInvalid) as told:
+            await vm.save(tmp_path / "no/unit", ram="zip")  # type: ignore[arg-type]
+        assert [fault.path for fault in told.value.faults] == ["ram", "path"]
         (tmp_path / "taken").mkdir()
         with pytest.raises(SpecInvalid, match="is there already"):
             await vm.save(tmp_path / "taken")
@@ -335,6 +336,32 @@ async def test_a_full_disk_takes_none(qemu: str, tmp_path: Path, ram: Form) -> N
 def small_room(ram: Form) -> int:
     """How much of the megabyte is taken: the RAM of the guest packs to next to nothing."""
     return (1 << 20) - (64 << 10 if ram == "plain" else 8 << 10)
+
+
+@pytest.mark.qemus(*NEWEST)
+@pytest.mark.parametrize(("spoil", "why"), [(_flip("memory", 90), "damaged"), (None, "middle")])
+async def test_a_damaged_pack_is_no_start(
+    qemu: str, tmp_path: Path, spoil: Callable[[Path], None] | None, why: str
+) -> None:
+    async with leaks():
+        async with qmpkit.running(counting(qemu, tmp_path), paused=True) as vm:
+            await vm.save(tmp_path / "unit", ram="packed")
+        memory = tmp_path / "unit/memory"
+        (spoil or (lambda unit: os.truncate(unit / "memory", memory.stat().st_size // 2)))(
+            tmp_path / "unit"
+        )
+        assert [it.path for it in await qmpkit.verify_saved(tmp_path / "unit")] == ["files.memory"]
+        told = json.loads((tmp_path / "unit/manifest.json").read_text())["files"]
+        told["memory"]["length"] = memory.stat().st_size
+        told["memory"]["sampled"] = host_saved.sampled_sum(memory)  # as if no sample had met it
+        _manifest(files=told)(tmp_path / "unit")
+        with pytest.raises(SpecInvalid, match="has another checksum"):
+            async with qmpkit.restored(tmp_path / "unit", verify=True):
+                pass
+        with pytest.raises(LaunchFailed, match=f"{why}|load of migration failed|stream"):
+            async with qmpkit.restored(tmp_path / "unit"):
+                pass
+        assert (await qmpkit.saved_machine(tmp_path / "unit")).spent is None
 
 
 @pytest.mark.qemus(*NEWEST)

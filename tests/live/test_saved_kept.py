@@ -15,6 +15,7 @@ import trio
 
 import qmpkit
 from qmpkit import JobFailed, SpecInvalid
+from qmpkit.operations.block.memory import write_memory
 from qmpkit.operations.saved import saving
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
@@ -151,8 +152,7 @@ trio.run(main)
 
 
 @pytest.mark.qemus(*NEWEST)
-@pytest.mark.parametrize("victims", ["supervisor", "both"])
-@pytest.mark.parametrize("last", SAVED_KILLED)
+@pytest.mark.parametrize(("last", "victims"), SAVED_KILLED)
 async def test_killed_it_runs_or_is_saved(
     qemu: str, places: Places, tmp_path: Path, last: int, victims: str
 ) -> None:
@@ -193,12 +193,11 @@ async def test_a_qemu_that_dies_in_a_save_is_restarted(
     async with lab() as supervisor:
         kept = await supervisor.ensure(counting(qemu, tmp_path), restart="always")
         first = kept.pid
-        real = saving.write_memory
 
         async def killing(*args: Any, **words: Any) -> None:
             assert first is not None
             kill(first)
-            await real(*args, **words)
+            await write_memory(*args, **words)
 
         monkeypatch.setattr(saving, "write_memory", killing)
         with pytest.raises((qmpkit.MachineDied, qmpkit.MachineGone, qmpkit.MonitorLost)):

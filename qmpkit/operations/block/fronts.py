@@ -145,7 +145,8 @@ class Snapshots:
 
         With *ram* the guest's memory and devices are in it too, in a file beside the first
         layer (`web.<name>.ram`, its user's alone; `migrate`): the guest stands still until
-        that is written, `Snapshot.pause` says for how long.  *progress* is told of it.  Going
+        that is written, `Snapshot.pause` says for how long.  A machine that has no disk to
+        write to needs *folder* for that.  *progress* is told of it.  Going
         back to it takes a restart (`Supervisor.revert`, `qmpkit.reverted`).  A guest that was
         paused runs for a millisecond afterwards: QEMU saves it no second time otherwise.
 

@@ -31,7 +31,7 @@ from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.snapshots import Snapshot
 
-__all__ = ["change_place", "delete_point", "deleted_from"]
+__all__ = ["change_place", "delete_point", "deleted_from", "without_point"]
 
 
 async def change_place(

@@ -27,7 +27,7 @@ from qmpkit.operations.block.graph import Graph, Layer, graph_of, node_above
 from qmpkit.operations.block.inner_snapshots import delete_inner
 from qmpkit.operations.block.layers import Made, layer_blockdevs, making, with_disks
 from qmpkit.operations.block.memory import place_file, runs, standing_still
-from qmpkit.operations.block.merge import delete_point
+from qmpkit.operations.block.merge import delete_point, without_point
 from qmpkit.operations.block.variables import variables_copy
 from qmpkit.operations.jobs import Progress
 from qmpkit.operations.steps import STEP_GRACE
@@ -179,7 +179,8 @@ async def _switch(machine: Changeable, steps: Sequence[_Step]) -> None:
         for step in steps
     ]
     with trio.move_on_after(STEP_GRACE, shield=True):
-        await machine.execute("transaction", {"actions": actions})
+        if actions:
+            await machine.execute("transaction", {"actions": actions})
         return
     raise MonitorSilent(machine.name, STEP_GRACE)
 
@@ -195,7 +196,9 @@ def _plan(
     ram: bool,
 ) -> tuple[list[_Step], Snapshot]:
     faults = [*new_name_faults(spec, name)]
-    chosen = writable_disks(spec, wanted, faults)
+    # Without a disk there is the RAM alone, if it is said where that is to be.
+    bare = ram and folder is not None and all(disk.is_readonly for disk in spec.disks)
+    chosen = [] if bare else writable_disks(spec, wanted, faults)
     steps: list[_Step] = []
     taken: set[str] = set()
     for disk in chosen if not snapshot_name_problem(name) else ():
@@ -213,6 +216,8 @@ def _plan(
         taken.add(str(step.disk.node))
         steps.append(step)
     memory = _memory_file(steps[0].disk, name) if ram and steps else None
+    if bare and folder is not None:
+        memory = str(folder.absolute() / f"{spec.name}.{name}.ram")
     variables = variables_copy(spec, name, folder) if steps else None
     for file in (memory, variables):
         if file is not None and os.path.lexists(file):
@@ -316,10 +321,25 @@ async def delete(
             hint = "start it, or go back to another snapshot"
             fault = Fault(name, "the machine is to go on with its memory", hint)
             raise SpecInvalid([fault], f"machine {machine.name!r}")
+        if not point.disks:
+            return await _delete_bare(machine, point)
         for disk_id in point.disks:
             point = known_snapshot(machine.spec, name)
             await delete_point(machine, disk_id, point, speed=speed, progress=progress)
     return None
+
+
+async def _delete_bare(machine: Changeable, point: Snapshot) -> None:
+    """One of a machine without disks: its files go."""
+    change = Change(
+        what=f"delete the snapshot {point.name!r}",
+        spec=without_point(machine.spec, "", point),
+        begun=machine.spec,
+        sure=True,
+        obsolete=point.beside,
+    )
+    async with undertaking(machine, change) as it:
+        it.done()
 
 
 async def rename(machine: Changeable, name: str, to: str) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import trio
@@ -116,6 +116,9 @@ async def _refuse(machine: Machine, path: Path, how: Saving) -> None:
 
 
 def _faults(spec: MachineSpec, path: Path, how: Saving) -> Iterator[Fault]:
+    if how.ram not in get_args(Form):
+        known = ", ".join(map(repr, get_args(Form)))
+        yield Fault("ram", f"cannot be {how.ram!r}", f"one of {known}")
     if os.path.lexists(path):
         yield Fault("path", f"{str(path)!r} is there already", "choose another, or remove it")
     elif not path.absolute().parent.is_dir():

@@ -1,0 +1,203 @@
+"""Checkpoints of a lab: kept machines of one moment, that go back to it together.
+
+Each machine has a snapshot with its RAM; a file says which of them belong together.  It is
+written before the first is taken and once all are, so that what was interrupted is known.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+from qmpkit._trio import raise_collapsed
+from qmpkit.errors import Fault, JournalFailed, QmpkitError, SpecInvalid
+from qmpkit.operations.block.at_rest import AtRest
+from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.process.durable import write_durably
+from qmpkit.spec.checkpoints import Checkpoint, checkpoint_from_json, checkpoint_to_json
+from qmpkit.spec.snapshots import snapshot_name_problem
+from qmpkit.spec.suggest import suggestion
+from qmpkit.supervisor.keeper import Keeper
+from qmpkit.supervisor.kept import Kept
+from qmpkit.vm import VM
+
+__all__ = ["Checkpoints", "each"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+UNDO_GRACE = 120.0
+"""Seconds that taking back the snapshots of a checkpoint that failed may take: small merges."""
+
+
+class Checkpoints:
+    """Those of one supervisor; one is taken, gone back to or deleted at a time."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._root = keeper.places.state / "checkpoints"
+        self.turn = trio.Lock()
+        """Held by whoever does something to one of them."""
+
+    async def all(self) -> tuple[Checkpoint, ...]:
+        """Every one on record, the oldest first; SpecInvalid for a file that is none."""
+        return await trio.to_thread.run_sync(self._read)
+
+    async def take(self, name: str, machines: Iterable[str] | None, description: str) -> Checkpoint:
+        """See `Supervisor.checkpoint`."""
+        async with self.turn:
+            chosen = await self._chosen(name, machines)
+            names = tuple(kept.name for kept in chosen)
+            point = Checkpoint(
+                name=name, machines=names, time=time.time(), description=description, whole=False
+            )
+            await self.write(point)
+            try:
+                began = trio.current_time()
+                async with _all_paused(chosen):
+                    await each(chosen, lambda kept: self._take_one(kept, name))
+                    pause = trio.current_time() - began
+                point = attrs.evolve(point, whole=True, pause=round(pause, 3))
+                await self.write(point)
+            except BaseException:
+                with trio.move_on_after(UNDO_GRACE, shield=True):
+                    await self._undo(point)
+                raise
+            return point
+
+    async def _take_one(self, kept: Kept, name: str) -> None:
+        vm = _vm(kept)
+        bare = all(disk.is_readonly for disk in vm.spec.disks)
+        await vm.snapshots.take(name, ram=True, folder=self._root if bare else None)
+
+    async def _undo(self, point: Checkpoint) -> None:
+        """Nothing of it is left; what is, is told as not whole."""
+        try:
+            await self._delete(attrs.evolve(point, whole=False))
+        except QmpkitError as error:
+            log.warning("of the checkpoint %r something is left: %s", point.name, error)
+
+    async def delete(self, name: str) -> None:
+        """See `Supervisor.delete_checkpoint`."""
+        async with self.turn:
+            point = attrs.evolve(await self.known(name), whole=False)
+            await self.write(point)
+            await self._delete(point)
+
+    async def _delete(self, point: Checkpoint) -> None:
+        machines = self._keeper.machines
+        for kept in [machines[name] for name in point.machines if name in machines]:
+            if any(it.name == point.name for it in kept.spec.snapshots):
+                async with self._on(kept) as vm:
+                    await vm.snapshots.delete(point.name)
+        await self.write(point, gone=True)
+
+    @asynccontextmanager
+    async def _on(self, kept: Kept) -> AsyncIterator[VM | AtRest]:
+        if kept.vm is not None:
+            yield kept.vm
+        else:
+            async with self._keeper.at_rest(kept.name) as machine:
+                yield machine
+
+    async def known(self, name: str) -> Checkpoint:
+        """The checkpoint of that name; SpecInvalid when there is none."""
+        points = {point.name: point for point in await self.all()}
+        if name not in points:
+            hint = suggestion(name, tuple(points))
+            fault = Fault("name", f"there is no checkpoint {name!r}", hint)
+            raise SpecInvalid([fault], self._source)
+        return points[name]
+
+    @property
+    def _source(self) -> str:
+        return f"supervisor {self._keeper.name!r}"
+
+    async def _chosen(self, name: str, machines: Iterable[str] | None) -> list[Kept]:
+        faults = [Fault("name", problem)] if (problem := snapshot_name_problem(name)) else []
+        if not problem and any(point.name == name for point in await self.all()):
+            faults.append(Fault("name", f"there is a checkpoint {name!r} already", "delete it"))
+        known = self._keeper.machines
+        up = sorted(it.name for it in known.values() if it.vm is not None)
+        names = up if machines is None else list(machines)
+        chosen = [self._keeper.known(it) for it in dict.fromkeys(names)]
+        faults += [
+            Fault(kept.name, f"it is {kept.state}: there is no memory", "start it, or leave it out")
+            for kept in chosen
+            if kept.vm is None
+        ]
+        faults += [
+            Fault(kept.name, f"it has a snapshot {name!r} already", "choose another name")
+            for kept in chosen
+            if any(it.name == name for it in kept.spec.snapshots)
+        ]
+        if not chosen:
+            faults.append(Fault("machines", "none is up"))
+        if faults:
+            raise SpecInvalid(faults, self._source)
+        return chosen
+
+    def _read(self) -> tuple[Checkpoint, ...]:
+        if not self._root.is_dir():
+            return ()
+        found = [
+            checkpoint_from_json(path.read_bytes(), str(path)) for path in self._root.glob("*.json")
+        ]
+        return tuple(sorted(found, key=lambda point: point.time))
+
+    async def write(self, point: Checkpoint, *, gone: bool = False) -> None:
+        """Write down what has become of it, safe on disk.  JournalFailed."""
+        path = self._root / f"{point.name}.json"
+
+        def write() -> None:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            write_durably(path, None if gone else checkpoint_to_json(point))
+
+        try:
+            await trio.to_thread.run_sync(write)
+        except OSError as error:
+            raise JournalFailed(str(path), error.strerror or str(error)) from error
+
+
+def _vm(kept: Kept) -> VM:
+    if kept.vm is None:
+        fault = Fault("", f"it is {kept.state}: it has ended meanwhile")
+        raise SpecInvalid([fault], f"machine {kept.name!r}")
+    return kept.vm
+
+
+@asynccontextmanager
+async def _all_paused(machines: Sequence[Kept]) -> AsyncIterator[None]:
+    """All guests stand still within, from the same moment on; those that ran run again after."""
+    ran = [kept for kept in machines if kept.state == "running"]
+    try:
+        await each(ran, lambda kept: _vm(kept).pause())
+        yield
+    finally:
+        with trio.move_on_after(STEP_GRACE, shield=True):
+            async with trio.open_nursery() as nursery:
+                for kept in ran:
+                    nursery.start_soon(_resume, kept)
+
+
+async def _resume(kept: Kept) -> None:
+    """The others go on whatever becomes of one; its end is seen by who attends to it."""
+    try:
+        if kept.vm is not None and kept.vm.report is None:
+            await kept.vm.resume()
+    except QmpkitError as error:
+        log.warning("machine %r does not go on: %s", kept.name, error)
+
+
+async def each(machines: Iterable[Kept], do: Callable[[Kept], Awaitable[object]]) -> None:
+    """All at the same time; the failure of one gives up the others, and is raised."""
+    try:
+        async with trio.open_nursery() as nursery:
+            for kept in machines:
+                nursery.start_soon(do, kept, name=f"{do} of {kept.name}")
+    except BaseExceptionGroup as group:
+        raise_collapsed(group)

@@ -1,0 +1,163 @@
+"""Back to a checkpoint of a lab, all of its machines or none.
+
+Those that are up are saved first, so that a failure on the way finds every machine as it was:
+it goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit.errors import Fault, JournalFailed, QmpkitError, SpecInvalid
+from qmpkit.operations.block.snapshots import known_snapshot
+from qmpkit.spec.checkpoints import Checkpoint
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.supervisor.alter import files_of, take_back
+from qmpkit.supervisor.checkpoints import Checkpoints, each
+from qmpkit.supervisor.keeper import Keeper
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.record import Declared
+
+__all__ = ["rewind"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+BACK_GRACE = 300.0
+"""Seconds that having all machines as they were may take, when a rewind has failed."""
+
+Save = Callable[[str], Awaitable[object]]
+
+
+@attrs.define
+class _Way:
+    """One machine on its way: what was declared, and `spec`, from which it goes on if it fails."""
+
+    kept: Kept
+    declared: Declared
+    spec: MachineSpec
+
+
+async def rewind(keeper: Keeper, points: Checkpoints, name: str, save: Save) -> Checkpoint:
+    """See `Supervisor.rewind`."""
+    async with points.turn:
+        point = await points.known(name)
+        for machine in point.machines:
+            kept = keeper.machines.get(machine)
+            if kept is not None and kept.declared == "stopped":
+                await kept.wait_rest()  # it may be on its way there yet
+        ways = _ways(keeper, point)
+        await points.write(attrs.evolve(point, rewinding=True))
+        try:
+            await _gone_back(keeper, ways, point, save)
+        except BaseException:
+            with trio.move_on_after(BACK_GRACE, shield=True):
+                await _as_before(keeper, ways)
+                with suppress(JournalFailed):  # then it is told as interrupted, and can be repeated
+                    await points.write(point)
+            raise
+        point = attrs.evolve(point, rewinding=False)
+        with trio.move_on_after(BACK_GRACE, shield=True):
+            await points.write(point)
+            await keeper.shelf.sweep()
+            await _remove_left(keeper, ways)
+        return point
+
+
+def _ways(keeper: Keeper, point: Checkpoint) -> list[_Way]:
+    """Its machines; SpecInvalid with all that keeps them from going back."""
+    faults = []
+    if not point.whole:
+        faults.append(
+            Fault(point.name, "its taking, or its deletion, was interrupted", "delete it")
+        )
+    machines = [keeper.machines[name] for name in point.machines if name in keeper.machines]
+    known = {kept.name for kept in machines}
+    faults += [
+        Fault(name, "it is forgotten, or called otherwise")
+        for name in point.machines
+        if name not in known
+    ]
+    for kept in machines:
+        try:
+            if not known_snapshot(kept.spec, point.name).whole:
+                faults.append(Fault(kept.name, f"its snapshot {point.name!r} was merged in part"))
+        except SpecInvalid as error:
+            faults += [attrs.evolve(it, path=kept.name) for it in error.faults]
+    if faults:
+        raise SpecInvalid(faults, f"checkpoint {point.name!r}")
+    return [_Way(kept, kept.declared, kept.spec) for kept in machines]
+
+
+async def _gone_back(keeper: Keeper, ways: list[_Way], point: Checkpoint, save: Save) -> None:
+    by_name = {way.kept.name: way for way in ways}
+    machines = [way.kept for way in ways]
+
+    async def saved(kept: Kept) -> None:
+        await save(kept.name)
+        by_name[kept.name].spec = kept.spec
+
+    async def reverted(kept: Kept) -> None:
+        await keeper.revert(kept.name, point.name, memory=True)
+
+    async def standing(kept: Kept) -> None:
+        await keeper.declare(kept.name, "paused")
+
+    async def running(kept: Kept) -> None:
+        if by_name[kept.name].declared != "paused":
+            await keeper.declare(kept.name, "running")
+
+    await each((kept for kept in machines if kept.vm is not None), saved)
+    await each(machines, reverted)
+    await each(machines, standing)
+    with trio.move_on_after(BACK_GRACE, shield=True):  # not to be cut off between two of them
+        await each(machines, running)
+
+
+async def _as_before(keeper: Keeper, ways: list[_Way]) -> None:
+    async with trio.open_nursery() as nursery:
+        for way in ways:
+            nursery.start_soon(_back, keeper, way)
+
+
+async def _back(keeper: Keeper, way: _Way) -> None:
+    """One machine; what goes wrong with it is no reason to leave the others."""
+    kept = way.kept
+    try:
+        if kept.spec.resume_from is not None and kept.declared == "stopped":
+            way.spec = _saved_spec(keeper, kept, way)
+        if kept.spec != way.spec:
+            await keeper.declare(kept.name, "stopped", 0.0)
+            async with kept.turn:
+                await take_back(kept, way.spec, keeper.journal)
+        if kept.declared != way.declared:
+            await keeper.declare(kept.name, way.declared)
+    except QmpkitError as error:
+        log.exception("machine %r is not as it was before the rewind", kept.name)
+        kept.tell("differs", f"its rewind failed, and it is not as it was: {error}")
+
+
+def _saved_spec(keeper: Keeper, kept: Kept, way: _Way) -> MachineSpec:
+    """Its save came to an end when nobody looked."""
+    return way.spec if keeper.shelf.folder_of(kept.spec) is None else kept.spec
+
+
+async def _remove_left(keeper: Keeper, ways: list[_Way]) -> None:
+    """The layers with what the machines have done since; a disk's first file is never one."""
+    for way in ways:
+        points = {file for it in way.spec.snapshots for file in it.disks.values()}
+        first = {disk.origin or disk.file for disk in way.spec.disks}
+        left = files_of(way.spec) - files_of(way.kept.spec) - points - first
+        vm = way.kept.vm
+        if vm is not None and left and not await vm.machine.ledger.users_of(sorted(left)):
+            await trio.to_thread.run_sync(_unlink, left)
+
+
+def _unlink(files: set[str]) -> None:
+    for file in files:
+        Path(file).unlink(missing_ok=True)
