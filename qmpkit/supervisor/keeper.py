@@ -32,6 +32,7 @@ from qmpkit.supervisor.alter import amend, disks_at_rest, matters, revert
 from qmpkit.supervisor.chronicle import Chronicle
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.gate import Gate
+from qmpkit.supervisor.joining import Joining
 from qmpkit.supervisor.journal import Journal, read_records
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.layers import Forgotten, carried_over, refuse_points
@@ -91,6 +92,11 @@ class Keeper:
     def places(self) -> Places:
         """Its directories."""
         return self._places
+
+    @property
+    def joining(self) -> Joining:
+        """By which machines that run get NICs in the networks of their farm."""
+        return Joining(self._networks, self._journal, self.machines)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -226,7 +232,7 @@ class Keeper:
             raise SpecInvalid([fault], f"machine {kept.name!r}")
         else:
             await finish_change(kept)
-            record = kept.record.wanting(wanted)
+            record = attrs.evolve(kept.record.wanting(wanted), plugged=())
             await self._networks.make(record.name, record.joined)
             spec = carried_over(wanted.spec, record.spec)
             refuse_points(spec)
@@ -383,13 +389,8 @@ class Keeper:
     async def _trim_logs(self) -> None:
         while True:
             await trio.sleep(_TRIM_EVERY)
-            files = [kept.home.stderr for kept in self.machines.values()]
-            await trio.to_thread.run_sync(_trim_all, files)
-
-
-def _trim_all(files: list[Path]) -> None:
-    for file in files:
-        trim_log(file)
+            for kept in list(self.machines.values()):
+                await trio.to_thread.run_sync(trim_log, kept.home.stderr)
 
 
 def _is_true(kept: Kept, state: Declared) -> bool:

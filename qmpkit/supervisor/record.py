@@ -19,7 +19,12 @@ from qmpkit.spec.convert import structure_as, unstructure_any
 from qmpkit.spec.data import spec_from_dict, spec_to_dict
 from qmpkit.spec.facts import Facts, Flash
 from qmpkit.spec.farm import FarmMachine, Joined
-from qmpkit.spec.farm_data import machine_from_dict, machine_to_dict
+from qmpkit.spec.farm_data import (
+    join_from_dict,
+    join_to_dict,
+    machine_from_dict,
+    machine_to_dict,
+)
 from qmpkit.spec.health import FunctionCheck, Health
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.resources import AUTO
@@ -99,7 +104,7 @@ class Record:
     start (`cpu.pin = "auto"`).  `sockets`: the directory where they are.
     `health`, `after`, `requires`: as in `Supervisor.ensure`.  `farm`: the machine as the
     farm file has it that it comes from, None for one that a program made.  `change`: one of
-    its disks or devices that is under way.
+    its disks or devices that is under way.  `plugged`: networks that it has joined while it ran.
     """
 
     name: str
@@ -120,12 +125,15 @@ class Record:
     end: End | None = None
     history: History = attrs.field(factory=History)
     change: Change | None = None
+    plugged: tuple[Joined, ...] = ()
     time: float = attrs.field(factory=time.time)
 
     @property
     def joined(self) -> tuple[Joined, ...]:
-        """Its places in the networks of its farm."""
-        return () if self.farm is None else self.farm.networks
+        """Its places in the networks of its farm, and in those that it has joined since."""
+        there = {nic.id for nic in self.spec.nics}
+        since = tuple(it for it in self.plugged if it.nic in there)
+        return since if self.farm is None else (*self.farm.networks, *since)
 
     @property
     def running(self) -> MachineSpec:
@@ -156,6 +164,7 @@ class Record:
             "farm": None if self.farm is None else machine_to_dict(self.farm),
             "history": self.history.to_dict(),
             "change": None if self.change is None else _change_to_dict(self.change),
+            "plugged": [join_to_dict(join) for join in self.plugged],
         }
         return json.dumps(plain)  # with an indent it takes ten times as long
 
@@ -174,7 +183,7 @@ class Record:
             raise Malformed(str(error)) from error
 
 
-_OWN_FORM = ("spec", "identity", "end", "history", "health", "farm", "change")
+_OWN_FORM = ("spec", "identity", "end", "history", "health", "farm", "change", "plugged")
 _CHANGE_LISTS = ("jobs", "nodes", "files", "leaving", "obsolete", "coming", "going")
 _CAUSES: dict[str, Cause] = {cause.value: cause for cause in (*ExitCause, *Mishap)}
 
@@ -208,6 +217,7 @@ def _record(plain: Mapping[str, Any]) -> Record:
         end=None if end is None else _end_from_dict(end),
         history=History.from_dict(plain["history"]),
         change=None if (change := plain.get("change")) is None else _change_from_dict(change),
+        plugged=tuple(map(join_from_dict, plain.get("plugged", ()))),
         time=float(plain["time"]),
     )
 

@@ -25,11 +25,13 @@ from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.machine.machine import check_grace
 from qmpkit.networks.farm_networks import FarmNetworks
 from qmpkit.operations.block.at_rest import AtRest
+from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE
 from qmpkit.process.limits import raise_nofile
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.farm import FarmMachine
 from qmpkit.spec.health import Health, to_health
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.network import Nic
 from qmpkit.spec.restart import Restart, to_restart
 from qmpkit.supervisor.drain import Drained, Told, drain
 from qmpkit.supervisor.events import EventLog, Happenings
@@ -318,6 +320,20 @@ class Supervisor:
         meanwhile.  Raises SpecInvalid when it is up, or for an unknown name.
         """
         return self._kept_machines().at_rest(name)
+
+    async def join(self, name: str, network: str, *, mac: str | None = None) -> Nic:
+        """Plug a NIC into a kept machine that runs, in a network that machines here are in.
+
+        It is there again after a restart, until `leave`.  Raises as `vm.nics.add`, and
+        HostLacks for what the network lacks; failed or cancelled, nothing is left.
+        """
+        keeper = self._kept_machines()
+        return await keeper.joining.join(keeper.known(name), network, mac=mac)
+
+    async def leave(self, name: str, nic: str, *, grace: float = UNPLUG_GRACE) -> None:
+        """Unplug a NIC as `vm.nics.remove` does, with its place in the network it has joined."""
+        keeper = self._kept_machines()
+        await keeper.joining.leave(keeper.known(name), nic, grace=grace)
 
     async def revert(self, name: str, snapshot: str, *, memory: bool = True) -> tuple[str, ...]:
         """Have a kept machine that is down start from a snapshot of its disks the next time.
