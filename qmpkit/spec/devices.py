@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import attrs
 
 from qmpkit.spec import block, chardev, layout, network
-from qmpkit.spec.addresses import Layout, Place, root_port_device
+from qmpkit.spec.addresses import Layout, Place, port_devices
 from qmpkit.spec.boards import family_of
 from qmpkit.spec.chardev import Endpoint, Serial
 from qmpkit.spec.dimms import dimm_device
@@ -82,7 +82,7 @@ def _on_board(spec: MachineSpec, serial: Serial) -> bool:
 def devices(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
     """`-device`: buses before what sits on them."""
     for port in placed.ports:
-        yield root_port_device(port)
+        yield from port_devices(port)
     for dimm in spec.memory.dimms:
         yield dimm_device(dimm, nodes=bool(spec.numa))
     yield from _platform(spec, placed)

@@ -159,9 +159,8 @@ class Keeper:
     async def ensure(self, wanted: Wanted, *, wait: bool) -> Kept:
         """See `Supervisor.ensure`."""
         name = wanted.spec.name
-        faults = [*restart_faults(wanted.restart)]
+        faults = [*restart_faults(wanted.restart), *self._circles(wanted)]
         faults += [] if wanted.health is None else health_faults(wanted.health)
-        faults += self._circles(wanted)
         if faults:
             raise SpecInvalid(faults, _whose(name))
         while True:

@@ -16,7 +16,7 @@ class NoPortLeft(SpecInvalid):
         why = f"all {ports} hold a device" if ports else "the machine was started with none"
         message = f"no root port is left for {device!r}: {why}"
         first = "remove one, or " if ports else ""
-        cure = f"{first}start the machine with more: root_ports = {max(8, 2 * ports)}"
+        cure = f"{first}start the machine with more: root_ports = {min(160, max(8, 2 * ports))}"
         super().__init__([Fault("root_ports", message, cure)], f"machine {machine!r}")
         self.args = (machine, device, ports)
 
