@@ -16,9 +16,9 @@ __all__ = ["DEVICE"]
 
 
 def _kinds(_: CompletionContext) -> list[str]:
-    from qmpkit.spec.pluggable import PLUGGABLE
+    from qmpkit.spec.pluggable import NETWORK, PLUGGABLE
 
-    return list(PLUGGABLE)
+    return [*PLUGGABLE, NETWORK]
 
 
 def _word(_: object, value: str) -> None:
@@ -40,7 +40,7 @@ def list_(name: Name, /, *, farm: Farm = None, json: Json = False) -> int:
 def add(
     name: Name,
     kind: Annotated[
-        str, Parameter(help="disk, user, tap, stream, dgram, rng, usb-tablet …", completer=_kinds)
+        str, Parameter(help="disk, user, tap, network, rng, usb-tablet …", completer=_kinds)
     ],
     /,
     *fields: Annotated[
@@ -54,6 +54,7 @@ def add(
     Examples:
       qmpkit device add web disk file=data.qcow2 format=qcow2 make=10GiB
       qmpkit device add web user forwards='["2222:22"]'
+      qmpkit device add web network network=lan
       qmpkit device add web rng
     """
     from qmpkit.cli.device_actions import add_device

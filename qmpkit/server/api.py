@@ -302,7 +302,7 @@ def make_app(lab: Supervisor, jobs: Jobs, shut_down: Callable[[], None]) -> ASGI
         Route(f"{one}/files", api.read_file),
         Route(f"{one}/files", api.write_file, methods=["PUT"]),
         *DiskApi(lab, jobs, api.kept).routes(),
-        *DeviceApi(api.kept).routes(),
+        *DeviceApi(lab, api.kept).routes(),
         *ResourceApi(api.kept).routes(),
         *TuneApi(lab, api.kept).routes(),
         *MigrateApi(lab, jobs, api.kept).routes(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -19,9 +19,16 @@ from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Nic
 from qmpkit.spec.peripherals import Rng, Share
-from qmpkit.spec.pluggable import PLUGGABLE, Pluggable, pluggable_from_dict, pluggable_to_dict
+from qmpkit.spec.pluggable import (
+    NETWORK,
+    PLUGGABLE,
+    Pluggable,
+    pluggable_from_dict,
+    pluggable_to_dict,
+)
 from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.vm import VM
 
 __all__ = ["DeviceApi", "running_vm"]
@@ -32,7 +39,8 @@ _ANY = (str, int, float, bool, list, dict, type(None))
 class DeviceApi:
     """A machine's disks, NICs and other devices: shown, plugged, unplugged."""
 
-    def __init__(self, find: Callable[[Request], Kept]) -> None:
+    def __init__(self, lab: Supervisor, find: Callable[[Request], Kept]) -> None:
+        self._lab = lab
         self._find = find
 
     def routes(self) -> list[Route]:
@@ -59,7 +67,10 @@ class DeviceApi:
     async def add(self, request: Request) -> Response:
         """Plug one in."""
         kept = self._find(request)
-        item = pluggable_from_dict(await read_object(request, _keys()), "the request")
+        body = await read_object(request, _keys())
+        if body.get("kind") == NETWORK:
+            return await self._join(kept, body)
+        item = pluggable_from_dict(body, "the request")
         _refuse_relative(item)
         vm = running_vm(kept)
         if isinstance(item, Disk):
@@ -69,6 +80,15 @@ class DeviceApi:
         else:
             plugged = await vm.devices.add(item)
         return answer(pluggable_to_dict(plugged))
+
+    async def _join(self, kept: Kept, body: Mapping[str, Any]) -> Response:
+        """A NIC in a network of the farm: `network`, and perhaps `mac`."""
+        network, mac = body.get("network"), body.get("mac")
+        if not isinstance(network, str) or not isinstance(mac, str | None):
+            raise Refused("network must be the name of one, and mac an address")
+        running_vm(kept)
+        nic = await self._lab.join(kept.name, network, mac=mac)
+        return answer(pluggable_to_dict(nic))
 
     async def remove(self, request: Request) -> Response:
         """Take one out."""
@@ -83,7 +103,7 @@ class DeviceApi:
             unmounted = bool(whole_number(request, "unmounted"))
             await vm.disks.remove(name, unmounted=unmounted, grace=seconds)
         elif isinstance(item, Nic):
-            await vm.nics.remove(name, grace=seconds)
+            await self._lab.leave(kept.name, name, grace=seconds)
         else:
             await vm.devices.remove(name, grace=seconds)
         return answer({"id": name})
@@ -100,7 +120,7 @@ class DeviceApi:
 
 def _keys() -> Keys:
     names = {field.name for cls in PLUGGABLE.values() for field in attrs.fields(cls)}
-    return dict.fromkeys(names | {"kind"}, _ANY)
+    return dict.fromkeys(names | {"kind", "network"}, _ANY)
 
 
 def _all(spec: MachineSpec) -> tuple[Pluggable, ...]:

@@ -16,6 +16,7 @@ import attrs
 
 from qmpkit.errors import Fault
 from qmpkit.spec.options import Json
+from qmpkit.spec.switches import SWITCH_PORTS, SwitchPort, switch_devices
 
 __all__ = [
     "DEVICE_PORTS",
@@ -30,8 +31,8 @@ __all__ = [
     "allocate_mmio",
     "allocate_pci",
     "last_ports",
+    "port_devices",
     "port_problem",
-    "root_port_device",
 ]
 
 FIXED_SLOTS = {
@@ -48,7 +49,7 @@ FIXED_SLOTS = {
     "scsi3": 11,
     "usb0": 12,
 }
-"""Slots of pcie.0. 0 is the host bridge, 31 q35's chipset; 13 to 15 and 30 are free."""
+"""Slots of pcie.0. 0 is the host bridge, 30 for switches, 31 q35's chipset; 13 to 15 are free."""
 
 _FUNCTIONS = 8
 
@@ -60,15 +61,16 @@ class _Block:
     prefix: str
     first_slot: int
     slots: int
+    switched: int = 0  # ports of switches after those
 
     @property
     def size(self) -> int:
-        return self.slots * _FUNCTIONS
+        return self.slots * _FUNCTIONS + self.switched
 
 
 NIC_PORTS = _Block("nic-port", 0x10, 2)
 DISK_PORTS = _Block("disk-port", 0x12, 6)
-SPARE_PORTS = _Block("spare-port", 0x18, 4)
+SPARE_PORTS = _Block("spare-port", 0x18, 4, SWITCH_PORTS)
 DEVICE_PORTS = _Block("device-port", 0x1C, 2)
 _BLOCKS = (NIC_PORTS, DISK_PORTS, SPARE_PORTS, DEVICE_PORTS)
 _PORTS_THERE_ARE = (
@@ -122,7 +124,7 @@ class Layout:
     """The outcome: a place for every id, the ports to make, those of them for hotplug."""
 
     places: dict[str, Place]
-    ports: tuple[RootPort, ...] = ()
+    ports: tuple[RootPort | SwitchPort, ...] = ()
     empty: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
 
@@ -150,7 +152,7 @@ def allocate_pci(
     faults += _fill(DISK_PORTS, disks, taken)
     faults += _fill(DEVICE_PORTS, devices, taken)
     if not 0 <= spare <= SPARE_PORTS.size:
-        limit = f"there is room for 0 to {SPARE_PORTS.size} spare root ports"
+        limit = f"there is room for 0 to {SPARE_PORTS.size} spare ports"
         faults.append(Fault("root_ports", f"too many devices for the slots: {limit}, not {spare}"))
         spare = 0
     places.update({wish.id: Place(bus, "0x0") for bus, wish in taken.items()})
@@ -210,7 +212,7 @@ def _names(block: _Block, count: int) -> list[str]:
     return [f"{block.prefix}{number}" for number in range(count)]
 
 
-def _ports(taken: Collection[str], spare: int) -> Iterator[RootPort]:
+def _ports(taken: Collection[str], spare: int) -> Iterator[RootPort | SwitchPort]:
     """Every port up to the highest one in use: function 0 must exist for 1 to 7 to be found."""
     ends = dict.fromkeys(_KINDS, 0) | {SPARE_PORTS.prefix: spare}
     for found in filter(None, map(_PORT_NAME.fullmatch, taken)):
@@ -219,17 +221,23 @@ def _ports(taken: Collection[str], spare: int) -> Iterator[RootPort]:
         count = min(ends[block.prefix], block.size)
         for number, name in enumerate(_names(block, count)):
             slot, function = divmod(number, _FUNCTIONS)
-            yield RootPort(name, block.first_slot + slot, function)
+            if slot < block.slots:
+                yield RootPort(name, block.first_slot + slot, function)
+            else:
+                yield SwitchPort(name, number - block.slots * _FUNCTIONS)
 
 
-def last_ports(ports: Iterable[RootPort]) -> tuple[str, ...]:
+def last_ports(ports: Iterable[RootPort | SwitchPort]) -> tuple[str, ...]:
     """The last of each row but the spare ones, whose number is the spec's own."""
     last = {port.name.rstrip("0123456789"): port.name for port in ports}
     return tuple(name for prefix, name in last.items() if prefix != SPARE_PORTS.prefix)
 
 
-def root_port_device(port: RootPort) -> Json:
-    """The `-device` of a root port."""
+def port_devices(port: RootPort | SwitchPort) -> Iterator[Json]:
+    """The `-device` of a port, and of the switch that begins with it."""
+    if isinstance(port, SwitchPort):
+        yield from switch_devices(port)
+        return
     device: dict[str, object] = {
         "driver": "pcie-root-port",
         "id": port.name,
@@ -240,7 +248,7 @@ def root_port_device(port: RootPort) -> Json:
     }
     if port.function == 0:
         device["multifunction"] = True
-    return device
+    yield device
 
 
 def allocate_mmio(wishes: Sequence[Wish], two_ioapics: bool) -> Layout:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import attrs
 
 from qmpkit.spec import block, chardev, layout, network
-from qmpkit.spec.addresses import Layout, Place, root_port_device
+from qmpkit.spec.addresses import Layout, Place, port_devices
 from qmpkit.spec.boards import family_of
 from qmpkit.spec.chardev import Endpoint, Serial
 from qmpkit.spec.dimms import DIMM_DRIVER, dimm_device
@@ -92,7 +92,7 @@ def _is_to_be_placed(device: Json) -> bool:
 
 def _devices(spec: MachineSpec, placed: Layout) -> Iterator[Json]:
     for port in placed.ports:
-        yield root_port_device(port)
+        yield from port_devices(port)
     for dimm in spec.memory.dimms:
         yield dimm_device(dimm, nodes=bool(spec.numa))
     yield from _platform(spec, placed)

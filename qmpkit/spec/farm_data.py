@@ -114,7 +114,7 @@ def machine_to_dict(machine: FarmMachine) -> dict[str, Any]:
         "name": machine.name,
         "group": machine.group,
         "spec": spec_to_dict(machine.spec),
-        "networks": [_join_to_dict(join) for join in machine.networks],
+        "networks": [join_to_dict(join) for join in machine.networks],
         "restart": unstructure_any(machine.restart),
         "after": list(machine.after),
         "requires": list(machine.requires),
@@ -128,9 +128,20 @@ def machine_to_dict(machine: FarmMachine) -> dict[str, Any]:
     return data
 
 
-def _join_to_dict(join: Joined) -> dict[str, Any]:
+def join_to_dict(join: Joined) -> dict[str, Any]:
+    """A place in a network, with the network."""
     ip = {} if join.ip is None else {"ip": join.ip}
     return {"name": join.name, "nic": join.nic, **ip, "network": network_to_table(join.network)}
+
+
+def join_from_dict(data: Mapping[str, Any]) -> Joined:
+    """The reverse of `join_to_dict`. Raises `SpecInvalid` with every fault."""
+    faults = Faults()
+    place = Layer("", ("network",), data["network"])
+    network = network_of(data["name"], data["network"], place.where, faults)
+    if network is None or faults.found:
+        raise SpecInvalid(faults.found)
+    return Joined(name=data["name"], network=network, nic=data["nic"], ip=data.get("ip"))
 
 
 def machine_from_dict(data: Mapping[str, Any], *, source: str = "") -> FarmMachine:

@@ -104,7 +104,7 @@ class MachineSpec:
     which the guest reports its panic.
     `vmgenid`: "auto" or a UUID; `vsock`: the guest's CID. `display`: "std" is a VGA
     card, on virt a virtio one with a keyboard, that screenshots show. `root_ports`:
-    empty ports for hotplug, on boards with PCI.
+    empty ports for hotplug, on boards with PCI; the 33rd to 160th are those of switches.
     `no_reboot`: a reboot ends the machine. `uuid`: the SMBIOS UUID. `sandbox`:
     QEMU's seccomp filter. `run_as`: the user QEMU becomes after its start. `launcher`:
     words put before the command, a program that becomes it (exec) or waits for it: the

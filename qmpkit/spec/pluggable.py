@@ -15,12 +15,15 @@ from qmpkit.spec.network import NIC_KINDS, Nic
 from qmpkit.spec.peripherals import DEVICE_KINDS, Device
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["PLUGGABLE", "Pluggable", "pluggable_from_dict", "pluggable_to_dict"]
+__all__ = ["NETWORK", "PLUGGABLE", "Pluggable", "pluggable_from_dict", "pluggable_to_dict"]
 
 Pluggable = Disk | Nic | Device
 
 PLUGGABLE: Mapping[str, type[Pluggable]] = {"disk": Disk, **NIC_KINDS, **DEVICE_KINDS}
 """The class of each `kind`."""
+
+NETWORK = "network"
+"""The kind of a NIC that is asked for by the name of a farm's network."""
 
 
 def pluggable_from_dict(table: Mapping[str, object], source: str = "") -> Pluggable:

@@ -142,7 +142,7 @@ class Declaring:
         else:
             self._means.shelf.refuse_another(kept)
             await finish_change(kept)
-            record = kept.record.wanting(wanted)
+            record = attrs.evolve(kept.record.wanting(wanted), plugged=())
             await self._networks.make(record.name, record.joined)
             spec = carried_over(wanted.spec, record.spec)
             refuse_points(spec)

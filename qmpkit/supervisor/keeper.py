@@ -23,6 +23,7 @@ from qmpkit.supervisor.chronicle import Chronicle
 from qmpkit.supervisor.declaring import Declaring, known_in, whose
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.gate import Gate
+from qmpkit.supervisor.joining import Joining
 from qmpkit.supervisor.journal import Journal, read_records
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.layers import Forgotten
@@ -78,6 +79,11 @@ class Keeper:
     def places(self) -> Places:
         """Its directories."""
         return self._places
+
+    @property
+    def joining(self) -> Joining:
+        """By which machines that run get NICs in the networks of their farm."""
+        return Joining(self._networks, self.journal, self.machines)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:

@@ -20,7 +20,12 @@ from qmpkit.spec.convert import structure_as, unstructure_any
 from qmpkit.spec.data import spec_from_dict, spec_to_dict
 from qmpkit.spec.facts import Facts, Flash
 from qmpkit.spec.farm import FarmMachine, Joined
-from qmpkit.spec.farm_data import machine_from_dict, machine_to_dict
+from qmpkit.spec.farm_data import (
+    join_from_dict,
+    join_to_dict,
+    machine_from_dict,
+    machine_to_dict,
+)
 from qmpkit.spec.health import FunctionCheck, Health
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.resources import AUTO
@@ -112,6 +117,7 @@ class Record:
     `health`, `after`, `requires`: as in `Supervisor.ensure`.  `farm`: the machine as the
     farm file has it that it comes from, None for one that a program made.  `change`: one of
     its disks or devices that is under way.  `heir`: the process that it is moving to.
+    `plugged`: networks that it has joined while it ran.
     """
 
     name: str
@@ -133,12 +139,15 @@ class Record:
     history: History = attrs.field(factory=History)
     change: Change | None = None
     heir: Heir | None = None
+    plugged: tuple[Joined, ...] = ()
     time: float = attrs.field(factory=time.time)
 
     @property
     def joined(self) -> tuple[Joined, ...]:
-        """Its places in the networks of its farm."""
-        return () if self.farm is None else self.farm.networks
+        """Its places in the networks of its farm, and in those that it has joined since."""
+        there = {nic.id for nic in self.spec.nics}
+        since = tuple(it for it in self.plugged if it.nic in there)
+        return since if self.farm is None else (*self.farm.networks, *since)
 
     @property
     def running(self) -> MachineSpec:
@@ -177,6 +186,7 @@ class Record:
             "history": self.history.to_dict(),
             "change": None if self.change is None else _change_to_dict(self.change),
             "heir": None if self.heir is None else _heir_to_dict(self.heir),
+            "plugged": [join_to_dict(join) for join in self.plugged],
         }
         # With an indent it takes ten times as long.
         return f'{{"spec": {_text_of(self.spec)}, {json.dumps(plain)[1:]}'
@@ -197,7 +207,7 @@ class Record:
 
 
 _OWN_FORM = {"spec", "restart", "facts", "identity", "sites", "end", "history", "health"}
-_OWN_FORM |= {"farm", "change", "heir"}
+_OWN_FORM |= {"farm", "change", "heir", "plugged"}
 _AS_THEY_ARE = tuple(it.name for it in attrs.fields(Record) if it.name not in _OWN_FORM)
 _CHANGE_LISTS = ("jobs", "nodes", "files", "leaving", "obsolete", "coming", "going")
 _CAUSES: dict[str, Cause] = {cause.value: cause for cause in (*ExitCause, *Mishap)}
@@ -244,6 +254,7 @@ def _record(plain: Mapping[str, Any]) -> Record:
         history=History.from_dict(plain["history"]),
         change=None if (change := plain.get("change")) is None else _change_from_dict(change),
         heir=None if (heir := plain.get("heir")) is None else _heir_from_dict(heir),
+        plugged=tuple(map(join_from_dict, plain.get("plugged", ()))),
         time=float(plain["time"]),
     )
 

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import (
-    AbstractAsyncContextManager,
     AbstractContextManager,
     AsyncExitStack,
     asynccontextmanager,
@@ -24,23 +23,18 @@ from qmpkit.machine.keep import Ground, QemuGround
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.machine.machine import check_grace
 from qmpkit.networks.farm_networks import FarmNetworks
-from qmpkit.operations.block.at_rest import AtRest
-from qmpkit.operations.migration.convergence import Policy
-from qmpkit.operations.migration.moving import Migrated
-from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.transfer import Told as Looked
 from qmpkit.process.limits import raise_nofile
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.farm import FarmMachine
 from qmpkit.spec.health import Health, to_health
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.restart import Restart, to_restart
+from qmpkit.supervisor.changes import Changes
 from qmpkit.supervisor.drain import Drained, Told, drain
 from qmpkit.supervisor.events import EventLog, Happenings
 from qmpkit.supervisor.held import Held, Holder
 from qmpkit.supervisor.keeper import Keeper
 from qmpkit.supervisor.kept import Kept
-from qmpkit.supervisor.moving import move
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.record import Declared, Wanted
 from qmpkit.supervisor.saves import Saves
@@ -52,7 +46,7 @@ __all__ = ["Supervisor"]
 log = logging.getLogger("qmpkit.supervisor")
 
 
-class Supervisor(Saves):
+class Supervisor(Saves, Changes):
     """Runs many machines; `async with qmpkit.Supervisor("lab") as lab:`.
 
     Machines of two lifetimes.  Those of `start` end with the block.  With `keep=True`
@@ -312,53 +306,6 @@ class Supervisor(Saves):
         Raises SpecInvalid for one that is up or unknown, JournalFailed.
         """
         await self._kept_machines().forget(name, disks=disks)
-
-    def layers_of(self, name: str) -> MachineSpec | None:
-        """A spec with the disks of a machine as they are now, also of one that is forgotten."""
-        return self._kept_machines().layers_of(name)
-
-    def at_rest(self, name: str) -> AbstractAsyncContextManager[AtRest]:
-        """`async with supervisor.at_rest(name) as machine:` the disks of one that is down.
-
-        As `qmpkit.at_rest`, and its record follows what is done.  It cannot be started
-        meanwhile.  Raises SpecInvalid when it is up, or for an unknown name.
-        """
-        return self._kept_machines().at_rest(name)
-
-    async def revert(self, name: str, snapshot: str, *, memory: bool = True) -> tuple[str, ...]:
-        """Have a kept machine that is down start from a snapshot of its disks the next time.
-
-        With one that has the RAM in a file the guest goes on where it was, unless *memory* is
-        false: then it boots.  A start whose machine is not as it was then raises LaunchFailed.
-
-        Each disk that is in it gets a new layer above the snapshot's file.  What the guest has
-        written since is in the files that are given back, which stay, and nobody uses any more.
-
-        Raises SpecInvalid when it is up, for an unknown name or snapshot, and for one that
-        the images hold with the RAM (start the machine paused, and `vm.snapshots.load` it);
-        ImageFailed, JournalFailed.  Failed or cancelled, it starts as it would have before.
-        """
-        return await self._kept_machines().revert(name, snapshot, memory=memory)
-
-    async def migrate(
-        self,
-        name: str,
-        *,
-        qemu: str | os.PathLike[str] | None = None,
-        policy: str | Policy = "live",
-        options: MigrationOptions | None = None,
-        progress: Looked | None = None,
-    ) -> Migrated:
-        """Move a kept machine's guest to a new process, of another *qemu* for instance.
-
-        As `VM.migrate`; `Kept.vm` is another one then.  Whoever dies meanwhile, us included,
-        one machine is left, which the next supervisor finds.  Raises SpecInvalid for an
-        unknown name, MachineGone when it is down, JournalFailed.
-        """
-        keeper = self._kept_machines()
-        kept = keeper.known(name)
-        async with kept.turn:
-            return await move(kept, keeper.means, qemu, policy, options, progress)
 
     async def stop(self, *, powerdown_grace: float | None = None) -> None:
         """Stop every machine but the kept ones, all at once, and return when none is left.

@@ -80,33 +80,35 @@ def script(path: str, *arguments: str) -> list[str]:
     return [sys.executable, str(HERE / path), *arguments]
 
 
-def interleave(sides: Mapping[str, Sequence[str]], runs: int) -> dict[str, list[Figures]]:
+def interleave(
+    sides: Mapping[str, Sequence[str]], runs: int, *, patience: float = PATIENCE
+) -> dict[str, list[Figures]]:
     """Run every side's command by turns, *runs* times each, and keep what each printed.
 
-    A command prints one JSON object of figures.  Each round begins with another
-    side, so that no side always runs behind the same neighbour.  One round before
-    the first fills the caches and is not counted.
+    A command prints one JSON object of figures, within *patience* seconds.  Each round
+    begins with another side, so that no side always runs behind the same neighbour.  One
+    round before the first fills the caches and is not counted.
     """
     names = list(sides)
     figures: dict[str, list[Figures]] = {name: [] for name in names}
     for turn in range(-1, runs):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            found = _run(sides[name])
+            found = _run(sides[name], patience)
             if turn >= 0:
                 figures[name].append(found)
                 say(f"run {turn + 1:>3} {name:<10} {json.dumps(found)}")
     return figures
 
 
-def _run(command: Sequence[str]) -> Figures:
+def _run(command: Sequence[str], patience: float) -> Figures:
     # Compiled modules are kept, as on a user's machine, whatever this shell says.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     env["PYTHONPATH"] = str(HERE)  # for what two sides share
     # Its own group, so that what it started can be ended with it.
     side = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0, env=env)
     try:
-        printed, _ = side.communicate(timeout=PATIENCE)
+        printed, _ = side.communicate(timeout=patience)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(side.pid, signal.SIGKILL)

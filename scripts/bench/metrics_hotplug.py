@@ -26,6 +26,7 @@ from bench_sides import Result, compare, interleave, say, script
 
 PLUGS = 5  # of one disk in one run; their median is the run's figure
 MANY_RUNS = 3  # of a hundred plugs, each of which is a figure
+PATIENCE = 600.0  # seconds that a hundred plugs may take
 IMAGE = 1 << 20  # bytes
 
 RATIO = 1.25  # that a guest may wait for its disk, of the time with the peer
@@ -63,7 +64,8 @@ def few(load: Mapping[str, Any], runs: int) -> list[Result]:
 
 
 def many(load: Mapping[str, Any], size: int) -> list[Result]:
-    figures = interleave(sides({**load, "plugs": size, "many": True}), MANY_RUNS)
+    words = {**load, "plugs": size, "many": True}
+    figures = interleave(sides(words), MANY_RUNS, patience=PATIENCE)
     results: list[Result] = []
     for kind in ("disk", "nic"):
         results += compare(f"hotplug.{kind}", kind, figures, ours="qmpkit")

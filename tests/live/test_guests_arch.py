@@ -12,6 +12,7 @@ import qmpkit
 from qmpkit import Disk, ExitCause, KvmUnavailable, MachineSpec
 from qmpkit.host.kvm import host_arch
 from qmpkit.host.resolve import resolve
+from qmpkit.spec.addresses import RootPort
 from qmpkit.spec.layout import layout_of
 from qmpkit.spec.network import UserNic
 from qmpkit.testing import guests
@@ -98,6 +99,7 @@ async def _plug(vm: qmpkit.VM, file: Path) -> None:
 async def _handle(vm: qmpkit.VM, direction: str) -> None:
     if vm.spec.arch == "riscv64":
         (port,) = [port for port in layout_of(vm.spec).ports if port.name == "spare-port0"]
+        assert isinstance(port, RootPort)
         where = f"port=/sys/bus/pci/devices/0000:00:{port.slot:02x}.{port.function}"
         await vm.agent.run(["sh", "-c", f"{where}; {_BY_HAND[direction]}"], check=True)
 

@@ -44,10 +44,10 @@ def nic_of(machine: Changeable, nic_id: str) -> Nic:
     return by_id[nic_id]
 
 
-async def add_nic(machine: Tunable, nic: Nic, cable: Cable | None) -> Nic:
-    """See `Nics.add`."""
+async def add_nic(machine: Tunable, nic: Nic, cable: Cable | None, *, again: bool = False) -> Nic:
+    """See `Nics.add`; *again*: whoever starts it the next time hands such a cable over too."""
     async with machine.changing:
-        return await _add(machine, nic, cable)
+        return await _add(machine, nic, cable, again=again)
 
 
 async def remove_nic(machine: Tunable, nic_id: str, grace: float) -> Nic:
@@ -90,7 +90,7 @@ def _bus_of(machine: Changeable, nic_id: str) -> str | None:
     return next(nic.bus for nic in pinned(machine.spec).nics if nic.id == nic_id)
 
 
-async def _add(machine: Tunable, nic: Nic, cable: Cable | None) -> Nic:
+async def _add(machine: Tunable, nic: Nic, cable: Cable | None, *, again: bool = False) -> Nic:
     old = pinned(machine.spec)
     if not isinstance(nic, tuple(NIC_KINDS.values())):
         raise SpecInvalid([Fault("nic", f"cannot be {nic!r}")], f"machine {machine.name!r}")
@@ -99,7 +99,7 @@ async def _add(machine: Tunable, nic: Nic, cable: Cable | None) -> Nic:
         bus = await empty_port(machine, old, nic.id, NIC_PORTS.prefix, "nic")
         nic = attrs.evolve(nic, bus=bus)
     new = attrs.evolve(old, nics=[*old.nics, nic])
-    await _check(machine, new, nic, cable)
+    await _check(machine, new, nic, cable, again=again)
     name = netdev_id(nic.id)
     _, parts = changes_between(
         old, new, {nic.id: NamedEndpoint(name)} if cable is not None else None
@@ -115,20 +115,22 @@ async def _pull(machine: Changeable, nic: Nic) -> None:
     await machine.execute("set_link", {"name": nic.id, "up": False})
 
 
-async def _check(machine: Changeable, new: MachineSpec, nic: Nic, cable: Cable | None) -> None:
+async def _check(
+    machine: Changeable, new: MachineSpec, nic: Nic, cable: Cable | None, *, again: bool = False
+) -> None:
     """Raise all that stands in the way, before anything is done."""
     whose = f"machine {machine.name!r}, NIC {nic.id!r}"
-    if faults := list(_cable_faults(machine, nic, cable)):
+    if faults := list(_cable_faults(nic, cable, lasting=machine.ledger.lasting and not again)):
         raise SpecInvalid(faults, whose)
     alone = attrs.evolve(new, nics=[nic])
     raise_problems(await trio.to_thread.run_sync(lambda: list(check_network(alone))), whose)
 
 
-def _cable_faults(machine: Changeable, nic: Nic, cable: Cable | None) -> Iterator[Fault]:
+def _cable_faults(nic: Nic, cable: Cable | None, *, lasting: bool) -> Iterator[Fault]:
     needed = link_needed(nic)
     if needed and cable is None:
         yield Fault("fd", "it has no address, and no descriptor came with it", "fd=")
-    elif needed and machine.ledger.lasting:
+    elif needed and lasting:
         hint = "a NIC with an address or a device's name"
         yield Fault("fd", "a kept machine starts again when nobody hands it over", hint)
     elif not needed and cable is not None:

@@ -211,7 +211,7 @@ def machines(draw: st.DrawFn) -> MachineSpec:
         vmgenid=draw(optional(st.just("auto") | st.uuids().map(str))),
         vsock=draw(optional(st.integers(3, 2**32 - 2))),
         display=draw(st.sampled_from(["none", "std"])),
-        root_ports=draw(st.integers(0, 32)),
+        root_ports=draw(st.integers(0, 32) | st.integers(33, 160)),
         no_reboot=draw(st.booleans()),
         uuid=draw(optional(st.uuids().map(str))),
         sandbox=draw(st.booleans()),

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpkit.errors import SpecInvalid
-from qmpkit.spec.addresses import FIXED_SLOTS, Wish, allocate_mmio, allocate_pci, root_port_device
+from qmpkit.spec.addresses import (
+    FIXED_SLOTS,
+    RootPort,
+    Wish,
+    allocate_mmio,
+    allocate_pci,
+    port_devices,
+)
 from qmpkit.spec.block import Disk
 from qmpkit.spec.check import faults_of, validate
 from qmpkit.spec.layout import layout_of, pinned
@@ -40,12 +47,14 @@ def test_no_two_devices_share_an_address(
     assert len(layout.places) == len(fixed) + nics + disk_count
     places = [(place.bus, place.addr) for place in layout.places.values()]
     on_root = [(f"{FIXED_SLOTS[name]:#x}") for name in fixed]
-    ports = [(port.slot, port.function) for port in layout.ports]
+    on_board = [port for port in layout.ports if isinstance(port, RootPort)]
+    assert len(on_board) == len(layout.ports), "none is a switch's"
+    ports = [(port.slot, port.function) for port in on_board]
     assert len(set(places)) == len(places)
     assert len(set(ports)) == len(ports)
     assert not {slot for slot, _ in ports} & {int(slot, 16) for slot in on_root}
     assert all(1 <= slot <= 30 and 0 <= function <= 7 for slot, function in ports)
-    assert len({port.chassis for port in layout.ports}) == len(ports)
+    assert len({port.chassis for port in on_board}) == len(ports)
     assert len(layout.empty) == spare
 
 
@@ -77,7 +86,8 @@ def test_a_spare_port_can_be_asked_for_and_is_then_not_spare() -> None:
 
 
 def test_only_function_0_says_that_there_are_more() -> None:
-    first, second = (root_port_device(port) for port in allocate_pci((), [], [], 2).ports)
+    ports = allocate_pci((), [], [], 2).ports
+    first, second = (device for port in ports for device in port_devices(port))
     assert first == {
         "driver": "pcie-root-port",
         "id": "spare-port0",
@@ -103,9 +113,9 @@ def test_only_function_0_says_that_there_are_more() -> None:
             "nics[16]: too many devices for the slots: room for 16 NICs",
         ),
         (
-            MachineSpec(root_ports=33),
+            MachineSpec(root_ports=161),
             "root_ports: too many devices for the slots:"
-            " there is room for 0 to 32 spare root ports, not 33",
+            " there is room for 0 to 160 spare ports, not 161",
         ),
         (
             MachineSpec(disks=disks(7, interface="cdrom")),
