@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import attrs
@@ -29,6 +29,9 @@ FLUSH_GRACE = 10.0
 
 SOON = 0.1
 """Seconds that an entry may wait for others to be written with it, when nobody waits for it."""
+
+TOGETHER = 32
+"""Entries that are written with one another at most: the first are not to wait for hundreds."""
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -124,8 +127,13 @@ class Journal:
             with trio.CancelScope(deadline=self._due) as self._waiting:
                 await self._wake.wait()
             self._wake, self._due = trio.Event(), math.inf
-            batch, self._pending = self._pending, {}
-            tickets, self._tickets = self._tickets, []
+            batch = dict(islice(self._pending.items(), TOGETHER))
+            for name in batch:
+                del self._pending[name]
+            if self._pending:
+                self._wake.set()
+            tickets = [it for it in self._tickets if it[0] in batch]
+            self._tickets = [it for it in self._tickets if it[0] not in batch]
             # A limiter of its own: a slow disk must not take the threads of everybody else.
             errors = await trio.to_thread.run_sync(
                 _commit_records, self.directory, batch, limiter=trio.CapacityLimiter(1)

@@ -168,8 +168,11 @@ def ready_to_stop(machines: Mapping[str, Needs], stops: Iterable[str]) -> Stops:
     *stops* are those that are to stop and are still there, whether or not they were told.
     """
     leaving = tuple(stops)
-    waits: dict[str, str] = {}
-    for name in leaving:
-        if after := [other for other in leaving if name in machines[other].all]:
-            waits[name] = f"{' and '.join(after)} to stop first"
+    later: dict[str, list[str]] = {}
+    for other in leaving:
+        for name in machines[other].all:
+            later.setdefault(name, []).append(other)
+    waits = {
+        name: f"{' and '.join(later[name])} to stop first" for name in leaving if name in later
+    }
     return Stops(tuple(name for name in leaving if name not in waits), waits)

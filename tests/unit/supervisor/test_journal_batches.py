@@ -1,0 +1,61 @@
+"""The first of many entries do not wait for the last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+import trio
+
+from qmpkit._trio import service_nursery
+from qmpkit.supervisor import journal
+from qmpkit.supervisor.journal import TOGETHER, Journal, commit, read_records
+from tests.unit.supervisor.test_journal import record
+
+NAMES = [f"m{number}" for number in range(3 * TOGETHER)]
+
+
+async def test_hundreds_are_written_in_parts_and_in_their_order(tmp_path: Path) -> None:
+    batches: list[list[str]] = []
+
+    def seen(directory: Path, batch: dict[str, str | None]) -> dict[str, OSError]:
+        batches.append(list(batch))
+        return commit(directory, batch)
+
+    with mock.patch.object(journal, "commit", seen):
+        async with service_nursery() as services:
+            it = Journal(tmp_path)
+            tickets = [it.post(record(name)) for name in NAMES]
+            services.start_soon(it.run)
+            await tickets[0].durable()
+            assert len(batches) < 3, "the rest is still to come"
+            for ticket in tickets:
+                await ticket.durable()
+    assert [name for batch in batches for name in batch] == NAMES
+    assert max(map(len, batches)) == TOGETHER
+
+
+async def test_what_nobody_waits_for_is_written_after_a_part_that_was_full(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        it = Journal(tmp_path)
+        for name in NAMES:
+            it.jot(record(name))
+        nursery.start_soon(it.run)
+        with trio.fail_after(30):
+            while _files(tmp_path) < len(NAMES):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+
+
+async def test_all_parts_are_written_at_the_end(tmp_path: Path) -> None:
+    async with service_nursery() as services:
+        it = Journal(tmp_path)
+        services.start_soon(it.run)
+        await trio.testing.wait_all_tasks_blocked()
+        for name in NAMES:
+            it.post(record(name))
+    assert len(read_records(tmp_path)[0]) == len(NAMES)
+
+
+def _files(folder: Path) -> int:
+    return len([*folder.glob("*.json")])
