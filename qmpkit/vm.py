@@ -209,7 +209,8 @@ class VM:
         *destination* comes from `qmpkit.receiving`, and `destination.vm` is the machine then.
         *policy*, for a guest that writes faster than its memory is sent: "live" slows it down
         and lets it stand still longer, up to `options.max_downtime`; "fast" stops it after
-        five seconds; or a function from a `Round` to a `Step`.  *options*: what the memory
+        five seconds; or a function from a `Round` to a `Step`, which QEMU slows it down for
+        too.  *options*: what the memory
         goes through, and how fast.  *progress* is told of each look, twice a second.
 
         Raises CannotMigrate with all that is in the way, before anything is done.  Whatever

@@ -109,3 +109,4 @@ MIGRATION_CANCELS = size(ci=25, long=1)  # each so-and-so-many-th checkpoint of 
 MIGRATION_ROUNDS = size(ci=0, long=50)  # by each way, of a guest that keeps a ledger
 KVM_MIGRATIONS = size(ci=3, long=50)  # of one under KVM
 MIGRATION_KILLS = size(ci=4, long=100)  # SIGKILLs of a supervisor between two steps of one
+KEPT_MIGRATION_CANCELS = size(ci=7, long=1)  # checkpoints of one of a kept machine

@@ -10,13 +10,14 @@ import trio
 
 from qmpkit import CannotMigrate, MachineGone, MigrationFailed, SpecInvalid, Step, UserNic
 from qmpkit.supervisor.kept import Kept
+from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.conftest import binaries
 from tests.live.blocks import holds, write
 from tests.live.dying import STEPS
 from tests.live.kept import Places, count, end_all, lab
 from tests.live.migrating import SLOW, counting, went_on
-from tests.sizes import MIGRATION_KILLS, NEWEST, QEMU_VERSIONS
+from tests.sizes import KEPT_MIGRATION_CANCELS, MIGRATION_KILLS, NEWEST, OLDEST, QEMU_VERSIONS
 
 pytestmark = pytest.mark.live
 
@@ -88,6 +89,29 @@ async def test_what_does_not_move_stays(qemu: str, places: Places, tmp_path: Pat
             await runs_on(kept, had)
             assert kept.pid == pid and kept.record.heir is None and len(places.qemus()) == 1
             assert names_in(places.runtime / "lab") == [".state", "mover"]
+        await end_all()
+
+
+@pytest.mark.bound(300)
+@pytest.mark.qemus(*OLDEST)
+async def test_cancelled_anywhere_one_machine_is_left(
+    qemu: str, places: Places, tmp_path: Path
+) -> None:
+    async with leaks():
+        async with lab() as supervisor:
+            kept = await supervisor.ensure(counting(qemu, tmp_path), restart="never")
+            had = await runs_on(kept, 0)
+
+            async def after() -> None:
+                nonlocal had
+                had = await runs_on(kept, had)
+                assert kept.record.heir is None and len(places.qemus()) == 1
+                assert len(names_in(places.runtime / "lab")) == 2
+
+            async def move() -> None:
+                await supervisor.migrate("mover")
+
+            await cancel_at_every_checkpoint(move, every=KEPT_MIGRATION_CANCELS, after=after)
         await end_all()
 
 

@@ -83,6 +83,7 @@ async def _by_unix(source: Machine, destination: Machine) -> AsyncIterator[Route
     async with machine_dir(source.name) as folder:
         path = socket_path(folder, "migration")
         await listen(destination, f"unix:{path}")
+        await trio.to_thread.run_sync(path.chmod, 0o600)
         yield Route(f"unix:{path}")
 
 
