@@ -104,9 +104,9 @@ HOTPLUG_KILLS = size(ci=2, long=40)  # SIGKILLs between two steps of a plug, and
 LIMITED_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of one with limits
 # Migration
 WAYS = ("fd", "unix", "tcp", "file", "multifd")
-MIGRATION_WAYS = WAYS if LONG else ("fd", "file", "multifd")  # each on both QEMUs
-MIGRATION_CANCELS = size(ci=25, long=1)  # each so-and-so-many-th checkpoint of one
+MIGRATION_WAYS = WAYS if LONG else ("fd", "multifd")  # each on both QEMUs
+MIGRATION_CANCELS = size(ci=40, long=1)  # each so-and-so-many-th checkpoint of one
 MIGRATION_ROUNDS = size(ci=0, long=50)  # by each way, of a guest that keeps a ledger
 KVM_MIGRATIONS = size(ci=3, long=50)  # of one under KVM
 MIGRATION_KILLS = size(ci=4, long=100)  # SIGKILLs of a supervisor between two steps of one
-KEPT_MIGRATION_CANCELS = size(ci=7, long=1)  # checkpoints of one of a kept machine
+KEPT_MIGRATION_CANCELS = size(ci=60, long=1)  # checkpoints of one of a kept machine

@@ -147,7 +147,7 @@ async def _dies(last: int, victims: str) -> bool:
 async def test_killed_between_any_two_steps(qemu: str, places: Places, tmp_path: Path) -> None:
     """One machine is left, that of before or its heir, and the guest has gone on."""
     spec = counting(qemu, tmp_path)
-    every = 1 if MIGRATION_KILLS > 50 else 31
+    every = 1 if MIGRATION_KILLS > 50 else 47
     async with leaks():
         async with lab() as supervisor:
             had = await runs_on(await supervisor.ensure(spec, restart="never"), 0)

@@ -13,7 +13,6 @@ import qmpkit
 from qmpkit import CannotMigrate, MigrationFailed, MigrationOptions
 from qmpkit.testing.leaks import leaks
 from tests.live.migrating import counted, counting, lives_on, still_here
-from tests.sizes import QEMU_VERSIONS
 
 pytestmark = pytest.mark.live
 
@@ -37,7 +36,6 @@ def secret(folder: Path) -> MigrationOptions:
     return MigrationOptions(way="tcp", tls=folder)
 
 
-@pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_those_who_know_each_other(qemu: str, tmp_path: Path) -> None:
     by_certificate = certificates(tmp_path / "tls", trustme.CA())
     by_secret = attrs.evolve(secret(tmp_path / "psk"), channels=2)
