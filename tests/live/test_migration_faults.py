@@ -157,7 +157,7 @@ async def test_a_full_disk(qemu: str, tmp_path: Path) -> None:
             await still_here(vm, had)
 
 
-@pytest.mark.bound(240)
+@pytest.mark.bound(1200 if LONG else 120)
 @pytest.mark.qemus(*NEWEST)
 async def test_cancelled_anywhere_it_is_here_or_there(qemu: str, tmp_path: Path) -> None:
     async with leaks(), AsyncExitStack() as stack:

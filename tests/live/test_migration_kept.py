@@ -17,7 +17,7 @@ from tests.live.blocks import holds, write
 from tests.live.dying import STEPS
 from tests.live.kept import Places, count, end_all, lab
 from tests.live.migrating import SLOW, counting, went_on
-from tests.sizes import KEPT_MIGRATION_CANCELS, MIGRATION_KILLS, NEWEST, OLDEST, QEMU_VERSIONS
+from tests.sizes import KEPT_MIGRATION_CANCELS, LONG, MIGRATION_KILLS, NEWEST, OLDEST, QEMU_VERSIONS
 
 pytestmark = pytest.mark.live
 
@@ -92,7 +92,7 @@ async def test_what_does_not_move_stays(qemu: str, places: Places, tmp_path: Pat
         await end_all()
 
 
-@pytest.mark.bound(300)
+@pytest.mark.bound(1200 if LONG else 120)
 @pytest.mark.qemus(*OLDEST)
 async def test_cancelled_anywhere_one_machine_is_left(
     qemu: str, places: Places, tmp_path: Path
@@ -142,7 +142,7 @@ async def _dies(last: int, victims: str) -> bool:
     return done.returncode != 0
 
 
-@pytest.mark.bound(60 + 10 * MIGRATION_KILLS)
+@pytest.mark.bound(120 + 60 * MIGRATION_KILLS)
 @pytest.mark.qemus(*NEWEST)
 async def test_killed_between_any_two_steps(qemu: str, places: Places, tmp_path: Path) -> None:
     """One machine is left, that of before or its heir, and the guest has gone on."""
