@@ -22,6 +22,7 @@ from qmpkit import (
 )
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, write
+from tests.live.test_uefi import lacking
 
 pytestmark = pytest.mark.live
 
@@ -52,6 +53,7 @@ def many(qemu: str, folder: Path) -> MachineSpec:
 
 
 async def test_all_of_it_there_and_back(qemu: str, tmp_path: Path) -> None:
+    lacking(secure_boot=False)
     async with leaks(), qmpkit.running(many(qemu, tmp_path)) as vm:
         await vm.memory.add("128MiB")
         await vm.nics.add(UserNic())
