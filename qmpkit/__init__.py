@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from qmpkit.operations.migration.errors import MigrationFailed as MigrationFailed
     from qmpkit.operations.migration.errors import MigrationUnknown as MigrationUnknown
     from qmpkit.operations.migration.errors import NotArrived as NotArrived
+    from qmpkit.operations.migration.following import Migration as Migration
     from qmpkit.operations.migration.moving import Migrated as Migrated
     from qmpkit.operations.migration.options import MigrationOptions as MigrationOptions
     from qmpkit.operations.patterns import Match as Match
@@ -236,6 +237,7 @@ _MODULES = {
     "qmpkit.operations.migration.errors": (
         "CannotMigrate MigrationFailed MigrationUnknown NotArrived"
     ),
+    "qmpkit.operations.migration.following": "Migration",
     "qmpkit.operations.migration.moving": "Migrated",
     "qmpkit.operations.migration.options": "MigrationOptions",
     "qmpkit.operations.patterns": "Match",

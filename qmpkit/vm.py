@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from qmpkit.operations.hotplug.fronts import Devices, Disks, Nics
 from qmpkit.operations.hotplug.resources import Cpus, GuestMemory
 from qmpkit.operations.jobs import Progress
 from qmpkit.operations.migration.convergence import Policy
+from qmpkit.operations.migration.following import Migration, followed
 from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.migrate import in_the_way, migrate
 from qmpkit.operations.migration.moving import Migrated
@@ -213,7 +214,8 @@ class VM:
         *destination* comes from `qmpkit.receiving`, and `destination.vm` is the machine then.
         *policy*, for a guest that writes faster than its memory is sent: "live" slows it down
         and lets it stand still longer, up to `options.max_downtime`; "fast" stops it after
-        five seconds; or a function from a `Round` to a `Step`.  *options*: what the memory
+        five seconds; or a function from a `Round` to a `Step`, which QEMU slows it down for
+        too.  *options*: what the memory
         goes through, and how fast.  *progress* is told of each look, twice a second.
 
         Raises CannotMigrate with all that is in the way, before anything is done.  Whatever
@@ -225,6 +227,24 @@ class VM:
         return await migrate(
             self.machine, destination, policy=policy, options=options, told=progress
         )
+
+    def migrating(
+        self,
+        destination: Incoming,
+        *,
+        policy: str | Policy = "live",
+        options: MigrationOptions | None = None,
+    ) -> AbstractAsyncContextManager[Migration]:
+        """`async with vm.migrating(there) as migration: async for now in migration: …`
+
+        As `migrate`, and each look at it, a `Round`, can be read until it is over.  The end of
+        the block waits for that; a block that fails, or is cancelled, leaves the guest here.
+        """
+
+        def done(told: Told) -> Awaitable[Migrated]:
+            return migrate(self.machine, destination, policy=policy, options=options, told=told)
+
+        return followed(done)
 
     async def migration_faults(
         self, *, qemu: str | os.PathLike[str] | None = None

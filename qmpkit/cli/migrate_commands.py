@@ -33,6 +33,9 @@ def migrate(
     file: Annotated[
         Path | None, Parameter(help="A new file for the memory, which is removed afterwards.")
     ] = None,
+    tls: Annotated[
+        Path | None, Parameter(help="A folder of certificates, or of keys.psk, for --way tcp.")
+    ] = None,
     bandwidth: Annotated[
         str | None, Parameter(help="What it may send a second at most: 100MiB.")
     ] = None,
@@ -66,6 +69,7 @@ def migrate(
         "policy": policy,
         "way": way,
         "file": None if file is None else str(file.absolute()),
+        "tls": None if tls is None else str(tls.absolute()),
         "max_bandwidth": bandwidth,
         "downtime": downtime,
         "max_downtime": max_downtime,

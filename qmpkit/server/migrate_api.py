@@ -26,6 +26,7 @@ _OPTIONS: Keys = {
     "way": str,
     "address": str,
     "file": str,
+    "tls": str,
     "max_bandwidth": (int, str),
     "downtime": _NUMBER,
     "max_downtime": _NUMBER,

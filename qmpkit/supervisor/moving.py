@@ -61,13 +61,15 @@ async def move(
                 facts=resolution.facts,
                 spec=spec,
             )
+            incoming = Incoming(machine, spec)
             try:
                 await _put_on_record(kept, means, start, heir)
                 took = await migrate(
-                    vm.machine, Incoming(machine, spec), policy=policy, options=options, told=told
+                    vm.machine, incoming, policy=policy, options=options, told=told
                 )
-                _inherit(kept, heir, new)
             finally:
+                if incoming.arrived.is_set():  # cancelled a moment later, it is there all the same
+                    _inherit(kept, heir, new)
                 with trio.move_on_after(STEP_GRACE, shield=True):
                     await _settled(kept, means, machine)
     except MigrationUnknown as unknown:

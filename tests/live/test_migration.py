@@ -11,6 +11,7 @@ import qmpkit
 from qmpkit import (
     CannotMigrate,
     Disk,
+    MigrationFailed,
     MigrationOptions,
     NotArrived,
     Round,
@@ -19,6 +20,7 @@ from qmpkit import (
     Step,
     UserNic,
 )
+from qmpkit.operations.migration.convergence import live
 from qmpkit.testing.leaks import leaks
 from tests.conftest import binaries
 from tests.live.blocks import holds, write
@@ -91,7 +93,6 @@ async def test_a_guest_that_stands_still_does_so_there(qemu: str, tmp_path: Path
             await lives_on(there, had)
 
 
-@pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_a_guest_that_never_ran_moves_too(qemu: str, tmp_path: Path) -> None:
     async with (
         leaks(),
@@ -143,6 +144,28 @@ async def test_a_policy_of_ones_own(qemu: str, tmp_path: Path) -> None:
             await lives_on(destination.vm, had)
     assert asked and all(now.total > 0 for now in asked)
     assert asked[0].downtime == 0.001 and asked[-1].downtime in (0.001, 0.5)
+
+
+async def test_somebody_looks_on(qemu: str, tmp_path: Path) -> None:
+    slow = MigrationOptions(max_bandwidth="512KiB", downtime=0.001)
+    async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
+        await vm.console.expect(".")
+        had = await counted(vm)
+        async with qmpkit.receiving(vm) as destination:
+            with pytest.raises(MigrationFailed, match="not converged in 0 s"):
+                async with vm.migrating(
+                    destination,
+                    policy=live(downtime=1, max_downtime=1, give_up_after=0),
+                    options=attrs.evolve(slow, max_bandwidth="1KiB"),
+                ) as migration:
+                    assert [now.total > 0 async for now in migration]
+        await lives_on(vm, had)
+        async with qmpkit.receiving(vm) as destination:
+            async with vm.migrating(destination, options=slow) as migration:
+                looks = [now async for now in migration]
+            assert migration.took is not None
+            assert looks[-1].transferred == migration.took.transferred
+            await lives_on(destination.vm, had)
 
 
 @pytest.mark.qemus(*OLDEST)

@@ -10,13 +10,14 @@ import trio
 
 from qmpkit import CannotMigrate, MachineGone, MigrationFailed, SpecInvalid, Step, UserNic
 from qmpkit.supervisor.kept import Kept
+from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.conftest import binaries
 from tests.live.blocks import holds, write
 from tests.live.dying import STEPS
 from tests.live.kept import Places, count, end_all, lab
 from tests.live.migrating import SLOW, counting, went_on
-from tests.sizes import MIGRATION_KILLS, NEWEST, QEMU_VERSIONS
+from tests.sizes import KEPT_MIGRATION_CANCELS, LONG, MIGRATION_KILLS, NEWEST, OLDEST, QEMU_VERSIONS
 
 pytestmark = pytest.mark.live
 
@@ -91,6 +92,29 @@ async def test_what_does_not_move_stays(qemu: str, places: Places, tmp_path: Pat
         await end_all()
 
 
+@pytest.mark.bound(1200 if LONG else 120)
+@pytest.mark.qemus(*OLDEST)
+async def test_cancelled_anywhere_one_machine_is_left(
+    qemu: str, places: Places, tmp_path: Path
+) -> None:
+    async with leaks():
+        async with lab() as supervisor:
+            kept = await supervisor.ensure(counting(qemu, tmp_path), restart="never")
+            had = await runs_on(kept, 0)
+
+            async def after() -> None:
+                nonlocal had
+                had = await runs_on(kept, had)
+                assert kept.record.heir is None and len(places.qemus()) == 1
+                assert len(names_in(places.runtime / "lab")) == 2
+
+            async def move() -> None:
+                await supervisor.migrate("mover")
+
+            await cancel_at_every_checkpoint(move, every=KEPT_MIGRATION_CANCELS, after=after)
+        await end_all()
+
+
 # What a move asks of both QEMUs, its entries in the journal, its processes.
 PROGRAM = (
     STEPS
@@ -118,12 +142,12 @@ async def _dies(last: int, victims: str) -> bool:
     return done.returncode != 0
 
 
-@pytest.mark.bound(60 + 10 * MIGRATION_KILLS)
+@pytest.mark.bound(120 + 60 * MIGRATION_KILLS)
 @pytest.mark.qemus(*NEWEST)
 async def test_killed_between_any_two_steps(qemu: str, places: Places, tmp_path: Path) -> None:
     """One machine is left, that of before or its heir, and the guest has gone on."""
     spec = counting(qemu, tmp_path)
-    every = 1 if MIGRATION_KILLS > 50 else 31
+    every = 1 if MIGRATION_KILLS > 50 else 47
     async with leaks():
         async with lab() as supervisor:
             had = await runs_on(await supervisor.ensure(spec, restart="never"), 0)

@@ -26,6 +26,7 @@ from qmpkit.operations.migration.incoming import Incoming, start_form
 from qmpkit.operations.migration.moving import Migrated, Moving
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameter_faults
+from qmpkit.operations.migration.tls import tls_faults
 from qmpkit.operations.migration.transfer import Told
 
 __all__ = ["check_source", "in_the_way", "migrate"]
@@ -88,6 +89,7 @@ async def _agreed(
 ) -> Agreed:
     destination = incoming.machine
     faults = [*await check_source(source)]
+    faults += await trio.to_thread.run_sync(tls_faults, options.tls)
     if incoming.spec.arch == "x86_64":
         words = [await _feature_words(machine) for machine in (source, destination)]
         faults += cpu_faults(*words)

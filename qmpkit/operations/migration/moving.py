@@ -179,9 +179,11 @@ class Moving:
             self._destination.spec = self._incoming.spec
             source.moved()
             self._incoming.arrived.set()
-            with suppress(*LOST):
-                await transfer.look()
-            await source.stop()
+            try:
+                with suppress(*LOST):
+                    await transfer.look()
+            finally:  # whoever is told may fail
+                await source.stop()
         if bound.cancelled_caught:  # its images are no longer its own, so it can do no harm
             log.warning("machine %r has migrated, and its old QEMU does not end", source.name)
 
@@ -204,7 +206,8 @@ class Moving:
     async def _taken_back(self, error: BaseException) -> BaseException:
         """End the destination, and have the source as it was; the error to be told of it."""
         source, destination = self._source, self._destination
-        with trio.move_on_after(STEP_GRACE, shield=True):
+        has_ended = False
+        with trio.move_on_after(STEP_GRACE, shield=True) as bound:
             if self._is_broken and self._options.way != "file":  # the other end may know why
                 with trio.move_on_after(_LAST_WORDS):
                     await destination.wait()
@@ -213,6 +216,8 @@ class Moving:
             if source.report is None:
                 await cancel_saving(source)
                 await self._go_on()
+        if bound.cancelled_caught:
+            log.error("machine %r has not answered whether it goes on here", source.name)
         said = destination.child.stderr_tail.strip() if has_ended else ""
         return self._told_as(error, said)
 
@@ -254,8 +259,7 @@ def _how_lost(lost: Exception) -> str:
 def _between(stops: Subscription, resumes: Subscription) -> float:
     """Seconds from the first stop of the source to the first instruction at the destination."""
     stop, resume = stops.next_nowait(), resumes.next_nowait()
-    assert stop is not None and resume is not None, "each has been waited for"
-    return resume.monotonic - stop.monotonic
+    return 0.0 if stop is None or resume is None else resume.monotonic - stop.monotonic
 
 
 async def _ports_of(machine: Machine) -> dict[str, list[Forward]]:

@@ -21,6 +21,7 @@ Compression = Literal["none", "zlib", "zstd"]
 _MOST_CHANNELS = 255
 _MOST_DOWNTIME = 2000.0  # seconds, as QEMU has it
 _LEAST_BANDWIDTH = KIB
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def _bandwidth(value: str | int | None) -> Size | None:
@@ -37,8 +38,11 @@ class MigrationOptions:
 
     `way`: what the guest's memory goes through: "fd", a pair of connected sockets, which no
     stranger can reach; "unix", a socket in a directory of its own; "tcp", a port of `address`
-    ("127.0.0.1:0", port 0 being any), readable by whoever sees the network; "file", a new
-    file at `file`, which is removed afterwards: the guest stands still while it is loaded.
+    ("127.0.0.1:0", port 0 being any); "file", a new file at `file`, which is removed
+    afterwards: the guest stands still while it is loaded.
+    `tls`: for "tcp", the folder of QEMU's certificates (ca-cert.pem, and the cert and key of
+    server and client, each checked by the other), or of a shared secret (keys.psk, with a key
+    of the user "qemu"); memory goes in clear to this host alone.
     `max_bandwidth`: bytes ("100MiB") a second at most; None is as fast as it goes.
     `downtime`: seconds that the guest may stand still as estimated by QEMU, and
     `max_downtime` what a policy may raise that to.
@@ -49,6 +53,7 @@ class MigrationOptions:
     way: Way = "fd"
     address: str = "127.0.0.1:0"
     file: Path | None = attrs.field(default=None, converter=_optional_path)
+    tls: Path | None = attrs.field(default=None, converter=_optional_path)
     max_bandwidth: Size | None = attrs.field(default=None, converter=_bandwidth)
     downtime: float = 0.3
     max_downtime: float = 2.0
@@ -64,14 +69,25 @@ def _faults(options: MigrationOptions) -> Iterator[Fault]:
     for name, choices in (("way", get_args(Way)), ("compression", get_args(Compression))):
         if (value := getattr(options, name)) not in choices:
             yield Fault(name, f"cannot be {value!r}", f"one of {', '.join(map(repr, choices))}")
-    if options.way == "tcp" and inet_address(options.address) is None:
-        yield Fault("address", f"{options.address!r} is not HOST:PORT", '"127.0.0.1:0"')
+    yield from _address_faults(options)
     if (options.way == "file") != (options.file is not None):
         missing = options.file is None
         message = "is missing" if missing else f"no file is needed by way of {options.way!r}"
         yield Fault("file", message, "a file to be made" if missing else 'way="file"')
     yield from _rate_faults(options)
     yield from _channel_faults(options)
+
+
+def _address_faults(options: MigrationOptions) -> Iterator[Fault]:
+    if options.way != "tcp":
+        if options.tls is not None:
+            yield Fault("tls", f"{options.way!r} needs none: no stranger can reach it")
+        return
+    place = inet_address(options.address)
+    if place is None:
+        yield Fault("address", f"{options.address!r} is not HOST:PORT", '"127.0.0.1:0"')
+    elif options.tls is None and place[0] not in _LOOPBACK:
+        yield Fault("tls", "memory is not sent in clear to other hosts", "a folder of certificates")
 
 
 def _rate_faults(options: MigrationOptions) -> Iterator[Fault]:

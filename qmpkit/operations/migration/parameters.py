@@ -9,11 +9,14 @@ from qmpkit.errors import Fault
 from qmpkit.operations._protocols import Monitor
 from qmpkit.operations.migration.options import MigrationOptions
 
-__all__ = ["UNBOUNDED", "downtime_parameter", "known_parameters", "parameter_faults"]
+__all__ = ["TLS_ID", "UNBOUNDED", "downtime_parameter", "known_parameters", "parameter_faults"]
 __all__ += ["parameters_of"]
 
 UNBOUNDED = 1 << 40
 """Bytes a second; QEMU's own bound is 128 MiB, for networks of another time."""
+
+TLS_ID = "qk-migration-tls"
+"""The object of each end's certificate, or secret."""
 
 _COMPRESSION = "multifd-compression"
 _CHANNELS = "multifd-channels"
@@ -36,7 +39,7 @@ def parameters_of(options: MigrationOptions, known: Collection[str]) -> dict[str
         **downtime_parameter(options.downtime),
         _CHANNELS: max(options.channels, 1),
         _COMPRESSION: options.compression,
-        "tls-creds": "",
+        "tls-creds": "" if options.tls is None else TLS_ID,
         "tls-hostname": "",
         # Half of its CPU time at once: the first tenths change nothing for a guest that writes.
         "cpu-throttle-initial": 50,

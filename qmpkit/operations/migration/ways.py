@@ -8,7 +8,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,7 @@ import trio
 from qmpkit.errors import HostLacks
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.tls import identified
 from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.process.rundir import machine_dir, socket_path
 from qmpkit.qmp.errors import CommandRefused
@@ -46,7 +52,7 @@ def laid(
         case "unix":
             return _by_unix(source, destination)
         case "tcp":
-            return _by_tcp(options.address, destination)
+            return _by_tcp(options, source, destination)
         case "file":
             assert options.file is not None, "which its options have made sure"
             return _by_file(options.file, source, destination, mapped=mapped)
@@ -83,14 +89,21 @@ async def _by_unix(source: Machine, destination: Machine) -> AsyncIterator[Route
     async with machine_dir(source.name) as folder:
         path = socket_path(folder, "migration")
         await listen(destination, f"unix:{path}")
+        await trio.to_thread.run_sync(path.chmod, 0o600)
         yield Route(f"unix:{path}")
 
 
 @asynccontextmanager
-async def _by_tcp(address: str, destination: Machine) -> AsyncIterator[Route]:
-    await listen(destination, f"tcp:{address}")
-    told = await destination.execute("query-migrate")
-    yield Route(_dialled(address, told.get("socket-address", ())))
+async def _by_tcp(
+    options: MigrationOptions, source: Machine, destination: Machine
+) -> AsyncIterator[Route]:
+    async with AsyncExitStack() as stack:
+        if options.tls is not None:
+            await stack.enter_async_context(identified(source, options.tls, "client"))
+            await stack.enter_async_context(identified(destination, options.tls, "server"))
+        await listen(destination, f"tcp:{options.address}")
+        told = await destination.execute("query-migrate")
+        yield Route(_dialled(options.address, told.get("socket-address", ())))
 
 
 def _dialled(address: str, listening: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,133 @@
+"""How a migration is followed and steered, on a source that says what the test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import trio
+
+from qmpkit import MigrationFailed, Round, Step
+from qmpkit.operations.migration.convergence import Policy
+from qmpkit.operations.migration.transfer import EVENTS, Transfer, loaded
+from qmpkit.qmp.events import EventHub, Subscription
+
+
+class Source:
+    """Answers `query-migrate` with what is set, and remembers what it was told."""
+
+    name = "mover"
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Mapping[str, Any]]] = []
+        self.answer: dict[str, Any] = {"status": "active"}
+        self.hub = EventHub(self.name)
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        /,
+        *,
+        fds: Sequence[int] = (),
+        oob: bool = False,
+    ) -> Any:
+        await trio.lowlevel.checkpoint()
+        if command == "query-migrate":
+            return self.answer
+        self.told.append((command, arguments or {}))
+        return {}
+
+    def subscribe(self, *names: str) -> Subscription:
+        return Subscription(self.hub, names, None, 100)
+
+    def say(self, status: str) -> None:
+        self.hub.publish({"event": "MIGRATION", "data": {"status": status}}, 0.0)
+
+    def passes(self, number: int) -> None:
+        ram = {"dirty-sync-count": number, "remaining": 1, "total": 2, "transferred": 1}
+        self.answer = {"status": "active", "ram": ram}
+        self.hub.publish({"event": "MIGRATION_PASS", "data": {"pass": number}}, 0.0)
+
+
+def by_number(now: Round) -> Step:
+    if now.number > 4:
+        return Step(give_up="enough")
+    return Step(downtime=0.5 if now.number < 3 else 1.0)
+
+
+async def followed(source: Source, policy: Policy, seen: list[Round]) -> Transfer:
+    with source.subscribe(*EVENTS) as changes:
+        transfer = Transfer(source, changes, policy, 0.3, seen.append)  # type: ignore[arg-type]
+        for status in ("setup", "active"):
+            source.say(status)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transfer.reached, "pre-switchover")
+            for number in range(1, 5):
+                source.passes(number)
+                await trio.testing.wait_all_tasks_blocked()
+            source.say("pre-switchover")
+        await transfer.reached("pre-switchover")  # it is not forgotten
+        return transfer
+
+
+async def test_each_pass_is_told_and_each_change_made_once() -> None:
+    source, seen = Source(), list[Round]()
+    transfer = await followed(source, by_number, seen)
+    assert [now.number for now in seen] == [1, 2, 3, 4]
+    assert [now.downtime for now in seen] == [0.3, 0.5, 0.5, 1.0]
+    limits = [("migrate-set-parameters", {"downtime-limit": limit}) for limit in (500, 1000)]
+    assert source.told == limits
+    assert transfer.last == seen[-1] and not transfer.is_broken
+
+
+async def test_it_is_asked_also_when_nothing_is_said(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source, seen = Source(), list[Round]()
+    with source.subscribe(*EVENTS) as changes:
+        transfer = Transfer(source, changes, by_number, 0.3, seen.append)  # type: ignore[arg-type]
+        source.say("active")
+        with trio.move_on_after(1.4):
+            await transfer.reached("pre-switchover")
+        assert seen == []  # there was nothing to tell of
+        source.answer["ram"] = {"remaining": 1, "total": 2, "transferred": 1}
+        with trio.move_on_after(1.4):
+            await transfer.reached("pre-switchover")
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+async def test_a_failure_has_qemus_reason(status: str) -> None:
+    source = Source()
+    with source.subscribe(*EVENTS) as changes:
+        transfer = Transfer(source, changes, by_number, 0.3, print)  # type: ignore[arg-type]
+        source.answer = {"status": status, "error-desc": "no route"}
+        source.say(status)
+        with pytest.raises(MigrationFailed, match="no route"):
+            await transfer.reached("pre-switchover")
+        assert transfer.is_broken
+
+
+async def test_it_is_given_up_without_being_broken() -> None:
+    source = Source()
+    with source.subscribe(*EVENTS) as changes:
+        transfer = Transfer(source, changes, by_number, 0.3, print)  # type: ignore[arg-type]
+        source.say("active")
+        source.passes(5)
+        with pytest.raises(MigrationFailed, match="enough"):
+            await transfer.reached("pre-switchover")
+        assert not transfer.is_broken
+
+
+async def test_a_destination_is_loaded_or_says_why_not() -> None:
+    source = Source()
+    with source.subscribe("MIGRATION") as changes:
+        for status in ("setup", "active", "completed"):
+            source.say(status)
+        await loaded(source, changes)  # type: ignore[arg-type]
+        source.answer = {"status": "failed"}
+        source.say("failed")
+        with pytest.raises(MigrationFailed, match="failed"):
+            await loaded(source, changes)  # type: ignore[arg-type]
