@@ -91,10 +91,11 @@ def _refuse_endless_wait(spec: MachineSpec, making: Making) -> None:
 
 
 async def _prepared(vm: VM, making: Making) -> None:
-    talk.note(f"{vm.name}: booting …")
     if making.wait is not None:
+        talk.note(f"{vm.name}: booting, until its console shows {one_line(making.wait)!r} …")
         await vm.console.expect(making.wait)
     if vm.spec.agent and (making.wait is None or making.run or not making.twins):
+        talk.note(f"{vm.name}: waiting for its guest agent …")
         await vm.agent.wait_ready()
     for line in making.run:
         talk.note(f"{vm.name}: {one_line(line)}")

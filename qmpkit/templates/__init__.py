@@ -1,0 +1,1 @@
+"""Machines that have booted once, and any number of clones of them."""

@@ -88,12 +88,14 @@ _swept: set[Path] = set()
 def _hold(path: Path, stack: ExitStack) -> None:
     try:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, lock)
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise TemplateInUse(str(path), "clone") from error
     except OSError as error:
         raise HostLacks(f"cannot open the template {str(path)!r}: {error.strerror}") from error
+    stack.callback(os.close, lock)
+    with suppress(OSError):  # where there are no locks on directories, there is no such care
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TemplateInUse(str(path), "clone") from error
 
 
 def removed(path: Path, ram: str) -> None:

@@ -76,9 +76,7 @@ async def to_template(
     machine = vm.machine
     refuse_unfit(vm.spec, twins=twins)
     _refuse_state(machine)
-    if await trio.to_thread.run_sync(os.path.lexists, asked.path):
-        why, cure = "there is something already", "choose another place, or remove it"
-        raise asked.failed(why, cure) from FileExistsError(str(asked.path))
+    await refuse_taken(asked)
     async with (
         machine.changing,
         _asked_of_guest(vm, services, twins, drop_caches) as hooks,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from functools import partial
 from pathlib import Path
 
@@ -151,3 +153,16 @@ async def test_what_is_asked_of_a_twin_is_refused(saved: qmpkit.Template) -> Non
         saved.clone(twin=True, ssh_host_keys=True)
     with pytest.raises(SpecInvalid, match="counts from 1, not from 0"):
         saved.clones(0, twin=True)
+
+
+async def test_a_template_that_is_being_removed_is_not_cloned(
+    host: FakeHost, saved: qmpkit.Template
+) -> None:
+    lock = os.open(saved.path, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(TemplateInUse, match="it is being removed"):
+            async with saved.clone(twin=True, start=host.start):
+                pass
+    finally:
+        os.close(lock)
