@@ -14,6 +14,7 @@ from qmpkit._running import opened
 from qmpkit.cli.chosen import Chosen, ImageOptions, chosen_machine
 from qmpkit.cli.exits import Exit
 from qmpkit.cli.safe import one_line, shell_word
+from qmpkit.cli.saved_folder import means_saved, restored_machine
 from qmpkit.cli.status import Changes, show_status
 from qmpkit.cli.stopping import Stopper, stop_signals
 from qmpkit.cli.talk import note_later, print_json, talk
@@ -62,7 +63,7 @@ async def run_machine(request: Request) -> int:
             nursery.start_soon(stopper.listen, signals)
             async with (
                 shared_spawner(),  # for qemu-img before the start, too
-                chosen_machine(request.word, request.overrides, request.image) as chosen,
+                _chosen(request) as chosen,
             ):
                 name = chosen.spec.name
                 report = await _run(chosen, request, stopper)
@@ -71,6 +72,14 @@ async def run_machine(request: Request) -> int:
         talk.error(f"{one_line(name)}: interrupted while it was starting")
         return Exit.INTERRUPTED
     return _conclude(report, request.as_json)
+
+
+@asynccontextmanager
+async def _chosen(request: Request) -> AsyncIterator[Chosen]:
+    is_saved = await trio.to_thread.run_sync(means_saved, request.word)
+    chosen = restored_machine if is_saved else chosen_machine
+    async with chosen(request.word, request.overrides, request.image) as it:
+        yield it
 
 
 async def _run(chosen: Chosen, request: Request, stopper: Stopper) -> ExitReport:
