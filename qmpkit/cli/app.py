@@ -115,7 +115,7 @@ for _group in (snapshot, disk, device, cpu, memory, lab):
     _group.group = (GROUP,)
 _add(backup, backup_commands.ALL)
 _alone: list[Callable[..., Any] | App] = [*commands.ALL, *tune_commands.HOST, image, backup]
-_add(app, [*_alone, *save_commands.FOLDERS, completion])
+_add(app, [*_alone, completion, *save_commands.FOLDERS])
 _of_farms: list[Callable[..., Any] | App] = [*farm_commands.ALL, *tune_commands.FARM]
 _of_farms += [*save_commands.ALL, *guest_commands.ALL, snapshot, lab, disk, device, cpu, memory]
 _add(app, _of_farms, GROUP)
