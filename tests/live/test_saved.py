@@ -124,6 +124,19 @@ async def test_the_ram_in_every_form(qemu: str, tmp_path: Path, ram: Form) -> No
         assert await counted(vm) >= at
 
 
+@pytest.mark.qemus(*NEWEST)
+async def test_a_guest_of_kvm_goes_on(kvm_here: None, qemu: str, tmp_path: Path) -> None:
+    spec = attrs.evolve(counting(qemu, tmp_path), accel="kvm")
+    async with qmpkit.running(spec) as vm:
+        await vm.console.expect("..")
+        at = await counted(vm)
+        saved = await vm.save(tmp_path / "unit")
+    assert saved.accel == "kvm" and saved.cpu_flags
+    async with qmpkit.restored(tmp_path / "unit") as vm:
+        assert vm.accel == "kvm" and await counted(vm) >= at
+        await vm.console.expect(".")
+
+
 async def test_what_cannot_be_is_refused(qemu: str, tmp_path: Path) -> None:
     async with qmpkit.running(counting(qemu, tmp_path, "qcow2")) as vm:
         names = names_in(tmp_path)
