@@ -120,8 +120,9 @@ for _group in (snapshot, disk, device, cpu, memory, lab):
 _add(backup, backup_commands.ALL)
 _add(template, template_commands.TEMPLATE)
 _add(pool, template_commands.POOL)
-_clones: list[Callable[..., Any] | App] = [template, *template_commands.CLONE, pool]
-_add(app, [*commands.ALL, *tune_commands.HOST, image, backup, *_clones, completion])
+_alone: list[Callable[..., Any] | App] = [*commands.ALL, *tune_commands.HOST, image, backup]
+_alone += [template, *template_commands.CLONE, pool]
+_add(app, [*_alone, completion, *save_commands.FOLDERS])
 _of_farms: list[Callable[..., Any] | App] = [*farm_commands.ALL, *tune_commands.FARM]
 _of_farms += [*migrate_commands.ALL, *save_commands.ALL, *guest_commands.ALL]
 _of_farms += [snapshot, lab, disk, device, cpu, memory]

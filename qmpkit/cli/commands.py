@@ -81,7 +81,8 @@ async def run(
         str,
         Parameter(
             help="A disk image (debian.qcow2), its name in the store (see `qmpkit image ls`), "
-            "a shipped profile's name (see `qmpkit profiles`), or a profile's file (web.toml).",
+            "a shipped profile's name (see `qmpkit profiles`), a profile's file (web.toml), or the "
+            "folder of a saved machine.",
             completer=_profile_names,
         ),
     ],
@@ -195,6 +196,7 @@ async def run(
       qmpkit run debian.qcow2 --user me   a disk image; it is not changed
       qmpkit run tiny                     a shipped profile
       qmpkit run ./web.toml               a profile of your own
+      qmpkit run /srv/saved/web           a saved machine, which goes on where it was
     """
     from qmpkit.cli.chosen import ImageOptions
     from qmpkit.cli.foreground import Request, run_machine

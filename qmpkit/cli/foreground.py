@@ -13,6 +13,7 @@ import trio
 from qmpkit.cli.chosen import Chosen, ImageOptions, chosen_machine
 from qmpkit.cli.exits import Exit
 from qmpkit.cli.safe import one_line, shell_word
+from qmpkit.cli.saved_folder import means_saved, restored_machine
 from qmpkit.cli.status import Changes, show_status
 from qmpkit.cli.stopping import Stopper, stop_signals
 from qmpkit.cli.talk import note_later, print_json, talk
@@ -54,8 +55,12 @@ class Request:
 Choosing = Callable[[Request], AbstractAsyncContextManager[Chosen]]
 
 
-def _by_its_word(request: Request) -> AbstractAsyncContextManager[Chosen]:
-    return chosen_machine(request.word, request.overrides, request.image)
+@asynccontextmanager
+async def _by_its_word(request: Request) -> AsyncIterator[Chosen]:
+    is_saved = await trio.to_thread.run_sync(means_saved, request.word)
+    chosen = restored_machine if is_saved else chosen_machine
+    async with chosen(request.word, request.overrides, request.image) as it:
+        yield it
 
 
 async def run_machine(request: Request, choose: Choosing = _by_its_word) -> int:

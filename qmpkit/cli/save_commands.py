@@ -1,15 +1,16 @@
-"""`qmpkit save`, `qmpkit discard` and `qmpkit lab …` as the shell sees them."""
+"""`qmpkit save`, `discard`, `saved` and `qmpkit lab …` as the shell sees them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from qmpkit.cli.farm_words import Farm, Json, Names
 
-__all__ = ["ALL", "LAB"]
+__all__ = ["ALL", "FOLDERS", "LAB"]
 
 
 def _word(_: object, value: str) -> None:
@@ -47,6 +48,24 @@ def save(
     from qmpkit.cli.save_actions import save_machines
 
     return save_machines(names, farm, ram=ram, as_json=json)
+
+
+async def saved(
+    folder: Annotated[Path, Parameter(help="The folder that a machine was saved in.")],
+    /,
+    *,
+    verify: Annotated[
+        bool, Parameter(help="Read every byte of it, instead of samples of its files.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Show what is in the folder of a saved machine, and whether it can be restored.
+
+    `qmpkit run FOLDER` has it go on. Exit status 0: it can be restored; 1: it cannot, and why.
+    """
+    from qmpkit.cli.saved_folder import show_saved
+
+    return await show_saved(folder, verify=verify, as_json=json)
 
 
 def discard(names: Names, /, *, farm: Farm = None) -> int:
@@ -104,6 +123,7 @@ def rm(checkpoint: Point, /, *, farm: Farm = None) -> int:
 
 
 ALL: tuple[Callable[..., Any], ...] = (save, discard)
+FOLDERS: tuple[Callable[..., Any], ...] = (saved,)
 LAB: dict[str, Callable[..., Any]] = {
     "checkpoint": checkpoint,
     "rewind": rewind,

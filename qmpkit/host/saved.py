@@ -23,7 +23,18 @@ from qmpkit.spec.saved import (
     saved_from_json,
 )
 
-__all__ = ["layers_of", "memory_faults", "saved_at", "saved_faults", "sampled_sum", "visible_flags"]
+__all__ = [
+    "SPENT",
+    "layers_of",
+    "memory_faults",
+    "saved_at",
+    "saved_faults",
+    "sampled_sum",
+    "visible_flags",
+]
+
+SPENT = "spent"
+"""The place of the fault that its own disks have gone on: layers above them would not mind."""
 
 _SAMPLES = 64
 _SAMPLE = 64 << 10
@@ -123,7 +134,7 @@ def saved_faults(folder: Path, saved: SavedMachine, disks: Collection[str]) -> I
     if saved.spent is not None and disks:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(saved.spent))
         message = f"it was restored at {when}, and its disks have gone on since"
-        yield Fault("", message, "what it wrote since is on them: boot the machine")
+        yield Fault(SPENT, message, "what it wrote since is on them: boot the machine")
     for name, file in saved.files.items():
         yield from _file_faults(folder / name, file, f"files.{name}")
     for name, file in saved.needs.items():

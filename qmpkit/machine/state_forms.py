@@ -29,6 +29,7 @@ _FD_NAME = "qk-state"
 _MAPPED = "mapped-ram"
 _MAGIC = b"\x28\xb5\x2f\xfd"  # of zstd
 _HEAD = 4096  # where QEMU writes the capabilities that both ends must have
+_RAM = b"\x03ram"  # the section from which on the guest's own words come
 _PIECE = 1 << 20
 _LEVEL = 1  # a guest's memory becomes a third at 500 MB/s; a higher one only takes longer
 _REMOVAL = 10.0  # seconds that QEMU may take to let go of a descriptor
@@ -63,7 +64,8 @@ async def form_of(fd: int) -> Form:
     head = await trio.to_thread.run_sync(os.pread, fd, _HEAD, 0)
     if head.startswith(_MAGIC):
         return "packed"
-    return "mapped" if _MAPPED.encode() in head else "plain"
+    before, _, _ = head.partition(_RAM)
+    return "mapped" if _MAPPED.encode() in before else "plain"
 
 
 @asynccontextmanager

@@ -120,23 +120,35 @@ async def _gone_back(keeper: Keeper, ways: list[_Way], point: Checkpoint, save: 
 
 
 async def _as_before(keeper: Keeper, ways: list[_Way]) -> None:
+    # First all, for one that requires another which is declared stopped does not start.
     async with trio.open_nursery() as nursery:
         for way in ways:
-            nursery.start_soon(_back, keeper, way)
+            nursery.start_soon(_undone, keeper, way)
+    async with trio.open_nursery() as nursery:
+        for way in ways:
+            if way.kept.declared != way.declared:
+                nursery.start_soon(_alone, way.kept, keeper.declare, way.kept.name, way.declared)
 
 
-async def _back(keeper: Keeper, way: _Way) -> None:
-    """One machine; what goes wrong with it is no reason to leave the others."""
+async def _undone(keeper: Keeper, way: _Way) -> None:
+    """One machine is to start from where it was when it was saved."""
     kept = way.kept
+    if kept.spec.resume_from is not None and kept.declared == "stopped":
+        way.spec = _saved_spec(keeper, kept, way)
+    if kept.spec != way.spec:
+        await _alone(kept, _taken_back, keeper, way)
+
+
+async def _taken_back(keeper: Keeper, way: _Way) -> None:
+    await keeper.declare(way.kept.name, "stopped", 0.0)
+    async with way.kept.turn:
+        await take_back(way.kept, way.spec, keeper.journal)
+
+
+async def _alone(kept: Kept, do: Callable[..., Awaitable[object]], *words: object) -> None:
+    """What goes wrong with one machine is no reason to leave the others."""
     try:
-        if kept.spec.resume_from is not None and kept.declared == "stopped":
-            way.spec = _saved_spec(keeper, kept, way)
-        if kept.spec != way.spec:
-            await keeper.declare(kept.name, "stopped", 0.0)
-            async with kept.turn:
-                await take_back(kept, way.spec, keeper.journal)
-        if kept.declared != way.declared:
-            await keeper.declare(kept.name, way.declared)
+        await do(*words)
     except QmpkitError as error:
         log.exception("machine %r is not as it was before the rewind", kept.name)
         kept.tell("differs", f"its rewind failed, and it is not as it was: {error}")

@@ -37,6 +37,7 @@ networks = ["lan"]
 kind = "segment"
 [machines.a]
 [machines.b]
+requires = ["a"]
 [[machines.b.disks]]
 file = "{disks}/b.qcow2"
 format = "qcow2"
@@ -103,13 +104,14 @@ async def test_a_connection_outlives_a_rewind(qemu: str, places: Places, tmp_pat
 
 
 async def two(qemu: str, folder: Path, supervisor: Supervisor) -> list[Kept]:
-    """Two that count, each with a disk."""
-    made = []
+    """Two that count, each with a disk; the second requires the first."""
+    made: list[Kept] = []
     for name in ("one", "two"):
         disks = folder / "disks" / name
         disks.mkdir(parents=True)
         spec = attrs.evolve(counting(qemu, disks, "qcow2"), name=name)
-        made.append(await supervisor.ensure(spec, restart="never"))
+        requires = [it.name for it in made]
+        made.append(await supervisor.ensure(spec, restart="never", requires=requires))
         await write(vm_of(made[-1]), "disk0", 0, 1)
     return made
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
+import trio
 
-from tests.live.in_process import Command
+import qmpkit
+from tests.live.blocks import holds, write
+from tests.live.commands import piped, rest, said
+from tests.live.counting import counting
+from tests.live.in_process import Command, Ran
 from tests.live.kept import Places
 from tests.sizes import NEWEST
 
-pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST), pytest.mark.bound(180)]
 
 FARM = """
 schema = 1
@@ -68,6 +74,38 @@ def test_saved_and_back_at_the_shell(
     assert {it["declared"] for it in json.loads(down.out)} == {"stopped"}
     run.well("down", "--grace", "0")
     assert not list(places.state.glob("lab/saved/*"))
+
+
+async def test_a_folder_at_the_shell(
+    tmp_path: Path, qemu: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    unit = tmp_path / "unit"
+    async with qmpkit.running(counting(qemu, tmp_path, "qcow2")) as vm:
+        await write(vm, "disk0", 0, 1)
+        await vm.save(unit)
+
+    async def ran(*words: str) -> Ran:
+        return await trio.to_thread.run_sync(Command(capfd).apart, *words)
+
+    shown = await ran("saved", str(unit), "--verify", "--json")
+    assert shown.status == 0 and json.loads(shown.out)["faults"] == []
+    wrong = await ran("run", str(unit), "--user", "me", "--set", "memory=1GiB")
+    assert wrong.status == 2 and "--user, --set cannot change" in wrong.err
+    for options, said_of in (
+        ((), "changes are thrown away at the end"),
+        (("--write",), "on its own disks, so this once"),
+    ):
+        async with piped("run", str(unit), *options, "--json", "--powerdown-grace=0") as run:
+            heard = await said(run, ": running\n")
+            assert "it goes on where it was at" in heard and said_of in heard
+            run.send_signal(signal.SIGTERM)
+            out = await rest(run.stdout)
+            assert await run.wait() == 0
+        assert json.loads(out)["machine"] == "bare"
+    spent = await ran("saved", str(unit))
+    assert spent.status == 1 and "its disks have gone on since" in spent.err
+    assert (await ran("run", str(unit), "--write")).status == 2
+    await holds(str(tmp_path / "0.qcow2"), "qcow2", {0: 1})
 
 
 def _said(run: Command, *words: str) -> str:

@@ -13,7 +13,7 @@ import trio
 from qmpkit.backups.hashing import digest_of
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.layered import mark_layered
-from qmpkit.host.saved import saved_at, saved_faults
+from qmpkit.host.saved import SPENT, saved_at, saved_faults
 from qmpkit.images.drafts import Placed
 from qmpkit.images.encrypting import encrypting
 from qmpkit.images.new import place_overlay
@@ -27,7 +27,7 @@ from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.saved import MEMORY, VARIABLES, SavedMachine
 
-__all__ = ["Restorable", "restorable", "saved_machine", "verify_saved"]
+__all__ = ["Restorable", "faults_of", "restorable", "saved_machine", "verify_saved"]
 
 
 async def saved_machine(path: str | os.PathLike[str]) -> SavedMachine:
@@ -50,8 +50,7 @@ async def verify_saved(path: str | os.PathLike[str]) -> tuple[Fault, ...]:
     """
     folder = _absolute(path)
     saved = await saved_machine(folder)
-    own = {*saved.copies, *saved.disks}
-    faults = await trio.to_thread.run_sync(lambda: [*saved_faults(folder, saved, own)])
+    faults = [*await faults_of(folder)]
     known = {fault.path for fault in faults}
     for name, file in saved.files.items():
         if f"files.{name}" not in known:
@@ -61,6 +60,14 @@ async def verify_saved(path: str | os.PathLike[str]) -> tuple[Fault, ...]:
                 what = f"{str(asked.path)!r} has another checksum: its content has changed"
                 faults.append(Fault(f"files.{name}", what))
     return tuple(faults)
+
+
+async def faults_of(path: str | os.PathLike[str]) -> tuple[Fault, ...]:
+    """The same, found out in milliseconds: the files are sampled."""
+    folder = _absolute(path)
+    saved = await saved_machine(folder)
+    own = {*saved.copies, *saved.disks}
+    return await trio.to_thread.run_sync(lambda: tuple(saved_faults(folder, saved, own)))
 
 
 @attrs.define
@@ -115,14 +122,9 @@ async def held_folder_of(folder: Path, *, alone: bool) -> AsyncIterator[None]:
 
 
 async def _refuse(folder: Path, saved: SavedMachine, layers: Path | None, *, verify: bool) -> None:
-    own = {*saved.copies, *saved.disks} if layers is None else set[str]()
-    if verify:
-        faults = [*await verify_saved(folder)]
-        if layers is not None:
-            faults = [fault for fault in faults if fault.path]
-    else:
-        faults = await trio.to_thread.run_sync(lambda: [*saved_faults(folder, saved, own)])
+    faults = [*await (verify_saved(folder) if verify else faults_of(folder))]
     if layers is not None:
+        faults = [fault for fault in faults if fault.path != SPENT]
         faults += await trio.to_thread.run_sync(lambda: [*_layer_faults(saved, layers)])
     if faults:
         raise SpecInvalid(faults, f"saved machine {saved.name!r} in {folder}")
