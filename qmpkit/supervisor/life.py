@@ -251,8 +251,9 @@ async def _see_off(kept: Kept, means: Means, vm: VM) -> None:
     """When the guest is down: write down why, then end QEMU, which waits for that."""
     try:
         state = await vm.machine.reached(State.SHUTDOWN, State.PANICKED)
-        if kept.record.phase == "ending":
-            return  # it is being ended, and on record is why
+        await kept.until(lambda: not kept.is_moving)
+        if kept.record.phase == "ending" or vm.report is not None:
+            return  # it is being ended, and on record is why; or it is another process
         panicked = state is State.PANICKED
         cause = ExitCause.GUEST_PANIC if panicked else ExitCause.GUEST_SHUTDOWN
         why = "the guest panicked" if panicked else "the guest shut itself down"
