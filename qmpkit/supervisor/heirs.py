@@ -83,7 +83,7 @@ async def settle_heir(kept: Kept, means: Means) -> None:
         await _clear(owner, ours, theirs)
     if owner is Owner.HEIR:
         gone, kept.home = kept.home, new_home
-        kept.note(**attrs.asdict(heir, recurse=False), heir=None)
+        kept.note(**attrs.asdict(heir, recurse=False), heir=None, phase="up")
     else:
         gone = new_home
         kept.note(heir=None)

@@ -265,8 +265,10 @@ async def _see_off(kept: Kept, means: Means, vm: VM) -> None:
     """When the guest is down: write down why, then end QEMU, which waits for that."""
     try:
         state = await vm.machine.reached(State.SHUTDOWN, State.PANICKED)
-        if kept.record.phase == "ending" or (kept.declared == "stopped" and vm.machine.stop_asked):
-            return  # it is being ended, and on record is why
+        await kept.until(lambda: not kept.is_moving)
+        ended = kept.record.phase == "ending" or vm.report is not None
+        if ended or (kept.declared == "stopped" and vm.machine.stop_asked):
+            return  # it is being ended, and on record is why; or it is another process
         panicked = state is State.PANICKED
         cause = ExitCause.GUEST_PANIC if panicked else ExitCause.GUEST_SHUTDOWN
         why = "the guest panicked" if panicked else "the guest shut itself down"

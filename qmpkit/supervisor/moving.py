@@ -135,7 +135,7 @@ async def _put_on_record(kept: Kept, means: Means, start: KeptStart, heir: Heir)
 
 def _inherit(kept: Kept, heir: Heir, home: Home) -> None:
     kept.home = home
-    kept.note(**attrs.asdict(heir, recurse=False), heir=None)
+    kept.note(**attrs.asdict(heir, recurse=False), heir=None, phase="up")
 
 
 async def _settled(kept: Kept, means: Means, machine: Machine) -> None:

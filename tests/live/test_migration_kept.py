@@ -53,6 +53,7 @@ async def test_to_a_newer_qemu_without_a_stop(places: Places, tmp_path: Path) ->
             assert kept.vm.argv[0] == kept.spec.qemu == new
             assert await kept.vm.forwards() == ports
             assert len(places.qemus()) == 1
+            assert (kept.record.phase, kept.end) == ("up", None)
         async with lab() as supervisor:
             kept = supervisor.kept["mover"]
             had = await runs_on(kept, had)
