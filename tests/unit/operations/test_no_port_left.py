@@ -15,8 +15,9 @@ from qmpkit import NoPortLeft
         (0, 0, "started with none (start the machine with more: root_ports = 8 in its profile)"),
         (3, 1, "all 3 hold a device (remove one, or start the machine with more: root_ports = 8 "),
         (6, 6, "root_ports = 12 in its profile"),
-        (40, 20, "root_ports = 32 in its profile"),
-        (40, 32, "remove one, or put disks on one controller: 32 spare ports are the most"),
+        (40, 20, "root_ports = 40 in its profile"),
+        (130, 100, "root_ports = 160 in its profile"),
+        (200, 160, "remove one, or put disks on one controller: 160 spare ports are the most"),
     ],
 )
 def test_its_words(ports: int, spare: int, words: str) -> None:

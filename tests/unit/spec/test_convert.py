@@ -131,12 +131,12 @@ def test_all_faults_of_a_table_are_reported_at_once_each_with_its_path() -> None
 
 def test_an_item_that_is_no_table_hides_nothing() -> None:
     disks = ["a.img", {"file": "b.img", "format": "rwa"}, {"file": 1, "format": "raw"}]
-    assert faults({"disks": disks, "root_ports": 99}) == [
+    assert faults({"disks": disks, "root_ports": 999}) == [
         "disks[0]: must be a table, not a text: 'a.img'",
         "disks[1].format: must be one of 'raw', 'qcow2', 'luks', not 'rwa' (did you mean 'raw'?)",
         "disks[2].file: must be a text, not a number: 1",
         "root_ports: too many devices for the slots:"
-        " there is room for 0 to 32 spare root ports, not 99",
+        " there is room for 0 to 160 spare ports, not 999",
     ]
 
 

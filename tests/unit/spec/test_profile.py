@@ -17,7 +17,7 @@ from qmpkit.spec.block import Overlay
 from qmpkit.spec.cpu import Cpu
 from qmpkit.spec.data import spec_from_toml, spec_to_toml
 from qmpkit.spec.paths import PATHS
-from qmpkit.spec.peripherals import Rng
+from qmpkit.spec.peripherals import Rng, Share
 from qmpkit.spec.profile import load_profile, profile_names, profiles_dir
 from qmpkit.spec.sizes import GIB, MIB
 
@@ -126,7 +126,8 @@ def test_a_short_form_replaces_the_size_of_a_table(folder: Path) -> None:
 def test_relative_paths_count_from_their_own_file(folder: Path) -> None:
     write(
         folder / "base" / "base.toml",
-        'schema = 1\nfirmware = "bios.bin"\n[kernel]\nimage = "../k"\n[memory]\nmem_path = "ram"\n',
+        'schema = 1\nfirmware = "bios.bin"\n[kernel]\nimage = "../k"\n[memory]\nmem_path = "ram"\n'
+        "share = true\n",
     )
     write(
         folder / "web.toml",
@@ -146,10 +147,17 @@ def test_relative_paths_count_from_their_own_file(folder: Path) -> None:
         [[devices]]
         kind = "rng"
         file = "noise"
+        [[devices]]
+        kind = "virtiofs"
+        tag = "home"
+        path = "shared"
         """,
     )
     spec = load_profile(folder / "web.toml")
-    assert spec.devices == (Rng(id="rng1", file=f"{folder}/noise"),)
+    rng, share = spec.devices
+    assert rng == Rng(id="rng1", file=f"{folder}/noise")
+    assert isinstance(share, Share)
+    assert share.path == f"{folder}/shared"
     assert spec.firmware == f"{folder}/base/bios.bin"
     assert spec.memory.mem_path == f"{folder}/base/ram"
     assert spec.kernel is not None
@@ -158,7 +166,7 @@ def test_relative_paths_count_from_their_own_file(folder: Path) -> None:
     assert [disk.file for disk in spec.disks] == [f"{folder}/web.qcow2", "/dev/null"]
     assert spec.disks[0].make == Overlay(f"{folder}/images/debian.qcow2", format="qcow2")
     assert spec.image_folders == (f"{folder}/images", "/srv/images")
-    assert len(PATHS) == 17  # a path field that comes new belongs here too
+    assert len(PATHS) == 18  # a path field that comes new belongs here too
 
 
 def test_a_relative_profile_counts_from_the_working_directory(

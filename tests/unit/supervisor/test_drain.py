@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -76,8 +77,11 @@ async def test_cancelled_it_is_still_made_true() -> None:
     async with fake_ground() as ground, lab(ground) as supervisor:
         kept = await supervisor.ensure(spec("a"))
         ground["a"].qemu.obeys_powerdown = False
-        with trio.move_on_after(0.1):
-            await supervisor.stop_kept(powerdown_grace=0.5)
+        before = kept.declarations
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(supervisor.stop_kept, powerdown_grace=0.5))
+            await kept.until(lambda: kept.declarations > before)
+            nursery.cancel_scope.cancel()
         assert kept.declared == "stopped"
         await kept.wait_rest()
         assert ground.alive == []
