@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from qmpkit._lazy import lazily
+
 if TYPE_CHECKING:
     from qmpkit import backups as backups
     from qmpkit import images as images
@@ -289,21 +291,15 @@ _MODULES = {
     "qmpkit.vm": "VM",
 }
 _SUBPACKAGES = ("backups", "images")
-_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+_find, _names = lazily(__name__, _MODULES)
 
-__all__ = ["__version__", *_SUBPACKAGES, *sorted(_HOME)]
+__all__ = ["__version__", *_SUBPACKAGES, *_names]
 
 
 def __getattr__(name: str) -> object:
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
-    try:
-        home = _HOME[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
+    return _find(name)
 
 
 def __dir__() -> list[str]:

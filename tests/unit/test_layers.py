@@ -14,7 +14,7 @@ import qmpkit
 PACKAGE = Path(qmpkit.__file__).parent
 
 LAYERS = [
-    {"errors", "_paths", "_trio"},
+    {"errors", "_lazy", "_paths", "_trio"},
     {"spec"},
     {"qmp"},
     {"process"},
