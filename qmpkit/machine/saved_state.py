@@ -21,7 +21,11 @@ __all__ = ["cancel_saving", "load_state", "save_state", "take_images_back"]
 _SET_ACTIVE = "blockdev-set-active"
 _ENDED = ("completed", "failed", "cancelled")
 _CHANGED = ("max-bandwidth", "multifd-channels")
-_UNBOUNDED = 1 << 40  # QEMU's own bound is 128 MiB a second, for networks
+_PLAIN: Mapping[str, Any] = {
+    "max-bandwidth": 1 << 40,  # QEMU's own bound is 128 MiB a second, for networks
+    "tls-creds": "",
+    "multifd-compression": "none",
+}
 
 Told = Callable[[Mapping[str, Any]], object]
 """Is called with what `query-migrate` tells, about twice a second; must not block."""
@@ -60,7 +64,9 @@ async def save_state(
     opened = await trio.to_thread.run_sync(os.open, path, flags | os.O_CLOEXEC, 0o600)
     try:
         before = await machine.execute("query-migrate-parameters")
-        await machine.execute("migrate-set-parameters", {"max-bandwidth": _UNBOUNDED})
+        await _forget_migrations(machine)
+        plain = {name: value for name, value in _PLAIN.items() if name in before}
+        await machine.execute("migrate-set-parameters", plain)
         try:
             async with writing(machine, opened, form) as way, _none_left(machine):
                 why = await _transferred(machine, way, "migrate", ignore_shared, told)
@@ -75,6 +81,14 @@ async def save_state(
         return why
     finally:
         os.close(opened)
+
+
+async def _forget_migrations(machine: _Monitored) -> None:
+    """Turn off what one to another QEMU has left on: a file has no way back, for instance."""
+    known = await machine.execute("query-migrate-capabilities")
+    if on := [it["capability"] for it in known if it["state"]]:
+        off = [{"capability": name, "state": False} for name in on]
+        await machine.execute("migrate-set-capabilities", {"capabilities": off})
 
 
 @asynccontextmanager

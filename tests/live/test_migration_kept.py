@@ -37,6 +37,30 @@ async def runs_on(kept: Kept, had: int) -> int:
     return now
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_after_a_migration_it_can_be_saved(
+    qemu: str, places: Places, tmp_path: Path, fails: bool
+) -> None:
+    """What a migration has set in QEMU, for sockets, is in no file's way."""
+    async with leaks():
+        async with lab() as supervisor:
+            kept = await supervisor.ensure(counting(qemu, tmp_path))
+            had = await runs_on(kept, 0)
+            if fails:
+                with pytest.raises(MigrationFailed, match="enough"):
+                    await supervisor.migrate(
+                        "mover", policy=lambda _: Step(give_up="enough"), options=SLOW
+                    )
+            else:
+                await supervisor.migrate("mover")
+            had = await runs_on(kept, had)
+            await supervisor.save("mover")
+            assert (kept.state, places.qemus()) == ("saved", [])
+            await supervisor.declare("mover", "running")
+            await runs_on(kept, had)
+        await end_all()
+
+
 async def test_to_a_newer_qemu_without_a_stop(places: Places, tmp_path: Path) -> None:
     old, new = (binaries()[version] for version in QEMU_VERSIONS)
     spec = counting(old, tmp_path, nics=[UserNic(forwards=["0:22"])])
