@@ -15,7 +15,7 @@ from qmpkit.cli.talk import print_json, talk
 __all__ = ["add_device", "list_devices", "remove_device", "set_link"]
 
 _PATIENCE = 60.0  # seconds of silence, beside the guest's own
-_PATHS = ("file", "socket", "luks", "key_file")
+_PATHS = ("file", "path", "socket", "luks", "key_file")
 _SHOWN = ("file", "ifname", "address", "remote", "forwards", "cid", "tag", "host", "iothread")
 
 

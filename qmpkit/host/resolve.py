@@ -169,6 +169,9 @@ def with_absolute_paths(spec: MachineSpec) -> MachineSpec:
     if all(not text or text.startswith("/") for text in texts_of(spec, PATHS)):
         return spec
 
+    if faults := type_faults(spec):
+        raise SpecInvalid(faults, f"machine {spec.name!r}")
+
     def absolute(_: str, text: str) -> str:
         return str(Path.cwd() / text) if text else text
 

@@ -121,3 +121,14 @@ async def test_no_agent_no_hotplug_there_and_no_such_device(qemu: str, tmp_path:
         for words, ask in asked:
             await refused(vm, SpecInvalid, words, ask)
         assert not (tmp_path / "b.raw").exists()
+
+
+@pytest.mark.parametrize("field", [{"interface": "ide"}, {"cache": "warm"}])
+async def test_a_value_that_cannot_be(
+    qemu: str, tmp_path: Path, field: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a relative path is made absolute before all is checked
+    disk = attrs.evolve(Disk("b.raw", format="raw", make="1MiB"), **field)  # type: ignore[arg-type]
+    async with leaks(), qmpkit.running(roomy(qemu, tmp_path), paused=True) as vm, unchanged(vm):
+        with pytest.raises(SpecInvalid, match=r"machine 'bare': disks\[0\]\.\w+: must be one of"):
+            await vm.disks.add(disk)

@@ -101,7 +101,7 @@ async def _wanted(machine: Changeable, disk: Disk) -> Disk:
     spec = machine.spec
     if disk.aio == "auto":
         disk = attrs.evolve(disk, aio=await _best_aio(spec, disk))
-    (alone,) = with_absolute_paths(MachineSpec(disks=[disk])).disks
+    (alone,) = with_absolute_paths(MachineSpec(name=spec.name, disks=[disk])).disks
     draft = attrs.evolve(spec, disks=[*spec.disks, attrs.evolve(alone, id=disk.id)])
     validate(draft)
     return draft.disks[-1]
