@@ -22,7 +22,7 @@ from qmpkit.process.errors import ProcessStuck, ProcessVanished
 from qmpkit.process.identity import Identity, look_for
 from qmpkit.process.launch import Launch
 from qmpkit.process.logs import Tail
-from qmpkit.process.spawner import Process, Spawner, shared_spawner
+from qmpkit.process.spawner import Process, Spawner, reaped, shared_spawner
 from qmpkit.process.status import ExitStatus
 
 __all__ = ["Adopted", "KeptChild", "KeptLike", "adopted", "kept_child", "open_log", "trim_log"]
@@ -179,7 +179,8 @@ class Adopted(_Watched):
 
     async def _watch(self) -> None:
         await trio.lowlevel.wait_readable(self._pidfd)
-        await self._finish(ExitStatus())
+        # One that a machine has migrated to was started by this very program.
+        await self._finish(await reaped(self.pid))
 
 
 @asynccontextmanager

@@ -31,7 +31,7 @@ from qmpkit.process.errors import SpawnerLost, SpawnFailed
 from qmpkit.process.launch import Launch, launch_failure
 from qmpkit.process.status import ExitStatus
 
-__all__ = ["Process", "Spawner", "shared_spawner"]
+__all__ = ["Process", "Spawner", "reaped", "shared_spawner"]
 
 BOOT = "import marshal, sys; exec(marshal.load(open(int(sys.argv[3]), 'rb')))"
 """What the spawner's Python is told to run: the code that comes as a third descriptor."""
@@ -272,6 +272,15 @@ def _forget_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_all)
+
+
+async def reaped(pid: int) -> ExitStatus:
+    """How the ended process *pid* ended, if this trio run has started it; unknown otherwise."""
+    spawner = _current.get()
+    if spawner is None:
+        await trio.lowlevel.checkpoint()
+        return ExitStatus()
+    return await spawner.reap(pid)
 
 
 @asynccontextmanager

@@ -53,9 +53,10 @@ async def test_after_a_migration_it_can_be_saved(
                     )
             else:
                 await supervisor.migrate("mover")
-            had = await runs_on(kept, had)
+            had, pid = await runs_on(kept, had), kept.pid
             await supervisor.save("mover")
             assert (kept.state, places.qemus()) == ("saved", [])
+            assert not await trio.Path(f"/proc/{pid}").exists(), "a zombie is left"
             await supervisor.declare("mover", "running")
             await runs_on(kept, had)
         await end_all()
