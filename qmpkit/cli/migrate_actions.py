@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qmpkit.cli.daemon import find_daemon
 from qmpkit.cli.exits import Exit
-from qmpkit.cli.farm_actions import one_machine
+from qmpkit.cli.farm_actions import machine_of
 from qmpkit.cli.farm_jobs import followed
 from qmpkit.cli.talk import print_json, talk
-from qmpkit.cli.which_farm import which_farm
 from qmpkit.errors import Fault
 
 __all__ = ["check_migration", "migrate_machine"]
@@ -18,8 +16,7 @@ __all__ = ["check_migration", "migrate_machine"]
 
 def migrate_machine(name: str, body: Mapping[str, Any], farm: str | None, *, as_json: bool) -> int:
     """`migrate`."""
-    daemon = find_daemon(which_farm(farm))
-    machine = one_machine(daemon, name)
+    daemon, machine = machine_of(name, farm)
     job = daemon.post("machines", machine, "migrate", body=dict(body))["job"]
     took = followed(daemon, job, f"migrating {machine}", quiet=True)
     if as_json:
@@ -32,8 +29,7 @@ def migrate_machine(name: str, body: Mapping[str, Any], farm: str | None, *, as_
 
 def check_migration(name: str, qemu: str | None, farm: str | None, *, as_json: bool) -> int:
     """`migrate --check`."""
-    daemon = find_daemon(which_farm(farm))
-    machine = one_machine(daemon, name)
+    daemon, machine = machine_of(name, farm)
     body = {} if qemu is None else {"qemu": qemu}
     found = daemon.post("machines", machine, "migrate", "check", body=body)
     if as_json:
