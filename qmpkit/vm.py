@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.machine.machine import Graces, Machine
@@ -36,6 +36,9 @@ from qmpkit.process.logs import BoundedLog
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.saved import SavedMachine
+
+if TYPE_CHECKING:
+    import qmpkit
 
 __all__ = ["VM"]
 
@@ -284,6 +287,24 @@ class VM:
         """
         how = Saving(copy_disks=copy_disks, ram=ram, progress=progress)
         return await save(self.machine, Path(path), how, go_on_after=go_on)
+
+    async def to_template(
+        self,
+        path: Path | str,
+        *,
+        services: Sequence[str] = (),
+        drop_caches: bool = False,
+        twins: bool = False,
+    ) -> qmpkit.Template:
+        """Save the machine as a template at *path*, which is new, and end it.
+
+        It is `qmpkit.to_template`, where all of it is told.
+        """
+        import qmpkit  # the package's offer: templates make VMs, so they stand above this
+
+        return await qmpkit.to_template(
+            self, path, services=services, drop_caches=drop_caches, twins=twins
+        )
 
     # The guest
 
