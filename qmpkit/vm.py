@@ -25,6 +25,7 @@ from qmpkit.operations.jobs import Progress
 from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.following import Migration, followed
 from qmpkit.operations.migration.incoming import Incoming
+from qmpkit.operations.migration.local_end import LocalEnd
 from qmpkit.operations.migration.migrate import in_the_way, migrate
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
@@ -227,9 +228,8 @@ class VM:
         while it was told to go on there, nobody knows, and neither runs: MigrationUnknown.
         (`migrate-incoming`, `migrate`, `migrate-continue`, `cont`; QEMU 7.2.)
         """
-        return await migrate(
-            self.machine, destination, policy=policy, options=options, told=progress
-        )
+        end = LocalEnd(destination)
+        return await migrate(self.machine, end, policy=policy, options=options, told=progress)
 
     def migrating(
         self,
@@ -245,7 +245,8 @@ class VM:
         """
 
         def done(told: Told) -> Awaitable[Migrated]:
-            return migrate(self.machine, destination, policy=policy, options=options, told=told)
+            end = LocalEnd(destination)
+            return migrate(self.machine, end, policy=policy, options=options, told=told)
 
         return followed(done)
 

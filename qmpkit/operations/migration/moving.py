@@ -26,18 +26,17 @@ import trio
 
 from qmpkit.errors import HostLacks, MachineDied, MachineGone
 from qmpkit.machine.machine import Machine
-from qmpkit.machine.saved_state import cancel_saving, take_images_back
+from qmpkit.machine.saved_state import cancel_saving
 from qmpkit.machine.state import State
 from qmpkit.operations.block.memory import go_on
 from qmpkit.operations.forwards import forwarded_ports
-from qmpkit.operations.migration.capabilities import Agreed, Setting
+from qmpkit.operations.migration.capabilities import Agreed
 from qmpkit.operations.migration.convergence import Policy
+from qmpkit.operations.migration.end import End
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
-from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameters_of
-from qmpkit.operations.migration.transfer import EVENTS, Told, Transfer, loaded
-from qmpkit.operations.migration.ways import laid, listen
+from qmpkit.operations.migration.transfer import EVENTS, Told, Transfer, finalized
 from qmpkit.operations.ports import change_forwards
 from qmpkit.operations.power import resume
 from qmpkit.operations.steps import LOST, STEP_GRACE
@@ -71,17 +70,17 @@ class Moving:
     """One migration; for one task, once."""
 
     def __init__(
-        self, source: Machine, incoming: Incoming, options: MigrationOptions, agreed: Agreed
+        self, source: Machine, end: End, options: MigrationOptions, agreed: Agreed
     ) -> None:
         self._source = source
-        self._incoming = incoming
-        self._destination = incoming.machine
+        self._end = end
         self._options = options
         self._agreed = agreed
         self._ran = source.state is State.RUNNING
         self._ports: dict[str, list[Forward]] = {}
         self._ports_are_off = False
         self._is_broken = False
+        self._ran_at: float | None = None
         self._handed_over = False
 
     async def go(self, policy: Policy, told: Told) -> Migrated:
@@ -92,15 +91,12 @@ class Moving:
         """
         begun = trio.current_time()
         try:
-            with (
-                self._source.subscribe("STOP") as stops,
-                self._destination.subscribe("RESUME") as resumes,
-            ):
-                await self._set(self._source, self._agreed.source)
-                await self._set(self._destination, self._agreed.destination)
+            with self._source.subscribe("STOP") as stops, self._end.watched():
+                await self._set_up(self._source)
+                await self._end.set_up(self._agreed.destination, self._options)
                 self._ports = await _ports_of(self._source)
                 transfer = await self._across(policy, told)
-                downtime = _between(stops, resumes) if self._ran else 0.0
+                downtime = _between(stops, self._ran_at)
         except BaseException as error:
             if self._handed_over:
                 raise
@@ -112,21 +108,18 @@ class Moving:
         passes, transferred = (0, 0) if last is None else (last.number, last.transferred)
         return Migrated(seconds, downtime, passes, transferred)
 
-    async def _set(self, machine: Machine, setting: Setting) -> None:
-        await machine.execute("migrate-set-capabilities", {"capabilities": setting})
-        parameters = parameters_of(self._options, await known_parameters(machine))
-        await machine.execute("migrate-set-parameters", parameters)
+    async def _set_up(self, source: Machine) -> None:
+        setting = {"capabilities": self._agreed.source}
+        await source.execute("migrate-set-capabilities", setting)
+        parameters = parameters_of(self._options, await known_parameters(source))
+        await source.execute("migrate-set-parameters", parameters)
 
     async def _across(self, policy: Policy, told: Told) -> Transfer:
         """Have all of the guest at the destination, and hand over to it."""
-        source, destination = self._source, self._destination
-        async with laid(
-            self._options, source, destination, mapped="mapped-ram" in self._agreed.on
-        ) as route:
-            with (
-                source.subscribe(*EVENTS) as changes,
-                destination.subscribe("MIGRATION") as arrivals,
-            ):
+        source, end = self._source, self._end
+        mapped = "mapped-ram" in self._agreed.on
+        async with end.laid(self._options, source, mapped=mapped) as route:
+            with source.subscribe(*EVENTS) as changes:
                 transfer = Transfer(source, changes, policy, self._options.downtime, told)
                 try:
                     await source.execute("migrate", {"uri": route.uri})
@@ -135,20 +128,13 @@ class Moving:
                     await source.execute("migrate-continue", {"state": "pre-switchover"})
                     if route.later:
                         await transfer.reached("completed")
-                        await listen(destination, route.later)
-                    await loaded(destination, arrivals)
-                    await self._check_arrival()
+                        await end.load(route.later)
+                    await end.loaded()
                     await self._all_sent(transfer)
                 finally:
                     self._is_broken = transfer.is_broken
                 await self._hand_over(transfer)
                 return transfer
-
-    async def _check_arrival(self) -> None:
-        """The guest is there, and has not panicked or powered off on its way."""
-        status = (await self._destination.execute("query-status"))["status"]
-        if status not in _LOADED:
-            raise MigrationFailed(self._source.name, f"its guest is in the state {status!r}")
 
     async def _all_sent(self, transfer: Transfer) -> None:
         """The source agrees that it is done, or has ended: then its guest lives on all the same.
@@ -165,20 +151,15 @@ class Moving:
         self._ports_are_off = bool(self._ports)
         for nic in self._ports:
             await change_forwards(self._source, self._source.name, nic, [])
-        await self._open_ports(self._destination)
-
-    async def _open_ports(self, machine: Machine) -> None:
-        for nic, ports in self._ports.items():
-            await change_forwards(machine, machine.name, nic, ports)
+        await self._end.open_ports(self._ports)
 
     async def _hand_over(self, transfer: Transfer) -> None:
         """The point of no return: a cancellation waits until it is passed, or was not reached."""
         source = self._source
         with trio.move_on_after(2 * STEP_GRACE + source.graces.total, shield=True) as bound:
-            await self._wake()
-            self._destination.spec = self._incoming.spec
+            await self._run()
             source.moved()
-            self._incoming.arrived.set()
+            self._end.arrived()
             try:
                 with suppress(*LOST):
                     await transfer.look()
@@ -187,51 +168,41 @@ class Moving:
         if bound.cancelled_caught:  # its images are no longer its own, so it can do no harm
             log.warning("machine %r has migrated, and its old QEMU does not end", source.name)
 
-    async def _wake(self) -> None:
-        destination = self._destination
-        destination.loaded()
-        if not self._ran:
-            await take_images_back(destination)
-            self._handed_over = True
-            return
+    async def _run(self) -> None:
         try:
-            with trio.fail_after(STEP_GRACE):
-                await resume(destination)
-        except (*LOST, trio.TooSlowError) as lost:
+            self._ran_at = await self._end.run(runs=self._ran)
+        except MigrationUnknown:
             self._handed_over = True
-            await destination.kill()
-            raise MigrationUnknown(destination.name, _how_lost(lost)) from lost
+            with suppress(*LOST):
+                await finalized(self._source)  # so that its owner's word is obeyed
+            raise
         self._handed_over = True
 
     async def _taken_back(self, error: BaseException) -> BaseException:
         """End the destination, and have the source as it was; the error to be told of it."""
-        source, destination = self._source, self._destination
-        has_ended = False
+        source, said = self._source, ""
         with trio.move_on_after(STEP_GRACE, shield=True) as bound:
-            if self._is_broken and self._options.way != "file":  # the other end may know why
-                with trio.move_on_after(_LAST_WORDS):
-                    await destination.wait()
-            has_ended = destination.report is not None
-            await destination.kill()
+            may_know = self._is_broken and self._options.way != "file"
+            said = await self._end.discard(patience=_LAST_WORDS if may_know else 0.0)
             if source.report is None:
                 await cancel_saving(source)
                 await self._go_on()
         if bound.cancelled_caught:
             log.error("machine %r has not answered whether it goes on here", source.name)
-        said = destination.child.stderr_tail.strip() if has_ended else ""
         return self._told_as(error, said)
 
     async def _go_on(self) -> None:
         source = self._source
         if self._ports_are_off:
             try:
-                await self._open_ports(source)
+                for nic, ports in self._ports.items():
+                    await change_forwards(source, source.name, nic, ports)
             except HostLacks as lacks:  # somebody has taken a port in these milliseconds
                 log.warning("after its migration has failed, %s", lacks)
-        status = await source.execute("query-status")
+        status = await finalized(source)
         if not self._ran:
             await go_on(source, ran=False)
-        elif status["status"] in _HALTED:
+        elif status in _HALTED:
             await resume(source)
 
     def _told_as(self, error: BaseException, said: str) -> BaseException:
@@ -242,24 +213,19 @@ class Moving:
             case CommandRefused():
                 return MigrationFailed(name, str(error), said)
             case MachineDied() | MachineGone() if self._source.report is None:
-                return self._incoming.has_ended()
+                return self._end.has_ended()
         return error
 
 
-_LOADED = ("paused", "prelaunch")
-_HALTED = ("paused", "postmigrate", "finish-migrate")
+_HALTED = ("paused", "postmigrate")
 
 
-def _how_lost(lost: Exception) -> str:
-    if isinstance(lost, trio.TooSlowError):
-        return f"which did not answer for {STEP_GRACE:g} s"
-    return f"which ended: {lost}"
-
-
-def _between(stops: Subscription, resumes: Subscription) -> float:
+def _between(stops: Subscription, ran_at: float | None) -> float:
     """Seconds from the first stop of the source to the first instruction at the destination."""
-    stop, resume = stops.next_nowait(), resumes.next_nowait()
-    return 0.0 if stop is None or resume is None else resume.monotonic - stop.monotonic
+    if ran_at is None:
+        return 0.0
+    stop = stops.next_nowait()
+    return 0.0 if stop is None else ran_at - stop.monotonic
 
 
 async def _ports_of(machine: Machine) -> dict[str, list[Forward]]:
