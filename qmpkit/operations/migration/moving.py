@@ -26,7 +26,7 @@ import trio
 
 from qmpkit.errors import HostLacks, MachineDied, MachineGone
 from qmpkit.machine.machine import Machine
-from qmpkit.machine.saved_state import cancel_saving
+from qmpkit.machine.saved_state import cancel_saving, finalized
 from qmpkit.machine.state import State
 from qmpkit.operations.block.memory import go_on
 from qmpkit.operations.forwards import forwarded_ports
@@ -36,7 +36,7 @@ from qmpkit.operations.migration.end import End
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameters_of
-from qmpkit.operations.migration.transfer import EVENTS, Told, Transfer, finalized
+from qmpkit.operations.migration.transfer import EVENTS, Told, Transfer
 from qmpkit.operations.ports import change_forwards
 from qmpkit.operations.power import resume
 from qmpkit.operations.steps import LOST, STEP_GRACE
