@@ -12,6 +12,7 @@ from qmpkit.errors import Fault, HostLacks, MachineDied, MachineGone, SpecInvali
 from qmpkit.host.resolve import resolve
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.state import State
+from qmpkit.operations.migration.along import again_planned, planned_moves
 from qmpkit.operations.migration.capabilities import Agreed, agree, wanted_capabilities
 from qmpkit.operations.migration.compatibility import (
     cpu_faults,
@@ -26,6 +27,7 @@ from qmpkit.operations.migration.incoming import Incoming, start_form
 from qmpkit.operations.migration.moving import Migrated, Moving
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameter_faults
+from qmpkit.operations.migration.storage import SHARED, Disks
 from qmpkit.operations.migration.tls import tls_faults
 from qmpkit.operations.migration.transfer import Told
 
@@ -70,10 +72,18 @@ async def check_source(source: Machine) -> tuple[Fault, ...]:
 
 
 async def in_the_way(
-    source: Machine, qemu: str | os.PathLike[str] | None = None
+    source: Machine,
+    qemu: str | os.PathLike[str] | None = None,
+    disks: Disks = SHARED,
+    *,
+    collapse: bool = False,
 ) -> tuple[Fault, ...]:
     """See `VM.migration_faults`."""
     faults = [*await check_source(source)]
+    try:
+        faults += (await planned_moves(source, disks, collapse=collapse))[1]
+    except HostLacks as lacks:
+        faults.append(Fault("disks", lacks.what, lacks.cure))
     wanted = source.spec if qemu is None else attrs.evolve(source.spec, qemu=qemu)
     try:
         await resolve(start_form(wanted, generation=None), check=False)
@@ -94,7 +104,9 @@ async def _agreed(
         words = [await _feature_words(machine) for machine in (source, destination)]
         faults += cpu_faults(*words)
     runs = source.state is State.RUNNING
-    wanted = wanted_capabilities(options, throttled=throttled, runs=runs)
+    faults += await again_planned(source, incoming)
+    bitmaps = any(move.bitmaps for move in incoming.moves)
+    wanted = wanted_capabilities(options, throttled=throttled, runs=runs, bitmaps=bitmaps)
     agreed = agree(await _capabilities(source), await _capabilities(destination), wanted)
     faults += agreed.faults
     for end, machine in (("source", source), ("destination", destination)):

@@ -18,6 +18,7 @@ return.  QEMU's locks on the images keep the two apart even if we err.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
@@ -29,13 +30,17 @@ from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving, take_images_back
 from qmpkit.machine.state import State
 from qmpkit.operations.block.memory import go_on
+from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.forwards import forwarded_ports
+from qmpkit.operations.migration.along import Along, taken_along
 from qmpkit.operations.migration.capabilities import Agreed, Setting
-from qmpkit.operations.migration.convergence import Policy
+from qmpkit.operations.migration.convergence import Copying, Policy, copying_round
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import Incoming
+from qmpkit.operations.migration.mirrors import carried_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameters_of
+from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.transfer import EVENTS, Told, Transfer, loaded
 from qmpkit.operations.migration.ways import laid, listen
 from qmpkit.operations.ports import change_forwards
@@ -98,8 +103,12 @@ class Moving:
             ):
                 await self._set(self._source, self._agreed.source)
                 await self._set(self._destination, self._agreed.destination)
+                await self._set_bitmaps()
                 self._ports = await _ports_of(self._source)
-                transfer = await self._across(policy, told)
+                copied = self._copied(begun, told)
+                disks = taken_along(self._source, self._incoming, self._options, copied)
+                async with disks as along:
+                    transfer = await self._across(policy, told, along)
                 downtime = _between(stops, resumes) if self._ran else 0.0
         except BaseException as error:
             if self._handed_over:
@@ -117,7 +126,21 @@ class Moving:
         parameters = parameters_of(self._options, await known_parameters(machine))
         await machine.execute("migrate-set-parameters", parameters)
 
-    async def _across(self, policy: Policy, told: Told) -> Transfer:
+    async def _set_bitmaps(self) -> None:
+        if "dirty-bitmaps" not in self._agreed.on:
+            return
+        ends = ((self._source, _source_node), (self._destination, _node))
+        for machine, node in ends:
+            mapping = carried_bitmaps(self._incoming.moves, node)
+            await machine.execute("migrate-set-parameters", {"block-bitmap-mapping": mapping})
+
+    def _copied(self, begun: float, told: Told) -> Callable[[tuple[Copying, ...]], object]:
+        def tell(disks: tuple[Copying, ...]) -> None:
+            told(copying_round(disks, trio.current_time() - begun, self._options.downtime))
+
+        return tell
+
+    async def _across(self, policy: Policy, told: Told, along: Along) -> Transfer:
         """Have all of the guest at the destination, and hand over to it."""
         source, destination = self._source, self._destination
         async with laid(
@@ -131,6 +154,7 @@ class Moving:
                 try:
                     await source.execute("migrate", {"uri": route.uri})
                     await transfer.reached("pre-switchover")
+                    await along.settle()
                     await self._move_ports()
                     await source.execute("migrate-continue", {"state": "pre-switchover"})
                     if route.later:
@@ -175,7 +199,11 @@ class Moving:
         """The point of no return: a cancellation waits until it is passed, or was not reached."""
         source = self._source
         with trio.move_on_after(2 * STEP_GRACE + source.graces.total, shield=True) as bound:
-            await self._wake()
+            try:
+                await self._wake()
+            finally:
+                if self._handed_over:
+                    self._incoming.keep_images()
             self._destination.spec = self._incoming.spec
             source.moved()
             self._incoming.arrived.set()
@@ -208,11 +236,13 @@ class Moving:
         source, destination = self._source, self._destination
         has_ended = False
         with trio.move_on_after(STEP_GRACE, shield=True) as bound:
-            if self._is_broken and self._options.way != "file":  # the other end may know why
+            broken = self._is_broken or isinstance(error, JobFailed)
+            if broken and self._options.way != "file":  # the other end may know why
                 with trio.move_on_after(_LAST_WORDS):
                     await destination.wait()
             has_ended = destination.report is not None
             await destination.kill()
+            await self._incoming.discard_images()
             if source.report is None:
                 await cancel_saving(source)
                 await self._go_on()
@@ -239,11 +269,19 @@ class Moving:
         match error:
             case MigrationFailed():
                 return MigrationFailed(name, error.why, said)
-            case CommandRefused():
+            case CommandRefused() | JobFailed():
                 return MigrationFailed(name, str(error), said)
             case MachineDied() | MachineGone() if self._source.report is None:
                 return self._incoming.has_ended()
         return error
+
+
+def _source_node(move: DiskMove) -> str:
+    return move.source
+
+
+def _node(move: DiskMove) -> str:
+    return move.node
 
 
 _LOADED = ("paused", "prelaunch")
