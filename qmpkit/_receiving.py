@@ -19,7 +19,7 @@ from qmpkit.operations.migration.along import planned_moves
 from qmpkit.operations.migration.errors import CannotMigrate, NotArrived
 from qmpkit.operations.migration.incoming import Incoming, generation_of, start_form
 from qmpkit.operations.migration.migrate import check_source
-from qmpkit.operations.migration.storage import SHARED, DiskMove, Disks, with_moves
+from qmpkit.operations.migration.storage import SHARED, DiskMove, DiskPlaces, with_moves
 from qmpkit.operations.migration.storage_there import NewImages, new_images
 from qmpkit.operations.tune.live import take_place
 from qmpkit.process.spawner import shared_spawner
@@ -60,7 +60,7 @@ async def receiving(
     source: VM,
     *,
     qemu: str | os.PathLike[str] | None = None,
-    disks: Disks = SHARED,
+    disks: DiskPlaces = SHARED,
     collapse: bool = False,
     logs: str | os.PathLike[str] | None = None,
     options: LaunchOptions | None = None,

@@ -21,7 +21,7 @@ from qmpkit.operations.migration.convergence import Copying
 from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.mirrors import Mirrors, mirroring
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.storage import DiskMove, Disks, moves_of
+from qmpkit.operations.migration.storage import DiskMove, DiskPlaces, moves_of
 from qmpkit.operations.migration.storage_there import (
     Door,
     ends_serving,
@@ -37,7 +37,7 @@ _SOCKET = "disks"
 
 
 async def planned_moves(
-    source: Machine, disks: Disks, *, collapse: bool
+    source: Machine, disks: DiskPlaces, *, collapse: bool
 ) -> tuple[tuple[DiskMove, ...], tuple[Fault, ...]]:
     """The disks that go along to a place on this host, and all that is in the way.
 

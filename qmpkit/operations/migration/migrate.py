@@ -27,11 +27,11 @@ from qmpkit.operations.migration.incoming import Incoming, start_form
 from qmpkit.operations.migration.moving import Migrated, Moving
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameter_faults
-from qmpkit.operations.migration.storage import SHARED, Disks
+from qmpkit.operations.migration.storage import SHARED, DiskPlaces
 from qmpkit.operations.migration.tls import tls_faults
 from qmpkit.operations.migration.transfer import Told
 
-__all__ = ["check_source", "in_the_way", "migrate"]
+__all__ = ["check_source", "in_the_way", "migrate", "migrate_held"]
 
 
 async def migrate(
@@ -43,19 +43,31 @@ async def migrate(
     told: Told | None = None,
 ) -> Migrated:
     """See `VM.migrate`."""
+    async with source.changing:
+        return await migrate_held(source, incoming, policy=policy, options=options, told=told)
+
+
+async def migrate_held(
+    source: Machine,
+    incoming: Incoming,
+    *,
+    policy: str | Policy,
+    options: MigrationOptions | None,
+    told: Told | None,
+) -> Migrated:
+    """`migrate`, for one who holds `source.changing`."""
     options = options or MigrationOptions()
     steers = policy_of(policy, options.downtime, options.max_downtime)
-    async with source.changing:
-        source.must_live("migrating")
-        incoming.must_wait()
-        try:
-            agreed = await _agreed(source, incoming, options, throttled=policy != "fast")
-        except (MachineDied, MachineGone) as ended:
-            if source.report is not None:
-                raise
-            raise incoming.has_ended() from ended
-        incoming.take()
-        return await Moving(source, incoming, options, agreed).go(steers, told or _nobody)
+    source.must_live("migrating")
+    incoming.must_wait()
+    try:
+        agreed = await _agreed(source, incoming, options, throttled=policy != "fast")
+    except (MachineDied, MachineGone) as ended:
+        if source.report is not None:
+            raise
+        raise incoming.has_ended() from ended
+    incoming.take()
+    return await Moving(source, incoming, options, agreed).go(steers, told or _nobody)
 
 
 async def check_source(source: Machine) -> tuple[Fault, ...]:
@@ -74,7 +86,7 @@ async def check_source(source: Machine) -> tuple[Fault, ...]:
 async def in_the_way(
     source: Machine,
     qemu: str | os.PathLike[str] | None = None,
-    disks: Disks = SHARED,
+    disks: DiskPlaces = SHARED,
     *,
     collapse: bool = False,
 ) -> tuple[Fault, ...]:

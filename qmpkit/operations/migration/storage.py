@@ -22,12 +22,12 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import job_id
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["SHARED", "DiskMove", "Disks", "moves_of", "with_moves"]
+__all__ = ["SHARED", "DiskMove", "DiskPlaces", "moves_of", "with_moves"]
 
 SHARED = "shared"
 """All disks stay where they are, for both ends."""
 
-Disks = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
+DiskPlaces = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
 """`SHARED`; a directory, in which each disk that is written to gets a file of its name; or
 the new file of each disk that goes along, by its id."""
 
@@ -79,7 +79,7 @@ def with_moves(spec: MachineSpec, moves: Iterable[DiskMove]) -> MachineSpec:
 
 
 async def moves_of(
-    source: Monitor, spec: MachineSpec, disks: Disks, *, collapse: bool
+    source: Monitor, spec: MachineSpec, disks: DiskPlaces, *, collapse: bool
 ) -> tuple[tuple[DiskMove, ...], tuple[Fault, ...]]:
     """The disks that *disks* means, as they are now, and what of the machine is in the way.
 
@@ -98,7 +98,9 @@ async def moves_of(
     return tuple(moves), (*faults, *_image_faults(moves, graph, by_name))
 
 
-def _targets(spec: MachineSpec, disks: Disks) -> tuple[list[tuple[Disk, Path]], tuple[Fault, ...]]:
+def _targets(
+    spec: MachineSpec, disks: DiskPlaces
+) -> tuple[list[tuple[Disk, Path]], tuple[Fault, ...]]:
     if not isinstance(disks, Mapping):
         if disks == SHARED:
             return [], ()
