@@ -80,8 +80,9 @@ class Changes(ABC):
 
         As `VM.migrate`; `Kept.vm` is another one then.  *disks*, *collapse*: those that go along
         into new images, as for `receiving`; its record names them once it runs on them.
-        Whoever dies meanwhile, us included, one machine is left, which the next supervisor finds.  Raises SpecInvalid for an
-        unknown name, MachineGone when it is down, JournalFailed, HostLacks.
+        Whoever dies meanwhile, us included, one machine is left, which the next supervisor
+        finds.  Raises SpecInvalid for an unknown name, MachineGone when it is down,
+        JournalFailed, HostLacks.
         """
         keeper = self._kept_machines()
         kept = keeper.known(name)

@@ -22,6 +22,7 @@ from qmpkit.operations.migration.along import planned_moves
 from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.errors import CannotMigrate, MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import Incoming, generation_of, start_form
+from qmpkit.operations.migration.local_end import LocalEnd
 from qmpkit.operations.migration.migrate import check_source, migrate_held
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
@@ -77,7 +78,7 @@ async def move(
             try:
                 await _put_on_record(kept, means, start, heir)
                 took = await migrate_held(
-                    vm.machine, incoming, policy=policy, options=options, told=told
+                    vm.machine, LocalEnd(incoming), policy=policy, options=options, told=told
                 )
             finally:
                 if incoming.arrived.is_set():  # cancelled a moment later, it is there all the same

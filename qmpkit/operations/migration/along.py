@@ -10,30 +10,22 @@ Until the destination is told to run, what it has is thrown away when anything f
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
 
 from qmpkit.errors import Fault
 from qmpkit.machine.machine import Machine
-from qmpkit.operations.migration.convergence import Copying
-from qmpkit.operations.migration.incoming import Incoming
+from qmpkit.operations.migration.convergence import Copying, copying_round
+from qmpkit.operations.migration.end import End
 from qmpkit.operations.migration.mirrors import Mirrors, mirroring
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.storage import DiskMove, DiskPlaces, moves_of
-from qmpkit.operations.migration.storage_there import (
-    Door,
-    ends_serving,
-    place_faults,
-    room_fault,
-    serves,
-)
-from qmpkit.process.rundir import machine_dir, socket_path
+from qmpkit.operations.migration.storage_there import place_faults, room_fault
+from qmpkit.operations.migration.transfer import Told
 
 __all__ = ["Along", "again_planned", "planned_moves", "taken_along"]
-
-_SOCKET = "disks"
 
 
 async def planned_moves(
@@ -52,13 +44,14 @@ async def planned_moves(
     return moves, found
 
 
-async def again_planned(source: Machine, incoming: Incoming) -> tuple[Fault, ...]:
-    """What has changed about the disks since their new images were made; their bitmaps follow."""
-    before = incoming.moves
+async def again_planned(
+    source: Machine, before: Sequence[DiskMove], *, collapse: bool
+) -> tuple[tuple[DiskMove, ...], tuple[Fault, ...]]:
+    """The disks that go along as they are by now, and what no longer fits their new images."""
     if not before:
-        return ()
+        return (), ()
     files = {move.id: move.disk.file for move in before}
-    moves, faults = await moves_of(source, source.spec, files, collapse=incoming.collapse)
+    moves, faults = await moves_of(source, source.spec, files, collapse=collapse)
     hint = "make another destination"
     now = {move.id: _matters(move) for move in moves}
     changed = [
@@ -66,8 +59,7 @@ async def again_planned(source: Machine, incoming: Incoming) -> tuple[Fault, ...
         for move in before
         if now.get(move.id) != _matters(move)
     ]
-    incoming.moves = moves
-    return (*faults, *changed)
+    return moves, (*faults, *changed)
 
 
 def _matters(move: DiskMove) -> tuple[object, ...]:
@@ -77,42 +69,39 @@ def _matters(move: DiskMove) -> tuple[object, ...]:
 class Along:
     """The disks of one migration that go along, alike at both ends; perhaps none."""
 
-    def __init__(self, incoming: Incoming, mirrors: Mirrors | None) -> None:
-        self._incoming = incoming
+    def __init__(self, end: End, mirrors: Mirrors | None) -> None:
+        self._end = end
         self._mirrors = mirrors
 
     async def settle(self) -> None:
-        """Both ends are the same for good: the guest stands still, and runs on at one of them.
-
-        From here on a start is right that begins with the new images, whoever dies.
-        """
-        if self._mirrors is None:
-            return
-        await self._mirrors.settle()
-        await ends_serving(self._incoming.machine)
-        if self._incoming.on_record is not None:
-            await self._incoming.on_record.make_sure()
+        """Both ends are the same for good: the guest stands still, and runs on at one of them."""
+        if self._mirrors is not None:
+            await self._mirrors.settle()
+            await self._end.alike()
 
 
 @asynccontextmanager
 async def taken_along(
     source: Machine,
-    incoming: Incoming,
+    end: End,
+    moves: Sequence[DiskMove],
     options: MigrationOptions,
-    told: Callable[[tuple[Copying, ...]], object],
+    told: Told,
 ) -> AsyncIterator[Along]:
     """Have the disks that go along alike at both ends, and keep them so within the block.
 
     Whatever fails, nothing of it is left at the source.  What is left at the destination ends
     with it.
     """
-    if not incoming.moves:
-        yield Along(incoming, None)
+    if not moves:
+        yield Along(end, None)
         return
-    async with machine_dir(source.name) as folder:
-        door = Door(server={"type": "unix", "path": str(socket_path(folder, _SOCKET))})
-        await serves(incoming.machine, incoming.moves, door)
-        async with mirroring(source, incoming.moves) as mirrors:
-            await mirrors.start(door, options.max_bandwidth or 0)
-            await mirrors.alike(told)
-            yield Along(incoming, mirrors)
+    begun = trio.current_time()
+
+    def tell(disks: tuple[Copying, ...]) -> None:
+        told(copying_round(disks, trio.current_time() - begun, options.downtime))
+
+    async with end.served(source) as door, mirroring(source, moves) as mirrors:
+        await mirrors.start(door, options.max_bandwidth or 0)
+        await mirrors.alike(tell)
+        yield Along(end, mirrors)

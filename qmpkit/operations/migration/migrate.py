@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Sequence
 
 import attrs
 import trio
@@ -22,12 +22,13 @@ from qmpkit.operations.migration.compatibility import (
     state_faults,
 )
 from qmpkit.operations.migration.convergence import Policy, policy_of
+from qmpkit.operations.migration.end import End, able_of
 from qmpkit.operations.migration.errors import CannotMigrate
-from qmpkit.operations.migration.incoming import Incoming, start_form
+from qmpkit.operations.migration.incoming import start_form
 from qmpkit.operations.migration.moving import Migrated, Moving
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.parameters import known_parameters, parameter_faults
-from qmpkit.operations.migration.storage import SHARED, DiskPlaces
+from qmpkit.operations.migration.parameters import parameter_faults
+from qmpkit.operations.migration.storage import SHARED, DiskMove, DiskPlaces
 from qmpkit.operations.migration.tls import tls_faults
 from qmpkit.operations.migration.transfer import Told
 
@@ -36,7 +37,7 @@ __all__ = ["check_source", "in_the_way", "migrate", "migrate_held"]
 
 async def migrate(
     source: Machine,
-    incoming: Incoming,
+    end: End,
     *,
     policy: str | Policy = "live",
     options: MigrationOptions | None = None,
@@ -44,12 +45,12 @@ async def migrate(
 ) -> Migrated:
     """See `VM.migrate`."""
     async with source.changing:
-        return await migrate_held(source, incoming, policy=policy, options=options, told=told)
+        return await migrate_held(source, end, policy=policy, options=options, told=told)
 
 
 async def migrate_held(
     source: Machine,
-    incoming: Incoming,
+    end: End,
     *,
     policy: str | Policy,
     options: MigrationOptions | None,
@@ -59,15 +60,17 @@ async def migrate_held(
     options = options or MigrationOptions()
     steers = policy_of(policy, options.downtime, options.max_downtime)
     source.must_live("migrating")
-    incoming.must_wait()
+    end.must_wait()
     try:
-        agreed = await _agreed(source, incoming, options, throttled=policy != "fast")
+        moves, changed = await again_planned(source, end.moves, collapse=end.collapse)
+        throttled = policy != "fast"
+        agreed = await _agreed(source, end, options, moves, changed, throttled=throttled)
     except (MachineDied, MachineGone) as ended:
         if source.report is not None:
             raise
-        raise incoming.has_ended() from ended
-    incoming.take()
-    return await Moving(source, incoming, options, agreed).go(steers, told or _nobody)
+        raise end.has_ended() from ended
+    end.take()
+    return await Moving(source, end, options, agreed, moves).go(steers, told or _nobody)
 
 
 async def check_source(source: Machine) -> tuple[Fault, ...]:
@@ -107,37 +110,28 @@ async def in_the_way(
 
 
 async def _agreed(
-    source: Machine, incoming: Incoming, options: MigrationOptions, *, throttled: bool
+    source: Machine,
+    end: End,
+    options: MigrationOptions,
+    moves: Sequence[DiskMove],
+    changed: Sequence[Fault],
+    *,
+    throttled: bool,
 ) -> Agreed:
-    destination = incoming.machine
-    faults = [*await check_source(source)]
+    faults = [*await check_source(source), *changed]
     faults += await trio.to_thread.run_sync(tls_faults, options.tls)
-    if incoming.spec.arch == "x86_64":
-        words = [await _feature_words(machine) for machine in (source, destination)]
-        faults += cpu_faults(*words)
+    here, there = await able_of(source), await end.able()
+    faults += cpu_faults(here.words, there.words)
     runs = source.state is State.RUNNING
-    faults += await again_planned(source, incoming)
-    bitmaps = any(move.bitmaps for move in incoming.moves)
+    bitmaps = any(move.bitmaps for move in moves)
     wanted = wanted_capabilities(options, throttled=throttled, runs=runs, bitmaps=bitmaps)
-    agreed = agree(await _capabilities(source), await _capabilities(destination), wanted)
+    agreed = agree(here.capabilities, there.capabilities, wanted)
     faults += agreed.faults
-    for end, machine in (("source", source), ("destination", destination)):
-        faults += parameter_faults(options, await known_parameters(machine), end)
+    for which, able in (("source", here), ("destination", there)):
+        faults += parameter_faults(options, able.parameters, which)
     if faults:
         raise CannotMigrate(source.name, faults)
     return agreed
-
-
-async def _capabilities(machine: Machine) -> list[str]:
-    told = await machine.execute("query-migrate-capabilities")
-    return [line["capability"] for line in told]
-
-
-async def _feature_words(machine: Machine) -> list[dict[str, Any]]:
-    first = (await machine.execute("query-cpus-fast"))[0]["qom-path"]
-    asked = {"path": first, "property": "feature-words"}
-    words: list[dict[str, Any]] = await machine.execute("qom-get", asked)
-    return words
 
 
 def _nobody(_: object) -> None:

@@ -7,7 +7,7 @@ without a change of place, while the guest stands still and before its memory ha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -22,7 +22,7 @@ from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.storage_there import Door
 from qmpkit.operations.steps import LOST, STEP_GRACE
 
-__all__ = ["Mirrors", "carried_bitmaps", "mirroring"]
+__all__ = ["Mirrors", "mirroring", "set_bitmaps"]
 
 _ASKED = "move its disks along"
 
@@ -100,16 +100,21 @@ def _mirror(move: DiskMove, speed: int) -> dict[str, Any]:
     }
 
 
-def carried_bitmaps(
-    moves: Sequence[DiskMove], node: Callable[[DiskMove], str]
-) -> list[dict[str, Any]]:
-    """The parameter `block-bitmap-mapping`: bitmaps go with their disks; *node*: at that end."""
-    return [
+async def set_bitmaps(
+    machine: Monitor, moves: Sequence[DiskMove], nodes: Mapping[str, str]
+) -> None:
+    """Say which dirty bitmaps go along with their disks (`block-bitmap-mapping`), at one end.
+
+    *nodes*: those of the disks there.  Without any, nothing is said, and none go.
+    """
+    mapping = [
         {
-            "node-name": node(move),
+            "node-name": nodes[move.id],
             "alias": move.id,
             "bitmaps": [{"name": name, "alias": name} for name in move.bitmaps],
         }
         for move in moves
         if move.bitmaps
     ]
+    if mapping:
+        await machine.execute("migrate-set-parameters", {"block-bitmap-mapping": mapping})

@@ -18,7 +18,7 @@ return.  QEMU's locks on the images keep the two apart even if we err.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -27,22 +27,21 @@ import trio
 
 from qmpkit.errors import HostLacks, MachineDied, MachineGone
 from qmpkit.machine.machine import Machine
-from qmpkit.machine.saved_state import cancel_saving, take_images_back
+from qmpkit.machine.saved_state import cancel_saving
 from qmpkit.machine.state import State
 from qmpkit.operations.block.memory import go_on
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.forwards import forwarded_ports
 from qmpkit.operations.migration.along import Along, taken_along
-from qmpkit.operations.migration.capabilities import Agreed, Setting
-from qmpkit.operations.migration.convergence import Copying, Policy, copying_round
+from qmpkit.operations.migration.capabilities import Agreed
+from qmpkit.operations.migration.convergence import Policy
+from qmpkit.operations.migration.end import End
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
-from qmpkit.operations.migration.incoming import Incoming
-from qmpkit.operations.migration.mirrors import carried_bitmaps
+from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameters_of
 from qmpkit.operations.migration.storage import DiskMove
-from qmpkit.operations.migration.transfer import EVENTS, Told, Transfer, loaded
-from qmpkit.operations.migration.ways import laid, listen
+from qmpkit.operations.migration.transfer import EVENTS, Told, Transfer, finalized
 from qmpkit.operations.ports import change_forwards
 from qmpkit.operations.power import resume
 from qmpkit.operations.steps import LOST, STEP_GRACE
@@ -76,17 +75,23 @@ class Moving:
     """One migration; for one task, once."""
 
     def __init__(
-        self, source: Machine, incoming: Incoming, options: MigrationOptions, agreed: Agreed
+        self,
+        source: Machine,
+        end: End,
+        options: MigrationOptions,
+        agreed: Agreed,
+        moves: Sequence[DiskMove],
     ) -> None:
         self._source = source
-        self._incoming = incoming
-        self._destination = incoming.machine
+        self._end = end
         self._options = options
         self._agreed = agreed
+        self._moves = moves
         self._ran = source.state is State.RUNNING
         self._ports: dict[str, list[Forward]] = {}
         self._ports_are_off = False
         self._is_broken = False
+        self._ran_at: float | None = None
         self._handed_over = False
 
     async def go(self, policy: Policy, told: Told) -> Migrated:
@@ -97,19 +102,14 @@ class Moving:
         """
         begun = trio.current_time()
         try:
-            with (
-                self._source.subscribe("STOP") as stops,
-                self._destination.subscribe("RESUME") as resumes,
-            ):
-                await self._set(self._source, self._agreed.source)
-                await self._set(self._destination, self._agreed.destination)
-                await self._set_bitmaps()
+            with self._source.subscribe("STOP") as stops, self._end.watched():
+                await self._set_up()
                 self._ports = await _ports_of(self._source)
-                copied = self._copied(begun, told)
-                disks = taken_along(self._source, self._incoming, self._options, copied)
-                async with disks as along:
+                async with taken_along(
+                    self._source, self._end, self._moves, self._options, told
+                ) as along:
                     transfer = await self._across(policy, told, along)
-                downtime = _between(stops, resumes) if self._ran else 0.0
+                downtime = _between(stops, self._ran_at)
         except BaseException as error:
             if self._handed_over:
                 raise
@@ -121,35 +121,20 @@ class Moving:
         passes, transferred = (0, 0) if last is None else (last.number, last.transferred)
         return Migrated(seconds, downtime, passes, transferred)
 
-    async def _set(self, machine: Machine, setting: Setting) -> None:
-        await machine.execute("migrate-set-capabilities", {"capabilities": setting})
-        parameters = parameters_of(self._options, await known_parameters(machine))
-        await machine.execute("migrate-set-parameters", parameters)
-
-    async def _set_bitmaps(self) -> None:
-        if "dirty-bitmaps" not in self._agreed.on:
-            return
-        ends = ((self._source, _source_node), (self._destination, _node))
-        for machine, node in ends:
-            mapping = carried_bitmaps(self._incoming.moves, node)
-            await machine.execute("migrate-set-parameters", {"block-bitmap-mapping": mapping})
-
-    def _copied(self, begun: float, told: Told) -> Callable[[tuple[Copying, ...]], object]:
-        def tell(disks: tuple[Copying, ...]) -> None:
-            told(copying_round(disks, trio.current_time() - begun, self._options.downtime))
-
-        return tell
+    async def _set_up(self) -> None:
+        source, agreed = self._source, self._agreed
+        await source.execute("migrate-set-capabilities", {"capabilities": agreed.source})
+        parameters = parameters_of(self._options, await known_parameters(source))
+        await source.execute("migrate-set-parameters", parameters)
+        await set_bitmaps(source, self._moves, {move.id: move.source for move in self._moves})
+        await self._end.set_up(agreed.destination, self._options, self._moves)
 
     async def _across(self, policy: Policy, told: Told, along: Along) -> Transfer:
         """Have all of the guest at the destination, and hand over to it."""
-        source, destination = self._source, self._destination
-        async with laid(
-            self._options, source, destination, mapped="mapped-ram" in self._agreed.on
-        ) as route:
-            with (
-                source.subscribe(*EVENTS) as changes,
-                destination.subscribe("MIGRATION") as arrivals,
-            ):
+        source, end = self._source, self._end
+        mapped = "mapped-ram" in self._agreed.on
+        async with end.laid(self._options, source, mapped=mapped) as route:
+            with source.subscribe(*EVENTS) as changes:
                 transfer = Transfer(source, changes, policy, self._options.downtime, told)
                 try:
                     await source.execute("migrate", {"uri": route.uri})
@@ -159,20 +144,13 @@ class Moving:
                     await source.execute("migrate-continue", {"state": "pre-switchover"})
                     if route.later:
                         await transfer.reached("completed")
-                        await listen(destination, route.later)
-                    await loaded(destination, arrivals)
-                    await self._check_arrival()
+                        await end.load(route.later)
+                    await end.loaded()
                     await self._all_sent(transfer)
                 finally:
                     self._is_broken = transfer.is_broken
                 await self._hand_over(transfer)
                 return transfer
-
-    async def _check_arrival(self) -> None:
-        """The guest is there, and has not panicked or powered off on its way."""
-        status = (await self._destination.execute("query-status"))["status"]
-        if status not in _LOADED:
-            raise MigrationFailed(self._source.name, f"its guest is in the state {status!r}")
 
     async def _all_sent(self, transfer: Transfer) -> None:
         """The source agrees that it is done, or has ended: then its guest lives on all the same.
@@ -189,24 +167,15 @@ class Moving:
         self._ports_are_off = bool(self._ports)
         for nic in self._ports:
             await change_forwards(self._source, self._source.name, nic, [])
-        await self._open_ports(self._destination)
-
-    async def _open_ports(self, machine: Machine) -> None:
-        for nic, ports in self._ports.items():
-            await change_forwards(machine, machine.name, nic, ports)
+        await self._end.open_ports(self._ports)
 
     async def _hand_over(self, transfer: Transfer) -> None:
         """The point of no return: a cancellation waits until it is passed, or was not reached."""
         source = self._source
         with trio.move_on_after(2 * STEP_GRACE + source.graces.total, shield=True) as bound:
-            try:
-                await self._wake()
-            finally:
-                if self._handed_over:
-                    self._incoming.keep_images()
-            self._destination.spec = self._incoming.spec
+            await self._run()
             source.moved()
-            self._incoming.arrived.set()
+            self._end.arrived()
             try:
                 with suppress(*LOST):
                     await transfer.look()
@@ -215,53 +184,44 @@ class Moving:
         if bound.cancelled_caught:  # its images are no longer its own, so it can do no harm
             log.warning("machine %r has migrated, and its old QEMU does not end", source.name)
 
-    async def _wake(self) -> None:
-        destination = self._destination
-        destination.loaded()
-        if not self._ran:
-            await take_images_back(destination)
-            self._handed_over = True
-            return
+    async def _run(self) -> None:
         try:
-            with trio.fail_after(STEP_GRACE):
-                await resume(destination)
-        except (*LOST, trio.TooSlowError) as lost:
+            self._ran_at = await self._end.run(runs=self._ran)
+        except MigrationUnknown:
             self._handed_over = True
-            await destination.kill()
-            raise MigrationUnknown(destination.name, _how_lost(lost)) from lost
+            with suppress(*LOST):
+                await finalized(self._source)  # so that its owner's word is obeyed
+            raise
         self._handed_over = True
 
     async def _taken_back(self, error: BaseException) -> BaseException:
         """End the destination, and have the source as it was; the error to be told of it."""
-        source, destination = self._source, self._destination
-        has_ended = False
+        source, said = self._source, ""
         with trio.move_on_after(STEP_GRACE, shield=True) as bound:
-            broken = self._is_broken or isinstance(error, JobFailed)
-            if broken and self._options.way != "file":  # the other end may know why
-                with trio.move_on_after(_LAST_WORDS):
-                    await destination.wait()
-            has_ended = destination.report is not None
-            await destination.kill()
-            await self._incoming.discard_images()
+            # A mirror fails when the destination ends, too.
+            may_know = isinstance(error, JobFailed) or (
+                self._is_broken and self._options.way != "file"
+            )
+            said = await self._end.discard(patience=_LAST_WORDS if may_know else 0.0)
             if source.report is None:
                 await cancel_saving(source)
                 await self._go_on()
         if bound.cancelled_caught:
             log.error("machine %r has not answered whether it goes on here", source.name)
-        said = destination.child.stderr_tail.strip() if has_ended else ""
         return self._told_as(error, said)
 
     async def _go_on(self) -> None:
         source = self._source
         if self._ports_are_off:
             try:
-                await self._open_ports(source)
+                for nic, ports in self._ports.items():
+                    await change_forwards(source, source.name, nic, ports)
             except HostLacks as lacks:  # somebody has taken a port in these milliseconds
                 log.warning("after its migration has failed, %s", lacks)
-        status = await source.execute("query-status")
+        status = await finalized(source)
         if not self._ran:
             await go_on(source, ran=False)
-        elif status["status"] in _HALTED:
+        elif status in _HALTED:
             await resume(source)
 
     def _told_as(self, error: BaseException, said: str) -> BaseException:
@@ -272,32 +232,19 @@ class Moving:
             case CommandRefused() | JobFailed():
                 return MigrationFailed(name, str(error), said)
             case MachineDied() | MachineGone() if self._source.report is None:
-                return self._incoming.has_ended()
+                return self._end.has_ended()
         return error
 
 
-def _source_node(move: DiskMove) -> str:
-    return move.source
+_HALTED = ("paused", "postmigrate")
 
 
-def _node(move: DiskMove) -> str:
-    return move.node
-
-
-_LOADED = ("paused", "prelaunch")
-_HALTED = ("paused", "postmigrate", "finish-migrate")
-
-
-def _how_lost(lost: Exception) -> str:
-    if isinstance(lost, trio.TooSlowError):
-        return f"which did not answer for {STEP_GRACE:g} s"
-    return f"which ended: {lost}"
-
-
-def _between(stops: Subscription, resumes: Subscription) -> float:
+def _between(stops: Subscription, ran_at: float | None) -> float:
     """Seconds from the first stop of the source to the first instruction at the destination."""
-    stop, resume = stops.next_nowait(), resumes.next_nowait()
-    return 0.0 if stop is None or resume is None else resume.monotonic - stop.monotonic
+    if ran_at is None:
+        return 0.0
+    stop = stops.next_nowait()
+    return 0.0 if stop is None else ran_at - stop.monotonic
 
 
 async def _ports_of(machine: Machine) -> dict[str, list[Forward]]:
