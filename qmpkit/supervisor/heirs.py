@@ -80,15 +80,27 @@ async def settle_heir(kept: Kept, means: Means) -> None:
         )
         log.warning("machine %r was moving: its guest is with the %s", kept.name, owner.value)
         kept.tell("moved" if owner is Owner.HEIR else "stayed", "its supervisor died meanwhile")
+        await _forget_new_images(kept, means, owner)
         await _clear(owner, ours, theirs)
     if owner is Owner.HEIR:
         gone, kept.home = kept.home, new_home
-        kept.note(**attrs.asdict(heir, recurse=False), heir=None, phase="up")
+        kept.note(**attrs.asdict(heir, recurse=False), heir=None, change=None, phase="up")
     else:
         gone = new_home
         kept.note(heir=None)
     await kept.write(means.journal)
     await trio.to_thread.run_sync(discard, gone.sockets)
+
+
+async def _forget_new_images(kept: Kept, means: Means, owner: Owner) -> None:
+    """Of a guest that goes on with its old images: before it does, and they are the right ones.
+
+    What has been made for the move is undone with the machine's other changes.
+    """
+    change = kept.record.change
+    if owner is Owner.SOURCE and change is not None and change.sure:
+        kept.note(change=attrs.evolve(change, sure=False))
+        await kept.write(means.journal)
 
 
 async def _reached(

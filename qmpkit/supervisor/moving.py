@@ -8,6 +8,7 @@ afterwards it is the heir, which its task then connects to as to one that it has
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import attrs
@@ -17,13 +18,15 @@ from qmpkit.errors import Fault, MachineGone
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.keep import Home, KeptStart, begun
 from qmpkit.machine.machine import Machine
+from qmpkit.operations.migration.along import planned_moves
 from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.errors import CannotMigrate, MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import Incoming, generation_of, start_form
 from qmpkit.operations.migration.local_end import LocalEnd
-from qmpkit.operations.migration.migrate import check_source, migrate
+from qmpkit.operations.migration.migrate import check_source, migrate_held
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.storage import DiskMove, DiskPlaces, with_moves
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.tune.live import take_place
@@ -31,6 +34,7 @@ from qmpkit.process.places import discard
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.moving_disks import images_on_record
 from qmpkit.supervisor.record import Heir
 from qmpkit.vm import VM
 
@@ -44,16 +48,22 @@ async def move(
     policy: str | Policy,
     options: MigrationOptions | None,
     told: Told | None,
+    disks: DiskPlaces,
+    collapse: bool,
 ) -> Migrated:
     """See `Supervisor.migrate`."""
     vm = kept.vm
     if vm is None or not kept.tended:
         raise MachineGone(kept.name, "migrating", kept.report)
-    resolution, spec = await _form(kept, vm, qemu)
     old, new = kept.home, _other_home(kept, means)
     kept.is_moving = True
     try:
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(vm.machine.changing)
+            moves, lacking = await planned_moves(vm.machine, disks, collapse=collapse)
+            resolution, spec = await _form(kept, vm, qemu, moves, lacking)
+            on_record = images_on_record(vm.machine, moves)
+            images, it = await stack.enter_async_context(on_record)
             start, machine = await _begun(stack, new, means, resolution)
             heir = Heir(
                 identity=start.child.identity,
@@ -62,11 +72,14 @@ async def move(
                 facts=resolution.facts,
                 spec=spec,
             )
-            incoming = Incoming(machine, spec)
+            incoming = Incoming(
+                machine, spec, moves=moves, images=images, collapse=collapse, on_record=it
+            )
             try:
                 await _put_on_record(kept, means, start, heir)
-                end = LocalEnd(incoming)
-                took = await migrate(vm.machine, end, policy=policy, options=options, told=told)
+                took = await migrate_held(
+                    vm.machine, LocalEnd(incoming), policy=policy, options=options, told=told
+                )
             finally:
                 if incoming.arrived.is_set():  # cancelled a moment later, it is there all the same
                     _inherit(kept, heir, new)
@@ -89,16 +102,21 @@ _MUTE = ("silent", "unreachable")
 
 
 async def _form(
-    kept: Kept, vm: VM, qemu: str | os.PathLike[str] | None
+    kept: Kept,
+    vm: VM,
+    qemu: str | os.PathLike[str] | None,
+    moves: Sequence[DiskMove],
+    lacking: Sequence[Fault],
 ) -> tuple[Resolution, MachineSpec]:
     """What its heir is started as, and what it is then."""
-    faults = [*await check_source(vm.machine)]
+    faults = [*await check_source(vm.machine), *lacking]
     if kept.record.joined:
         message = "its cables in the networks of its farm cannot follow it"
         faults.append(Fault("networks", message, "restart it instead"))
     if faults:
         raise CannotMigrate(kept.name, faults)
     wanted = kept.spec if qemu is None else attrs.evolve(kept.spec, qemu=qemu)
+    wanted = with_moves(wanted, moves)
     form = start_form(wanted, generation=await generation_of(vm.machine))
     resolution = await resolve(form, check=False)  # its images and ports are in use, by itself
     return resolution, attrs.evolve(resolution.spec, nics=wanted.nics, vmgenid=wanted.vmgenid)
@@ -135,7 +153,7 @@ async def _put_on_record(kept: Kept, means: Means, start: KeptStart, heir: Heir)
 
 def _inherit(kept: Kept, heir: Heir, home: Home) -> None:
     kept.home = home
-    kept.note(**attrs.asdict(heir, recurse=False), heir=None, phase="up")
+    kept.note(**attrs.asdict(heir, recurse=False), heir=None, change=None, phase="up")
 
 
 async def _settled(kept: Kept, means: Means, machine: Machine) -> None:

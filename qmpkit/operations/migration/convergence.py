@@ -14,14 +14,26 @@ import attrs
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["Policy", "Round", "Step", "fast", "live", "policy_of", "read_round"]
+__all__ = ["Copying", "Policy", "Round", "Step", "copying_round", "fast", "live", "policy_of"]
+__all__ += ["read_round"]
+
+
+@attrs.frozen
+class Copying:
+    """How far a disk that goes along is: `done` of `total` bytes, which may grow meanwhile."""
+
+    disk: str
+    done: int
+    total: int
 
 
 @attrs.frozen(kw_only=True)
 class Round:
     """How far a migration is (`query-migrate`).
 
-    `number`: passes over the guest's memory that have begun, from 1.  `seconds` since the
+    `number`: passes over the guest's memory that have begun, from 1; 0 while disks that go
+    along are copied, before: then `remaining`, `total` and `transferred` are theirs together,
+    and `disks` tells of each.  `seconds` since the
     migration began.  `remaining`, `total`: bytes of memory left in this pass, and in all;
     `transferred`: bytes sent.  `dirty_rate`: bytes that the guest changed each second of the
     pass before; `bandwidth`: bytes sent each second; both 0 before they are known.
@@ -39,6 +51,7 @@ class Round:
     downtime: float = 0.3
     expected_downtime: float | None = None
     throttle: int = 0
+    disks: tuple[Copying, ...] = ()
 
     @property
     def left(self) -> float | None:
@@ -94,6 +107,20 @@ def fast(*, deadline: float = 5.0) -> Policy:
         return Step(paused=now.seconds >= deadline)
 
     return policy
+
+
+def copying_round(disks: tuple[Copying, ...], seconds: float, downtime: float) -> Round:
+    """Where a migration is that has not begun with the memory yet."""
+    done, total = sum(it.done for it in disks), sum(it.total for it in disks)
+    return Round(
+        number=0,
+        seconds=seconds,
+        remaining=max(total - done, 0),
+        total=total,
+        transferred=done,
+        downtime=downtime,
+        disks=disks,
+    )
 
 
 _NAMES = ("live", "fast")

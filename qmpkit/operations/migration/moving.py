@@ -18,6 +18,7 @@ return.  QEMU's locks on the images keep the two apart even if we err.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -29,13 +30,17 @@ from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving, finalized
 from qmpkit.machine.state import State
 from qmpkit.operations.block.memory import go_on
+from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.forwards import forwarded_ports
+from qmpkit.operations.migration.along import Along, taken_along
 from qmpkit.operations.migration.capabilities import Agreed
 from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.end import End
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
+from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameters_of
+from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.transfer import EVENTS, Told, Transfer
 from qmpkit.operations.ports import change_forwards
 from qmpkit.operations.power import resume
@@ -70,12 +75,18 @@ class Moving:
     """One migration; for one task, once."""
 
     def __init__(
-        self, source: Machine, end: End, options: MigrationOptions, agreed: Agreed
+        self,
+        source: Machine,
+        end: End,
+        options: MigrationOptions,
+        agreed: Agreed,
+        moves: Sequence[DiskMove],
     ) -> None:
         self._source = source
         self._end = end
         self._options = options
         self._agreed = agreed
+        self._moves = moves
         self._ran = source.state is State.RUNNING
         self._ports: dict[str, list[Forward]] = {}
         self._ports_are_off = False
@@ -92,10 +103,12 @@ class Moving:
         begun = trio.current_time()
         try:
             with self._source.subscribe("STOP") as stops, self._end.watched():
-                await self._set_up(self._source)
-                await self._end.set_up(self._agreed.destination, self._options)
+                await self._set_up()
                 self._ports = await _ports_of(self._source)
-                transfer = await self._across(policy, told)
+                async with taken_along(
+                    self._source, self._end, self._moves, self._options, told
+                ) as along:
+                    transfer = await self._across(policy, told, along)
                 downtime = _between(stops, self._ran_at)
         except BaseException as error:
             if self._handed_over:
@@ -108,13 +121,15 @@ class Moving:
         passes, transferred = (0, 0) if last is None else (last.number, last.transferred)
         return Migrated(seconds, downtime, passes, transferred)
 
-    async def _set_up(self, source: Machine) -> None:
-        setting = {"capabilities": self._agreed.source}
-        await source.execute("migrate-set-capabilities", setting)
+    async def _set_up(self) -> None:
+        source, agreed = self._source, self._agreed
+        await source.execute("migrate-set-capabilities", {"capabilities": agreed.source})
         parameters = parameters_of(self._options, await known_parameters(source))
         await source.execute("migrate-set-parameters", parameters)
+        await set_bitmaps(source, self._moves, {move.id: move.source for move in self._moves})
+        await self._end.set_up(agreed.destination, self._options, self._moves)
 
-    async def _across(self, policy: Policy, told: Told) -> Transfer:
+    async def _across(self, policy: Policy, told: Told, along: Along) -> Transfer:
         """Have all of the guest at the destination, and hand over to it."""
         source, end = self._source, self._end
         mapped = "mapped-ram" in self._agreed.on
@@ -124,6 +139,7 @@ class Moving:
                 try:
                     await source.execute("migrate", {"uri": route.uri})
                     await transfer.reached("pre-switchover")
+                    await along.settle()
                     await self._move_ports()
                     await source.execute("migrate-continue", {"state": "pre-switchover"})
                     if route.later:
@@ -182,7 +198,10 @@ class Moving:
         """End the destination, and have the source as it was; the error to be told of it."""
         source, said = self._source, ""
         with trio.move_on_after(STEP_GRACE, shield=True) as bound:
-            may_know = self._is_broken and self._options.way != "file"
+            # A mirror fails when the destination ends, too.
+            may_know = isinstance(error, JobFailed) or (
+                self._is_broken and self._options.way != "file"
+            )
             said = await self._end.discard(patience=_LAST_WORDS if may_know else 0.0)
             if source.report is None:
                 await cancel_saving(source)
@@ -210,7 +229,7 @@ class Moving:
         match error:
             case MigrationFailed():
                 return MigrationFailed(name, error.why, said)
-            case CommandRefused():
+            case CommandRefused() | JobFailed():
                 return MigrationFailed(name, str(error), said)
             case MachineDied() | MachineGone() if self._source.report is None:
                 return self._end.has_ended()
