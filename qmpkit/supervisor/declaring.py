@@ -31,6 +31,9 @@ from qmpkit.supervisor.tending import Tending
 
 __all__ = ["Declaring", "known_in", "whose"]
 
+LOOKS = 8
+"""Specs that are looked at together: of hundreds the first is to start while others are."""
+
 UNDO_GRACE = 5.0
 """Seconds that taking back the record of a failed start may take."""
 
@@ -60,6 +63,7 @@ class Declaring:
         self._tasks = tasks
         self._nursery = nursery
         self._forgotten = forgotten
+        self._looks = trio.CapacityLimiter(LOOKS)
 
     async def ensure(self, wanted: Wanted, *, wait: bool) -> Kept:
         """See `Supervisor.ensure`."""
@@ -109,7 +113,7 @@ class Declaring:
             name=spec.name,
             declared=wanted.declared,
             spec=spec,
-            asked=digest_of(spec),
+            asked="",  # until its turn comes to be looked at
             sockets=str(home.sockets),
             **matters(wanted),
         )
@@ -121,7 +125,8 @@ class Declaring:
                 resolution = await self._resolved(
                     carried_over(spec, self._forgotten.get(spec.name))
                 )
-                started = attrs.evolve(record, spec=undecided(resolution.spec, spec))
+                found = undecided(resolution.spec, spec)
+                started = attrs.evolve(record, spec=found, asked=digest_of(spec))
                 await self._change(kept, started, resolution, wait=wait)
             except BaseException:
                 del self._machines[spec.name]
@@ -154,7 +159,8 @@ class Declaring:
         """With a UUID, by which its monitor can be told from another's."""
         if spec.uuid is None:
             spec = attrs.evolve(spec, uuid=known or str(uuid.uuid4()))
-        return await resolve(spec)
+        async with self._looks:
+            return await resolve(spec)
 
     async def _change(
         self, kept: Kept, wanted: Record, resolution: Resolution | None, *, wait: bool = True

@@ -96,7 +96,7 @@ class Keeper:
         self._places: Places = await trio.to_thread.run_sync(claim.__enter__)
         try:
             async with service_nursery() as services:
-                self.journal = Journal(self._places.records)
+                self.journal = Journal(self._places.journal)
                 self._forgotten = Forgotten(self._places.state / "layers")
                 await self._forgotten.load()
                 self.shelf = Shelf(self._places.saved, self.machines, self.journal)
@@ -117,7 +117,7 @@ class Keeper:
 
     @asynccontextmanager
     async def _adopted(self, means: Means) -> AsyncIterator[None]:
-        records, lost = await trio.to_thread.run_sync(read_records, self._places.records)
+        records, lost = await trio.to_thread.run_sync(read_records, self._places.journal)
         for record in records:
             home = Home(Path(record.sockets), self._places.logs(record.name))
             self.machines[record.name] = self._kept(record, home)
