@@ -29,7 +29,7 @@ from qmpkit.operations.migration.parameters import parameter_faults
 from qmpkit.operations.migration.tls import tls_faults
 from qmpkit.operations.migration.transfer import Told
 
-__all__ = ["check_source", "in_the_way", "migrate"]
+__all__ = ["agreed_on", "check_source", "in_the_way", "migrate"]
 
 
 async def migrate(
@@ -47,7 +47,7 @@ async def migrate(
         source.must_live("migrating")
         end.must_wait()
         try:
-            agreed = await _agreed(source, end, options, throttled=policy != "fast")
+            agreed = await agreed_on(source, end, options, throttled=policy != "fast")
         except (MachineDied, MachineGone) as ended:
             if source.report is not None:
                 raise
@@ -84,9 +84,10 @@ async def in_the_way(
     return tuple(faults)
 
 
-async def _agreed(
+async def agreed_on(
     source: Machine, end: End, options: MigrationOptions, *, throttled: bool
 ) -> Agreed:
+    """What both ends are to be told; CannotMigrate with all that is in the way."""
     faults = [*await check_source(source)]
     faults += await trio.to_thread.run_sync(tls_faults, options.tls)
     here, there = await able_of(source), await end.able()
