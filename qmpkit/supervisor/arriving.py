@@ -21,7 +21,7 @@ from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.supervisor.arrivals import Arrivals
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
-from qmpkit.supervisor.offer import Terms, options_from, ports_from, setting_from
+from qmpkit.supervisor.offer import ReceiveTerms, options_from, ports_from, setting_from
 
 __all__ = ["Arriving"]
 
@@ -48,7 +48,7 @@ class Arriving:
         kept: Kept,
         machine: Machine,
         end: LocalEnd,
-        terms: Terms | None,
+        terms: ReceiveTerms | None,
         means: Means,
         arrivals: Arrivals,
     ) -> None:

@@ -14,7 +14,7 @@ from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE
 from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.place import Place, to_place
+from qmpkit.operations.migration.place import MovePlace, move_place
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Nic
@@ -22,7 +22,7 @@ from qmpkit.supervisor.declaring import refuse_unsettled
 from qmpkit.supervisor.departures import Whereabouts, place_of, settle
 from qmpkit.supervisor.keeper import Keeper
 from qmpkit.supervisor.moving import move
-from qmpkit.supervisor.offer import Terms
+from qmpkit.supervisor.offer import ReceiveTerms
 from qmpkit.supervisor.record import Leaving
 from qmpkit.supervisor.sending import check_send, send
 
@@ -78,7 +78,7 @@ class Changes(ABC):
         name: str,
         *,
         qemu: str | os.PathLike[str] | None = None,
-        to: str | Place | None = None,
+        to: str | MovePlace | None = None,
         policy: str | Policy = "live",
         options: MigrationOptions | None = None,
         progress: Told | None = None,
@@ -89,7 +89,7 @@ class Changes(ABC):
         one machine is left, which the next supervisor finds.
 
         *to*: another supervisor instead, which keeps it from then on: the name of a farm of
-        this host, "unix:PATH", or a `Place` (`to_place`) on another host.  It finds the disks
+        this host, "unix:PATH", or a `MovePlace` (`move_place`) on another host.  It finds the disks
         where they are here.  When the guest runs there its record here is forgotten, with its
         logs.  MigrationUnknown when the last answer was lost and nobody can be asked: then it
         stands still, and `settle` asks again.
@@ -109,7 +109,7 @@ class Changes(ABC):
             refuse_unsettled(kept)
             return await send(kept, keeper.means, place, policy, options, progress)
 
-    async def migration_faults(self, name: str, to: str | Place) -> tuple[Fault, ...]:
+    async def migration_faults(self, name: str, to: str | MovePlace) -> tuple[Fault, ...]:
         """All that is in the way of its moving there, at both ends; () is fine.
 
         A QEMU waits there for a moment, to tell what its processor has.
@@ -121,7 +121,7 @@ class Changes(ABC):
             return await check_send(kept, place)
 
     async def settle(
-        self, name: str, *, to: str | Place | None = None, here: bool = False
+        self, name: str, *, to: str | MovePlace | None = None, here: bool = False
     ) -> Whereabouts:
         """Find out where a machine is whose move has come to an unknown end, and act on it.
 
@@ -138,7 +138,9 @@ class Changes(ABC):
         async with kept.turn:
             return await settle(kept, keeper.means, place, here=here)
 
-    async def receive(self, stream: trio.abc.Stream, *, terms: Terms | None = None) -> str | None:
+    async def receive(
+        self, stream: trio.abc.Stream, *, terms: ReceiveTerms | None = None
+    ) -> str | None:
         """Take in a machine that another supervisor sends (`migrate` with `to`); its name.
 
         *stream*: its connection.  Without *terms* it is one of this user and host, by a unix
@@ -152,9 +154,9 @@ class Changes(ABC):
     def _kept_machines(self) -> Keeper: ...
 
 
-async def _placed(to: str | Place) -> Place:
-    return to if isinstance(to, Place) else await trio.to_thread.run_sync(to_place, to)
+async def _placed(to: str | MovePlace) -> MovePlace:
+    return to if isinstance(to, MovePlace) else await trio.to_thread.run_sync(move_place, to)
 
 
-async def _placed_of(leaving: Leaving) -> Place:
+async def _placed_of(leaving: Leaving) -> MovePlace:
     return await trio.to_thread.run_sync(place_of, leaving)

@@ -19,7 +19,7 @@ from qmpkit.errors import HostLacks, JournalFailed, QmpkitError
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving
 from qmpkit.operations.block.memory import go_on
-from qmpkit.operations.migration.place import Place, connected, to_place
+from qmpkit.operations.migration.place import MovePlace, connected, move_place
 from qmpkit.operations.migration.remote_end import asked_what_came
 from qmpkit.operations.migration.transfer import finalized
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
@@ -90,12 +90,12 @@ async def source_of(machine: Machine | None) -> Source:
     return Source.SENT if told.get("status") == "completed" else Source.SENDING
 
 
-def place_of(leaving: Leaving) -> Place:
+def place_of(leaving: Leaving) -> MovePlace:
     """Where to ask.  Blocking; SpecInvalid, when its certificates are gone for instance."""
-    return to_place(leaving.place, None if leaving.tls is None else Path(leaving.tls))
+    return move_place(leaving.place, None if leaving.tls is None else Path(leaving.tls))
 
 
-async def whereabouts(kept: Kept, place: Place, source: Source = Source.SENT) -> Whereabouts:
+async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT) -> Whereabouts:
     """Ask at *place* what has come of its move; what it says is told of."""
     assert kept.record.leaving is not None
     outcome = None
@@ -148,7 +148,7 @@ async def _off_the_record(kept: Kept, means: Means) -> None:
             await trio.to_thread.run_sync(discard, folder)
 
 
-async def settle(kept: Kept, means: Means, place: Place, *, here: bool) -> Whereabouts:
+async def settle(kept: Kept, means: Means, place: MovePlace, *, here: bool) -> Whereabouts:
     """See `Supervisor.settle`."""
     machine = None if kept.vm is None else kept.vm.machine
     found = Whereabouts.HERE

@@ -27,7 +27,14 @@ from qmpkit.spec.paths import PATHS, texts_of
 from qmpkit.spec.restart import Restart, restart_faults
 from qmpkit.supervisor.record import Declared, Record
 
-__all__ = ["Offer", "Terms", "file_faults", "offer_from_dict", "offer_to_dict", "options_from"]
+__all__ = [
+    "Offer",
+    "ReceiveTerms",
+    "file_faults",
+    "offer_from_dict",
+    "offer_to_dict",
+    "options_from",
+]
 __all__ += ["offer_faults", "ports_from", "setting_from", "terms_faults"]
 
 _ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -46,7 +53,7 @@ def _folders(value: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
 
 
 @attrs.frozen(kw_only=True)
-class Terms:
+class ReceiveTerms:
     """What a supervisor grants who comes from another host.
 
     `address`: HOST:PORT at which QEMU takes the memory, port 0 being any.  `tls`: the folder
@@ -158,7 +165,7 @@ def _senseless(offer: Offer, disks: object) -> Iterator[Fault]:
     yield from () if offer.health is None else health_faults(offer.health)
 
 
-def terms_faults(spec: MachineSpec, terms: Terms) -> Iterator[Fault]:
+def terms_faults(spec: MachineSpec, terms: ReceiveTerms) -> Iterator[Fault]:
     """What a machine of another host may not have: other files than are allowed, and programs.
 
     Blocking: links are followed.
@@ -202,7 +209,7 @@ def file_faults(spec: MachineSpec) -> Iterator[Fault]:
 _UNNEEDED = ("memory", "resume_from")
 
 
-def options_from(plain: object, terms: Terms | None) -> MigrationOptions:
+def options_from(plain: object, terms: ReceiveTerms | None) -> MigrationOptions:
     """How a peer wants the memory to come; SpecInvalid."""
     table = _table(plain)
     channels, compression = table.get("channels", 0), table.get("compression", "none")

@@ -35,7 +35,7 @@ from qmpkit.supervisor.arrivals import Arrivals, Outcome
 from qmpkit.supervisor.arriving import Arriving
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
-from qmpkit.supervisor.offer import Offer, Terms, file_faults, offer_from_dict, terms_faults
+from qmpkit.supervisor.offer import Offer, ReceiveTerms, file_faults, offer_from_dict, terms_faults
 from qmpkit.supervisor.record import Record
 from qmpkit.supervisor.tending import Tending
 
@@ -73,7 +73,7 @@ class Receiving:
         self._arrivals = arrivals
         self._coming: dict[str, tuple[trio.CancelScope, trio.Event]] = {}
 
-    async def receive(self, stream: trio.abc.Stream, terms: Terms | None) -> str | None:
+    async def receive(self, stream: trio.abc.Stream, terms: ReceiveTerms | None) -> str | None:
         """See `Supervisor.receive`."""
         wire = Wire(stream)
         try:
@@ -84,7 +84,7 @@ class Receiving:
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _converse(self, wire: Wire, terms: Terms | None) -> str | None:
+    async def _converse(self, wire: Wire, terms: ReceiveTerms | None) -> str | None:
         asked = await _next(wire, HELLO)
         if terms is None and "terms" in asked:  # of a command of our own user's
             terms = _terms(asked["terms"])
@@ -129,7 +129,7 @@ class Receiving:
                 return "ended"
         return "discarded"
 
-    async def _take_in(self, wire: Wire, plain: object, terms: Terms | None) -> str | None:
+    async def _take_in(self, wire: Wire, plain: object, terms: ReceiveTerms | None) -> str | None:
         offer = offer_from_dict(plain)
         name = offer.spec.name
         resolution, spec = await self._form(offer, terms)
@@ -157,7 +157,9 @@ class Receiving:
             raise MigrationFailed(name, "its source has asked anew what came of it")
         return None
 
-    async def _form(self, offer: Offer, terms: Terms | None) -> tuple[Resolution, MachineSpec]:
+    async def _form(
+        self, offer: Offer, terms: ReceiveTerms | None
+    ) -> tuple[Resolution, MachineSpec]:
         """What it is started as, and what it is then; SpecInvalid with all that is in the way."""
         spec, name = offer.spec, offer.spec.name
         faults = [_taken(name)] if name in self._machines else []
@@ -183,7 +185,12 @@ class Receiving:
         return resolution, wanted
 
     async def _until_it_runs(
-        self, wire: Wire, kept: Kept, resolution: Resolution, offer: Offer, terms: Terms | None
+        self,
+        wire: Wire,
+        kept: Kept,
+        resolution: Resolution,
+        offer: Offer,
+        terms: ReceiveTerms | None,
     ) -> None:
         async with self._begun(kept, resolution) as (start, machine):
             await self._put_on_record(kept, start)
@@ -260,11 +267,11 @@ def _taken(name: str) -> Fault:
     return Fault("name", f"there is a machine {name!r} here", "rename one of the two")
 
 
-def _terms(plain: object) -> Terms:
+def _terms(plain: object) -> ReceiveTerms:
     try:
         if isinstance(plain, Mapping):
             known: dict[str, Any] = {key: plain[key] for key in ("address", "tls", "allow")}
-            return Terms(**known)
+            return ReceiveTerms(**known)
     except (KeyError, TypeError, ValueError) as error:
         raise WireLost(f"terms that make no sense: {error}") from error
     raise WireLost("terms that make no sense")

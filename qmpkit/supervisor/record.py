@@ -107,7 +107,7 @@ class Heir:
 class Leaving:
     """The move to another supervisor that is under way: its number, and where to ask about it.
 
-    `place`, `tls`: as `to_place` takes them.
+    `place`, `tls`: as `move_place` takes them.
     """
 
     id: str

@@ -21,7 +21,7 @@ from qmpkit.operations.migration.incoming import generation_of
 from qmpkit.operations.migration.migrate import agreed_on, check_source, migrate
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.place import Place, connected
+from qmpkit.operations.migration.place import MovePlace, connected
 from qmpkit.operations.migration.remote_end import RemoteEnd, greeted
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
@@ -41,7 +41,7 @@ log = logging.getLogger("qmpkit.supervisor")
 async def send(
     kept: Kept,
     means: Means,
-    place: Place,
+    place: MovePlace,
     policy: str | Policy,
     options: MigrationOptions | None,
     told: Told | None,
@@ -78,7 +78,7 @@ async def send(
     return took
 
 
-async def check_send(kept: Kept, place: Place) -> tuple[Fault, ...]:
+async def check_send(kept: Kept, place: MovePlace) -> tuple[Fault, ...]:
     """All that is in the way of its moving there, at both ends: a QEMU waits there for a moment."""
     vm = _up(kept)
     try:
@@ -103,7 +103,7 @@ def _up(kept: Kept) -> VM:
 
 
 @asynccontextmanager
-async def _offered(kept: Kept, vm: VM, place: Place, ident: str) -> AsyncIterator[RemoteEnd]:
+async def _offered(kept: Kept, vm: VM, place: MovePlace, ident: str) -> AsyncIterator[RemoteEnd]:
     """The block in which the other side waits for the guest; it ends with the conversation.
 
     Raises CannotMigrate with what is in the way, here and there; MigrationFailed.
@@ -150,7 +150,7 @@ async def _stays(kept: Kept, means: Means) -> None:
 
 
 async def _asked_at_once(
-    kept: Kept, means: Means, vm: VM, place: Place, unknown: MigrationUnknown
+    kept: Kept, means: Means, vm: VM, place: MovePlace, unknown: MigrationUnknown
 ) -> None:
     """An answer was lost: perhaps no more than that; MigrationUnknown when nobody can tell."""
     found = Whereabouts.UNKNOWN

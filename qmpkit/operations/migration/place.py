@@ -16,7 +16,7 @@ from qmpkit.operations.migration.wire import WireLost
 from qmpkit.process.roots import runtime_of
 from qmpkit.spec.names import machine_name_problem
 
-__all__ = ["MOVES", "Place", "connected", "handshake_done", "to_place"]
+__all__ = ["MOVES", "MovePlace", "connected", "handshake_done", "move_place"]
 
 MOVES = Path(".moves") / "door"
 """Where in its runtime directory a farm's daemon listens for machines that come."""
@@ -28,7 +28,7 @@ _FORMS = "a farm of this host, unix:PATH or tls://HOST:PORT"
 
 
 @attrs.frozen(kw_only=True)
-class Place:
+class MovePlace:
     """Another supervisor: the daemon of `farm`, who listens at `path`, or at `host` and `port`.
 
     `tls`: for another host, the folder of certificates that QEMU takes too.
@@ -61,10 +61,10 @@ class Place:
         return attrs.evolve(given, way=way, address=address, tls=tls)
 
 
-def to_place(text: str, tls: Path | None = None) -> Place:
+def move_place(text: str, tls: Path | None = None) -> MovePlace:
     """The place that *text* names; SpecInvalid with all that is wrong with it.  Blocking."""
     faults: list[Fault] = []
-    place = Place(tls=None if tls is None else tls.absolute())
+    place = MovePlace(tls=None if tls is None else tls.absolute())
     if text.startswith("unix:"):
         place = attrs.evolve(place, path=Path(text.removeprefix("unix:")).absolute())
     elif "://" in text:
@@ -87,7 +87,7 @@ def to_place(text: str, tls: Path | None = None) -> Place:
     return place
 
 
-def _of_url(text: str, place: Place) -> Place:
+def _of_url(text: str, place: MovePlace) -> MovePlace:
     try:
         url = urlsplit(text)
         if url.scheme == "tls" and not url.path and not url.query and url.username is None:
@@ -97,7 +97,7 @@ def _of_url(text: str, place: Place) -> Place:
     return place
 
 
-async def connected(place: Place) -> trio.abc.Stream:
+async def connected(place: MovePlace) -> trio.abc.Stream:
     """A stream to who waits there; WireLost when nobody does, or TLS finds another than it should.
 
     Cancelled, nothing is left.
@@ -115,7 +115,7 @@ async def connected(place: Place) -> trio.abc.Stream:
         raise WireLost(f"nobody waits at {place}: {error}") from error
 
 
-def _path(place: Place) -> Path:
+def _path(place: MovePlace) -> Path:
     if place.path is not None:
         return place.path
     runtime = runtime_of(place.farm)
@@ -127,8 +127,8 @@ def _path(place: Place) -> Path:
     return runtime / MOVES
 
 
-async def _by_tls(place: Place) -> trio.abc.Stream:
-    assert place.tls is not None, "which `to_place` has made sure"
+async def _by_tls(place: MovePlace) -> trio.abc.Stream:
+    assert place.tls is not None, "which `move_place` has made sure"
     context = await trio.to_thread.run_sync(tls_context, place.tls, "client")
     tcp = await trio.open_tcp_stream(place.host, place.port)
     stream = trio.SSLStream(tcp, context, server_hostname=place.host)

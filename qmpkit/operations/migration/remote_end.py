@@ -22,7 +22,7 @@ from qmpkit.operations.migration.errors import (
     NotArrived,
 )
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.place import Place
+from qmpkit.operations.migration.place import MovePlace
 from qmpkit.operations.migration.ways import Route, dialled
 from qmpkit.operations.migration.wire import ANSWER, PROTOCOL, Refused, Wire, WireLost
 from qmpkit.operations.steps import STEP_GRACE
@@ -51,7 +51,7 @@ async def asked_what_came(wire: Wire, ident: str) -> str:
 class RemoteEnd:
     """An `End` at *place* for the machine *name*, by a conversation that has begun."""
 
-    def __init__(self, wire: Wire, place: Place, name: str) -> None:
+    def __init__(self, wire: Wire, place: MovePlace, name: str) -> None:
         self.has_arrived = False
         self._wire = wire
         self._place = place
