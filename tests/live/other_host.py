@@ -52,7 +52,10 @@ def other_host() -> Iterator[OtherHost]:
         _ip("link", "add", host.name, "type", "veth", "peer", "name", "eth0", "netns", host.name)
         _ip("addr", "add", f"{host.ours}/24", "dev", host.name)
         _ip("link", "set", host.name, "up")
-        for words in (["addr", "add", f"{host.address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
+        for words in (
+            ["addr", "add", f"{host.address}/24", "dev", "eth0"],
+            ["link", "set", "eth0", "up"],
+        ):
             subprocess.run(host.inside("ip", *words), check=True)
         subprocess.run(host.inside("ip", "link", "set", "lo", "up"), check=True)
         yield host
@@ -100,9 +103,9 @@ async def receiver(
             if process.returncode is None:
                 process.terminate()
             await process.wait()
-        subprocess.run(
-            [*COMMAND, "down", "--farm", FAR, "--grace", "0"], check=False, capture_output=True
-        )
+        with trio.move_on_after(20, shield=True):
+            down = [*COMMAND, "down", "--farm", FAR, "--grace", "0"]
+            await trio.run_process(down, check=False, capture_stdout=True, capture_stderr=True)
 
 
 async def _drained(process: trio.Process) -> None:

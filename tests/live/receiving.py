@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
+import trio.testing
 
 from qmpkit import Supervisor
+from qmpkit.operations.migration.wire import Wire, WireLost
 from qmpkit.supervisor.kept import Kept
 from tests.live.blocks import write
 from tests.live.kept import count
 from tests.live.migrating import went_on
 
-__all__ = ["Serve", "door", "end_both", "other", "runs_on", "told"]
+__all__ = ["Cut", "Serve", "door", "end_both", "other", "runs_on", "told"]
 
 Serve = Callable[[trio.abc.Stream], Awaitable[object]]
 
@@ -69,3 +71,42 @@ async def end_both() -> None:
             for machine in list(supervisor.kept):
                 await supervisor.declare(machine, "stopped")
                 await supervisor.forget(machine)
+
+
+class Cut:
+    """A cable to *serve* that breaks at one *ask*: before it is there, or before its answer is.
+
+    `is_deaf`: nobody is heard from then on.
+    """
+
+    def __init__(self, serve: Serve, ask: str, *, passes: bool, deaf: bool = False) -> None:
+        self.has_cut = False
+        self.is_deaf = False
+        self._serve = serve
+        self._ask = ask
+        self._passes = passes
+        self._deaf = deaf
+
+    async def __call__(self, stream: trio.abc.Stream) -> None:
+        if self.is_deaf:
+            await stream.aclose()
+            return
+        ours, theirs = trio.testing.memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve, theirs)
+            with suppress(WireLost):
+                await self._carry(Wire(stream), Wire(ours))
+            await trio.aclose_forcefully(ours)
+            await trio.aclose_forcefully(stream)
+
+    async def _carry(self, peer: Wire, daemon: Wire) -> None:
+        while True:
+            asked = await peer.receive()
+            is_here = asked.get("ask") == self._ask and not self.has_cut
+            if not is_here or self._passes:
+                await daemon.send(asked)
+                answer = await daemon.receive()
+            if is_here:
+                self.has_cut, self.is_deaf = True, self._deaf
+                return
+            await peer.send(answer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,13 @@ import trio
 import trustme
 
 import qmpkit
-from qmpkit import CannotMigrate, MigrationFailed, SpecInvalid
-from qmpkit.testing.leaks import leaks
+from qmpkit.testing import guests
 from tests.live.commands import COMMAND
 from tests.live.kept import Places, lab
 from tests.live.migrating import counting
 from tests.live.other_host import FAR, certificates, other_host, receiver
-from tests.live.receiving import end_both, runs_on
-from tests.sizes import LONG, NEWEST
+from tests.live.receiving import runs_on
+from tests.sizes import NEWEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
 
@@ -34,7 +32,7 @@ async def test_to_another_host(qemu: str, places: Places, tmp_path: Path) -> Non
         theirs = certificates(tmp_path / "theirs", ca, host.address)
         ours = certificates(tmp_path / "ours", ca, "here.example")
         spec = counting(qemu, tmp_path)
-        folders = (tmp_path, Path(qemu).parent.parent, Path(str(spec.firmware)).parent)
+        folders = (tmp_path, Path(qemu).parent.parent, guests.build_kvm_tiny().parent)
         async with lab() as here, receiver(host, theirs, *folders) as url:
             kept = await here.ensure(spec)
             had = await runs_on(kept, 0)
