@@ -13,10 +13,10 @@ from qmpkit import Supervisor
 from qmpkit.operations.migration.wire import Wire, WireLost
 from qmpkit.supervisor.kept import Kept
 from tests.live.blocks import write
-from tests.live.kept import count
+from tests.live.kept import Places, count
 from tests.live.migrating import went_on
 
-__all__ = ["Cut", "Serve", "door", "end_both", "other", "runs_on", "told"]
+__all__ = ["Cut", "Serve", "door", "end_both", "one_left", "other", "runs_on", "told"]
 
 Serve = Callable[[trio.abc.Stream], Awaitable[object]]
 
@@ -53,6 +53,14 @@ async def runs_on(kept: Kept, had: int) -> int:
     await kept.vm.console.reader().expect(".")
     await write(kept.vm, "disk0", 1, 6)
     return now
+
+
+async def one_left(places: Places, here: Supervisor, there: Supervisor) -> Supervisor:
+    """Wait until one of the two has the machine: who does not may hear of it a moment later."""
+    with trio.fail_after(20):
+        while len(here.kept) + len(there.kept) != 1 or len(places.qemus()) != 1:  # noqa: ASYNC110
+            await trio.sleep(0.02)
+    return here if here.kept else there
 
 
 async def told(supervisor: Supervisor, machine: str) -> list[str]:

@@ -19,7 +19,7 @@ from tests.live.commands import said
 from tests.live.dying import STEPS
 from tests.live.kept import Places, end_all, lab
 from tests.live.migrating import SLOW, counting
-from tests.live.receiving import door, end_both, other, runs_on
+from tests.live.receiving import door, end_both, one_left, other, runs_on
 from tests.sizes import MOVE_KILLS, NEWEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
@@ -80,14 +80,7 @@ async def test_the_source_dies_between_any_two_steps(
                 done = await trio.run_process(command, capture_stdout=True, check=False)
                 last, deaths = last + _EVERY, deaths + (done.returncode != 0)
                 async with lab() as here:
-                    is_there = "mover" in there.kept
-                    with trio.fail_after(20):
-                        while len(places.qemus()) != 1:  # noqa: ASYNC110
-                            await trio.sleep(0.02)
-                    with trio.fail_after(20):  # its other side may still see that it has gone
-                        while len(here.kept) + len(there.kept) != 1:  # noqa: ASYNC110
-                            await trio.sleep(0.02)
-                    is_there = "mover" in there.kept
+                    is_there = await one_left(places, here, there) is there
                     kept = (there if is_there else here).kept["mover"]
                     had = await runs_on(kept, had)
                     assert kept.record.leaving is None and kept.end is None
