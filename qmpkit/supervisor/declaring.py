@@ -29,7 +29,7 @@ from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.record import Declared, Record, Wanted, digest_of
 from qmpkit.supervisor.tending import Tending
 
-__all__ = ["Declaring", "known_in", "whose"]
+__all__ = ["Declaring", "known_in", "refuse_unsettled", "whose"]
 
 LOOKS = 8
 """Specs that are looked at together: of hundreds the first is to start while others are."""
@@ -79,6 +79,7 @@ class Declaring:
                 return await self._make(wanted, wait)
             async with kept.turn:
                 if self._machines.get(name) is kept:
+                    refuse_unsettled(kept)
                     await self._ensure_known(kept, wanted, wait)
                     return kept
 
@@ -91,6 +92,8 @@ class Declaring:
             raise SpecInvalid([Fault("", f"cannot be declared {state!r}", known)], whose(name))
         kept = known_in(self._machines, name)
         async with kept.turn:
+            if state != "stopped":
+                refuse_unsettled(kept)
             kept.grace = powerdown_grace
             wanted = attrs.evolve(kept.record, declared=state)
             await self._change(kept, wanted, None)
@@ -251,6 +254,14 @@ def known_in(machines: Mapping[str, Kept], name: str) -> Kept:
 
 def _is_true(kept: Kept, state: Declared) -> bool:
     return state != "stopped" and kept.state == state
+
+
+def refuse_unsettled(kept: Kept) -> None:
+    """Raise SpecInvalid for one that may run at another supervisor by now."""
+    if (leaving := kept.record.leaving) is not None:
+        message = f"nobody knows yet what came of its move to {leaving.place}"
+        hint = f"`qmpkit migrate {kept.name} --settle` asks"
+        raise SpecInvalid([Fault("", message, hint)], whose(kept.name))
 
 
 def whose(name: str) -> str:

@@ -51,7 +51,8 @@ HandOver = Callable[[], Awaitable[None]]
 class Means:
     """What the lives of a supervisor's machines share.
 
-    `home`: where a machine that is started has its sockets and logs.  `patience`: seconds
+    `home`: where a machine that is started has its sockets and logs.  `forget`: takes one off
+    the record that another supervisor has.  `patience`: seconds
     that a monitor is given to answer at an adoption.
     """
 
@@ -60,6 +61,7 @@ class Means:
     journal: Journal
     machines: Mapping[str, Kept]
     home: Callable[[str], Home]
+    forget: Callable[[Kept], Awaitable[None]]
     gate: Gate
     shelf: Shelf
     options: LaunchOptions
