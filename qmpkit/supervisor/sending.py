@@ -54,7 +54,7 @@ async def send(
         place=str(place),
         tls=None if place.tls is None else str(place.tls),
     )
-    kept.is_moving = True
+    kept.is_moving, is_there = True, False
     try:
         async with _offered(kept, vm, place, leaving.id) as end:
             try:
@@ -62,19 +62,19 @@ async def send(
                 took = await migrate(vm.machine, end, policy=policy, options=options, told=told)
             except MigrationUnknown as unknown:
                 await _asked_at_once(kept, means, vm, place, unknown)
-                took = Migrated(0.0, 0.0, 0, 0)
+                is_there, took = True, Migrated(0.0, 0.0, 0, 0)
             except BaseException:
-                if not end.has_arrived:  # cancelled a moment later, it is there all the same
+                if not end.has_arrived:
                     with trio.move_on_after(STEP_GRACE, shield=True):
                         await _stays(kept, means)
-                    raise
-                with trio.move_on_after(STEP_GRACE, shield=True):
-                    await left(kept, means)
                 raise
+            finally:
+                is_there = is_there or end.has_arrived
     finally:
+        if is_there:  # cancelled a moment later, it is there all the same
+            await left(kept, means)
         kept.is_moving = False
         kept.notify()
-    await left(kept, means)
     return took
 
 
@@ -119,7 +119,7 @@ async def _offered(kept: Kept, vm: VM, place: MovePlace, ident: str) -> AsyncIte
     async with AsyncExitStack() as stack:
         stack.push_async_callback(wire.close)
         try:
-            await greeted(wire)
+            await greeted(wire, place)
             await stack.enter_async_context(end.offered(offer))
         except (WireLost, Refused) as lost:
             raise _either(kept, faults, MigrationFailed(kept.name, f"{place}: {lost}")) from lost

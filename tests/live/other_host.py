@@ -103,9 +103,10 @@ async def receiver(
             if process.returncode is None:
                 process.terminate()
             await process.wait()
-        with trio.move_on_after(20, shield=True):
-            down = [*COMMAND, "down", "--farm", FAR, "--grace", "0"]
-            await trio.run_process(down, check=False, capture_stdout=True, capture_stderr=True)
+        for words in (["stop", "--grace", "0"], ["rm"]):
+            with trio.move_on_after(20, shield=True):
+                ended = [*COMMAND, *words, "--farm", FAR, "mover"]
+                await trio.run_process(ended, check=False, capture_stdout=True, capture_stderr=True)
 
 
 async def _drained(process: trio.Process) -> None:

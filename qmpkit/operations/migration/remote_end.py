@@ -24,7 +24,7 @@ from qmpkit.operations.migration.errors import (
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.place import MovePlace
 from qmpkit.operations.migration.ways import Route, dialled
-from qmpkit.operations.migration.wire import ANSWER, PROTOCOL, Refused, Wire, WireLost
+from qmpkit.operations.migration.wire import ANSWER, PROTOCOL, NotAsked, Refused, Wire, WireLost
 from qmpkit.operations.steps import STEP_GRACE
 
 __all__ = ["RemoteEnd", "asked_what_came", "greeted"]
@@ -35,16 +35,20 @@ BEAT = 5.0
 _GOODBYE = 3.0
 
 
-async def greeted(wire: Wire) -> None:
+async def greeted(wire: Wire, place: MovePlace) -> None:
     """Both speak the same conversation, or WireLost says which."""
-    found = (await wire.ask("hello", protocol=PROTOCOL)).get("protocol")
+    try:
+        found = (await wire.ask("hello", protocol=PROTOCOL)).get("protocol")
+    except WireLost as lost:  # TLS 1.3 has a client know only now
+        hint = "; perhaps it does not know our certificate: it says so there" if place.host else ""
+        raise WireLost(f"{lost.why}{hint}") from lost
     if found != PROTOCOL:
         raise WireLost(f"the other side speaks conversation {found}, and this one {PROTOCOL}")
 
 
-async def asked_what_came(wire: Wire, ident: str) -> str:
+async def asked_what_came(wire: Wire, place: MovePlace, ident: str) -> str:
     """What has come of a move, as its destination knows: "runs", "ran", "ended", "discarded"."""
-    await greeted(wire)
+    await greeted(wire, place)
     return str((await wire.ask("settle", id=ident)).get("outcome"))
 
 
@@ -80,9 +84,12 @@ class RemoteEnd:
     async def _beat(self) -> None:
         while True:
             await trio.sleep(BEAT)
-            if self._is_deciding:
-                return
-            await self._ask("beat")
+            try:
+                await self._ask("beat")
+            except MigrationFailed:
+                if self._is_deciding:  # by now it is over, or `run` says what came of it
+                    return
+                raise
 
     async def _ask(self, what: str, /, patience: float = ANSWER, **more: Any) -> dict[str, Any]:
         try:
@@ -159,6 +166,8 @@ class RemoteEnd:
         self._is_deciding = True
         try:
             answer = await self._wire.ask("run", runs=runs, patience=2 * STEP_GRACE)
+        except NotAsked as lost:
+            raise self.has_ended() from lost
         except WireLost as lost:
             raise MigrationUnknown(self._name, lost.why, str(self._place)) from lost
         except Refused as refused:
