@@ -86,7 +86,10 @@ def certificates(
 async def receiver(
     host: OtherHost, tls: Path, *allow: Path, words: tuple[str, ...] = ()
 ) -> AsyncIterator[str]:
-    """`qmpkit receive` of the farm FAR over there; where it is, as `migrate` takes it."""
+    """`qmpkit receive` of the farm FAR over there; where it is, as `migrate` takes it.
+
+    The daemon that it starts, and what that keeps, end with the test's `places`.
+    """
     argv = [*COMMAND, "receive", "--farm", FAR, "--listen", f"{host.address}:4455"]
     argv += ["--tls", str(tls), *(f"--allow={folder}" for folder in allow), *words]
     process = await trio.lowlevel.open_process(
@@ -103,10 +106,6 @@ async def receiver(
             if process.returncode is None:
                 process.terminate()
             await process.wait()
-        for words in (["stop", "--grace", "0"], ["rm"]):
-            with trio.move_on_after(20, shield=True):
-                ended = [*COMMAND, *words, "--farm", FAR, "mover"]
-                await trio.run_process(ended, check=False, capture_stdout=True, capture_stderr=True)
 
 
 async def _drained(process: trio.Process) -> None:
