@@ -97,12 +97,12 @@ def place_of(leaving: Leaving) -> MovePlace:
 
 async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT) -> Whereabouts:
     """Ask at *place* what has come of its move; what it says is told of."""
-    assert kept.record.leaving is not None
-    outcome = None
+    leaving, outcome = kept.record.leaving, None
+    assert leaving is not None
     try:
         with trio.fail_after(_PATIENCE):
             async with await connected(place) as stream:
-                outcome = await asked_what_came(Wire(stream), place, kept.record.leaving.id)
+                outcome = await asked_what_came(Wire(stream), place, leaving.id, leaving.who)
     except (WireLost, Refused, QmpkitError) as lost:
         log.warning("machine %r: %s says nothing of its move: %s", kept.name, place, lost)
     except trio.TooSlowError:

@@ -49,16 +49,12 @@ async def send(
     """See `Supervisor.migrate`."""
     vm = _up(kept)
     options = place.options(options or MigrationOptions())
-    leaving = Leaving(
-        id=secrets.token_hex(16),
-        place=str(place),
-        tls=None if place.tls is None else str(place.tls),
-    )
+    ident = secrets.token_hex(16)
     kept.is_moving, is_there = True, False
     try:
-        async with _offered(kept, vm, place, leaving.id) as end:
+        async with _offered(kept, vm, place, ident) as end:
             try:
-                await _on_record(kept, means, leaving)
+                await _on_record(kept, means, _leaving(ident, place, end.who))
                 took = await migrate(vm.machine, end, policy=policy, options=options, told=told)
             except MigrationUnknown as unknown:
                 await _asked_at_once(kept, means, vm, place, unknown)
@@ -134,6 +130,11 @@ def _either(kept: Kept, faults: list[Fault], failed: MigrationFailed) -> Excepti
     if not faults:
         return failed
     return CannotMigrate(kept.name, [*faults, Fault("to", failed.why)])
+
+
+def _leaving(ident: str, place: MovePlace, who: str) -> Leaving:
+    tls = None if place.tls is None else str(place.tls)
+    return Leaving(id=ident, place=str(place), who=who, tls=tls)
 
 
 async def _on_record(kept: Kept, means: Means, leaving: Leaving) -> None:

@@ -68,6 +68,8 @@ def _to_another_farm(shell: Shell) -> None:
     said = shell.run(*move, "nowhere", "--check", status=2)
     assert "to: nowhere: farm 'nowhere' has no daemon that runs" in said
     assert "in clear" in shell.run(*move, "tls://host:1", status=2)
+    said = shell.run("receive", "--listen", "here", "--tls", "/no/folder", status=2)
+    assert "is not ADDRESS:PORT" in said and "ca-cert.pem is not there" in said
     assert "was not moving" in shell.run("migrate", "mover", "--farm", "lab", "--settle", status=2)
     said = shell.run(*move, "other")
     assert said.startswith("mover has migrated to other; its guest stood still for 0.")

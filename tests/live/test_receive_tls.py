@@ -66,6 +66,7 @@ async def test_to_another_host(qemu: str, places: Places, tmp_path: Path) -> Non
                 assert _there(places) == ["up"]
 
 
+@pytest.mark.bound(240)
 @pytest.mark.skipif(not LONG, reason="a minute of waiting for what has vanished: --long")
 async def test_the_cable_is_pulled(qemu: str, places: Places, tmp_path: Path) -> None:
     """Nobody closes a connection: both sides notice that the other is silent."""

@@ -46,17 +46,27 @@ async def greeted(wire: Wire, place: MovePlace) -> None:
         raise WireLost(f"the other side speaks conversation {found}, and this one {PROTOCOL}")
 
 
-async def asked_what_came(wire: Wire, place: MovePlace, ident: str) -> str:
-    """What has come of a move, as its destination knows: "runs", "ran", "ended", "discarded"."""
+async def asked_what_came(wire: Wire, place: MovePlace, ident: str, who: str) -> str:
+    """What has come of a move, as its destination knows: "runs", "ran", "ended", "discarded".
+
+    WireLost too when it is not *who* the machine was moving to.
+    """
     await greeted(wire, place)
-    return str((await wire.ask("settle", id=ident)).get("outcome"))
+    told = await wire.ask("settle", id=ident)
+    if told.get("who") != who:
+        raise WireLost("another supervisor answers there, or one that has lost its memory")
+    return str(told.get("outcome"))
 
 
 class RemoteEnd:
-    """An `End` at *place* for the machine *name*, by a conversation that has begun."""
+    """An `End` at *place* for the machine *name*, by a conversation that has begun.
+
+    `has_arrived`: its guest is there.  `who`: the mark of the supervisor that it was offered to.
+    """
 
     def __init__(self, wire: Wire, place: MovePlace, name: str) -> None:
         self.has_arrived = False
+        self.who = ""
         self._wire = wire
         self._place = place
         self._name = name
@@ -71,8 +81,8 @@ class RemoteEnd:
 
         Raises CannotMigrate with all that is in the way there, MigrationFailed.
         """
-        able = await self._ask("offer", offer=offer, patience=2 * ANSWER)
-        self._able = _able(able)
+        found = await self._ask("offer", offer=offer, patience=2 * ANSWER)
+        self._able, self.who = _able(found), str(found.get("who"))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._beat)
