@@ -131,7 +131,7 @@ MOVE_CUTS = (
     if LONG
     else (("set_up", True), ("loaded", False))
 )
-MOVE_KILLS = size(ci=3, long=100)  # SIGKILLs of a supervisor between two steps of one
+MOVE_KILLS = size(ci=2, long=100)  # SIGKILLs of a supervisor between two steps of one
 
 # Saved machines
 RAM_FORMS = ("plain", "packed", "mapped") if LONG else ("mapped",)  # packed is tried elsewhere

@@ -114,9 +114,9 @@ class Arriving:
 
     async def _set_up(self, asked: dict[str, Any]) -> dict[str, Any]:
         self._must(self._options is None, "set_up")
-        self._options = options_from(asked.get("options"), self._terms)
-        setting = setting_from(asked.get("capabilities"))
-        await self._end.set_up(setting, self._options, ())
+        options = options_from(asked.get("options"), self._terms)
+        await self._end.set_up(setting_from(asked.get("capabilities")), options, ())
+        self._options = options
         return {}
 
     async def _listen(self, _: dict[str, Any]) -> dict[str, Any]:

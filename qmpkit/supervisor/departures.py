@@ -96,12 +96,12 @@ def place_of(leaving: Leaving) -> MovePlace:
 
 async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT) -> Whereabouts:
     """Ask at *place* what has come of its move; what it says is told of."""
-    assert kept.record.leaving is not None
-    outcome = None
+    leaving, outcome = kept.record.leaving, None
+    assert leaving is not None
     try:
         with trio.fail_after(_PATIENCE):
             async with await connected(place) as stream:
-                outcome = await asked_what_came(Wire(stream), kept.record.leaving.id)
+                outcome = await asked_what_came(Wire(stream), place, leaving.id, leaving.who)
     except (WireLost, Refused, QmpkitError) as lost:
         log.warning("machine %r: %s says nothing of its move: %s", kept.name, place, lost)
     except trio.TooSlowError:
@@ -130,11 +130,15 @@ async def gone_on(kept: Kept, means: Means, machine: Machine) -> None:
 
 
 async def left(kept: Kept, means: Means) -> None:
-    """It is with the other supervisor: wait until its task is done, and forget it."""
+    """It is with the other supervisor: wait until its task is done, and forget it.
+
+    A cancellation waits for that; were it not done in time, the next supervisor asks again.
+    """
     kept.has_left, kept.is_moving = True, False
     kept.notify()
-    await kept.until(lambda: not kept.tended)
-    await _off_the_record(kept, means)
+    with trio.move_on_after(STEP_GRACE, shield=True):
+        await kept.until(lambda: not kept.tended)
+        await _off_the_record(kept, means)
 
 
 async def _off_the_record(kept: Kept, means: Means) -> None:

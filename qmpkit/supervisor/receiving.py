@@ -96,7 +96,8 @@ class Receiving:
         await wire.send({"ok": {"protocol": PROTOCOL}})
         asked = await _next(wire, HELLO)
         if asked.get("ask") == "settle":
-            await wire.send({"ok": {"outcome": await self.outcome(str(asked.get("id")))}})
+            outcome = await self.outcome(str(asked.get("id")))
+            await wire.send({"ok": {"outcome": outcome, "who": await self._arrivals.who()}})
             return None
         if asked.get("ask") != "offer":
             raise WireLost(f"it offers nothing, but asks {asked.get('ask')!r:.50}")
@@ -196,7 +197,8 @@ class Receiving:
             await self._put_on_record(kept, start)
             end = LocalEnd(Incoming(machine, kept.spec))
             with end.watched():
-                await wire.send({"ok": attrs.asdict(await able_of(machine))})
+                who = await self._arrivals.who()
+                await wire.send({"ok": {**attrs.asdict(await able_of(machine)), "who": who}})
                 coming = Arriving(wire, kept, machine, end, terms, self._means, self._arrivals)
                 await coming.served()
 

@@ -107,11 +107,13 @@ class Heir:
 class Leaving:
     """The move to another supervisor that is under way: its number, and where to ask about it.
 
-    `place`, `tls`: as `move_place` takes them.
+    `place`, `tls`: as `move_place` takes them.  `who`: the other supervisor's own mark; what
+    another one says there means nothing.
     """
 
     id: str
     place: str
+    who: str
     tls: str | None = None
 
 

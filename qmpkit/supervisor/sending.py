@@ -49,32 +49,28 @@ async def send(
     """See `Supervisor.migrate`."""
     vm = _up(kept)
     options = place.options(options or MigrationOptions())
-    leaving = Leaving(
-        id=secrets.token_hex(16),
-        place=str(place),
-        tls=None if place.tls is None else str(place.tls),
-    )
-    kept.is_moving = True
+    ident = secrets.token_hex(16)
+    kept.is_moving, is_there = True, False
     try:
-        async with _offered(kept, vm, place, leaving.id) as end:
+        async with _offered(kept, vm, place, ident) as end:
             try:
-                await _on_record(kept, means, leaving)
+                await _on_record(kept, means, _leaving(ident, place, end.who))
                 took = await migrate(vm.machine, end, policy=policy, options=options, told=told)
             except MigrationUnknown as unknown:
                 await _asked_at_once(kept, means, vm, place, unknown)
-                took = Migrated(0.0, 0.0, 0, 0)
+                is_there, took = True, Migrated(0.0, 0.0, 0, 0)
             except BaseException:
-                if not end.has_arrived:  # cancelled a moment later, it is there all the same
+                if not end.has_arrived:
                     with trio.move_on_after(STEP_GRACE, shield=True):
                         await _stays(kept, means)
-                    raise
-                with trio.move_on_after(STEP_GRACE, shield=True):
-                    await left(kept, means)
                 raise
+            finally:
+                is_there = is_there or end.has_arrived
     finally:
+        if is_there:  # cancelled a moment later, it is there all the same
+            await left(kept, means)
         kept.is_moving = False
         kept.notify()
-    await left(kept, means)
     return took
 
 
@@ -119,7 +115,7 @@ async def _offered(kept: Kept, vm: VM, place: MovePlace, ident: str) -> AsyncIte
     async with AsyncExitStack() as stack:
         stack.push_async_callback(wire.close)
         try:
-            await greeted(wire)
+            await greeted(wire, place)
             await stack.enter_async_context(end.offered(offer))
         except (WireLost, Refused) as lost:
             raise _either(kept, faults, MigrationFailed(kept.name, f"{place}: {lost}")) from lost
@@ -134,6 +130,11 @@ def _either(kept: Kept, faults: list[Fault], failed: MigrationFailed) -> Excepti
     if not faults:
         return failed
     return CannotMigrate(kept.name, [*faults, Fault("to", failed.why)])
+
+
+def _leaving(ident: str, place: MovePlace, who: str) -> Leaving:
+    tls = None if place.tls is None else str(place.tls)
+    return Leaving(id=ident, place=str(place), who=who, tls=tls)
 
 
 async def _on_record(kept: Kept, means: Means, leaving: Leaving) -> None:

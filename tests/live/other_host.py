@@ -86,7 +86,10 @@ def certificates(
 async def receiver(
     host: OtherHost, tls: Path, *allow: Path, words: tuple[str, ...] = ()
 ) -> AsyncIterator[str]:
-    """`qmpkit receive` of the farm FAR over there; where it is, as `migrate` takes it."""
+    """`qmpkit receive` of the farm FAR over there; where it is, as `migrate` takes it.
+
+    The daemon that it starts, and what that keeps, end with the test's `places`.
+    """
     argv = [*COMMAND, "receive", "--farm", FAR, "--listen", f"{host.address}:4455"]
     argv += ["--tls", str(tls), *(f"--allow={folder}" for folder in allow), *words]
     process = await trio.lowlevel.open_process(
@@ -103,9 +106,6 @@ async def receiver(
             if process.returncode is None:
                 process.terminate()
             await process.wait()
-        with trio.move_on_after(20, shield=True):
-            down = [*COMMAND, "down", "--farm", FAR, "--grace", "0"]
-            await trio.run_process(down, check=False, capture_stdout=True, capture_stderr=True)
 
 
 async def _drained(process: trio.Process) -> None:

@@ -12,8 +12,9 @@ from qmpkit.testing.leaks import leaks
 from tests.live.kept import Places, lab
 from tests.live.migrating import SLOW, counting
 from tests.live.receiving import door, end_both, other, runs_on, told
+from tests.sizes import LONG, OLDEST
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, *([] if LONG else [pytest.mark.qemus(*OLDEST)])]
 
 
 async def test_there_and_back(qemu: str, places: Places, tmp_path: Path) -> None:

@@ -80,7 +80,10 @@ async def test_what_nobody_can_tell_is_settled_later(
                 assert kept.pid not in places.qemus()
         async with lab() as here:
             assert here.kept["mover"].state == "unknown"
+            stranger = f"unix:{tmp_path / 'stranger'}"
             async with other() as there, door(path, there.receive):
+                async with door(tmp_path / "stranger", here.receive):  # does not know of it
+                    assert await here.settle("mover", to=stranger) is Whereabouts.UNKNOWN
                 found = await here.settle("mover")
                 assert found is (Whereabouts.THERE if runs_there else Whereabouts.HERE)
                 if runs_there:

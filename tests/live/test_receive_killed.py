@@ -24,7 +24,7 @@ from tests.sizes import MOVE_KILLS, NEWEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
 
-_EVERY = 1 if MOVE_KILLS > 50 else 13
+_EVERY = 1 if MOVE_KILLS > 50 else 30
 
 # What a move asks of its QEMU, its entries in the journal, its words to the other side.
 SOURCE = (

@@ -26,7 +26,7 @@ from qmpkit.operations.migration.place import MovePlace
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.storage_there import Door
 from qmpkit.operations.migration.ways import Route, dialled
-from qmpkit.operations.migration.wire import ANSWER, PROTOCOL, Refused, Wire, WireLost
+from qmpkit.operations.migration.wire import ANSWER, PROTOCOL, NotAsked, Refused, Wire, WireLost
 from qmpkit.operations.steps import STEP_GRACE
 
 __all__ = ["RemoteEnd", "asked_what_came", "greeted"]
@@ -37,26 +37,40 @@ BEAT = 5.0
 _GOODBYE = 3.0
 
 
-async def greeted(wire: Wire) -> None:
+async def greeted(wire: Wire, place: MovePlace) -> None:
     """Both speak the same conversation, or WireLost says which."""
-    found = (await wire.ask("hello", protocol=PROTOCOL)).get("protocol")
+    try:
+        found = (await wire.ask("hello", protocol=PROTOCOL)).get("protocol")
+    except WireLost as lost:  # TLS 1.3 has a client know only now
+        hint = "; perhaps it does not know our certificate: it says so there" if place.host else ""
+        raise WireLost(f"{lost.why}{hint}") from lost
     if found != PROTOCOL:
         raise WireLost(f"the other side speaks conversation {found}, and this one {PROTOCOL}")
 
 
-async def asked_what_came(wire: Wire, ident: str) -> str:
-    """What has come of a move, as its destination knows: "runs", "ran", "ended", "discarded"."""
-    await greeted(wire)
-    return str((await wire.ask("settle", id=ident)).get("outcome"))
+async def asked_what_came(wire: Wire, place: MovePlace, ident: str, who: str) -> str:
+    """What has come of a move, as its destination knows: "runs", "ran", "ended", "discarded".
+
+    WireLost too when it is not *who* the machine was moving to.
+    """
+    await greeted(wire, place)
+    told = await wire.ask("settle", id=ident)
+    if told.get("who") != who:
+        raise WireLost("another supervisor answers there, or one that has lost its memory")
+    return str(told.get("outcome"))
 
 
 class RemoteEnd:
-    """An `End` at *place* for the machine *name*, by a conversation that has begun."""
+    """An `End` at *place* for the machine *name*, by a conversation that has begun.
+
+    `has_arrived`: its guest is there.  `who`: the mark of the supervisor that it was offered to.
+    """
 
     def __init__(self, wire: Wire, place: MovePlace, name: str) -> None:
         self.moves: tuple[DiskMove, ...] = ()
         self.collapse = False
         self.has_arrived = False
+        self.who = ""
         self._wire = wire
         self._place = place
         self._name = name
@@ -71,8 +85,8 @@ class RemoteEnd:
 
         Raises CannotMigrate with all that is in the way there, MigrationFailed.
         """
-        able = await self._ask("offer", offer=offer, patience=2 * ANSWER)
-        self._able = _able(able)
+        found = await self._ask("offer", offer=offer, patience=2 * ANSWER)
+        self._able, self.who = _able(found), str(found.get("who"))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._beat)
@@ -84,9 +98,12 @@ class RemoteEnd:
     async def _beat(self) -> None:
         while True:
             await trio.sleep(BEAT)
-            if self._is_deciding:
-                return
-            await self._ask("beat")
+            try:
+                await self._ask("beat")
+            except MigrationFailed:
+                if self._is_deciding:  # by now it is over, or `run` says what came of it
+                    return
+                raise
 
     async def _ask(self, what: str, /, patience: float = ANSWER, **more: Any) -> dict[str, Any]:
         try:
@@ -174,6 +191,8 @@ class RemoteEnd:
         self._is_deciding = True
         try:
             answer = await self._wire.ask("run", runs=runs, patience=2 * STEP_GRACE)
+        except NotAsked as lost:
+            raise self.has_ended() from lost
         except WireLost as lost:
             raise MigrationUnknown(self._name, lost.why, str(self._place)) from lost
         except Refused as refused:

@@ -15,7 +15,7 @@ import trio
 
 from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
 
-__all__ = ["ANSWER", "PROTOCOL", "Refused", "Wire", "WireLost", "error_of"]
+__all__ = ["ANSWER", "PROTOCOL", "NotAsked", "Refused", "Wire", "WireLost", "error_of"]
 
 PROTOCOL = 1
 """The conversation's number; both sides must speak the same."""
@@ -38,6 +38,10 @@ class WireLost(QmpkitError):
         return self.why
 
 
+class NotAsked(WireLost):
+    """The conversation was over before: nothing of the question has been sent."""
+
+
 class Wire:
     """One conversation over *stream*; a message that is cut off in the middle ends it."""
 
@@ -55,7 +59,7 @@ class Wire:
         """
         async with self._turn:
             if self._torn:
-                raise WireLost(self._torn)
+                raise NotAsked(self._torn)
             self._torn = f"the conversation was broken off at {what!r}"
             try:
                 with trio.fail_after(patience):

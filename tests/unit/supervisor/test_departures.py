@@ -38,8 +38,12 @@ async def test_outcomes_are_remembered(tmp_path: Path) -> None:
     again = Arrivals(path)
     await again.load()
     assert [again.get(it) for it in "0123"] == ["ran", "ended", "ran", None]
-    path.write_text("{")
-    await again.load()
+    who = await arrivals.who()
+    assert who == await again.who() != ""
+    path.write_text("{")  # one that has lost its memory is another one
+    forgetful = Arrivals(path)
+    await forgetful.load()
+    assert forgetful.get("0") is None and await forgetful.who() not in ("", who)
     with pytest.raises(JournalFailed):
         await Arrivals(tmp_path / "no" / "where").put("1", "ran")
 

@@ -160,7 +160,7 @@ def test_options_that_make_no_sense(plain: object) -> None:
 
 
 def test_a_move_is_on_record() -> None:
-    moving = attrs.evolve(RECORD, leaving=Leaving(id=ID, place="tls://h:1", tls="/t"))
+    moving = attrs.evolve(RECORD, leaving=Leaving(id=ID, place="tls://h:1", who="us", tls="/t"))
     for record in (moving, attrs.evolve(RECORD, arriving=ID), attrs.evolve(RECORD, arrived=ID)):
         assert Record.from_json(record.to_json()) == record
     plain = json.loads(RECORD.to_json())
@@ -201,14 +201,16 @@ async def test_a_hostile_conversation_leaves_nothing_behind(
                 nursery.start_soon(_says, ours, line)
                 assert await lab.receive(theirs) is None
                 nursery.cancel_scope.cancel()
-        assert not lab.kept and not [*(state / "machines").iterdir()]
+        assert not lab.kept
         assert [it.name for it in lab.runtime_dir.iterdir()] == [".state"]
         ours, theirs = trio.testing.memory_stream_pair()
         async with trio.open_nursery() as nursery:  # and is deaf to nobody afterwards
             nursery.start_soon(lab.receive, theirs)
             wire = Wire(ours)
             await wire.ask("hello", protocol=PROTOCOL)
-            assert await wire.ask("settle", id=ID) == {"outcome": "discarded"}
+            assert (await wire.ask("settle", id=ID))["outcome"] == "discarded"
+    async with Supervisor("lab", keep=True) as lab:
+        assert not lab.kept
 
 
 async def _says(stream: trio.abc.Stream, line: bytes) -> None:
