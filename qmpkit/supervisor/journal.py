@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 
@@ -29,8 +30,11 @@ __all__ = ["Journal", "Lost", "Ticket", "read_records", "seen_records"]
 FLUSH_GRACE = 10.0
 """Seconds that what has not been written yet may take at the end."""
 
+GATHER = 0.01
+"""Seconds that an entry may wait for others to be written with it, until somebody waits for it."""
+
 SOON = 0.1
-"""Seconds that an entry may wait for others to be written with it, when nobody waits for it."""
+"""The same for one that nobody will wait for."""
 
 TOGETHER = 32
 """Entries that are written with one another at most: the first are not to wait for hundreds."""
@@ -53,8 +57,9 @@ class Lost:
 class Ticket:
     """One entry on its way to the disk."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, hurry: Callable[[], None]) -> None:
         self._path = path
+        self._hurry = hurry
         self._done = trio.Event()
         self._error: OSError | None = None
 
@@ -63,6 +68,7 @@ class Ticket:
 
         Cancelled, it is written all the same.
         """
+        self._hurry()
         await self._done.wait()
         if self._error is not None:
             why = self._error.strerror or str(self._error)
@@ -92,10 +98,8 @@ class Journal:
         return self._queue(record.name, record)
 
     def jot(self, record: Record) -> None:
-        """`post` for what nobody waits for: written with the next entry, or after `SOON`."""
-        self._pending[record.name] = record
-        self._due = self._waiting.deadline = min(self._due, trio.current_time() + SOON)
-        self._busy()
+        """`post` for what nobody waits for."""
+        self._add_to_batch(record.name, record, SOON)
 
     async def put(self, record: Record) -> None:
         """Write *record* and wait until it is safe; JournalFailed when it is not."""
@@ -117,16 +121,20 @@ class Journal:
                     await self._idle.wait()
 
     def _queue(self, name: str, record: Record | None) -> Ticket:
-        ticket = Ticket(self.path)
-        self._pending[name] = record
+        ticket = Ticket(self.path, partial(self._hurry, name))
         self._tickets.append((name, ticket))
-        self._busy()
-        self._wake.set()
+        self._add_to_batch(name, record, GATHER)
         return ticket
 
-    def _busy(self) -> None:
+    def _add_to_batch(self, name: str, record: Record | None, within: float) -> None:
+        self._pending[name] = record
+        self._due = self._waiting.deadline = min(self._due, trio.current_time() + within)
         if self._idle.is_set():
             self._idle = trio.Event()
+
+    def _hurry(self, name: str) -> None:
+        if name in self._pending:  # and not being written
+            self._wake.set()
 
     async def _write(self) -> None:
         while True:
