@@ -21,6 +21,7 @@ from qmpkit.operations.migration.convergence import Copying
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.storage_there import Door
 from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.qmp.errors import CommandRefused
 
 __all__ = ["Mirrors", "mirroring", "set_bitmaps"]
 
@@ -74,10 +75,23 @@ async def mirroring(source: Monitor, moves: Sequence[DiskMove]) -> AsyncIterator
     ids = [move.job for move in moves]
     try:
         async with job_group(source, ids, asked=_ASKED) as jobs:
-            yield Mirrors(source, moves, jobs)
+            try:
+                yield Mirrors(source, moves, jobs)
+            except BaseException:
+                await _cut(source, moves)
+                raise
     finally:
         with trio.move_on_after(STEP_GRACE, shield=True), suppress(*LOST):
             await remove_nodes(source, (move.target for move in moves))
+
+
+async def _cut(source: Monitor, moves: Sequence[DiskMove]) -> None:
+    """End the connections: a destination that hangs would hold up the mirrors, and the guest."""
+    with trio.move_on_after(STEP_GRACE, shield=True), suppress(*LOST):
+        for move in moves:
+            words = {"type": "block-node", "node-name": move.target}
+            with suppress(CommandRefused):  # there is none yet, or none any more
+                await source.execute("yank", {"instances": [words]})
 
 
 def _served(move: DiskMove, door: Door) -> dict[str, Any]:
