@@ -27,7 +27,7 @@ import trio
 
 from qmpkit.errors import HostLacks, MachineDied, MachineGone
 from qmpkit.machine.machine import Machine
-from qmpkit.machine.saved_state import cancel_saving
+from qmpkit.machine.saved_state import cancel_saving, finalized
 from qmpkit.machine.state import State
 from qmpkit.operations.block.memory import go_on
 from qmpkit.operations.errors import JobFailed
@@ -41,7 +41,7 @@ from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameters_of
 from qmpkit.operations.migration.storage import DiskMove
-from qmpkit.operations.migration.transfer import EVENTS, Told, Transfer, finalized
+from qmpkit.operations.migration.transfer import EVENTS, Told, Transfer
 from qmpkit.operations.ports import change_forwards
 from qmpkit.operations.power import resume
 from qmpkit.operations.steps import LOST, STEP_GRACE
