@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 
 from qmpkit.host.chain import walk_chain
-from qmpkit.host.headers import read_header
+from qmpkit.host.headers import has_no_data, read_header
 from qmpkit.images.checking import check
 from qmpkit.images.details import info
 from qmpkit.images.snapshots import delete_snapshot
@@ -34,6 +34,7 @@ from qmpkit.spec.machine import MachineSpec
 
 __all__ = ["own_files", "recover", "settled", "untagged"]
 
+_SECTOR = 512
 _EMPTY = 1 << 20  # bytes that a layer takes at most that nothing was written to
 
 
@@ -84,8 +85,8 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
 def own_files(change: Change) -> list[str]:
     """Of the files that were to be made, those that we have made.  Blocking.
 
-    Before their numbers were written down, only an empty layer or file can be told from one
-    that somebody else has put there meanwhile.
+    Before their numbers were written down, only an image or a file that holds nothing can be
+    told from one that somebody else has put there meanwhile.
     """
     inodes = dict(zip(change.made, change.inodes, strict=False))
     return [file for file in change.made if _is_ours(Path(file), inodes.get(file))]
@@ -96,9 +97,12 @@ def _is_ours(file: Path, inode: int | None) -> bool:
         found = file.lstat()
         if inode is not None:
             return found.st_ino == inode
-        if not found.st_size:
+        if not found.st_size or (not found.st_blocks and not found.st_size % _SECTOR):
             return True
-        return found.st_blocks * 512 <= _EMPTY and bool(read_header(file).backing)
+        if found.st_blocks * 512 > _EMPTY:
+            return False
+        header = read_header(file)
+        return bool(header.backing) or (header.format == "qcow2" and has_no_data(file))
     except OSError:
         return False
 
