@@ -31,8 +31,8 @@ def files_of(kept: Kept) -> list[str]:
 
 async def settled(kept: Kept, folders: list[Path]) -> Path:
     """It has its disks in one of *folders*, and there are no others but those of before."""
-    assert kept.record.change is None and kept.record.heir is None
-    assert kept.vm is not None
+    await kept.until(lambda: kept.vm is not None and kept.record.change is None)
+    assert kept.record.heir is None and kept.vm is not None
     await nothing_left(kept.vm)
     assert not await kept.vm.execute("query-block-exports")
     (now,) = {Path(file).parent for file in files_of(kept)}

@@ -6,6 +6,7 @@ one that does not.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -34,7 +35,7 @@ from qmpkit.spec.machine import MachineSpec
 
 __all__ = ["own_files", "recover", "settled", "untagged"]
 
-_SECTOR = 512
+_BEGINNING = 1 << 16
 _EMPTY = 1 << 20  # bytes that a layer takes at most that nothing was written to
 
 
@@ -97,14 +98,28 @@ def _is_ours(file: Path, inode: int | None) -> bool:
         found = file.lstat()
         if inode is not None:
             return found.st_ino == inode
-        if not found.st_size or (not found.st_blocks and not found.st_size % _SECTOR):
+        if not found.st_size:
             return True
         if found.st_blocks * 512 > _EMPTY:
             return False
         header = read_header(file)
-        return bool(header.backing) or (header.format == "qcow2" and has_no_data(file))
+        if header.format == "qcow2":
+            return bool(header.backing) or has_no_data(file)
+        return not header.format and _is_blank(file)
     except OSError:
         return False
+
+
+def _is_blank(file: Path) -> bool:
+    """Whether a raw image is one hole, but for its beginning, which qemu-img writes."""
+    with file.open("rb") as image:
+        if any(image.read(_BEGINNING)):
+            return False
+        try:
+            os.lseek(image.fileno(), _BEGINNING, os.SEEK_DATA)
+        except OSError as error:
+            return error.errno == errno.ENXIO
+    return False
 
 
 def _are_there(files: Iterable[str]) -> bool:
