@@ -23,9 +23,21 @@ def migrate(
         str | None, Parameter(help="Another QEMU: its path, or a name on PATH. Default: its own.")
     ] = None,
     policy: Annotated[
-        Literal["live", "fast"],
-        Parameter(help="Of a guest that writes too fast: slow it down, or stop it after 5 s."),
+        Literal["live", "fast", "postcopy"],
+        Parameter(
+            help="Of a guest that writes too fast: slow it down, stop it, or run it there first."
+        ),
     ] = "live",
+    deadline: Annotated[
+        Seconds, Parameter(help="With fast: seconds until it is stopped. Default: 5.")
+    ] = None,
+    passes: Annotated[
+        int | None,
+        Parameter(
+            validator=validators.Number(gte=0),
+            help="With postcopy: passes over its memory until it runs there. Default: 1.",
+        ),
+    ] = None,
     way: Annotated[
         Literal["fd", "unix", "tcp", "file"],
         Parameter(help="What its memory goes through; file needs --file."),
@@ -67,6 +79,8 @@ def migrate(
     body: dict[str, Any] = {
         "qemu": qemu,
         "policy": policy,
+        "deadline": deadline,
+        "passes": passes,
         "way": way,
         "file": None if file is None else str(file.absolute()),
         "tls": None if tls is None else str(tls.absolute()),

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from qmpkit.errors import Fault, MachineGone, SpecInvalid
-from qmpkit.operations.migration.convergence import Round, policy_of
+from qmpkit.operations.migration.convergence import Round, adjusted, policy_of
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.server.answers import answer
 from qmpkit.server.bodies import Keys, read_object
@@ -33,7 +33,7 @@ _OPTIONS: Keys = {
     "channels": int,
     "compression": str,
 }
-_KEYS: Keys = {"qemu": str, "policy": str, **_OPTIONS}
+_KEYS: Keys = {"qemu": str, "policy": str, "deadline": _NUMBER, "passes": int, **_OPTIONS}
 
 
 class MigrateApi:
@@ -66,7 +66,8 @@ class MigrateApi:
         name = self._find(request).name
         asked = await read_object(request, _KEYS)
         options = MigrationOptions(**{key: asked[key] for key in _OPTIONS if key in asked})
-        policy = asked.get("policy", "live")
+        numbers = {key: asked[key] for key in ("deadline", "passes") if key in asked}
+        policy = adjusted(asked.get("policy", "live"), **numbers)
         policy_of(policy, options.downtime, options.max_downtime)  # refused at once
         qemu = _absolute(asked.get("qemu"))
 

@@ -34,12 +34,14 @@ class Agreed:
     faults: tuple[Fault, ...] = ()
 
 
-def wanted_capabilities(options: MigrationOptions, *, throttled: bool, runs: bool) -> set[str]:
+def wanted_capabilities(
+    options: MigrationOptions, *, throttled: bool, runs: bool, postcopies: bool = False
+) -> set[str]:
     """The capabilities that a migration is to have.
 
     *throttled*: the guest may be slowed down until it converges.  *runs*: it does; of one
     that stands still, the destination takes the images with the memory, for nothing else
-    makes QEMU 7.2 take them.
+    makes QEMU 7.2 take them.  *postcopies*: it may run there before its memory has come.
     """
     wanted = {"events", "pause-before-switchover"}
     if options.way != "file":
@@ -50,6 +52,8 @@ def wanted_capabilities(options: MigrationOptions, *, throttled: bool, runs: boo
         wanted.add("multifd")
     if throttled:
         wanted.add("auto-converge")
+    if postcopies:
+        wanted.add("postcopy-ram")
     if runs:
         wanted.add("late-block-activate")
     return wanted

@@ -16,13 +16,15 @@ __all__ = ["Incoming", "generation_of", "start_form"]
 class Incoming:
     """A destination: `machine` was started as incoming, to become what `spec` says.
 
-    It takes one guest, and is of no more use after a migration that failed.
+    It takes one guest, and is of no more use after a migration that failed.  `arrived` is set
+    when it has all of it; `has_switched`: the guest may run here before that (postcopy).
     """
 
     def __init__(self, machine: Machine, spec: MachineSpec) -> None:
         self.machine = machine
         self.spec = spec
         self.arrived = trio.Event()
+        self.has_switched = False
         self._spent = False
 
     def must_wait(self) -> None:

@@ -20,14 +20,16 @@ from qmpkit.operations.migration.compatibility import (
     spec_faults,
     state_faults,
 )
-from qmpkit.operations.migration.convergence import Policy, policy_of
+from qmpkit.operations.migration.convergence import Policy, Steering, policy_of
 from qmpkit.operations.migration.errors import CannotMigrate
 from qmpkit.operations.migration.incoming import Incoming, start_form
 from qmpkit.operations.migration.moving import Migrated, Moving
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameter_faults
+from qmpkit.operations.migration.postcopy import postcopy_faults
 from qmpkit.operations.migration.tls import tls_faults
 from qmpkit.operations.migration.transfer import Told
+from qmpkit.qmp.errors import CommandRefused
 
 __all__ = ["check_source", "in_the_way", "migrate"]
 
@@ -47,7 +49,7 @@ async def migrate(
         source.must_live("migrating")
         incoming.must_wait()
         try:
-            agreed = await _agreed(source, incoming, options, throttled=policy != "fast")
+            agreed = await _agreed(source, incoming, options, steers)
         except (MachineDied, MachineGone) as ended:
             if source.report is not None:
                 raise
@@ -85,7 +87,7 @@ async def in_the_way(
 
 
 async def _agreed(
-    source: Machine, incoming: Incoming, options: MigrationOptions, *, throttled: bool
+    source: Machine, incoming: Incoming, options: MigrationOptions, steers: Steering
 ) -> Agreed:
     destination = incoming.machine
     faults = [*await check_source(source)]
@@ -94,14 +96,39 @@ async def _agreed(
         words = [await _feature_words(machine) for machine in (source, destination)]
         faults += cpu_faults(*words)
     runs = source.state is State.RUNNING
-    wanted = wanted_capabilities(options, throttled=throttled, runs=runs)
+    postcopies = steers.postcopies and runs  # else all is sent by the end of the first pass
+    wanted = wanted_capabilities(
+        options, throttled=steers.throttles, runs=runs, postcopies=postcopies
+    )
     agreed = agree(await _capabilities(source), await _capabilities(destination), wanted)
     faults += agreed.faults
     for end, machine in (("source", source), ("destination", destination)):
         faults += parameter_faults(options, await known_parameters(machine), end)
+    if postcopies:
+        faults += postcopy_faults(options)
+    if not faults:
+        faults += await _refusals(destination, agreed)
     if faults:
         raise CannotMigrate(source.name, faults)
     return agreed
+
+
+async def _refusals(destination: Machine, agreed: Agreed) -> list[Fault]:
+    """Why a destination cannot do what it knows: postcopy is for the host to allow."""
+    try:
+        setting = {"capabilities": agreed.destination}
+        await destination.execute("migrate-set-capabilities", setting)
+    except CommandRefused as refused:
+        said = destination.child.stderr_tail.strip()
+        message = f"the destination's QEMU says: {refused.desc}"
+        hint = _POSTCOPY_CURE if "postcopy-ram" in agreed.on else ""
+        return [Fault("capabilities", f"{message} ({said})" if said else message, hint)]
+    return []
+
+
+_POSTCOPY_CURE = (
+    "without postcopy, or let QEMU have userfaultfd: `sysctl vm.unprivileged_userfaultfd=1`"
+)
 
 
 async def _capabilities(machine: Machine) -> list[str]:

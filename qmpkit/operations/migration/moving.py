@@ -18,26 +18,30 @@ return.  QEMU's locks on the images keep the two apart even if we err.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import attrs
 import trio
 
+from qmpkit._trio import finished_within, raise_collapsed
 from qmpkit.errors import HostLacks, MachineDied, MachineGone
 from qmpkit.machine.machine import Machine
-from qmpkit.machine.saved_state import cancel_saving, take_images_back
+from qmpkit.machine.saved_state import cancel_saving, forget_migrations, take_images_back
 from qmpkit.machine.state import State
 from qmpkit.operations.block.memory import go_on
 from qmpkit.operations.forwards import forwarded_ports
 from qmpkit.operations.migration.capabilities import Agreed, Setting
 from qmpkit.operations.migration.convergence import Policy
-from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
+from qmpkit.operations.migration.errors import MigrationFailed, MigrationLost, MigrationUnknown
 from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameters_of
-from qmpkit.operations.migration.transfer import EVENTS, Told, Transfer, loaded
-from qmpkit.operations.migration.ways import laid, listen
+from qmpkit.operations.migration.postcopy import Again, Postcopy, is_switched
+from qmpkit.operations.migration.transfer import EVENTS, LAST_WORDS, Told, Transfer, loaded, sent_by
+from qmpkit.operations.migration.ways import laid, laid_again, listen
 from qmpkit.operations.ports import change_forwards
 from qmpkit.operations.power import resume
 from qmpkit.operations.steps import LOST, STEP_GRACE
@@ -48,9 +52,6 @@ from qmpkit.spec.network import Forward, UserNic
 __all__ = ["Migrated", "Moving"]
 
 log = logging.getLogger("qmpkit.operations")
-
-_LAST_WORDS = 2.0
-"""Seconds that a destination whose source has failed is given to say why, before it is ended."""
 
 
 @attrs.frozen
@@ -81,6 +82,7 @@ class Moving:
         self._ran = source.state is State.RUNNING
         self._ports: dict[str, list[Forward]] = {}
         self._ports_are_off = False
+        self._before: Mapping[str, Any] = {}
         self._is_broken = False
         self._handed_over = False
 
@@ -93,10 +95,11 @@ class Moving:
         begun = trio.current_time()
         try:
             with (
+                self._source.moving(),
                 self._source.subscribe("STOP") as stops,
                 self._destination.subscribe("RESUME") as resumes,
             ):
-                await self._set(self._source, self._agreed.source)
+                self._before = await self._set(self._source, self._agreed.source)
                 await self._set(self._destination, self._agreed.destination)
                 self._ports = await _ports_of(self._source)
                 transfer = await self._across(policy, told)
@@ -112,10 +115,13 @@ class Moving:
         passes, transferred = (0, 0) if last is None else (last.number, last.transferred)
         return Migrated(seconds, downtime, passes, transferred)
 
-    async def _set(self, machine: Machine, setting: Setting) -> None:
+    async def _set(self, machine: Machine, setting: Setting) -> Mapping[str, Any]:
+        """Tell one end what is agreed; what its parameters were before."""
         await machine.execute("migrate-set-capabilities", {"capabilities": setting})
-        parameters = parameters_of(self._options, await known_parameters(machine))
+        before = await known_parameters(machine)
+        parameters = parameters_of(self._options, before)
         await machine.execute("migrate-set-parameters", parameters)
+        return {name: before[name] for name in parameters}
 
     async def _across(self, policy: Policy, told: Told) -> Transfer:
         """Have all of the guest at the destination, and hand over to it."""
@@ -132,17 +138,83 @@ class Moving:
                     await source.execute("migrate", {"uri": route.uri})
                     await transfer.reached("pre-switchover")
                     await self._move_ports()
-                    await source.execute("migrate-continue", {"state": "pre-switchover"})
+                    if await self._switch(transfer):
+                        again = partial(laid_again, self._options, route, source, destination)
+                        await self._follow(transfer, again)
+                        return transfer
                     if route.later:
                         await transfer.reached("completed")
                         await listen(destination, route.later)
-                    await loaded(destination, arrivals)
+                    async with sent_by(source):
+                        await loaded(destination, arrivals)
                     await self._check_arrival()
                     await self._all_sent(transfer)
                 finally:
                     self._is_broken = transfer.is_broken
                 await self._hand_over(transfer)
                 return transfer
+
+    async def _switch(self, transfer: Transfer) -> bool:
+        """Have the source let go of the images; whether this was the point of no return.
+
+        It is with postcopy, once the source says so: the destination may have begun to write.
+        """
+        source, going = self._source, {"state": "pre-switchover"}
+        if not transfer.postcopies:
+            await source.execute("migrate-continue", going)
+            return False
+        if source.state is not State.PAUSED:
+            raise MigrationFailed(source.name, f"its guest is {source.state.value}")
+        with trio.move_on_after(STEP_GRACE, shield=True) as bound:
+            await source.execute("migrate-continue", going)
+            status = await transfer.reached("postcopy-active", "completed")
+            self._handed_over = is_switched(status)
+        if bound.cancelled_caught:
+            raise MigrationFailed(source.name, f"it did not switch in {STEP_GRACE:g} s")
+        if self._handed_over:
+            source.moved()
+            self._incoming.has_switched = True
+        return self._handed_over
+
+    async def _follow(self, transfer: Transfer, again: Again) -> None:
+        """Have the guest run at the destination, and the rest of its memory come."""
+        bound = self._options.finish_within
+        try:
+            async with finished_within(bound):
+                failure = await self._finished(transfer, again)
+        except BaseException as error:
+            with trio.move_on_after(STEP_GRACE, shield=True):
+                await self._destination.kill()
+                await self._source.kill()
+            if isinstance(error, MigrationLost):
+                raise
+            raise MigrationLost(self._source.name, _why_unfinished(error, bound)) from error
+        with trio.move_on_after(STEP_GRACE + self._source.graces.total, shield=True):
+            await self._end_source(transfer)
+        if failure is not None:
+            raise failure
+
+    async def _finished(self, transfer: Transfer, again: Again) -> Exception | None:
+        within, source, destination = self._options.recover_within, self._source, self._destination
+        rest = Postcopy(source, destination, again, recover_within=within, look=transfer.look)
+        awake = trio.Event()
+        destination.loaded()
+
+        async def wake() -> None:
+            with suppress(*LOST):  # which is seen by who waits for the rest
+                await resume(destination)
+                awake.set()
+
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wake)
+                failure = await rest.finish()
+                with trio.fail_after(STEP_GRACE):
+                    await awake.wait()
+                self._arrive()
+        except BaseExceptionGroup as group:
+            raise_collapsed(group)
+        return failure
 
     async def _check_arrival(self) -> None:
         """The guest is there, and has not panicked or powered off on its way."""
@@ -176,16 +248,23 @@ class Moving:
         source = self._source
         with trio.move_on_after(2 * STEP_GRACE + source.graces.total, shield=True) as bound:
             await self._wake()
-            self._destination.spec = self._incoming.spec
-            source.moved()
-            self._incoming.arrived.set()
-            try:
-                with suppress(*LOST):
-                    await transfer.look()
-            finally:  # whoever is told may fail
-                await source.stop()
+            self._arrive()
+            await self._end_source(transfer)
         if bound.cancelled_caught:  # its images are no longer its own, so it can do no harm
             log.warning("machine %r has migrated, and its old QEMU does not end", source.name)
+
+    def _arrive(self) -> None:
+        """The destination is the machine, and has all that is its."""
+        self._destination.spec = self._incoming.spec
+        self._source.moved()
+        self._incoming.arrived.set()
+
+    async def _end_source(self, transfer: Transfer) -> None:
+        try:
+            with suppress(*LOST):
+                await transfer.look()
+        finally:  # whoever is told may fail
+            await self._source.stop()
 
     async def _wake(self) -> None:
         destination = self._destination
@@ -209,17 +288,24 @@ class Moving:
         has_ended = False
         with trio.move_on_after(STEP_GRACE, shield=True) as bound:
             if self._is_broken and self._options.way != "file":  # the other end may know why
-                with trio.move_on_after(_LAST_WORDS):
+                with trio.move_on_after(LAST_WORDS):
                     await destination.wait()
             has_ended = destination.report is not None
             await destination.kill()
             if source.report is None:
                 await cancel_saving(source)
                 await self._go_on()
+                await self._forget()
         if bound.cancelled_caught:
             log.error("machine %r has not answered whether it goes on here", source.name)
         said = destination.child.stderr_tail.strip() if has_ended else ""
         return self._told_as(error, said)
+
+    async def _forget(self) -> None:
+        """What the source was told for this migration is in no other's way."""
+        with suppress(CommandRefused):
+            await forget_migrations(self._source)
+            await self._source.execute("migrate-set-parameters", self._before)
 
     async def _go_on(self) -> None:
         source = self._source
@@ -241,13 +327,19 @@ class Moving:
                 return MigrationFailed(name, error.why, said)
             case CommandRefused():
                 return MigrationFailed(name, str(error), said)
-            case MachineDied() | MachineGone() if self._source.report is None:
-                return self._incoming.has_ended()
+            case MachineDied() | MachineGone():
+                return self._source.ended("migrating") or self._incoming.has_ended()
         return error
 
 
 _LOADED = ("paused", "prelaunch")
 _HALTED = ("paused", "postmigrate", "finish-migrate")
+
+
+def _why_unfinished(error: BaseException, bound: float) -> str:
+    if isinstance(error, trio.Cancelled):
+        return f"it was cancelled, and not all there {bound:g} s later"
+    return str(error) or type(error).__name__
 
 
 def _how_lost(lost: Exception) -> str:
