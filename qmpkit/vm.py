@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.machine.machine import Graces, Machine
@@ -25,6 +25,7 @@ from qmpkit.operations.jobs import Progress
 from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.following import Migration, followed
 from qmpkit.operations.migration.incoming import Incoming
+from qmpkit.operations.migration.local_end import LocalEnd
 from qmpkit.operations.migration.migrate import in_the_way, migrate
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
@@ -36,6 +37,9 @@ from qmpkit.process.logs import BoundedLog
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.saved import SavedMachine
+
+if TYPE_CHECKING:
+    import qmpkit
 
 __all__ = ["VM"]
 
@@ -224,9 +228,8 @@ class VM:
         while it was told to go on there, nobody knows, and neither runs: MigrationUnknown.
         (`migrate-incoming`, `migrate`, `migrate-continue`, `cont`; QEMU 7.2.)
         """
-        return await migrate(
-            self.machine, destination, policy=policy, options=options, told=progress
-        )
+        end = LocalEnd(destination)
+        return await migrate(self.machine, end, policy=policy, options=options, told=progress)
 
     def migrating(
         self,
@@ -242,7 +245,8 @@ class VM:
         """
 
         def done(told: Told) -> Awaitable[Migrated]:
-            return migrate(self.machine, destination, policy=policy, options=options, told=told)
+            end = LocalEnd(destination)
+            return migrate(self.machine, end, policy=policy, options=options, told=told)
 
         return followed(done)
 
@@ -284,6 +288,24 @@ class VM:
         """
         how = Saving(copy_disks=copy_disks, ram=ram, progress=progress)
         return await save(self.machine, Path(path), how, go_on_after=go_on)
+
+    async def to_template(
+        self,
+        path: Path | str,
+        *,
+        services: Sequence[str] = (),
+        drop_caches: bool = False,
+        twins: bool = False,
+    ) -> qmpkit.Template:
+        """Save the machine as a template at *path*, which is new, and end it.
+
+        It is `qmpkit.to_template`, where all of it is told.
+        """
+        import qmpkit  # the package's offer: templates make VMs, so they stand above this
+
+        return await qmpkit.to_template(
+            self, path, services=services, drop_caches=drop_caches, twins=twins
+        )
 
     # The guest
 

@@ -33,6 +33,11 @@ from qmpkit.vm import VM
 
 __all__ = ["Chosen", "ImageOptions", "chosen_machine", "means_image"]
 
+_THROWN_AWAY = (
+    "changes are thrown away at the end "
+    "(--keep FILE keeps them in an overlay, --write in the image)"
+)
+
 
 @attrs.frozen(kw_only=True)
 class ImageOptions:
@@ -81,13 +86,16 @@ class Chosen:
 
 @asynccontextmanager
 async def chosen_machine(
-    word: str, overrides: tuple[str, ...], options: ImageOptions
+    word: str, overrides: tuple[str, ...], options: ImageOptions, *, fate: str = _THROWN_AWAY
 ) -> AsyncIterator[Chosen]:
-    """The machine that *word* means, with what has to exist while it starts."""
+    """The machine that *word* means, with what has to exist while it starts.
+
+    *fate*: what becomes of the guest's changes of an image that is not written to.
+    """
     word, overrides = await _of_the_store(word, overrides)
     if await trio.to_thread.run_sync(means_image, word):
         async with scratch() as folder:
-            yield await _around_image(word, overrides, options, folder)
+            yield await _around_image(word, overrides, options, folder, fate)
         return
     if words := options.given():
         fit = "fits" if len(words) == 1 else "fit"
@@ -144,7 +152,7 @@ def _forwards(ports: tuple[str, ...]) -> tuple[Forward, ...]:
 
 
 async def _around_image(
-    word: str, overrides: tuple[str, ...], options: ImageOptions, folder: Scratch
+    word: str, overrides: tuple[str, ...], options: ImageOptions, folder: Scratch, fate: str
 ) -> Chosen:
     allowed = options.allow or None
     looked = await look_at(word, format=options.format, option="--format", allowed=allowed)
@@ -167,7 +175,7 @@ async def _around_image(
         seed = await seed_disk(target, spec.name, options.user, options.ssh_key)
         spec = attrs.evolve(spec, disks=[*spec.disks, seed])
     spec = overridden(spec, overrides, word)
-    _tell(looked, spec, options)
+    _tell(looked, spec, options, fate)
     return Chosen(spec, user=options.user, from_image=True, has_started=folder.remove)
 
 
@@ -182,7 +190,7 @@ def _check_writable(image: Path) -> None:
         )
 
 
-def _tell(looked: Looked, spec: MachineSpec, options: ImageOptions) -> None:
+def _tell(looked: Looked, spec: MachineSpec, options: ImageOptions, fate: str) -> None:
     guessed = "it has no header" if looked.format == "raw" else "from its header"
     how = "as stated" if options.format else guessed
     size = human_size(looked.info.virtual_size)
@@ -206,10 +214,7 @@ def _tell(looked: Looked, spec: MachineSpec, options: ImageOptions) -> None:
     elif options.keep is not None:
         talk.note(f"{spec.name}: changes are kept in {options.keep}; the image stays as it is")
     else:
-        talk.note(
-            f"{spec.name}: changes are thrown away at the end "
-            "(--keep FILE keeps them in an overlay, --write in the image)"
-        )
+        talk.note(f"{spec.name}: {fate}")
 
 
 def _loader(spec: MachineSpec) -> str:

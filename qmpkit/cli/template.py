@@ -33,6 +33,10 @@ from qmpkit.vm import VM
 
 __all__ = ["Making", "make", "remove", "show_template", "show_templates", "verify"]
 
+_FATE = "the image stays as it is, and its changes go into the template"
+
+_BOOT_GRACE = 300.0
+
 
 @attrs.frozen(kw_only=True)
 class Making:
@@ -56,11 +60,11 @@ async def make(making: Making) -> None:
     async with interruptible() as work:
         await trio.to_thread.run_sync(_make_root, path)
         options = ImageOptions(user=making.user)
-        async with chosen_machine(making.what, making.overrides, options) as chosen:
+        # Its scratch stays: an image's changes are in there, and the template is made of them.
+        async with chosen_machine(making.what, making.overrides, options, fate=_FATE) as chosen:
             _refuse_endless_wait(chosen.spec, making)
 
             async def prepare(vm: VM) -> None:
-                await chosen.has_started()
                 await _prepared(vm, making)
 
             template = await make_template(
@@ -97,10 +101,22 @@ async def _prepared(vm: VM, making: Making) -> None:
     if vm.spec.agent and (making.wait is None or making.run or not making.twins):
         talk.note(f"{vm.name}: waiting for its guest agent …")
         await vm.agent.wait_ready()
+        await _settled(vm)
     for line in making.run:
         talk.note(f"{vm.name}: {one_line(line)}")
         await vm.agent.run(["sh", "-c", line], check=True)
     talk.note(f"{vm.name}: saving …")
+
+
+async def _settled(vm: VM) -> None:
+    """Where systemd boots, the agent answers early, and each clone would have to boot the rest."""
+    known = "command -v systemctl >/dev/null || exit 0"
+    with trio.move_on_after(_BOOT_GRACE) as bound:
+        done = await vm.agent.run(["sh", "-c", f"{known}; systemctl is-system-running --wait"])
+        if done.text.strip() == "degraded":
+            talk.warn(f"{vm.name}: some of its services have failed, see `systemctl --failed`")
+    if bound.cancelled_caught:
+        talk.warn(f"{vm.name}: its boot has not ended in {_BOOT_GRACE:g} s, and is not waited for")
 
 
 async def show_templates(*, as_json: bool) -> None:

@@ -75,8 +75,9 @@ async def make(
 ) -> None:
     """Boot a machine, prepare it and save it, to be cloned in a tenth of a second.
 
-    It has booted when its guest agent answers, or its console shows what --wait says. The
-    image that it is made of stays as it is. Interrupted, nothing is left.
+    It has booted when its guest agent answers, and systemd, where it is there, has started
+    all; or when its console shows what --wait says. The image that it is made of stays as it
+    is. Interrupted, nothing is left.
 
       qmpkit template make debian.qcow2 web --run 'apt-get install -y nginx'
       qmpkit template make tiny ./tiny

@@ -39,6 +39,7 @@ class Joining:
             vm = _running(kept)
             found = self._network(kept, network)
             nic = _nic(vm, Join(name=network, mac=mac), found)
+            self._refuse_double(kept, network, nic.mac)
             joined = Joined(name=network, network=found, nic=nic.id)
             before = kept.record.plugged
             kept.note(plugged=(*before, joined))
@@ -95,10 +96,22 @@ class Joining:
         """As those have it that are in it."""
         known = {it.name: it.network for other in self.machines.values() for it in _in(other)}
         if name not in known:
-            hint = suggestion(name, tuple(known)) or f"one of {', '.join(known) or 'none'}"
+            hint = "`qmpkit up` a file in which a machine is in it"
+            if known:
+                hint = suggestion(name, tuple(known)) or f"one of {', '.join(known)}"
             fault = Fault("network", f"no machine is in a network {name!r}", hint)
             raise SpecInvalid([fault], f"machine {kept.name!r}")
         return known[name]
+
+    def _refuse_double(self, kept: Kept, network: str, mac: str | None) -> None:
+        """Two NICs of one MAC would take each other's frames."""
+        for other in self.machines.values():
+            taken = {it.nic for it in _in(other) if it.name == network}
+            for nic in other.spec.nics:
+                if nic.id in taken and (nic.mac or mac_of(other.name, nic.id)).lower() == mac:
+                    message = f"{mac!r} is that of {other.name!r} in {network!r}"
+                    fault = Fault("mac", message, "leave it out: one is made")
+                    raise SpecInvalid([fault], f"machine {kept.name!r}")
 
 
 def _in(kept: Kept) -> tuple[Joined, ...]:

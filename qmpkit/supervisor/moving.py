@@ -20,6 +20,7 @@ from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.errors import CannotMigrate, MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import Incoming, generation_of, start_form
+from qmpkit.operations.migration.local_end import LocalEnd
 from qmpkit.operations.migration.migrate import check_source, migrate
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
@@ -64,9 +65,8 @@ async def move(
             incoming = Incoming(machine, spec)
             try:
                 await _put_on_record(kept, means, start, heir)
-                took = await migrate(
-                    vm.machine, incoming, policy=policy, options=options, told=told
-                )
+                end = LocalEnd(incoming)
+                took = await migrate(vm.machine, end, policy=policy, options=options, told=told)
             finally:
                 if incoming.arrived.is_set():  # cancelled a moment later, it is there all the same
                     _inherit(kept, heir, new)

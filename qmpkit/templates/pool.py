@@ -22,7 +22,7 @@ from qmpkit.spec.sizes import MIB, format_size, to_bytes
 from qmpkit.templates.cloning import Empty, Wishes, empty_clone
 from qmpkit.templates.errors import PoolClosed, TemplateFailed
 from qmpkit.templates.host import memory_left
-from qmpkit.templates.shelf import Bounds, Place, Step, moved, to_start
+from qmpkit.templates.stock import Bounds, Place, Step, moved, to_start
 from qmpkit.templates.template import Template
 from qmpkit.vm import VM
 

@@ -61,4 +61,4 @@ async def booted(host: FakeHost, place: Path) -> AsyncIterator[VM]:
 
 async def template_at(host: FakeHost, place: Path) -> qmpkit.Template:
     async with booted(host, place) as vm:
-        return await qmpkit.to_template(vm, place, twins=True)
+        return await vm.to_template(place, twins=True)

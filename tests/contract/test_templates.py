@@ -46,7 +46,7 @@ async def test_a_save_at_every_checkpoint(host: FakeHost, tmp_path: Path) -> Non
     async def life() -> None:
         async with booted(host, place) as vm:
             try:
-                await qmpkit.to_template(vm, place, twins=True)
+                await vm.to_template(place, twins=True)
             except trio.Cancelled:
                 # Nothing has happened, or it is whole and the machine has ended.
                 assert (vm.state is State.GONE) == place.exists()
@@ -75,7 +75,7 @@ async def test_a_save_that_qemu_fails_leaves_the_machine_running(
     host.prepare = partial(migrating, ends="failed")
     async with booted(host, tmp_path / "web") as vm:
         with pytest.raises(TemplateFailed, match="'bare': cannot save its state: failed"):
-            await qmpkit.to_template(vm, tmp_path / "web", twins=True)
+            await vm.to_template(tmp_path / "web", twins=True)
         assert vm.state is State.RUNNING
     assert _names(tmp_path) == {"web.ram"}  # the machine's own
 
@@ -86,12 +86,12 @@ async def test_a_place_that_is_taken_and_a_machine_that_stands_still_are_refused
     async with booted(host, tmp_path / "web") as vm:
         (tmp_path / "taken").touch()
         with pytest.raises(ImageFailed, match="something already"):
-            await qmpkit.to_template(vm, tmp_path / "taken", twins=True)
+            await vm.to_template(tmp_path / "taken", twins=True)
         await vm.pause()
         with pytest.raises(TemplateFailed, match=r"it is paused\. Cure: let its guest run"):
-            await qmpkit.to_template(vm, tmp_path / "web", twins=True)
+            await vm.to_template(tmp_path / "web", twins=True)
         with pytest.raises(SpecInvalid, match="without a guest agent no clone can become somebody"):
-            await qmpkit.to_template(vm, tmp_path / "web")
+            await vm.to_template(tmp_path / "web")
 
 
 async def test_a_clone_at_every_checkpoint(

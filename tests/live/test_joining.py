@@ -64,6 +64,8 @@ async def test_a_guest_joins_and_leaves(qemu: str, tmp_path: Path, places: Place
         with pytest.raises(SpecInvalid, match="microvm has no PCI"):
             await supervisor.join("a", "left")
         assert not one.record.plugged
+        with pytest.raises(SpecInvalid, match="is that of 'a' in 'left'"):
+            await supervisor.join("b", "left", mac=one.spec.nics[0].mac)
 
         async def join() -> None:
             await supervisor.join("b", "left")

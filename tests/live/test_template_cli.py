@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qmpkit.testing import guests
+from qmpkit.testing.guests.boot_sector import BANNER, boot_disk
 from tests.live.commands import COMMAND
 from tests.live.in_process import Command
 from tests.sizes import OLDEST
@@ -57,6 +58,32 @@ def test_from_a_boot_to_a_pool(
     assert running.returncode == 0
     ran.well("template", "rm", "web")
     assert list((tmp_path / ".templates").iterdir()) == []
+
+
+def test_of_an_image_that_stays_as_it_was(
+    qemu: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    image = tmp_path / "old.raw"
+    image.write_bytes(boot_disk())
+    ran = Command(capsys)
+    words = ["template", "make", "old.raw", "./web", "--set", f"qemu={qemu}", "--set=accel=tcg"]
+    made = ran.well(*words, "--set=agent=false", "--wait", BANNER, "--twins")
+    assert "the image stays as it is, and its changes go into the template" in made.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old.raw", "web"]
+    assert image.read_bytes() == boot_disk()
+    ran.well("template", "verify", "./web")
+    clone = [*COMMAND, "clone", "./web", "--headless", "--twin"]
+    with subprocess.Popen(clone, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        assert any("its monitor for other programs" in line for line in running.stderr)
+        running.terminate()
+        running.stderr.read()
+    assert running.returncode == 0
 
 
 def test_what_was_changed_is_told_by_its_status(

@@ -96,11 +96,11 @@ ssh-keygen -A
 async def _failing_saves(vm: qmpkit.VM, place: Path) -> None:
     """Each leaves the guest running, on its own disk, and nothing else."""
     with pytest.raises(GuestCommandFailed, match="nonesuch"):
-        await qmpkit.to_template(vm, place, services=["nonesuch"])
+        await vm.to_template(place, services=["nonesuch"])
     data = place.with_name("data.raw")
     data.rename(place.with_name("elsewhere"))  # so its copy fails, when the state is saved
     with pytest.raises(ImageFailed, match=r"data\.raw"):
-        await qmpkit.to_template(vm, place)
+        await vm.to_template(place)
     place.with_name("elsewhere").rename(data)
     assert vm.state is State.RUNNING
     written = "echo kept >/dev/vda && sync && echo 3 >/proc/sys/vm/drop_caches && cat /dev/vda"
@@ -117,7 +117,7 @@ async def test_clones_are_somebody_each(qemu: str, tmp_path: Path) -> None:
         async with tiny(qemu, place) as vm:
             own = (vm.spec.uuid, vm.name)
             await _failing_saves(vm, place)
-            template = await qmpkit.to_template(vm, place, services=["web"], drop_caches=True)
+            template = await vm.to_template(place, services=["web"], drop_caches=True)
             assert vm.state is State.GONE
         before = checksums(place)
         assert {"ram", "state", "kernel", "initrd", "disk0.qcow2", MANIFEST} == before.keys()
@@ -158,7 +158,7 @@ async def test_clones_are_somebody_each(qemu: str, tmp_path: Path) -> None:
 async def test_a_machine_with_private_ram_cannot_be_saved(qemu: str, tmp_path: Path) -> None:
     async with qmpkit.running(profile("kvm-tiny", qemu)) as vm:
         with pytest.raises(SpecInvalid, match=r"RAM is not shared in a file .*templating\(spec"):
-            await qmpkit.to_template(vm, tmp_path / "web", twins=True)
+            await vm.to_template(tmp_path / "web", twins=True)
         assert vm.state is State.RUNNING
     assert names(tmp_path) == set()
 

@@ -14,7 +14,8 @@ import attrs
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["Phase", "Policy", "Round", "Steering", "Step", "adjusted", "fast", "live"]
+__all__ = ["Phase", "Policy", "Round", "Steering", "Step", "adjusted", "fast"]
+__all__ += ["is_switched", "live"]
 __all__ += ["policy_of", "postcopy", "read_round"]
 
 Phase = Literal["precopy", "postcopy", "cut"]
@@ -204,7 +205,12 @@ def read_round(told: Mapping[str, Any], seconds: float, downtime: float) -> Roun
     )
 
 
+def is_switched(status: str) -> bool:
+    """Whether an end that says this of its migration has switched to postcopy."""
+    return status.startswith("postcopy-")
+
+
 def _phase(status: str) -> Phase:
-    if not status.startswith("postcopy-"):
+    if not is_switched(status):
         return "precopy"
     return "postcopy" if status == "postcopy-active" else "cut"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import attrs
 import trio
@@ -21,22 +20,22 @@ from qmpkit.operations.migration.compatibility import (
     state_faults,
 )
 from qmpkit.operations.migration.convergence import Policy, Steering, policy_of
+from qmpkit.operations.migration.end import End, able_of
 from qmpkit.operations.migration.errors import CannotMigrate
-from qmpkit.operations.migration.incoming import Incoming, start_form
+from qmpkit.operations.migration.incoming import start_form
 from qmpkit.operations.migration.moving import Migrated, Moving
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.parameters import known_parameters, parameter_faults
+from qmpkit.operations.migration.parameters import parameter_faults
 from qmpkit.operations.migration.postcopy import postcopy_faults
 from qmpkit.operations.migration.tls import tls_faults
 from qmpkit.operations.migration.transfer import Told
-from qmpkit.qmp.errors import CommandRefused
 
 __all__ = ["check_source", "in_the_way", "migrate"]
 
 
 async def migrate(
     source: Machine,
-    incoming: Incoming,
+    end: End,
     *,
     policy: str | Policy = "live",
     options: MigrationOptions | None = None,
@@ -47,15 +46,15 @@ async def migrate(
     steers = policy_of(policy, options.downtime, options.max_downtime)
     async with source.changing:
         source.must_live("migrating")
-        incoming.must_wait()
+        end.must_wait()
         try:
-            agreed = await _agreed(source, incoming, options, steers)
+            agreed = await _agreed(source, end, options, steers)
         except (MachineDied, MachineGone) as ended:
             if source.report is not None:
                 raise
-            raise incoming.has_ended() from ended
-        incoming.take()
-        return await Moving(source, incoming, options, agreed).go(steers, told or _nobody)
+            raise end.has_ended() from ended
+        end.take()
+        return await Moving(source, end, options, agreed).go(steers, told or _nobody)
 
 
 async def check_source(source: Machine) -> tuple[Fault, ...]:
@@ -86,61 +85,33 @@ async def in_the_way(
     return tuple(faults)
 
 
-async def _agreed(
-    source: Machine, incoming: Incoming, options: MigrationOptions, steers: Steering
-) -> Agreed:
-    destination = incoming.machine
+async def _agreed(source: Machine, end: End, options: MigrationOptions, steers: Steering) -> Agreed:
     faults = [*await check_source(source)]
     faults += await trio.to_thread.run_sync(tls_faults, options.tls)
-    if incoming.spec.arch == "x86_64":
-        words = [await _feature_words(machine) for machine in (source, destination)]
-        faults += cpu_faults(*words)
+    here, there = await able_of(source), await end.able()
+    faults += cpu_faults(here.words, there.words)
     runs = source.state is State.RUNNING
     postcopies = steers.postcopies and runs  # else all is sent by the end of the first pass
     wanted = wanted_capabilities(
         options, throttled=steers.throttles, runs=runs, postcopies=postcopies
     )
-    agreed = agree(await _capabilities(source), await _capabilities(destination), wanted)
+    agreed = agree(here.capabilities, there.capabilities, wanted)
     faults += agreed.faults
-    for end, machine in (("source", source), ("destination", destination)):
-        faults += parameter_faults(options, await known_parameters(machine), end)
+    for which, able in (("source", here), ("destination", there)):
+        faults += parameter_faults(options, able.parameters, which)
     if postcopies:
         faults += postcopy_faults(options)
-    if not faults:
-        faults += await _refusals(destination, agreed)
+        faults += () if faults else await _refusals(end, agreed)
     if faults:
         raise CannotMigrate(source.name, faults)
     return agreed
 
 
-async def _refusals(destination: Machine, agreed: Agreed) -> list[Fault]:
-    """Why a destination cannot do what it knows: postcopy is for the host to allow."""
-    try:
-        setting = {"capabilities": agreed.destination}
-        await destination.execute("migrate-set-capabilities", setting)
-    except CommandRefused as refused:
-        said = destination.child.stderr_tail.strip()
-        message = f"the destination's QEMU says: {refused.desc}"
-        hint = _POSTCOPY_CURE if "postcopy-ram" in agreed.on else ""
-        return [Fault("capabilities", f"{message} ({said})" if said else message, hint)]
-    return []
-
-
-_POSTCOPY_CURE = (
-    "without postcopy, or let QEMU have userfaultfd: `sysctl vm.unprivileged_userfaultfd=1`"
-)
-
-
-async def _capabilities(machine: Machine) -> list[str]:
-    told = await machine.execute("query-migrate-capabilities")
-    return [line["capability"] for line in told]
-
-
-async def _feature_words(machine: Machine) -> list[dict[str, Any]]:
-    first = (await machine.execute("query-cpus-fast"))[0]["qom-path"]
-    asked = {"path": first, "property": "feature-words"}
-    words: list[dict[str, Any]] = await machine.execute("qom-get", asked)
-    return words
+async def _refusals(end: End, agreed: Agreed) -> tuple[Fault, ...]:
+    """A QEMU knows of postcopy also on a host that does not let it."""
+    if (rest := end.rest()) is None:
+        return (Fault("policy", "there is no postcopy to that end", 'policy="live", or "fast"'),)
+    return await rest.refusals(agreed.destination)
 
 
 def _nobody(_: object) -> None:

@@ -10,7 +10,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from enum import Enum
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import attrs
 import trio
@@ -18,13 +19,16 @@ import trio
 from qmpkit._trio import raise_collapsed
 from qmpkit.errors import Fault
 from qmpkit.machine.machine import Machine
+from qmpkit.operations.migration.capabilities import Setting
 from qmpkit.operations.migration.errors import MigrationLost
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.transfer import LAST_WORDS
-from qmpkit.operations.steps import LOST
+from qmpkit.operations.migration.transfer import LAST_WORDS, failure
+from qmpkit.operations.migration.ways import Route
+from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.qmp.errors import CommandRefused
 
-__all__ = ["Again", "Outlook", "Postcopy", "is_switched", "outlook", "postcopy_faults"]
+__all__ = ["Again", "Outlook", "Postcopy", "Rest", "cut", "listened", "outlook"]
+__all__ += ["postcopy_faults"]
 
 log = logging.getLogger("qmpkit.operations")
 
@@ -39,7 +43,7 @@ _MOST_CUTS = 50
 _EVERY = 0.5
 _BROKEN = ("failed", "cancelled", "cancelling")
 _CUT = "postcopy-paused"
-_SWITCHED = "postcopy-"
+_RUNNABLE = ("postcopy-active", "completed")
 
 
 class Outlook(Enum):
@@ -50,11 +54,6 @@ class Outlook(Enum):
     CUT = "its connection is cut"
     ORPHANED = "nothing is sent any more"
     LOST = "the destination has ended"
-
-
-def is_switched(status: str | None) -> bool:
-    """Whether an end that says this (`query-migrate`) is past the point of no return."""
-    return status is not None and status.startswith(_SWITCHED)
 
 
 def outlook(source: str | None, destination: str | None) -> Outlook:
@@ -80,73 +79,142 @@ def postcopy_faults(options: MigrationOptions) -> tuple[Fault, ...]:
     return tuple(faults)
 
 
+class Rest(Protocol):
+    """What a destination is asked while the rest of a guest comes to it."""
+
+    async def refusals(self, setting: Setting) -> tuple[Fault, ...]:
+        """Why its host does not let it, found by trying; nothing is on its way yet."""
+
+    def switched(self) -> None:
+        """The guest is there from here on, and nowhere else."""
+
+    async def listen(self, heard: Callable[[str | None], None]) -> None:
+        """Tell what its migration's status is, each time anew; None, and return, at its end."""
+
+    async def run(self) -> float | None:
+        """Run the guest, and wait until it does, which may need memory that comes yet.
+
+        Gives when it ran, as `End.run`.  Raises CommandRefused, and at its end one of `LOST`.
+        """
+
+    async def cut(self) -> None:
+        """Have it see that the connection is cut, if it does not by itself."""
+
+    def laid_again(
+        self, options: MigrationOptions, route: Route | None, source: Machine
+    ) -> AbstractAsyncContextManager[str]:
+        """Another way from *source* after *route*; what *source* is to be told."""
+
+    def last_words(self) -> str:
+        """What its QEMU has said on its stderr."""
+
+
+async def listened(machine: Machine, heard: Callable[[str | None], None]) -> None:
+    """Tell each status of the migration at one end (`query-migrate`, MIGRATION)."""
+    try:
+        with machine.subscribe("MIGRATION") as changes:
+            with trio.move_on_after(_ATTEMPT):  # it may wait for its own memory
+                told = await machine.execute("query-migrate")
+                heard(str(told.get("status", "none")))
+            async for event in changes:
+                heard(str(event.data["status"]))
+    except LOST:
+        heard(None)
+
+
+async def cut(machine: Machine) -> None:
+    """Have one end let go of a connection that it holds for good (`migrate-pause`, `yank`)."""
+    for command, arguments in _CUTTING.items():
+        try:
+            await machine.execute(command, arguments, oob=True)
+        except CommandRefused:  # there is nothing to be cut, or not in this way
+            continue
+        return
+
+
 @attrs.define
-class _End:
-    """One end as it was heard of last; `heard` counts."""
+class _Heard:
+    """What one end has said of late, and how often it has said something."""
 
-    machine: Machine
     status: str | None = "setup"
-    heard: int = 0
-
-    @property
-    def ended(self) -> bool:
-        return self.status is None
+    times: int = 0
 
 
 class Postcopy:
     """What is left of one migration after the switch; for one task, once.
 
-    *again*: how a connection is made anew; *recover_within*: in so many seconds.  *look* tells
-    whoever looks on, twice a second and of each cut.
+    *again*: how a connection is made anew, in *recover_within* seconds.  *look* tells whoever
+    looks on, twice a second and of each cut.
     """
 
     def __init__(
         self,
         source: Machine,
-        destination: Machine,
+        rest: Rest,
         again: Again,
         *,
         recover_within: float,
         look: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        self._source = _End(source)
-        self._destination = _End(destination)
+        self._machine = source
+        self._rest = rest
+        self._source = _Heard()
+        self._destination = _Heard()
         self._again = again
         self._recover_within = recover_within
         self._look = look
         self._failure: Exception | None = None
+        self._is_let_go = False
+        self._ran_at: float | None = None
+        self._runs = trio.Event()
         self._cuts = 0
         self._changed = trio.Event()
 
-    async def finish(self) -> Exception | None:
-        """Wait until all is at the destination; what *look* has raised meanwhile.
+    @property
+    def failure(self) -> Exception | None:
+        """What *look* has raised; the guest is not to suffer for that."""
+        return self._failure
 
-        MigrationLost when it cannot be there any more.  Cancelled, it is on its way yet.
+    async def bring(self, let_go: Callable[[], object] | None = None) -> float | None:
+        """Run the guest there, and wait until all of it is; when it ran.
+
+        *let_go* is called before it is told to run, None when it was before.  MigrationLost
+        when it cannot be there any more; what else is raised, also by a cancellation, leaves
+        the destination to be ended.
         """
         try:
             async with trio.open_nursery() as nursery:
-                for end in (self._source, self._destination):
-                    nursery.start_soon(self._listen, end)
+                nursery.start_soon(listened, self._machine, partial(self._heard, self._source))
+                nursery.start_soon(self._rest.listen, partial(self._heard, self._destination))
                 nursery.start_soon(self._look_on)
+                if let_go is not None:
+                    nursery.start_soon(self._run, let_go)
                 await self._all_there()
+                if let_go is not None:
+                    await self._does_run()
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise_collapsed(group)
-        return self._failure
+        return self._ran_at
 
-    async def _listen(self, end: _End) -> None:
-        try:
-            with end.machine.subscribe("MIGRATION") as changes:
-                with trio.move_on_after(_ATTEMPT):  # it may wait for its own memory
-                    told = await end.machine.execute("query-migrate")
-                    self._heard(end, str(told.get("status", "none")))
-                async for event in changes:
-                    self._heard(end, str(event.data["status"]))
-        except LOST:
-            self._heard(end, None)
+    async def _run(self, let_go: Callable[[], object]) -> None:
+        # Not before it has all of the devices: then the source has let go of the images.
+        await self._until(lambda: self._destination.status in _RUNNABLE)
+        self._is_let_go = True
+        let_go()
+        self._rest.switched()
+        with suppress(*LOST):  # its end is seen by who listens to it
+            self._ran_at = await self._rest.run()
+            self._runs.set()
 
-    def _heard(self, end: _End, status: str | None) -> None:
-        end.status, end.heard = status, end.heard + 1
+    async def _does_run(self) -> None:
+        with trio.move_on_after(STEP_GRACE):
+            await self._runs.wait()
+            return
+        raise self._lost(f"the destination has not run it in {STEP_GRACE:g} s")
+
+    def _heard(self, end: _Heard, status: str | None) -> None:
+        end.status, end.times = status, end.times + 1
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 
@@ -190,16 +258,20 @@ class Postcopy:
         with trio.move_on_after(LAST_WORDS):
             await self._until(lambda: self._outlook is not Outlook.ORPHANED)
             return
-        broken = "has ended" if self._source.ended else f"says {self._source.status!r}"
+        status = self._source.status
+        if status is None and not self._is_let_go:
+            self._machine.must_live("migrating")
+        if status in _BROKEN and not self._is_let_go:
+            raise await failure(self._machine, status)
+        broken = "has ended" if status is None else f"says {status!r}"
         raise self._lost(f"the source's QEMU {broken}, with memory that it had not sent")
 
     async def _recover(self) -> None:
         """Make the connection anew."""
-        name, why = self._source.machine.name, "it is cut again and again"
+        name, why = self._machine.name, "it is cut again and again"
         self._cuts += 1
         log.warning("machine %r: the connection of its migration is cut", name)
         with trio.move_on_after(self._recover_within if self._cuts <= _MOST_CUTS else 0):
-            await self._tell()
             attempt = 0
             while self._outlook is Outlook.CUT:
                 if not (why := await self._try_again()):
@@ -219,41 +291,37 @@ class Postcopy:
         with trio.move_on_after(_ATTEMPT):
             try:
                 await self._both_are_cut()
+                await self._tell()
                 async with self._again() as uri:
-                    heard = self._source.heard
-                    resumed = {"uri": uri, "resume": True}
-                    await self._source.machine.execute("migrate", resumed)
-                    await self._until(lambda: self._is_resumed(heard))
+                    before = self._source.times
+                    await self._machine.execute("migrate", {"uri": uri, "resume": True})
+                    await self._until(lambda: self._is_resumed(before))
                 why = "" if self._outlook is not Outlook.CUT else "it was cut at once"
             except (CommandRefused, *LOST) as error:
                 why = str(error)
         return why
 
-    def _is_resumed(self, heard: int) -> bool:
+    def _is_resumed(self, before: int) -> bool:
         """Or that it is not: it is sending, or cut since."""
         if self._outlook is Outlook.CUT:
-            return self._source.status == _CUT and self._source.heard > heard
+            return self._source.status == _CUT and self._source.times > before
         going = ("postcopy-active", "completed")
         return self._outlook is not Outlook.SENDING or self._source.status in going
 
     async def _both_are_cut(self) -> None:
         """One end may not have noticed."""
-        for end in (self._source, self._destination):
-            for command, arguments in _CUTTING.items():
-                if end.status in (_CUT, "completed", None):
-                    break
-                with suppress(CommandRefused):  # there is nothing to be cut
-                    await end.machine.execute(command, arguments, oob=True)
+        if self._source.status != _CUT:
+            await cut(self._machine)
+        if self._destination.status != _CUT:
+            await self._rest.cut()
         ends = (self._source, self._destination)
         await self._until(
             lambda: self._outlook is not Outlook.CUT or all(end.status == _CUT for end in ends)
         )
 
     def _lost(self, why: str) -> MigrationLost:
-        said = self._destination.machine.child.stderr_tail.strip()
-        return MigrationLost(
-            self._source.machine.name, why, said if self._destination.ended else ""
-        )
+        said = self._rest.last_words() if self._destination.status is None else ""
+        return MigrationLost(self._machine.name, why, said)
 
 
 _CUTTING: Mapping[str, Mapping[str, Any]] = {

@@ -10,14 +10,14 @@ import trio
 
 from qmpkit._trio import raise_collapsed
 from qmpkit.machine.machine import Machine
-from qmpkit.operations.migration.convergence import Policy, Round, Step, read_round
+from qmpkit.operations.migration.convergence import Policy, Round, Step, is_switched, read_round
 from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.parameters import downtime_parameter
 from qmpkit.operations.power import pause
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 
-__all__ = ["EVENTS", "LAST_WORDS", "Told", "Transfer", "loaded", "sent_by"]
+__all__ = ["EVENTS", "LAST_WORDS", "Told", "Transfer", "finalized", "loaded", "sent_by"]
 
 EVENTS = ("MIGRATION", "MIGRATION_PASS")
 Told = Callable[[Round], object]
@@ -28,18 +28,22 @@ LAST_WORDS = 2.0
 
 _EVERY = 0.5
 _FAILED = ("failed", "cancelled")
+_FINISHING = "finish-migrate"
+_MOMENT = 0.005
 
 
 class Transfer:
     """What the source sends; `last` is where that was when it was last looked at.
 
     `is_broken`: the source says that it has failed.  `postcopies`: it is to switch to postcopy.
+    `is_quiet`: nobody is told, who might fail.
     """
 
     def __init__(
         self, source: Machine, changes: Subscription, policy: Policy, downtime: float, told: Told
     ) -> None:
         self.postcopies = False
+        self.is_quiet = False
         self.last: Round | None = None
         self.is_broken = False
         self._source = source
@@ -70,10 +74,11 @@ class Transfer:
         told = await self._source.execute("query-migrate")
         seen = read_round(told, trio.current_time() - self._begun, self._downtime)
         if seen is not None:
-            if self.last is not None and self.last.phase != "precopy" and seen.phase == "precopy":
-                seen = attrs.evolve(seen, phase="postcopy")  # of one that has completed
+            if is_switched(self._status) and seen.phase == "precopy":  # it has completed
+                seen = attrs.evolve(seen, phase="postcopy")
             self.last = seen
-            self._told(seen)
+            if not self.is_quiet:
+                self._told(seen)
         return str(told.get("status", "none"))
 
     async def _next_status(self) -> str:
@@ -137,6 +142,20 @@ async def loaded(destination: Machine, changes: Subscription) -> None:
             return
         if status in _FAILED:
             raise await failure(destination, status)
+
+
+async def finalized(source: Machine) -> str:
+    """Wait until a source can be told to run again; its run state (`query-status`).
+
+    It says that it has sent all some moments before, and has no event for this.
+    """
+    while (status := await _status_of(source)) == _FINISHING:  # noqa: ASYNC110
+        await trio.sleep(_MOMENT)
+    return status
+
+
+async def _status_of(machine: Machine) -> str:
+    return str((await machine.execute("query-status"))["status"])
 
 
 async def failure(machine: Machine, status: str) -> MigrationFailed:

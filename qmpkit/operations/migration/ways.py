@@ -61,14 +61,14 @@ def laid(
 
 @asynccontextmanager
 async def laid_again(
-    options: MigrationOptions, route: Route, source: Machine, destination: Machine
+    options: MigrationOptions, route: Route | None, source: Machine, destination: Machine
 ) -> AsyncIterator[str]:
     """Another way after one that was cut in postcopy (`migrate-recover`); what leads there.
 
     By TCP to the same port, else by a unix socket: a destination whose processors wait for
     memory answers to little, and takes no descriptors.
     """
-    if options.way == "tcp":
+    if options.way == "tcp" and route is not None:
         await _listen_again(destination, route.uri)
         yield route.uri
         return

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpkit.templates.shelf import TABLE, Bounds, Place, Step, moved, to_start
+from qmpkit.templates.stock import TABLE, Bounds, Place, Step, moved, to_start
 
 COUNTS = st.dictionaries(st.sampled_from(list(Place)), st.integers(0, 9))
 BOUNDS = st.builds(Bounds, st.integers(0, 9), st.integers(1, 30), st.integers(1, 4))

@@ -1,0 +1,116 @@
+"""What a migration asks of the end that it goes to, wherever that is.
+
+`Moving` drives the source itself, and the destination by these few operations alone: `LocalEnd`
+has the destination's machine in this program; one of another program does the same by words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, Protocol
+
+import attrs
+
+from qmpkit.machine.machine import Machine
+from qmpkit.operations.migration.capabilities import Setting
+from qmpkit.operations.migration.errors import MigrationFailed
+from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.parameters import known_parameters
+from qmpkit.operations.migration.postcopy import Rest
+from qmpkit.operations.migration.ways import Route
+from qmpkit.spec.network import Forward
+
+__all__ = ["Able", "End", "Ports", "able_of"]
+
+Ports = Mapping[str, Sequence[Forward]]
+"""The ports of a host that lead into the guest, by NIC."""
+
+
+@attrs.frozen
+class Able:
+    """What the QEMU at one end can.
+
+    The names of its `capabilities` and `parameters`, and the CPUID registers that its guest
+    sees (`words`, none where a processor has no such thing).
+    """
+
+    capabilities: Sequence[str]
+    parameters: Collection[str]
+    words: Sequence[Mapping[str, Any]] = ()
+
+
+async def able_of(machine: Machine) -> Able:
+    """Ask its QEMU (`query-migrate-capabilities`, `query-migrate-parameters`, `qom-get`)."""
+    told = await machine.execute("query-migrate-capabilities")
+    words = await _feature_words(machine) if machine.spec.arch == "x86_64" else ()
+    names = [line["capability"] for line in told]
+    return Able(names, sorted(await known_parameters(machine)), words)
+
+
+async def _feature_words(machine: Machine) -> list[dict[str, Any]]:
+    first = (await machine.execute("query-cpus-fast"))[0]["qom-path"]
+    asked = {"path": first, "property": "feature-words"}
+    words: list[dict[str, Any]] = await machine.execute("qom-get", asked)
+    return words
+
+
+class End(Protocol):
+    """A destination; it takes one guest, and is of no more use after a migration that failed.
+
+    Whatever it raises before `run` has come of it leaves the guest with the source.
+    """
+
+    def must_wait(self) -> None:
+        """Raise NotArrived when it was to be filled before, or has ended."""
+
+    def take(self) -> None:
+        """It is filled from now on, once and for all; raises as `must_wait`."""
+
+    def has_ended(self) -> MigrationFailed:
+        """The error for its QEMU's end, with what that said last."""
+
+    async def able(self) -> Able:
+        """What its QEMU can."""
+
+    def watched(self) -> AbstractContextManager[None]:
+        """The block in which it has a guest come: what happens there is noticed."""
+
+    async def set_up(self, setting: Setting, options: MigrationOptions) -> None:
+        """Set capabilities and parameters, before anything is on its way."""
+
+    def laid(
+        self, options: MigrationOptions, source: Machine, *, mapped: bool
+    ) -> AbstractAsyncContextManager[Route]:
+        """The way from *source* to it, as `ways.laid`."""
+
+    async def load(self, uri: str) -> None:
+        """Load what the source has sent until then (`migrate-incoming`)."""
+
+    async def loaded(self) -> None:
+        """Wait until it has all of the guest, which stands still there.
+
+        Raises MigrationFailed with its reason, MachineDied or MachineGone.
+        """
+
+    async def open_ports(self, ports: Ports) -> None:
+        """Have these ports of its host, and no others, lead into the guest; HostLacks."""
+
+    async def run(self, *, runs: bool) -> float | None:
+        """The point of no return: take the images, and run the guest if it *runs*.
+
+        Gives when it ran, by our `time.monotonic()` (None: not known).  Raises
+        MigrationUnknown when nobody knows whether it has; anything else: it has not.
+        """
+
+    def arrived(self) -> None:
+        """The guest is there, and the source is told to end."""
+
+    def rest(self) -> Rest | None:
+        """What it is asked with postcopy beside; None when that is not done there."""
+
+    async def discard(self, *, patience: float) -> str:
+        """End it, before the source has the guest again; what it had to say, "" if nothing.
+
+        *patience*: seconds that a QEMU is given to end by itself, and say why.
+        """

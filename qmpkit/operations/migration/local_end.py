@@ -1,0 +1,130 @@
+"""The destination of a migration whose machine is in this program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+
+import trio
+
+from qmpkit.machine.machine import Machine
+from qmpkit.machine.saved_state import take_images_back
+from qmpkit.operations.migration.capabilities import Setting
+from qmpkit.operations.migration.end import Able, Ports, able_of
+from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
+from qmpkit.operations.migration.incoming import Incoming
+from qmpkit.operations.migration.local_rest import LocalRest
+from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.parameters import known_parameters, parameters_of
+from qmpkit.operations.migration.transfer import loaded
+from qmpkit.operations.migration.ways import Route, laid, listen
+from qmpkit.operations.ports import change_forwards
+from qmpkit.operations.power import resume
+from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.qmp.events import Subscription
+
+__all__ = ["LocalEnd"]
+
+_LOADED = ("paused", "prelaunch")
+
+
+class LocalEnd:
+    """An `End` that is *incoming*."""
+
+    def __init__(self, incoming: Incoming) -> None:
+        self._incoming = incoming
+        self._machine = incoming.machine
+        self._arrivals: Subscription
+        self._resumes: Subscription
+
+    def must_wait(self) -> None:
+        """See `End`."""
+        self._incoming.must_wait()
+
+    def take(self) -> None:
+        """See `End`."""
+        self._incoming.take()
+
+    def has_ended(self) -> MigrationFailed:
+        """See `End`."""
+        return self._incoming.has_ended()
+
+    async def able(self) -> Able:
+        """See `End`."""
+        return await able_of(self._machine)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """See `End`."""
+        machine = self._machine
+        with machine.subscribe("MIGRATION") as arrivals, machine.subscribe("RESUME") as resumes:
+            self._arrivals, self._resumes = arrivals, resumes
+            yield
+
+    async def set_up(self, setting: Setting, options: MigrationOptions) -> None:
+        """See `End`."""
+        machine = self._machine
+        await machine.execute("migrate-set-capabilities", {"capabilities": setting})
+        parameters = parameters_of(options, await known_parameters(machine))
+        await machine.execute("migrate-set-parameters", parameters)
+
+    def laid(
+        self, options: MigrationOptions, source: Machine, *, mapped: bool
+    ) -> AbstractAsyncContextManager[Route]:
+        """See `End`."""
+        return laid(options, source, self._machine, mapped=mapped)
+
+    async def load(self, uri: str) -> None:
+        """See `End`."""
+        await listen(self._machine, uri)
+
+    async def loaded(self) -> None:
+        """See `End`: the guest is there, and has not panicked or powered off on its way."""
+        await loaded(self._machine, self._arrivals)
+        status = (await self._machine.execute("query-status"))["status"]
+        if status not in _LOADED:
+            raise MigrationFailed(self._machine.name, f"its guest is in the state {status!r}")
+
+    async def open_ports(self, ports: Ports) -> None:
+        """See `End`."""
+        for nic, forwards in ports.items():
+            await change_forwards(self._machine, self._machine.name, nic, forwards)
+
+    async def run(self, *, runs: bool) -> float | None:
+        """See `End`."""
+        machine = self._machine
+        machine.loaded()
+        if not runs:
+            await take_images_back(machine)
+            return None
+        try:
+            with trio.fail_after(STEP_GRACE):
+                await resume(machine)
+        except (*LOST, trio.TooSlowError) as lost:
+            await machine.kill()
+            raise MigrationUnknown(machine.name, _how_lost(lost)) from lost
+        resumed = self._resumes.next_nowait()
+        return None if resumed is None else resumed.monotonic
+
+    def arrived(self) -> None:
+        """See `End`."""
+        self._machine.spec = self._incoming.spec
+        self._incoming.arrived.set()
+
+    def rest(self) -> LocalRest:
+        """See `End`."""
+        return LocalRest(self._machine, self._incoming)
+
+    async def discard(self, *, patience: float) -> str:
+        """See `End`."""
+        with trio.move_on_after(patience):  # it may know why
+            await self._machine.wait()
+        has_ended = self._machine.report is not None
+        await self._machine.kill()
+        return self._machine.child.stderr_tail.strip() if has_ended else ""
+
+
+def _how_lost(lost: Exception) -> str:
+    if isinstance(lost, trio.TooSlowError):
+        return f"which did not answer for {STEP_GRACE:g} s"
+    return f"which ended: {lost}"
