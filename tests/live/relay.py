@@ -20,9 +20,9 @@ from qmpkit.operations.migration.ways import Route
 __all__ = ["BY_RELAY", "LARGE", "Relay", "ahead", "phases"]
 
 BY_RELAY = MigrationOptions(way="unix")
-LARGE = "524816KiB"  # seconds of zero pages, through a relay; an odd size: see `migrating.ODD`
+LARGE = "1049104KiB"  # seconds of zero pages, through a relay; an odd size: see `migrating.ODD`
 
-_RATE = 2 << 20  # bytes a second: what stands for the devices is through in tenths
+_RATE = 1 << 20  # bytes a second: what stands for the devices is through in tenths
 _CHUNK = 16 << 10
 
 

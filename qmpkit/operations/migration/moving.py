@@ -196,9 +196,7 @@ class Moving:
             with trio.move_on_after(STEP_GRACE, shield=True):
                 await self._end.discard(patience=0.0)
                 await source.kill()
-            if isinstance(error, MigrationLost):
-                raise
-            raise MigrationLost(source.name, _why_unfinished(error, bound)) from error
+            raise _lost(source.name, error, bound) from error
         if way.failure is not None:
             raise way.failure
 
@@ -307,11 +305,22 @@ class Moving:
 _HALTED = ("paused", "postmigrate")
 
 
-def _why_unfinished(error: BaseException, bound: float) -> str:
-    parts = error.split(trio.Cancelled) if isinstance(error, BaseExceptionGroup) else (None, None)
-    if isinstance(error, trio.Cancelled) or (parts[0] and not parts[1]):
-        return f"it was cancelled, and not all there {bound:g} s later"
-    return str(error) or type(error).__name__
+def _lost(name: str, error: BaseException, bound: float) -> MigrationLost:
+    """Why the guest is lost: by what it was, or, when it was only cancelled, by how long."""
+    parts = BaseExceptionGroup("", [error]).split(trio.Cancelled)[1]
+    if parts is None:
+        return MigrationLost(name, f"it was cancelled, and not all there {bound:g} s later")
+    why = _leaf(parts)
+    return why if isinstance(why, MigrationLost) else MigrationLost(name, str(why) or repr(why))
+
+
+def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group in which others only follow."""
+    chosen = group.split(MigrationLost)[0] or group
+    error: BaseException = chosen
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _between(stops: Subscription, ran_at: float | None) -> float:
