@@ -15,9 +15,12 @@ from qmpkit._running import log_directory, surfacing_death
 from qmpkit.host.resolve import resolve
 from qmpkit.machine.launch import LaunchOptions, Starter, launched, start_qemu
 from qmpkit.machine.machine import Machine
+from qmpkit.operations.migration.along import planned_moves
 from qmpkit.operations.migration.errors import CannotMigrate, NotArrived
 from qmpkit.operations.migration.incoming import Incoming, generation_of, start_form
 from qmpkit.operations.migration.migrate import check_source
+from qmpkit.operations.migration.storage import SHARED, DiskMove, DiskPlaces, with_moves
+from qmpkit.operations.migration.storage_there import NewImages, new_images
 from qmpkit.operations.tune.live import take_place
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.machine import MachineSpec
@@ -31,8 +34,17 @@ log = logging.getLogger("qmpkit")
 class Destination(Incoming):
     """Where a machine migrates to; made by `qmpkit.receiving`, given to `VM.migrate`."""
 
-    def __init__(self, machine: Machine, spec: MachineSpec, *, logs: Path | None) -> None:
-        super().__init__(machine, spec)
+    def __init__(
+        self,
+        machine: Machine,
+        spec: MachineSpec,
+        *,
+        logs: Path | None,
+        moves: tuple[DiskMove, ...],
+        images: NewImages,
+        collapse: bool,
+    ) -> None:
+        super().__init__(machine, spec, moves=moves, images=images, collapse=collapse)
         self._vm = VM(machine, logs=logs)
 
     @property
@@ -48,6 +60,8 @@ async def receiving(
     source: VM,
     *,
     qemu: str | os.PathLike[str] | None = None,
+    disks: DiskPlaces = SHARED,
+    collapse: bool = False,
     logs: str | os.PathLike[str] | None = None,
     options: LaunchOptions | None = None,
     start: Starter = start_qemu,
@@ -55,6 +69,12 @@ async def receiving(
     """Have another QEMU ready for the guest of *source*, on this host and with its disks.
 
     It is built from `source.spec`, with what was plugged in meanwhile and where that sits.
+    *disks*: "shared", they stay where they are; a directory, in which each disk that is written
+    to gets a file of its name; or a new file for each disk that goes along, by its id.  Those
+    are copied by `source.migrate` while the guest writes; the old images stay as they were in
+    that moment, for you to delete.  A disk with a base takes its own layer along, and has the
+    same base; *collapse* copies what is in its bases too.  The new images are made at once,
+    never over a file, and removed with the block unless the guest has come.
     *qemu*: another binary than `source.spec.qemu`; *logs*, *options* as for `running`, with
     `options.links` for NICs that have no address of their own.  `source.migrate` moves the
     guest; no process outlives the block, so what was moved ends with it.
@@ -68,17 +88,25 @@ async def receiving(
     if logs is not None:
         folder = await trio.to_thread.run_sync(log_directory, Path(logs))
         options = attrs.evolve(options, stderr_log=folder / "stderr.log")
-    if faults := await check_source(source.machine):
+    moves, lacking = await planned_moves(source.machine, disks, collapse=collapse)
+    if faults := (*await check_source(source.machine), *lacking):
         raise CannotMigrate(source.name, faults)
     wanted = source.spec if qemu is None else attrs.evolve(source.spec, qemu=qemu)
+    wanted = with_moves(wanted, moves)
     generation = await generation_of(source.machine)
     # Its images are in use, and its ports, by the source.
     resolution = await resolve(start_form(wanted, generation=generation), check=False)
     for warning in resolution.warnings:
         log.warning("machine %r: %s", wanted.name, warning)
-    async with shared_spawner(), launched(resolution, options, start=start) as machine:
+    async with (
+        shared_spawner(),
+        new_images(moves) as images,
+        launched(resolution, options, start=start) as machine,
+    ):
         await take_place(machine)
         spec = attrs.evolve(resolution.spec, nics=wanted.nics, vmgenid=wanted.vmgenid)
-        destination = Destination(machine, spec, logs=folder)
+        destination = Destination(
+            machine, spec, logs=folder, moves=moves, images=images, collapse=collapse
+        )
         async with surfacing_death(machine, since=destination.arrived):
             yield destination

@@ -29,6 +29,7 @@ from qmpkit.operations.migration.local_end import LocalEnd
 from qmpkit.operations.migration.migrate import in_the_way, migrate
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.storage import SHARED, DiskPlaces
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.operations.saved.saving import Saving, save
 from qmpkit.operations.tune.fronts import Tune
@@ -222,11 +223,18 @@ class VM:
         too.  *options*: what the memory
         goes through, and how fast.  *progress* is told of each look, twice a second.
 
+        Disks that the destination is to have images of its own for are mirrored there first,
+        at `options.max_bandwidth` together, and kept alike until the guest changes over; the
+        policy is asked from the memory on.  The bitmaps of backups go along.  The old images
+        stay, for you to delete.
+
         Raises CannotMigrate with all that is in the way, before anything is done.  Whatever
         goes wrong then, also a cancellation or the end of either QEMU, the guest runs on here
         with its disks, and the destination has ended: MigrationFailed.  Only when QEMU ended
-        while it was told to go on there, nobody knows, and neither runs: MigrationUnknown.
-        (`migrate-incoming`, `migrate`, `migrate-continue`, `cont`; QEMU 7.2.)
+        while it was told to go on there, nobody knows, and neither runs: MigrationUnknown; new
+        images are the ones to go on with then, and stay.
+        (`migrate-incoming`, `migrate`, `migrate-continue`, `cont`; for disks `nbd-server-start`,
+        `block-export-add`, `blockdev-mirror`; QEMU 7.2.)
         """
         end = LocalEnd(destination)
         return await migrate(self.machine, end, policy=policy, options=options, told=progress)
@@ -251,13 +259,18 @@ class VM:
         return followed(done)
 
     async def migration_faults(
-        self, *, qemu: str | os.PathLike[str] | None = None
+        self,
+        *,
+        qemu: str | os.PathLike[str] | None = None,
+        disks: DiskPlaces = SHARED,
+        collapse: bool = False,
     ) -> tuple[Fault, ...]:
         """All that is in the way of its migrating on this host, to another *qemu* too; () is fine.
 
-        Nothing is started: whether the processors are the same is seen by `migrate`.
+        *disks*, *collapse* as for `receiving`.  Nothing is started: whether the processors are
+        the same is seen by `migrate`.
         """
-        return await in_the_way(self.machine, qemu)
+        return await in_the_way(self.machine, qemu, disks, collapse=collapse)
 
     async def save(
         self,

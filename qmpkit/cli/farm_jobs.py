@@ -40,7 +40,8 @@ def followed(daemon: Daemon, job: str, what: str, *, quiet: bool = False) -> dic
                 if name == "end":
                     return result_of(data)
                 if name == "progress" and "bytes" in data:
-                    waiting.what = f"{what}, {_way(data)}"
+                    part = "its disks, " if data.get("disks") else ""
+                    waiting.what = f"{what}, {part}{_way(data)}"
                 elif name == "progress":
                     waiting.what = f"{what}, {data['done']} of {data['total']} machines done"
                 if name == "progress" and not quiet and "machine" in data:

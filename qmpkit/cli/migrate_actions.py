@@ -27,11 +27,10 @@ def migrate_machine(name: str, body: Mapping[str, Any], farm: str | None, *, as_
     return Exit.OK
 
 
-def check_migration(name: str, qemu: str | None, farm: str | None, *, as_json: bool) -> int:
+def check_migration(name: str, where: Mapping[str, Any], farm: str | None, *, as_json: bool) -> int:
     """`migrate --check`."""
     daemon, machine = machine_of(name, farm)
-    body = {} if qemu is None else {"qemu": qemu}
-    found = daemon.post("machines", machine, "migrate", "check", body=body)
+    found = daemon.post("machines", machine, "migrate", "check", body=dict(where))
     if as_json:
         print_json(found)
     for fault in () if as_json else found["faults"]:

@@ -22,6 +22,13 @@ def migrate(
     qemu: Annotated[
         str | None, Parameter(help="Another QEMU: its path, or a name on PATH. Default: its own.")
     ] = None,
+    disks: Annotated[
+        Path | None,
+        Parameter(help="A directory for new images that its disks move into. Default: they stay."),
+    ] = None,
+    collapse: Annotated[
+        bool, Parameter(help="With --disks: copy what is in their bases too.")
+    ] = False,
     policy: Annotated[
         Literal["live", "fast", "postcopy"],
         Parameter(
@@ -67,17 +74,23 @@ def migrate(
 ) -> int:
     """Move a machine's guest to a new QEMU while it runs, to a newer one for instance.
 
-    It arrives whole, with its disks and ports, or stays as it was. With --check nothing is
-    done, and the exit status is 2 when something is in the way.
+    It arrives whole, with its disks and ports, or stays as it was. With --disks the images move
+    too while it writes, each into a new file; the old files stay, for you to delete. With
+    --check nothing is done, and the exit status is 2 when something is in the way.
     """
     from qmpkit.cli.migrate_actions import check_migration, migrate_machine
 
     if qemu is not None and os.sep in qemu:
         qemu = str(Path(qemu).absolute())
-    if check:
-        return check_migration(name, qemu, farm, as_json=json)
-    body: dict[str, Any] = {
+    where: dict[str, Any] = {
         "qemu": qemu,
+        "disks": None if disks is None else str(disks.absolute()),
+        "collapse": collapse or None,
+    }
+    if check:
+        return check_migration(name, _given(where), farm, as_json=json)
+    body: dict[str, Any] = {
+        **where,
         "policy": policy,
         "deadline": deadline,
         "passes": passes,
@@ -90,8 +103,11 @@ def migrate(
         "channels": channels,
         "compression": compression,
     }
-    given = {key: value for key, value in body.items() if value is not None}
-    return migrate_machine(name, given, farm, as_json=json)
+    return migrate_machine(name, _given(body), farm, as_json=json)
+
+
+def _given(body: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if value is not None}
 
 
 ALL = (migrate,)

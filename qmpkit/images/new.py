@@ -138,12 +138,13 @@ async def place_overlay(
     base_format: str,
     format: str,
     *,
+    size: int | None = None,
     options: Options = DEFAULTS,
     secret: Secret | None = None,
     allowed: Allowed = None,
     limits: Limits = WRITE_LIMITS,
 ) -> Placed:
-    """`overlay`, in the way of `place_empty`."""
+    """`overlay`, in the way of `place_empty`; *size*: bytes, when they are not the base's."""
     asked = Asked.of("make an overlay of", base)
     origin = asked.path
     with held_keys(secret) as (key,):
@@ -151,7 +152,8 @@ async def place_overlay(
         words = ["create", "-q", "-u", *_new(format, options, key, base=True), "-F", base_format]
         look = partial(_look_at_base, asked, base_format, format, allowed)
         homes = await trio.to_thread.run_sync(look)
-        size = await guest_size(asked, base_format)
+        if size is None:
+            size = await guest_size(asked, base_format)
         async with AsyncExitStack() as stack:
             if homes:
                 await _note(stack, asked, homes, Asked.of("create", path).path)

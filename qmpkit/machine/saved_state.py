@@ -16,11 +16,13 @@ import trio
 from qmpkit.machine.state_forms import Form, StateBroken, Way, reading, writing
 from qmpkit.qmp.events import Subscription
 
-__all__ = ["cancel_saving", "forget_migrations", "load_state", "save_state"]
+__all__ = ["cancel_saving", "finalized", "forget_migrations", "load_state", "save_state"]
 __all__ += ["take_images_back"]
 
 _SET_ACTIVE = "blockdev-set-active"
 _ENDED = ("completed", "failed", "cancelled")
+_FINISHING = "finish-migrate"
+_MOMENT = 0.005
 _CHANGED = ("max-bandwidth", "multifd-channels")
 _PLAIN: Mapping[str, Any] = {
     "max-bandwidth": 1 << 40,  # QEMU's own bound is 128 MiB a second, for networks
@@ -117,6 +119,20 @@ async def cancel_saving(machine: _Monitored) -> None:
         await machine.execute("migrate_cancel")
         while not _is_over(await machine.execute("query-migrate")):
             await changes.next()
+
+
+async def finalized(machine: _Monitored) -> str:
+    """Wait until a machine whose state was sent can be told to run; its state (`query-status`).
+
+    QEMU says that it has sent all some moments before, and has no event for this.
+    """
+    while (status := await _status_of(machine)) == _FINISHING:  # noqa: ASYNC110
+        await trio.sleep(_MOMENT)
+    return status
+
+
+async def _status_of(machine: _Monitored) -> str:
+    return str((await machine.execute("query-status"))["status"])
 
 
 async def take_images_back(machine: _Monitored) -> None:

@@ -6,7 +6,7 @@ bitmap: so it is done here that one which fails ends the others.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -55,6 +55,21 @@ class JobGroup:
             begun = begun or (now, state.done)
             yield progress_of(state, *begun, now)
             if state.status == "concluded":
+                return
+            with trio.move_on_after(every):
+                await self._changes.next()
+
+    async def reached(
+        self, status: str, told: Callable[[Sequence[JobState]], object], every: float = 0.5
+    ) -> None:
+        """Wait until all have this status, "ready" or "concluded"; *told* of each look.
+
+        Raises JobFailed as soon as one fails.
+        """
+        while True:
+            states = await self._states()
+            told(states)
+            if all(state.status == status for state in states):
                 return
             with trio.move_on_after(every):
                 await self._changes.next()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -13,6 +13,7 @@ from starlette.routing import Route
 from qmpkit.errors import Fault, MachineGone, SpecInvalid
 from qmpkit.operations.migration.convergence import Round, adjusted, policy_of
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.storage import SHARED
 from qmpkit.server.answers import answer
 from qmpkit.server.bodies import Keys, read_object
 from qmpkit.server.jobs import Jobs, Step
@@ -33,7 +34,8 @@ _OPTIONS: Keys = {
     "channels": int,
     "compression": str,
 }
-_KEYS: Keys = {"qemu": str, "policy": str, "deadline": _NUMBER, "passes": int, **_OPTIONS}
+_WHERE: Keys = {"qemu": str, "disks": (str, dict), "collapse": bool}
+_KEYS: Keys = {"policy": str, "deadline": _NUMBER, "passes": int, **_WHERE, **_OPTIONS}
 
 
 class MigrateApi:
@@ -55,10 +57,10 @@ class MigrateApi:
     async def check(self, request: Request) -> Response:
         """What is in its way; nothing is done."""
         kept = self._find(request)
-        qemu = _absolute((await read_object(request, {"qemu": str})).get("qemu"))
+        where = _where(await read_object(request, _WHERE))
         if kept.vm is None:
             raise MachineGone(kept.name, f"migrating (it is {kept.state})", kept.report)
-        faults = await kept.vm.migration_faults(qemu=qemu)
+        faults = await kept.vm.migration_faults(**where)
         return answer({"machine": kept.name, "faults": [attrs.asdict(it) for it in faults]})
 
     async def migrate(self, request: Request) -> Response:
@@ -69,11 +71,11 @@ class MigrateApi:
         numbers = {key: asked[key] for key in ("deadline", "passes") if key in asked}
         policy = adjusted(asked.get("policy", "live"), **numbers)
         policy_of(policy, options.downtime, options.max_downtime)  # refused at once
-        qemu = _absolute(asked.get("qemu"))
+        where = _where(asked)
 
         async def work(step: Step) -> dict[str, Any]:
             took = await self._lab.migrate(
-                name, qemu=qemu, policy=policy, options=options, progress=_telling(step)
+                name, policy=policy, options=options, progress=_telling(step), **where
             )
             return {"machine": name, "pid": self._lab.kept[name].pid, **attrs.asdict(took)}
 
@@ -81,11 +83,23 @@ class MigrateApi:
         return answer({"job": job.id}, 202)
 
 
-def _absolute(qemu: str | None) -> str | None:
-    """A path that is not the daemon's own directory's; a name is looked up by PATH."""
-    if qemu is not None and "/" in qemu and not qemu.startswith("/"):
-        raise SpecInvalid([Fault("qemu", f"{qemu!r} is a relative path")], "the request")
-    return qemu
+def _where(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Where it is to move; no path is taken from the daemon's own directory."""
+    qemu, disks = asked.get("qemu"), asked.get("disks", SHARED)
+    # A name of a qemu is looked up by PATH.
+    paths = {"qemu": qemu if qemu is not None and "/" in qemu else None}
+    if isinstance(disks, dict):
+        paths |= {f"disks.{name}": file for name, file in disks.items()}
+    elif disks != SHARED:
+        paths["disks"] = disks
+    faults = [
+        Fault(where, f"{path!r} is no absolute path")
+        for where, path in paths.items()
+        if path is not None and not (isinstance(path, str) and path.startswith("/"))
+    ]
+    if faults:
+        raise SpecInvalid(faults, "the request")
+    return {"qemu": qemu, "disks": disks, "collapse": asked.get("collapse", False)}
 
 
 def _telling(step: Step) -> Callable[[Round], None]:
@@ -93,6 +107,7 @@ def _telling(step: Step) -> Callable[[Round], None]:
         done = now.total - now.remaining
         rate = now.bandwidth or None
         left = 0.0 if now.left is None else now.left
-        step({"bytes": done, "of": now.total, "rate": rate, "left": left, "pass": now.number})
+        told = {"bytes": done, "of": now.total, "rate": rate, "left": left, "pass": now.number}
+        step({**told, "disks": {it.disk: [it.done, it.total] for it in now.disks}})
 
     return told

@@ -51,7 +51,7 @@ async def found(kept: Kept, means: Means, seen: Seen) -> End:
     answer is waited for; meanwhile it can be declared stopped, which ends it by signals.
     One that becomes another process is followed there.
     """
-    await settle_heir(kept, means)
+    await settle_heir(kept, means, seen)
     end = None
     while end is None:
         record = kept.record

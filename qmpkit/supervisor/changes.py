@@ -11,6 +11,7 @@ from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE
 from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.storage import SHARED, DiskPlaces
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Nic
@@ -72,17 +73,21 @@ class Changes(ABC):
         policy: str | Policy = "live",
         options: MigrationOptions | None = None,
         progress: Told | None = None,
+        disks: DiskPlaces = SHARED,
+        collapse: bool = False,
     ) -> Migrated:
         """Move a kept machine's guest to a new process, of another *qemu* for instance.
 
-        As `VM.migrate`; `Kept.vm` is another one then.  Whoever dies meanwhile, us included,
-        one machine is left, which the next supervisor finds.  Raises SpecInvalid for an
-        unknown name, MachineGone when it is down, JournalFailed.
+        As `VM.migrate`; `Kept.vm` is another one then.  *disks*, *collapse*: those that go along
+        into new images, as for `receiving`; its record names them once it runs on them.
+        Whoever dies meanwhile, us included, one machine is left, which the next supervisor
+        finds.  Raises SpecInvalid for an unknown name, MachineGone when it is down,
+        JournalFailed, HostLacks.
         """
         keeper = self._kept_machines()
         kept = keeper.known(name)
         async with kept.turn:
-            return await move(kept, keeper.means, qemu, policy, options, progress)
+            return await move(kept, keeper.means, qemu, policy, options, progress, disks, collapse)
 
     @abstractmethod
     def _kept_machines(self) -> Keeper: ...

@@ -8,7 +8,10 @@ afterwards it is the heir, which its task then connects to as to one that it has
 from __future__ import annotations
 
 import os
-from contextlib import AsyncExitStack
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 
 import attrs
 import trio
@@ -17,21 +20,31 @@ from qmpkit.errors import Fault, MachineGone
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.keep import Home, KeptStart, begun
 from qmpkit.machine.machine import Machine
-from qmpkit.operations.migration.convergence import Policy
-from qmpkit.operations.migration.errors import CannotMigrate, MigrationFailed, MigrationUnknown
+from qmpkit.operations.migration.along import planned_moves
+from qmpkit.operations.migration.convergence import Policy, Round
+from qmpkit.operations.migration.errors import (
+    CannotMigrate,
+    MigrationFailed,
+    MigrationLost,
+    MigrationUnknown,
+)
 from qmpkit.operations.migration.incoming import Incoming, generation_of, start_form
 from qmpkit.operations.migration.local_end import LocalEnd
-from qmpkit.operations.migration.migrate import check_source, migrate
+from qmpkit.operations.migration.migrate import check_source, migrate_held
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.storage import DiskMove, DiskPlaces, with_moves
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.tune.live import take_place
+from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
-from qmpkit.supervisor.record import Heir
+from qmpkit.supervisor.moving_disks import images_on_record
+from qmpkit.supervisor.policy import Mishap
+from qmpkit.supervisor.record import End, Heir
 from qmpkit.vm import VM
 
 __all__ = ["move"]
@@ -44,16 +57,22 @@ async def move(
     policy: str | Policy,
     options: MigrationOptions | None,
     told: Told | None,
+    disks: DiskPlaces,
+    collapse: bool,
 ) -> Migrated:
     """See `Supervisor.migrate`."""
     vm = kept.vm
     if vm is None or not kept.tended:
         raise MachineGone(kept.name, "migrating", kept.report)
-    resolution, spec = await _form(kept, vm, qemu)
     old, new = kept.home, _other_home(kept, means)
     kept.is_moving = True
     try:
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(vm.machine.changing)
+            moves, lacking = await planned_moves(vm.machine, disks, collapse=collapse)
+            resolution, spec = await _form(kept, vm, qemu, moves, lacking)
+            on_record = images_on_record(vm.machine, moves)
+            images, it = await stack.enter_async_context(on_record)
             start, machine = await _begun(stack, new, means, resolution)
             heir = Heir(
                 identity=start.child.identity,
@@ -62,16 +81,27 @@ async def move(
                 facts=resolution.facts,
                 spec=spec,
             )
-            incoming = Incoming(machine, spec)
+            incoming = Incoming(
+                machine, spec, moves=moves, images=images, collapse=collapse, on_record=it
+            )
             try:
                 await _put_on_record(kept, means, start, heir)
-                end = LocalEnd(incoming)
-                took = await migrate(vm.machine, end, policy=policy, options=options, told=told)
+                with _called_off_by_stop(kept, incoming):
+                    took = await migrate_held(
+                        vm.machine,
+                        LocalEnd(incoming),
+                        policy=policy,
+                        options=options,
+                        told=partial(_tell, kept, told),
+                    )
             finally:
                 if incoming.arrived.is_set():  # cancelled a moment later, it is there all the same
                     _inherit(kept, heir, new)
                 with trio.move_on_after(STEP_GRACE, shield=True):
                     await _settled(kept, means, machine)
+    except MigrationLost as lost:
+        await _note_loss(kept, means, vm, str(lost))
+        raise
     except MigrationUnknown as unknown:
         kept.tell("unknown", str(unknown))
         vm.machine.child.kill()  # its policy starts it again, as after a power cut
@@ -88,17 +118,65 @@ async def move(
 _MUTE = ("silent", "unreachable")
 
 
+@contextmanager
+def _called_off_by_stop(kept: Kept, incoming: Incoming) -> Iterator[None]:
+    """Have a move end when its machine is declared stopped, which is not to wait for it.
+
+    Once the guest runs in the new process that waits for the rest of it, but for a stop at once.
+    """
+    scope = trio.CancelScope()
+
+    def call_off(grace: float) -> None:
+        scope.cancel()
+        if grace == 0 and incoming.has_switched and not incoming.arrived.is_set():
+            incoming.machine.child.kill()
+
+    kept.call_off = call_off
+    try:
+        with scope:
+            yield
+    finally:
+        kept.call_off = None
+    if not scope.cancelled_caught:
+        return
+    if incoming.arrived.is_set():
+        raise MachineGone(kept.name, "telling how it has migrated", kept.report)
+    raise MigrationFailed(kept.name, "it was declared stopped meanwhile")
+
+
+def _tell(kept: Kept, told: Told | None, now: Round) -> None:
+    if now.phase != "precopy":
+        kept.explain("migrating", "its guest runs in its new process, and its memory follows")
+    if told is not None:
+        told(now)
+
+
+async def _note_loss(kept: Kept, means: Means, vm: VM, why: str) -> None:
+    """For its policy, which starts it again as after a power cut."""
+    kept.tell("lost", why)
+    uptime = trio.current_time() - vm.machine.started_at
+    end = End(Mishap.LOST, why, uptime, time.time(), boot_id())
+    kept.note(phase="ending", end=end)
+    with trio.move_on_after(STEP_GRACE, shield=True):
+        await kept.write(means.journal)
+
+
 async def _form(
-    kept: Kept, vm: VM, qemu: str | os.PathLike[str] | None
+    kept: Kept,
+    vm: VM,
+    qemu: str | os.PathLike[str] | None,
+    moves: Sequence[DiskMove],
+    lacking: Sequence[Fault],
 ) -> tuple[Resolution, MachineSpec]:
     """What its heir is started as, and what it is then."""
-    faults = [*await check_source(vm.machine)]
+    faults = [*await check_source(vm.machine), *lacking]
     if kept.record.joined:
         message = "its cables in the networks of its farm cannot follow it"
         faults.append(Fault("networks", message, "restart it instead"))
     if faults:
         raise CannotMigrate(kept.name, faults)
     wanted = kept.spec if qemu is None else attrs.evolve(kept.spec, qemu=qemu)
+    wanted = with_moves(wanted, moves)
     form = start_form(wanted, generation=await generation_of(vm.machine))
     resolution = await resolve(form, check=False)  # its images and ports are in use, by itself
     return resolution, attrs.evolve(resolution.spec, nics=wanted.nics, vmgenid=wanted.vmgenid)
@@ -135,7 +213,7 @@ async def _put_on_record(kept: Kept, means: Means, start: KeptStart, heir: Heir)
 
 def _inherit(kept: Kept, heir: Heir, home: Home) -> None:
     kept.home = home
-    kept.note(**attrs.asdict(heir, recurse=False), heir=None, phase="up")
+    kept.note(**attrs.asdict(heir, recurse=False), heir=None, change=None, phase="up")
 
 
 async def _settled(kept: Kept, means: Means, machine: Machine) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +30,7 @@ __all__ = [
     "new_file",
     "remove_files",
     "remove_nodes",
+    "unmake",
     "with_disks",
 ]
 
@@ -107,7 +108,7 @@ class Made:
     async def _undo(self) -> None:
         with suppress(*LOST):
             await remove_nodes(self._machine, reversed(self._nodes))
-        await trio.to_thread.run_sync(_unmake, self._files, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(unmake, self._files, abandon_on_cancel=True)
 
 
 @asynccontextmanager
@@ -142,7 +143,8 @@ def _remove(files: Iterable[str]) -> None:
             os.unlink(file)  # noqa: PTH108
 
 
-def _unmake(files: Iterator[Placed] | list[Placed]) -> None:
+def unmake(files: Iterable[Placed]) -> None:
+    """Remove files that were made for what came to nothing.  Blocking."""
     for placed in files:
         # Another file there by now is somebody else's; QEMU has written to ours.
         with suppress(FileNotFoundError):

@@ -12,7 +12,7 @@ import trio
 
 from qmpkit.errors import ImageFailed
 from qmpkit.images.drafts import Placed
-from qmpkit.machine.saved_state import save_state
+from qmpkit.machine.saved_state import finalized, save_state
 from qmpkit.machine.state_forms import Form
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.variables import copy_variables
@@ -103,10 +103,10 @@ def _state(migration: Mapping[str, Any]) -> JobState:
 
 async def go_on(machine: Changeable, *, ran: bool) -> None:
     """Have the guest as it was before its state was saved; QEMU has let go of the images."""
+    status = await finalized(machine)
     if ran:
         await machine.execute("cont")
-        return
-    if (await machine.execute("query-status"))["status"] == "postmigrate":
+    elif status == "postmigrate":
         # Nothing else gets it out of that, in which it can be saved no second time.
         await machine.execute("cont")
         await machine.execute("stop")

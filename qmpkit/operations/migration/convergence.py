@@ -14,18 +14,28 @@ import attrs
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["Phase", "Policy", "Round", "Steering", "Step", "adjusted", "fast"]
-__all__ += ["is_switched", "live"]
-__all__ += ["policy_of", "postcopy", "read_round"]
+__all__ = ["Copying", "Phase", "Policy", "Round", "Steering", "Step", "adjusted"]
+__all__ += ["copying_round", "fast", "is_switched", "live", "policy_of", "postcopy", "read_round"]
 
 Phase = Literal["precopy", "postcopy", "cut"]
+
+
+@attrs.frozen
+class Copying:
+    """How far a disk that goes along is: `done` of `total` bytes, which may grow meanwhile."""
+
+    disk: str
+    done: int
+    total: int
 
 
 @attrs.frozen(kw_only=True)
 class Round:
     """How far a migration is (`query-migrate`).
 
-    `number`: passes over the guest's memory that have begun, from 1.  `seconds` since the
+    `number`: passes over the guest's memory that have begun, from 1; 0 while disks that go
+    along are copied, before: then `remaining`, `total` and `transferred` are theirs together,
+    and `disks` tells of each.  `seconds` since the
     migration began.  `remaining`, `total`: bytes of memory left in this pass, and in all;
     `transferred`: bytes sent.  `dirty_rate`: bytes that the guest changed each second of the
     pass before; `bandwidth`: bytes sent each second; both 0 before they are known.
@@ -46,6 +56,7 @@ class Round:
     expected_downtime: float | None = None
     throttle: int = 0
     phase: Phase = "precopy"
+    disks: tuple[Copying, ...] = ()
 
     @property
     def left(self) -> float | None:
@@ -141,6 +152,20 @@ def postcopy(policy: Policy | None = None, /, *, after: int = 1) -> Policy:
         return Step(postcopy=now.number > after)
 
     return Steering(policy or switch, throttles=False, postcopies=True)
+
+
+def copying_round(disks: tuple[Copying, ...], seconds: float, downtime: float) -> Round:
+    """Where a migration is that has not begun with the memory yet."""
+    done, total = sum(it.done for it in disks), sum(it.total for it in disks)
+    return Round(
+        number=0,
+        seconds=seconds,
+        remaining=max(total - done, 0),
+        total=total,
+        transferred=done,
+        downtime=downtime,
+        disks=disks,
+    )
 
 
 def _check(name: str, value: float) -> None:

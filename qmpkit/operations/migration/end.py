@@ -18,6 +18,8 @@ from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters
 from qmpkit.operations.migration.postcopy import Rest
+from qmpkit.operations.migration.storage import DiskMove
+from qmpkit.operations.migration.storage_there import Door
 from qmpkit.operations.migration.ways import Route
 from qmpkit.spec.network import Forward
 
@@ -59,7 +61,12 @@ class End(Protocol):
     """A destination; it takes one guest, and is of no more use after a migration that failed.
 
     Whatever it raises before `run` has come of it leaves the guest with the source.
+    `moves`: the disks that go along, for which it has new images, with `collapse` of what is
+    in their bases too.
     """
+
+    moves: tuple[DiskMove, ...]
+    collapse: bool
 
     def must_wait(self) -> None:
         """Raise NotArrived when it was to be filled before, or has ended."""
@@ -76,8 +83,19 @@ class End(Protocol):
     def watched(self) -> AbstractContextManager[None]:
         """The block in which it has a guest come: what happens there is noticed."""
 
-    async def set_up(self, setting: Setting, options: MigrationOptions) -> None:
-        """Set capabilities and parameters, before anything is on its way."""
+    async def set_up(
+        self, setting: Setting, options: MigrationOptions, moves: Sequence[DiskMove]
+    ) -> None:
+        """Set capabilities and parameters, before anything is on its way.
+
+        *moves*: with the dirty bitmaps that go along.
+        """
+
+    def served(self, source: Machine) -> AbstractAsyncContextManager[Door]:
+        """The block in which *source* may write to the new images; it knows itself by then."""
+
+    async def alike(self) -> None:
+        """The new images are as the old ones, for good: nobody else writes to them any more."""
 
     def laid(
         self, options: MigrationOptions, source: Machine, *, mapped: bool
@@ -111,6 +129,8 @@ class End(Protocol):
 
     async def discard(self, *, patience: float) -> str:
         """End it, before the source has the guest again; what it had to say, "" if nothing.
+
+        Its new images are gone then.
 
         *patience*: seconds that a QEMU is given to end by itself, and say why.
         """

@@ -7,6 +7,9 @@ import trio
 
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.errors import MigrationFailed, NotArrived
+from qmpkit.operations.migration.storage import DiskMove
+from qmpkit.operations.migration.storage_there import NewImages
+from qmpkit.operations.undertaking import Undertaking
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import UserNic
 
@@ -18,11 +21,26 @@ class Incoming:
 
     It takes one guest, and is of no more use after a migration that failed.  `arrived` is set
     when it has all of it; `has_switched`: the guest may run here before that (postcopy).
+    `moves`: the disks that go along, into `images`, which were made for them, with `collapse`
+    of what is in their bases too.  `on_record`: where that is written down, if it is.
     """
 
-    def __init__(self, machine: Machine, spec: MachineSpec) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        spec: MachineSpec,
+        *,
+        moves: tuple[DiskMove, ...] = (),
+        images: NewImages | None = None,
+        collapse: bool = False,
+        on_record: Undertaking | None = None,
+    ) -> None:
         self.machine = machine
         self.spec = spec
+        self.moves = moves
+        self.images = images or NewImages()
+        self.collapse = collapse
+        self.on_record = on_record
         self.arrived = trio.Event()
         self.has_switched = False
         self._spent = False
@@ -36,6 +54,18 @@ class Incoming:
         """The error for its end, with what it said last."""
         said = self.machine.child.stderr_tail.strip()
         return MigrationFailed(self.spec.name, "the destination's QEMU has ended", said)
+
+    def keep_images(self) -> None:
+        """The guest runs on the new images, or may have: they stay."""
+        self.images.keep()
+        if self.on_record is not None:
+            self.on_record.left = True
+
+    async def discard_images(self) -> None:
+        """Its QEMU has ended, and the guest goes on with the old images, before it does."""
+        await self.images.discard()
+        if self.on_record is not None and self.on_record.change.sure:
+            await self.on_record.give_up()
 
     def take(self) -> None:
         """It is filled now, once and for all."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 import trio
 
@@ -14,17 +14,22 @@ from qmpkit.operations.migration.end import Able, Ports, able_of
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.local_rest import LocalRest
+from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameters_of
+from qmpkit.operations.migration.storage import DiskMove
+from qmpkit.operations.migration.storage_there import Door, ends_serving, serves
 from qmpkit.operations.migration.transfer import loaded
 from qmpkit.operations.migration.ways import Route, laid, listen
 from qmpkit.operations.ports import change_forwards
 from qmpkit.operations.power import resume
 from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.process.rundir import machine_dir, socket_path
 from qmpkit.qmp.events import Subscription
 
 __all__ = ["LocalEnd"]
 
+_SOCKET = "disks"
 _LOADED = ("paused", "prelaunch")
 
 
@@ -34,6 +39,8 @@ class LocalEnd:
     def __init__(self, incoming: Incoming) -> None:
         self._incoming = incoming
         self._machine = incoming.machine
+        self.moves = incoming.moves
+        self.collapse = incoming.collapse
         self._arrivals: Subscription
         self._resumes: Subscription
 
@@ -61,12 +68,29 @@ class LocalEnd:
             self._arrivals, self._resumes = arrivals, resumes
             yield
 
-    async def set_up(self, setting: Setting, options: MigrationOptions) -> None:
+    async def set_up(
+        self, setting: Setting, options: MigrationOptions, moves: Sequence[DiskMove]
+    ) -> None:
         """See `End`."""
         machine = self._machine
         await machine.execute("migrate-set-capabilities", {"capabilities": setting})
         parameters = parameters_of(options, await known_parameters(machine))
         await machine.execute("migrate-set-parameters", parameters)
+        await set_bitmaps(machine, moves, {move.id: move.node for move in moves})
+
+    @asynccontextmanager
+    async def served(self, source: Machine) -> AsyncIterator[Door]:
+        """See `End`: by a socket of this host."""
+        async with machine_dir(source.name) as folder:
+            door = Door(server={"type": "unix", "path": str(socket_path(folder, _SOCKET))})
+            await serves(self._machine, self.moves, door)
+            yield door
+
+    async def alike(self) -> None:
+        """See `End`.  From here on a start is right with the new images, whoever dies."""
+        await ends_serving(self._machine)
+        if self._incoming.on_record is not None:
+            await self._incoming.on_record.make_sure()
 
     def laid(
         self, options: MigrationOptions, source: Machine, *, mapped: bool
@@ -96,13 +120,16 @@ class LocalEnd:
         machine.loaded()
         if not runs:
             await take_images_back(machine)
+            self._incoming.keep_images()
             return None
         try:
             with trio.fail_after(STEP_GRACE):
                 await resume(machine)
         except (*LOST, trio.TooSlowError) as lost:
+            self._incoming.keep_images()
             await machine.kill()
             raise MigrationUnknown(machine.name, _how_lost(lost)) from lost
+        self._incoming.keep_images()
         resumed = self._resumes.next_nowait()
         return None if resumed is None else resumed.monotonic
 
@@ -121,6 +148,7 @@ class LocalEnd:
             await self._machine.wait()
         has_ended = self._machine.report is not None
         await self._machine.kill()
+        await self._incoming.discard_images()
         return self._machine.child.stderr_tail.strip() if has_ended else ""
 
 

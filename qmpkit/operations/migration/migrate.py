@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import attrs
 import trio
@@ -11,6 +12,7 @@ from qmpkit.errors import Fault, HostLacks, MachineDied, MachineGone, SpecInvali
 from qmpkit.host.resolve import resolve
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.state import State
+from qmpkit.operations.migration.along import again_planned, planned_moves
 from qmpkit.operations.migration.capabilities import Agreed, agree, wanted_capabilities
 from qmpkit.operations.migration.compatibility import (
     cpu_faults,
@@ -27,10 +29,11 @@ from qmpkit.operations.migration.moving import Migrated, Moving
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import parameter_faults
 from qmpkit.operations.migration.postcopy import postcopy_faults
+from qmpkit.operations.migration.storage import SHARED, DiskMove, DiskPlaces
 from qmpkit.operations.migration.tls import tls_faults
 from qmpkit.operations.migration.transfer import Told
 
-__all__ = ["check_source", "in_the_way", "migrate"]
+__all__ = ["check_source", "in_the_way", "migrate", "migrate_held"]
 
 
 async def migrate(
@@ -42,19 +45,32 @@ async def migrate(
     told: Told | None = None,
 ) -> Migrated:
     """See `VM.migrate`."""
+    async with source.changing:
+        return await migrate_held(source, end, policy=policy, options=options, told=told)
+
+
+async def migrate_held(
+    source: Machine,
+    end: End,
+    *,
+    policy: str | Policy,
+    options: MigrationOptions | None,
+    told: Told | None,
+) -> Migrated:
+    """`migrate`, for one who holds `source.changing`."""
     options = options or MigrationOptions()
     steers = policy_of(policy, options.downtime, options.max_downtime)
-    async with source.changing:
-        source.must_live("migrating")
-        end.must_wait()
-        try:
-            agreed = await _agreed(source, end, options, steers)
-        except (MachineDied, MachineGone) as ended:
-            if source.report is not None:
-                raise
-            raise end.has_ended() from ended
-        end.take()
-        return await Moving(source, end, options, agreed).go(steers, told or _nobody)
+    source.must_live("migrating")
+    end.must_wait()
+    try:
+        moves, changed = await again_planned(source, end.moves, collapse=end.collapse)
+        agreed = await _agreed(source, end, options, moves, changed, steers)
+    except (MachineDied, MachineGone) as ended:
+        if source.report is not None:
+            raise
+        raise end.has_ended() from ended
+    end.take()
+    return await Moving(source, end, options, agreed, moves).go(steers, told or _nobody)
 
 
 async def check_source(source: Machine) -> tuple[Fault, ...]:
@@ -71,10 +87,18 @@ async def check_source(source: Machine) -> tuple[Fault, ...]:
 
 
 async def in_the_way(
-    source: Machine, qemu: str | os.PathLike[str] | None = None
+    source: Machine,
+    qemu: str | os.PathLike[str] | None = None,
+    disks: DiskPlaces = SHARED,
+    *,
+    collapse: bool = False,
 ) -> tuple[Fault, ...]:
     """See `VM.migration_faults`."""
     faults = [*await check_source(source)]
+    try:
+        faults += (await planned_moves(source, disks, collapse=collapse))[1]
+    except HostLacks as lacks:
+        faults.append(Fault("disks", lacks.what, lacks.cure))
     wanted = source.spec if qemu is None else attrs.evolve(source.spec, qemu=qemu)
     try:
         await resolve(start_form(wanted, generation=None), check=False)
@@ -85,22 +109,33 @@ async def in_the_way(
     return tuple(faults)
 
 
-async def _agreed(source: Machine, end: End, options: MigrationOptions, steers: Steering) -> Agreed:
-    faults = [*await check_source(source)]
+async def _agreed(
+    source: Machine,
+    end: End,
+    options: MigrationOptions,
+    moves: Sequence[DiskMove],
+    changed: Sequence[Fault],
+    steers: Steering,
+) -> Agreed:
+    faults = [*await check_source(source), *changed]
     faults += await trio.to_thread.run_sync(tls_faults, options.tls)
     here, there = await able_of(source), await end.able()
     faults += cpu_faults(here.words, there.words)
     runs = source.state is State.RUNNING
     postcopies = steers.postcopies and runs  # else all is sent by the end of the first pass
     wanted = wanted_capabilities(
-        options, throttled=steers.throttles, runs=runs, postcopies=postcopies
+        options,
+        throttled=steers.throttles,
+        runs=runs,
+        postcopies=postcopies,
+        bitmaps=any(move.bitmaps for move in moves),
     )
     agreed = agree(here.capabilities, there.capabilities, wanted)
     faults += agreed.faults
     for which, able in (("source", here), ("destination", there)):
         faults += parameter_faults(options, able.parameters, which)
     if postcopies:
-        faults += postcopy_faults(options)
+        faults += postcopy_faults(options, moves)
         faults += () if faults else await _refusals(end, agreed)
     if faults:
         raise CannotMigrate(source.name, faults)

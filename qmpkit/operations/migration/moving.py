@@ -13,12 +13,25 @@ Who has the images, who can run, and what takes it back:
 The destination is started with `-S` and takes the images when it is told to run, not before
 (late-block-activate): that command, and nothing QEMU does by itself, is the point of no
 return.  QEMU's locks on the images keep the two apart even if we err.
+
+With postcopy the memory that is left goes after the devices, so from pre-switchover on:
+
+    pre-switchover    receives             source      the source goes on, as above
+    postcopy-active   receives the devices nobody      QEMU goes no way back: `MigrationLost`,
+                                                       unless the source itself says that it failed
+    postcopy-active   postcopy-active, is  destination `MigrationLost`, when an end dies, or the
+                      told to run, runs                connection is cut and not made anew
+    postcopy-paused   postcopy-paused      destination … it is made anew (`migrate-recover`)
+    completed         completed            destination the destination is the machine
+
+It is told to run once it has the devices: the source has let go of the images by then, which
+QEMU 7.2 does only after it has said postcopy-active.  The source is ended when all is there.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
@@ -29,25 +42,22 @@ import trio
 from qmpkit._trio import finished_within
 from qmpkit.errors import HostLacks, MachineDied, MachineGone
 from qmpkit.machine.machine import Machine
-from qmpkit.machine.saved_state import cancel_saving, forget_migrations
+from qmpkit.machine.saved_state import cancel_saving, finalized, forget_migrations
 from qmpkit.machine.state import State
 from qmpkit.operations.block.memory import go_on
+from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.forwards import forwarded_ports
+from qmpkit.operations.migration.along import Along, taken_along
 from qmpkit.operations.migration.capabilities import Agreed
 from qmpkit.operations.migration.convergence import Policy, is_switched
 from qmpkit.operations.migration.end import End
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationLost, MigrationUnknown
+from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameters_of
 from qmpkit.operations.migration.postcopy import Postcopy
-from qmpkit.operations.migration.transfer import (
-    EVENTS,
-    LAST_WORDS,
-    Told,
-    Transfer,
-    finalized,
-    sent_by,
-)
+from qmpkit.operations.migration.storage import DiskMove
+from qmpkit.operations.migration.transfer import EVENTS, LAST_WORDS, Told, Transfer, sent_by
 from qmpkit.operations.migration.ways import Route
 from qmpkit.operations.ports import change_forwards
 from qmpkit.operations.power import resume
@@ -79,12 +89,18 @@ class Moving:
     """One migration; for one task, once."""
 
     def __init__(
-        self, source: Machine, end: End, options: MigrationOptions, agreed: Agreed
+        self,
+        source: Machine,
+        end: End,
+        options: MigrationOptions,
+        agreed: Agreed,
+        moves: Sequence[DiskMove],
     ) -> None:
         self._source = source
         self._end = end
         self._options = options
         self._agreed = agreed
+        self._moves = moves
         self._ran = source.state is State.RUNNING
         self._ports: dict[str, list[Forward]] = {}
         self._ports_are_off = False
@@ -107,10 +123,12 @@ class Moving:
                 self._source.subscribe("STOP") as stops,
                 self._end.watched(),
             ):
-                await self._set_up(self._source)
-                await self._end.set_up(self._agreed.destination, self._options)
+                await self._set_up()
                 self._ports = await _ports_of(self._source)
-                transfer = await self._across(policy, told)
+                async with taken_along(
+                    self._source, self._end, self._moves, self._options, told
+                ) as along:
+                    transfer = await self._across(policy, told, along)
                 downtime = _between(stops, self._ran_at)
         except BaseException as error:
             if self._handed_over:
@@ -123,15 +141,17 @@ class Moving:
         passes, transferred = (0, 0) if last is None else (last.number, last.transferred)
         return Migrated(seconds, downtime, passes, transferred)
 
-    async def _set_up(self, source: Machine) -> None:
-        setting = {"capabilities": self._agreed.source}
-        await source.execute("migrate-set-capabilities", setting)
+    async def _set_up(self) -> None:
+        source, agreed = self._source, self._agreed
+        await source.execute("migrate-set-capabilities", {"capabilities": agreed.source})
         before = await known_parameters(source)
         parameters = parameters_of(self._options, before)
         self._before = {name: before[name] for name in parameters}
         await source.execute("migrate-set-parameters", parameters)
+        await set_bitmaps(source, self._moves, {move.id: move.source for move in self._moves})
+        await self._end.set_up(agreed.destination, self._options, self._moves)
 
-    async def _across(self, policy: Policy, told: Told) -> Transfer:
+    async def _across(self, policy: Policy, told: Told, along: Along) -> Transfer:
         """Have all of the guest at the destination, and hand over to it."""
         source, end = self._source, self._end
         mapped = "mapped-ram" in self._agreed.on
@@ -141,6 +161,7 @@ class Moving:
                 try:
                     await source.execute("migrate", {"uri": route.uri})
                     await transfer.reached("pre-switchover")
+                    await along.settle()
                     await self._move_ports()
                     if await self._switch(transfer):
                         await self._follow(transfer, route)
@@ -162,7 +183,8 @@ class Moving:
         if not transfer.postcopies:
             await source.execute("migrate-continue", going)
             return False
-        if source.state is not State.PAUSED:
+        await source.execute("query-status")  # by then its state is that of all that it has told
+        if source.state in (State.SHUTDOWN, State.PANICKED):
             raise MigrationFailed(source.name, f"its guest is {source.state.value}")
         transfer.is_quiet = True
         try:
@@ -193,6 +215,7 @@ class Moving:
         except BaseException as error:
             if self._is_there or not (self._handed_over or await self._is_stuck()):
                 raise
+            self._handed_over = True  # and lost: there is nothing that could be taken back
             with trio.move_on_after(STEP_GRACE, shield=True):
                 await self._end.discard(patience=0.0)
                 await source.kill()
@@ -260,7 +283,10 @@ class Moving:
         """End the destination, and have the source as it was; the error to be told of it."""
         source, said = self._source, ""
         with trio.move_on_after(STEP_GRACE, shield=True) as bound:
-            may_know = self._is_broken and self._options.way != "file"
+            # A mirror fails when the destination ends, too.
+            may_know = isinstance(error, JobFailed) or (
+                self._is_broken and self._options.way != "file"
+            )
             said = await self._end.discard(patience=LAST_WORDS if may_know else 0.0)
             if source.report is None:
                 await cancel_saving(source)
@@ -295,7 +321,7 @@ class Moving:
         match error:
             case MigrationFailed():
                 return MigrationFailed(name, error.why, said)
-            case CommandRefused():
+            case CommandRefused() | JobFailed():
                 return MigrationFailed(name, str(error), said)
             case MachineDied() | MachineGone():
                 return self._source.ended("migrating") or self._end.has_ended()

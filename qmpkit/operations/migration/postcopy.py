@@ -7,7 +7,7 @@ that is cut is made anew, for QEMU keeps at both ends what it has.  Nothing lead
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from enum import Enum
 from functools import partial
@@ -22,6 +22,7 @@ from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.capabilities import Setting
 from qmpkit.operations.migration.errors import MigrationLost
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.transfer import LAST_WORDS, failure
 from qmpkit.operations.migration.ways import Route
 from qmpkit.operations.steps import LOST, STEP_GRACE
@@ -69,9 +70,12 @@ def outlook(source: str | None, destination: str | None) -> Outlook:
     return Outlook.SENDING
 
 
-def postcopy_faults(options: MigrationOptions) -> tuple[Fault, ...]:
-    """The ways by which memory cannot follow.  Pure."""
+def postcopy_faults(options: MigrationOptions, moves: Sequence[DiskMove]) -> tuple[Fault, ...]:
+    """The ways by which memory cannot follow, and what does not go with it.  Pure."""
     faults = []
+    if moves:
+        message = "postcopy takes none along"
+        faults.append(Fault("disks", message, "move them before, by `vm.disks.move`"))
     if options.way == "file":
         faults.append(Fault("way", "a file has no way back for postcopy", 'way="fd"'))
     if options.channels:
@@ -268,10 +272,12 @@ class Postcopy:
 
     async def _recover(self) -> None:
         """Make the connection anew."""
-        name, why = self._machine.name, "it is cut again and again"
+        name, why = self._machine.name, ""
         self._cuts += 1
+        if self._cuts > _MOST_CUTS:
+            raise self._lost(f"the connection was cut {self._cuts} times")
         log.warning("machine %r: the connection of its migration is cut", name)
-        with trio.move_on_after(self._recover_within if self._cuts <= _MOST_CUTS else 0):
+        with trio.move_on_after(self._recover_within):
             attempt = 0
             while self._outlook is Outlook.CUT:
                 if not (why := await self._try_again()):

@@ -17,7 +17,7 @@ from qmpkit.operations.power import pause
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 
-__all__ = ["EVENTS", "LAST_WORDS", "Told", "Transfer", "finalized", "loaded", "sent_by"]
+__all__ = ["EVENTS", "LAST_WORDS", "Told", "Transfer", "loaded", "sent_by"]
 
 EVENTS = ("MIGRATION", "MIGRATION_PASS")
 Told = Callable[[Round], object]
@@ -28,8 +28,6 @@ LAST_WORDS = 2.0
 
 _EVERY = 0.5
 _FAILED = ("failed", "cancelled")
-_FINISHING = "finish-migrate"
-_MOMENT = 0.005
 
 
 class Transfer:
@@ -142,20 +140,6 @@ async def loaded(destination: Machine, changes: Subscription) -> None:
             return
         if status in _FAILED:
             raise await failure(destination, status)
-
-
-async def finalized(source: Machine) -> str:
-    """Wait until a source can be told to run again; its run state (`query-status`).
-
-    It says that it has sent all some moments before, and has no event for this.
-    """
-    while (status := await _status_of(source)) == _FINISHING:  # noqa: ASYNC110
-        await trio.sleep(_MOMENT)
-    return status
-
-
-async def _status_of(machine: Machine) -> str:
-    return str((await machine.execute("query-status"))["status"])
 
 
 async def failure(machine: Machine, status: str) -> MigrationFailed:
