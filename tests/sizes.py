@@ -123,6 +123,9 @@ MIGRATION_CANCELS = size(ci=40, long=1)  # each so-and-so-many-th checkpoint of 
 MIGRATION_ROUNDS = size(ci=0, long=50)  # by each way, of a guest that keeps a ledger
 KVM_MIGRATIONS = size(ci=3, long=50)  # of one under KVM
 MIGRATION_KILLS = size(ci=4, long=100)  # SIGKILLs of a supervisor between two steps of one
+MIGRATIONS_KILLED = ("live", "postcopy") if LONG else ("live",)  # … by each of these policies
+POSTCOPY_ROUNDS = size(ci=1, long=50)  # of a guest that keeps a ledger, and writes too fast
+POSTCOPY_DEATHS = ("kill", "cut") if LONG else ("kill",)  # of a supervisor, and the connection too
 KEPT_MIGRATION_CANCELS = size(ci=60, long=1)  # checkpoints of one of a kept machine
 
 # Saved machines
