@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import attrs
@@ -13,7 +13,17 @@ import pytest
 import trio
 
 import qmpkit
-from qmpkit import VM, Destination, MigrationLost, MigrationOptions, Round, State, postcopy
+from qmpkit import (
+    VM,
+    Destination,
+    MachineGone,
+    MigrationLost,
+    MigrationOptions,
+    Round,
+    State,
+    postcopy,
+)
+from qmpkit.qmp.errors import CommandRefused
 from qmpkit.testing.leaks import leaks
 from tests.live.ledger_guest import acknowledged, keeping_a_ledger, records, whole
 from tests.live.relay import phases
@@ -81,7 +91,8 @@ class Life:
             os.kill(vm.pid, signal.SIGKILL)
         elif luck < 0.6:
             await trio.sleep(self._dice.random() / 10)
-            await vm.machine.execute("yank", {"instances": [{"type": "migration"}]}, oob=True)
+            with suppress(CommandRefused, MachineGone):  # it was over before
+                await vm.machine.execute("yank", {"instances": [{"type": "migration"}]}, oob=True)
 
 
 @pytest.mark.bound(7200 if LONG else 120)
