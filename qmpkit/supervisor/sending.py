@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import trio
 
 from qmpkit.errors import Fault, MachineGone, SpecInvalid
-from qmpkit.operations.migration.convergence import Policy
+from qmpkit.operations.migration.convergence import Policy, policy_of
 from qmpkit.operations.migration.errors import CannotMigrate, MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import generation_of
 from qmpkit.operations.migration.migrate import agreed_on, check_source, migrate
@@ -81,7 +81,8 @@ async def check_send(kept: Kept, place: MovePlace) -> tuple[Fault, ...]:
         async with _offered(kept, vm, place, secrets.token_hex(16)) as end:
             try:
                 options = place.options(MigrationOptions())
-                await agreed_on(vm.machine, end, options, throttled=True)
+                steers = policy_of("live", options.downtime, options.max_downtime)
+                await agreed_on(vm.machine, end, options, steers)
             finally:
                 with trio.move_on_after(STEP_GRACE, shield=True):
                     await end.discard(patience=0.0)

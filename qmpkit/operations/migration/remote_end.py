@@ -175,6 +175,9 @@ class RemoteEnd:
         """See `End`: nobody sends by a file to another supervisor."""
         raise MigrationFailed(self._name, f"{uri} is not to be had at {self._place}")
 
+    def rest(self) -> None:
+        """See `End`."""
+
     async def loaded(self) -> None:
         """See `End`."""
         while not (await self._ask("loaded")).get("loaded"):
