@@ -127,6 +127,14 @@ MIGRATIONS_KILLED = ("live", "postcopy") if LONG else ("live",)  # … by each o
 POSTCOPY_ROUNDS = size(ci=1, long=50)  # of a guest that keeps a ledger, and writes too fast
 POSTCOPY_DEATHS = ("kill", "cut") if LONG else ("kill",)  # of a supervisor, and the connection too
 KEPT_MIGRATION_CANCELS = size(ci=60, long=1)  # checkpoints of one of a kept machine
+MOVE_CANCELS = size(ci=90, long=3)  # checkpoints of one to another supervisor
+_ASKS = ("offer", "set_up", "listen", "loaded")  # of its conversation, cut before and after
+MOVE_CUTS = (
+    tuple((ask, passes) for ask in _ASKS for passes in (False, True))
+    if LONG
+    else (("set_up", True), ("loaded", False))
+)
+MOVE_KILLS = size(ci=2, long=100)  # SIGKILLs of a supervisor between two steps of one
 
 # Saved machines
 RAM_FORMS = ("plain", "packed", "mapped") if LONG else ("mapped",)  # packed is tried elsewhere

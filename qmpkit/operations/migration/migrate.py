@@ -33,7 +33,7 @@ from qmpkit.operations.migration.storage import SHARED, DiskMove, DiskPlaces
 from qmpkit.operations.migration.tls import tls_faults
 from qmpkit.operations.migration.transfer import Told
 
-__all__ = ["check_source", "in_the_way", "migrate", "migrate_held"]
+__all__ = ["agreed_on", "check_source", "in_the_way", "migrate", "migrate_held"]
 
 
 async def migrate(
@@ -64,7 +64,7 @@ async def migrate_held(
     end.must_wait()
     try:
         moves, changed = await again_planned(source, end.moves, collapse=end.collapse)
-        agreed = await _agreed(source, end, options, moves, changed, steers)
+        agreed = await agreed_on(source, end, options, moves, changed, steers=steers)
     except (MachineDied, MachineGone) as ended:
         if source.report is not None:
             raise
@@ -109,14 +109,16 @@ async def in_the_way(
     return tuple(faults)
 
 
-async def _agreed(
+async def agreed_on(
     source: Machine,
     end: End,
     options: MigrationOptions,
-    moves: Sequence[DiskMove],
-    changed: Sequence[Fault],
+    moves: Sequence[DiskMove] = (),
+    changed: Sequence[Fault] = (),
+    *,
     steers: Steering,
 ) -> Agreed:
+    """What both ends are to be told; CannotMigrate with all that is in the way."""
     faults = [*await check_source(source), *changed]
     faults += await trio.to_thread.run_sync(tls_faults, options.tls)
     here, there = await able_of(source), await end.able()
