@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from qmpkit.operations.hotplug.resources import GuestMemory as GuestMemory
     from qmpkit.operations.jobs import JobProgress as JobProgress
     from qmpkit.operations.jobs import JobState as JobState
+    from qmpkit.operations.migration.convergence import Copying as Copying
     from qmpkit.operations.migration.convergence import Round as Round
     from qmpkit.operations.migration.convergence import Step as Step
     from qmpkit.operations.migration.convergence import fast as fast
@@ -243,7 +244,7 @@ _MODULES = {
     "qmpkit.operations.block.graph": "Layer",
     "qmpkit.operations.block.revert": "reverted",
     "qmpkit.operations.jobs": "JobProgress JobState",
-    "qmpkit.operations.migration.convergence": "Round Step fast live postcopy",
+    "qmpkit.operations.migration.convergence": "Copying Round Step fast live postcopy",
     "qmpkit.operations.migration.errors": (
         "CannotMigrate MigrationFailed MigrationLost MigrationUnknown NotArrived"
     ),

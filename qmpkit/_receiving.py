@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -20,7 +20,7 @@ from qmpkit.operations.migration.errors import CannotMigrate, NotArrived
 from qmpkit.operations.migration.incoming import Incoming, generation_of, start_form
 from qmpkit.operations.migration.migrate import check_source
 from qmpkit.operations.migration.storage import SHARED, DiskMove, DiskPlaces, with_moves
-from qmpkit.operations.migration.storage_there import NewImages, new_images
+from qmpkit.operations.migration.storage_there import NewImages, new_images, thread_faults
 from qmpkit.operations.tune.live import take_place
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.machine import MachineSpec
@@ -94,15 +94,16 @@ async def receiving(
     wanted = source.spec if qemu is None else attrs.evolve(source.spec, qemu=qemu)
     wanted = with_moves(wanted, moves)
     generation = await generation_of(source.machine)
-    # Its images are in use, and its ports, by the source.
-    resolution = await resolve(start_form(wanted, generation=generation), check=False)
-    for warning in resolution.warnings:
-        log.warning("machine %r: %s", wanted.name, warning)
-    async with (
-        shared_spawner(),
-        new_images(moves) as images,
-        launched(resolution, options, start=start) as machine,
-    ):
+    async with AsyncExitStack() as stack:
+        images = await stack.enter_async_context(new_images(moves))
+        # Its images are in use, and its ports, by the source.
+        resolution = await resolve(start_form(wanted, generation=generation), check=False)
+        if faults := (*thread_faults(moves, resolution.capabilities.version),):
+            raise CannotMigrate(source.name, faults)
+        for warning in resolution.warnings:
+            log.warning("machine %r: %s", wanted.name, warning)
+        await stack.enter_async_context(shared_spawner())
+        machine = await stack.enter_async_context(launched(resolution, options, start=start))
         await take_place(machine)
         spec = attrs.evolve(resolution.spec, nics=wanted.nics, vmgenid=wanted.vmgenid)
         destination = Destination(

@@ -34,6 +34,7 @@ from qmpkit.operations.migration.migrate import check_source, migrate_held
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.storage import DiskMove, DiskPlaces, with_moves
+from qmpkit.operations.migration.storage_there import thread_faults
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.tune.live import take_place
@@ -71,9 +72,10 @@ async def move(
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(vm.machine.changing)
             moves, lacking = await planned_moves(vm.machine, disks, collapse=collapse)
-            resolution, spec = await _form(kept, vm, qemu, moves, lacking)
+            await _check(kept, vm, lacking)
             on_record = images_on_record(vm.machine, moves)
             images, it = await stack.enter_async_context(on_record)
+            resolution, spec = await _form(kept, vm, qemu, moves)
             start, machine = await _begun(stack, new, means, resolution)
             heir = Heir(
                 identity=start.child.identity,
@@ -146,24 +148,25 @@ async def _note_loss(kept: Kept, means: Means, vm: VM, why: str) -> None:
         await kept.write(means.journal)
 
 
-async def _form(
-    kept: Kept,
-    vm: VM,
-    qemu: str | os.PathLike[str] | None,
-    moves: Sequence[DiskMove],
-    lacking: Sequence[Fault],
-) -> tuple[Resolution, MachineSpec]:
-    """What its heir is started as, and what it is then."""
+async def _check(kept: Kept, vm: VM, lacking: Sequence[Fault]) -> None:
     faults = [*await check_source(vm.machine), *lacking]
     if kept.record.joined:
         message = "its cables in the networks of its farm cannot follow it"
         faults.append(Fault("networks", message, "restart it instead"))
     if faults:
         raise CannotMigrate(kept.name, faults)
+
+
+async def _form(
+    kept: Kept, vm: VM, qemu: str | os.PathLike[str] | None, moves: Sequence[DiskMove]
+) -> tuple[Resolution, MachineSpec]:
+    """What its heir is started as, and what it is then."""
     wanted = kept.spec if qemu is None else attrs.evolve(kept.spec, qemu=qemu)
     wanted = with_moves(wanted, moves)
     form = start_form(wanted, generation=await generation_of(vm.machine))
     resolution = await resolve(form, check=False)  # its images and ports are in use, by itself
+    if faults := (*thread_faults(moves, resolution.capabilities.version),):
+        raise CannotMigrate(kept.name, faults)
     return resolution, attrs.evolve(resolution.spec, nics=wanted.nics, vmgenid=wanted.vmgenid)
 
 

@@ -51,6 +51,14 @@ def test_at_the_shell(
         assert took["machine"] == "mover" and 0 < took["downtime"] < took["seconds"]
         (found,) = shell.inspected("mover")
         assert found["pid"] == took["pid"] and found["spec"]["qemu"] == new
+        (folder / "new").mkdir()
+        shell.run("migrate", "mover", "--disks", "new")
+        (found,) = shell.inspected("mover")
+        assert found["spec"]["disks"][0]["file"] == str(folder / "new" / "mover.qcow2")
+        said = shell.run("migrate", "mover", "--disks", "new", "--check", status=2)
+        assert "disks.disk0" in said and "mover.qcow2 exists already" in said
+        plan = shell.json("plan", "farm.toml")
+        assert plan["is_empty"], plan
         said = shell.run("migrate", "mover", "--channels", "2", status=2)
         assert "channels: several need connections" in said
         if LONG:

@@ -13,6 +13,7 @@ import pytest
 
 import qmpkit
 from qmpkit import VM, MachineDied, MigrationFailed, Round, Step
+from qmpkit.operations.migration.storage import DiskPlaces
 from qmpkit.testing import guests
 from qmpkit.testing.leaks import leaks
 from tests.conftest import binaries
@@ -35,19 +36,23 @@ CI_ROUTES = [
     ("versions", "ways"), CI_ROUTES, ids=["-".join(versions) for versions, _ in CI_ROUTES]
 )
 async def test_there_and_back(versions: Sequence[str], ways: Sequence[str], tmp_path: Path) -> None:
-    disk = tmp_path / "disk.qcow2"
+    """Back with its disk, which is written to all the time."""
+    disk, new = tmp_path / "disk.qcow2", tmp_path / "new"
+    new.mkdir()
     qemus = [binaries()[version] for version in versions]
     async with leaks(), AsyncExitStack() as stack:
         vm: VM = await stack.enter_async_context(keeping_a_ledger(qemus[0], disk))
         had = 0
-        for qemu, way in zip(qemus[1:], ways, strict=True):
-            destination = await stack.enter_async_context(qmpkit.receiving(vm, qemu=qemu))
+        places: tuple[DiskPlaces, ...] = ("shared", new)
+        for qemu, way, disks in zip(qemus[1:], ways, places, strict=True):
+            receiving = qmpkit.receiving(vm, qemu=qemu, disks=disks)
+            destination = await stack.enter_async_context(receiving)
             await vm.migrate(destination, options=options_for(way, tmp_path))
             assert vm.report is not None and vm.report.expected
             vm = destination.vm
             had = await whole(vm, had)
         had = await acknowledged(vm)
-    assert await records(disk) >= had > 2
+    assert 2 < await records(disk) < had <= await records(new / disk.name)
 
 
 class Fate:
@@ -69,14 +74,14 @@ class Fate:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_again_and_again(qemu: str, way: str, tmp_path: Path) -> None:
-    """By dice its destination is killed, its source, or nobody."""
-    dice, left, disk = random.Random(way), MIGRATION_ROUNDS, tmp_path / "disk.qcow2"
+    """By dice its destination is killed, its source, or nobody; its disk goes along or stays."""
+    dice, left = random.Random(way), MIGRATION_ROUNDS
     while left > 0:
-        disk.unlink(missing_ok=True)
         async with leaks():
             life = Life(qemu, way, dice, tmp_path)
-            left = await life.rounds(disk, left)
-        assert await records(disk) >= life.had
+            left = await life.rounds(left)
+        assert await records(life.disk) >= life.had
+        life.disk.unlink()
 
 
 class Life:
@@ -86,12 +91,13 @@ class Life:
         self.had = 0
         self._qemu, self._dice = qemu, dice
         self._options = options_for(way, folder)
+        self.disk = folder / "disk.qcow2"
 
-    async def rounds(self, disk: Path, left: int) -> int:
+    async def rounds(self, left: int) -> int:
         """So many migrations at most; how many are left after this life."""
         try:
             async with AsyncExitStack() as stack:
-                vm: VM = await stack.enter_async_context(keeping_a_ledger(self._qemu, disk))
+                vm: VM = await stack.enter_async_context(keeping_a_ledger(self._qemu, self.disk))
                 while left > 0:
                     left -= 1
                     vm = await self._moved(stack, vm)
@@ -101,7 +107,10 @@ class Life:
 
     async def _moved(self, stack: AsyncExitStack, vm: VM) -> VM:
         self.had = await whole(vm, self.had)
-        destination = await stack.enter_async_context(qmpkit.receiving(vm))
+        old, new = self.disk, self.disk.with_name(f"disk{self._dice.getrandbits(32)}.qcow2")
+        goes = self._dice.random() < 0.5
+        disks: DiskPlaces = {vm.spec.disks[-1].id: new} if goes else "shared"
+        destination = await stack.enter_async_context(qmpkit.receiving(vm, disks=disks))
         luck = self._dice.random()
         victim = vm.pid if luck < 0.1 else destination.machine.child.pid if luck < 0.4 else None
         try:
@@ -109,6 +118,9 @@ class Life:
         except MigrationFailed:
             self.had = await whole(vm, self.had)
             return vm
+        if goes:
+            self.disk = new
+            old.unlink()
         self.had = await whole(destination.vm, self.had)
         return destination.vm
 

@@ -6,6 +6,7 @@ one that does not.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 import trio
 
 from qmpkit.host.chain import walk_chain
-from qmpkit.host.headers import read_header
+from qmpkit.host.headers import has_no_data, read_header
 from qmpkit.images.checking import check
 from qmpkit.images.details import info
 from qmpkit.images.snapshots import delete_snapshot
@@ -34,6 +35,7 @@ from qmpkit.spec.machine import MachineSpec
 
 __all__ = ["own_files", "recover", "settled", "untagged"]
 
+_BEGINNING = 1 << 16
 _EMPTY = 1 << 20  # bytes that a layer takes at most that nothing was written to
 
 
@@ -84,8 +86,8 @@ async def recover(machine: Changeable, change: Change) -> MachineSpec:
 def own_files(change: Change) -> list[str]:
     """Of the files that were to be made, those that we have made.  Blocking.
 
-    Before their numbers were written down, only an empty layer or file can be told from one
-    that somebody else has put there meanwhile.
+    Before their numbers were written down, only an image or a file that holds nothing can be
+    told from one that somebody else has put there meanwhile.
     """
     inodes = dict(zip(change.made, change.inodes, strict=False))
     return [file for file in change.made if _is_ours(Path(file), inodes.get(file))]
@@ -98,9 +100,26 @@ def _is_ours(file: Path, inode: int | None) -> bool:
             return found.st_ino == inode
         if not found.st_size:
             return True
-        return found.st_blocks * 512 <= _EMPTY and bool(read_header(file).backing)
+        if found.st_blocks * 512 > _EMPTY:
+            return False
+        header = read_header(file)
+        if header.format == "qcow2":
+            return bool(header.backing) or has_no_data(file)
+        return not header.format and _is_blank(file)
     except OSError:
         return False
+
+
+def _is_blank(file: Path) -> bool:
+    """Whether a raw image is one hole, but for its beginning, which qemu-img writes."""
+    with file.open("rb") as image:
+        if any(image.read(_BEGINNING)):
+            return False
+        try:
+            os.lseek(image.fileno(), _BEGINNING, os.SEEK_DATA)
+        except OSError as error:
+            return error.errno == errno.ENXIO
+    return False
 
 
 def _are_there(files: Iterable[str]) -> bool:

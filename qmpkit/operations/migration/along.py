@@ -79,6 +79,11 @@ class Along:
             await self._mirrors.settle()
             await self._end.alike()
 
+    async def cut(self) -> None:
+        """The migration has failed: have nothing at the source wait for the destination."""
+        if self._mirrors is not None:
+            await self._mirrors.cut()
+
 
 @asynccontextmanager
 async def taken_along(

@@ -30,6 +30,7 @@ from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import parameter_faults
 from qmpkit.operations.migration.postcopy import postcopy_faults
 from qmpkit.operations.migration.storage import SHARED, DiskMove, DiskPlaces
+from qmpkit.operations.migration.storage_there import thread_faults
 from qmpkit.operations.migration.tls import tls_faults
 from qmpkit.operations.migration.transfer import Told
 
@@ -95,13 +96,16 @@ async def in_the_way(
 ) -> tuple[Fault, ...]:
     """See `VM.migration_faults`."""
     faults = [*await check_source(source)]
+    moves: tuple[DiskMove, ...] = ()
     try:
-        faults += (await planned_moves(source, disks, collapse=collapse))[1]
+        moves, lacking = await planned_moves(source, disks, collapse=collapse)
+        faults += lacking
     except HostLacks as lacks:
         faults.append(Fault("disks", lacks.what, lacks.cure))
     wanted = source.spec if qemu is None else attrs.evolve(source.spec, qemu=qemu)
     try:
-        await resolve(start_form(wanted, generation=None), check=False)
+        resolution = await resolve(start_form(wanted, generation=None), check=False)
+        faults += thread_faults(moves, resolution.capabilities.version)
     except SpecInvalid as invalid:
         faults += invalid.faults
     except HostLacks as lacks:

@@ -21,6 +21,7 @@ from qmpkit.operations.migration.convergence import Copying
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.storage_there import Door
 from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.qmp.errors import CommandRefused
 
 __all__ = ["Mirrors", "mirroring", "set_bitmaps"]
 
@@ -67,6 +68,17 @@ class Mirrors:
         for move in self._moves:
             await self._source.execute("blockdev-del", {"node-name": move.target})
 
+    async def cut(self) -> None:
+        """Have them fail at once, the guest's writes go on, and QEMU too.
+
+        A destination that hangs would hold up all three: QEMU itself while it stops the guest.
+        """
+        with trio.move_on_after(STEP_GRACE, shield=True), suppress(*LOST):
+            for move in self._moves:
+                words = {"type": "block-node", "node-name": move.target}
+                with suppress(CommandRefused):  # there is none yet, or none any more
+                    await self._source.execute("yank", {"instances": [words]}, oob=True)
+
 
 @asynccontextmanager
 async def mirroring(source: Monitor, moves: Sequence[DiskMove]) -> AsyncIterator[Mirrors]:
@@ -74,7 +86,12 @@ async def mirroring(source: Monitor, moves: Sequence[DiskMove]) -> AsyncIterator
     ids = [move.job for move in moves]
     try:
         async with job_group(source, ids, asked=_ASKED) as jobs:
-            yield Mirrors(source, moves, jobs)
+            mirrors = Mirrors(source, moves, jobs)
+            try:
+                yield mirrors
+            except BaseException:
+                await mirrors.cut()
+                raise
     finally:
         with trio.move_on_after(STEP_GRACE, shield=True), suppress(*LOST):
             await remove_nodes(source, (move.target for move in moves))

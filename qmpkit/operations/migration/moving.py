@@ -172,6 +172,9 @@ class Moving:
                     async with sent_by(source):
                         await end.loaded()
                     await self._all_sent(transfer)
+                except BaseException:
+                    await along.cut()
+                    raise
                 finally:
                     self._is_broken = transfer.is_broken
                 await self._hand_over(transfer)

@@ -23,11 +23,13 @@ from qmpkit.operations._protocols import Monitor
 from qmpkit.operations.block.layers import unmake
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.spec.block import threads_of
 from qmpkit.spec.sizes import format_size
 
 __all__ = ["Door", "NewImages", "ends_serving", "new_images", "place_faults", "room_fault"]
-__all__ += ["serves"]
+__all__ += ["serves", "thread_faults"]
 
+_THREADS_SERVE = (9, 0)
 _EXPORT = "qk-migrate-"
 
 
@@ -62,6 +64,19 @@ def room_fault(moves: Iterable[DiskMove]) -> HostLacks | None:
                 what = f"the disks would take {left} in {folder}, where {right} are free"
                 return HostLacks(what, "free some space there, or choose another place")
     return None
+
+
+def thread_faults(moves: Iterable[DiskMove], version: tuple[int, ...]) -> Iterator[Fault]:
+    """QEMU before 9.0 aborts when an NBD client leaves that another thread has served.  Pure.
+
+    A virtio-blk disk has its thread from when the guest runs on, a SCSI disk from the beginning.
+    """
+    for move in moves:
+        threaded = move.disk.interface != "virtio-blk" and threads_of(move.disk)
+        if threaded and version < _THREADS_SERVE:
+            message = "it has an iothread, with which QEMU before 9.0 takes in no disk"
+            hint = "update the destination's QEMU, or leave this disk where it is"
+            yield Fault(f"disks.{move.id}", message, hint)
 
 
 class NewImages:
