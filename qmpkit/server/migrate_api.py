@@ -38,14 +38,8 @@ _OPTIONS: Keys = {
     "compression": str,
 }
 _WHERE: Keys = {"qemu": str, "disks": (str, dict), "collapse": bool}
-_KEYS: Keys = {
-    "policy": str,
-    "deadline": _NUMBER,
-    "passes": int,
-    "to": str,
-    **_WHERE,
-    **_OPTIONS,
-}
+_NUMBERS: Keys = {"deadline": _NUMBER, "passes": int}
+_KEYS: Keys = {"policy": str, **_NUMBERS, "to": str, **_WHERE, **_OPTIONS}
 
 
 class MigrateApi:
@@ -99,7 +93,7 @@ class MigrateApi:
         if to is not None:
             how = {"way": "tcp" if to.host else "unix"} | how
         options = MigrationOptions(**how) if to is None else to.options(MigrationOptions(**how))
-        numbers = {key: asked[key] for key in ("deadline", "passes") if key in asked}
+        numbers = {key: asked[key] for key in _NUMBERS if key in asked}
         policy = adjusted(asked.get("policy", "live"), **numbers)
         policy_of(policy, options.downtime, options.max_downtime)  # refused at once
         where = _where(asked)

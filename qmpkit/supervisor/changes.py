@@ -99,7 +99,7 @@ class Changes(ABC):
         this host, "unix:PATH", or a `MovePlace` (`move_place`) on another host.  It finds the disks
         where they are here.  When the guest runs there its record here is forgotten, with its
         logs.  MigrationUnknown when the last answer was lost and nobody can be asked: then it
-        stands still, and `settle` asks again.
+        stands still, and `settle` asks again.  There is no postcopy to there.
 
         Raises SpecInvalid for an unknown name, MachineGone when it is down, JournalFailed,
         HostLacks.

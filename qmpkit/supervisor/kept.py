@@ -59,9 +59,9 @@ class Kept:
         self.tended = False  # a task keeps it as declared
         self.adopted = False
         self.is_moving = False  # to another process, which may become it
+        self.call_off: Callable[[float], None] | None = None  # ends a move, by a stop's grace
         self.has_left = False  # another supervisor has it
         self.found_out: bool | None = None  # whether it is here, of one that was moving
-        self.call_off: Callable[[float], None] | None = None  # ends a move, by a stop's grace
         self.declarations = 0  # how often it was declared something while a task keeps it
         self.health: Verdict | None = None  # None: it has no checks, or is not up
         self.refusal: Exception | None = None

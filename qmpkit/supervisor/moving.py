@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 
 import attrs
@@ -41,6 +41,7 @@ from qmpkit.operations.tune.live import take_place
 from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.supervisor.calling_off import called_off_by_stop
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.moving_disks import images_on_record
@@ -88,7 +89,11 @@ async def move(
             )
             try:
                 await _put_on_record(kept, means, start, heir)
-                with _called_off_by_stop(kept, incoming):
+                with called_off_by_stop(
+                    kept,
+                    has_arrived=incoming.arrived.is_set,
+                    at_once=partial(_kill_ahead, incoming),
+                ):
                     took = await migrate_held(
                         vm.machine,
                         LocalEnd(incoming),
@@ -120,30 +125,10 @@ async def move(
 _MUTE = ("silent", "unreachable")
 
 
-@contextmanager
-def _called_off_by_stop(kept: Kept, incoming: Incoming) -> Iterator[None]:
-    """Have a move end when its machine is declared stopped, which is not to wait for it.
-
-    Once the guest runs in the new process that waits for the rest of it, but for a stop at once.
-    """
-    scope = trio.CancelScope()
-
-    def call_off(grace: float) -> None:
-        scope.cancel()
-        if grace == 0 and incoming.has_switched and not incoming.arrived.is_set():
-            incoming.machine.child.kill()
-
-    kept.call_off = call_off
-    try:
-        with scope:
-            yield
-    finally:
-        kept.call_off = None
-    if not scope.cancelled_caught:
-        return
-    if incoming.arrived.is_set():
-        raise MachineGone(kept.name, "telling how it has migrated", kept.report)
-    raise MigrationFailed(kept.name, "it was declared stopped meanwhile")
+def _kill_ahead(incoming: Incoming) -> None:
+    """End a process that has the guest already, but not all of it: so the guest is lost."""
+    if incoming.has_switched and not incoming.arrived.is_set():
+        incoming.machine.child.kill()
 
 
 def _tell(kept: Kept, told: Told | None, now: Round) -> None:

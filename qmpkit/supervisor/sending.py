@@ -26,6 +26,7 @@ from qmpkit.operations.migration.remote_end import RemoteEnd, greeted
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
 from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.supervisor.calling_off import called_off_by_stop
 from qmpkit.supervisor.departures import Whereabouts, ended, gone_on, left, whereabouts
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
@@ -55,7 +56,8 @@ async def send(
         async with _offered(kept, vm, place, ident) as end:
             try:
                 await _on_record(kept, means, _leaving(ident, place, end.who))
-                took = await migrate(vm.machine, end, policy=policy, options=options, told=told)
+                with called_off_by_stop(kept, has_arrived=lambda: end.has_arrived):
+                    took = await migrate(vm.machine, end, policy=policy, options=options, told=told)
             except MigrationUnknown as unknown:
                 await _asked_at_once(kept, means, vm, place, unknown)
                 is_there, took = True, Migrated(0.0, 0.0, 0, 0)
@@ -81,8 +83,7 @@ async def check_send(kept: Kept, place: MovePlace) -> tuple[Fault, ...]:
         async with _offered(kept, vm, place, secrets.token_hex(16)) as end:
             try:
                 options = place.options(MigrationOptions())
-                steers = policy_of("live", options.downtime, options.max_downtime)
-                await agreed_on(vm.machine, end, options, steers)
+                await agreed_on(vm.machine, end, options, steers=policy_of("live", 0.3, 2.0))
             finally:
                 with trio.move_on_after(STEP_GRACE, shield=True):
                     await end.discard(patience=0.0)

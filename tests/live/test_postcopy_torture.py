@@ -23,6 +23,7 @@ from qmpkit import (
     State,
     postcopy,
 )
+from qmpkit._trio import raise_collapsed
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.testing.leaks import leaks
 from tests.live.ledger_guest import acknowledged, keeping_a_ledger, records, whole
@@ -67,17 +68,18 @@ class Life:
         luck = self._dice.random() if LONG else 0.5
         seen: list[Round] = []
         options = SLOW if luck < 0.7 else attrs.evolve(SLOW, way="fd", max_bandwidth=None)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._befall, luck, vm, destination)
-            try:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._befall, luck, vm, destination)
                 await vm.migrate(
                     destination,
                     policy=postcopy(after=self._dice.randint(0, 2)),
                     options=options,
                     progress=seen.append,
                 )
-            finally:
                 nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise_collapsed(group)
         self.moves += 1
         self.cuts += "cut" in phases(seen)
 

@@ -65,7 +65,7 @@ async def migrate_held(
     end.must_wait()
     try:
         moves, changed = await again_planned(source, end.moves, collapse=end.collapse)
-        agreed = await agreed_on(source, end, options, steers, moves, changed)
+        agreed = await agreed_on(source, end, options, moves, changed, steers=steers)
     except (MachineDied, MachineGone) as ended:
         if source.report is not None:
             raise
@@ -117,9 +117,10 @@ async def agreed_on(
     source: Machine,
     end: End,
     options: MigrationOptions,
-    steers: Steering,
     moves: Sequence[DiskMove] = (),
     changed: Sequence[Fault] = (),
+    *,
+    steers: Steering,
 ) -> Agreed:
     """What both ends are to be told; CannotMigrate with all that is in the way."""
     faults = [*await check_source(source), *changed]

@@ -208,6 +208,9 @@ class RemoteEnd:
         """See `End`."""
         self.has_arrived = True
 
+    def rest(self) -> None:
+        """See `End`: the conversation has no words for postcopy."""
+
     async def discard(self, *, patience: float) -> str:
         """See `End`.  One that does not hear it ends its QEMU when the connection has closed."""
         said = ""
