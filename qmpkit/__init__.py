@@ -98,6 +98,8 @@ if TYPE_CHECKING:
     from qmpkit.operations.migration.following import Migration as Migration
     from qmpkit.operations.migration.moving import Migrated as Migrated
     from qmpkit.operations.migration.options import MigrationOptions as MigrationOptions
+    from qmpkit.operations.migration.place import MovePlace as MovePlace
+    from qmpkit.operations.migration.place import move_place as move_place
     from qmpkit.operations.patterns import Match as Match
     from qmpkit.operations.saved.restoring import saved_machine as saved_machine
     from qmpkit.operations.saved.restoring import verify_saved as verify_saved
@@ -170,9 +172,11 @@ if TYPE_CHECKING:
     from qmpkit.spec.restart import Restart as Restart
     from qmpkit.spec.saved import SavedMachine as SavedMachine
     from qmpkit.spec.snapshots import Snapshot as Snapshot
+    from qmpkit.supervisor.departures import Whereabouts as Whereabouts
     from qmpkit.supervisor.events import Happening as Happening
     from qmpkit.supervisor.events import Happenings as Happenings
     from qmpkit.supervisor.kept import Kept as Kept
+    from qmpkit.supervisor.offer import ReceiveTerms as ReceiveTerms
     from qmpkit.supervisor.supervisor import Supervisor as Supervisor
     from qmpkit.supervisor.table import Row as Row
     from qmpkit.templates.errors import PoolClosed as PoolClosed
@@ -243,6 +247,7 @@ _MODULES = {
     "qmpkit.operations.migration.following": "Migration",
     "qmpkit.operations.migration.moving": "Migrated",
     "qmpkit.operations.migration.options": "MigrationOptions",
+    "qmpkit.operations.migration.place": "MovePlace move_place",
     "qmpkit.operations.patterns": "Match",
     "qmpkit.operations.saved.restoring": "saved_machine verify_saved",
     "qmpkit.operations.tune.fronts": "Tune",
@@ -276,8 +281,10 @@ _MODULES = {
     "qmpkit.spec.restart": "Restart",
     "qmpkit.spec.saved": "SavedMachine",
     "qmpkit.spec.snapshots": "Snapshot",
+    "qmpkit.supervisor.departures": "Whereabouts",
     "qmpkit.supervisor.events": "Happening Happenings",
     "qmpkit.supervisor.kept": "Kept",
+    "qmpkit.supervisor.offer": "ReceiveTerms",
     "qmpkit.supervisor.supervisor": "Supervisor",
     "qmpkit.supervisor.table": "Row",
     "qmpkit.templates.errors": (

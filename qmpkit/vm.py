@@ -367,10 +367,7 @@ class VM:
         return SpecInvalid([Fault(path, message, hint)], source=f"machine {self.name!r}")
 
     def _open_console(self, channel: str, logs: Path | None) -> Console:
-        log = None
-        if logs is not None:
-            log = BoundedLog(logs / f"{channel}.log")
-            self.machine.services.start_soon(log.run, name=f"log of {channel} of {self.name}")
+        log = None if logs is None else BoundedLog(logs / f"{channel}.log")
         stream = self.machine.streams[channel]
         console = Console(
             stream, name=self.name, channel=channel, log=log, verdict=self.machine.verdict

@@ -128,6 +128,14 @@ MOVE_KILLS = size(ci=2, long=200)  # SIGKILLs of a supervisor between two steps 
 KVM_MIGRATIONS = size(ci=3, long=50)  # of one under KVM
 MIGRATION_KILLS = size(ci=4, long=100)  # SIGKILLs of a supervisor between two steps of one
 KEPT_MIGRATION_CANCELS = size(ci=60, long=1)  # checkpoints of one of a kept machine
+MOVE_CANCELS = size(ci=90, long=3)  # checkpoints of one to another supervisor
+_ASKS = ("offer", "set_up", "listen", "loaded")  # of its conversation, cut before and after
+MOVE_CUTS = (
+    tuple((ask, passes) for ask in _ASKS for passes in (False, True))
+    if LONG
+    else (("set_up", True), ("loaded", False))
+)
+MOVE_KILLS = size(ci=2, long=100)  # SIGKILLs of a supervisor between two steps of one
 
 # Saved machines
 RAM_FORMS = ("plain", "packed", "mapped") if LONG else ("mapped",)  # packed is tried elsewhere

@@ -19,7 +19,7 @@ from qmpkit.process.roots import state_root
 from qmpkit.spec.sizes import format_size
 
 __all__ = ["act", "bring_up", "chosen", "each", "inspect", "machine_of", "one_machine", "plan"]
-__all__ += ["ps", "remove", "scale", "take_down", "wait_for"]
+__all__ += ["ps", "remove", "running_daemon", "scale", "take_down", "wait_for"]
 
 
 _STARTING = 120.0
@@ -34,13 +34,13 @@ def bring_up(
     from qmpkit.spec.farm_load import load_farm
 
     declared = load_farm(file)
-    daemon = _running(farm_of_file(farm, file))
+    daemon = running_daemon(farm_of_file(farm, file))
     body: dict[str, Any] = {"farm": farm_to_dict(declared), "restart": restart}
     body |= {} if grace is None else {"grace": grace}
     return _ended(daemon, daemon.post("up", body=body), "bringing up", as_json)
 
 
-def _running(farm: str) -> Daemon:
+def running_daemon(farm: str) -> Daemon:
     """The daemon of a farm, started when there is none."""
     from qmpkit.cli.serve import detach
 

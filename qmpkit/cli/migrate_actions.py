@@ -11,7 +11,7 @@ from qmpkit.cli.farm_jobs import followed
 from qmpkit.cli.talk import print_json, talk
 from qmpkit.errors import Fault
 
-__all__ = ["check_migration", "migrate_machine"]
+__all__ = ["check_migration", "migrate_machine", "settle_migration"]
 
 
 def migrate_machine(name: str, body: Mapping[str, Any], farm: str | None, *, as_json: bool) -> int:
@@ -23,14 +23,32 @@ def migrate_machine(name: str, body: Mapping[str, Any], farm: str | None, *, as_
         print_json(took)
     else:
         stood = f"; its guest stood still for {took['downtime']:.3f} s" if took["downtime"] else ""
-        talk.say(f"{machine} has migrated to process {took['pid']}{stood}")
+        where = took["to"] if "to" in took else f"process {took['pid']}"
+        talk.say(f"{machine} has migrated to {where}{stood}")
     return Exit.OK
 
 
-def check_migration(name: str, where: Mapping[str, Any], farm: str | None, *, as_json: bool) -> int:
+def settle_migration(name: str, body: Mapping[str, Any], farm: str | None, *, as_json: bool) -> int:
+    """`migrate --settle`."""
+    daemon, machine = machine_of(name, farm)
+    job = daemon.post("machines", machine, "migrate", "settle", body=dict(body))["job"]
+    found = followed(daemon, job, f"asking about {machine}", quiet=True)
+    if as_json:
+        print_json(found)
+    elif found["is"] == "unknown":
+        talk.error(
+            f"{machine} stands still: nobody can be asked whether it runs elsewhere. Cure: once "
+            "the other side can be reached, again; `--settle --here` if it never will run there"
+        )
+    else:
+        talk.say(f"{machine} is {found['is']}")
+    return Exit.FAILED if found["is"] == "unknown" else Exit.OK
+
+
+def check_migration(name: str, body: Mapping[str, Any], farm: str | None, *, as_json: bool) -> int:
     """`migrate --check`."""
     daemon, machine = machine_of(name, farm)
-    found = daemon.post("machines", machine, "migrate", "check", body=dict(where))
+    found = daemon.post("machines", machine, "migrate", "check", body=dict(body))
     if as_json:
         print_json(found)
     for fault in () if as_json else found["faults"]:

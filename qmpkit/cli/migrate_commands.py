@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
-from qmpkit.cli.farm_words import Farm, Json, Name
+from qmpkit.cli.farm_words import Farm, Json, Name, farm_names
 
 __all__ = ["ALL"]
 
@@ -19,6 +20,13 @@ def migrate(
     name: Name,
     /,
     *,
+    to: Annotated[
+        str | None,
+        Parameter(
+            help="Another farm of this host, or tls://HOST:PORT, where `receive` waits.",
+            completer=farm_names,
+        ),
+    ] = None,
     qemu: Annotated[
         str | None, Parameter(help="Another QEMU: its path, or a name on PATH. Default: its own.")
     ] = None,
@@ -34,14 +42,15 @@ def migrate(
         Parameter(help="Of a guest that writes too fast: slow it down, or stop it after 5 s."),
     ] = "live",
     way: Annotated[
-        Literal["fd", "unix", "tcp", "file"],
-        Parameter(help="What its memory goes through; file needs --file."),
-    ] = "fd",
+        Literal["fd", "unix", "tcp", "file"] | None,
+        Parameter(help="What its memory goes through. Default: fd, without --to."),
+    ] = None,
     file: Annotated[
         Path | None, Parameter(help="A new file for the memory, which is removed afterwards.")
     ] = None,
     tls: Annotated[
-        Path | None, Parameter(help="A folder of certificates, or of keys.psk, for --way tcp.")
+        Path | None,
+        Parameter(help="A folder of certificates for another host (or --way tcp, or keys.psk)."),
     ] = None,
     bandwidth: Annotated[
         str | None, Parameter(help="What it may send a second at most: 100MiB.")
@@ -57,32 +66,48 @@ def migrate(
         Literal["none", "zlib", "zstd"], Parameter(help="Of what goes through channels.")
     ] = "none",
     check: Annotated[bool, Parameter(help="Only say what is in the way.")] = False,
+    settle: Annotated[
+        bool, Parameter(help="Ask what came of its last move, whose answer was lost.")
+    ] = False,
+    here: Annotated[
+        bool, Parameter(help="With --settle: nobody is asked, your word is that it is here.")
+    ] = False,
     farm: Farm = None,
     json: Json = False,
 ) -> int:
-    """Move a machine's guest to a new QEMU while it runs, to a newer one for instance.
+    """Move a machine's guest to a new QEMU while it runs: a newer one, or another host's.
 
     It arrives whole, with its disks and ports, or stays as it was. With --disks the images move
     too while it writes, each into a new file; the old files stay, for you to delete. With
     --check nothing is done, and the exit status is 2 when something is in the way.
+
+    With --to another farm keeps it from then on, and finds its disks where they are here:
+
+      qmpkit migrate web --to staging
+      qmpkit migrate web --to tls://host2:4455 --tls /etc/qmpkit/tls
     """
-    from qmpkit.cli.migrate_actions import check_migration, migrate_machine
+    from qmpkit.cli.migrate_actions import check_migration, migrate_machine, settle_migration
 
     if qemu is not None and os.sep in qemu:
         qemu = str(Path(qemu).absolute())
+    there = {"to": to, "tls": None if tls is None else str(tls.absolute())}
+    if settle:
+        asked = {**there, "here": here or None}
+        return settle_migration(name, _given(asked), farm, as_json=json)
     where: dict[str, Any] = {
         "qemu": qemu,
         "disks": None if disks is None else str(disks.absolute()),
         "collapse": collapse or None,
     }
     if check:
-        return check_migration(name, _given(where), farm, as_json=json)
+        asked = where if to is None else {**there, **where}
+        return check_migration(name, _given(asked), farm, as_json=json)
     body: dict[str, Any] = {
+        **there,
         **where,
         "policy": policy,
         "way": way,
         "file": None if file is None else str(file.absolute()),
-        "tls": None if tls is None else str(tls.absolute()),
         "max_bandwidth": bandwidth,
         "downtime": downtime,
         "max_downtime": max_downtime,
@@ -92,8 +117,38 @@ def migrate(
     return migrate_machine(name, _given(body), farm, as_json=json)
 
 
-def _given(body: dict[str, Any]) -> dict[str, Any]:
+def _given(body: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in body.items() if value is not None}
 
 
-ALL = (migrate,)
+async def receive(
+    *,
+    listen: Annotated[
+        str, Parameter(help="ADDRESS:PORT of this host; the memory comes by another port of it.")
+    ],
+    tls: Annotated[Path, Parameter(help="A folder of certificates: QEMU's names, both sides.")],
+    allow: Annotated[
+        tuple[Path, ...],
+        Parameter(help="A folder that its files may be in; repeat it. Default: this one."),
+    ] = (),
+    memory_port: Annotated[int, Parameter(help="The memory's port. Default: any.")] = 0,
+    once: Annotated[bool, Parameter(help="End when one machine has come.")] = False,
+    farm: Farm = None,
+    json: Json = False,
+) -> int:
+    """Wait for machines that other hosts send, until Ctrl-C; the farm keeps them.
+
+    Only who has a certificate of the same authority is heard. Starts the farm's daemon when
+    none runs.
+
+      qmpkit receive --listen 10.0.0.2:4455 --tls /etc/qmpkit/tls --allow /srv/disks
+    """
+    from qmpkit.cli.receive import receive_machines
+
+    folders = [path.absolute() for path in allow] or [Path.cwd()]
+    return await receive_machines(
+        listen, tls.absolute(), folders, memory_port, farm, once=once, as_json=json
+    )
+
+
+ALL: tuple[Callable[..., Any], ...] = (migrate, receive)

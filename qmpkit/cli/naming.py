@@ -8,7 +8,8 @@ import tomllib
 from qmpkit.cli.exits import Refusal
 from qmpkit.cli.which_farm import which_farm
 from qmpkit.process.durable import DRAFT
-from qmpkit.process.roots import images_root, state_root
+from qmpkit.process.entries import entries_in
+from qmpkit.process.roots import JOURNAL, images_root, state_root
 from qmpkit.spec.profile import CATALOGUE, profiles_dir
 
 __all__ = ["catalogue_names", "image_names", "machine_names"]
@@ -17,9 +18,7 @@ __all__ = ["catalogue_names", "image_names", "machine_names"]
 def machine_names(farm: str | None = None) -> list[str]:
     """The machines that are on record of the farm that is meant; nobody is asked."""
     try:
-        folder = state_root() / which_farm(farm) / "machines"
-        found = (entry.name for entry in os.scandir(folder))
-        return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
+        return sorted(entries_in(state_root() / which_farm(farm) / JOURNAL))
     except (Refusal, OSError):
         return []
 

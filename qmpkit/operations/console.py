@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import trio
 
 from qmpkit.operations._protocols import Verdict
@@ -9,7 +11,7 @@ from qmpkit.operations.console_attach import AttachEnd, attach
 from qmpkit.operations.console_buffer import Feed
 from qmpkit.operations.console_reader import Chunks, Reader
 from qmpkit.operations.patterns import Match, Pattern
-from qmpkit.process.logs import BoundedLog
+from qmpkit.process.logs import BoundedLog, writing
 
 __all__ = ["Console"]
 
@@ -24,9 +26,9 @@ class Console:
 
     `run` must be running for anything to arrive: the machine does that.  It always
     reads, so that a guest never stands still because nobody looks; the last
-    *keep* bytes (default 1 MiB, at least 64 KiB) stay readable, and *log* (whose
-    `run` is another service) gets all.  *verdict* tells how the machine has ended once
-    the console has; without it a crash cannot be told from a shutdown.
+    *keep* bytes (default 1 MiB, at least 64 KiB) stay readable, and *log* gets all.
+    *verdict* tells how the machine has ended once the console has; without it a crash
+    cannot be told from a shutdown.
     """
 
     def __init__(
@@ -50,18 +52,28 @@ class Console:
         self._reader = Reader(self._feed, 0)
 
     async def run(self) -> None:
-        """Read until the machine ends; a service of the machine's own nursery.
+        """Read until the machine ends, and write the log; a service of the machine's own nursery.
 
         Closes the stream at its end.  Whoever waits then gets ConsoleEnded.
         """
         try:
             async with self._stream:
-                while data := await self._receive():
-                    if self._log is not None:
-                        self._log.write(data)
-                    self._feed.add(data)
+                if not (first := await self._receive()):  # many a console stays silent
+                    return
+                self._take(first)
+                async with nullcontext() if self._log is None else writing(self._log):
+                    try:
+                        while data := await self._receive():
+                            self._take(data)
+                    finally:
+                        self._feed.end()  # nobody waits for the log
         finally:
             self._feed.end()
+
+    def _take(self, data: bytes) -> None:
+        if self._log is not None:
+            self._log.write(data)
+        self._feed.add(data)
 
     @property
     def ended(self) -> bool:

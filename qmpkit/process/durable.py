@@ -6,27 +6,27 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["DRAFT", "draft", "publish", "sync", "write_durably"]
+__all__ = ["DRAFT", "draft", "publish", "sync", "write_all", "write_durably"]
 
 DRAFT = ".draft"
 """What the name of a file ends in that is being written."""
 
 
-def write_durably(path: Path, text: str | None) -> None:
+def write_durably(path: Path, text: str | bytes | None) -> None:
     """Put *text* at *path* (None: remove it), whole and safe on disk.  Blocking; OSError."""
     draft(path.with_name(path.name + DRAFT), text)
     publish(path, text)
     sync(path.parent)
 
 
-def draft(path: Path, text: str | None) -> None:
+def draft(path: Path, text: str | bytes | None) -> None:
     """Write *text* to a draft's path, safe on disk; one that cannot be is removed again."""
     if text is None:
         return
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     fd = os.open(path, flags, 0o600)
     try:
-        _write(fd, text.encode())
+        write_all(fd, text.encode() if isinstance(text, str) else text)
         os.fsync(fd)
     except OSError:
         with suppress(OSError):
@@ -36,13 +36,14 @@ def draft(path: Path, text: str | None) -> None:
         os.close(fd)
 
 
-def _write(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of *data*."""
     # Not by a file object: each of its system calls would wait for Python's lock anew.
     while data:
         data = data[os.write(fd, data) :]
 
 
-def publish(path: Path, text: str | None) -> None:
+def publish(path: Path, text: str | bytes | None) -> None:
     """Let the draft of *path* take its place; safe once the directory is synced."""
     if text is None:
         path.unlink(missing_ok=True)

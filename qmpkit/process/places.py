@@ -2,7 +2,7 @@
 
     state directory                          runtime directory
         lock            who supervises           .state   a link to the state directory
-        machines/<machine>.json                  <machine>/qmp, tools, serial0, agent
+        machines/journal   what is declared      <machine>/qmp, tools, serial0, agent
         logs/<machine>/stderr.log, …
         saved/<machine>/manifest.json, memory
 
@@ -24,7 +24,7 @@ from pathlib import Path
 import attrs
 
 from qmpkit.errors import HostLacks, SupervisorRunning
-from qmpkit.process.roots import HASH, OWNER, hash_of, root_by_rule, state_root
+from qmpkit.process.roots import HASH, JOURNAL, OWNER, hash_of, root_by_rule, state_root
 from qmpkit.process.rundir import (
     SOCKET_NAME_LIMIT,
     SOCKET_PATH_LIMIT,
@@ -49,9 +49,9 @@ class Places:
     runtime: Path
 
     @property
-    def records(self) -> Path:
-        """Where the journal writes."""
-        return self.state / "machines"
+    def journal(self) -> Path:
+        """The journal's file, whose directory is there."""
+        return self.state / JOURNAL
 
     def logs(self, machine: str) -> Path:
         """The directory of a machine's logs; not made yet."""
@@ -85,7 +85,7 @@ def claimed_places(name: str) -> Iterator[Places]:
     lock = _lock(state, name)
     try:
         places = Places(state, _runtime(state, name))
-        _made(places.records)
+        _made(places.journal.parent)
         yield places
         _leave(places.runtime)
     finally:

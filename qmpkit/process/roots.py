@@ -7,11 +7,22 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["HASH", "OWNER", "hash_of", "images_root", "known_supervisors", "root_by_rule"]
+__all__ = [
+    "HASH",
+    "JOURNAL",
+    "OWNER",
+    "hash_of",
+    "images_root",
+    "known_supervisors",
+    "root_by_rule",
+]
 __all__ += ["runtime_of", "state_root", "templates_root"]
 
 HASH = 12
 """Characters of a name that stands for one that would be too long."""
+
+JOURNAL = "machines/journal"
+"""In a state directory: what is known of each machine, an entry of `entries` each."""
 
 OWNER = ".state"
 """A runtime directory's link to its state directory; no machine's name begins with a dot."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from qmpkit._trio import raise_collapsed
 from qmpkit.server.api import make_app
 from qmpkit.server.door import hang_up, opened_door
 from qmpkit.server.jobs import Jobs
+from qmpkit.server.moves import opened_moves, take_in
 from qmpkit.supervisor.supervisor import Supervisor
 
 __all__ = ["IDLE", "POWERDOWN_GRACE", "config_for", "run_daemon"]
@@ -56,16 +58,27 @@ async def run_daemon(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_obey, signals, end, up, nursery.cancel_scope)
                 async with lab:
-                    with opened_door(farm, lab.runtime_dir, group, handed) as (listener, path):
+                    with (
+                        opened_moves(lab.runtime_dir) as moves,
+                        opened_door(farm, lab.runtime_dir, group, handed) as (listener, path),
+                    ):
                         up.set()
-                        await _serve(lab, listener.fileno(), path, end, ready)
+                        await _serve(lab, listener.fileno(), moves, path, end, ready)
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as errors:
             raise_collapsed(errors)
 
 
-async def _serve(lab: Supervisor, fd: int, path: Path, end: trio.Event, ready: Ready) -> None:
+async def _serve(
+    lab: Supervisor,
+    fd: int,
+    moves: socket.socket,
+    path: Path,
+    end: trio.Event,
+    ready: Ready,
+) -> None:
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_in, lab, moves)
         nursery.start_soon(_hang_up, path, end)
         nursery.start_soon(_ready, ready, path, lab)
         app = make_app(lab, Jobs(nursery), end.set)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
+import trio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -13,6 +15,7 @@ from starlette.routing import Route
 from qmpkit.errors import Fault, MachineGone, SpecInvalid
 from qmpkit.operations.migration.convergence import Round, policy_of
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.place import MovePlace, move_place
 from qmpkit.operations.migration.storage import SHARED
 from qmpkit.server.answers import answer
 from qmpkit.server.bodies import Keys, read_object
@@ -35,7 +38,7 @@ _OPTIONS: Keys = {
     "compression": str,
 }
 _WHERE: Keys = {"qemu": str, "disks": (str, dict), "collapse": bool}
-_KEYS: Keys = {"policy": str, **_WHERE, **_OPTIONS}
+_KEYS: Keys = {"policy": str, "to": str, **_WHERE, **_OPTIONS}
 
 
 class MigrateApi:
@@ -52,31 +55,53 @@ class MigrateApi:
         return [
             Route(one, self.migrate, methods=["POST"]),
             Route(f"{one}/check", self.check, methods=["POST"]),
+            Route(f"{one}/settle", self.settle, methods=["POST"]),
         ]
 
     async def check(self, request: Request) -> Response:
         """What is in its way; nothing is done."""
         kept = self._find(request)
-        where = _where(await read_object(request, _WHERE))
+        asked = await read_object(request, {**_WHERE, "to": str, "tls": str})
+        place, where = await _place(asked), _where(asked)
         if kept.vm is None:
             raise MachineGone(kept.name, f"migrating (it is {kept.state})", kept.report)
-        faults = await kept.vm.migration_faults(**where)
+        if place is not None:
+            faults = await self._lab.migration_faults(kept.name, place)
+        else:
+            faults = await kept.vm.migration_faults(**where)
         return answer({"machine": kept.name, "faults": [attrs.asdict(it) for it in faults]})
 
+    async def settle(self, request: Request) -> Response:
+        """Ask where a machine is whose move has come to an unknown end."""
+        name = self._find(request).name
+        asked = await read_object(request, {"to": str, "tls": str, "here": bool})
+        to, here = await _place(asked), asked.get("here", False)
+
+        async def work(_: Step) -> dict[str, Any]:
+            found = await self._lab.settle(name, to=to, here=here)
+            return {"machine": name, "is": found.value}
+
+        return answer({"job": self._jobs.start(f"settle {name}", work).id}, 202)
+
     async def migrate(self, request: Request) -> Response:
-        """To a new process, of another qemu or the same."""
+        """To a new process, of another qemu or the same, or to another supervisor."""
         name = self._find(request).name
         asked = await read_object(request, _KEYS)
-        options = MigrationOptions(**{key: asked[key] for key in _OPTIONS if key in asked})
+        to = await _place(asked)
+        how = {key: asked[key] for key in _OPTIONS if key in asked}
+        if to is not None:
+            how = {"way": "tcp" if to.host else "unix"} | how
+        options = MigrationOptions(**how) if to is None else to.options(MigrationOptions(**how))
         policy = asked.get("policy", "live")
         policy_of(policy, options.downtime, options.max_downtime)  # refused at once
         where = _where(asked)
 
         async def work(step: Step) -> dict[str, Any]:
             took = await self._lab.migrate(
-                name, policy=policy, options=options, progress=_telling(step), **where
+                name, to=to, policy=policy, options=options, progress=_telling(step), **where
             )
-            return {"machine": name, "pid": self._lab.kept[name].pid, **attrs.asdict(took)}
+            found = {"to": str(to)} if to is not None else {"pid": self._lab.kept[name].pid}
+            return {"machine": name, **found, **attrs.asdict(took)}
 
         job = self._jobs.start(f"migrate {name}", work)
         return answer({"job": job.id}, 202)
@@ -99,6 +124,14 @@ def _where(asked: Mapping[str, Any]) -> dict[str, Any]:
     if faults:
         raise SpecInvalid(faults, "the request")
     return {"qemu": qemu, "disks": disks, "collapse": asked.get("collapse", False)}
+
+
+async def _place(asked: dict[str, Any]) -> MovePlace | None:
+    """Another supervisor that is named; its folder of certificates is no option then."""
+    if (to := asked.get("to")) is None:
+        return None
+    tls = asked.pop("tls", None)
+    return await trio.to_thread.run_sync(move_place, to, None if tls is None else Path(tls))
 
 
 def _telling(step: Step) -> Callable[[Round], None]:

@@ -23,6 +23,7 @@ from qmpkit.process.kept import KeptLike
 from qmpkit.qmp.errors import MonitorAbsent, MonitorGarbled, MonitorLost, MonitorSilent
 from qmpkit.spec.argv import TOOLS
 from qmpkit.spec.machine import MachineSpec, channels
+from qmpkit.supervisor.departures import settled
 from qmpkit.supervisor.differences import device_differences, disk_differences
 from qmpkit.supervisor.heirs import settle_heir
 from qmpkit.supervisor.kept import Kept
@@ -52,7 +53,8 @@ async def found(kept: Kept, means: Means, seen: Seen) -> End:
     One that becomes another process is followed there.
     """
     await settle_heir(kept, means)
-    end = None
+    await settled(kept, means, seen)
+    end = end_found(kept.record, Standing.GONE, boot_id()) if kept.has_left else None
     while end is None:
         record = kept.record
         if record.identity is None or record.phase == "down":

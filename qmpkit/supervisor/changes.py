@@ -6,17 +6,26 @@ import os
 from abc import ABC, abstractmethod
 from contextlib import AbstractAsyncContextManager
 
+import trio
+
+from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations.block.at_rest import AtRest
 from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE
 from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.place import MovePlace, move_place
 from qmpkit.operations.migration.storage import SHARED, DiskPlaces
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Nic
+from qmpkit.supervisor.declaring import refuse_unsettled
+from qmpkit.supervisor.departures import Whereabouts, place_of, settle
 from qmpkit.supervisor.keeper import Keeper
 from qmpkit.supervisor.moving import move
+from qmpkit.supervisor.offer import ReceiveTerms
+from qmpkit.supervisor.record import Leaving
+from qmpkit.supervisor.sending import check_send, send
 
 __all__ = ["Changes"]
 
@@ -70,6 +79,7 @@ class Changes(ABC):
         name: str,
         *,
         qemu: str | os.PathLike[str] | None = None,
+        to: str | MovePlace | None = None,
         policy: str | Policy = "live",
         options: MigrationOptions | None = None,
         progress: Told | None = None,
@@ -81,13 +91,89 @@ class Changes(ABC):
         As `VM.migrate`; `Kept.vm` is another one then.  *disks*, *collapse*: those that go along
         into new images, as for `receiving`; its record names them once it runs on them.
         Whoever dies meanwhile, us included, one machine is left, which the next supervisor
-        finds.  Raises SpecInvalid for an unknown name, MachineGone when it is down,
-        JournalFailed, HostLacks.
+        finds.
+
+        *to*: another supervisor instead, which keeps it from then on: the name of a farm of
+        this host, "unix:PATH", or a `MovePlace` (`move_place`) on another host.  It finds the disks
+        where they are here.  When the guest runs there its record here is forgotten, with its
+        logs.  MigrationUnknown when the last answer was lost and nobody can be asked: then it
+        stands still, and `settle` asks again.
+
+        Raises SpecInvalid for an unknown name, MachineGone when it is down, JournalFailed,
+        HostLacks.
         """
         keeper = self._kept_machines()
         kept = keeper.known(name)
+        if to is None:
+            async with kept.turn:
+                means = keeper.means
+                return await move(kept, means, qemu, policy, options, progress, disks, collapse)
+        if faults := _of_one_supervisor(qemu, disks):
+            raise SpecInvalid(faults, f"machine {name!r}")
+        place = await _placed(to)
         async with kept.turn:
-            return await move(kept, keeper.means, qemu, policy, options, progress, disks, collapse)
+            refuse_unsettled(kept)
+            return await send(kept, keeper.means, place, policy, options, progress)
+
+    async def migration_faults(self, name: str, to: str | MovePlace) -> tuple[Fault, ...]:
+        """All that is in the way of its moving there, at both ends; () is fine.
+
+        A QEMU waits there for a moment, to tell what its processor has.
+        """
+        kept = self._kept_machines().known(name)
+        place = await _placed(to)
+        async with kept.turn:
+            refuse_unsettled(kept)
+            return await check_send(kept, place)
+
+    async def settle(
+        self, name: str, *, to: str | MovePlace | None = None, here: bool = False
+    ) -> Whereabouts:
+        """Find out where a machine is whose move has come to an unknown end, and act on it.
+
+        The supervisor that it was moving to is asked, at *to* when it is to be found elsewhere
+        by now.  THERE: it is forgotten here.  HERE: it goes on.  UNKNOWN: nothing is done, for
+        nobody can tell.  *here*: your own word for it, unasked: it does not run there, and
+        never will.  Raises SpecInvalid when it was not moving.
+        """
+        keeper = self._kept_machines()
+        kept = keeper.known(name)
+        if kept.record.leaving is None:
+            raise SpecInvalid([Fault("", "it was not moving")], f"machine {name!r}")
+        place = await (_placed_of(kept.record.leaving) if to is None else _placed(to))
+        async with kept.turn:
+            return await settle(kept, keeper.means, place, here=here)
+
+    async def receive(
+        self, stream: trio.abc.Stream, *, terms: ReceiveTerms | None = None
+    ) -> str | None:
+        """Take in a machine that another supervisor sends (`migrate` with `to`); its name.
+
+        *stream*: its connection.  Without *terms* it is one of this user and host, by a unix
+        socket that nobody else can reach; with them it comes by TLS, checked on both sides.
+        None: nothing has come of it, and nothing of it is left.  Cancelled before it runs
+        here, too.
+        """
+        return await self._kept_machines().receiving.receive(stream, terms)
 
     @abstractmethod
     def _kept_machines(self) -> Keeper: ...
+
+
+def _of_one_supervisor(qemu: str | os.PathLike[str] | None, disks: DiskPlaces) -> tuple[Fault, ...]:
+    """What can be asked of a move within one supervisor alone."""
+    faults = []
+    if qemu is not None:
+        faults.append(Fault("qemu", "the other side has its own: it is the one of the spec"))
+    if disks != SHARED:
+        message = "they go along to a process of the same supervisor only"
+        faults.append(Fault("disks", message, "move them first, or share them"))
+    return tuple(faults)
+
+
+async def _placed(to: str | MovePlace) -> MovePlace:
+    return to if isinstance(to, MovePlace) else await trio.to_thread.run_sync(move_place, to)
+
+
+async def _placed_of(leaving: Leaving) -> MovePlace:
+    return await trio.to_thread.run_sync(place_of, leaving)

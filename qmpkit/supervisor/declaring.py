@@ -29,7 +29,10 @@ from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.record import Declared, Record, Wanted, digest_of
 from qmpkit.supervisor.tending import Tending
 
-__all__ = ["Declaring", "known_in", "whose"]
+__all__ = ["Declaring", "known_in", "refuse_unsettled", "whose"]
+
+LOOKS = 8
+"""Specs that are looked at together: of hundreds the first is to start while others are."""
 
 UNDO_GRACE = 5.0
 """Seconds that taking back the record of a failed start may take."""
@@ -60,6 +63,7 @@ class Declaring:
         self._tasks = tasks
         self._nursery = nursery
         self._forgotten = forgotten
+        self._looks = trio.CapacityLimiter(LOOKS)
 
     async def ensure(self, wanted: Wanted, *, wait: bool) -> Kept:
         """See `Supervisor.ensure`."""
@@ -75,6 +79,7 @@ class Declaring:
                 return await self._make(wanted, wait)
             async with kept.turn:
                 if self._machines.get(name) is kept:
+                    refuse_unsettled(kept)
                     await self._ensure_known(kept, wanted, wait)
                     return kept
 
@@ -87,6 +92,8 @@ class Declaring:
             raise SpecInvalid([Fault("", f"cannot be declared {state!r}", known)], whose(name))
         kept = known_in(self._machines, name)
         async with kept.turn:
+            if state != "stopped":
+                refuse_unsettled(kept)
             kept.grace = powerdown_grace
             wanted = attrs.evolve(kept.record, declared=state)
             await self._change(kept, wanted, None)
@@ -109,7 +116,7 @@ class Declaring:
             name=spec.name,
             declared=wanted.declared,
             spec=spec,
-            asked=digest_of(spec),
+            asked="",  # until its turn comes to be looked at
             sockets=str(home.sockets),
             **matters(wanted),
         )
@@ -121,7 +128,8 @@ class Declaring:
                 resolution = await self._resolved(
                     carried_over(spec, self._forgotten.get(spec.name))
                 )
-                started = attrs.evolve(record, spec=undecided(resolution.spec, spec))
+                found = undecided(resolution.spec, spec)
+                started = attrs.evolve(record, spec=found, asked=digest_of(spec))
                 await self._change(kept, started, resolution, wait=wait)
             except BaseException:
                 del self._machines[spec.name]
@@ -154,7 +162,8 @@ class Declaring:
         """With a UUID, by which its monitor can be told from another's."""
         if spec.uuid is None:
             spec = attrs.evolve(spec, uuid=known or str(uuid.uuid4()))
-        return await resolve(spec)
+        async with self._looks:
+            return await resolve(spec)
 
     async def _change(
         self, kept: Kept, wanted: Record, resolution: Resolution | None, *, wait: bool = True
@@ -245,6 +254,14 @@ def known_in(machines: Mapping[str, Kept], name: str) -> Kept:
 
 def _is_true(kept: Kept, state: Declared) -> bool:
     return state != "stopped" and kept.state == state
+
+
+def refuse_unsettled(kept: Kept) -> None:
+    """Raise SpecInvalid for one that may run at another supervisor by now."""
+    if (leaving := kept.record.leaving) is not None:
+        message = f"nobody knows yet what came of its move to {leaving.place}"
+        hint = f"`qmpkit migrate {kept.name} --settle` asks"
+        raise SpecInvalid([Fault("", message, hint)], whose(kept.name))
 
 
 def whose(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
+from itertools import islice
 
 import attrs
 import trio
@@ -26,6 +27,9 @@ __all__ = ["Gate", "needs_of", "standing_of"]
 
 LOOK_EVERY = 2.0
 """Seconds between two looks at the host's memory, which tells nobody when it gets free."""
+
+AHEAD = 16
+"""Machines at the head of the queue that a look decides on, when those wait for turns alone."""
 
 _RUNS = (State.RUNNING.value, State.SUSPENDED.value)
 
@@ -71,7 +75,8 @@ class Gate:
         self._machines = machines
         self._limits = Limits(starts=starts)
         self._host = host or host_now
-        self._tickets: dict[str, _Ticket] = {}  # in the order of arrival
+        self._queue: dict[str, _Ticket] = {}  # in the order of arrival
+        self._starting: dict[str, _Ticket] = {}
         self._running: dict[str, Demand] = {}
         self._specs: dict[str, MachineSpec] = {}  # that those were found from
         self._wake = trio.Event()
@@ -81,10 +86,10 @@ class Gate:
     def notice(self, kept: Kept) -> None:
         """Something has happened to *kept*: look again soon, if that may decide anything."""
         self._count(kept)
-        if kept.declared == "stopped" and (ticket := self._tickets.get(kept.name)):
+        if kept.declared == "stopped" and (ticket := self._queue.get(kept.name)):
             ticket.wake()
         # With many in the queue a look is dear, and most of what happens frees nobody.
-        if self._short_of_room or self._in_order:
+        if self._overtaking:
             self._wake.set()
 
     async def run(self) -> None:
@@ -105,13 +110,14 @@ class Gate:
         """
         demand = demand_of(kept.spec)
         ticket = _Ticket(kept, demand, Waiting(kept.name, demand))
-        self._tickets[kept.name] = ticket
+        self._queue[kept.name] = ticket
         try:
             self._wake.set()  # one look for all that come at the same time
             await self._admitted(ticket, patient)
             yield
         finally:
-            del self._tickets[kept.name]
+            self._queue.pop(kept.name, None)
+            self._starting.pop(kept.name, None)
             self._count(kept)
             self._wake.set()
 
@@ -129,8 +135,17 @@ class Gate:
             await ticket.changed.wait()
 
     def look(self) -> None:
-        """Decide on all that wait, now."""
-        waiting = {name: t for name, t in self._tickets.items() if not t.admitted}
+        """Decide on those that wait, now: on the first, or on all when some may overtake."""
+        if not self._overtaking:
+            self._decide(dict(islice(self._queue.items(), AHEAD)))
+        if self._overtaking:
+            self._decide(dict(self._queue))
+
+    @property
+    def _overtaking(self) -> bool:
+        return self._short_of_room or self._in_order
+
+    def _decide(self, waiting: Mapping[str, _Ticket]) -> None:
         if not waiting:
             self._short_of_room = self._in_order = False
             return
@@ -141,6 +156,8 @@ class Gate:
         by_name = {item.name: item for item in admission.queue}
         for name, ticket in waiting.items():
             ticket.waiting = by_name.get(name, ticket.waiting)
+            if name in admission.now:
+                self._starting[name] = self._queue.pop(name)
             ticket.decide(
                 admitted=name in admission.now,
                 blocked=ready.blocked.get(name, ""),
@@ -153,7 +170,7 @@ class Gate:
 
     def _count(self, kept: Kept) -> None:
         """Have *kept* among those that run, when it does: to look at all of them is dear."""
-        if kept.record.identity is None or kept.name in self._tickets:
+        if kept.record.identity is None or kept.name in self._queue or kept.name in self._starting:
             self._running.pop(kept.name, None)
             self._specs.pop(kept.name, None)
         elif self._specs.get(kept.name) is not kept.spec:
@@ -164,7 +181,8 @@ class Gate:
         if not any(t.kept.record.after or t.kept.record.requires for t in waiting.values()):
             return Ready(tuple(waiting), {}, {})
         seen = {
-            name: standing_of(kept, waits=name in waiting) for name, kept in self._machines.items()
+            name: standing_of(kept, waits=name in self._queue)
+            for name, kept in self._machines.items()
         }
         needs = {name: needs_of(kept, self._machines) for name, kept in self._machines.items()}
         for strange in {other for it in needs.values() for other in it.requires} - seen.keys():
@@ -175,7 +193,7 @@ class Gate:
     def _admission(self, waiting: Mapping[str, _Ticket], ready: Ready) -> Admission:
         now = set(ready.now)
         queue = [ticket.waiting for name, ticket in waiting.items() if name in now]
-        starting = {name: t.demand for name, t in self._tickets.items() if t.admitted}
+        starting = {name: ticket.demand for name, ticket in self._starting.items()}
         pages = {it.demand.page_size for it in queue if it.demand.huge_pages}
         return admit(self._host(pages), self._running, starting, queue, self._limits)
 

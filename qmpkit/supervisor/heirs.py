@@ -24,7 +24,7 @@ from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.record import Heir, Record
 
-__all__ = ["Arrival", "Owner", "owner_of_guest", "settle_heir"]
+__all__ = ["Arrival", "Owner", "owner_of_guest", "reached", "settle_heir"]
 
 _DYING = 5.0
 
@@ -72,8 +72,8 @@ async def settle_heir(kept: Kept, means: Means) -> None:
         return
     new_home = Home(Path(heir.sockets), kept.home.logs)
     async with AsyncExitStack() as stack:
-        theirs = await _reached(stack, kept, means, heir, new_home)
-        ours = await _reached(stack, kept, means, record, kept.home)
+        theirs = await reached(stack, kept, means, heir, new_home)
+        ours = await reached(stack, kept, means, record, kept.home)
         owner = owner_of_guest(
             None if ours is None else await _migration(ours),
             None if theirs is None else await _arrival(theirs),
@@ -103,7 +103,7 @@ async def _forget_new_images(kept: Kept, means: Means, owner: Owner) -> None:
         await kept.write(means.journal)
 
 
-async def _reached(
+async def reached(
     stack: AsyncExitStack, kept: Kept, means: Means, at: Record | Heir, home: Home
 ) -> Machine | None:
     """The machine of a process, with its monitor; None when it has ended."""

@@ -1,16 +1,17 @@
 """The journal: what is declared and known of each machine, safe on disk.
 
-One file a machine, written beside, synced, renamed, and its directory synced: a reader
-finds the old text or the new one, whenever the writer was killed.  One thread at a time
-writes, and takes all that has come in meanwhile together: the event loop never syncs.
+One file that is only added to, an entry a change: a reader finds the old entry or the new
+one, whenever the writer was killed.  One thread at a time writes, and takes all that has
+come in meanwhile together: the event loop never syncs, and many share one sync.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 
@@ -18,8 +19,10 @@ import attrs
 import trio
 
 from qmpkit._trio import service_nursery
-from qmpkit.errors import JournalFailed, JournalNewer
-from qmpkit.process.durable import DRAFT, draft, publish, sync
+from qmpkit.errors import HostLacks, JournalFailed, JournalNewer
+from qmpkit.process.durable import DRAFT
+from qmpkit.process.entries import add, compact, entries_in, mend
+from qmpkit.spec.names import machine_name_problem
 from qmpkit.supervisor.record import Malformed, NewerSchema, Record
 
 __all__ = ["Journal", "Lost", "Ticket", "read_records", "seen_records"]
@@ -27,18 +30,24 @@ __all__ = ["Journal", "Lost", "Ticket", "read_records", "seen_records"]
 FLUSH_GRACE = 10.0
 """Seconds that what has not been written yet may take at the end."""
 
+GATHER = 0.01
+"""Seconds that an entry may wait for others to be written with it, until somebody waits for it."""
+
 SOON = 0.1
-"""Seconds that an entry may wait for others to be written with it, when nobody waits for it."""
+"""The same for one that nobody will wait for."""
 
 TOGETHER = 32
 """Entries that are written with one another at most: the first are not to wait for hundreds."""
+
+SPARE = 1 << 20
+"""Bytes of entries that count no longer which the file may have, beside as many as do count."""
 
 log = logging.getLogger("qmpkit.supervisor")
 
 
 @attrs.frozen
 class Lost:
-    """A record that cannot be read: whose it was, why, and where its file is now."""
+    """A record that cannot be read: whose it was, why, and where its text is now."""
 
     machine: str
     why: str
@@ -48,8 +57,9 @@ class Lost:
 class Ticket:
     """One entry on its way to the disk."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, hurry: Callable[[], None]) -> None:
         self._path = path
+        self._hurry = hurry
         self._done = trio.Event()
         self._error: OSError | None = None
 
@@ -58,6 +68,7 @@ class Ticket:
 
         Cancelled, it is written all the same.
         """
+        self._hurry()
         await self._done.wait()
         if self._error is not None:
             why = self._error.strerror or str(self._error)
@@ -69,10 +80,11 @@ class Ticket:
 
 
 class Journal:
-    """Writes records into *directory*, which is there; `run` is its service."""
+    """Writes records into the file *path*, whose directory is there; `run` is its service."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._limit = SPARE
         self._pending: dict[str, Record | None] = {}
         self._tickets: list[tuple[str, Ticket]] = []
         self._wake = trio.Event()
@@ -86,10 +98,8 @@ class Journal:
         return self._queue(record.name, record)
 
     def jot(self, record: Record) -> None:
-        """`post` for what nobody waits for: written with the next entry, or after `SOON`."""
-        self._pending[record.name] = record
-        self._due = self._waiting.deadline = min(self._due, trio.current_time() + SOON)
-        self._busy()
+        """`post` for what nobody waits for."""
+        self._add_to_batch(record.name, record, SOON)
 
     async def put(self, record: Record) -> None:
         """Write *record* and wait until it is safe; JournalFailed when it is not."""
@@ -102,7 +112,7 @@ class Journal:
     async def run(self) -> None:
         """Write until cancelled, then what is left (`FLUSH_GRACE` at most)."""
         async with service_nursery() as services:
-            services.start_soon(self._write, name=f"journal of {self.directory}")
+            services.start_soon(self._write, name=f"journal {self.path}")
             try:
                 await trio.sleep_forever()
             finally:
@@ -111,16 +121,20 @@ class Journal:
                     await self._idle.wait()
 
     def _queue(self, name: str, record: Record | None) -> Ticket:
-        ticket = Ticket(self.directory / _file(name))
-        self._pending[name] = record
+        ticket = Ticket(self.path, partial(self._hurry, name))
         self._tickets.append((name, ticket))
-        self._busy()
-        self._wake.set()
+        self._add_to_batch(name, record, GATHER)
         return ticket
 
-    def _busy(self) -> None:
+    def _add_to_batch(self, name: str, record: Record | None, within: float) -> None:
+        self._pending[name] = record
+        self._due = self._waiting.deadline = min(self._due, trio.current_time() + within)
         if self._idle.is_set():
             self._idle = trio.Event()
+
+    def _hurry(self, name: str) -> None:
+        if name in self._pending:  # and not being written
+            self._wake.set()
 
     async def _write(self) -> None:
         while True:
@@ -135,95 +149,77 @@ class Journal:
             tickets = [it for it in self._tickets if it[0] in batch]
             self._tickets = [it for it in self._tickets if it[0] not in batch]
             # A limiter of its own: a slow disk must not take the threads of everybody else.
-            errors = await trio.to_thread.run_sync(
-                _commit_records, self.directory, batch, limiter=trio.CapacityLimiter(1)
-            )
-            for name, ticket in tickets:
-                ticket._settle(errors.get(name))
+            limiter = trio.CapacityLimiter(1)
+            error = await trio.to_thread.run_sync(self._add, batch, limiter=limiter)
+            for _, ticket in tickets:
+                ticket._settle(error)
             if not self._pending:
                 self._idle.set()
 
-
-def _commit_records(directory: Path, batch: Mapping[str, Record | None]) -> dict[str, OSError]:
-    """`commit`; the texts are made here, off the loop, and only of what is written at last."""
-    texts = {name: None if it is None else it.to_json() for name, it in batch.items()}
-    return commit(directory, texts)
-
-
-def commit(directory: Path, batch: Mapping[str, str | None]) -> dict[str, OSError]:
-    """Write a batch of texts (None: remove) and return what failed.  Blocking.
-
-    All that could be written is safe when this returns.
-    """
-    errors: dict[str, OSError] = {}
-    for name, text in batch.items():
+    def _add(self, batch: Mapping[str, Record | None]) -> OSError | None:
+        """Blocking; the texts are made here, off the loop, and only of what is written at last."""
+        texts = {name: None if it is None else it.to_json() for name, it in batch.items()}
         try:
-            draft(directory / (_file(name) + DRAFT), text)
+            size = add(self.path, texts)
         except OSError as error:
-            errors[name] = error
-    for name, text in batch.items():
-        if name not in errors:
-            try:
-                publish(directory / _file(name), text)
-            except OSError as error:
-                errors[name] = error
-    try:
-        sync(directory)
-    except OSError as error:
-        return dict.fromkeys(batch, error)
-    return errors
+            return error
+        if size > self._limit:
+            with suppress(OSError):  # it only takes more room than it need
+                size = compact(self.path)
+            self._limit = 2 * size + SPARE
+        return None
 
 
-def _file(name: str) -> str:
-    return f"{name}.json"
+def seen_records(path: Path) -> tuple[list[Record], list[Lost]]:
+    """Every record there, by name, and the entries that are none.  Blocking; changes nothing.
 
-
-def seen_records(directory: Path) -> tuple[list[Record], list[Lost]]:
-    """Every record there, by name, and the files that are none.  Blocking; changes nothing.
-
-    Raises `JournalNewer` when a later qmpkit has written one.
+    Raises `JournalNewer` when a later qmpkit has written one, OSError.
     """
     records: list[Record] = []
     lost: list[Lost] = []
-    for path in sorted(directory.glob("*.json")):
+    for name, text in sorted(entries_in(path).items()):
         try:
-            records.append(_read(path))
+            records.append(_read(name, text))
         except NewerSchema as newer:
             raise JournalNewer(str(path), newer.schema) from None
-        except FileNotFoundError:
-            continue  # it was forgotten while we looked
-        except (Malformed, OSError) as error:
-            lost.append(Lost(path.name.removesuffix(".json"), str(error), path))
+        except Malformed as error:
+            lost.append(Lost(name, str(error), path))
     return records, lost
 
 
-def read_records(directory: Path) -> tuple[list[Record], list[Lost]]:
+def read_records(path: Path) -> tuple[list[Record], list[Lost]]:
     """Every record there, by name, and those that were lost.  Blocking.
 
-    A file that is no record is set aside as `<name>.json.corrupt-<n>`.  Raises
-    `JournalNewer`, having changed nothing, when a later qmpkit has written one.
+    An entry that is no record is set aside as `<name>.corrupt-<n>`.  Raises `JournalNewer`,
+    having changed nothing, when a later qmpkit has written one, `HostLacks` when the file
+    cannot be read.
     """
-    records, lost = seen_records(directory)
-    for path in directory.glob(f"*{DRAFT}"):  # of a writer that was killed: the one before stands
-        with suppress(OSError):
-            path.unlink()
+    try:
+        records, lost = seen_records(path)
+        mend(path)
+        path.with_name(path.name + DRAFT).unlink(missing_ok=True)  # of a writer that was killed
+    except OSError as error:
+        what = f"cannot read the journal {path}: {error.strerror}"
+        raise HostLacks(what, "make it readable and writable, or put it aside") from error
     return records, [_set_aside(loss) for loss in lost]
 
 
-def _read(path: Path) -> Record:
-    record = Record.from_json(path.read_bytes())
-    if _file(record.name) != path.name:
+def _read(name: str, text: bytes) -> Record:
+    record = Record.from_json(text)
+    if record.name != name:
         raise Malformed(f"it is the record of {record.name!r}")
     return record
 
 
 def _set_aside(lost: Lost) -> Lost:
-    path = lost.path
-    names = (path.with_name(f"{path.name}.corrupt-{number}") for number in count(1))
+    path, name = lost.path, lost.machine
+    whose = "unknown" if machine_name_problem(name) else name
+    names = (path.with_name(f"{whose}.corrupt-{number}") for number in count(1))
     aside = next(name for name in names if not name.exists())
     try:
-        path.rename(aside)
+        aside.write_bytes(entries_in(path)[name])
+        add(path, {name: None})
     except OSError as error:
-        log.warning("cannot set %s aside: %s", path, error)
+        log.warning("cannot set aside what %s has of %r: %s", path, name, error)
         return lost
     return attrs.evolve(lost, path=aside)

@@ -19,8 +19,10 @@ from qmpkit.process.places import Places, claimed_places, discard
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.supervisor.alter import amend, disks_at_rest, revert
+from qmpkit.supervisor.arrivals import Arrivals
 from qmpkit.supervisor.chronicle import Chronicle
 from qmpkit.supervisor.declaring import Declaring, known_in, whose
+from qmpkit.supervisor.departures import end_arriving
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.gate import Gate
 from qmpkit.supervisor.joining import Joining
@@ -30,6 +32,7 @@ from qmpkit.supervisor.layers import Forgotten
 from qmpkit.supervisor.ledger import finish_change
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.networks import Networks
+from qmpkit.supervisor.receiving import Receiving
 from qmpkit.supervisor.record import Declared, Record, Wanted
 from qmpkit.supervisor.shelf import Shelf
 from qmpkit.supervisor.strangers import tell_strangers
@@ -96,7 +99,7 @@ class Keeper:
         self._places: Places = await trio.to_thread.run_sync(claim.__enter__)
         try:
             async with service_nursery() as services:
-                self.journal = Journal(self._places.records)
+                self.journal = Journal(self._places.journal)
                 self._forgotten = Forgotten(self._places.state / "layers")
                 await self._forgotten.load()
                 self.shelf = Shelf(self._places.saved, self.machines, self.journal)
@@ -106,7 +109,11 @@ class Keeper:
                 chronicle = Chronicle(self._places.state / "events")
                 self._events.keep(chronicle, await trio.to_thread.run_sync(chronicle.open))
                 services.start_soon(chronicle.run)
-                self.means = self._with(journal=self.journal, home=self._home, shelf=self.shelf)
+                self._arrivals = Arrivals(self._places.state / "arrivals")
+                await self._arrivals.load()
+                self.means = self._with(
+                    journal=self.journal, home=self._home, shelf=self.shelf, forget=self._left
+                )
                 async with self._adopted(self.means):
                     yield
         finally:
@@ -117,7 +124,10 @@ class Keeper:
 
     @asynccontextmanager
     async def _adopted(self, means: Means) -> AsyncIterator[None]:
-        records, lost = await trio.to_thread.run_sync(read_records, self._places.records)
+        records, lost = await trio.to_thread.run_sync(read_records, self._places.journal)
+        coming = [record for record in records if record.arriving]
+        await end_arriving(coming, means, self._events)
+        records = [record for record in records if not record.arriving]
         for record in records:
             home = Home(Path(record.sockets), self._places.logs(record.name))
             self.machines[record.name] = self._kept(record, home)
@@ -144,6 +154,14 @@ class Keeper:
                     tasks=tasks,
                     nursery=nursery,
                     forgotten=self._forgotten,
+                )
+                self.receiving = Receiving(
+                    self.machines,
+                    kept=self._kept,
+                    means=means,
+                    tasks=tasks,
+                    nursery=nursery,
+                    arrivals=self._arrivals,
                 )
                 try:
                     yield
@@ -206,8 +224,7 @@ class Keeper:
             await finish_change(kept)
             if not disks:
                 await self._forgotten.put(kept.spec)
-            await self.journal.remove(name)
-            self.machines.pop(name, None)
+            await self._left(kept)
             await self.shelf.clear(kept)
             self._events.tell(name, "forgotten", "it is declared no longer")
             try:
@@ -215,6 +232,13 @@ class Keeper:
             except QmpkitError as error:  # who supervises next finds what is left, and nobody in it
                 log.warning("of the networks of machine %r something is left: %s", name, error)
             await trio.to_thread.run_sync(discard, kept.home.logs)
+
+    async def _left(self, kept: Kept) -> None:
+        """Off the record; what has come of the move by which it came is remembered."""
+        if kept.record.arrived:
+            await self._arrivals.put(kept.record.arrived, "ran")
+        await self.journal.remove(kept.name)
+        self.machines.pop(kept.name, None)
 
     def known(self, name: str) -> Kept:
         """The machine of that name; SpecInvalid when there is none."""

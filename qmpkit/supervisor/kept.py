@@ -40,7 +40,8 @@ class Kept:
     "saved" (it is down, and goes on where it was when it is started), "silent" (its QEMU
     lives and says nothing), "unreachable" (it has no sockets any
     more, or another machine's), "blocked" (it requires one that will not come up by
-    itself), "restarting" (it waits for its policy), "crash-loop"
+    itself), "arriving" (another supervisor sends it), "unknown" (it may run at another one, see
+    `Supervisor.settle`), "restarting" (it waits for its policy), "crash-loop"
     and "failed" (it waits for a person).  `not_durable` is why the last change could
     not be written down, None when it was.  `health` is what its checks have come to.
     """
@@ -57,6 +58,8 @@ class Kept:
         self.tended = False  # a task keeps it as declared
         self.adopted = False
         self.is_moving = False  # to another process, which may become it
+        self.has_left = False  # another supervisor has it
+        self.found_out: bool | None = None  # whether it is here, of one that was moving
         self.declarations = 0  # how often it was declared something while a task keeps it
         self.health: Verdict | None = None  # None: it has no checks, or is not up
         self.refusal: Exception | None = None

@@ -34,7 +34,7 @@ from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.policy import History, Mishap, after_end
 from qmpkit.supervisor.record import End
 from qmpkit.supervisor.shelf import Shelf
-from qmpkit.supervisor.vitality import watch_over
+from qmpkit.supervisor.vitality import make_checks, notice_mishaps
 from qmpkit.vm import VM
 
 __all__ = ["Means", "attempt", "attend", "comes_again", "started", "used_up"]
@@ -51,7 +51,8 @@ HandOver = Callable[[], Awaitable[None]]
 class Means:
     """What the lives of a supervisor's machines share.
 
-    `home`: where a machine that is started has its sockets and logs.  `patience`: seconds
+    `home`: where a machine that is started has its sockets and logs.  `forget`: takes one off
+    the record that another supervisor has.  `patience`: seconds
     that a monitor is given to answer at an adoption.
     """
 
@@ -60,6 +61,7 @@ class Means:
     journal: Journal
     machines: Mapping[str, Kept]
     home: Callable[[str], Home]
+    forget: Callable[[Kept], Awaitable[None]]
     gate: Gate
     shelf: Shelf
     options: LaunchOptions
@@ -195,7 +197,8 @@ async def attend(kept: Kept, means: Means, vm: VM) -> End | None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_obey, kept, means, vm)
         nursery.start_soon(_see_off, kept, means, vm)
-        nursery.start_soon(watch_over, kept, means.journal, vm)
+        nursery.start_soon(make_checks, kept, means.journal, vm)
+        nursery.start_soon(notice_mishaps, kept, means.journal, vm)
         nursery.start_soon(_notice_loss, vm.machine, nursery.cancel_scope)
         report = await vm.wait()
         await kept.until(lambda: not kept.is_moving)
@@ -223,13 +226,19 @@ async def _obey(kept: Kept, means: Means, vm: VM) -> None:
     """Make each declaration true, also one that is made again."""
     while True:
         number, wanted = kept.declarations, kept.declared
+        if vm.state is _AS_DECLARED.get(wanted) and kept.spec.resume_from is None:
+            await _declared_again(kept, number)
+            continue
         async with trio.open_nursery() as nursery:
-            if vm.state is not _AS_DECLARED.get(wanted) or kept.spec.resume_from is not None:
-                nursery.start_soon(_try_to_make_true, kept, means, wanted, vm)
-            await kept.until(lambda seen=number: kept.declarations != seen)  # type: ignore[misc]
+            nursery.start_soon(_try_to_make_true, kept, means, wanted, vm)
+            await _declared_again(kept, number)
             if wanted != "stopped":
                 # A silent QEMU never does what it was told, and is to be stopped all the same.
                 nursery.cancel_scope.cancel()
+
+
+async def _declared_again(kept: Kept, number: int) -> None:
+    await kept.until(lambda: kept.declarations != number)
 
 
 async def _try_to_make_true(kept: Kept, means: Means, wanted: str, vm: VM) -> None:

@@ -15,7 +15,7 @@ import attrs
 
 from qmpkit.machine.keep import Home
 from qmpkit.process.identity import Standing, boot_id, look_for
-from qmpkit.process.roots import state_root
+from qmpkit.process.roots import JOURNAL, state_root
 from qmpkit.supervisor.adopt import end_found
 from qmpkit.supervisor.journal import Lost, seen_records
 from qmpkit.supervisor.record import End, Record
@@ -71,7 +71,7 @@ def look_at(name: str) -> Onlook | None:
     if not (state / "machines").is_dir():
         return None
     holder = _holder(state)
-    records, lost = seen_records(state / "machines")
+    records, lost = seen_records(state / JOURNAL)
     machines = (_seen(record, state) for record in records)
     return Onlook(tuple(machines), tuple(lost), holder)
 

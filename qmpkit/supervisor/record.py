@@ -33,7 +33,7 @@ from qmpkit.spec.restart import Restart
 from qmpkit.spec.sites import Sites
 from qmpkit.supervisor.policy import Cause, History, Mishap
 
-__all__ = ["SCHEMA", "Declared", "End", "Heir", "Malformed", "NewerSchema", "Record"]
+__all__ = ["SCHEMA", "Declared", "End", "Heir", "Leaving", "Malformed", "NewerSchema", "Record"]
 __all__ += ["MATTERS", "Wanted", "digest_of"]
 
 SCHEMA = 1
@@ -104,6 +104,20 @@ class Heir:
 
 
 @attrs.frozen(kw_only=True)
+class Leaving:
+    """The move to another supervisor that is under way: its number, and where to ask about it.
+
+    `place`, `tls`: as `move_place` takes them.  `who`: the other supervisor's own mark; what
+    another one says there means nothing.
+    """
+
+    id: str
+    place: str
+    who: str
+    tls: str | None = None
+
+
+@attrs.frozen(kw_only=True)
 class Record:
     """One kept machine.
 
@@ -118,6 +132,8 @@ class Record:
     farm file has it that it comes from, None for one that a program made.  `change`: one of
     its disks or devices that is under way.  `heir`: the process that it is moving to.
     `plugged`: networks that it has joined while it ran.
+    `leaving`: its move to another supervisor.  `arriving`: the number of the move by which it
+    comes from one, until it is told to run; `arrived`: then.
     """
 
     name: str
@@ -140,6 +156,9 @@ class Record:
     change: Change | None = None
     heir: Heir | None = None
     plugged: tuple[Joined, ...] = ()
+    leaving: Leaving | None = None
+    arriving: str = ""
+    arrived: str = ""
     time: float = attrs.field(factory=time.time)
 
     @property
@@ -187,6 +206,7 @@ class Record:
             "change": None if self.change is None else _change_to_dict(self.change),
             "heir": None if self.heir is None else _heir_to_dict(self.heir),
             "plugged": [join_to_dict(join) for join in self.plugged],
+            "leaving": None if self.leaving is None else attrs.asdict(self.leaving),
         }
         # With an indent it takes ten times as long.
         return f'{{"spec": {_text_of(self.spec)}, {json.dumps(plain)[1:]}'
@@ -207,7 +227,7 @@ class Record:
 
 
 _OWN_FORM = {"spec", "restart", "facts", "identity", "sites", "end", "history", "health"}
-_OWN_FORM |= {"farm", "change", "heir", "plugged"}
+_OWN_FORM |= {"farm", "change", "heir", "plugged", "leaving"}
 _AS_THEY_ARE = tuple(it.name for it in attrs.fields(Record) if it.name not in _OWN_FORM)
 _CHANGE_LISTS = ("jobs", "nodes", "files", "leaving", "obsolete", "coming", "going")
 _CAUSES: dict[str, Cause] = {cause.value: cause for cause in (*ExitCause, *Mishap)}
@@ -255,6 +275,9 @@ def _record(plain: Mapping[str, Any]) -> Record:
         change=None if (change := plain.get("change")) is None else _change_from_dict(change),
         heir=None if (heir := plain.get("heir")) is None else _heir_from_dict(heir),
         plugged=tuple(map(join_from_dict, plain.get("plugged", ()))),
+        leaving=None if (leaving := plain.get("leaving")) is None else Leaving(**leaving),
+        arriving=_text(plain.get("arriving", "")),
+        arrived=_text(plain.get("arrived", "")),
         time=float(plain["time"]),
     )
 

@@ -11,6 +11,7 @@ import trio
 from qmpkit.host.resolve import Resolution
 from qmpkit.process.kept import trim_log
 from qmpkit.supervisor.adopt import found
+from qmpkit.supervisor.departures import settled
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means, attempt, comes_again, started
 from qmpkit.supervisor.record import End
@@ -99,6 +100,11 @@ class Tending:
         while True:
             if end is None:  # QEMU lives and its monitor was lost
                 end = await found(kept, self._means, seen)
+            elif kept.record.leaving is not None:  # it may run elsewhere
+                await settled(kept, self._means, seen)
+            if kept.has_left:
+                kept.enter("gone", "it is with another supervisor")
+                return
             if not await comes_again(kept, self._means, end):
                 return
             end = await attempt(kept, self._means)

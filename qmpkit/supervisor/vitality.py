@@ -21,7 +21,7 @@ from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import End
 from qmpkit.vm import VM
 
-__all__ = ["put_down", "watch_over"]
+__all__ = ["make_checks", "notice_mishaps", "put_down"]
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -32,17 +32,12 @@ _WORDS: dict[type[Verdict], str] = {
 }
 
 
-async def watch_over(kept: Kept, journal: Journal, vm: VM) -> None:
-    """Make the machine's checks, as long as its record has some, and end it when they fail.
-
-    Also when its guest does not feed its watchdog, or QEMU gave up running it.
-    """
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_notice_mishaps, kept, journal, vm)
-        while True:
-            await kept.until(lambda: kept.record.health is not None)
-            assert kept.record.health is not None
-            await _check(kept, journal, vm, kept.record.health)
+async def make_checks(kept: Kept, journal: Journal, vm: VM) -> None:
+    """Make the machine's checks, as long as its record has some, and end it when they fail."""
+    while True:
+        await kept.until(lambda: kept.record.health is not None)
+        assert kept.record.health is not None
+        await _check(kept, journal, vm, kept.record.health)
 
 
 async def _check(kept: Kept, journal: Journal, vm: VM, health: Health) -> None:
@@ -132,7 +127,8 @@ async def put_down(kept: Kept, journal: Journal, vm: VM, cause: Mishap, why: str
         log.exception("machine %r could not be ended", kept.name)
 
 
-async def _notice_mishaps(kept: Kept, journal: Journal, vm: VM) -> None:
+async def notice_mishaps(kept: Kept, journal: Journal, vm: VM) -> None:
+    """End the machine when its guest does not feed its watchdog, or QEMU gave up running it."""
     try:
         with vm.subscribe("WATCHDOG", "STOP") as events:
             if _as_left(kept, vm):

@@ -13,7 +13,9 @@ import attrs
 import trio
 
 from qmpkit import Kept, Supervisor
+from qmpkit.process.entries import entries_in
 from qmpkit.process.identity import boot_id
+from qmpkit.process.roots import JOURNAL
 from qmpkit.testing.leaks import living_with
 
 __all__ = ["Places", "boot_of_the_past", "count", "end_all", "kill", "lab"]
@@ -26,9 +28,14 @@ class Places:
     state: Path
     runtime: Path
 
-    def records(self) -> list[Path]:
-        """What the journal of the supervisor "lab" holds."""
-        return sorted(self.state.glob("lab/machines/*"))
+    @property
+    def journal(self) -> Path:
+        """The journal of the supervisor "lab"."""
+        return self.state / "lab" / JOURNAL
+
+    def records(self) -> dict[str, bytes]:
+        """What is in it, by the machines' names."""
+        return entries_in(self.journal)
 
     def qemus(self) -> list[int]:
         """The living QEMUs that were started under these directories."""
@@ -74,5 +81,5 @@ async def count(kept: Kept) -> int:
 
 def boot_of_the_past(places: Places) -> None:
     """Make what is on record older than the host's last boot."""
-    for path in places.records():
-        path.write_text(path.read_text().replace(boot_id(), "another-boot"))
+    text = places.journal.read_text()
+    places.journal.write_text(text.replace(boot_id(), "another-boot"))

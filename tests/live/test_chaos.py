@@ -24,6 +24,7 @@ import qmpkit
 from qmpkit import MachineSpec
 from qmpkit.cli.daemon import Daemon, find_daemon
 from qmpkit.cli.farm_jobs import followed
+from qmpkit.process.entries import add
 from qmpkit.testing import guests
 from qmpkit.testing.leaks import leaks
 from tests.live.commands import COMMAND
@@ -244,7 +245,7 @@ def _cut_off(chaos: Chaos) -> None:
     for path in chaos.sockets("cut").iterdir():
         path.unlink()
     (chaos.sockets("half-cut") / "qmp").unlink()
-    (chaos.places.state / "lab" / "machines" / "lost.json").write_text('{"schema": 1, "na')
+    add(chaos.places.journal, {"lost": '{"schema": 1, "na'})
     qemus = chaos.places.qemus()
     _end_twice(chaos)
     assert chaos.places.qemus() == qemus

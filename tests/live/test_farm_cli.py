@@ -104,7 +104,7 @@ def test_a_farm_from_up_to_down(shell: Shell, places: Places) -> None:
         down = json.loads(shell.run("down", "--grace", "1", "--json"))
         assert down["went_well"]
         assert shell.states() == {}
-        assert (places.qemus(), places.records()) == ([], [])
+        assert (places.qemus(), places.records()) == ([], {})
     finally:
         os.kill(_daemon(places), signal.SIGTERM)
 

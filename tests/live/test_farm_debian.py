@@ -211,6 +211,6 @@ def _goes(lab: Lab, places: Places) -> None:
     grace = ("--grace", str(FARM_DEBIAN_GRACE))
     assert set(lab.did("down", "--delete-disks", "--yes", *grace).values()) == {"removed"}
     assert json.loads(lab.run("ps", "--json")) == []
-    assert (places.qemus(), places.records()) == ([], [])
+    assert (places.qemus(), places.records()) == ([], {})
     assert list((places.state / "lab" / "seeds").iterdir()) == []
     assert list((lab.folder / "disks").iterdir()) == []

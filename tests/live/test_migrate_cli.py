@@ -63,8 +63,29 @@ def test_at_the_shell(
         assert "channels: several need connections" in said
         if LONG:
             _more(shell, folder)
+        _to_another_farm(shell)
     finally:
-        shell.run("down", "--grace", "0")
+        shell.run("down", "--grace", "0", "--farm", "lab")
+
+
+def _to_another_farm(shell: Shell) -> None:
+    started = shell.command.apart("serve", "--farm", "other", "--detach")
+    assert started.status == 0, started.err
+    move = ("migrate", "mover", "--farm", "lab", "--to")
+    assert shell.run(*move, "other", "--check") == "mover can migrate\n"
+    said = shell.run(*move, "nowhere", "--check", status=2)
+    assert "to: nowhere: farm 'nowhere' has no daemon that runs" in said
+    assert "in clear" in shell.run(*move, "tls://host:1", status=2)
+    said = shell.run("receive", "--listen", "here", "--tls", "/no/folder", status=2)
+    assert "is not ADDRESS:PORT" in said and "ca-cert.pem is not there" in said
+    assert "was not moving" in shell.run("migrate", "mover", "--farm", "lab", "--settle", status=2)
+    said = shell.run(*move, "other")
+    assert said.startswith("mover has migrated to other; its guest stood still for 0.")
+    assert shell.json("ps", "--farm", "lab") == []
+    (found,) = shell.json("ps", "--farm", "other")
+    assert (found["name"], found["state"]) == ("mover", "running")
+    shell.run("stop", "mover", "--grace", "0", "--farm", "other")
+    shell.run("rm", "mover", "--farm", "other")
 
 
 def _more(shell: Shell, folder: Path) -> None:

@@ -29,8 +29,8 @@ async def test_each_start_decides_anew(qemu: str, places: Places) -> None:
             cpu=attrs.evolve(ran.cpu, pin="auto"),
             resources=attrs.evolve(ran.resources, emulator=None),
         )
-    (record,) = places.records()
-    assert json.loads(record.read_text())["spec"]["cpu"]["pin"] == "auto"
+    (record,) = places.records().values()
+    assert json.loads(record)["spec"]["cpu"]["pin"] == "auto"
     async with lab() as second:
         kept = second.kept["bare"]
         await kept.wait_running()

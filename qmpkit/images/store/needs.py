@@ -25,7 +25,8 @@ from qmpkit.images.store.layout import Layout
 from qmpkit.images.store.locks import is_held
 from qmpkit.images.store.uses import Use, uses_of
 from qmpkit.images.users import has_base, images_under
-from qmpkit.process.roots import state_root
+from qmpkit.process.entries import entries_in
+from qmpkit.process.roots import JOURNAL, state_root
 
 __all__ = ["Content", "Needs", "needs_of"]
 
@@ -180,9 +181,11 @@ def _disks_on_record() -> set[Path]:
     """The disks of every kept machine of this user's."""
     found: set[Path] = set()
     with suppress(OSError):
-        for record in state_root().glob("*/machines/*.json"):
-            with suppress(OSError, ValueError, RecursionError):
-                found.update(_files_in(json.loads(record.read_bytes())))
+        for journal in state_root().glob(f"*/{JOURNAL}"):
+            with suppress(OSError):
+                for record in entries_in(journal).values():
+                    with suppress(ValueError, RecursionError):
+                        found.update(_files_in(json.loads(record)))
     return found
 
 

@@ -41,17 +41,25 @@ class MigrationFailed(QmpkitError):
 class MigrationUnknown(QmpkitError):
     """Nobody can tell whether the guest has run at the destination, so neither runs on.
 
-    The source stands still, its images let go of.  `why` is what was lost.
+    The source stands still, its images let go of.  `why` is what was lost.  `place`: where the
+    other supervisor is that may be asked again, "" when there is none.
     """
 
-    def __init__(self, machine: str, why: str) -> None:
+    def __init__(self, machine: str, why: str, place: str = "") -> None:
         self.machine = machine
         self.why = why
-        super().__init__(machine, why)
+        self.place = place
+        super().__init__(machine, why, place)
 
     def __str__(self) -> str:
+        said = f"machine {self.machine!r} stands still: it may have run at the destination"
+        if self.place:
+            return (
+                f"{said}, {self.place}: {self.why}. Cure: `qmpkit migrate {self.machine} --settle` "
+                "asks there what has come of it (`Supervisor.settle`)"
+            )
         return (
-            f"machine {self.machine!r} stands still: it may have run at the destination for a "
+            f"{said} for a "
             f"moment, {self.why}. Cure: end it and start it again, as after a power cut; to have "
             "it run on here (`resume`) is safe only if the destination wrote nothing"
         )

@@ -33,7 +33,7 @@ from qmpkit.operations.migration.storage_there import thread_faults
 from qmpkit.operations.migration.tls import tls_faults
 from qmpkit.operations.migration.transfer import Told
 
-__all__ = ["check_source", "in_the_way", "migrate", "migrate_held"]
+__all__ = ["agreed_on", "check_source", "in_the_way", "migrate", "migrate_held"]
 
 
 async def migrate(
@@ -65,7 +65,7 @@ async def migrate_held(
     try:
         moves, changed = await again_planned(source, end.moves, collapse=end.collapse)
         throttled = policy != "fast"
-        agreed = await _agreed(source, end, options, moves, changed, throttled=throttled)
+        agreed = await agreed_on(source, end, options, moves, changed, throttled=throttled)
     except (MachineDied, MachineGone) as ended:
         if source.report is not None:
             raise
@@ -113,15 +113,16 @@ async def in_the_way(
     return tuple(faults)
 
 
-async def _agreed(
+async def agreed_on(
     source: Machine,
     end: End,
     options: MigrationOptions,
-    moves: Sequence[DiskMove],
-    changed: Sequence[Fault],
+    moves: Sequence[DiskMove] = (),
+    changed: Sequence[Fault] = (),
     *,
     throttled: bool,
 ) -> Agreed:
+    """What both ends are to be told; CannotMigrate with all that is in the way."""
     faults = [*await check_source(source), *changed]
     faults += await trio.to_thread.run_sync(tls_faults, options.tls)
     here, there = await able_of(source), await end.able()

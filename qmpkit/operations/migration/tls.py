@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Literal
 
 import trio
 
-from qmpkit.errors import Fault
+from qmpkit.errors import Fault, HostLacks
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.parameters import TLS_ID
 from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.qmp.errors import CommandRefused
 
-__all__ = ["identified", "tls_faults"]
+__all__ = ["control_faults", "identified", "tls_context", "tls_faults"]
 
 _SECRET = "keys.psk"
 _SIDES = ("server", "client")
@@ -34,6 +35,32 @@ def _missing(folder: Path) -> Iterator[Fault]:
     for name in _FILES:
         if not (folder / name).is_file():
             yield Fault("tls", f"{folder / name} is not there", f"or {_SECRET}, a shared secret")
+
+
+def control_faults(folder: Path) -> tuple[Fault, ...]:
+    """What a folder lacks for the conversation of two supervisors.  Blocking."""
+    if (folder / _SECRET).is_file():
+        message = f"{folder / _SECRET} is of no use here: Python's ssl knows no shared secrets"
+        return (Fault("tls", message, "a folder of certificates"),)
+    return tls_faults(folder)
+
+
+def tls_context(folder: Path, endpoint: Literal["client", "server"]) -> ssl.SSLContext:
+    """How one end of that conversation shows who it is, and checks the other.  Blocking.
+
+    Raises HostLacks for files that are no certificates.
+    """
+    kind = ssl.PROTOCOL_TLS_CLIENT if endpoint == "client" else ssl.PROTOCOL_TLS_SERVER
+    context = ssl.SSLContext(kind)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED  # both are checked
+    try:
+        context.load_verify_locations(folder / "ca-cert.pem")
+        context.load_cert_chain(folder / f"{endpoint}-cert.pem", folder / f"{endpoint}-key.pem")
+    except (OSError, ssl.SSLError) as error:
+        what = f"the certificates in {folder} cannot be used: {error.strerror or error}"
+        raise HostLacks(what, "see whether key and certificate belong together") from error
+    return context
 
 
 @asynccontextmanager

@@ -28,7 +28,7 @@ from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.process.rundir import machine_dir, socket_path
 from qmpkit.qmp.errors import CommandRefused
 
-__all__ = ["Route", "laid"]
+__all__ = ["Route", "dialled", "laid", "listen", "listened", "listened_at_path"]
 
 _FD_NAME = "qk-migration"
 
@@ -88,29 +88,48 @@ async def _given(machine: Machine, fd: int) -> AsyncIterator[str]:
 async def _by_unix(source: Machine, destination: Machine) -> AsyncIterator[Route]:
     async with machine_dir(source.name) as folder:
         path = socket_path(folder, "migration")
-        await listen(destination, f"unix:{path}")
-        await trio.to_thread.run_sync(path.chmod, 0o600)
+        await listened_at_path(destination, path)
         yield Route(f"unix:{path}")
+
+
+async def listened_at_path(destination: Machine, path: Path) -> None:
+    """Have it wait at a socket that its user alone can reach."""
+    await listen(destination, f"unix:{path}")
+    await trio.to_thread.run_sync(path.chmod, 0o600)
 
 
 @asynccontextmanager
 async def _by_tcp(
     options: MigrationOptions, source: Machine, destination: Machine
 ) -> AsyncIterator[Route]:
+    async with dialled(options, source), listened(options, destination) as port:
+        yield Route(f"tcp:{options.address.rpartition(':')[0]}:{port}")
+
+
+@asynccontextmanager
+async def dialled(options: MigrationOptions, source: Machine) -> AsyncIterator[None]:
+    """The block in which a source can connect by TCP as its options say."""
     async with AsyncExitStack() as stack:
         if options.tls is not None:
             await stack.enter_async_context(identified(source, options.tls, "client"))
+        yield
+
+
+@asynccontextmanager
+async def listened(options: MigrationOptions, destination: Machine) -> AsyncIterator[int]:
+    """Have a destination wait at a port of `options.address`: which, when that leaves it open."""
+    async with AsyncExitStack() as stack:
+        if options.tls is not None:
             await stack.enter_async_context(identified(destination, options.tls, "server"))
         await listen(destination, f"tcp:{options.address}")
         told = await destination.execute("query-migrate")
-        yield Route(_dialled(options.address, told.get("socket-address", ())))
+        yield _port(options.address, told.get("socket-address", ()))
 
 
-def _dialled(address: str, listening: Sequence[dict[str, Any]]) -> str:
-    """Where the source finds it: QEMU has chosen the port when it was 0."""
-    host, _, port = address.rpartition(":")
+def _port(address: str, listening: Sequence[dict[str, Any]]) -> int:
+    """QEMU has chosen the port when it was 0."""
     ports = [found["port"] for found in listening if found["type"] == "inet"]
-    return f"tcp:{host}:{ports[0] if ports else port}"
+    return int(ports[0] if ports else address.rpartition(":")[2])
 
 
 @asynccontextmanager

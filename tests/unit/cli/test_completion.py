@@ -12,6 +12,7 @@ import pytest
 
 from qmpkit.cli.app import app, run
 from qmpkit.cli.completion import completion_script
+from qmpkit.process.entries import add
 from qmpkit.spec.profile import profile_names
 
 # Loads the script as a person does, then asks readline's way: COMP_WORDS, COMPREPLY.
@@ -142,7 +143,7 @@ def test_machines_of_the_farm_that_is_named(
     for farm, machine in (("lab", "web1"), ("lab", "web2"), ("shop", "till")):
         folder = tmp_path / farm / "machines"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{machine}.json").touch()
+        add(folder / "journal", {machine: "{}"})
     monkeypatch.setenv("QMPKIT_STATE_DIR", str(tmp_path))
     monkeypatch.delenv("QMPKIT_FARM", raising=False)
     assert run(["__complete", *words]) == 0

@@ -104,7 +104,7 @@ def test_up_starts_no_second_daemon_beside_one_that_says_nothing(
     with answering(tmp_path / "s", None) as daemon:
         monkeypatch.setattr(farm_actions, "find_daemon", lambda _: daemon)
         with pytest.raises(DaemonSilent):
-            farm_actions._running("lab")
+            farm_actions.running_daemon("lab")
     assert started == []
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from qmpkit.cli import main
 from qmpkit.machine.report import ExitCause
+from qmpkit.process.entries import add
 from qmpkit.process.identity import Identity, boot_id
 from qmpkit.process.places import claimed_places
 from qmpkit.supervisor.policy import History
@@ -32,8 +33,7 @@ def farm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Farm:
     def write(*records: Record) -> Path:
         folder = tmp_path / "state" / "lab" / "machines"
         folder.mkdir(parents=True, exist_ok=True)
-        for it in records:
-            (folder / f"{it.name}.json").write_text(it.to_json())
+        add(folder / "journal", {it.name: it.to_json() for it in records})
         return folder
 
     return write
@@ -62,7 +62,7 @@ def test_ps_lists_what_is_on_record(farm: Farm, capsys: pytest.CaptureFixture[st
 
 
 def test_ps_tells_of_what_it_cannot_read(farm: Farm, capsys: pytest.CaptureFixture[str]) -> None:
-    (farm(_living("web1")) / "db.json").write_text("{")
+    add(farm(_living("web1")) / "journal", {"db": "{"})
     assert main(["ps"]) == 0
     said = capsys.readouterr()
     assert "web1" in said.out

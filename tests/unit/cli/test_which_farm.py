@@ -9,6 +9,7 @@ import pytest
 from qmpkit.cli.exits import Refusal
 from qmpkit.cli.naming import machine_names
 from qmpkit.cli.which_farm import farm_of_file, which_farm
+from qmpkit.process.entries import add
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +54,8 @@ def test_names_that_complete(state: Path) -> None:
     assert machine_names() == []
     folder = state / "lab" / "machines"
     folder.mkdir(parents=True)
-    for name in ("web2.json", "web1.json", "x.json.draft"):
-        (folder / name).touch()
+    add(folder / "journal", {"web2": "{}", "web1": "{}", "gone": "{}"})
+    add(folder / "journal", {"gone": None})
     assert machine_names() == ["web1", "web2"]
     (state / "other" / "machines").mkdir(parents=True)
     assert machine_names() == []  # nobody knows which of the two

@@ -16,6 +16,7 @@ from qmpkit.errors import HostLacks, JournalFailed, LaunchFailed, SpecInvalid
 from qmpkit.farm import down, plan_up, read_farm, scale, up
 from qmpkit.farm.leave import disks_to_delete
 from qmpkit.farm.outcome import Progress
+from qmpkit.process.entries import entries_in
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.farm import Farm
 from qmpkit.spec.farm_data import machine_to_dict
@@ -379,5 +380,5 @@ def _is_as_declared(supervisor: Supervisor, ground: FakeGround, wanted: Farm) ->
     assert len(ground.alive) == len(declared)
 
 
-def _left(state: Path) -> list[Path]:
-    return [*state.glob("machines/*"), *state.glob("seeds/*")]
+def _left(state: Path) -> list[object]:
+    return [*entries_in(state / "machines" / "journal"), *state.glob("seeds/*")]

@@ -17,7 +17,7 @@ from qmpkit.machine.report import ExitCause, ExitReport
 from qmpkit.operations._protocols import Verdict
 from qmpkit.operations.console import Console
 from qmpkit.operations.errors import ConsoleEnded, OutputLost
-from qmpkit.process.logs import BoundedLog, bounded_log
+from qmpkit.process.logs import BoundedLog
 from qmpkit.process.status import ExitStatus
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 
@@ -317,7 +317,7 @@ async def test_sends_of_two_tasks_do_not_mix() -> None:
 
 
 async def test_log_gets_everything(tmp_path: Path) -> None:
-    async with bounded_log(tmp_path / "serial0.log") as log, booted(log=log) as (guest, console):
+    async with booted(log=BoundedLog(tmp_path / "serial0.log")) as (guest, console):
         await printed(guest, b"12345", b"67890")
         await guest.aclose()
         await trio.testing.wait_all_tasks_blocked()
@@ -327,7 +327,7 @@ async def test_log_gets_everything(tmp_path: Path) -> None:
 
 async def test_log_is_complete_also_when_all_is_cancelled(tmp_path: Path) -> None:
     with trio.CancelScope() as scope:
-        async with bounded_log(tmp_path / "serial0.log") as log, booted(log=log) as (guest, _):
+        async with booted(log=BoundedLog(tmp_path / "serial0.log")) as (guest, _):
             await printed(guest, b"the last words")
             scope.cancel()
     assert (tmp_path / "serial0.log").read_bytes() == b"the last words"

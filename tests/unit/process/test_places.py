@@ -44,7 +44,7 @@ def test_directories_for_us_alone(root: Path, tmp_path: Path) -> None:
     with claimed_places("lab") as places:
         assert places.state == tmp_path / "state/lab"
         assert places.runtime == root / "lab"
-        for made in (places.state, places.records, places.runtime):
+        for made in (places.state, places.journal.parent, places.runtime):
             assert made.stat().st_mode & 0o777 == 0o700
         assert places.sockets("web") == root / "lab/web"
     assert [*root.iterdir()] == [], "what can be made again is gone"

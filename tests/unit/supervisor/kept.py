@@ -10,6 +10,8 @@ from typing import Any
 
 from qmpkit.machine.launch import LaunchOptions
 from qmpkit.machine.machine import Graces
+from qmpkit.process.entries import add, entries_in
+from qmpkit.process.roots import JOURNAL
 from qmpkit.spec.restart import Restart
 from qmpkit.supervisor.events import Happening
 from qmpkit.supervisor.supervisor import Supervisor
@@ -35,5 +37,10 @@ async def told(supervisor: Supervisor) -> list[Happening]:
 
 
 def on_disk(state: Path, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((state / "machines" / f"{name}.json").read_text())
+    found: dict[str, Any] = json.loads(entries_in(state / JOURNAL)[name])
     return found
+
+
+def put_on_disk(state: Path, name: str, record: dict[str, Any] | str) -> None:
+    """What the next supervisor is to find there; a text is taken as it is."""
+    add(state / JOURNAL, {name: record if isinstance(record, str) else json.dumps(record)})

@@ -8,8 +8,9 @@ from unittest import mock
 import trio
 
 from qmpkit._trio import service_nursery
+from qmpkit.process.entries import add, entries_in
 from qmpkit.supervisor import journal
-from qmpkit.supervisor.journal import TOGETHER, Journal, commit, read_records
+from qmpkit.supervisor.journal import TOGETHER, Journal, read_records
 from tests.unit.supervisor.test_journal import record
 
 NAMES = [f"m{number}" for number in range(3 * TOGETHER)]
@@ -18,13 +19,13 @@ NAMES = [f"m{number}" for number in range(3 * TOGETHER)]
 async def test_hundreds_are_written_in_parts_and_in_their_order(tmp_path: Path) -> None:
     batches: list[list[str]] = []
 
-    def seen(directory: Path, batch: dict[str, str | None]) -> dict[str, OSError]:
+    def seen(path: Path, batch: dict[str, str | None]) -> int:
         batches.append(list(batch))
-        return commit(directory, batch)
+        return add(path, batch)
 
-    with mock.patch.object(journal, "commit", seen):
+    with mock.patch.object(journal, "add", seen):
         async with service_nursery() as services:
-            it = Journal(tmp_path)
+            it = Journal(tmp_path / "journal")
             tickets = [it.post(record(name)) for name in NAMES]
             services.start_soon(it.run)
             await tickets[0].durable()
@@ -37,25 +38,21 @@ async def test_hundreds_are_written_in_parts_and_in_their_order(tmp_path: Path) 
 
 async def test_what_nobody_waits_for_is_written_after_a_part_that_was_full(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
-        it = Journal(tmp_path)
+        it = Journal(tmp_path / "journal")
         for name in NAMES:
             it.jot(record(name))
         nursery.start_soon(it.run)
         with trio.fail_after(30):
-            while _files(tmp_path) < len(NAMES):  # noqa: ASYNC110
+            while len(entries_in(tmp_path / "journal")) < len(NAMES):  # noqa: ASYNC110
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
 
 
 async def test_all_parts_are_written_at_the_end(tmp_path: Path) -> None:
     async with service_nursery() as services:
-        it = Journal(tmp_path)
+        it = Journal(tmp_path / "journal")
         services.start_soon(it.run)
         await trio.testing.wait_all_tasks_blocked()
         for name in NAMES:
             it.post(record(name))
-    assert len(read_records(tmp_path)[0]) == len(NAMES)
-
-
-def _files(folder: Path) -> int:
-    return len([*folder.glob("*.json")])
+    assert len(read_records(tmp_path / "journal")[0]) == len(NAMES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -21,6 +20,8 @@ from qmpkit.errors import (
     SupervisorRunning,
 )
 from qmpkit.machine.report import ExitCause
+from qmpkit.process.entries import entries_in
+from qmpkit.process.roots import JOURNAL
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.supervisor import journal, life
 from qmpkit.supervisor.supervisor import Supervisor
@@ -29,7 +30,7 @@ from qmpkit.testing.fake import Refuse
 from qmpkit.testing.fake_kept import FakeKept, fake_ground
 from qmpkit.testing.leaks import leaks
 from tests.unit.supervisor.conftest import spec
-from tests.unit.supervisor.kept import lab, on_disk, told
+from tests.unit.supervisor.kept import lab, on_disk, put_on_disk, told
 
 pytestmark = pytest.mark.usefixtures("state")
 
@@ -190,7 +191,7 @@ async def test_one_that_no_record_knows_is_told_of_and_never_doubled(state: Path
         async with lab(ground) as first:
             await first.ensure(spec("a"))
             await first.ensure(spec("b"))
-        (state / "machines" / "a.json").write_text("{")
+        put_on_disk(state, "a", "{")
         async with lab(ground) as second:
             states = [it.state for it in await told(second) if it.machine == "a"]
             assert states.count("record-lost") == states.count("stranger") == 1
@@ -272,7 +273,7 @@ async def test_a_start_that_fails_leaves_what_was(state: Path) -> None:
         with pytest.raises(LaunchFailed):
             await supervisor.ensure(spec("a"))
         assert supervisor.kept == {}
-        assert not [*(state / "machines").iterdir()]
+        assert entries_in(state / JOURNAL) == {}
         ground.prepare = lambda fake: None
         await supervisor.ensure(spec("a"))
         await supervisor.declare("a", "stopped")
@@ -287,12 +288,12 @@ async def test_a_start_that_fails_leaves_what_was(state: Path) -> None:
 async def test_a_stop_is_done_though_it_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(path: Path, text: str | None) -> None:
+    def full(path: Path, entries: object) -> int:
         raise OSError(28, "No space left on device")
 
     async with fake_ground() as ground, lab(ground) as supervisor:
         kept = await supervisor.ensure(spec("a"))
-        monkeypatch.setattr(journal, "draft", full)
+        monkeypatch.setattr(journal, "add", full)
         for change in (supervisor.ensure(spec("b")), supervisor.declare("a", "paused")):
             with pytest.raises(JournalFailed, match=r"No space left on device. Cure: free some"):
                 await change
@@ -309,12 +310,11 @@ async def test_a_corrupt_record_is_set_aside_and_told_of(state: Path) -> None:
         async with lab(ground) as first:
             await first.ensure(spec("a"))
             await first.ensure(spec("b"))
-        (state / "machines" / "a.json").write_text('{"schema": 1, "name"')
+        put_on_disk(state, "a", '{"schema": 1, "name"')
         async with lab(ground) as second:
             assert set(second.kept) == {"b"}
-            assert (state / "machines" / "a.json.corrupt-1").exists()
-        record = on_disk(state, "b") | {"schema": 2}
-        (state / "machines" / "b.json").write_text(json.dumps(record))
+            assert (state / "machines" / "a.corrupt-1").exists()
+        put_on_disk(state, "b", on_disk(state, "b") | {"schema": 2})
         with pytest.raises(JournalNewer, match="update qmpkit"):
             async with lab(ground):
                 pytest.fail("it was let in")
@@ -328,7 +328,7 @@ async def test_a_cancelled_ensure_leaves_nothing_or_a_machine_on_record(state: P
 
         async def clean() -> None:
             assert len(ground.alive) == len(supervisor.kept)
-            assert len([*(state / "machines").glob("*.json")]) == len(supervisor.kept)
+            assert len(entries_in(state / JOURNAL)) == len(supervisor.kept)
             if supervisor.kept:
                 await supervisor.declare("a", "stopped")
                 await supervisor.forget("a")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from qmpkit.process.identity import Standing
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.testing.fake_kept import fake_ground
 from tests.unit.supervisor.conftest import spec
-from tests.unit.supervisor.kept import AT_ONCE, lab, on_disk
+from tests.unit.supervisor.kept import AT_ONCE, lab, on_disk, put_on_disk
 
 pytestmark = pytest.mark.usefixtures("state")
 
@@ -73,7 +72,7 @@ async def test_a_restart_is_decided_on_once(state: Path) -> None:
             assert second.kept["a"].state == "restarting"
         assert on_disk(state, "a") == before
         before["history"]["due"] -= 2000
-        (state / "machines" / "a.json").write_text(json.dumps(before))
+        put_on_disk(state, "a", before)
         async with lab(ground) as third:
             await third.kept["a"].wait_running()
             assert len(third.kept["a"].record.history.restarts) == 1
@@ -110,7 +109,7 @@ async def test_an_interrupted_start_is_finished_whatever_the_policy(state: Path)
             await first.ensure(spec("a"), restart="never")
         ground["a"].end(signal.SIGKILL)
         record = on_disk(state, "a") | {"phase": "starting"}
-        (state / "machines" / "a.json").write_text(json.dumps(record))
+        put_on_disk(state, "a", record)
         async with lab(ground) as second:
             await second.kept["a"].wait_running()
         assert len(ground.started) == 2
@@ -121,7 +120,7 @@ async def test_an_interrupted_stop_is_finished(state: Path) -> None:
         async with lab(ground) as first:
             await first.ensure(spec("a"), restart="always")
         record = on_disk(state, "a") | {"declared": "stopped"}
-        (state / "machines" / "a.json").write_text(json.dumps(record))
+        put_on_disk(state, "a", record)
         async with lab(ground) as second:
             kept = second.kept["a"]
             await kept.wait_rest()

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from qmpkit.errors import JournalNewer
+from qmpkit.process.entries import add
 from qmpkit.process.identity import Identity, Standing
 from qmpkit.process.places import claimed_places
+from qmpkit.process.roots import JOURNAL
 from qmpkit.supervisor.onlooker import look_at
 from qmpkit.supervisor.record import Record
 from tests.unit.supervisor.test_journal import record
@@ -23,11 +25,10 @@ STOPPED = record("stopped", phase="down", declared="stopped")
 
 
 def _write(state: Path, *records: Record) -> Path:
-    folder = state / "machines"
-    folder.mkdir(parents=True, exist_ok=True)
-    for it in records:
-        (folder / f"{it.name}.json").write_text(it.to_json())
-    return folder
+    path = state / JOURNAL
+    path.parent.mkdir(parents=True, exist_ok=True)
+    add(path, {it.name: it.to_json() for it in records})
+    return path
 
 
 def test_who_lives_and_how_the_others_ended(state: Path) -> None:
@@ -51,14 +52,15 @@ def test_who_lives_and_how_the_others_ended(state: Path) -> None:
 
 
 def test_nothing_is_changed_by_looking(state: Path) -> None:
-    folder = _write(state, LIVING)
-    (folder / "torn.json").write_text("{")
-    (folder / "living.json.draft").write_text("half of")
-    before = sorted(folder.iterdir())
+    path = _write(state, LIVING)
+    with path.open("a") as file:
+        file.write("torn\t{\nliving\thalf of")
+    before = path.read_bytes()
     seen = look_at("lab")
     assert seen is not None
-    assert [(it.machine, it.path.name) for it in seen.lost] == [("torn", "torn.json")]
-    assert sorted(folder.iterdir()) == before
+    assert [(it.machine, it.path.name) for it in seen.lost] == [("torn", "journal")]
+    assert path.read_bytes() == before
+    assert [path.name for path in path.parent.iterdir()] == ["journal"]
     assert [path.name for path in state.iterdir()] == ["machines"]
 
 
@@ -74,6 +76,6 @@ def test_who_supervises(state: Path) -> None:
 
 
 def test_what_a_later_qmpkit_wrote_is_not_guessed(state: Path) -> None:
-    (_write(state) / "a.json").write_text('{"schema": 1000}')
+    add(_write(state), {"a": '{"schema": 1000}'})
     with pytest.raises(JournalNewer):
         look_at("lab")

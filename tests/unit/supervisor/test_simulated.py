@@ -22,6 +22,8 @@ import trio
 from trio.testing import MockClock
 
 from qmpkit.errors import QmpkitError
+from qmpkit.process.entries import entries_in
+from qmpkit.process.roots import JOURNAL
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.health import Health, QmpCheck
 from qmpkit.spec.restart import Policy, Restart
@@ -153,9 +155,9 @@ class Simulation:
                 assert kept is not None, f"{name} lives and is not known"
                 assert kept.pid == fake.pid, f"{name} is not the one on record"
 
-    def check_disk(self, records: Path) -> None:
+    def check_disk(self, journal: Path) -> None:
         """What is on record is what is known."""
-        found = [Record.from_json(path.read_bytes()) for path in records.iterdir()]
+        found = [Record.from_json(text) for text in entries_in(journal).values()]
         assert {it.name: it for it in found} == {it.name: it.record for it in self.kept()}
 
     def kept(self) -> list[Kept]:
@@ -295,12 +297,12 @@ async def test_everything_happens_to_a_farm(
                     farm.check()
         async with farm.supervisor() as lab:
             await _calm(farm, lab)
-            farm.check_disk(state / "machines")
+            farm.check_disk(state / JOURNAL)
             await lab.stop_kept()
             for name in FARM:
                 await lab.forget(name)
         assert ground.alive == []
-        assert not [*(state / "machines").iterdir()]
+        assert entries_in(state / JOURNAL) == {}
     used = time.process_time() - begun
     print(f"{farm.events} events, {len(ground.started)} starts, {used:.1f} s: {farm.kinds}")
     assert used < MOST_CPU, f"{used:.1f} s"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 
+from qmpkit.process.entries import add
 from qmpkit.supervisor import journal
 from qmpkit.supervisor.record import Record
 from qmpkit.testing.fake_kept import FakeKept, fake_ground
@@ -29,13 +30,12 @@ async def test_a_start_and_an_ordered_stop_write_little(
 ) -> None:
     written: list[str] = []
 
-    def counted(directory: Path, batch: dict[str, str | None]) -> dict[str, OSError]:
+    def counted(path: Path, batch: dict[str, str | None]) -> int:
         phases = (Record.from_json(text).phase for text in batch.values() if text is not None)
         written.extend(phases)
-        return commit(directory, batch)
+        return add(path, batch)
 
-    commit = journal.commit
-    monkeypatch.setattr(journal, "commit", counted)
+    monkeypatch.setattr(journal, "add", counted)
     async with fake_ground() as ground, lab(ground) as supervisor:
         await supervisor.ensure(spec("a"), paused=True)
         assert written[:2] == ["starting", "starting"], "what is wanted, then who it is"

@@ -19,6 +19,7 @@ from qmpkit.images.prepare import prepared_disks
 from qmpkit.images.store import uses
 from qmpkit.images.store.locks import held_folder
 from qmpkit.images.store.uses import homes_of, registered
+from qmpkit.process.entries import add
 from qmpkit.process.tools import run
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.machine import MachineSpec
@@ -224,10 +225,10 @@ async def test_disks_on_record_are_followed(store: Store, tmp_path: Path, base: 
     machines = tmp_path / "state" / "lab" / "machines"
     machines.mkdir(parents=True)
     spec = {"disks": [{"file": str(made), "format": "qcow2"}]}
-    (machines / "web.json").write_text(json.dumps({"schema": 1, "spec": spec}))
+    add(machines / "journal", {"web": json.dumps({"schema": 1, "spec": spec})})
     await superseded(store, tmp_path)
     assert await kept_because(store, base) == f"'{made}' is on it"
-    (machines / "web.json").unlink()
+    add(machines / "journal", {"web": None})
     assert (await store.gc()).removed == (base.path,)
 
 

@@ -1,0 +1,143 @@
+"""`qmpkit receive`: machines of other hosts come in by TLS, and go on to the farm's daemon."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from qmpkit._trio import raise_collapsed
+from qmpkit.cli.exits import Exit
+from qmpkit.cli.farm_actions import running_daemon
+from qmpkit.cli.talk import print_json, talk
+from qmpkit.cli.which_farm import which_farm
+from qmpkit.errors import Fault, HostLacks, SpecInvalid
+from qmpkit.operations.migration.place import MOVES, handshake_done
+from qmpkit.operations.migration.tls import control_faults, tls_context
+from qmpkit.operations.migration.wire import Wire, WireLost
+from qmpkit.spec.network import inet_address
+
+__all__ = ["receive_machines"]
+
+log = logging.getLogger("qmpkit.cli")
+
+_HANDSHAKE = 10.0
+_SILENCE = 40.0
+"""Seconds; the daemon has less patience."""
+_ANSWER = 120.0
+_AT_ONCE = 16
+
+
+@attrs.frozen
+class _Front:
+    """Where conversations go on, and on what terms."""
+
+    door: Path
+    terms: dict[str, Any]
+    only: trio.CancelScope | None
+    as_json: bool
+
+    async def serve(self, tcp: trio.SocketStream, tls: Path, turns: trio.CapacityLimiter) -> None:
+        """One connection; nothing that it does ends the command."""
+        async with turns:
+            who = tcp.socket.getpeername()[0]
+            try:
+                context = await trio.to_thread.run_sync(tls_context, tls, "server")
+                stream = trio.SSLStream(tcp, context, server_side=True)
+                with trio.fail_after(_HANDSHAKE):
+                    await handshake_done(stream)
+                await self._heard(Wire(stream), who)
+            except (WireLost, HostLacks, trio.TooSlowError, OSError) as error:
+                talk.warn(f"{who}: {error or 'it took too long'}")
+            finally:
+                await trio.aclose_forcefully(tcp)
+
+    async def _heard(self, peer: Wire, who: str) -> None:
+        async with await trio.open_unix_socket(str(self.door)) as inner:
+            daemon = Wire(inner)
+            with trio.fail_after(_ANSWER):
+                await daemon.send({"terms": self.terms})
+                await daemon.receive()
+            name = ""
+            while True:
+                with trio.fail_after(_SILENCE):
+                    asked = await peer.receive()
+                name = name or _name_in(asked)
+                with trio.fail_after(_ANSWER):
+                    await daemon.send(asked)
+                    reply = await daemon.receive()
+                try:
+                    with trio.fail_after(_SILENCE):
+                        await peer.send(reply)
+                finally:
+                    if asked.get("ask") == "run" and reply.get("ok") == {}:
+                        self._has_come(name, who)
+                if _is_over(asked, reply):
+                    await peer.close()
+                    return
+
+    def _has_come(self, name: str, who: str) -> None:
+        if self.as_json:
+            print_json({"machine": name, "from": who}, compact=True)
+        else:
+            talk.say(f"{name} has come from {who}")
+        if self.only is not None:
+            self.only.deadline = trio.current_time() + 1.0  # its source hears of it first
+
+
+def _is_over(asked: dict[str, Any], reply: dict[str, Any]) -> bool:
+    what = asked.get("ask")
+    return what in ("run", "discard", "settle") or (what == "offer" and "error" in reply)
+
+
+def _name_in(asked: dict[str, Any]) -> str:
+    offer = asked.get("offer")
+    spec = offer.get("spec") if isinstance(offer, dict) else None
+    return str(spec.get("name", "vm"))[:80] if isinstance(spec, dict) else ""
+
+
+async def receive_machines(
+    listen: str,
+    tls: Path,
+    allow: Sequence[Path],
+    memory_port: int,
+    farm: str | None,
+    *,
+    once: bool,
+    as_json: bool,
+) -> int:
+    """`receive`."""
+    address = inet_address(listen)
+    faults = [] if address else [Fault("--listen", f"{listen!r} is not ADDRESS:PORT")]
+    if not 0 <= memory_port <= 65535:
+        faults.append(Fault("--memory-port", f"{memory_port} is no port"))
+    faults += await trio.to_thread.run_sync(control_faults, tls)
+    if faults or address is None:
+        raise SpecInvalid(faults, "receive")
+    await trio.to_thread.run_sync(tls_context, tls, "server")  # what is wrong with it, at once
+    which = which_farm(farm)
+    daemon = await trio.to_thread.run_sync(running_daemon, which)
+    door = Path((await trio.to_thread.run_sync(daemon.get))["runtime_dir"]) / MOVES
+    host = listen.rpartition(":")[0]
+    terms = {"address": f"{host}:{memory_port}", "tls": str(tls), "allow": [*map(str, allow)]}
+    with trio.CancelScope() as scope:
+        front = _Front(door, terms, scope if once else None, as_json)
+        turns = trio.CapacityLimiter(_AT_ONCE)
+        serve = partial(front.serve, tls=tls, turns=turns)
+        try:
+            listeners = await trio.open_tcp_listeners(address[1], host=address[0])
+        except OSError as error:
+            what = f"cannot listen at {listen}: {error.strerror or error}"
+            raise HostLacks(what, "an address of this host, and a free port") from error
+        port = listeners[0].socket.getsockname()[1]
+        talk.note(f"farm {which!r} takes machines in at tls://{host}:{port}, until Ctrl-C")
+        try:
+            await trio.serve_listeners(serve, listeners)
+        except BaseExceptionGroup as group:
+            raise_collapsed(group)
+    return Exit.OK

@@ -1,0 +1,232 @@
+"""The destination of a migration that another supervisor has, here or on another host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from typing import Any
+
+import attrs
+import trio
+
+from qmpkit._trio import raise_collapsed
+from qmpkit.errors import SpecInvalid
+from qmpkit.machine.machine import Machine
+from qmpkit.operations.migration.capabilities import Setting
+from qmpkit.operations.migration.end import Able, Ports
+from qmpkit.operations.migration.errors import (
+    CannotMigrate,
+    MigrationFailed,
+    MigrationUnknown,
+    NotArrived,
+)
+from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.place import MovePlace
+from qmpkit.operations.migration.storage import DiskMove
+from qmpkit.operations.migration.storage_there import Door
+from qmpkit.operations.migration.ways import Route, dialled
+from qmpkit.operations.migration.wire import ANSWER, PROTOCOL, NotAsked, Refused, Wire, WireLost
+from qmpkit.operations.steps import STEP_GRACE
+
+__all__ = ["RemoteEnd", "asked_what_came", "greeted"]
+
+BEAT = 5.0
+"""Seconds between two signs of life while memory is on its way; the other side waits longer."""
+
+_GOODBYE = 3.0
+
+
+async def greeted(wire: Wire, place: MovePlace) -> None:
+    """Both speak the same conversation, or WireLost says which."""
+    try:
+        found = (await wire.ask("hello", protocol=PROTOCOL)).get("protocol")
+    except WireLost as lost:  # TLS 1.3 has a client know only now
+        hint = "; perhaps it does not know our certificate: it says so there" if place.host else ""
+        raise WireLost(f"{lost.why}{hint}") from lost
+    if found != PROTOCOL:
+        raise WireLost(f"the other side speaks conversation {found}, and this one {PROTOCOL}")
+
+
+async def asked_what_came(wire: Wire, place: MovePlace, ident: str, who: str) -> str:
+    """What has come of a move, as its destination knows: "runs", "ran", "ended", "discarded".
+
+    WireLost too when it is not *who* the machine was moving to.
+    """
+    await greeted(wire, place)
+    told = await wire.ask("settle", id=ident)
+    if told.get("who") != who:
+        raise WireLost("another supervisor answers there, or one that has lost its memory")
+    return str(told.get("outcome"))
+
+
+class RemoteEnd:
+    """An `End` at *place* for the machine *name*, by a conversation that has begun.
+
+    `has_arrived`: its guest is there.  `who`: the mark of the supervisor that it was offered to.
+    """
+
+    def __init__(self, wire: Wire, place: MovePlace, name: str) -> None:
+        self.moves: tuple[DiskMove, ...] = ()
+        self.collapse = False
+        self.has_arrived = False
+        self.who = ""
+        self._wire = wire
+        self._place = place
+        self._name = name
+        self._able = Able((), ())
+        self._lost = ""
+        self._spent = False
+        self._is_deciding = False
+
+    @asynccontextmanager
+    async def offered(self, offer: Mapping[str, Any]) -> AsyncIterator[None]:
+        """The block in which a QEMU waits there; both sides show that they live.
+
+        Raises CannotMigrate with all that is in the way there, MigrationFailed.
+        """
+        found = await self._ask("offer", offer=offer, patience=2 * ANSWER)
+        self._able, self.who = _able(found), str(found.get("who"))
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._beat)
+                yield
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise_collapsed(group)
+
+    async def _beat(self) -> None:
+        while True:
+            await trio.sleep(BEAT)
+            try:
+                await self._ask("beat")
+            except MigrationFailed:
+                if self._is_deciding:  # by now it is over, or `run` says what came of it
+                    return
+                raise
+
+    async def _ask(self, what: str, /, patience: float = ANSWER, **more: Any) -> dict[str, Any]:
+        try:
+            return await self._wire.ask(what, patience=patience, **more)
+        except WireLost as lost:
+            self._lost = lost.why
+            raise MigrationFailed(self._name, f"{self._place}: {lost.why}") from lost
+        except SpecInvalid as invalid:
+            raise CannotMigrate(self._name, invalid.faults) from invalid
+        except Refused as refused:
+            raise MigrationFailed(self._name, f"{self._place}: {refused.why}") from refused
+
+    def must_wait(self) -> None:
+        """See `End`."""
+        if self._spent or self._lost:
+            raise NotArrived(self._name)
+
+    def take(self) -> None:
+        """See `End`."""
+        self.must_wait()
+        self._spent = True
+
+    def has_ended(self) -> MigrationFailed:
+        """See `End`."""
+        return MigrationFailed(self._name, f"{self._place}: {self._lost or 'its QEMU has ended'}")
+
+    async def able(self) -> Able:
+        """See `End`."""
+        return self._able
+
+    def watched(self) -> AbstractContextManager[None]:
+        """See `End`: the other side does."""
+        return nullcontext()
+
+    async def set_up(
+        self, setting: Setting, options: MigrationOptions, moves: Sequence[DiskMove]
+    ) -> None:
+        """See `End`."""
+        plain: dict[str, Any] = {"channels": options.channels, "compression": options.compression}
+        await self._ask("set_up", capabilities=setting, options=plain)
+
+    @asynccontextmanager
+    async def served(self, source: Machine) -> AsyncIterator[Door]:
+        """See `End`: its disks are where they are here."""
+        raise MigrationFailed(source.name, f"its disks cannot go along to {self._place}")
+        yield
+
+    async def alike(self) -> None:
+        """See `End`."""
+
+    @asynccontextmanager
+    async def laid(
+        self, options: MigrationOptions, source: Machine, *, mapped: bool
+    ) -> AsyncIterator[Route]:
+        """See `End`."""
+        if not self._place.host:
+            path = (await self._ask("listen")).get("path")
+            if not isinstance(path, str) or not path.startswith("/"):
+                raise MigrationFailed(self._name, f"{self._place}: it listens nowhere")
+            yield Route(f"unix:{path}")
+            return
+        async with dialled(options, source):
+            port = (await self._ask("listen")).get("port")
+            if type(port) is not int:
+                raise MigrationFailed(self._name, f"{self._place}: it listens nowhere")
+            yield Route(f"tcp:{self._place.inet}:{port}")
+
+    async def load(self, uri: str) -> None:
+        """See `End`: nobody sends by a file to another supervisor."""
+        raise MigrationFailed(self._name, f"{uri} is not to be had at {self._place}")
+
+    async def loaded(self) -> None:
+        """See `End`."""
+        while not (await self._ask("loaded")).get("loaded"):
+            await trio.lowlevel.checkpoint()
+
+    async def open_ports(self, ports: Ports) -> None:
+        """See `End`."""
+        if ports:
+            plain = {nic: [attrs.asdict(it) for it in forwards] for nic, forwards in ports.items()}
+            await self._ask("ports", ports=plain)
+
+    async def run(self, *, runs: bool) -> float | None:
+        """See `End`.  The answer comes a moment after the guest's first instruction."""
+        self._is_deciding = True
+        try:
+            answer = await self._wire.ask("run", runs=runs, patience=2 * STEP_GRACE)
+        except NotAsked as lost:
+            raise self.has_ended() from lost
+        except WireLost as lost:
+            raise MigrationUnknown(self._name, lost.why, str(self._place)) from lost
+        except Refused as refused:
+            raise MigrationFailed(self._name, f"{self._place}: {refused.why}") from refused
+        if why := answer.get("unknown"):
+            raise MigrationUnknown(self._name, str(why), str(self._place))
+        return time.monotonic() if runs else None
+
+    def arrived(self) -> None:
+        """See `End`."""
+        self.has_arrived = True
+
+    async def discard(self, *, patience: float) -> str:
+        """See `End`.  One that does not hear it ends its QEMU when the connection has closed."""
+        said = ""
+        with trio.move_on_after(patience + _GOODBYE):
+            try:
+                answer = await self._wire.ask("discard", patience=patience + _GOODBYE)
+                said = str(answer.get("said", ""))
+            except (WireLost, Refused, SpecInvalid):
+                pass
+        await self._wire.close()
+        return said
+
+
+def _able(plain: Mapping[str, Any]) -> Able:
+    """What a peer says of its QEMU, as far as it makes sense."""
+    words = [it for it in _list(plain.get("words")) if isinstance(it, dict) and it.keys() >= _WORD]
+    names = {key: [*map(str, _list(plain.get(key)))] for key in ("capabilities", "parameters")}
+    return Able(**names, words=words)
+
+
+_WORD = {"cpuid-input-eax", "cpuid-register", "features"}
+
+
+def _list(value: object) -> Iterable[Any]:
+    return value if isinstance(value, list) else ()

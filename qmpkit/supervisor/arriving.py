@@ -1,0 +1,184 @@
+"""One machine that comes from another supervisor: until it runs here, or is no more."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import trio
+
+from qmpkit.errors import Fault, QmpkitError, SpecInvalid
+from qmpkit.machine.machine import Machine
+from qmpkit.operations.migration.errors import MigrationUnknown
+from qmpkit.operations.migration.local_end import LocalEnd
+from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.ways import listened, listened_at_path
+from qmpkit.operations.migration.wire import Wire, WireLost, error_of
+from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.supervisor.arrivals import Arrivals
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.offer import ReceiveTerms, options_from, ports_from, setting_from
+
+__all__ = ["Arriving"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+SILENCE = 30.0
+"""Seconds without a word after which the source has vanished; it gives a sign of life in less."""
+
+_LOOK = 10.0
+_LAST_WORDS = 5.0
+_SOCKET = "migration"
+
+
+class _Over(Exception):
+    """The conversation has come to its end."""
+
+
+class Arriving:
+    """What its source may ask, each when its turn has come."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        kept: Kept,
+        machine: Machine,
+        end: LocalEnd,
+        terms: ReceiveTerms | None,
+        means: Means,
+        arrivals: Arrivals,
+    ) -> None:
+        self._wire = wire
+        self._kept = kept
+        self._machine = machine
+        self._end = end
+        self._terms = terms
+        self._means = means
+        self._arrivals = arrivals
+        self._options: MigrationOptions | None = None
+        self._has_loaded = False
+        self._is_listening = False
+        self._stack: AsyncExitStack
+        self._can: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
+            "beat": self._beat,
+            "set_up": self._set_up,
+            "listen": self._listen,
+            "loaded": self._loaded,
+            "ports": self._ports,
+            "run": self._run,
+            "discard": self._discard,
+        }
+
+    async def served(self) -> None:
+        """Answer until it runs here (`Record.arrived`), or is given up; WireLost."""
+        async with AsyncExitStack() as self._stack:
+            with suppress(_Over):
+                while True:
+                    await self._answer()
+
+    async def _answer(self) -> None:
+        try:
+            with trio.fail_after(SILENCE):
+                asked = await self._wire.receive()
+        except trio.TooSlowError:
+            raise WireLost(f"it has said nothing for {SILENCE:g} s") from None
+        what = asked.get("ask")
+        work = self._can.get(what) if isinstance(what, str) else None
+        if work is None:
+            raise WireLost(f"it asks {what!r:.50}, which nobody does here")
+        try:
+            answer = {"ok": await work(asked)}
+        except WireLost:
+            raise
+        except Exception as error:
+            if not isinstance(error, QmpkitError):
+                log.exception("machine %r, which arrives", self._kept.name)
+            answer = {"error": error_of(error)}
+        if what == "run" and self._kept.record.arrived:
+            await self._say_it_runs(answer)
+        await self._wire.send(answer)
+        if what in ("run", "discard"):
+            raise _Over
+
+    async def _say_it_runs(self, answer: dict[str, Any]) -> None:
+        with trio.move_on_after(STEP_GRACE, shield=True), suppress(WireLost):
+            await self._wire.send(answer)
+        raise _Over
+
+    async def _beat(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    async def _set_up(self, asked: dict[str, Any]) -> dict[str, Any]:
+        self._must(self._options is None, "set_up")
+        options = options_from(asked.get("options"), self._terms)
+        await self._end.set_up(setting_from(asked.get("capabilities")), options, ())
+        self._options = options
+        return {}
+
+    async def _listen(self, _: dict[str, Any]) -> dict[str, Any]:
+        self._must(not self._is_listening, "listen")
+        if (options := self._options) is None:
+            raise SpecInvalid([Fault("", "it is to be set up before it listens")])
+        self._is_listening = True
+        if self._terms is not None:
+            port = await self._stack.enter_async_context(listened(options, self._machine))
+            return {"port": port}
+        path = self._kept.home.socket(_SOCKET)
+        await listened_at_path(self._machine, path)
+        self._stack.callback(path.unlink, missing_ok=True)
+        return {"path": str(path)}
+
+    async def _loaded(self, _: dict[str, Any]) -> dict[str, Any]:
+        self._must(self._is_listening, "loaded")
+        if not self._has_loaded:
+            with trio.move_on_after(_LOOK):
+                await self._end.loaded()
+                self._has_loaded = True
+        return {"loaded": self._has_loaded}
+
+    async def _ports(self, asked: dict[str, Any]) -> dict[str, Any]:
+        await self._end.open_ports(ports_from(asked.get("ports"), self._kept.spec))
+        return {}
+
+    async def _discard(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"said": await self._end.discard(patience=_LAST_WORDS if self._options else 0.0)}
+
+    def _must(self, holds: bool, what: str) -> None:
+        if not holds:
+            raise WireLost(f"it asks {what!r} at the wrong time")
+
+    async def _run(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """What is on record decides: once that is written, the guest is here, whoever dies."""
+        self._must(self._has_loaded, "run")
+        kept, before = self._kept, self._kept.record
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 3 * STEP_GRACE):
+            history = before.history.came_up(time.time())
+            kept.note(arriving="", arrived=before.arriving, phase="up", history=history)
+            if not await kept.write(self._means.journal):
+                await self._take_back(before)
+                assert kept.not_durable is not None
+                raise kept.not_durable
+            try:
+                await self._end.run(runs=bool(asked.get("runs")))
+            except MigrationUnknown as unknown:
+                with suppress(QmpkitError):
+                    await self._arrivals.put(before.arriving, "ended")
+                kept.tell("unknown", f"its QEMU ended as it was told to run here: {unknown.why}")
+                kept.note(arrived="")
+                return {"unknown": unknown.why}
+            except BaseException:
+                await self._take_back(before)
+                raise
+            self._end.arrived()
+            kept.tell("received", "it has migrated here, and runs on")
+        return {}
+
+    async def _take_back(self, before: Any) -> None:
+        kept = self._kept
+        kept.note(**{name: getattr(before, name) for name in ("arriving", "phase", "history")})
+        kept.note(arrived="")
+        await kept.write(self._means.journal)

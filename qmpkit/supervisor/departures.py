@@ -1,0 +1,253 @@
+"""A machine that was moving to another supervisor: where its guest is, and what follows.
+
+The other side is asked by the move's number, and what it says is true for ever: after
+"discarded" nothing of that move is run there.  When it cannot be asked nobody guesses.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, suppress
+from enum import Enum
+from pathlib import Path
+
+import attrs
+import trio
+
+from qmpkit.errors import HostLacks, JournalFailed, QmpkitError
+from qmpkit.machine.machine import Machine
+from qmpkit.machine.saved_state import cancel_saving, finalized
+from qmpkit.operations.block.memory import go_on
+from qmpkit.operations.migration.place import MovePlace, connected, move_place
+from qmpkit.operations.migration.remote_end import asked_what_came
+from qmpkit.operations.migration.wire import Refused, Wire, WireLost
+from qmpkit.operations.ports import change_forwards
+from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.process.errors import ProcessVanished
+from qmpkit.process.places import discard
+from qmpkit.spec.network import UserNic
+from qmpkit.supervisor.events import EventLog
+from qmpkit.supervisor.heirs import reached
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.record import Leaving, Record
+
+__all__ = ["Source", "Whereabouts", "end_arriving", "ended", "gone_on", "left", "place_of"]
+__all__ += ["settle", "settled", "source_of", "where", "whereabouts"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+_PATIENCE = 5.0
+"""Seconds that the other side is given when it is asked what has come of a move."""
+
+_AGAIN = 30.0
+
+
+class Whereabouts(Enum):
+    """Where the guest is."""
+
+    HERE = "here"
+    THERE = "there"
+    UNKNOWN = "unknown"
+
+
+class Source(Enum):
+    """What is left of the QEMU that it was moving from."""
+
+    ENDED = "ended"
+    SENDING = "sending"
+    SENT = "sent"
+    """All of the guest, which stands still."""
+    RUNNING = "running"
+
+
+def where(source: Source, outcome: str | None) -> Whereabouts:
+    """By what its QEMU says, and what the other side answers (None: nothing).  Pure.
+
+    Only a source that has sent all, or has ended, can have had its guest run elsewhere.
+    """
+    if source in (Source.SENDING, Source.RUNNING):
+        return Whereabouts.HERE
+    return _ANSWERS.get(outcome, Whereabouts.UNKNOWN)
+
+
+_ANSWERS: Mapping[str | None, Whereabouts] = {
+    "runs": Whereabouts.THERE,
+    "ran": Whereabouts.THERE,
+    "discarded": Whereabouts.HERE,
+}
+
+
+async def source_of(machine: Machine | None) -> Source:
+    """Ask its QEMU (`query-migrate`, `query-status`)."""
+    if machine is None or machine.report is not None:
+        return Source.ENDED
+    if (await machine.execute("query-status"))["running"]:
+        return Source.RUNNING
+    told = await machine.execute("query-migrate")
+    return Source.SENT if told.get("status") == "completed" else Source.SENDING
+
+
+def place_of(leaving: Leaving) -> MovePlace:
+    """Where to ask.  Blocking; SpecInvalid, when its certificates are gone for instance."""
+    return move_place(leaving.place, None if leaving.tls is None else Path(leaving.tls))
+
+
+async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT) -> Whereabouts:
+    """Ask at *place* what has come of its move; what it says is told of."""
+    leaving, outcome = kept.record.leaving, None
+    assert leaving is not None
+    try:
+        with trio.fail_after(_PATIENCE):
+            async with await connected(place) as stream:
+                outcome = await asked_what_came(Wire(stream), place, leaving.id, leaving.who)
+    except (WireLost, Refused, QmpkitError) as lost:
+        log.warning("machine %r: %s says nothing of its move: %s", kept.name, place, lost)
+    except trio.TooSlowError:
+        log.warning("machine %r: %s says nothing of its move", kept.name, place)
+    found = where(source, outcome)
+    kept.tell("asked", f"{place} says of its move: {outcome or 'nothing'}; it is {found.value}")
+    return found
+
+
+async def gone_on(kept: Kept, means: Means, machine: Machine) -> None:
+    """It is here: it has its images and ports again, and runs as it is declared."""
+    with trio.move_on_after(STEP_GRACE, shield=True):
+        await cancel_saving(machine)
+        await finalized(machine)
+        for nic in machine.spec.nics:
+            if isinstance(nic, UserNic) and nic.forwards:
+                try:
+                    await change_forwards(machine, machine.name, nic.id, nic.forwards)
+                except HostLacks as lacks:
+                    log.warning("%s", lacks)
+        if not (await machine.execute("query-status"))["running"]:
+            await go_on(machine, ran=kept.declared == "running")
+        kept.note(leaving=None)
+        await kept.write(means.journal)
+        kept.tell("stayed", "it has not moved")
+
+
+async def left(kept: Kept, means: Means) -> None:
+    """It is with the other supervisor: wait until its task is done, and forget it.
+
+    A cancellation waits for that; were it not done in time, the next supervisor asks again.
+    """
+    kept.has_left, kept.is_moving = True, False
+    kept.notify()
+    with trio.move_on_after(STEP_GRACE, shield=True):
+        await kept.until(lambda: not kept.tended)
+        await _off_the_record(kept, means)
+
+
+async def _off_the_record(kept: Kept, means: Means) -> None:
+    assert kept.record.leaving is not None
+    kept.has_left = True
+    kept.tell("migrated", f"to {kept.record.leaving.place}")
+    with trio.move_on_after(STEP_GRACE, shield=True):
+        await means.forget(kept)
+        for folder in (kept.home.sockets, kept.home.logs):
+            await trio.to_thread.run_sync(discard, folder)
+
+
+async def settle(kept: Kept, means: Means, place: MovePlace, *, here: bool) -> Whereabouts:
+    """See `Supervisor.settle`."""
+    machine = None if kept.vm is None else kept.vm.machine
+    found = Whereabouts.HERE
+    if not here:
+        found = await whereabouts(kept, place, await source_of(machine))
+    if found is Whereabouts.UNKNOWN:
+        return found
+    if machine is None and kept.tended:
+        kept.found_out = found is Whereabouts.HERE
+        kept.notify()
+        await kept.until(lambda: kept.record.leaving is None or kept.has_left)
+    elif found is Whereabouts.THERE:
+        if machine is not None:
+            await ended(machine)
+        await left(kept, means)
+    elif machine is not None:
+        await gone_on(kept, means, machine)
+    else:
+        await _stays(kept, means)
+    return found
+
+
+async def ended(machine: Machine) -> None:
+    """Its guest is with the other supervisor: this QEMU is of no more use."""
+    machine.moved()
+    with trio.move_on_after(machine.graces.total, shield=True):
+        await machine.stop()
+
+
+async def _stays(kept: Kept, means: Means) -> None:
+    kept.note(leaving=None)
+    await kept.write(means.journal)
+    kept.tell("stayed", "it has not moved")
+
+
+async def settled(kept: Kept, means: Means, seen: Callable[[], None]) -> None:
+    """Wait until it is known where the guest is, asking now and then; `Kept.has_left` if there.
+
+    For its task, before it does anything with what is on record.  One that is declared
+    stopped meanwhile ends here, and is asked about later.
+    """
+    while (leaving := kept.record.leaving) is not None and not kept.has_left:
+        async with AsyncExitStack() as stack:
+            machine = await reached(stack, kept, means, kept.record, kept.home)
+            found = await _found_out(kept, leaving, await source_of(machine))
+            if found is Whereabouts.THERE:
+                if machine is not None:
+                    await ended(machine)
+                await _off_the_record(kept, means)
+            elif found is Whereabouts.HERE and machine is not None:
+                await gone_on(kept, means, machine)
+            elif found is Whereabouts.HERE:
+                await _stays(kept, means)
+            elif kept.declared == "stopped":
+                if machine is not None:
+                    await machine.kill()
+                return
+        if found is Whereabouts.UNKNOWN:
+            kept.enter("unknown", f"it may run at {leaving.place}, which cannot be asked")
+            seen()
+            with trio.move_on_after(_AGAIN):
+                await kept.until(lambda: kept.found_out is not None or kept.declared == "stopped")
+
+
+async def _found_out(kept: Kept, leaving: Leaving, source: Source) -> Whereabouts:
+    told, kept.found_out = kept.found_out, None
+    if told is not None:
+        return Whereabouts.HERE if told else Whereabouts.THERE
+    if (found := where(source, None)) is not Whereabouts.UNKNOWN:
+        return found
+    try:
+        place = await trio.to_thread.run_sync(place_of, leaving)
+    except QmpkitError as error:
+        log.warning("machine %r: %s", kept.name, error)
+        return Whereabouts.UNKNOWN
+    return await whereabouts(kept, place, source)
+
+
+async def end_arriving(records: Iterable[Record], means: Means, events: EventLog) -> None:
+    """End what was coming here when our predecessor died, and was not told to run yet."""
+    async with trio.open_nursery() as nursery:
+        for record in records:
+            nursery.start_soon(_end_one, record, means, events)
+
+
+async def _end_one(record: Record, means: Means, events: EventLog) -> None:
+    home = means.home(record.name)
+    home = attrs.evolve(home, sockets=Path(record.sockets))
+    if record.identity is not None:
+        with suppress(ProcessVanished):
+            async with means.ground.adopt(record.identity, home) as child:
+                child.kill()
+                await child.wait()
+    for folder in (home.sockets, home.logs):
+        await trio.to_thread.run_sync(discard, folder)
+    with suppress(JournalFailed):  # whoever supervises next finds nothing alive
+        await means.journal.remove(record.name)
+    why = "its supervisor died while it was moving here: it is where it came from"
+    events.tell(record.name, "discarded", why)

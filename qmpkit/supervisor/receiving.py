@@ -1,0 +1,287 @@
+"""A supervisor's side of a move to it: a machine is offered, comes, and is kept.
+
+Nothing that the peer says is trusted, and nothing of it stays unless it is told to run: then
+it is on record first.  Its process outlives us from the moment on in which the record says
+that it is `arriving`; whoever supervises next ends it then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import attrs
+import trio
+
+from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
+from qmpkit.host.resolve import Resolution, resolve
+from qmpkit.machine.keep import Home, KeptStart, begun
+from qmpkit.machine.machine import Machine
+from qmpkit.operations.migration.compatibility import missing_files
+from qmpkit.operations.migration.end import able_of
+from qmpkit.operations.migration.errors import MigrationFailed
+from qmpkit.operations.migration.incoming import Incoming, start_form
+from qmpkit.operations.migration.local_end import LocalEnd
+from qmpkit.operations.migration.wire import PROTOCOL, Wire, WireLost, error_of
+from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.operations.tune.live import take_place
+from qmpkit.process.places import discard
+from qmpkit.spec.machine import MachineSpec
+from qmpkit.supervisor.arrivals import Arrivals, Outcome
+from qmpkit.supervisor.arriving import Arriving
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.offer import Offer, ReceiveTerms, file_faults, offer_from_dict, terms_faults
+from qmpkit.supervisor.record import Record
+from qmpkit.supervisor.tending import Tending
+
+__all__ = ["Receiving"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+HELLO = 10.0
+"""Seconds that a peer has to say who it is."""
+
+_SETTLED = 60.0
+
+
+class Receiving:
+    """Takes machines of other supervisors in; *kept* makes their entries among *machines*.
+
+    Their tasks run in *nursery*.
+    """
+
+    def __init__(
+        self,
+        machines: dict[str, Kept],
+        *,
+        kept: Callable[[Record, Home], Kept],
+        means: Means,
+        tasks: Tending,
+        nursery: trio.Nursery,
+        arrivals: Arrivals,
+    ) -> None:
+        self._machines = machines
+        self._kept = kept
+        self._means = means
+        self._tasks = tasks
+        self._nursery = nursery
+        self._arrivals = arrivals
+        self._coming: dict[str, tuple[trio.CancelScope, trio.Event]] = {}
+
+    async def receive(self, stream: trio.abc.Stream, terms: ReceiveTerms | None) -> str | None:
+        """See `Supervisor.receive`."""
+        wire = Wire(stream)
+        try:
+            return await self._converse(wire, terms)
+        except WireLost as lost:
+            log.info("a supervisor that spoke to us: %s", lost)
+            return None
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _converse(self, wire: Wire, terms: ReceiveTerms | None) -> str | None:
+        asked = await _next(wire, HELLO)
+        if terms is None and "terms" in asked:  # of a command of our own user's
+            terms = _terms(asked["terms"])
+            await wire.send({"ok": {}})
+            asked = await _next(wire, HELLO)
+        if asked.get("ask") != "hello" or asked.get("protocol") != PROTOCOL:
+            await wire.send({"ok": {"protocol": PROTOCOL}})
+            raise WireLost(f"it does not speak conversation {PROTOCOL}")
+        await wire.send({"ok": {"protocol": PROTOCOL}})
+        asked = await _next(wire, HELLO)
+        if asked.get("ask") == "settle":
+            outcome = await self.outcome(str(asked.get("id")))
+            await wire.send({"ok": {"outcome": outcome, "who": await self._arrivals.who()}})
+            return None
+        if asked.get("ask") != "offer":
+            raise WireLost(f"it offers nothing, but asks {asked.get('ask')!r:.50}")
+        try:
+            return await self._take_in(wire, asked.get("offer"), terms)
+        except WireLost:
+            raise
+        except Exception as error:
+            if not isinstance(error, QmpkitError):
+                log.exception("a machine that was offered")
+            await wire.send({"error": error_of(error)})
+            return None
+
+    async def outcome(self, ident: str) -> Outcome:
+        """What has come of a move; one that is under way comes to its end first.
+
+        After "discarded" it is never run here.
+        """
+        if (coming := self._coming.get(ident)) is not None:
+            scope, over = coming
+            scope.cancel()
+            with trio.fail_after(_SETTLED):
+                await over.wait()
+        if any(kept.record.arrived == ident for kept in self._machines.values()):
+            return "runs"
+        match self._arrivals.get(ident):
+            case "ran":
+                return "ran"
+            case "ended":
+                return "ended"
+        return "discarded"
+
+    async def _take_in(self, wire: Wire, plain: object, terms: ReceiveTerms | None) -> str | None:
+        offer = offer_from_dict(plain)
+        name = offer.spec.name
+        resolution, spec = await self._form(offer, terms)
+        if name in self._machines or offer.id in self._coming:  # meanwhile
+            raise SpecInvalid([_taken(name)])
+        home = self._means.home(name)
+        kept = self._kept(_record(offer, spec, home, resolution), home)
+        over = trio.Event()
+        with trio.CancelScope() as scope:
+            self._coming[offer.id] = scope, over
+            try:
+                async with kept.turn:
+                    self._machines[name] = kept  # the name is taken from here on
+                    await self._until_it_runs(wire, kept, resolution, offer, terms)
+            finally:
+                try:
+                    with trio.move_on_after(STEP_GRACE, shield=True):
+                        await self._settled(kept)
+                finally:
+                    del self._coming[offer.id]
+                    over.set()
+        if kept.record.arrived:
+            return name
+        if scope.cancelled_caught:
+            raise MigrationFailed(name, "its source has asked anew what came of it")
+        return None
+
+    async def _form(
+        self, offer: Offer, terms: ReceiveTerms | None
+    ) -> tuple[Resolution, MachineSpec]:
+        """What it is started as, and what it is then; SpecInvalid with all that is in the way."""
+        spec, name = offer.spec, offer.spec.name
+        faults = [_taken(name)] if name in self._machines else []
+        faults += [
+            Fault("requires", f"there is no machine {other!r} here", "have it here first")
+            for other in offer.requires
+            if other not in self._machines
+        ]
+        if terms is not None:
+            faults += await trio.to_thread.run_sync(lambda: [*terms_faults(spec, terms)])
+        faults += await trio.to_thread.run_sync(missing_files, spec)
+        faults += await trio.to_thread.run_sync(lambda: [*file_faults(spec)])
+        try:
+            form = start_form(spec, generation=offer.generation)
+            resolution = await resolve(form, check=False)
+        except SpecInvalid as invalid:
+            raise SpecInvalid([*faults, *invalid.faults]) from invalid
+        except HostLacks as lacks:
+            raise SpecInvalid([*faults, Fault("", lacks.what, lacks.cure)]) from lacks
+        if faults:
+            raise SpecInvalid(faults)
+        wanted = attrs.evolve(resolution.spec, nics=spec.nics, vmgenid=spec.vmgenid)
+        return resolution, wanted
+
+    async def _until_it_runs(
+        self,
+        wire: Wire,
+        kept: Kept,
+        resolution: Resolution,
+        offer: Offer,
+        terms: ReceiveTerms | None,
+    ) -> None:
+        async with self._begun(kept, resolution) as (start, machine):
+            await self._put_on_record(kept, start)
+            end = LocalEnd(Incoming(machine, kept.spec))
+            with end.watched():
+                who = await self._arrivals.who()
+                await wire.send({"ok": {**attrs.asdict(await able_of(machine)), "who": who}})
+                coming = Arriving(wire, kept, machine, end, terms, self._means, self._arrivals)
+                await coming.served()
+
+    @asynccontextmanager
+    async def _begun(
+        self, kept: Kept, resolution: Resolution
+    ) -> AsyncIterator[tuple[KeptStart, Machine]]:
+        means, home = self._means, kept.home
+        options = attrs.evolve(means.options, incoming=True)
+        async with AsyncExitStack() as stack:
+            starting = means.ground.start(
+                resolution, home, {}, trio.lowlevel.checkpoint, incoming=True
+            )
+            start = await stack.enter_async_context(starting)
+            machine = await stack.enter_async_context(begun(resolution, start, home, options))
+            try:
+                await take_place(machine)
+                yield start, machine
+            finally:
+                if not kept.record.arrived:  # it has come to nothing
+                    with trio.move_on_after(STEP_GRACE, shield=True):
+                        await machine.kill()
+
+    async def _put_on_record(self, kept: Kept, start: KeptStart) -> None:
+        """From here on whoever supervises next knows of it, and would end it."""
+        kept.note(identity=start.child.identity, argv=start.argv)
+        kept.enter("arriving", "another supervisor sends it")
+        if not await kept.write(self._means.journal):
+            assert kept.not_durable is not None
+            raise kept.not_durable
+        if not await start.keep():
+            raise MigrationFailed(kept.name, "the destination's QEMU has ended")
+
+    async def _settled(self, kept: Kept) -> None:
+        """What runs here is looked after; of anything else nothing is left."""
+        if kept.record.arrived:
+            await self._nursery.start(self._tasks.tend, kept, self._tasks.resumed(kept))
+            return
+        if self._machines.get(kept.name) is kept:
+            del self._machines[kept.name]
+        kept.notify()
+        with suppress(QmpkitError):
+            await self._means.journal.remove(kept.name)
+        await trio.to_thread.run_sync(discard, kept.home.sockets)
+        await trio.to_thread.run_sync(discard, kept.home.logs)
+        if kept.record.identity is not None:
+            kept.tell("discarded", "it has not moved here")
+
+
+def _record(offer: Offer, spec: MachineSpec, home: Home, resolution: Resolution) -> Record:
+    return Record(
+        name=spec.name,
+        declared=offer.declared,
+        spec=spec,
+        asked=offer.asked,
+        restart=offer.restart,
+        sockets=os.fspath(home.sockets),
+        health=offer.health,
+        after=offer.after,
+        requires=offer.requires,
+        facts=resolution.facts,
+        arriving=offer.id,
+        time=time.time(),
+    )
+
+
+def _taken(name: str) -> Fault:
+    return Fault("name", f"there is a machine {name!r} here", "rename one of the two")
+
+
+def _terms(plain: object) -> ReceiveTerms:
+    try:
+        if isinstance(plain, Mapping):
+            known: dict[str, Any] = {key: plain[key] for key in ("address", "tls", "allow")}
+            return ReceiveTerms(**known)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireLost(f"terms that make no sense: {error}") from error
+    raise WireLost("terms that make no sense")
+
+
+async def _next(wire: Wire, patience: float) -> dict[str, Any]:
+    try:
+        with trio.fail_after(patience):
+            return await wire.receive()
+    except trio.TooSlowError:
+        raise WireLost(f"it has said nothing for {patience:g} s") from None

@@ -1,0 +1,168 @@
+"""A kept machine's move to another supervisor, here or on another host.
+
+What the other side answers to "run" decides.  Before it is asked the guest is here, whatever
+fails; afterwards it is there, and its record here is forgotten.  In between the record says
+that it is `leaving`: whoever loses the answer asks again (`departures`).
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import trio
+
+from qmpkit.errors import Fault, MachineGone, SpecInvalid
+from qmpkit.operations.migration.convergence import Policy
+from qmpkit.operations.migration.errors import CannotMigrate, MigrationFailed, MigrationUnknown
+from qmpkit.operations.migration.incoming import generation_of
+from qmpkit.operations.migration.migrate import agreed_on, check_source, migrate
+from qmpkit.operations.migration.moving import Migrated
+from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.place import MovePlace, connected
+from qmpkit.operations.migration.remote_end import RemoteEnd, greeted
+from qmpkit.operations.migration.transfer import Told
+from qmpkit.operations.migration.wire import Refused, Wire, WireLost
+from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.supervisor.departures import Whereabouts, ended, gone_on, left, whereabouts
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.offer import offer_faults, offer_to_dict
+from qmpkit.supervisor.record import Leaving
+from qmpkit.vm import VM
+
+__all__ = ["check_send", "send"]
+
+log = logging.getLogger("qmpkit.supervisor")
+
+
+async def send(
+    kept: Kept,
+    means: Means,
+    place: MovePlace,
+    policy: str | Policy,
+    options: MigrationOptions | None,
+    told: Told | None,
+) -> Migrated:
+    """See `Supervisor.migrate`."""
+    vm = _up(kept)
+    options = place.options(options or MigrationOptions())
+    ident = secrets.token_hex(16)
+    kept.is_moving, is_there = True, False
+    try:
+        async with _offered(kept, vm, place, ident) as end:
+            try:
+                await _on_record(kept, means, _leaving(ident, place, end.who))
+                took = await migrate(vm.machine, end, policy=policy, options=options, told=told)
+            except MigrationUnknown as unknown:
+                await _asked_at_once(kept, means, vm, place, unknown)
+                is_there, took = True, Migrated(0.0, 0.0, 0, 0)
+            except BaseException:
+                if not end.has_arrived:
+                    with trio.move_on_after(STEP_GRACE, shield=True):
+                        await _stays(kept, means)
+                raise
+            finally:
+                is_there = is_there or end.has_arrived
+    finally:
+        if is_there:  # cancelled a moment later, it is there all the same
+            await left(kept, means)
+        kept.is_moving = False
+        kept.notify()
+    return took
+
+
+async def check_send(kept: Kept, place: MovePlace) -> tuple[Fault, ...]:
+    """All that is in the way of its moving there, at both ends: a QEMU waits there for a moment."""
+    vm = _up(kept)
+    try:
+        async with _offered(kept, vm, place, secrets.token_hex(16)) as end:
+            try:
+                options = place.options(MigrationOptions())
+                await agreed_on(vm.machine, end, options, throttled=True)
+            finally:
+                with trio.move_on_after(STEP_GRACE, shield=True):
+                    await end.discard(patience=0.0)
+    except SpecInvalid as invalid:
+        return invalid.faults
+    except MigrationFailed as failed:
+        return (Fault("to", failed.why),)
+    return ()
+
+
+def _up(kept: Kept) -> VM:
+    if kept.vm is None or not kept.tended:
+        raise MachineGone(kept.name, "migrating", kept.report)
+    return kept.vm
+
+
+@asynccontextmanager
+async def _offered(kept: Kept, vm: VM, place: MovePlace, ident: str) -> AsyncIterator[RemoteEnd]:
+    """The block in which the other side waits for the guest; it ends with the conversation.
+
+    Raises CannotMigrate with what is in the way, here and there; MigrationFailed.
+    """
+    faults = [*await check_source(vm.machine), *offer_faults(kept.record)]
+    offer = offer_to_dict(kept.record, ident, await generation_of(vm.machine))
+    try:
+        stream = await connected(place)
+    except WireLost as lost:
+        raise _either(kept, faults, MigrationFailed(kept.name, f"{place}: {lost}")) from lost
+    wire = Wire(stream)
+    end = RemoteEnd(wire, place, kept.name)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(wire.close)
+        try:
+            await greeted(wire, place)
+            await stack.enter_async_context(end.offered(offer))
+        except (WireLost, Refused) as lost:
+            raise _either(kept, faults, MigrationFailed(kept.name, f"{place}: {lost}")) from lost
+        except CannotMigrate as cannot:
+            raise CannotMigrate(kept.name, [*faults, *cannot.faults]) from cannot
+        if faults:
+            raise CannotMigrate(kept.name, faults)
+        yield end
+
+
+def _either(kept: Kept, faults: list[Fault], failed: MigrationFailed) -> Exception:
+    if not faults:
+        return failed
+    return CannotMigrate(kept.name, [*faults, Fault("to", failed.why)])
+
+
+def _leaving(ident: str, place: MovePlace, who: str) -> Leaving:
+    tls = None if place.tls is None else str(place.tls)
+    return Leaving(id=ident, place=str(place), who=who, tls=tls)
+
+
+async def _on_record(kept: Kept, means: Means, leaving: Leaving) -> None:
+    kept.note(leaving=leaving)
+    if not await kept.write(means.journal):
+        kept.note(leaving=None)
+        assert kept.not_durable is not None
+        raise kept.not_durable
+
+
+async def _stays(kept: Kept, means: Means) -> None:
+    kept.note(leaving=None)
+    await kept.write(means.journal)
+
+
+async def _asked_at_once(
+    kept: Kept, means: Means, vm: VM, place: MovePlace, unknown: MigrationUnknown
+) -> None:
+    """An answer was lost: perhaps no more than that; MigrationUnknown when nobody can tell."""
+    found = Whereabouts.UNKNOWN
+    with trio.move_on_after(STEP_GRACE, shield=True):
+        found = await whereabouts(kept, place)
+    match found:
+        case Whereabouts.THERE:
+            await ended(vm.machine)
+        case Whereabouts.HERE:
+            await gone_on(kept, means, vm.machine)
+            raise MigrationFailed(kept.name, unknown.why) from unknown
+        case Whereabouts.UNKNOWN:
+            kept.tell("unknown", str(unknown))
+            raise unknown

@@ -1,0 +1,94 @@
+"""Kept machines that move to another host: its network, its command, and TLS in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+
+from qmpkit import Kept, MigrationFailed, Supervisor, move_place
+from qmpkit.cli.daemon import find_daemon
+from qmpkit.testing import guests
+from tests.live.kept import Places, count, end_all, lab
+from tests.live.migrating import SLOW, counting
+from tests.live.other_host import FAR, certificates, other_host, receiver
+from tests.live.receiving import runs_on
+from tests.sizes import LONG, NEWEST
+
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
+
+
+async def _there() -> list[str]:
+    """The machines over there, and what they do: by the socket of its daemon, as commands do."""
+    daemon = await trio.to_thread.run_sync(find_daemon, FAR)
+    found = await trio.to_thread.run_sync(daemon.get, "machines")
+    return [f"{it['name']} {it['state']}" for it in found["machines"]]
+
+
+def _allowed(qemu: str, folder: Path) -> list[Path]:
+    return [folder, Path(qemu).parent.parent, guests.build_kvm_tiny().parent]
+
+
+async def _stays(here: Supervisor, kept: Kept, had: int, to: str, tls: Path, why: str) -> int:
+    with pytest.raises(MigrationFailed, match=why):
+        await here.migrate("mover", to=move_place(to, tls))
+    assert kept.record.leaving is None
+    return await runs_on(kept, had)
+
+
+async def test_to_another_host(qemu: str, places: Places, tmp_path: Path) -> None:
+    """Only for who is known there; with all that was said of it, and to be asked about later."""
+    ca, other = trustme.CA(), trustme.CA()
+    with other_host() as host:
+        theirs = certificates(tmp_path / "theirs", ca, host.address)
+        ours = certificates(tmp_path / "ours", ca, "here.example")
+        unknown, refused = "does not know our certificate", "CERTIFICATE_VERIFY_FAILED"
+        strangers = (
+            (unknown, certificates(tmp_path / "wrong", other, "here.example", trusts=ca)),
+            (unknown, certificates(tmp_path / "old", ca, "here.example", age=3)),
+            (refused, certificates(tmp_path / "trusts", ca, "here.example", trusts=other)),
+        )
+        async with lab() as here:
+            kept = await here.ensure(counting(qemu, tmp_path), restart="always")
+            had = await runs_on(kept, 0)
+            async with receiver(host, theirs, *_allowed(qemu, tmp_path)) as url:
+                for why, folder in strangers if LONG else strangers[1:]:
+                    had = await _stays(here, kept, had, url, folder, why)
+                named = url.replace(host.address, "nobody.invalid")
+                had = await _stays(here, kept, had, named, ours, "nobody waits")
+                assert await _there() == []
+                place = move_place(url, ours)
+                assert await here.migration_faults("mover", place) == ()
+                took = await here.migrate("mover", to=place)
+                assert 0 < took.downtime < took.seconds and not here.kept
+                assert len(places.qemus()) == 1
+                assert await _there() == ["mover running"]
+
+
+@pytest.mark.bound(240)
+@pytest.mark.skipif(not LONG, reason="a minute of waiting for what has vanished: --long")
+async def test_the_cable_is_pulled(qemu: str, places: Places, tmp_path: Path) -> None:
+    """Nobody closes a connection: both sides notice that the other is silent."""
+    ca = trustme.CA()
+    with other_host() as host:
+        theirs = certificates(tmp_path / "theirs", ca, host.address)
+        ours = certificates(tmp_path / "ours", ca, "here.example")
+        async with lab() as here, receiver(host, theirs, *_allowed(qemu, tmp_path)) as url:
+            kept = await here.ensure(counting(qemu, tmp_path))
+            await runs_on(kept, 0)
+            with pytest.raises(MigrationFailed):
+                await here.migrate(
+                    "mover",
+                    to=move_place(url, ours),
+                    options=SLOW,
+                    progress=lambda _: host.cable("down"),
+                )
+            host.cable("up")
+            await runs_on(kept, await count(kept))  # it has counted past 32 bits meanwhile
+            with trio.fail_after(60):
+                while len(places.qemus()) != 1:  # noqa: ASYNC110
+                    await trio.sleep(0.1)
+            assert await _there() == []
+        await end_all()
