@@ -21,7 +21,7 @@ from tests.live.blocks import holds, nothing_left, write
 from tests.live.migrating import At, counted, counting, lives_on
 from tests.live.small_disk import small_disk
 from tests.live.test_migration_disks import NEVER, folder, names_in
-from tests.sizes import DISK_MOVES, LONG, MOVE_CANCELS, NEWEST
+from tests.sizes import DISK_CANCELS, DISK_MOVES, LONG, NEWEST
 
 pytestmark = pytest.mark.live
 
@@ -191,5 +191,5 @@ async def test_cancelled_anywhere_it_has_one_set_of_disks(qemu: str, tmp_path: P
                 await begin()
 
         await begin()
-        cancelled = await cancel_at_every_checkpoint(move, every=MOVE_CANCELS, after=after)
+        cancelled = await cancel_at_every_checkpoint(move, every=DISK_CANCELS, after=after)
     assert cancelled > 1
