@@ -16,9 +16,11 @@ import attrs
 import trio
 
 from qmpkit.errors import HostLacks, JournalFailed, QmpkitError
+from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving, finalized
 from qmpkit.operations.block.memory import go_on
+from qmpkit.operations.block.recovery import own_files
 from qmpkit.operations.migration.place import MovePlace, connected, move_place
 from qmpkit.operations.migration.remote_end import asked_what_came
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
@@ -258,7 +260,15 @@ async def _end_one(record: Record, means: Means, events: EventLog) -> None:
                     await child.wait()
     for folder in (home.sockets, home.logs):
         await trio.to_thread.run_sync(discard, folder)
+    if record.change is not None:  # the images of disks that were to come along
+        await trio.to_thread.run_sync(_remove_own, record.change)
     with suppress(JournalFailed):  # whoever supervises next finds nothing alive
         await means.journal.remove(record.name)
     why = "its supervisor died while it was moving here: it is where it came from"
     events.tell(record.name, "discarded", why)
+
+
+def _remove_own(change: Change) -> None:
+    for file in own_files(change):
+        with suppress(OSError):
+            Path(file).unlink()
