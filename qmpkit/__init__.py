@@ -91,8 +91,12 @@ if TYPE_CHECKING:
     from qmpkit.operations.migration.convergence import Copying as Copying
     from qmpkit.operations.migration.convergence import Round as Round
     from qmpkit.operations.migration.convergence import Step as Step
+    from qmpkit.operations.migration.convergence import fast as fast
+    from qmpkit.operations.migration.convergence import live as live
+    from qmpkit.operations.migration.convergence import postcopy as postcopy
     from qmpkit.operations.migration.errors import CannotMigrate as CannotMigrate
     from qmpkit.operations.migration.errors import MigrationFailed as MigrationFailed
+    from qmpkit.operations.migration.errors import MigrationLost as MigrationLost
     from qmpkit.operations.migration.errors import MigrationUnknown as MigrationUnknown
     from qmpkit.operations.migration.errors import NotArrived as NotArrived
     from qmpkit.operations.migration.following import Migration as Migration
@@ -240,9 +244,9 @@ _MODULES = {
     "qmpkit.operations.block.graph": "Layer",
     "qmpkit.operations.block.revert": "reverted",
     "qmpkit.operations.jobs": "JobProgress JobState",
-    "qmpkit.operations.migration.convergence": "Copying Round Step",
+    "qmpkit.operations.migration.convergence": "Copying Round Step fast live postcopy",
     "qmpkit.operations.migration.errors": (
-        "CannotMigrate MigrationFailed MigrationUnknown NotArrived"
+        "CannotMigrate MigrationFailed MigrationLost MigrationUnknown NotArrived"
     ),
     "qmpkit.operations.migration.following": "Migration",
     "qmpkit.operations.migration.moving": "Migrated",

@@ -201,7 +201,7 @@ async def _cancel_on_death(
 ) -> None:
     if since is not None:
         await since.wait()
-    report = await machine.wait()
+    report = await machine.decided()
     if not report.expected:
         block.cancel()
 

@@ -219,8 +219,9 @@ class VM:
         *destination* comes from `qmpkit.receiving`, and `destination.vm` is the machine then.
         *policy*, for a guest that writes faster than its memory is sent: "live" slows it down
         and lets it stand still longer, up to `options.max_downtime`; "fast" stops it after
-        five seconds; or a function from a `Round` to a `Step`, which QEMU slows it down for
-        too.  *options*: what the memory
+        five seconds; "postcopy" runs it there after one pass, and its memory follows; or a
+        function from a `Round` to a `Step`, which QEMU slows it down for too.  `qmpkit.live`,
+        `fast` and `postcopy` make these policies with other numbers.  *options*: what the memory
         goes through, and how fast.  *progress* is told of each look, twice a second.
 
         Disks that the destination is to have images of its own for are mirrored there first,
@@ -233,7 +234,13 @@ class VM:
         with its disks, and the destination has ended: MigrationFailed.  Only when QEMU ended
         while it was told to go on there, nobody knows, and neither runs: MigrationUnknown; new
         images are the ones to go on with then, and stay.
-        (`migrate-incoming`, `migrate`, `migrate-continue`, `cont`; for disks `nbd-server-start`,
+
+        With postcopy nothing leads back once the guest is to run there.  A connection that is
+        cut is made anew, within `options.recover_within` seconds; a cancellation waits for the
+        rest, up to `options.finish_within`.  After that, or when an end dies, the guest is lost
+        and both have ended: MigrationLost.  Nobody has `destination.vm` before all is there.
+        (`migrate-incoming`, `migrate`, `migrate-continue`, `cont`; `migrate-start-postcopy`,
+        `migrate-pause`, `yank`, `migrate-recover`; for disks `nbd-server-start`,
         `block-export-add`, `blockdev-mirror`; QEMU 7.2.)
         """
         end = LocalEnd(destination)
@@ -249,7 +256,8 @@ class VM:
         """`async with vm.migrating(there) as migration: async for now in migration: …`
 
         As `migrate`, and each look at it, a `Round`, can be read until it is over.  The end of
-        the block waits for that; a block that fails, or is cancelled, leaves the guest here.
+        the block waits for that; a block that fails, or is cancelled, leaves the guest here, unless
+        it is on its way by postcopy already.
         """
 
         def done(told: Told) -> Awaitable[Migrated]:

@@ -38,9 +38,21 @@ def migrate(
         bool, Parameter(help="With --disks: copy what is in their bases too.")
     ] = False,
     policy: Annotated[
-        Literal["live", "fast"],
-        Parameter(help="Of a guest that writes too fast: slow it down, or stop it after 5 s."),
+        Literal["live", "fast", "postcopy"],
+        Parameter(
+            help="Of a guest that writes too fast: slow it down, stop it, or run it there first."
+        ),
     ] = "live",
+    deadline: Annotated[
+        Seconds, Parameter(help="With fast: seconds until it is stopped. Default: 5.")
+    ] = None,
+    passes: Annotated[
+        int | None,
+        Parameter(
+            validator=validators.Number(gte=0),
+            help="With postcopy: passes over its memory until it runs there. Default: 1.",
+        ),
+    ] = None,
     way: Annotated[
         Literal["fd", "unix", "tcp", "file"] | None,
         Parameter(help="What its memory goes through. Default: fd, without --to."),
@@ -107,6 +119,8 @@ def migrate(
         **there,
         **where,
         "policy": policy,
+        "deadline": deadline,
+        "passes": passes,
         "way": way,
         "file": None if file is None else str(file.absolute()),
         "max_bandwidth": bandwidth,

@@ -13,7 +13,7 @@ import trio
 from qmpkit._trio import ServiceNursery
 from qmpkit.errors import MachineDied, MachineGone
 from qmpkit.machine.ledger import Ledger, Unwritten
-from qmpkit.machine.report import MOVED, ExitReport, judge
+from qmpkit.machine.report import MOVED, ExitCause, ExitReport, judge
 from qmpkit.machine.shares import Shares
 from qmpkit.machine.state import EVENTS, State, Trigger, state_of, step, trigger_of
 from qmpkit.process.child import ChildLike
@@ -112,6 +112,8 @@ class Machine:
         self._ends_meet_by: float | None = None
         self.stop_asked = False  # somebody ends QEMU, or has
         self._has_moved = False
+        self._decided = trio.Event()
+        self._decided.set()
         self._shutdown_reason: str | None = None
         self._panic: Mapping[str, Any] | None = None
         self.lifecycle = qmp.subscribe(*EVENTS, buffer=_NEVER_FULL)
@@ -145,8 +147,12 @@ class Machine:
 
     def must_live(self, asked: str) -> None:
         """Raise MachineGone or MachineDied when the machine has ended before *asked*."""
-        if self.report is not None:
-            raise self._ended_error(self.report, asked)
+        if (ended := self.ended(asked)) is not None:
+            raise ended
+
+    def ended(self, asked: str) -> MachineGone | MachineDied | None:
+        """The error for what is *asked* of a machine that has ended; None as long as it lives."""
+        return None if self.report is None else self._ended_error(self.report, asked)
 
     async def explain(self, lost: MonitorLost, asked: str) -> None:
         """Raise MachineGone or MachineDied when the machine's end is what *lost* comes from.
@@ -243,8 +249,27 @@ class Machine:
         self._enter(step(self.state, Trigger.STOP), "its saved state is loaded")
 
     def moved(self) -> None:
-        """Its guest is another QEMU's now: however this one ends, that is why."""
+        """Its guest is another QEMU's now: however this one ends, or has ended, that is why."""
         self._has_moved = self.stop_asked = True
+        if self.report is not None:
+            self.report = attrs.evolve(self.report, cause=ExitCause.HOST_QUIT, reason=MOVED)
+
+    @contextmanager
+    def moving(self) -> Iterator[None]:
+        """Within, it is open whether its end is that of its guest: `decided` waits for that."""
+        before, self._decided = self._decided, trio.Event()
+        try:
+            yield
+        finally:
+            self._decided.set()
+            self._decided = before
+
+    async def decided(self) -> ExitReport:
+        """How it ended, once it has, and it is known whether its guest lives on elsewhere."""
+        await self.wait()
+        await self._decided.wait()
+        assert self.report is not None
+        return self.report
 
     async def stop(self, graces: Graces | None = None) -> ExitReport:
         """End QEMU now: `quit`, then SIGTERM, then SIGKILL, each after its grace.
@@ -315,6 +340,8 @@ class Machine:
             status=status,
             silent_poweroff=board is not None and board.silent_poweroff,
         )
+        if self._has_moved:
+            cause = ExitCause.HOST_QUIT
         self.report = ExitReport(
             machine=self.name,
             cause=cause,

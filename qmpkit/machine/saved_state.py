@@ -16,7 +16,8 @@ import trio
 from qmpkit.machine.state_forms import Form, StateBroken, Way, reading, writing
 from qmpkit.qmp.events import Subscription
 
-__all__ = ["cancel_saving", "finalized", "load_state", "save_state", "take_images_back"]
+__all__ = ["cancel_saving", "finalized", "forget_migrations", "load_state", "save_state"]
+__all__ += ["take_images_back"]
 
 _SET_ACTIVE = "blockdev-set-active"
 _ENDED = ("completed", "failed", "cancelled")
@@ -66,7 +67,7 @@ async def save_state(
     opened = await trio.to_thread.run_sync(os.open, path, flags | os.O_CLOEXEC, 0o600)
     try:
         before = await machine.execute("query-migrate-parameters")
-        await _forget_migrations(machine)
+        await forget_migrations(machine)
         plain = {name: value for name, value in _PLAIN.items() if name in before}
         await machine.execute("migrate-set-parameters", plain)
         try:
@@ -85,8 +86,11 @@ async def save_state(
         os.close(opened)
 
 
-async def _forget_migrations(machine: _Monitored) -> None:
-    """Turn off what one to another QEMU has left on: a file has no way back, for instance."""
+async def forget_migrations(machine: _Monitored) -> None:
+    """Turn off what one to another QEMU has left on: a file has no way back, for instance.
+
+    A machine that has migrated here has it on too.
+    """
     known = await machine.execute("query-migrate-capabilities")
     if on := [it["capability"] for it in known if it["state"]]:
         off = [{"capability": name, "state": False} for name in on]

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from qmpkit.errors import Fault, MachineGone, SpecInvalid
-from qmpkit.operations.migration.convergence import Round, policy_of
+from qmpkit.operations.migration.convergence import Round, adjusted, policy_of
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.place import MovePlace, move_place
 from qmpkit.operations.migration.storage import SHARED
@@ -38,7 +38,8 @@ _OPTIONS: Keys = {
     "compression": str,
 }
 _WHERE: Keys = {"qemu": str, "disks": (str, dict), "collapse": bool}
-_KEYS: Keys = {"policy": str, "to": str, **_WHERE, **_OPTIONS}
+_NUMBERS: Keys = {"deadline": _NUMBER, "passes": int}
+_KEYS: Keys = {"policy": str, **_NUMBERS, "to": str, **_WHERE, **_OPTIONS}
 
 
 class MigrateApi:
@@ -93,7 +94,8 @@ class MigrateApi:
         if to is not None:
             how = {"way": "tcp" if to.host else "unix"} | how
         options = MigrationOptions(**how) if to is None else to.options(MigrationOptions(**how))
-        policy = asked.get("policy", "live")
+        numbers = {key: asked[key] for key in _NUMBERS if key in asked}
+        policy = adjusted(asked.get("policy", "live"), **numbers)
         policy_of(policy, options.downtime, options.max_downtime)  # refused at once
         where = _where(asked)
 

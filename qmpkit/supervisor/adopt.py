@@ -52,7 +52,7 @@ async def found(kept: Kept, means: Means, seen: Seen) -> End:
     answer is waited for; meanwhile it can be declared stopped, which ends it by signals.
     One that becomes another process is followed there.
     """
-    await settle_heir(kept, means)
+    await settle_heir(kept, means, seen)
     await settled(kept, means, seen)
     end = end_found(kept.record, Standing.GONE, boot_id()) if kept.has_left else None
     while end is None:

@@ -23,6 +23,7 @@ from qmpkit.operations.migration.wire import Wire, WireLost, error_of
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.spec.network import inet_address
 from qmpkit.supervisor.arrivals import Arrivals
+from qmpkit.supervisor.departures import move_named
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.offer import ReceiveTerms, options_from, ports_from, setting_from
@@ -208,7 +209,8 @@ class Arriving:
                 await self._take_back(before)
                 raise
             self._end.arrived()
-            kept.tell("received", "it has migrated here, and runs on")
+            whence = "this host" if self._terms is None else "another host"
+            kept.tell("received", f"from {whence} ({move_named(kept.record.arrived)})")
         return {}
 
     async def _take_back(self, before: Any) -> None:

@@ -91,13 +91,16 @@ class Changes(ABC):
         As `VM.migrate`; `Kept.vm` is another one then.  *disks*, *collapse*: those that go along
         into new images, as for `receiving`; its record names them once it runs on them.
         Whoever dies meanwhile, us included, one machine is left, which the next supervisor
-        finds.
+        finds; by postcopy it has the rest of the memory come.  A guest that is lost so is started
+        again by its policy.  Declared stopped meanwhile, it stays (MigrationFailed) and is stopped;
+        when it runs in the new process already the rest is waited for, but by a stop at once.
 
         *to*: another supervisor instead, which keeps it from then on: the name of a farm of
         this host, "unix:PATH", or a `MovePlace` (`move_place`) on another host.  It finds the disks
         where they are here, or makes the images of those that go along.  When the guest runs
         there its record here is forgotten, with its logs.  MigrationUnknown when the last
         answer was lost and nobody can be asked: then it stands still, and `settle` asks again.
+        There is no postcopy to there.
 
         Raises SpecInvalid for an unknown name, MachineGone when it is down, JournalFailed,
         HostLacks.

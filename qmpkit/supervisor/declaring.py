@@ -91,6 +91,9 @@ class Declaring:
             known = " or ".join(map(repr, get_args(Declared)))
             raise SpecInvalid([Fault("", f"cannot be declared {state!r}", known)], whose(name))
         kept = known_in(self._machines, name)
+        if state == "stopped" and kept.call_off is not None:  # else it would have its turn first
+            default = self._means.powerdown_grace
+            kept.call_off(default if powerdown_grace is None else powerdown_grace)
         async with kept.turn:
             if state != "stopped":
                 refuse_unsettled(kept)

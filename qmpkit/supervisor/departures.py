@@ -35,7 +35,8 @@ from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.record import Leaving, Record
 
-__all__ = ["Source", "Whereabouts", "end_arriving", "ended", "gone_on", "left", "place_of"]
+__all__ = ["Source", "Whereabouts", "end_arriving", "ended", "gone_on", "left"]
+__all__ += ["move_named", "place_of"]
 __all__ += ["settle", "settled", "source_of", "where", "whereabouts"]
 
 log = logging.getLogger("qmpkit.supervisor")
@@ -109,8 +110,16 @@ async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT
     except trio.TooSlowError:
         log.warning("machine %r: %s says nothing of its move", kept.name, place)
     found = where(source, outcome)
-    kept.tell("asked", f"{place} says of its move: {outcome or 'nothing'}; it is {found.value}")
+    if outcome is not None:
+        kept.tell(
+            "asked", f"{place} says of {move_named(leaving.id)}: {outcome}; it is {found.value}"
+        )
     return found
+
+
+def move_named(ident: str) -> str:
+    """As both event logs call it."""
+    return f"move {ident[:8]}"
 
 
 async def gone_on(kept: Kept, means: Means, machine: Machine) -> None:
@@ -146,7 +155,8 @@ async def left(kept: Kept, means: Means) -> None:
 async def _off_the_record(kept: Kept, means: Means) -> None:
     assert kept.record.leaving is not None
     kept.has_left = True
-    kept.tell("migrated", f"to {kept.record.leaving.place}")
+    leaving = kept.record.leaving
+    kept.tell("migrated", f"to {leaving.place} ({move_named(leaving.id)})")
     with trio.move_on_after(STEP_GRACE, shield=True):
         await means.forget(kept)
         for folder in (kept.home.sockets, kept.home.logs):
@@ -246,7 +256,8 @@ async def _end_one(record: Record, means: Means, events: EventLog) -> None:
         with suppress(ProcessVanished):
             async with means.ground.adopt(record.identity, home) as child:
                 child.kill()
-                await child.wait()
+                with trio.move_on_after(_PATIENCE):
+                    await child.wait()
     for folder in (home.sockets, home.logs):
         await trio.to_thread.run_sync(discard, folder)
     if record.change is not None:  # the images of disks that were to come along

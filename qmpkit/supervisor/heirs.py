@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -14,15 +17,22 @@ from qmpkit.errors import HostLacks
 from qmpkit.machine.keep import Home, attached
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving
+from qmpkit.operations.migration.convergence import is_switched
+from qmpkit.operations.migration.errors import MigrationLost
+from qmpkit.operations.migration.local_rest import LocalRest
+from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.postcopy import Outlook, Postcopy, outlook
 from qmpkit.operations.ports import change_forwards
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.process.errors import ProcessVanished
+from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
 from qmpkit.qmp.errors import MonitorAbsent, MonitorLost
 from qmpkit.spec.network import UserNic
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
-from qmpkit.supervisor.record import Heir, Record
+from qmpkit.supervisor.policy import Mishap
+from qmpkit.supervisor.record import End, Heir, Record
 
 __all__ = ["Arrival", "Owner", "owner_of_guest", "reached", "settle_heir"]
 
@@ -38,6 +48,8 @@ class Owner(Enum):
     HEIR = "heir"
     NOBODY = "nobody"
     """The heir may have run and has ended: what the source has is of the past."""
+    BOTH = "two of them"
+    """It is the heir's, which needs the source until the rest of its memory has come."""
 
 
 @attrs.frozen
@@ -52,19 +64,31 @@ def owner_of_guest(source: str | None, heir: Arrival | None) -> Owner:
     """By what the source says of the migration, and the heir; None: it has ended.  Pure.
 
     One that is loaded has all of the guest, and nobody but its supervisor told it to run; a
-    source that has sent all runs no more by itself.
+    source that has sent all runs no more by itself.  Once postcopy has begun, nothing leads back.
     """
+    if is_switched(source or "") or (heir is not None and is_switched(heir.migration)):
+        return _owner_in_postcopy(source, heir)
     if heir is None:
         return Owner.NOBODY if source == "completed" else Owner.SOURCE
     loaded = heir.migration == "completed" and source in (None, "completed")
     return Owner.HEIR if heir.runs or loaded else Owner.SOURCE
 
 
-async def settle_heir(kept: Kept, means: Means) -> None:
+def _owner_in_postcopy(source: str | None, heir: Arrival | None) -> Owner:
+    match outlook(source, None if heir is None else heir.migration):
+        case Outlook.ARRIVED:
+            return Owner.HEIR
+        case Outlook.LOST | Outlook.ORPHANED:
+            return Owner.NOBODY
+    return Owner.BOTH
+
+
+async def settle_heir(kept: Kept, means: Means, seen: Callable[[], None]) -> None:
     """Have one process of a machine whose supervisor died while it moved; none has written twice.
 
-    The guest goes on where it is.  When nobody can tell whether the heir has run, both end,
-    which is for the restart policy to answer.  Raises what `attached` does when one of them
+    The guest goes on where it is; *seen* is called before what may take long, the rest of its
+    memory.  When nobody can tell whether the heir has run, or part of the guest is lost, both
+    end, which is for the restart policy to answer.  Raises what `attached` does when one of them
     lives and does not answer: then neither is touched.
     """
     record, heir = kept.record, kept.record.heir
@@ -74,11 +98,12 @@ async def settle_heir(kept: Kept, means: Means) -> None:
     async with AsyncExitStack() as stack:
         theirs = await reached(stack, kept, means, heir, new_home)
         ours = await reached(stack, kept, means, record, kept.home)
-        owner = owner_of_guest(
-            None if ours is None else await _migration(ours),
-            None if theirs is None else await _arrival(theirs),
-        )
+        arrival = None if theirs is None else await _arrival(theirs)
+        owner = owner_of_guest(None if ours is None else await _migration(ours), arrival)
         log.warning("machine %r was moving: its guest is with the %s", kept.name, owner.value)
+        if owner is Owner.BOTH and ours is not None and theirs is not None and arrival is not None:
+            seen()
+            owner = await _united(kept, ours, theirs, run=not arrival.runs)
         kept.tell("moved" if owner is Owner.HEIR else "stayed", "its supervisor died meanwhile")
         await _forget_new_images(kept, means, owner)
         await _clear(owner, ours, theirs)
@@ -90,6 +115,39 @@ async def settle_heir(kept: Kept, means: Means) -> None:
         kept.note(heir=None)
     await kept.write(means.journal)
     await trio.to_thread.run_sync(discard, gone.sockets)
+
+
+async def _united(kept: Kept, ours: Machine, theirs: Machine, *, run: bool) -> Owner:
+    """Have the rest of a guest's memory come to the heir, which *run*s it then, if it is to."""
+    options, rest = MigrationOptions(), LocalRest(theirs)
+    again = partial(rest.laid_again, options, None, ours)
+    kept.enter("migrating", "its supervisor died, and the rest of its memory is to come yet")
+    let_go = _nothing if run and kept.declared == "running" else None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_give_up_when_stopped, kept, theirs)
+            within = options.recover_within
+            await Postcopy(ours, rest, again, recover_within=within).bring(let_go)
+            nursery.cancel_scope.cancel()
+    except* MigrationLost as lost:
+        why = str(lost.exceptions[0])
+        kept.tell("lost", why)
+        kept.note(phase="ending", end=End(Mishap.LOST, why, 0.0, time.time(), boot_id()))
+        owner = Owner.NOBODY
+    else:
+        owner = Owner.HEIR
+    return owner
+
+
+def _nothing() -> None:
+    """It was the source's no more before."""
+
+
+async def _give_up_when_stopped(kept: Kept, machine: Machine) -> None:
+    await kept.until(lambda: kept.declared == "stopped")
+    if kept.grace != 0:
+        await trio.sleep(STEP_GRACE)
+    machine.child.kill()
 
 
 async def _forget_new_images(kept: Kept, means: Means, owner: Owner) -> None:

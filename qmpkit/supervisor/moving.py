@@ -8,8 +8,10 @@ afterwards it is the heir, which its task then connects to as to one that it has
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 import attrs
 import trio
@@ -19,8 +21,13 @@ from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.keep import Home, KeptStart, begun
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.along import planned_moves
-from qmpkit.operations.migration.convergence import Policy
-from qmpkit.operations.migration.errors import CannotMigrate, MigrationFailed, MigrationUnknown
+from qmpkit.operations.migration.convergence import Policy, Round
+from qmpkit.operations.migration.errors import (
+    CannotMigrate,
+    MigrationFailed,
+    MigrationLost,
+    MigrationUnknown,
+)
 from qmpkit.operations.migration.incoming import Incoming, generation_of, start_form
 from qmpkit.operations.migration.local_end import LocalEnd
 from qmpkit.operations.migration.migrate import check_source, migrate_held
@@ -31,12 +38,15 @@ from qmpkit.operations.migration.storage_there import thread_faults
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.tune.live import take_place
+from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.supervisor.calling_off import called_off_by_stop
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.moving_disks import images_on_record
-from qmpkit.supervisor.record import Heir
+from qmpkit.supervisor.policy import Mishap
+from qmpkit.supervisor.record import End, Heir
 from qmpkit.vm import VM
 
 __all__ = ["move"]
@@ -79,14 +89,26 @@ async def move(
             )
             try:
                 await _put_on_record(kept, means, start, heir)
-                took = await migrate_held(
-                    vm.machine, LocalEnd(incoming), policy=policy, options=options, told=told
-                )
+                with called_off_by_stop(
+                    kept,
+                    has_arrived=incoming.arrived.is_set,
+                    at_once=partial(_kill_ahead, incoming),
+                ):
+                    took = await migrate_held(
+                        vm.machine,
+                        LocalEnd(incoming),
+                        policy=policy,
+                        options=options,
+                        told=partial(_tell, kept, told),
+                    )
             finally:
                 if incoming.arrived.is_set():  # cancelled a moment later, it is there all the same
                     _inherit(kept, heir, new)
                 with trio.move_on_after(STEP_GRACE, shield=True):
                     await _settled(kept, means, machine)
+    except MigrationLost as lost:
+        await _note_loss(kept, means, vm, str(lost))
+        raise
     except MigrationUnknown as unknown:
         kept.tell("unknown", str(unknown))
         vm.machine.child.kill()  # its policy starts it again, as after a power cut
@@ -101,6 +123,29 @@ async def move(
 
 
 _MUTE = ("silent", "unreachable")
+
+
+def _kill_ahead(incoming: Incoming) -> None:
+    """End a process that has the guest already, but not all of it: so the guest is lost."""
+    if incoming.has_switched and not incoming.arrived.is_set():
+        incoming.machine.child.kill()
+
+
+def _tell(kept: Kept, told: Told | None, now: Round) -> None:
+    if now.phase != "precopy":
+        kept.explain("migrating", "its guest runs in its new process, and its memory follows")
+    if told is not None:
+        told(now)
+
+
+async def _note_loss(kept: Kept, means: Means, vm: VM, why: str) -> None:
+    """For its policy, which starts it again as after a power cut."""
+    kept.tell("lost", why)
+    uptime = trio.current_time() - vm.machine.started_at
+    end = End(Mishap.LOST, why, uptime, time.time(), boot_id())
+    kept.note(phase="ending", end=end)
+    with trio.move_on_after(STEP_GRACE, shield=True):
+        await kept.write(means.journal)
 
 
 async def _check(kept: Kept, vm: VM, lacking: Sequence[Fault]) -> None:

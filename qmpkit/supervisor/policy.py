@@ -37,6 +37,7 @@ class Mishap(Enum):
     START_FAILED = "failed start"
     WATCHDOG = "watchdog"  # the guest did not feed its watchdog, QEMU stopped its vCPUs
     INTERNAL_ERROR = "internal error"  # QEMU gave up running the vCPUs (RunState internal-error)
+    LOST = "lost in migration"  # part of its memory was at each end, and one of them ended
     UNHEALTHY = "unhealthy"  # its checks failed and the supervisor ended it
     HOST_REBOOT = "host reboot"  # the host went down under it
     INTERRUPTED = "interrupted start"  # its supervisor ended while it was starting
@@ -56,6 +57,7 @@ FAILURES: frozenset[Cause] = frozenset(
         Mishap.START_FAILED,
         Mishap.WATCHDOG,
         Mishap.INTERNAL_ERROR,
+        Mishap.LOST,
         Mishap.UNHEALTHY,
     }
 )

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import trio
 
 from qmpkit.errors import Fault, MachineGone, SpecInvalid
-from qmpkit.operations.migration.convergence import Policy
+from qmpkit.operations.migration.convergence import Policy, policy_of
 from qmpkit.operations.migration.errors import CannotMigrate, MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import generation_of
 from qmpkit.operations.migration.migrate import agreed_on, check_source, migrate_held
@@ -27,6 +27,7 @@ from qmpkit.operations.migration.storage import DiskPlaces, moves_of
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
 from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.supervisor.calling_off import called_off_by_stop
 from qmpkit.supervisor.departures import Whereabouts, ended, gone_on, left, whereabouts
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
@@ -63,9 +64,10 @@ async def send(
         ):
             try:
                 await _on_record(kept, means, _leaving(ident, place, end.who))
-                took = await migrate_held(
-                    vm.machine, end, policy=policy, options=options, told=told
-                )
+                with called_off_by_stop(kept, has_arrived=lambda: end.has_arrived):
+                    took = await migrate_held(
+                        vm.machine, end, policy=policy, options=options, told=told
+                    )
             except MigrationUnknown as unknown:
                 await _asked_at_once(kept, means, vm, place, unknown)
                 is_there, took = True, Migrated(0.0, 0.0, 0, 0)
@@ -94,7 +96,7 @@ async def check_send(
         async with _offered(kept, vm, place, ident, disks, collapse=collapse) as end:
             try:
                 options = place.options(MigrationOptions())
-                await agreed_on(vm.machine, end, options, throttled=True)
+                await agreed_on(vm.machine, end, options, steers=policy_of("live", 0.3, 2.0))
             finally:
                 with trio.move_on_after(STEP_GRACE, shield=True):
                     await end.discard(patience=0.0)

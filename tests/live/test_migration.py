@@ -20,7 +20,6 @@ from qmpkit import (
     Step,
     UserNic,
 )
-from qmpkit.operations.migration.convergence import live
 from qmpkit.testing.leaks import leaks
 from tests.conftest import binaries
 from tests.live.blocks import holds, write
@@ -155,7 +154,7 @@ async def test_somebody_looks_on(qemu: str, tmp_path: Path) -> None:
             with pytest.raises(MigrationFailed, match="not converged in 0 s"):
                 async with vm.migrating(
                     destination,
-                    policy=live(downtime=1, max_downtime=1, give_up_after=0),
+                    policy=qmpkit.live(downtime=1, max_downtime=1, give_up_after=0),
                     options=attrs.evolve(slow, max_bandwidth="1KiB"),
                 ) as migration:
                     assert [now.total > 0 async for now in migration]

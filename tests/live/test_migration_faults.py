@@ -111,6 +111,19 @@ async def test_the_source_is_killed(qemu: str, command: str, tmp_path: Path) -> 
     await holds(str(tmp_path / "qcow2.img"), "qcow2", {0: 5})
 
 
+async def test_a_source_that_dies_once_all_is_there_is_no_loss(qemu: str, tmp_path: Path) -> None:
+    """The guest lives on: what the source still had was of the past."""
+    at = At("completed", "received")
+    async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
+        await vm.console.expect(".")
+        had = await counted(vm)
+        async with qmpkit.receiving(vm, options=at.options) as destination:
+            at.victim = vm.pid
+            await vm.migrate(destination)
+            assert at.has_killed and vm.report is not None and vm.report.expected
+            await lives_on(destination.vm, had)
+
+
 @pytest.mark.parametrize("way", CUT_WAYS)
 async def test_the_connection_is_cut(qemu: str, way: Way, tmp_path: Path) -> None:
     async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:

@@ -16,8 +16,17 @@ from tests.conftest import binaries
 from tests.live.blocks import holds, write
 from tests.live.dying import STEPS
 from tests.live.kept import Places, count, end_all, lab
-from tests.live.migrating import SLOW, counting, went_on
-from tests.sizes import KEPT_MIGRATION_CANCELS, LONG, MIGRATION_KILLS, NEWEST, OLDEST, QEMU_VERSIONS
+from tests.live.migrating import ODD, SLOW, counting, went_on
+from tests.live.relay import LARGE
+from tests.sizes import (
+    KEPT_MIGRATION_CANCELS,
+    LONG,
+    MIGRATION_KILLS,
+    MIGRATIONS_KILLED,
+    NEWEST,
+    OLDEST,
+    QEMU_VERSIONS,
+)
 
 pytestmark = pytest.mark.live
 
@@ -153,7 +162,7 @@ async def main():
     global armed, qemu
     async with qmpkit.Supervisor("lab", keep=True) as lab:
         qemu, armed = lab.kept["mover"].pid, True
-        await lab.migrate("mover")
+        await lab.migrate("mover", policy=words[0])
         print("done", flush=True)
 
 trio.run(main)
@@ -161,24 +170,28 @@ trio.run(main)
 )
 
 
-async def _dies(last: int, victims: str) -> bool:
+async def _dies(policy: str, last: int) -> bool:
     """Move it, killed at a step; False when it was done before that step came."""
-    command = [sys.executable, "-c", PROGRAM, str(last), victims]
+    command = [sys.executable, "-c", PROGRAM, policy, str(last), "supervisor"]
     done = await trio.run_process(command, capture_stdout=True, check=False)
     return done.returncode != 0
 
 
 @pytest.mark.bound(120 + 60 * MIGRATION_KILLS)
 @pytest.mark.qemus(*NEWEST)
-async def test_killed_between_any_two_steps(qemu: str, places: Places, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", MIGRATIONS_KILLED)
+async def test_killed_between_any_two_steps(
+    qemu: str, policy: str, places: Places, tmp_path: Path
+) -> None:
     """One machine is left, that of before or its heir, and the guest has gone on."""
-    spec = counting(qemu, tmp_path)
+    # Postcopy is what a guest is moved by that has not arrived after one pass.
+    spec = counting(qemu, tmp_path, memory=LARGE if policy == "postcopy" else ODD)
     every = 1 if MIGRATION_KILLS > 50 else 47
     async with leaks():
         async with lab() as supervisor:
             had = await runs_on(await supervisor.ensure(spec, restart="never"), 0)
         last = 1
-        while await _dies(last, "supervisor"):
+        while await _dies(policy, last):
             last += every
             async with lab() as supervisor:
                 kept = supervisor.kept["mover"]
@@ -186,17 +199,6 @@ async def test_killed_between_any_two_steps(qemu: str, places: Places, tmp_path:
                 assert kept.record.heir is None and kept.end is None
                 assert len(places.qemus()) == 1
         async with lab() as supervisor:
-            import sys
-
-            print(
-                "STATE",
-                supervisor.kept["mover"].state,
-                supervisor.kept["mover"].cause,
-                supervisor.kept["mover"].record.phase,
-                supervisor.kept["mover"].record.declared,
-                supervisor.kept["mover"].record.end,
-                file=sys.stderr,
-            )
             await runs_on(supervisor.kept["mover"], had)
         assert last > 1
         await end_all()

@@ -35,13 +35,19 @@ class Agreed:
 
 
 def wanted_capabilities(
-    options: MigrationOptions, *, throttled: bool, runs: bool, bitmaps: bool = False
+    options: MigrationOptions,
+    *,
+    throttled: bool,
+    runs: bool,
+    postcopies: bool = False,
+    bitmaps: bool = False,
 ) -> set[str]:
     """The capabilities that a migration is to have.
 
     *throttled*: the guest may be slowed down until it converges.  *runs*: it does; of one
     that stands still, the destination takes the images with the memory, for nothing else
-    makes QEMU 7.2 take them.  *bitmaps*: dirty bitmaps go along with their disks.
+    makes QEMU 7.2 take them.  *postcopies*: it may run there before its memory has come.
+    *bitmaps*: dirty bitmaps go along with their disks.
     """
     wanted = {"events", "pause-before-switchover"}
     if options.way != "file":
@@ -52,6 +58,8 @@ def wanted_capabilities(
         wanted.add("multifd")
     if throttled:
         wanted.add("auto-converge")
+    if postcopies:
+        wanted.add("postcopy-ram")
     if runs:
         wanted.add("late-block-activate")
     if bitmaps:

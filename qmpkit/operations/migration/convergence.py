@@ -7,15 +7,17 @@ after each pass over the memory and twice a second, and may be a function of the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.suggest import suggestion
 
-__all__ = ["Copying", "Policy", "Round", "Step", "copying_round", "fast", "live", "policy_of"]
-__all__ += ["read_round"]
+__all__ = ["Copying", "Phase", "Policy", "Round", "Steering", "Step", "adjusted"]
+__all__ += ["copying_round", "fast", "is_switched", "live", "policy_of", "postcopy", "read_round"]
+
+Phase = Literal["precopy", "postcopy", "cut"]
 
 
 @attrs.frozen
@@ -39,6 +41,8 @@ class Round:
     pass before; `bandwidth`: bytes sent each second; both 0 before they are known.
     `downtime`: the limit in force, in seconds; `expected_downtime`: what QEMU expects,
     None before it does.  `throttle`: percent of its CPU time that is taken from the guest.
+    `phase`: "precopy", while the guest runs here; "postcopy", when it runs at the destination
+    and its memory follows; "cut", when the connection is lost meanwhile, and being made anew.
     """
 
     number: int
@@ -51,6 +55,7 @@ class Round:
     downtime: float = 0.3
     expected_downtime: float | None = None
     throttle: int = 0
+    phase: Phase = "precopy"
     disks: tuple[Copying, ...] = ()
 
     @property
@@ -70,26 +75,50 @@ class Step:
     """How a migration is to be from now on; without anything it goes on as it is.
 
     `downtime`: seconds that the guest may stand still at the end.  `paused`: the guest stands
-    still from now on, so that it is over soon.  `give_up`: why the machine stays where it is.
+    still from now on, so that it is over soon.  `postcopy`: the guest runs at the destination
+    from now on, and its memory follows; for a policy that is given to `postcopy`.
+    `give_up`: why the machine stays where it is.
     """
 
     downtime: float | None = None
     paused: bool = False
+    postcopy: bool = False
     give_up: str = ""
 
 
 Policy = Callable[[Round], Step]
 """Must not block; it is called from trio's loop."""
 
+
+@attrs.frozen
+class Steering:
+    """A policy, and what is to be prepared for it before the migration begins.
+
+    `throttles`: the guest may be slowed down until it converges; `postcopies`: it may say
+    `Step(postcopy=True)`.
+    """
+
+    decide: Policy
+    throttles: bool = True
+    postcopies: bool = False
+
+    def __call__(self, now: Round) -> Step:
+        return self.decide(now)
+
+
 _EVERY = 2  # passes before the downtime is doubled
 _MOST_DOUBLED = 32  # beyond what any downtime can be
 
 
-def live(*, downtime: float, max_downtime: float, give_up_after: float = float("inf")) -> Policy:
+def live(
+    *, downtime: float = 0.3, max_downtime: float = 2.0, give_up_after: float = float("inf")
+) -> Policy:
     """Let the guest run, ever slower, and stand still at the end ever longer, up to a bound.
 
-    Needs the capability auto-converge.  *give_up_after* so many seconds it stays.
+    Seconds that it may stand still: *downtime* first, at last *max_downtime*.  Needs the
+    capability auto-converge.  *give_up_after* so many seconds it stays.
     """
+    _check("give_up_after", give_up_after)
 
     def policy(now: Round) -> Step:
         if now.seconds > give_up_after:
@@ -97,16 +126,32 @@ def live(*, downtime: float, max_downtime: float, give_up_after: float = float("
         doubled = min((now.number - 1) // _EVERY, _MOST_DOUBLED)
         return Step(downtime=min(downtime * 2**doubled, max_downtime))
 
-    return policy
+    return Steering(policy)
 
 
 def fast(*, deadline: float = 5.0) -> Policy:
     """Have the guest stand still when it has not moved within *deadline* seconds."""
+    _check("deadline", deadline)
 
     def policy(now: Round) -> Step:
         return Step(paused=now.seconds >= deadline)
 
-    return policy
+    return Steering(policy, throttles=False)
+
+
+def postcopy(policy: Policy | None = None, /, *, after: int = 1) -> Policy:
+    """Have the guest run at the destination *after* so many passes, and its memory follow.
+
+    So it moves however fast it writes.  With a *policy* of your own that one says when, by
+    `Step(postcopy=True)`.  From then on the guest needs both QEMUs and the connection until
+    all is there: see `VM.migrate`.  SpecInvalid for what is no number of passes.
+    """
+    _check("after", after)
+
+    def switch(now: Round) -> Step:
+        return Step(postcopy=now.number > after)
+
+    return Steering(policy or switch, throttles=False, postcopies=True)
 
 
 def copying_round(disks: tuple[Copying, ...], seconds: float, downtime: float) -> Round:
@@ -123,21 +168,45 @@ def copying_round(disks: tuple[Copying, ...], seconds: float, downtime: float) -
     )
 
 
-_NAMES = ("live", "fast")
+def _check(name: str, value: float) -> None:
+    if not value >= 0:
+        raise SpecInvalid([Fault(name, f"is 0 or more, not {value!r}")], "the policy")
 
 
-def policy_of(policy: str | Policy, downtime: float, max_downtime: float) -> Policy:
+_NAMES = ("live", "fast", "postcopy")
+
+
+def policy_of(policy: str | Policy, downtime: float, max_downtime: float) -> Steering:
     """The policy of that name; SpecInvalid when there is none."""
     match policy:
         case "live":
-            return live(downtime=downtime, max_downtime=max_downtime)
+            policy = live(downtime=downtime, max_downtime=max_downtime)
         case "fast":
-            return fast()
+            policy = fast()
+        case "postcopy":
+            policy = postcopy()
         case str():
             names = ", ".join(map(repr, _NAMES))
             hint = suggestion(policy, _NAMES) or f"one of {names}, or a function"
             raise SpecInvalid([Fault("policy", f"there is none called {policy!r}", hint)])
-    return policy
+    return policy if isinstance(policy, Steering) else Steering(policy)
+
+
+def adjusted(
+    name: str, *, deadline: float | None = None, passes: int | None = None
+) -> str | Policy:
+    """The policy of a name with numbers of its own; SpecInvalid for those it does not have."""
+    given = {"deadline": (deadline, "fast"), "passes": (passes, "postcopy")}
+    faults = [
+        Fault(number, f"the policy {name!r} has none", f'policy = "{whose}"')
+        for number, (value, whose) in given.items()
+        if value is not None and name != whose
+    ]
+    if faults:
+        raise SpecInvalid(faults, "the policy")
+    if deadline is not None:
+        return fast(deadline=deadline)
+    return name if passes is None else postcopy(after=passes)
 
 
 def read_round(told: Mapping[str, Any], seconds: float, downtime: float) -> Round | None:
@@ -157,4 +226,16 @@ def read_round(told: Mapping[str, Any], seconds: float, downtime: float) -> Roun
         downtime=downtime,
         expected_downtime=None if expected is None else expected / 1000,
         throttle=told.get("cpu-throttle-percentage", 0),
+        phase=_phase(str(told.get("status"))),
     )
+
+
+def is_switched(status: str) -> bool:
+    """Whether an end that says this of its migration has switched to postcopy."""
+    return status.startswith("postcopy-")
+
+
+def _phase(status: str) -> Phase:
+    if not is_switched(status):
+        return "precopy"
+    return "postcopy" if status == "postcopy-active" else "cut"

@@ -17,6 +17,7 @@ from qmpkit.operations.migration.capabilities import Setting
 from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters
+from qmpkit.operations.migration.postcopy import Rest
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.storage_there import Door
 from qmpkit.operations.migration.ways import Route
@@ -122,6 +123,9 @@ class End(Protocol):
 
     def arrived(self) -> None:
         """The guest is there, and the source is told to end."""
+
+    def rest(self) -> Rest | None:
+        """What it is asked with postcopy beside; None when that is not done there."""
 
     async def discard(self, *, patience: float) -> str:
         """End it, before the source has the guest again; what it had to say, "" if nothing.

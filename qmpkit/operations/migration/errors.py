@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from qmpkit.errors import Fault, QmpkitError, SpecInvalid
 
-__all__ = ["CannotMigrate", "MigrationFailed", "MigrationUnknown", "NotArrived"]
+__all__ = ["CannotMigrate", "MigrationFailed", "MigrationLost", "MigrationUnknown"]
+__all__ += ["NotArrived"]
 
 
 class CannotMigrate(SpecInvalid):
@@ -62,6 +63,28 @@ class MigrationUnknown(QmpkitError):
             f"{said} for a "
             f"moment, {self.why}. Cure: end it and start it again, as after a power cut; to have "
             "it run on here (`resume`) is safe only if the destination wrote nothing"
+        )
+
+
+class MigrationLost(QmpkitError):
+    """The guest is lost: part of its memory was at each end, and that is not all in one place.
+
+    Only a migration by postcopy ends so, after its guest had begun to run at the destination.
+    Both QEMUs have ended; its disks are as after a power cut.  `why` is what happened, `said`
+    the last that the destination's QEMU had to say, "" when it said nothing.
+    """
+
+    def __init__(self, machine: str, why: str, said: str = "") -> None:
+        self.machine = machine
+        self.why = why
+        self.said = said
+        super().__init__(machine, why, said)
+
+    def __str__(self) -> str:
+        said = f"; the destination said: {self.said}" if self.said else ""
+        return (
+            f"the guest of machine {self.machine!r} is lost, part of its memory was at each end: "
+            f"{self.why}{said}. Cure: start it again, as after a power cut"
         )
 
 

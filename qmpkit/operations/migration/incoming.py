@@ -19,7 +19,8 @@ __all__ = ["Incoming", "generation_of", "start_form"]
 class Incoming:
     """A destination: `machine` was started as incoming, to become what `spec` says.
 
-    It takes one guest, and is of no more use after a migration that failed.
+    It takes one guest, and is of no more use after a migration that failed.  `arrived` is set
+    when it has all of it; `has_switched`: the guest may run here before that (postcopy).
     `moves`: the disks that go along, into `images`, which were made for them, with `collapse`
     of what is in their bases too.  `on_record`: where that is written down, if it is.
     """
@@ -41,6 +42,7 @@ class Incoming:
         self.collapse = collapse
         self.on_record = on_record
         self.arrived = trio.Event()
+        self.has_switched = False
         self._spent = False
 
     def must_wait(self) -> None:

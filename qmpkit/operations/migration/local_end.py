@@ -13,6 +13,7 @@ from qmpkit.operations.migration.capabilities import Setting
 from qmpkit.operations.migration.end import Able, Ports, able_of
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import Incoming
+from qmpkit.operations.migration.local_rest import LocalRest
 from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameters_of
@@ -136,6 +137,10 @@ class LocalEnd:
         """See `End`."""
         self._machine.spec = self._incoming.spec
         self._incoming.arrived.set()
+
+    def rest(self) -> LocalRest:
+        """See `End`."""
+        return LocalRest(self._machine, self._incoming)
 
     async def discard(self, *, patience: float) -> str:
         """See `End`."""

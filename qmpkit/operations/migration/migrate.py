@@ -21,13 +21,14 @@ from qmpkit.operations.migration.compatibility import (
     spec_faults,
     state_faults,
 )
-from qmpkit.operations.migration.convergence import Policy, policy_of
+from qmpkit.operations.migration.convergence import Policy, Steering, policy_of
 from qmpkit.operations.migration.end import End, able_of
 from qmpkit.operations.migration.errors import CannotMigrate
 from qmpkit.operations.migration.incoming import start_form
 from qmpkit.operations.migration.moving import Migrated, Moving
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import parameter_faults
+from qmpkit.operations.migration.postcopy import postcopy_faults
 from qmpkit.operations.migration.storage import SHARED, DiskMove, DiskPlaces
 from qmpkit.operations.migration.storage_there import thread_faults
 from qmpkit.operations.migration.tls import tls_faults
@@ -64,8 +65,7 @@ async def migrate_held(
     end.must_wait()
     try:
         moves, changed = await again_planned(source, end.moves, collapse=end.collapse)
-        throttled = policy != "fast"
-        agreed = await agreed_on(source, end, options, moves, changed, throttled=throttled)
+        agreed = await agreed_on(source, end, options, moves, changed, steers=steers)
     except (MachineDied, MachineGone) as ended:
         if source.report is not None:
             raise
@@ -120,7 +120,7 @@ async def agreed_on(
     moves: Sequence[DiskMove] = (),
     changed: Sequence[Fault] = (),
     *,
-    throttled: bool,
+    steers: Steering,
 ) -> Agreed:
     """What both ends are to be told; CannotMigrate with all that is in the way."""
     faults = [*await check_source(source), *changed]
@@ -128,15 +128,31 @@ async def agreed_on(
     here, there = await able_of(source), await end.able()
     faults += cpu_faults(here.words, there.words)
     runs = source.state is State.RUNNING
-    bitmaps = any(move.bitmaps for move in moves)
-    wanted = wanted_capabilities(options, throttled=throttled, runs=runs, bitmaps=bitmaps)
+    postcopies = steers.postcopies and runs  # else all is sent by the end of the first pass
+    wanted = wanted_capabilities(
+        options,
+        throttled=steers.throttles,
+        runs=runs,
+        postcopies=postcopies,
+        bitmaps=any(move.bitmaps for move in moves),
+    )
     agreed = agree(here.capabilities, there.capabilities, wanted)
     faults += agreed.faults
     for which, able in (("source", here), ("destination", there)):
         faults += parameter_faults(options, able.parameters, which)
+    if postcopies:
+        faults += postcopy_faults(options, moves)
+        faults += () if faults else await _refusals(end, agreed)
     if faults:
         raise CannotMigrate(source.name, faults)
     return agreed
+
+
+async def _refusals(end: End, agreed: Agreed) -> tuple[Fault, ...]:
+    """A QEMU knows of postcopy also on a host that does not let it."""
+    if (rest := end.rest()) is None:
+        return (Fault("policy", "there is no postcopy to that end", 'policy="live", or "fast"'),)
+    return await rest.refusals(agreed.destination)
 
 
 def _nobody(_: object) -> None:

@@ -13,35 +13,52 @@ Who has the images, who can run, and what takes it back:
 The destination is started with `-S` and takes the images when it is told to run, not before
 (late-block-activate): that command, and nothing QEMU does by itself, is the point of no
 return.  QEMU's locks on the images keep the two apart even if we err.
+
+With postcopy the memory that is left goes after the devices, so from pre-switchover on:
+
+    pre-switchover    receives             source      the source goes on, as above
+    postcopy-active   receives the devices nobody      QEMU goes no way back: `MigrationLost`,
+                                                       unless the source itself says that it failed
+    postcopy-active   postcopy-active, is  destination `MigrationLost`, when an end dies, or the
+                      told to run, runs                connection is cut and not made anew
+    postcopy-paused   postcopy-paused      destination … it is made anew (`migrate-recover`)
+    completed         completed            destination the destination is the machine
+
+It is told to run once it has the devices: the source has let go of the images by then, which
+QEMU 7.2 does only after it has said postcopy-active.  The source is ended when all is there.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import attrs
 import trio
 
+from qmpkit._trio import finished_within
 from qmpkit.errors import HostLacks, MachineDied, MachineGone
 from qmpkit.machine.machine import Machine
-from qmpkit.machine.saved_state import cancel_saving, finalized
+from qmpkit.machine.saved_state import cancel_saving, finalized, forget_migrations
 from qmpkit.machine.state import State
 from qmpkit.operations.block.memory import go_on
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.forwards import forwarded_ports
 from qmpkit.operations.migration.along import Along, taken_along
 from qmpkit.operations.migration.capabilities import Agreed
-from qmpkit.operations.migration.convergence import Policy
+from qmpkit.operations.migration.convergence import Policy, is_switched
 from qmpkit.operations.migration.end import End
-from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
+from qmpkit.operations.migration.errors import MigrationFailed, MigrationLost, MigrationUnknown
 from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import known_parameters, parameters_of
+from qmpkit.operations.migration.postcopy import Postcopy
 from qmpkit.operations.migration.storage import DiskMove
-from qmpkit.operations.migration.transfer import EVENTS, Told, Transfer
+from qmpkit.operations.migration.transfer import EVENTS, LAST_WORDS, Told, Transfer, sent_by
+from qmpkit.operations.migration.ways import Route
 from qmpkit.operations.ports import change_forwards
 from qmpkit.operations.power import resume
 from qmpkit.operations.steps import LOST, STEP_GRACE
@@ -52,9 +69,6 @@ from qmpkit.spec.network import Forward, UserNic
 __all__ = ["Migrated", "Moving"]
 
 log = logging.getLogger("qmpkit.operations")
-
-_LAST_WORDS = 2.0
-"""Seconds that a destination whose source has failed is given to say why, before it is ended."""
 
 
 @attrs.frozen
@@ -90,9 +104,11 @@ class Moving:
         self._ran = source.state is State.RUNNING
         self._ports: dict[str, list[Forward]] = {}
         self._ports_are_off = False
+        self._before: Mapping[str, Any] = {}
         self._is_broken = False
         self._ran_at: float | None = None
         self._handed_over = False
+        self._is_there = False
 
     async def go(self, policy: Policy, told: Told) -> Migrated:
         """Move, and end the source; whatever prevents that, the source is as it was.
@@ -102,7 +118,11 @@ class Moving:
         """
         begun = trio.current_time()
         try:
-            with self._source.subscribe("STOP") as stops, self._end.watched():
+            with (
+                self._source.moving(),
+                self._source.subscribe("STOP") as stops,
+                self._end.watched(),
+            ):
                 await self._set_up()
                 self._ports = await _ports_of(self._source)
                 async with taken_along(
@@ -124,7 +144,9 @@ class Moving:
     async def _set_up(self) -> None:
         source, agreed = self._source, self._agreed
         await source.execute("migrate-set-capabilities", {"capabilities": agreed.source})
-        parameters = parameters_of(self._options, await known_parameters(source))
+        before = await known_parameters(source)
+        parameters = parameters_of(self._options, before)
+        self._before = {name: before[name] for name in parameters}
         await source.execute("migrate-set-parameters", parameters)
         await set_bitmaps(source, self._moves, {move.id: move.source for move in self._moves})
         await self._end.set_up(agreed.destination, self._options, self._moves)
@@ -141,11 +163,14 @@ class Moving:
                     await transfer.reached("pre-switchover")
                     await along.settle()
                     await self._move_ports()
-                    await source.execute("migrate-continue", {"state": "pre-switchover"})
+                    if await self._switch(transfer):
+                        await self._follow(transfer, route)
+                        return transfer
                     if route.later:
                         await transfer.reached("completed")
                         await end.load(route.later)
-                    await end.loaded()
+                    async with sent_by(source):
+                        await end.loaded()
                     await self._all_sent(transfer)
                 except BaseException:
                     await along.cut()
@@ -154,6 +179,63 @@ class Moving:
                     self._is_broken = transfer.is_broken
                 await self._hand_over(transfer)
                 return transfer
+
+    async def _switch(self, transfer: Transfer) -> bool:
+        """Have the source let go of the images; whether it goes on by postcopy."""
+        source, going = self._source, {"state": "pre-switchover"}
+        if not transfer.postcopies:
+            await source.execute("migrate-continue", going)
+            return False
+        await source.execute("query-status")  # by then its state is that of all that it has told
+        if source.state in (State.SHUTDOWN, State.PANICKED):
+            raise MigrationFailed(source.name, f"its guest is {source.state.value}")
+        transfer.is_quiet = True
+        try:
+            with trio.move_on_after(STEP_GRACE, shield=True):
+                await source.execute("migrate-continue", going)
+                return is_switched(await transfer.reached("postcopy-active", "completed"))
+        finally:
+            transfer.is_quiet = False
+        raise MigrationFailed(source.name, f"it did not switch in {STEP_GRACE:g} s")
+
+    async def _follow(self, transfer: Transfer, route: Route) -> None:
+        """Have the guest run at the destination, and the rest of its memory come.
+
+        Nothing is lost until the destination has what it needs to run, and is told to.
+        """
+        source, options, rest = self._source, self._options, self._end.rest()
+        assert rest is not None, "else postcopy was refused"
+        again = partial(rest.laid_again, options, route, source)
+        within, bound = options.recover_within, options.finish_within
+        way = Postcopy(source, rest, again, recover_within=within, look=transfer.look)
+        try:
+            async with finished_within(bound):
+                self._ran_at = await way.bring(self._let_go)
+                self._end.arrived()
+                self._is_there = True
+                with trio.move_on_after(STEP_GRACE + source.graces.total, shield=True):
+                    await self._end_source(transfer)
+        except BaseException as error:
+            if self._is_there or not (self._handed_over or await self._is_stuck()):
+                raise
+            self._handed_over = True  # and lost: there is nothing that could be taken back
+            with trio.move_on_after(STEP_GRACE, shield=True):
+                await self._end.discard(patience=0.0)
+                await source.kill()
+            raise _lost(source.name, error, bound) from error
+        if way.failure is not None:
+            raise way.failure
+
+    def _let_go(self) -> None:
+        """The guest is to run at the destination, so it is the source's no more."""
+        self._handed_over = True
+        self._source.moved()
+
+    async def _is_stuck(self) -> bool:
+        """Whether the source can neither go on nor go back."""
+        with trio.move_on_after(STEP_GRACE, shield=True), suppress(*LOST):
+            return is_switched(str((await self._source.execute("query-migrate")).get("status")))
+        return self._source.report is None
 
     async def _all_sent(self, transfer: Transfer) -> None:
         """The source agrees that it is done, or has ended: then its guest lives on all the same.
@@ -179,13 +261,16 @@ class Moving:
             await self._run()
             source.moved()
             self._end.arrived()
-            try:
-                with suppress(*LOST):
-                    await transfer.look()
-            finally:  # whoever is told may fail
-                await source.stop()
+            await self._end_source(transfer)
         if bound.cancelled_caught:  # its images are no longer its own, so it can do no harm
             log.warning("machine %r has migrated, and its old QEMU does not end", source.name)
+
+    async def _end_source(self, transfer: Transfer) -> None:
+        try:
+            with suppress(*LOST):
+                await transfer.look()
+        finally:  # whoever is told may fail
+            await self._source.stop()
 
     async def _run(self) -> None:
         try:
@@ -205,13 +290,20 @@ class Moving:
             may_know = isinstance(error, JobFailed) or (
                 self._is_broken and self._options.way != "file"
             )
-            said = await self._end.discard(patience=_LAST_WORDS if may_know else 0.0)
+            said = await self._end.discard(patience=LAST_WORDS if may_know else 0.0)
             if source.report is None:
                 await cancel_saving(source)
                 await self._go_on()
+                await self._forget()
         if bound.cancelled_caught:
             log.error("machine %r has not answered whether it goes on here", source.name)
         return self._told_as(error, said)
+
+    async def _forget(self) -> None:
+        """What the source was told for this migration is in no other's way."""
+        with suppress(CommandRefused):
+            await forget_migrations(self._source)
+            await self._source.execute("migrate-set-parameters", self._before)
 
     async def _go_on(self) -> None:
         source = self._source
@@ -234,12 +326,30 @@ class Moving:
                 return MigrationFailed(name, error.why, said)
             case CommandRefused() | JobFailed():
                 return MigrationFailed(name, str(error), said)
-            case MachineDied() | MachineGone() if self._source.report is None:
-                return self._end.has_ended()
+            case MachineDied() | MachineGone():
+                return self._source.ended("migrating") or self._end.has_ended()
         return error
 
 
 _HALTED = ("paused", "postmigrate")
+
+
+def _lost(name: str, error: BaseException, bound: float) -> MigrationLost:
+    """Why the guest is lost: by what it was, or, when it was only cancelled, by how long."""
+    parts = BaseExceptionGroup("", [error]).split(trio.Cancelled)[1]
+    if parts is None:
+        return MigrationLost(name, f"it was cancelled, and not all there {bound:g} s later")
+    why = _leaf(parts)
+    return why if isinstance(why, MigrationLost) else MigrationLost(name, str(why) or repr(why))
+
+
+def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group in which others only follow."""
+    chosen = group.split(MigrationLost)[0] or group
+    error: BaseException = chosen
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _between(stops: Subscription, ran_at: float | None) -> float:

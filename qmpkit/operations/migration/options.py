@@ -48,6 +48,9 @@ class MigrationOptions:
     `max_downtime` what a policy may raise that to.
     `channels`: connections that memory goes through at once (multifd; not by "fd" and
     "file"), 0 for one and no more; with some, `compression` is "zlib" or "zstd".
+    With the policy "postcopy", once the guest runs at the destination: `recover_within` so
+    many seconds a connection that is cut is to be made anew, and `finish_within` the rest of
+    the memory is to be there after a cancellation; after that the guest is lost.
     """
 
     way: Way = "fd"
@@ -59,6 +62,8 @@ class MigrationOptions:
     max_downtime: float = 2.0
     channels: int = 0
     compression: Compression = "none"
+    recover_within: float = 60.0
+    finish_within: float = 300.0
 
     def __attrs_post_init__(self) -> None:
         if faults := tuple(_faults(self)):
@@ -95,6 +100,9 @@ def _rate_faults(options: MigrationOptions) -> Iterator[Fault]:
     if rate is not None and rate < _LEAST_BANDWIDTH:
         message = f"{format_size(rate)} a second is less than {format_size(_LEAST_BANDWIDTH)}"
         yield Fault("max_bandwidth", message)
+    for name in ("recover_within", "finish_within"):
+        if not (seconds := getattr(options, name)) >= 0:
+            yield Fault(name, f"is a number of seconds, 0 or more, not {seconds!r}")
     if not 0.001 <= options.downtime <= _MOST_DOWNTIME:
         message = f"is from 0.001 to {_MOST_DOWNTIME:g} seconds, not {options.downtime!r}"
         yield Fault("downtime", message)

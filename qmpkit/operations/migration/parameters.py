@@ -22,10 +22,10 @@ _COMPRESSION = "multifd-compression"
 _CHANNELS = "multifd-channels"
 
 
-async def known_parameters(machine: Monitor) -> Collection[str]:
-    """The names of those that its QEMU has (`query-migrate-parameters`)."""
+async def known_parameters(machine: Monitor) -> Mapping[str, Any]:
+    """Those that its QEMU has, as they are (`query-migrate-parameters`)."""
     known: Mapping[str, Any] = await machine.execute("query-migrate-parameters")
-    return known.keys()
+    return known
 
 
 def parameters_of(options: MigrationOptions, known: Collection[str]) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def parameters_of(options: MigrationOptions, known: Collection[str]) -> dict[str
     bandwidth = UNBOUNDED if options.max_bandwidth is None else options.max_bandwidth
     wanted = {
         "max-bandwidth": bandwidth,
+        "max-postcopy-bandwidth": options.max_bandwidth or 0,
         **downtime_parameter(options.downtime),
         _CHANNELS: max(options.channels, 1),
         _COMPRESSION: options.compression,

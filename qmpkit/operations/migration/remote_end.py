@@ -85,6 +85,7 @@ class RemoteEnd:
         self._name = name
         self._able = Able((), ())
         self._lost = ""
+        self._patience = 2 * ANSWER
         self._spent = False
         self._is_deciding = False
 
@@ -151,6 +152,7 @@ class RemoteEnd:
         self, setting: Setting, options: MigrationOptions, moves: Sequence[DiskMove]
     ) -> None:
         """See `End`."""
+        self._patience = options.max_downtime + 2 * ANSWER
         plain: dict[str, Any] = {"channels": options.channels, "compression": options.compression}
         bitmaps = {move.id: list(move.bitmaps) for move in moves}
         await self._ask("set_up", capabilities=setting, options=plain, bitmaps=bitmaps)
@@ -200,8 +202,11 @@ class RemoteEnd:
 
     async def loaded(self) -> None:
         """See `End`."""
+        until = trio.current_time() + self._patience
         while not (await self._ask("loaded")).get("loaded"):
-            await trio.lowlevel.checkpoint()
+            if trio.current_time() > until:
+                why = f"{self._place}: it has not loaded all in {self._patience:g} s"
+                raise MigrationFailed(self._name, why)
 
     async def open_ports(self, ports: Ports) -> None:
         """See `End`."""
@@ -227,6 +232,9 @@ class RemoteEnd:
     def arrived(self) -> None:
         """See `End`."""
         self.has_arrived = True
+
+    def rest(self) -> None:
+        """See `End`: the conversation has no words for postcopy."""
 
     async def discard(self, *, patience: float) -> str:
         """See `End`.  One that does not hear it ends its QEMU when the connection has closed."""

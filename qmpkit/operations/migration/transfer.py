@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
+import attrs
 import trio
 
+from qmpkit._trio import raise_collapsed
 from qmpkit.machine.machine import Machine
-from qmpkit.operations.migration.convergence import Policy, Round, Step, read_round
+from qmpkit.operations.migration.convergence import Policy, Round, Step, is_switched, read_round
 from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.parameters import downtime_parameter
 from qmpkit.operations.power import pause
+from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 
-__all__ = ["EVENTS", "Told", "Transfer", "loaded"]
+__all__ = ["EVENTS", "LAST_WORDS", "Told", "Transfer", "loaded", "sent_by"]
 
 EVENTS = ("MIGRATION", "MIGRATION_PASS")
 Told = Callable[[Round], object]
 """Is called with each look at a migration, at least twice a second; must not block."""
+
+LAST_WORDS = 2.0
+"""Seconds that one end is given to say what it knows, when the other has failed, or ended."""
 
 _EVERY = 0.5
 _FAILED = ("failed", "cancelled")
@@ -26,12 +33,15 @@ _FAILED = ("failed", "cancelled")
 class Transfer:
     """What the source sends; `last` is where that was when it was last looked at.
 
-    `is_broken`: the source says that it has failed.
+    `is_broken`: the source says that it has failed.  `postcopies`: it is to switch to postcopy.
+    `is_quiet`: nobody is told, who might fail.
     """
 
     def __init__(
         self, source: Machine, changes: Subscription, policy: Policy, downtime: float, told: Told
     ) -> None:
+        self.postcopies = False
+        self.is_quiet = False
         self.last: Round | None = None
         self.is_broken = False
         self._source = source
@@ -43,23 +53,30 @@ class Transfer:
         self._halted = False
         self._status = "none"
 
-    async def reached(self, wanted: str) -> None:
-        """Follow it until it has this status; MigrationFailed when it fails, or is given up."""
-        while self._status != wanted:
+    async def reached(self, *wanted: str) -> str:
+        """Follow it until it has one of these statuses, and tell which.
+
+        MigrationFailed when it fails, or is given up.
+        """
+        while self._status not in wanted:
             self._status = await self._next_status()
             if self._status in _FAILED:
                 self.is_broken = True
                 raise await failure(self._source, self._status)
             if self._status == "active" and self.last is not None:
                 await self._steer(self._policy(self.last))
+        return self._status
 
     async def look(self) -> str:
         """Ask how far it is, and tell; its status."""
         told = await self._source.execute("query-migrate")
         seen = read_round(told, trio.current_time() - self._begun, self._downtime)
         if seen is not None:
+            if is_switched(self._status) and seen.phase == "precopy":  # it has completed
+                seen = attrs.evolve(seen, phase="postcopy")
             self.last = seen
-            self._told(seen)
+            if not self.is_quiet:
+                self._told(seen)
         return str(told.get("status", "none"))
 
     async def _next_status(self) -> str:
@@ -76,9 +93,40 @@ class Transfer:
         if step.downtime is not None and step.downtime != self._downtime:
             self._downtime = step.downtime
             await self._source.execute("migrate-set-parameters", downtime_parameter(step.downtime))
+        if step.postcopy and not self.postcopies:
+            self.postcopies = True
+            await self._start_postcopy()
         if step.paused and not self._halted:
             self._halted = True
             await pause(self._source)
+
+    async def _start_postcopy(self) -> None:
+        try:
+            await self._source.execute("migrate-start-postcopy")
+        except CommandRefused as refused:
+            cure = "give your policy to `qmpkit.postcopy`, which prepares for it"
+            raise MigrationFailed(self._source.name, f"{refused.desc} ({cure})") from refused
+
+
+@asynccontextmanager
+async def sent_by(source: Machine) -> AsyncIterator[None]:
+    """Wait within for what comes from *source*: when that has ended, not for long any more.
+
+    MachineGone or MachineDied then.
+    """
+
+    async def give_up() -> None:
+        await source.wait()
+        await trio.sleep(LAST_WORDS)
+        source.must_live("migrating")
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give_up)
+            yield
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise_collapsed(group)
 
 
 async def loaded(destination: Machine, changes: Subscription) -> None:

@@ -28,7 +28,7 @@ from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.process.rundir import machine_dir, socket_path
 from qmpkit.qmp.errors import CommandRefused
 
-__all__ = ["Route", "dialled", "laid", "listen", "listened", "listened_at_path"]
+__all__ = ["Route", "dialled", "laid", "laid_again", "listen", "listened", "listened_at_path"]
 
 _FD_NAME = "qk-migration"
 
@@ -57,6 +57,30 @@ def laid(
             assert options.file is not None, "which its options have made sure"
             return _by_file(options.file, source, destination, mapped=mapped)
     return _by_fd(source, destination)
+
+
+@asynccontextmanager
+async def laid_again(
+    options: MigrationOptions, route: Route | None, source: Machine, destination: Machine
+) -> AsyncIterator[str]:
+    """Another way after one that was cut in postcopy (`migrate-recover`); what leads there.
+
+    By TCP to the same port, else by a unix socket: a destination whose processors wait for
+    memory answers to little, and takes no descriptors.
+    """
+    if options.way == "tcp" and route is not None:
+        await _listen_again(destination, route.uri)
+        yield route.uri
+        return
+    async with machine_dir(source.name) as folder:
+        path = socket_path(folder, "migration")
+        await _listen_again(destination, f"unix:{path}")
+        await trio.to_thread.run_sync(path.chmod, 0o600)
+        yield f"unix:{path}"
+
+
+async def _listen_again(destination: Machine, uri: str) -> None:
+    await destination.execute("migrate-recover", {"uri": uri}, oob=True)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from qmpkit.spec.restart import Restart
 from qmpkit.supervisor.heirs import Arrival, Owner, owner_of_guest
 from qmpkit.supervisor.record import Heir, Record
 
-S, H, N = Owner.SOURCE, Owner.HEIR, Owner.NOBODY
+S, H, N, B = Owner.SOURCE, Owner.HEIR, Owner.NOBODY, Owner.BOTH
 EMPTY, LOADED, RUNS = Arrival("active", False), Arrival("completed", False), Arrival("x", True)
 
 
@@ -39,6 +39,23 @@ EMPTY, LOADED, RUNS = Arrival("active", False), Arrival("completed", False), Arr
         ("failed", LOADED, S),
         ("failed", None, S),
         ("cancelled", None, S),
+        # Postcopy: the devices are on their way, the heir has them, runs, is cut off, has all.
+        ("postcopy-active", EMPTY, B),
+        ("postcopy-active", Arrival("postcopy-active", False), B),
+        ("postcopy-active", Arrival("postcopy-active", True), B),
+        ("postcopy-paused", Arrival("postcopy-active", True), B),
+        ("postcopy-paused", Arrival("postcopy-paused", True), B),
+        ("postcopy-recover", Arrival("postcopy-recover", True), B),
+        ("completed", Arrival("postcopy-active", True), B),
+        ("postcopy-active", Arrival("completed", True), H),
+        ("postcopy-active", LOADED, H),
+        (None, Arrival("postcopy-paused", True), N),
+        (None, Arrival("postcopy-active", True), N),
+        (None, Arrival("postcopy-active", False), N),
+        ("failed", Arrival("postcopy-paused", True), N),
+        ("failed", EMPTY, S),  # before it had let go of the images
+        ("postcopy-active", None, N),
+        ("postcopy-paused", None, N),
     ],
 )
 def test_one_of_them_has_the_guest(source: str | None, heir: Arrival | None, owner: Owner) -> None:

@@ -34,6 +34,19 @@ def test_what_is_wanted(
     assert found == wanted | {"events", "pause-before-switchover"}
 
 
+def test_postcopy_is_set_at_both_ends_or_at_neither() -> None:
+    options, both = MigrationOptions(), OLD | {"postcopy-ram"}
+    wanted = wanted_capabilities(options, throttled=False, runs=True, postcopies=True)
+    assert "postcopy-ram" in wanted
+    agreed = agree(both, both, wanted)
+    assert "postcopy-ram" in on(agreed.source) & on(agreed.destination) and not agreed.faults
+    without = wanted_capabilities(options, throttled=False, runs=True)
+    off = {"capability": "postcopy-ram", "state": False}
+    assert off in agree(both, both, without).source
+    (fault,) = agree(both, OLD, wanted).faults
+    assert (fault.path, fault.hint) == ("capabilities.postcopy-ram", "use a newer QEMU")
+
+
 def test_each_that_an_end_knows_is_set_and_most_of_them_off() -> None:
     agreed = agree(OLD, NEW, {"events", "return-path"})
     assert {line["capability"] for line in agreed.source} == OLD

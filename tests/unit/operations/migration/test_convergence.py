@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpkit import Round, SpecInvalid, Step
-from qmpkit.operations.migration.convergence import Policy, fast, live, policy_of, read_round
+from qmpkit.operations.migration.convergence import (
+    Policy,
+    adjusted,
+    fast,
+    live,
+    policy_of,
+    postcopy,
+    read_round,
+)
 
 NOW = Round(number=1, seconds=0.0, remaining=100, total=1000, transferred=900)
 
@@ -52,12 +60,57 @@ def test_a_policy_has_a_name_or_is_a_function() -> None:
     def own(now: Round) -> Step:
         return Step(give_up="no")
 
-    assert policy_of(own, 0.3, 2.0) is own
+    steers = policy_of(own, 0.3, 2.0)
+    assert steers(NOW) == Step(give_up="no") and steers.throttles and not steers.postcopies
     lives: Policy = policy_of("live", 0.5, 2.0)
     assert lives(NOW) == Step(downtime=0.5)
     assert policy_of("fast", 0.5, 2.0)(NOW) == Step()
     with pytest.raises(SpecInvalid, match=r"policy: there is none called 'life' \(did you mean"):
         policy_of("life", 0.3, 2.0)
+
+
+def test_what_a_policy_needs_is_known_before() -> None:
+    def needs(policy: str | Policy) -> tuple[bool, bool]:
+        steers = policy_of(policy, 0.3, 2.0)
+        return steers.throttles, steers.postcopies
+
+    assert needs("live") == needs(live()) == (True, False)
+    assert needs("fast") == needs(fast(deadline=2)) == (False, False)
+    assert needs("postcopy") == needs(postcopy(after=3)) == (False, True)
+
+
+@pytest.mark.parametrize(("after", "switches"), [(0, [1, 2, 3]), (1, [2, 3]), (2, [3])])
+def test_postcopy_switches_after_so_many_passes(after: int, switches: list[int]) -> None:
+    policy = postcopy(after=after)
+    assert [number for number in (1, 2, 3) if policy(at(number=number)).postcopy] == switches
+
+
+def test_when_to_switch_may_be_told_by_a_function() -> None:
+    own = postcopy(lambda now: Step(postcopy=now.seconds > 2))
+    assert [own(at(seconds=seconds)).postcopy for seconds in (1.0, 3.0)] == [False, True]
+
+
+def test_a_number_goes_with_the_policy_that_has_it() -> None:
+    assert adjusted("live") == "live"
+    quick, later = adjusted("fast", deadline=1), adjusted("postcopy", passes=2)
+    assert callable(quick) and quick(at(seconds=1.0)).paused
+    assert callable(later) and not later(at(number=2)).postcopy
+    with pytest.raises(SpecInvalid) as told:
+        adjusted("live", deadline=1, passes=0)
+    assert [str(fault) for fault in told.value.faults] == [
+        "deadline: the policy 'live' has none (policy = \"fast\")",
+        "passes: the policy 'live' has none (policy = \"postcopy\")",
+    ]
+
+
+@pytest.mark.parametrize("number", [-1, float("nan")])
+def test_a_bound_that_cannot_be_waited_for_is_refused(number: float) -> None:
+    with pytest.raises(SpecInvalid, match="is 0 or more"):
+        fast(deadline=number)
+    with pytest.raises(SpecInvalid, match="is 0 or more"):
+        live(give_up_after=number)
+    with pytest.raises(SpecInvalid, match="is 0 or more"):
+        postcopy(after=number)  # type: ignore[arg-type]
 
 
 TOLD = {
@@ -100,6 +153,22 @@ def test_a_migration_that_has_not_begun_has_no_round() -> None:
         0,
         None,
     )
+
+
+@pytest.mark.parametrize(
+    ("status", "phase"),
+    [
+        ("active", "precopy"),
+        ("pre-switchover", "precopy"),
+        ("postcopy-active", "postcopy"),
+        ("postcopy-paused", "cut"),
+        ("postcopy-recover", "cut"),
+        ("completed", "precopy"),
+    ],
+)
+def test_a_round_tells_where_the_guest_runs(status: str, phase: str) -> None:
+    seen = read_round({**TOLD, "status": status}, 1.0, 0.3)
+    assert seen is not None and seen.phase == phase
 
 
 @pytest.mark.parametrize(
