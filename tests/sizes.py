@@ -122,9 +122,12 @@ MIGRATION_WAYS = WAYS if LONG else ("fd", "multifd")  # each on both QEMUs
 MIGRATION_CANCELS = size(ci=40, long=1)  # each so-and-so-many-th checkpoint of one
 MIGRATION_ROUNDS = size(ci=0, long=50)  # by each way, of a guest that keeps a ledger
 DISK_MOVES = QEMU_VERSIONS if LONG else NEWEST  # disks that go along, of each odd kind
-MOVE_CANCELS = size(ci=90, long=1)  # each so-and-so-many-th checkpoint of one with its disks
-KEPT_MOVE_CANCELS = size(ci=150, long=1)  # … of a kept machine
-MOVE_KILLS = size(ci=2, long=200)  # SIGKILLs of a supervisor between two steps of one
+DISK_CANCELS = size(ci=90, long=1)  # each so-and-so-many-th checkpoint of one with its disks
+KEPT_DISK_CANCELS = size(ci=150, long=1)  # … of a kept machine
+DISK_KILLS = size(ci=2, long=200)  # SIGKILLs of a supervisor between two steps of one
+# At which words the conversation breaks off, before or after the answer.
+DISK_CUTS = [("alike", True), ("disks", True), ("alike", False), ("disks", False)]
+DISK_CUTS = DISK_CUTS if LONG else DISK_CUTS[:1]
 KVM_MIGRATIONS = size(ci=3, long=50)  # of one under KVM
 MIGRATION_KILLS = size(ci=4, long=100)  # SIGKILLs of a supervisor between two steps of one
 MIGRATIONS_KILLED = ("live", "postcopy") if LONG else ("live",)  # … by each of these policies

@@ -93,10 +93,11 @@ def migrate(
     too while it writes, each into a new file; the old files stay, for you to delete. With
     --check nothing is done, and the exit status is 2 when something is in the way.
 
-    With --to another farm keeps it from then on, and finds its disks where they are here:
+    With --to another farm keeps it from then on, and finds its disks where they are here, or
+    with --disks in a directory of that host:
 
       qmpkit migrate web --to staging
-      qmpkit migrate web --to tls://host2:4455 --tls /etc/qmpkit/tls
+      qmpkit migrate web --to tls://host2:4455 --tls /etc/qmpkit/tls --disks /srv/disks
     """
     from qmpkit.cli.migrate_actions import check_migration, migrate_machine, settle_migration
 

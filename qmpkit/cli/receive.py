@@ -43,7 +43,10 @@ class _Front:
     as_json: bool
 
     async def serve(self, tcp: trio.SocketStream, tls: Path, turns: trio.CapacityLimiter) -> None:
-        """One connection; nothing that it does ends the command."""
+        """One connection; nothing that it does ends the command.  Too many are hung up on."""
+        if not turns.available_tokens:
+            await trio.aclose_forcefully(tcp)
+            return
         async with turns:
             who = tcp.socket.getpeername()[0]
             try:

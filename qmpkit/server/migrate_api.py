@@ -67,7 +67,8 @@ class MigrateApi:
         if kept.vm is None:
             raise MachineGone(kept.name, f"migrating (it is {kept.state})", kept.report)
         if place is not None:
-            faults = await self._lab.migration_faults(kept.name, place)
+            disks = {name: where[name] for name in ("disks", "collapse")}
+            faults = await self._lab.migration_faults(kept.name, place, **disks)
         else:
             faults = await kept.vm.migration_faults(**where)
         return answer({"machine": kept.name, "faults": [attrs.asdict(it) for it in faults]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
@@ -15,13 +16,18 @@ from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.errors import MigrationUnknown
 from qmpkit.operations.migration.local_end import LocalEnd
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.storage_there import Door, serves
+from qmpkit.operations.migration.tls import DISKS_TLS_ID, identified
 from qmpkit.operations.migration.ways import listened, listened_at_path
 from qmpkit.operations.migration.wire import Wire, WireLost, error_of
 from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.spec.network import inet_address
 from qmpkit.supervisor.arrivals import Arrivals
+from qmpkit.supervisor.departures import move_named
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.offer import ReceiveTerms, options_from, ports_from, setting_from
+from qmpkit.supervisor.offer_disks import with_bitmaps
 
 __all__ = ["Arriving"]
 
@@ -32,7 +38,7 @@ SILENCE = 30.0
 
 _LOOK = 10.0
 _LAST_WORDS = 5.0
-_SOCKET = "migration"
+_SOCKET, _DISKS = "migration", "disks"
 
 
 class _Over(Exception):
@@ -62,10 +68,14 @@ class Arriving:
         self._options: MigrationOptions | None = None
         self._has_loaded = False
         self._is_listening = False
+        self._is_served = False
+        self._is_alike = not end.moves
         self._stack: AsyncExitStack
         self._can: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             "beat": self._beat,
             "set_up": self._set_up,
+            "disks": self._disks,
+            "alike": self._alike,
             "listen": self._listen,
             "loaded": self._loaded,
             "ports": self._ports,
@@ -115,8 +125,32 @@ class Arriving:
     async def _set_up(self, asked: dict[str, Any]) -> dict[str, Any]:
         self._must(self._options is None, "set_up")
         options = options_from(asked.get("options"), self._terms)
-        await self._end.set_up(setting_from(asked.get("capabilities")), options, ())
+        moves = with_bitmaps(self._end.moves, asked.get("bitmaps"))
+        await self._end.set_up(setting_from(asked.get("capabilities")), options, moves)
         self._options = options
+        return {}
+
+    async def _disks(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Its source may write to the new images from here on, until they are alike."""
+        self._must(not self._is_alike and not self._is_served, "disks")
+        self._is_served = True
+        if self._terms is None:
+            path = str(self._kept.home.socket(_DISKS))
+            await serves(self._machine, self._end.moves, Door(server=_unix(path)))
+            return {"path": path}
+        identity = identified(self._machine, self._terms.tls, "server", id=DISKS_TLS_ID)
+        await self._stack.enter_async_context(identity)
+        host, port = inet_address(self._terms.address) or ("", 0)
+        server = {"type": "inet", "host": host}
+        port = port + 1 if port else await trio.to_thread.run_sync(_free_port, host)
+        door = Door(server={**server, "port": str(port)}, tls=DISKS_TLS_ID)
+        await serves(self._machine, self._end.moves, door)
+        return {"port": port}
+
+    async def _alike(self, _: dict[str, Any]) -> dict[str, Any]:
+        self._must(self._is_served, "alike")
+        self._is_served, self._is_alike = False, True
+        await self._end.alike()
         return {}
 
     async def _listen(self, _: dict[str, Any]) -> dict[str, Any]:
@@ -153,11 +187,12 @@ class Arriving:
 
     async def _run(self, asked: dict[str, Any]) -> dict[str, Any]:
         """What is on record decides: once that is written, the guest is here, whoever dies."""
-        self._must(self._has_loaded, "run")
+        self._must(self._has_loaded and self._is_alike, "run")
         kept, before = self._kept, self._kept.record
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 3 * STEP_GRACE):
             history = before.history.came_up(time.time())
-            kept.note(arriving="", arrived=before.arriving, phase="up", history=history)
+            up: dict[str, Any] = {"phase": "up", "history": history, "change": None}
+            kept.note(arriving="", arrived=before.arriving, **up)
             if not await kept.write(self._means.journal):
                 await self._take_back(before)
                 assert kept.not_durable is not None
@@ -174,11 +209,25 @@ class Arriving:
                 await self._take_back(before)
                 raise
             self._end.arrived()
-            kept.tell("received", "it has migrated here, and runs on")
+            whence = "this host" if self._terms is None else "another host"
+            kept.tell("received", f"from {whence} ({move_named(kept.record.arrived)})")
         return {}
 
     async def _take_back(self, before: Any) -> None:
         kept = self._kept
-        kept.note(**{name: getattr(before, name) for name in ("arriving", "phase", "history")})
+        names = ("arriving", "phase", "history", "change")
+        kept.note(**{name: getattr(before, name) for name in names})
         kept.note(arrived="")
         await kept.write(self._means.journal)
+
+
+def _unix(path: str) -> dict[str, str]:
+    return {"type": "unix", "path": path}
+
+
+def _free_port(host: str) -> int:
+    """One that nobody has now: QEMU's NBD server does not say which it was given."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

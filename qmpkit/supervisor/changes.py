@@ -97,9 +97,10 @@ class Changes(ABC):
 
         *to*: another supervisor instead, which keeps it from then on: the name of a farm of
         this host, "unix:PATH", or a `MovePlace` (`move_place`) on another host.  It finds the disks
-        where they are here.  When the guest runs there its record here is forgotten, with its
-        logs.  MigrationUnknown when the last answer was lost and nobody can be asked: then it
-        stands still, and `settle` asks again.  There is no postcopy to there.
+        where they are here, or makes the images of those that go along.  When the guest runs
+        there its record here is forgotten, with its logs.  MigrationUnknown when the last
+        answer was lost and nobody can be asked: then it stands still, and `settle` asks again.
+        There is no postcopy to there.
 
         Raises SpecInvalid for an unknown name, MachineGone when it is down, JournalFailed,
         HostLacks.
@@ -110,23 +111,33 @@ class Changes(ABC):
             async with kept.turn:
                 means = keeper.means
                 return await move(kept, means, qemu, policy, options, progress, disks, collapse)
-        if faults := _of_one_supervisor(qemu, disks):
-            raise SpecInvalid(faults, f"machine {name!r}")
+        if qemu is not None:
+            fault = Fault("qemu", "the other side has its own: it is the one of the spec")
+            raise SpecInvalid([fault], f"machine {name!r}")
         place = await _placed(to)
         async with kept.turn:
             refuse_unsettled(kept)
-            return await send(kept, keeper.means, place, policy, options, progress)
+            means = keeper.means
+            return await send(kept, means, place, policy, options, progress, disks, collapse)
 
-    async def migration_faults(self, name: str, to: str | MovePlace) -> tuple[Fault, ...]:
+    async def migration_faults(
+        self,
+        name: str,
+        to: str | MovePlace,
+        *,
+        disks: DiskPlaces = SHARED,
+        collapse: bool = False,
+    ) -> tuple[Fault, ...]:
         """All that is in the way of its moving there, at both ends; () is fine.
 
-        A QEMU waits there for a moment, to tell what its processor has.
+        *disks*, *collapse* as for `migrate`.  A QEMU waits there for a moment, to tell what its
+        processor has.
         """
         kept = self._kept_machines().known(name)
         place = await _placed(to)
         async with kept.turn:
             refuse_unsettled(kept)
-            return await check_send(kept, place)
+            return await check_send(kept, place, disks, collapse=collapse)
 
     async def settle(
         self, name: str, *, to: str | MovePlace | None = None, here: bool = False
@@ -160,17 +171,6 @@ class Changes(ABC):
 
     @abstractmethod
     def _kept_machines(self) -> Keeper: ...
-
-
-def _of_one_supervisor(qemu: str | os.PathLike[str] | None, disks: DiskPlaces) -> tuple[Fault, ...]:
-    """What can be asked of a move within one supervisor alone."""
-    faults = []
-    if qemu is not None:
-        faults.append(Fault("qemu", "the other side has its own: it is the one of the spec"))
-    if disks != SHARED:
-        message = "they go along to a process of the same supervisor only"
-        faults.append(Fault("disks", message, "move them first, or share them"))
-    return tuple(faults)
 
 
 async def _placed(to: str | MovePlace) -> MovePlace:

@@ -16,9 +16,11 @@ import attrs
 import trio
 
 from qmpkit.errors import HostLacks, JournalFailed, QmpkitError
+from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving, finalized
 from qmpkit.operations.block.memory import go_on
+from qmpkit.operations.block.recovery import own_files
 from qmpkit.operations.migration.place import MovePlace, connected, move_place
 from qmpkit.operations.migration.remote_end import asked_what_came
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
@@ -33,7 +35,8 @@ from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.record import Leaving, Record
 
-__all__ = ["Source", "Whereabouts", "end_arriving", "ended", "gone_on", "left", "place_of"]
+__all__ = ["Source", "Whereabouts", "end_arriving", "ended", "gone_on", "left"]
+__all__ += ["move_named", "place_of"]
 __all__ += ["settle", "settled", "source_of", "where", "whereabouts"]
 
 log = logging.getLogger("qmpkit.supervisor")
@@ -107,8 +110,16 @@ async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT
     except trio.TooSlowError:
         log.warning("machine %r: %s says nothing of its move", kept.name, place)
     found = where(source, outcome)
-    kept.tell("asked", f"{place} says of its move: {outcome or 'nothing'}; it is {found.value}")
+    if outcome is not None:
+        kept.tell(
+            "asked", f"{place} says of {move_named(leaving.id)}: {outcome}; it is {found.value}"
+        )
     return found
+
+
+def move_named(ident: str) -> str:
+    """As both event logs call it."""
+    return f"move {ident[:8]}"
 
 
 async def gone_on(kept: Kept, means: Means, machine: Machine) -> None:
@@ -144,7 +155,8 @@ async def left(kept: Kept, means: Means) -> None:
 async def _off_the_record(kept: Kept, means: Means) -> None:
     assert kept.record.leaving is not None
     kept.has_left = True
-    kept.tell("migrated", f"to {kept.record.leaving.place}")
+    leaving = kept.record.leaving
+    kept.tell("migrated", f"to {leaving.place} ({move_named(leaving.id)})")
     with trio.move_on_after(STEP_GRACE, shield=True):
         await means.forget(kept)
         for folder in (kept.home.sockets, kept.home.logs):
@@ -244,10 +256,19 @@ async def _end_one(record: Record, means: Means, events: EventLog) -> None:
         with suppress(ProcessVanished):
             async with means.ground.adopt(record.identity, home) as child:
                 child.kill()
-                await child.wait()
+                with trio.move_on_after(_PATIENCE):
+                    await child.wait()
     for folder in (home.sockets, home.logs):
         await trio.to_thread.run_sync(discard, folder)
+    if record.change is not None:  # the images of disks that were to come along
+        await trio.to_thread.run_sync(_remove_own, record.change)
     with suppress(JournalFailed):  # whoever supervises next finds nothing alive
         await means.journal.remove(record.name)
     why = "its supervisor died while it was moving here: it is where it came from"
     events.tell(record.name, "discarded", why)
+
+
+def _remove_own(change: Change) -> None:
+    for file in own_files(change):
+        with suppress(OSError):
+            Path(file).unlink()

@@ -55,11 +55,11 @@ class Lost:
 
 
 class Ticket:
-    """One entry on its way to the disk."""
+    """One entry on its way to the disk; `hurry` has it written at once, when it is needed soon."""
 
     def __init__(self, path: Path, hurry: Callable[[], None]) -> None:
         self._path = path
-        self._hurry = hurry
+        self.hurry = hurry
         self._done = trio.Event()
         self._error: OSError | None = None
 
@@ -68,7 +68,7 @@ class Ticket:
 
         Cancelled, it is written all the same.
         """
-        self._hurry()
+        self.hurry()
         await self._done.wait()
         if self._error is not None:
             why = self._error.strerror or str(self._error)

@@ -135,6 +135,8 @@ async def _bring_up(
 ) -> tuple[KeptStart, Machine, Ticket, MadeImages]:
     """Start QEMU; it is ready, and on its way to the record."""
     joined = kept.record.joined
+    if kept.entry is not None:
+        kept.entry.hurry()  # while all else is made ready
     await means.networks.make(kept.name, joined)
     await finish_change(kept)
     if resolution is None:

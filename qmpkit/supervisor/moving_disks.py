@@ -11,7 +11,7 @@ from qmpkit.operations.migration.storage import DiskMove, with_moves
 from qmpkit.operations.migration.storage_there import NewImages, new_images
 from qmpkit.operations.undertaking import Undertaking, undertaking
 
-__all__ = ["images_on_record"]
+__all__ = ["images_on_record", "mirrors_on_record"]
 
 
 @asynccontextmanager
@@ -36,3 +36,22 @@ async def images_on_record(
     async with undertaking(machine, change) as it, new_images(moves) as images:
         await it.made(images.placed)
         yield images, it
+
+
+@asynccontextmanager
+async def mirrors_on_record(
+    machine: Changeable, moves: Sequence[DiskMove], place: object
+) -> AsyncIterator[None]:
+    """For a move to another supervisor, which makes the images: what is here is taken away."""
+    if not moves:
+        yield
+        return
+    change = Change(
+        what=f"move with its disks to {place}",
+        spec=machine.spec,
+        begun=machine.spec,
+        jobs=tuple(move.job for move in moves),
+        nodes=tuple(move.target for move in moves),
+    )
+    async with undertaking(machine, change):
+        yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +17,7 @@ import cattrs
 
 from qmpkit.errors import Fault, QmpkitError, SpecInvalid
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.storage import DiskMove, with_moves
 from qmpkit.spec.convert import structure_as, unstructure_any
 from qmpkit.spec.data import spec_from_dict, spec_to_dict
 from qmpkit.spec.health import FunctionCheck, Health, health_faults
@@ -25,6 +26,7 @@ from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.network import Forward, UserNic
 from qmpkit.spec.paths import PATHS, texts_of
 from qmpkit.spec.restart import Restart, restart_faults
+from qmpkit.supervisor.offer_disks import disks_from, disks_to
 from qmpkit.supervisor.record import Declared, Record
 
 __all__ = [
@@ -69,7 +71,8 @@ class ReceiveTerms:
 class Offer:
     """A machine that wants to come: `id` is its move's, the rest is as in `Record`.
 
-    `generation`: what its guest knows itself by, if it does (`vmgenid`).
+    `generation`: what its guest knows itself by, if it does (`vmgenid`).  `moves`: the disks
+    that go along, whose images are to be made where `spec` has them.
     """
 
     id: str
@@ -81,6 +84,7 @@ class Offer:
     after: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     generation: str | None = None
+    moves: tuple[DiskMove, ...] = ()
 
 
 def offer_faults(record: Record) -> Iterator[Fault]:
@@ -98,14 +102,17 @@ def _checks(record: Record) -> Iterable[object]:
     return () if record.health is None else record.health.checks
 
 
-def offer_to_dict(record: Record, ident: str, generation: str | None) -> dict[str, Any]:
+def offer_to_dict(
+    record: Record, ident: str, generation: str | None, moves: Sequence[DiskMove] = ()
+) -> dict[str, Any]:
     """The words that a machine is offered by.
 
-    `disks` says how the other side is to have them: it finds them where they are here.
+    `disks` says how the other side is to have them: it makes images for those that go along,
+    and finds the others where they are here.
     """
     return {
         "id": ident,
-        "spec": spec_to_dict(record.spec),
+        "spec": spec_to_dict(with_moves(record.spec, moves)),
         "asked": record.asked,
         "declared": record.declared,
         "restart": attrs.asdict(record.restart),
@@ -113,7 +120,7 @@ def offer_to_dict(record: Record, ident: str, generation: str | None) -> dict[st
         "after": list(record.after),
         "requires": list(record.requires),
         "generation": generation,
-        "disks": "shared",
+        "disks": disks_to(moves),
     }
 
 
@@ -139,15 +146,18 @@ def offer_from_dict(plain: object) -> Offer:
             after=_names(plain["after"]),
             requires=_names(plain["requires"]),
             generation=plain["generation"],
+            moves=disks_from(plain["disks"], spec),
         )
+    except SpecInvalid:
+        raise
     except (cattrs.BaseValidationError, ValueError, TypeError, QmpkitError) as error:
         raise SpecInvalid([Fault("", f"makes no sense: {error}")], "the offer") from error
-    if faults := [*_senseless(offer, plain["disks"])]:
+    if faults := [*_senseless(offer)]:
         raise SpecInvalid(faults, "the offer")
     return offer
 
 
-def _senseless(offer: Offer, disks: object) -> Iterator[Fault]:
+def _senseless(offer: Offer) -> Iterator[Fault]:
     if not isinstance(offer.id, str) or not _ID.fullmatch(offer.id):
         yield Fault("id", "is no number of a move")
     if problem := machine_name_problem(offer.spec.name):
@@ -159,18 +169,19 @@ def _senseless(offer: Offer, disks: object) -> Iterator[Fault]:
     generation = offer.generation
     if generation is not None and not (isinstance(generation, str) and _UUID.fullmatch(generation)):
         yield Fault("generation", "is no UUID")
-    if disks != "shared":
-        yield Fault("disks", f"cannot be {disks!r}: they are shared by both hosts", "shared")
     yield from restart_faults(offer.restart)
     yield from () if offer.health is None else health_faults(offer.health)
 
 
-def terms_faults(spec: MachineSpec, terms: ReceiveTerms) -> Iterator[Fault]:
+def terms_faults(
+    spec: MachineSpec, terms: ReceiveTerms, moves: Sequence[DiskMove] = ()
+) -> Iterator[Fault]:
     """What a machine of another host may not have: other files than are allowed, and programs.
 
     Blocking: links are followed.
     """
-    for path in dict.fromkeys(texts_of(spec, PATHS)):
+    bases = [move.base[0] for move in moves if move.base is not None]
+    for path in dict.fromkeys([*texts_of(spec, PATHS), *bases]):
         if not _is_in(path, terms.allow):
             yield Fault("", f"{path!r} is in no folder that is allowed here", "receive --allow DIR")
     qemu = spec.qemu

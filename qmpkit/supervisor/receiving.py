@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -20,12 +20,21 @@ import trio
 from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.keep import Home, KeptStart, begun
+from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine
+from qmpkit.operations.block.layers import INODE
 from qmpkit.operations.migration.compatibility import missing_files
 from qmpkit.operations.migration.end import able_of
 from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.incoming import Incoming, start_form
 from qmpkit.operations.migration.local_end import LocalEnd
+from qmpkit.operations.migration.storage_there import (
+    NewImages,
+    new_images,
+    place_faults,
+    room_fault,
+    thread_faults,
+)
 from qmpkit.operations.migration.wire import PROTOCOL, Wire, WireLost, error_of
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.tune.live import take_place
@@ -169,13 +178,10 @@ class Receiving:
             for other in offer.requires
             if other not in self._machines
         ]
-        if terms is not None:
-            faults += await trio.to_thread.run_sync(lambda: [*terms_faults(spec, terms)])
-        faults += await trio.to_thread.run_sync(missing_files, spec)
-        faults += await trio.to_thread.run_sync(lambda: [*file_faults(spec)])
+        faults += await trio.to_thread.run_sync(lambda: [*_file_faults(offer, terms)])
         try:
-            form = start_form(spec, generation=offer.generation)
-            resolution = await resolve(form, check=False)
+            resolution = await _resolved(offer)
+            faults += thread_faults(offer.moves, resolution.capabilities.version)
         except SpecInvalid as invalid:
             raise SpecInvalid([*faults, *invalid.faults]) from invalid
         except HostLacks as lacks:
@@ -193,14 +199,35 @@ class Receiving:
         offer: Offer,
         terms: ReceiveTerms | None,
     ) -> None:
-        async with self._begun(kept, resolution) as (start, machine):
+        async with AsyncExitStack() as stack:
+            images = await stack.enter_async_context(self._new_images(kept, offer, terms))
+            if offer.moves:  # an encrypted one is opened by the secrets of its bases, too
+                resolution = await _resolved(offer)
+                kept.note(facts=resolution.facts)
+            start, machine = await stack.enter_async_context(self._begun(kept, resolution))
             await self._put_on_record(kept, start)
-            end = LocalEnd(Incoming(machine, kept.spec))
+            end = LocalEnd(Incoming(machine, kept.spec, moves=offer.moves, images=images))
             with end.watched():
                 who = await self._arrivals.who()
                 await wire.send({"ok": {**attrs.asdict(await able_of(machine)), "who": who}})
                 coming = Arriving(wire, kept, machine, end, terms, self._means, self._arrivals)
                 await coming.served()
+
+    @asynccontextmanager
+    async def _new_images(
+        self, kept: Kept, offer: Offer, terms: ReceiveTerms | None
+    ) -> AsyncIterator[NewImages]:
+        """Those of the disks that go along, on record before they are made."""
+        files = tuple(move.disk.file for move in offer.moves)
+        change = Change(what="come here", spec=kept.spec, begun=kept.spec, files=files)
+        if files:
+            kept.note(change=change)
+            await self._written(kept)
+        async with new_images(offer.moves, None if terms is None else terms.allow) as images:
+            if files:
+                inodes = tuple(it.stamp[INODE] for it in images.placed)
+                kept.note(change=attrs.evolve(change, inodes=inodes))
+            yield images
 
     @asynccontextmanager
     async def _begun(
@@ -226,11 +253,14 @@ class Receiving:
         """From here on whoever supervises next knows of it, and would end it."""
         kept.note(identity=start.child.identity, argv=start.argv)
         kept.enter("arriving", "another supervisor sends it")
+        await self._written(kept)
+        if not await start.keep():
+            raise MigrationFailed(kept.name, "the destination's QEMU has ended")
+
+    async def _written(self, kept: Kept) -> None:
         if not await kept.write(self._means.journal):
             assert kept.not_durable is not None
             raise kept.not_durable
-        if not await start.keep():
-            raise MigrationFailed(kept.name, "the destination's QEMU has ended")
 
     async def _settled(self, kept: Kept) -> None:
         """What runs here is looked after; of anything else nothing is left."""
@@ -246,6 +276,22 @@ class Receiving:
         await trio.to_thread.run_sync(discard, kept.home.logs)
         if kept.record.identity is not None:
             kept.tell("discarded", "it has not moved here")
+
+
+def _file_faults(offer: Offer, terms: ReceiveTerms | None) -> Iterator[Fault]:
+    """What is wrong with its files, here.  Blocking."""
+    spec, moves = offer.spec, offer.moves
+    if terms is not None:
+        yield from terms_faults(spec, terms, moves)
+    yield from missing_files(spec, {move.id for move in moves})
+    yield from file_faults(spec)
+    yield from place_faults(moves)
+    if (lacks := room_fault(moves)) is not None:
+        yield Fault("disks", lacks.what, lacks.cure)
+
+
+async def _resolved(offer: Offer) -> Resolution:
+    return await resolve(start_form(offer.spec, generation=offer.generation), check=False)
 
 
 def _record(offer: Offer, spec: MachineSpec, home: Home, resolution: Resolution) -> Record:

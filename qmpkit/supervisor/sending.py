@@ -18,11 +18,12 @@ from qmpkit.errors import Fault, MachineGone, SpecInvalid
 from qmpkit.operations.migration.convergence import Policy, policy_of
 from qmpkit.operations.migration.errors import CannotMigrate, MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import generation_of
-from qmpkit.operations.migration.migrate import agreed_on, check_source, migrate
+from qmpkit.operations.migration.migrate import agreed_on, check_source, migrate_held
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.place import MovePlace, connected
 from qmpkit.operations.migration.remote_end import RemoteEnd, greeted
+from qmpkit.operations.migration.storage import DiskPlaces, moves_of
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
 from qmpkit.operations.steps import STEP_GRACE
@@ -30,6 +31,7 @@ from qmpkit.supervisor.calling_off import called_off_by_stop
 from qmpkit.supervisor.departures import Whereabouts, ended, gone_on, left, whereabouts
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.moving_disks import mirrors_on_record
 from qmpkit.supervisor.offer import offer_faults, offer_to_dict
 from qmpkit.supervisor.record import Leaving
 from qmpkit.vm import VM
@@ -46,6 +48,8 @@ async def send(
     policy: str | Policy,
     options: MigrationOptions | None,
     told: Told | None,
+    disks: DiskPlaces,
+    collapse: bool,
 ) -> Migrated:
     """See `Supervisor.migrate`."""
     vm = _up(kept)
@@ -53,11 +57,17 @@ async def send(
     ident = secrets.token_hex(16)
     kept.is_moving, is_there = True, False
     try:
-        async with _offered(kept, vm, place, ident) as end:
+        async with (
+            vm.machine.changing,
+            _offered(kept, vm, place, ident, disks, collapse=collapse) as end,
+            mirrors_on_record(vm.machine, end.moves, place),
+        ):
             try:
                 await _on_record(kept, means, _leaving(ident, place, end.who))
                 with called_off_by_stop(kept, has_arrived=lambda: end.has_arrived):
-                    took = await migrate(vm.machine, end, policy=policy, options=options, told=told)
+                    took = await migrate_held(
+                        vm.machine, end, policy=policy, options=options, told=told
+                    )
             except MigrationUnknown as unknown:
                 await _asked_at_once(kept, means, vm, place, unknown)
                 is_there, took = True, Migrated(0.0, 0.0, 0, 0)
@@ -76,11 +86,14 @@ async def send(
     return took
 
 
-async def check_send(kept: Kept, place: MovePlace) -> tuple[Fault, ...]:
+async def check_send(
+    kept: Kept, place: MovePlace, disks: DiskPlaces, *, collapse: bool
+) -> tuple[Fault, ...]:
     """All that is in the way of its moving there, at both ends: a QEMU waits there for a moment."""
     vm = _up(kept)
     try:
-        async with _offered(kept, vm, place, secrets.token_hex(16)) as end:
+        ident = secrets.token_hex(16)
+        async with _offered(kept, vm, place, ident, disks, collapse=collapse) as end:
             try:
                 options = place.options(MigrationOptions())
                 await agreed_on(vm.machine, end, options, steers=policy_of("live", 0.3, 2.0))
@@ -101,19 +114,22 @@ def _up(kept: Kept) -> VM:
 
 
 @asynccontextmanager
-async def _offered(kept: Kept, vm: VM, place: MovePlace, ident: str) -> AsyncIterator[RemoteEnd]:
+async def _offered(
+    kept: Kept, vm: VM, place: MovePlace, ident: str, disks: DiskPlaces, *, collapse: bool
+) -> AsyncIterator[RemoteEnd]:
     """The block in which the other side waits for the guest; it ends with the conversation.
 
     Raises CannotMigrate with what is in the way, here and there; MigrationFailed.
     """
-    faults = [*await check_source(vm.machine), *offer_faults(kept.record)]
-    offer = offer_to_dict(kept.record, ident, await generation_of(vm.machine))
+    moves, lacking = await moves_of(vm.machine, vm.machine.spec, disks, collapse=collapse)
+    faults = [*await check_source(vm.machine), *offer_faults(kept.record), *lacking]
+    offer = offer_to_dict(kept.record, ident, await generation_of(vm.machine), moves)
     try:
         stream = await connected(place)
     except WireLost as lost:
         raise _either(kept, faults, MigrationFailed(kept.name, f"{place}: {lost}")) from lost
     wire = Wire(stream)
-    end = RemoteEnd(wire, place, kept.name)
+    end = RemoteEnd(wire, place, kept.name, moves, collapse=collapse)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(wire.close)
         try:

@@ -316,14 +316,14 @@ async def test_a_cancelled_start_leaves_nothing_or_a_machine_on_record(bare: Mac
 async def test_an_unwritable_journal_still_lets_us_stop(
     bare: MachineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, text: str | None) -> None:
+    def full(path: Path, entries: object) -> int:
         raise OSError(28, "No space left on device")
 
     async with leaks():
         async with lab() as supervisor:
             kept = await supervisor.ensure(bare)
             with monkeypatch.context() as patch, supervisor.subscribe() as happenings:
-                patch.setattr(journal, "draft", full)
+                patch.setattr(journal, "add", full)
                 with pytest.raises(qmpkit.JournalFailed, match=r"No space left.*Cure: free some"):
                     await supervisor.ensure(attrs.evolve(bare, name="more"))
                 with pytest.raises(qmpkit.JournalFailed):

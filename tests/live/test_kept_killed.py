@@ -29,6 +29,7 @@ pytestmark = [
 # The steady machines are made once and left alone; the others are changed all the time.
 PROGRAM = """
 import contextlib, inspect, os, pkgutil, random, signal, sys, attrs, qmpkit, trio
+from qmpkit.supervisor import journal
 
 qemu, steady, changing, seed, *death = sys.argv[1:]
 steady, changing, dice = int(steady), int(changing), random.Random(seed)
@@ -63,6 +64,7 @@ def die_in(place, name, call):
 
 if death:
     die_in(*death)
+journal.SPARE = 10_000  # it is compacted often
 nice = ["nice", "-n", "19"]  # it counts without pause
 kvm_tiny = attrs.evolve(
     qmpkit.load_profile("kvm-tiny"), qemu=qemu, accel="tcg", launcher=nice
@@ -101,9 +103,10 @@ trio.run(main)
 
 # Where it dies by itself: the write of state, the start and the stop of a machine.
 STEPS = (
-    ("qmpkit.supervisor.journal", "draft"),
-    ("qmpkit.supervisor.journal", "publish"),
-    ("qmpkit.supervisor.journal", "sync"),
+    ("qmpkit.supervisor.journal", "add"),
+    ("qmpkit.supervisor.journal", "compact"),
+    ("qmpkit.process.entries", "write_all"),
+    ("qmpkit.process.entries", "write_durably"),
     ("qmpkit.machine.keep", "fresh"),
     ("qmpkit.process.spawner:Spawner", "spawn"),
     ("qmpkit.process.kept:KeptChild", "keep"),

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 import qmpkit
-from qmpkit import VM, MachineDied, MigrationFailed, MigrationUnknown, Round, State, Step
+from qmpkit import VM, MachineDied, MigrationFailed, MigrationUnknown, Round, State
 from qmpkit.operations.migration.storage import DiskPlaces
 from qmpkit.qmp.session import Direction
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
@@ -21,13 +21,13 @@ from tests.live.blocks import holds, nothing_left, write
 from tests.live.migrating import At, counted, counting, lives_on
 from tests.live.small_disk import small_disk
 from tests.live.test_migration_disks import NEVER, folder, names_in
-from tests.sizes import DISK_MOVES, LONG, MOVE_CANCELS, NEWEST
+from tests.sizes import DISK_CANCELS, DISK_MOVES, LONG, NEWEST
 
 pytestmark = pytest.mark.live
 
 # At which messages the destination is killed, by whose monitor they pass; CI has some.
-_MORE = ("blockdev-add", "query-jobs", "blockdev-del", "migrate")
-AT_SOURCE = ("blockdev-mirror", "block-job-cancel", *(_MORE if LONG else ()))
+_MORE = ("blockdev-add", "blockdev-mirror", "query-jobs", "blockdev-del", "migrate")
+AT_SOURCE = ("block-job-cancel", *(_MORE if LONG else ()))
 _THERE: tuple[tuple[str, Direction], ...] = (
     ("nbd-server-stop", "sent"),
     ("completed", "received"),
@@ -115,7 +115,7 @@ async def test_the_destination_hangs(qemu: str, late: bool, tmp_path: Path) -> N
                 if bool(now.number) is late:
                     os.kill(pid, signal.SIGSTOP)
 
-            with trio.move_on_after(1.5) as scope:
+            with trio.move_on_after(1.5 if late else 0.5) as scope:
                 await vm.migrate(destination, progress=hang, options=NEVER)
             assert scope.cancelled_caught
         await still_here(vm, await counted(vm), new)
@@ -160,20 +160,6 @@ async def test_nobody_knows_whether_it_wrote(qemu: str, tmp_path: Path) -> None:
     await holds(str(new / "qcow2.img"), "qcow2", {0: 5})
 
 
-@pytest.mark.qemus(*NEWEST)
-async def test_it_is_given_up_with_its_disks_alike(qemu: str, tmp_path: Path) -> None:
-    new = folder(tmp_path / "new")
-    async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
-        await vm.console.expect(".")
-        had = await counted(vm)
-        async with qmpkit.receiving(vm, disks=new) as destination:
-            with pytest.raises(MigrationFailed, match="enough"):
-                await vm.migrate(
-                    destination, policy=lambda _: Step(give_up="enough"), options=NEVER
-                )
-        await still_here(vm, had, new)
-
-
 @pytest.mark.bound(1200 if LONG else 120)
 @pytest.mark.qemus(*DISK_MOVES)
 async def test_cancelled_anywhere_it_has_one_set_of_disks(qemu: str, tmp_path: Path) -> None:
@@ -205,5 +191,5 @@ async def test_cancelled_anywhere_it_has_one_set_of_disks(qemu: str, tmp_path: P
                 await begin()
 
         await begin()
-        cancelled = await cancel_at_every_checkpoint(move, every=MOVE_CANCELS, after=after)
+        cancelled = await cancel_at_every_checkpoint(move, every=DISK_CANCELS, after=after)
     assert cancelled > 1

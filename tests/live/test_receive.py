@@ -84,3 +84,20 @@ async def test_what_does_not_move_stays(qemu: str, places: Places, tmp_path: Pat
             await runs_on(kept, had)
             assert (kept.pid, kept.record.leaving) == (pid, None) and len(places.qemus()) == 2
         await end_both()
+
+
+async def test_a_guest_that_stands_still_does_so_there(
+    qemu: str, places: Places, tmp_path: Path
+) -> None:
+    async with leaks():
+        async with lab() as here, other() as there, door(tmp_path / "d", there.receive) as to:
+            kept = await here.ensure(counting(qemu, tmp_path))
+            had = await runs_on(kept, 0)
+            await here.declare("mover", "paused")
+            took = await here.migrate("mover", to=to)
+            moved = there.kept["mover"]
+            await moved.until(lambda: moved.state == "paused")
+            assert took.downtime == 0 and moved.declared == "paused"
+            await there.declare("mover", "running")
+            await runs_on(moved, had)
+        await end_both()

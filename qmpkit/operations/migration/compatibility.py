@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,13 @@ def _register(word: Mapping[str, Any]) -> str:
     return f"{leaf}].{word['cpuid-register']}"
 
 
-def missing_files(spec: MachineSpec) -> tuple[Fault, ...]:
-    """The disks' images that are not there.  Blocking."""
+def missing_files(spec: MachineSpec, new: Collection[str] = ()) -> tuple[Fault, ...]:
+    """The disks' images that are not there; those of *new* are to be made.  Blocking."""
     return tuple(
         Fault(f"disks[{number}].file", f"{disk.file!r} does not exist")
         for number, disk in enumerate(spec.disks)
-        if not disk.is_empty and disk.driver == "file" and not Path(disk.file).exists()
+        if disk.id not in new
+        and not disk.is_empty
+        and disk.driver == "file"
+        and not Path(disk.file).exists()
     )

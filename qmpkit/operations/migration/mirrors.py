@@ -16,7 +16,7 @@ import trio
 from qmpkit.operations._protocols import Monitor
 from qmpkit.operations.block.layers import remove_nodes
 from qmpkit.operations.job_groups import JobGroup, job_group
-from qmpkit.operations.jobs import JobState, discard_job
+from qmpkit.operations.jobs import JobState
 from qmpkit.operations.migration.convergence import Copying
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.storage_there import Door
@@ -58,14 +58,13 @@ class Mirrors:
 
         JobFailed when one has failed since: then its image there is of no use.
         """
-        await self._jobs.reached("ready", lambda _: None)
         for move in self._moves:
             words = {"device": move.job, "force": False}
-            await self._source.execute("block-job-cancel", words)
+            with suppress(CommandRefused):  # it has ended: of what, is told next
+                await self._source.execute("block-job-cancel", words)
         await self._jobs.reached("concluded", lambda _: None)
         for move in self._moves:
-            await discard_job(self._source, move.job)
-        for move in self._moves:
+            await self._source.execute("job-dismiss", {"id": move.job})
             await self._source.execute("blockdev-del", {"node-name": move.target})
 
     async def cut(self) -> None:

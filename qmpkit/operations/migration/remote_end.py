@@ -25,6 +25,7 @@ from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.place import MovePlace
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.storage_there import Door
+from qmpkit.operations.migration.tls import DISKS_TLS_ID, identified
 from qmpkit.operations.migration.ways import Route, dialled
 from qmpkit.operations.migration.wire import ANSWER, PROTOCOL, NotAsked, Refused, Wire, WireLost
 from qmpkit.operations.steps import STEP_GRACE
@@ -66,9 +67,17 @@ class RemoteEnd:
     `has_arrived`: its guest is there.  `who`: the mark of the supervisor that it was offered to.
     """
 
-    def __init__(self, wire: Wire, place: MovePlace, name: str) -> None:
-        self.moves: tuple[DiskMove, ...] = ()
-        self.collapse = False
+    def __init__(
+        self,
+        wire: Wire,
+        place: MovePlace,
+        name: str,
+        moves: tuple[DiskMove, ...] = (),
+        *,
+        collapse: bool = False,
+    ) -> None:
+        self.moves = moves
+        self.collapse = collapse
         self.has_arrived = False
         self.who = ""
         self._wire = wire
@@ -76,6 +85,7 @@ class RemoteEnd:
         self._name = name
         self._able = Able((), ())
         self._lost = ""
+        self._patience = 2 * ANSWER
         self._spent = False
         self._is_deciding = False
 
@@ -142,17 +152,26 @@ class RemoteEnd:
         self, setting: Setting, options: MigrationOptions, moves: Sequence[DiskMove]
     ) -> None:
         """See `End`."""
+        self._patience = options.max_downtime + 2 * ANSWER
         plain: dict[str, Any] = {"channels": options.channels, "compression": options.compression}
-        await self._ask("set_up", capabilities=setting, options=plain)
+        bitmaps = {move.id: list(move.bitmaps) for move in moves}
+        await self._ask("set_up", capabilities=setting, options=plain, bitmaps=bitmaps)
 
     @asynccontextmanager
     async def served(self, source: Machine) -> AsyncIterator[Door]:
-        """See `End`: its disks are where they are here."""
-        raise MigrationFailed(source.name, f"its disks cannot go along to {self._place}")
-        yield
+        """See `End`."""
+        if not self._place.host:
+            yield Door(server={"type": "unix", "path": self._path(await self._ask("disks"))})
+            return
+        assert self._place.tls is not None, "which `move_place` has made sure"
+        async with identified(source, self._place.tls, "client", id=DISKS_TLS_ID):
+            port = self._port(await self._ask("disks"))
+            server = {"type": "inet", "host": self._place.host, "port": str(port)}
+            yield Door(server=server, tls=DISKS_TLS_ID)
 
     async def alike(self) -> None:
         """See `End`."""
+        await self._ask("alike")
 
     @asynccontextmanager
     async def laid(
@@ -160,16 +179,22 @@ class RemoteEnd:
     ) -> AsyncIterator[Route]:
         """See `End`."""
         if not self._place.host:
-            path = (await self._ask("listen")).get("path")
-            if not isinstance(path, str) or not path.startswith("/"):
-                raise MigrationFailed(self._name, f"{self._place}: it listens nowhere")
-            yield Route(f"unix:{path}")
+            yield Route(f"unix:{self._path(await self._ask('listen'))}")
             return
         async with dialled(options, source):
-            port = (await self._ask("listen")).get("port")
-            if type(port) is not int:
-                raise MigrationFailed(self._name, f"{self._place}: it listens nowhere")
-            yield Route(f"tcp:{self._place.inet}:{port}")
+            yield Route(f"tcp:{self._place.inet}:{self._port(await self._ask('listen'))}")
+
+    def _path(self, answer: Mapping[str, Any]) -> str:
+        path = answer.get("path")
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise MigrationFailed(self._name, f"{self._place}: it listens nowhere")
+        return path
+
+    def _port(self, answer: Mapping[str, Any]) -> int:
+        port = answer.get("port")
+        if type(port) is not int:
+            raise MigrationFailed(self._name, f"{self._place}: it listens nowhere")
+        return port
 
     async def load(self, uri: str) -> None:
         """See `End`: nobody sends by a file to another supervisor."""
@@ -177,8 +202,11 @@ class RemoteEnd:
 
     async def loaded(self) -> None:
         """See `End`."""
+        until = trio.current_time() + self._patience
         while not (await self._ask("loaded")).get("loaded"):
-            await trio.lowlevel.checkpoint()
+            if trio.current_time() > until:
+                why = f"{self._place}: it has not loaded all in {self._patience:g} s"
+                raise MigrationFailed(self._name, why)
 
     async def open_ports(self, ports: Ports) -> None:
         """See `End`."""

@@ -18,6 +18,7 @@ import trio
 from qmpkit.errors import Fault, HostLacks
 from qmpkit.images.drafts import Placed
 from qmpkit.images.encrypting import encrypting
+from qmpkit.images.in_use import Allowed
 from qmpkit.images.new import place_empty, place_overlay
 from qmpkit.operations._protocols import Monitor
 from qmpkit.operations.block.layers import unmake
@@ -99,15 +100,19 @@ class NewImages:
         with trio.move_on_after(STEP_GRACE, shield=True):
             await trio.to_thread.run_sync(self._unmake, abandon_on_cancel=True)
 
-    async def make(self, move: DiskMove) -> None:
-        """An empty image, or an overlay of what is there; encrypted if the disk is."""
+    async def make(self, move: DiskMove, allowed: Allowed = None) -> None:
+        """An empty image, or an overlay of what is there; encrypted if the disk is.
+
+        *allowed*: the folders in which its bases may be.
+        """
         how = await encrypting(move.disk.luks)
         disk = move.disk
         # No checkpoint between the image's appearance and its entry in the list.
         if move.base is None:
             placed = await place_empty(disk.file, move.size, disk.format, **how)
         else:
-            placed = await place_overlay(disk.file, *move.base, disk.format, size=move.size, **how)
+            words = (disk.file, *move.base, disk.format)
+            placed = await place_overlay(*words, size=move.size, allowed=allowed, **how)
         self._made.append(placed)
 
     def _unmake(self) -> None:
@@ -116,7 +121,9 @@ class NewImages:
 
 
 @asynccontextmanager
-async def new_images(moves: Iterable[DiskMove]) -> AsyncIterator[NewImages]:
+async def new_images(
+    moves: Iterable[DiskMove], allowed: Allowed = None
+) -> AsyncIterator[NewImages]:
     """Make an image for each disk that goes along, never over a file that is there.
 
     The block's end removes them, unless they are kept by then.
@@ -125,7 +132,7 @@ async def new_images(moves: Iterable[DiskMove]) -> AsyncIterator[NewImages]:
     images = NewImages()
     try:
         for move in moves:
-            await images.make(move)
+            await images.make(move, allowed)
         yield images
     finally:
         await images.discard()

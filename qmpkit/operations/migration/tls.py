@@ -16,7 +16,10 @@ from qmpkit.operations.migration.parameters import TLS_ID
 from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.qmp.errors import CommandRefused
 
-__all__ = ["control_faults", "identified", "tls_context", "tls_faults"]
+__all__ = ["DISKS_TLS_ID", "control_faults", "identified", "tls_context", "tls_faults"]
+
+DISKS_TLS_ID = "qk-migrate-tls"
+"""The same for disks that go along, which do so before the memory."""
 
 _SECRET = "keys.psk"
 _SIDES = ("server", "client")
@@ -65,15 +68,15 @@ def tls_context(folder: Path, endpoint: Literal["client", "server"]) -> ssl.SSLC
 
 @asynccontextmanager
 async def identified(
-    machine: Machine, folder: Path, endpoint: Literal["client", "server"]
+    machine: Machine, folder: Path, endpoint: Literal["client", "server"], *, id: str = TLS_ID
 ) -> AsyncIterator[None]:
-    """The object `TLS_ID` of one end, by which it shows who it is, and checks the other."""
+    """The object *id* of one end, by which it shows who it is, and checks the other."""
     secret = await trio.to_thread.run_sync((folder / _SECRET).is_file)
     kind = {"qom-type": "tls-creds-psk"} if secret else {"qom-type": "tls-creds-x509"}
-    about = {**kind, "id": TLS_ID, "dir": str(folder), "endpoint": endpoint, "verify-peer": True}
+    about = {**kind, "id": id, "dir": str(folder), "endpoint": endpoint, "verify-peer": True}
     try:
         await machine.execute("object-add", about)
         yield
     finally:
         with trio.move_on_after(STEP_GRACE, shield=True), suppress(CommandRefused, *LOST):
-            await machine.execute("object-del", {"id": TLS_ID})
+            await machine.execute("object-del", {"id": id})

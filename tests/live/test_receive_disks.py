@@ -1,0 +1,108 @@
+"""Machines that move to another supervisor, or another host, with their disks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+
+from qmpkit import CannotMigrate, MigrationFailed, Step, move_place
+from qmpkit.testing import guests
+from qmpkit.testing.leaks import leaks
+from tests.live.blocks import holds, nothing_left, write
+from tests.live.kept import Places, lab
+from tests.live.migrating import counting
+from tests.live.other_host import certificates, other_host, receiver
+from tests.live.receiving import Cut, door, end_both, one_left, other, runs_on
+from tests.live.test_migration_disks import NEVER, folder, names_in
+from tests.sizes import DISK_CUTS, LONG, NEWEST, OLDEST
+
+pytestmark = pytest.mark.live
+
+
+@pytest.mark.qemus(*OLDEST)
+async def test_to_another_supervisor(qemu: str, places: Places, tmp_path: Path) -> None:
+    new, backup = folder(tmp_path / "new"), tmp_path / "backup"
+    async with leaks():
+        async with lab() as here, other() as there, door(tmp_path / "d", there.receive) as to:
+            kept = await here.ensure(counting(qemu, tmp_path))
+            had = await runs_on(kept, 0)
+            assert kept.vm is not None
+            await kept.vm.snapshots.take("one")
+            await kept.vm.backups.run(backup)
+            await write(kept.vm, "disk0", 5, 9)
+            with pytest.raises(MigrationFailed, match="enough"):
+                await here.migrate(
+                    "mover",
+                    to=to,
+                    disks=new,
+                    policy=lambda _: Step(give_up="enough"),
+                    options=NEVER,
+                )
+            assert await one_left(places, here, there) is here and names_in(new) == []
+            had = await runs_on(kept, had)
+            await nothing_left(kept.vm)
+            await here.migrate("mover", to=to, disks=new)
+            moved = there.kept["mover"]
+            await runs_on(moved, had)
+            assert moved.vm is not None and moved.record.change is None
+            assert {Path(disk.file).parent for disk in moved.spec.disks} == {new}
+            layers = [Path(it.file) for it in await moved.vm.disks.chain("disk0")]
+            assert layers[1:] == [tmp_path / "qcow2.img"]
+            await moved.vm.backups.run(backup, mode="incremental", compare=True)
+            await nothing_left(moved.vm)
+            with pytest.raises(CannotMigrate, match="exists already"):
+                await there.migrate("mover", to=to, disks=new)
+        await end_both()
+    await holds(str(layers[0]), "qcow2", {1: 6, 5: 9})
+
+
+@pytest.mark.qemus(*NEWEST)
+@pytest.mark.parametrize(("word", "passes"), DISK_CUTS)
+async def test_cut_with_its_disks_on_their_way(
+    qemu: str, places: Places, tmp_path: Path, word: str, passes: bool
+) -> None:
+    new = folder(tmp_path / "new")
+    async with leaks():
+        async with lab() as here, other() as there:
+            kept = await here.ensure(counting(qemu, tmp_path), restart="never")
+            had = await runs_on(kept, 0)
+            cut = Cut(there.receive, word, passes=passes)
+            async with door(tmp_path / "d", cut) as to:
+                with pytest.raises(MigrationFailed):
+                    await here.migrate("mover", to=to, disks=new)
+            assert cut.has_cut
+            await runs_on(kept, had)
+            assert await one_left(places, here, there) is here
+            assert kept.record.change is None and kept.vm is not None
+            with trio.fail_after(10):
+                while names_in(new):  # noqa: ASYNC110  # it may hear of it a moment later
+                    await trio.sleep(0.02)
+            await nothing_left(kept.vm)
+        await end_both()
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_to_another_host(qemu: str, places: Places, tmp_path: Path) -> None:
+    """By TLS, and into folders alone that are allowed there."""
+    new, ca = folder(tmp_path / "new"), trustme.CA()
+    elsewhere = folder(tmp_path / "elsewhere")
+    with other_host() as host:
+        theirs = certificates(tmp_path / "theirs", ca, host.address)
+        ours = certificates(tmp_path / "ours", ca, "here.example")
+        allowed = [new, Path(qemu).parent.parent, guests.build_kvm_tiny().parent]
+        async with lab() as here:
+            kept = await here.ensure(counting(qemu, tmp_path))
+            await runs_on(kept, 0)
+            async with receiver(host, theirs, *allowed) as url:
+                place = move_place(url, ours)
+                faults = await here.migration_faults("mover", place, disks=elsewhere)
+                assert len(faults) == 2 and all("allowed" in it.message for it in faults)
+                took = await here.migrate("mover", to=place, disks=new)
+                assert 0 < took.downtime < took.seconds and not here.kept
+                assert len(places.qemus()) == 1
+                assert names_in(new) == ["qcow2.img", "raw.img"] and names_in(elsewhere) == []
+    if LONG:
+        await holds(str(new / "qcow2.img"), "qcow2", {1: 6})
