@@ -24,7 +24,7 @@ from tests.sizes import MOVE_KILLS, NEWEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
 
-_FIRST, _EVERY = (1, 1) if MOVE_KILLS > 50 else (20, 45)
+_EVERY = 1 if MOVE_KILLS > 50 else 30
 
 # What a move asks of its QEMU, its entries in the journal, its words to the other side.
 SOURCE = (
@@ -73,7 +73,7 @@ async def test_the_source_dies_between_any_two_steps(
     async with leaks():
         async with lab() as here:
             had = await runs_on(await here.ensure(counting(qemu, tmp_path), restart="never"), 0)
-        last, is_there, deaths = _FIRST, False, 0
+        last, is_there, deaths = 1, False, 0
         while not is_there:
             async with other() as there, door(tmp_path / "door", there.receive) as to:
                 command = [sys.executable, "-c", SOURCE, to, str(last), "supervisor"]
@@ -115,7 +115,7 @@ async def test_the_destination_dies_between_any_two_steps(
     async with leaks():
         async with lab() as here:
             kept = await here.ensure(counting(qemu, tmp_path), restart="never")
-            had, last, is_there, unknown = await runs_on(kept, 0), _FIRST, False, 0
+            had, last, is_there, unknown = await runs_on(kept, 0), 1, False, 0
             while not is_there:
                 async with _another_program(path, last):
                     try:
