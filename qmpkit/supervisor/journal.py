@@ -142,6 +142,8 @@ class Journal:
                 await self._wake.wait()
             self._wake, self._due = trio.Event(), math.inf
             batch = dict(islice(self._pending.items(), TOGETHER))
+            if not batch:  # it was woken because the end has come
+                continue
             for name in batch:
                 del self._pending[name]
             if self._pending:

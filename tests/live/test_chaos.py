@@ -313,6 +313,12 @@ async def _count(sockets: Path) -> int:
     return int(str(reply).split(":")[1], 16)
 
 
+def _fill_the_block(path: Path) -> None:
+    """A file that ends with a block cannot grow on a full disk."""
+    missing = -path.stat().st_size % 4096
+    add(path, {"x" * (missing - 2 if missing > 2 else missing + 4094): None})
+
+
 async def test_on_a_full_disk_a_stop_is_done_and_told_not_to_be_durable(
     qemu: str, places: Places
 ) -> None:
@@ -321,6 +327,9 @@ async def test_on_a_full_disk_a_stop_is_done_and_told_not_to_be_durable(
         async with leaks():
             async with lab() as supervisor:
                 kept = await supervisor.ensure(bare)
+                while json.loads(places.records()["bare"])["phase"] != "up":  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                _fill_the_block(places.journal)
                 disk.fill()
                 with supervisor.subscribe() as happenings:
                     with pytest.raises(qmpkit.JournalFailed, match="No space left"):

@@ -326,6 +326,14 @@ async def test_what_is_queued_at_the_end_is_written(tmp_path: Path) -> None:
     assert len(read_records(tmp_path / "journal")[0]) == 1
 
 
+async def test_one_that_nothing_comes_into_makes_no_file(tmp_path: Path) -> None:
+    for _ in range(20):  # in which order its tasks see the end is left to chance
+        async with service_nursery() as services:
+            services.start_soon(Journal(tmp_path / "journal").run)
+            await trio.testing.wait_all_tasks_blocked()
+    assert not [*tmp_path.iterdir()]  # noqa: ASYNC240
+
+
 async def test_a_failure_is_told_to_whom_it_concerns(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     async with service_nursery() as services:
