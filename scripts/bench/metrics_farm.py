@@ -30,6 +30,8 @@ ASKED = 8  # machines of the other metrics
 FIGURES = {"start": "s", "list": "s", "stats": "s", "stop": "s", "daemon_rss": "B"}
 GOALS = {"farm.start": 5, "farm.stop": 10}  # times faster than libvirt
 
+_TMPFS = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112
+
 SYSTEM_PYTHON = "/usr/bin/python3"  # for which Debian has libvirt's binding
 PACKAGES = "libvirt-daemon libvirt-daemon-driver-qemu python3-libvirt"
 
@@ -93,9 +95,12 @@ def _against_bare(runs: int, load: dict[str, Any]) -> Iterator[Result]:
 def _places() -> Iterator[Path]:
     """A directory of our own for both sides; what a failed run leaves in it is ended."""
     # Short, as the paths of sockets are to be.
-    with tempfile.TemporaryDirectory(prefix="qb-", ignore_cleanup_errors=True) as name:
+    with (
+        tempfile.TemporaryDirectory(prefix="qb-", ignore_cleanup_errors=True) as name,
+        # Sockets are in a tmpfs, as under /run of a host.
+        tempfile.TemporaryDirectory(prefix="qb-", dir=_TMPFS, ignore_cleanup_errors=True) as mark,
+    ):
         root = Path(name)
-        mark = f"{root}/run"
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # by way of finally
         os.environ |= {"QMPKIT_STATE_DIR": f"{root}/state", "QMPKIT_RUNTIME_DIR": mark}
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 
-def start(load: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
+def start(load: dict[str, Any], folder: Path, log_file: Path) -> subprocess.Popen[bytes]:
     """Start one; its monitor has greeted when this returns."""
     folder.mkdir()
     listeners = []
@@ -24,7 +25,7 @@ def start(load: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
         listeners.append(listener)
     fds = [listener.fileno() for listener in listeners]
     argv = [word.format(*fds) if word.startswith("socket,") else word for word in load["argv"]]
-    with (folder / "stderr").open("wb") as log:
+    with log_file.open("wb") as log:
         qemu = subprocess.Popen(argv, pass_fds=fds, stdout=log, stderr=log, start_new_session=True)
     for listener in listeners:
         listener.close()
@@ -38,12 +39,17 @@ def start(load: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
 def main() -> None:
     load = json.loads(sys.argv[1])
     qemus: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="qb-") as root:
+    runtime = os.environ["QMPKIT_RUNTIME_DIR"]  # where the other side has its sockets too
+    with (
+        tempfile.TemporaryDirectory(prefix="b-", dir=runtime) as root,
+        tempfile.TemporaryDirectory(prefix="qb-") as logs,
+    ):
         try:
             begun = time.perf_counter()
             with ThreadPoolExecutor(load["at_once"]) as pool:
-                folders = (Path(root) / str(number) for number in range(load["machines"]))
-                qemus += pool.map(lambda folder: start(load, folder), folders)
+                names = map(str, range(load["machines"]))
+                places = ((Path(root) / name, Path(logs) / name) for name in names)
+                qemus += pool.map(lambda place: start(load, *place), places)
             took = time.perf_counter() - begun
         finally:
             for qemu in qemus:
