@@ -42,6 +42,7 @@ from qmpkit.process.places import discard
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.arrivals import Arrivals, Outcome
 from qmpkit.supervisor.arriving import Arriving
+from qmpkit.supervisor.errors import StartBlocked
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.offer import Offer, ReceiveTerms, file_faults, offer_from_dict, terms_faults
@@ -57,6 +58,7 @@ HELLO = 10.0
 
 _SETTLED = 60.0
 _MOMENTS = 5.0
+_ROOM = 20.0  # seconds; its source has more patience
 
 
 @attrs.frozen(eq=False)
@@ -256,8 +258,10 @@ class Receiving:
             starting = means.ground.start(
                 resolution, home, {}, trio.lowlevel.checkpoint, incoming=True
             )
-            start = await stack.enter_async_context(starting)
-            machine = await stack.enter_async_context(begun(resolution, start, home, options))
+            async with AsyncExitStack() as turn:
+                await self._admitted(kept, turn)
+                start = await stack.enter_async_context(starting)
+                machine = await stack.enter_async_context(begun(resolution, start, home, options))
             try:
                 await take_place(machine)
                 yield start, machine
@@ -265,6 +269,17 @@ class Receiving:
                 if not kept.record.arrived:  # it has come to nothing
                     with trio.move_on_after(STEP_GRACE, shield=True):
                         await machine.kill()
+
+    async def _admitted(self, kept: Kept, turn: AsyncExitStack) -> None:
+        """It starts when its turn has come, as others do; SpecInvalid when there is no room."""
+        with trio.move_on_after(_ROOM):
+            try:
+                await turn.enter_async_context(self._means.gate.turn(kept, patient=False))
+            except (HostLacks, StartBlocked) as lacks:
+                raise SpecInvalid([Fault("", str(lacks))]) from lacks
+            return
+        message = f"it waits for more than {_ROOM:g} s: {kept.cause}"
+        raise SpecInvalid([Fault("", message, "stop others there, or give it less")])
 
     async def _put_on_record(self, kept: Kept, start: KeptStart) -> None:
         """From here on whoever supervises next knows of it, and would end it."""

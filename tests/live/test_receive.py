@@ -8,10 +8,12 @@ import pytest
 import trio
 
 from qmpkit import CannotMigrate, MigrationFailed, MigrationOptions, Step, UserNic
+from qmpkit.supervisor import gate
+from qmpkit.supervisor.admission import Demand
 from qmpkit.testing.leaks import leaks
 from tests.live.kept import Places, lab
 from tests.live.migrating import SLOW, counting
-from tests.live.receiving import door, end_both, other, runs_on, told
+from tests.live.receiving import door, end_both, one_left, other, runs_on, told
 from tests.sizes import LONG, OLDEST
 
 pytestmark = [pytest.mark.live, *([] if LONG else [pytest.mark.qemus(*OLDEST)])]
@@ -99,4 +101,20 @@ async def test_a_guest_that_stands_still_does_so_there(
             assert took.downtime == 0 and moved.declared == "paused"
             await there.declare("mover", "running")
             await runs_on(moved, had)
+        await end_both()
+
+
+async def test_where_there_is_no_room_it_does_not_go(
+    qemu: str, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with leaks():
+        async with lab() as here, other() as there, door(tmp_path / "d", there.receive) as to:
+            kept = await here.ensure(counting(qemu, tmp_path))
+            had = await runs_on(kept, 0)
+            with monkeypatch.context() as patched:
+                patched.setattr(gate, "demand_of", lambda _: Demand(memory=1 << 60))
+                with pytest.raises(CannotMigrate, match=r"at unix:.*does not fit on this host"):
+                    await here.migrate("mover", to=to)
+            assert await one_left(places, here, there) is here
+            await runs_on(kept, had)
         await end_both()

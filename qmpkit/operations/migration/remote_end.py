@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from qmpkit._trio import raise_collapsed
-from qmpkit.errors import SpecInvalid
+from qmpkit.errors import HostLacks, SpecInvalid
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.capabilities import Setting
 from qmpkit.operations.migration.end import Able, Ports
@@ -122,9 +122,12 @@ class RemoteEnd:
             self._lost = lost.why
             raise MigrationFailed(self._name, f"{self._place}: {lost.why}") from lost
         except SpecInvalid as invalid:
-            raise CannotMigrate(self._name, invalid.faults) from invalid
-        except Refused as refused:
-            raise MigrationFailed(self._name, f"{self._place}: {refused.why}") from refused
+            where = [
+                attrs.evolve(it, message=f"at {self._place}: {it.message}") for it in invalid.faults
+            ]
+            raise CannotMigrate(self._name, where) from invalid
+        except (Refused, HostLacks) as refused:
+            raise MigrationFailed(self._name, f"{self._place}: {refused}") from refused
 
     def must_wait(self) -> None:
         """See `End`."""
