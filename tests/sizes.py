@@ -131,8 +131,9 @@ DISK_CUTS = DISK_CUTS if LONG else DISK_CUTS[:1]
 KVM_MIGRATIONS = size(ci=3, long=50)  # of one under KVM
 MIGRATION_KILLS = size(ci=4, long=100)  # SIGKILLs of a supervisor between two steps of one
 MIGRATIONS_KILLED = ("live", "postcopy") if LONG else ("live",)  # … by each of these policies
-POSTCOPY_ROUNDS = size(ci=1, long=50)  # of a guest that keeps a ledger, and writes too fast
+POSTCOPY_ROUNDS = size(ci=0, long=50)  # of a guest that keeps a ledger, and writes too fast
 POSTCOPY_DEATHS = ("kill", "cut") if LONG else ("kill",)  # of a supervisor, and the connection too
+POSTCOPY_STOPS = ("before", "after") if LONG else ("after",)  # of a kept machine that moves
 KEPT_MIGRATION_CANCELS = size(ci=60, long=1)  # checkpoints of one of a kept machine
 MOVE_CANCELS = size(ci=90, long=3)  # checkpoints of one to another supervisor
 _ASKS = ("offer", "set_up", "listen", "loaded")  # of its conversation, cut before and after

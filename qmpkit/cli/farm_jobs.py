@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from qmpkit.cli.daemon import Daemon, DaemonAbsent
@@ -27,6 +28,8 @@ _WORDS = {
     "blocked": "is BLOCKED",
 }
 
+_PHASES: Mapping[object, str] = {"postcopy": "it runs there, ", "cut": "its connection is cut, "}
+
 
 def followed(daemon: Daemon, job: str, what: str, *, quiet: bool = False) -> dict[str, Any]:
     """The result of a job, its steps told as they come, and *what* is waited for meanwhile.
@@ -40,7 +43,9 @@ def followed(daemon: Daemon, job: str, what: str, *, quiet: bool = False) -> dic
                 if name == "end":
                     return result_of(data)
                 if name == "progress" and "bytes" in data:
-                    part = "its disks, " if data.get("disks") else ""
+                    part = (
+                        "its disks, " if data.get("disks") else _PHASES.get(data.get("phase"), "")
+                    )
                     waiting.what = f"{what}, {part}{_way(data)}"
                 elif name == "progress":
                     waiting.what = f"{what}, {data['done']} of {data['total']} machines done"
@@ -53,6 +58,11 @@ def followed(daemon: Daemon, job: str, what: str, *, quiet: bool = False) -> dic
         talk.warn("given up; what was declared until now stays so")
         raise
     raise DaemonAbsent(f"the daemon of farm {daemon.farm!r} has ended before the job")
+
+
+def _part(step: dict[str, Any]) -> str:
+    """What of a machine moves, or has moved: "its disks, "."""
+    return "its disks, " if step.get("disks") else _PHASES.get(step.get("phase"), "")
 
 
 def _way(step: dict[str, Any]) -> str:

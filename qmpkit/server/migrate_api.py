@@ -143,6 +143,7 @@ def _telling(step: Step) -> Callable[[Round], None]:
         rate = now.bandwidth or None
         left = 0.0 if now.left is None else now.left
         told = {"bytes": done, "of": now.total, "rate": rate, "left": left, "pass": now.number}
-        step({**told, "disks": {it.disk: [it.done, it.total] for it in now.disks}})
+        disks = {it.disk: [it.done, it.total] for it in now.disks}
+        step({**told, "phase": now.phase, "disks": disks})
 
     return told

@@ -112,8 +112,8 @@ async def test_the_source_is_killed(qemu: str, command: str, tmp_path: Path) -> 
 
 
 async def test_a_source_that_dies_once_all_is_there_is_no_loss(qemu: str, tmp_path: Path) -> None:
-    """The guest lives on: what the source still had was of the past."""
-    at = At("completed", "received")
+    """The guest lives on, and so does the block: what the source still had was of the past."""
+    at, has_lived_on = At("completed", "received"), False
     async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
         await vm.console.expect(".")
         had = await counted(vm)
@@ -122,6 +122,8 @@ async def test_a_source_that_dies_once_all_is_there_is_no_loss(qemu: str, tmp_pa
             await vm.migrate(destination)
             assert at.has_killed and vm.report is not None and vm.report.expected
             await lives_on(destination.vm, had)
+            has_lived_on = True
+    assert has_lived_on
 
 
 @pytest.mark.parametrize("way", CUT_WAYS)

@@ -23,10 +23,10 @@ from tests.sizes import KVM_MIGRATIONS, MIGRATION_ROUNDS, QEMU_VERSIONS, WAYS
 
 pytestmark = pytest.mark.live
 
-# Six in all in CI: each way but one, on both QEMUs, and from one to the other and back.
+# Eight in all in CI: each way but one, on both QEMUs, and from one to the other and back.
 CI_ROUTES = [
-    (["10.0", "10.0", "10.0"], ["fd", "file"]),
-    (["7.2", "7.2", "7.2"], ["multifd", "tcp"]),
+    (["10.0", "10.0", "10.0", "10.0"], ["fd", "file", "postcopy"]),
+    (["7.2", "7.2", "7.2", "7.2"], ["multifd", "tcp", "postcopy"]),
     (["7.2", "10.0", "7.2"], ["unix", "fd"]),
 ]
 
@@ -43,11 +43,12 @@ async def test_there_and_back(versions: Sequence[str], ways: Sequence[str], tmp_
     async with leaks(), AsyncExitStack() as stack:
         vm: VM = await stack.enter_async_context(keeping_a_ledger(qemus[0], disk))
         had = 0
-        places: tuple[DiskPlaces, ...] = ("shared", new)
-        for qemu, way, disks in zip(qemus[1:], ways, places, strict=True):
+        places: tuple[DiskPlaces, ...] = ("shared", new, "shared")
+        for qemu, way, disks in zip(qemus[1:], ways, places[: len(ways)], strict=True):
             receiving = qmpkit.receiving(vm, qemu=qemu, disks=disks)
             destination = await stack.enter_async_context(receiving)
-            await vm.migrate(destination, options=options_for(way, tmp_path))
+            policy = "postcopy" if way == "postcopy" else "live"
+            await vm.migrate(destination, policy=policy, options=options_for(way, tmp_path))
             assert vm.report is not None and vm.report.expected
             vm = destination.vm
             had = await whole(vm, had)

@@ -16,7 +16,7 @@ from tests.live.kept import Places, end_all, kill, lab
 from tests.live.migrating import SLOW, counting
 from tests.live.relay import BY_RELAY, LARGE, Relay
 from tests.live.test_migration_kept import names_in, runs_on
-from tests.sizes import LONG, NEWEST, OLDEST, POSTCOPY_DEATHS
+from tests.sizes import LONG, NEWEST, OLDEST, POSTCOPY_DEATHS, POSTCOPY_STOPS
 
 pytestmark = pytest.mark.live
 
@@ -121,7 +121,7 @@ async def test_a_guest_that_is_lost_is_started_again(
 
 
 @pytest.mark.qemus(*NEWEST)
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", POSTCOPY_STOPS)
 async def test_a_machine_that_moves_can_be_stopped_at_once(
     qemu: str, when: str, places: Places, tmp_path: Path, relay: Relay
 ) -> None:

@@ -37,6 +37,7 @@ AGAIN: dict[Policy, set[Cause]] = {
         M.START_FAILED,
         M.WATCHDOG,
         M.INTERNAL_ERROR,
+        M.LOST,
         M.UNHEALTHY,
         M.HOST_REBOOT,
         M.INTERRUPTED,
