@@ -135,6 +135,7 @@ class LocalEnd:
 
     def arrived(self) -> None:
         """See `End`."""
+        self._incoming.keep_images()
         self._machine.spec = self._incoming.spec
         self._incoming.arrived.set()
 

@@ -97,6 +97,8 @@ class NewImages:
 
     async def discard(self) -> None:
         """Remove them, once nobody has them open; another file in the place of one stays."""
+        if not self._made:
+            return
         with trio.move_on_after(STEP_GRACE, shield=True):
             await trio.to_thread.run_sync(self._unmake, abandon_on_cancel=True)
 

@@ -160,6 +160,7 @@ def test_what_was_not_sure_is_undone_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_file_that_we_have_not_made_stays(tmp_path: Path) -> None:
     change = _change(tmp_path, sure=False)
+    (tmp_path / "new.raw").write_bytes(b"x" * 512)
     assert settled(change) == change.begun
     (tmp_path / "new.raw").unlink()
     (tmp_path / "other.raw").write_bytes(b"mine")
