@@ -51,7 +51,7 @@ def ledger_spec(qemu: str) -> MachineSpec:
         qemu=qemu,
         accel="tcg",
         machine="pc-q35-7.2",
-        memory="262400KiB",
+        memory="262416KiB",
         cpu=Cpu(model="Nehalem"),
     )
 
