@@ -56,6 +56,16 @@ HELLO = 10.0
 """Seconds that a peer has to say who it is."""
 
 _SETTLED = 60.0
+_MOMENTS = 5.0
+
+
+@attrs.frozen(eq=False)
+class _Coming:
+    """One move to us that is under way, and `over` once nothing of it is, or it runs here."""
+
+    name: str
+    scope: trio.CancelScope
+    over: trio.Event = attrs.field(factory=trio.Event)
 
 
 class Receiving:
@@ -80,7 +90,7 @@ class Receiving:
         self._tasks = tasks
         self._nursery = nursery
         self._arrivals = arrivals
-        self._coming: dict[str, tuple[trio.CancelScope, trio.Event]] = {}
+        self._coming: dict[str, _Coming] = {}
 
     async def receive(self, stream: trio.abc.Stream, terms: ReceiveTerms | None) -> str | None:
         """See `Supervisor.receive`."""
@@ -104,13 +114,13 @@ class Receiving:
             raise WireLost(f"it does not speak conversation {PROTOCOL}")
         await wire.send({"ok": {"protocol": PROTOCOL}})
         asked = await _next(wire, HELLO)
-        if asked.get("ask") == "settle":
-            outcome = await self.outcome(str(asked.get("id")))
-            await wire.send({"ok": {"outcome": outcome, "who": await self._arrivals.who()}})
-            return None
-        if asked.get("ask") != "offer":
+        if asked.get("ask") not in ("offer", "settle"):
             raise WireLost(f"it offers nothing, but asks {asked.get('ask')!r:.50}")
         try:
+            if asked.get("ask") == "settle":
+                outcome = await self.outcome(str(asked.get("id")))
+                await wire.send({"ok": {"outcome": outcome, "who": await self._arrivals.who()}})
+                return None
             return await self._take_in(wire, asked.get("offer"), terms)
         except WireLost:
             raise
@@ -126,10 +136,11 @@ class Receiving:
         After "discarded" it is never run here.
         """
         if (coming := self._coming.get(ident)) is not None:
-            scope, over = coming
-            scope.cancel()
-            with trio.fail_after(_SETTLED):
-                await over.wait()
+            coming.scope.cancel()
+            with trio.move_on_after(_SETTLED) as waiting:
+                await coming.over.wait()
+            if waiting.cancelled_caught:
+                raise WireLost("a move that it asks about comes to no end")
         if any(kept.record.arrived == ident for kept in self._machines.values()):
             return "runs"
         match self._arrivals.get(ident):
@@ -142,17 +153,17 @@ class Receiving:
     async def _take_in(self, wire: Wire, plain: object, terms: ReceiveTerms | None) -> str | None:
         offer = offer_from_dict(plain)
         name = offer.spec.name
+        await self._one_before(name)
         resolution, spec = await self._form(offer, terms)
         if name in self._machines or offer.id in self._coming:  # meanwhile
             raise SpecInvalid([_taken(name)])
         home = self._means.home(name)
         kept = self._kept(_record(offer, spec, home, resolution), home)
-        over = trio.Event()
         with trio.CancelScope() as scope:
-            self._coming[offer.id] = scope, over
+            self._coming[offer.id] = coming = _Coming(name, scope)
             try:
+                self._machines[name] = kept  # the name is taken from here on
                 async with kept.turn:
-                    self._machines[name] = kept  # the name is taken from here on
                     await self._until_it_runs(wire, kept, resolution, offer, terms)
             finally:
                 try:
@@ -160,12 +171,18 @@ class Receiving:
                         await self._settled(kept)
                 finally:
                     del self._coming[offer.id]
-                    over.set()
+                    coming.over.set()
         if kept.record.arrived:
             return name
         if scope.cancelled_caught:
             raise MigrationFailed(name, "its source has asked anew what came of it")
         return None
+
+    async def _one_before(self, name: str) -> None:
+        """Let another that comes by this name come to its end, should it be about to."""
+        for coming in [it for it in self._coming.values() if it.name == name]:
+            with trio.move_on_after(_MOMENTS):
+                await coming.over.wait()
 
     async def _form(
         self, offer: Offer, terms: ReceiveTerms | None
@@ -267,13 +284,15 @@ class Receiving:
         if kept.record.arrived:
             await self._nursery.start(self._tasks.tend, kept, self._tasks.resumed(kept))
             return
-        if self._machines.get(kept.name) is kept:
-            del self._machines[kept.name]
-        kept.notify()
-        with suppress(QmpkitError):
-            await self._means.journal.remove(kept.name)
-        await trio.to_thread.run_sync(discard, kept.home.sockets)
-        await trio.to_thread.run_sync(discard, kept.home.logs)
+        try:
+            for folder in (kept.home.sockets, kept.home.logs):
+                await trio.to_thread.run_sync(discard, folder)
+            with suppress(QmpkitError):
+                await self._means.journal.remove(kept.name)
+        finally:  # the next one of its name has the same places
+            if self._machines.get(kept.name) is kept:
+                del self._machines[kept.name]
+            kept.notify()
         if kept.record.identity is not None:
             kept.tell("discarded", "it has not moved here")
 

@@ -7,8 +7,9 @@ it goes on from there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import attrs
@@ -114,20 +115,35 @@ async def _gone_back(keeper: Keeper, ways: list[_Way], point: Checkpoint, save: 
 
     await each((kept for kept in machines if kept.vm is not None), saved)
     await each(machines, reverted)
-    await each(machines, standing)
+    for ready in _in_order(machines):
+        await each(ready, standing)
     with trio.move_on_after(BACK_GRACE, shield=True):  # not to be cut off between two of them
         await each(machines, running)
 
 
 async def _as_before(keeper: Keeper, ways: list[_Way]) -> None:
-    # First all, for one that requires another which is declared stopped does not start.
     async with trio.open_nursery() as nursery:
         for way in ways:
             nursery.start_soon(_undone, keeper, way)
-    async with trio.open_nursery() as nursery:
-        for way in ways:
-            if way.kept.declared != way.declared:
-                nursery.start_soon(_alone, way.kept, keeper.declare, way.kept.name, way.declared)
+    declared = {way.kept.name: way.declared for way in ways}
+    for ready in _in_order([way.kept for way in ways]):
+        async with trio.open_nursery() as nursery:
+            for kept in ready:
+                if kept.declared != (state := declared[kept.name]):
+                    nursery.start_soon(_alone, kept, keeper.declare, kept.name, state)
+
+
+def _in_order(machines: Iterable[Kept]) -> Iterator[list[Kept]]:
+    """Round by round: one does not start while another that it requires is declared stopped."""
+    by_name = {kept.name: kept for kept in machines}
+    rounds = TopologicalSorter(
+        {name: by_name.keys() & kept.record.requires for name, kept in by_name.items()}
+    )
+    rounds.prepare()
+    while rounds.is_active():
+        names = rounds.get_ready()
+        yield [by_name[name] for name in names]
+        rounds.done(*names)
 
 
 async def _undone(keeper: Keeper, way: _Way) -> None:

@@ -32,7 +32,6 @@ async def test_there_and_back(qemu: str, places: Places, tmp_path: Path) -> None
             assert kept.vm is not None
             ports = await kept.vm.forwards()
             assert await here.migration_faults("mover", to) == ()
-            assert list(there.kept) == []
             took = await here.migrate("mover", to=to)
             assert 0 < took.downtime < took.seconds
             assert list(here.kept) == [] and not kept.tended

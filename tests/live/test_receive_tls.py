@@ -64,7 +64,9 @@ async def test_to_another_host(qemu: str, places: Places, tmp_path: Path) -> Non
                 took = await here.migrate("mover", to=place)
                 assert 0 < took.downtime < took.seconds and not here.kept
                 assert len(places.qemus()) == 1
-                assert await _there() == ["mover running"]
+                with trio.fail_after(20):
+                    while await _there() != ["mover running"]:  # noqa: ASYNC110
+                        await trio.sleep(0.1)
 
 
 @pytest.mark.bound(240)

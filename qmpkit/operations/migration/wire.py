@@ -75,9 +75,12 @@ class Wire:
         return ok
 
     async def send(self, message: Mapping[str, Any]) -> None:
-        """Send one message whole."""
+        """Send one message whole; WireLost too when nobody reads it within `ANSWER` seconds."""
         try:
-            await self._stream.send_all(json.dumps(message).encode() + b"\n")
+            with trio.fail_after(ANSWER):
+                await self._stream.send_all(json.dumps(message).encode() + b"\n")
+        except trio.TooSlowError:
+            raise WireLost(f"the other side has read nothing for {ANSWER:g} s") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise WireLost(f"the connection is gone: {_reason(error)}") from error
 

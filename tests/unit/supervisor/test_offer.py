@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from qmpkit import Disk, MachineSpec, QmpkitError, SpecInvalid, Supervisor, UserNic
+from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.wire import PROTOCOL, Wire, WireLost
 from qmpkit.spec.health import FunctionCheck, to_health
 from qmpkit.spec.restart import Restart
@@ -27,6 +28,7 @@ from qmpkit.supervisor.offer import (
     setting_from,
     terms_faults,
 )
+from qmpkit.supervisor.offer_disks import disks_from, disks_to, with_bitmaps
 from qmpkit.supervisor.record import Leaving, Record
 
 UUID = "2b0e3b1c-6a0e-4a44-9d57-6b4c0a2f1111"
@@ -220,6 +222,63 @@ async def _says(stream: trio.abc.Stream, line: bytes) -> None:
             await stream.aclose()
     except trio.BrokenResourceError:
         return
+
+
+MOVE = DiskMove(
+    disk=Disk("/new/d", format="qcow2", id="disk0"),
+    source="top",
+    file="/old/d",
+    size=1 << 20,
+    bytes=5,
+    number=0,
+    base=("/base", "qcow2"),
+    bitmaps=("a",),
+)
+
+
+def test_disks_that_go_along_are_read_as_they_were_meant() -> None:
+    spec = attrs.evolve(SPEC, disks=[Disk("/old/d", format="qcow2", id="disk0", make="1MiB")])
+    record = attrs.evolve(RECORD, spec=spec)
+    plain = json.loads(json.dumps(offer_to_dict(record, ID, None, [MOVE])))
+    offer = offer_from_dict(plain)
+    assert offer.spec.disks == (MOVE.disk,)
+    (move,) = offer.moves
+    assert move == attrs.evolve(MOVE, source="", file="", bitmaps=())
+    assert with_bitmaps([move], {"disk0": ["a"]})[0].bitmaps == ("a",)
+    assert with_bitmaps([move], None) == (move,)
+    for senseless in ({"disk0": "a"}, {"disk0": [1]}, {"disk0": [""]}):
+        with pytest.raises(SpecInvalid, match="makes no sense"):
+            with_bitmaps([move], senseless)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"id": "disk1"}, "none that could be written to"),
+        ({"id": ["disk0"]}, "none that could be written to"),
+        ({"size": 0}, "disks.size"),
+        ({"size": 1 << 64}, "disks.size"),
+        ({"size": True}, "disks.size"),
+        ({"bytes": -1}, "disks.bytes"),
+        ({"base": ["base", "qcow2"]}, "disks.base"),
+        ({"base": ["/base", "nbd"]}, "disks.base"),
+        ({"base": "/base"}, "disks.base"),
+        ({"base": ["/base"]}, "disks.base"),
+        ({"more": 1}, "is none"),
+    ],
+)
+def test_disks_that_make_no_sense(changes: dict[str, Any], why: str) -> None:
+    spec = attrs.evolve(
+        SPEC, disks=[MOVE.disk, Disk("/s", format="raw", id="disk2", readonly=True)]
+    )
+    (plain,) = json.loads(json.dumps(disks_to([MOVE])))
+    for it in ([{**plain, **changes}], [plain, {**plain, **changes}]):
+        with pytest.raises(SpecInvalid, match=why):
+            disks_from(it, spec)
+    for other in (None, [], "here", [plain, plain], [{**plain, "id": "disk2"}], [7]):
+        with pytest.raises(SpecInvalid):
+            disks_from(other, spec)
+    assert disks_from("shared", spec) == ()
 
 
 async def test_all_that_is_in_the_way_is_told_at_once(state: Path) -> None:
