@@ -13,12 +13,12 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit.errors import HostLacks
+from qmpkit.errors import HostLacks, QmpkitError
 from qmpkit.machine.keep import Home, attached
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving
 from qmpkit.operations.migration.convergence import is_switched
-from qmpkit.operations.migration.errors import MigrationLost
+from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.local_rest import LocalRest
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.postcopy import Outlook, Postcopy, outlook
@@ -123,19 +123,20 @@ async def _united(kept: Kept, ours: Machine, theirs: Machine, *, run: bool) -> O
     again = partial(rest.laid_again, options, None, ours)
     kept.enter("migrating", "its supervisor died, and the rest of its memory is to come yet")
     let_go = _nothing if run and kept.declared == "running" else None
+    owner = Owner.HEIR
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_give_up_when_stopped, kept, theirs)
             within = options.recover_within
             await Postcopy(ours, rest, again, recover_within=within).bring(let_go)
             nursery.cancel_scope.cancel()
-    except* MigrationLost as lost:
-        why = str(lost.exceptions[0])
+    except* MigrationFailed:  # the source had not let go of the images
+        owner = Owner.SOURCE
+    except* QmpkitError as errors:
+        why = str(errors.exceptions[0])
         kept.tell("lost", why)
         kept.note(phase="ending", end=End(Mishap.LOST, why, 0.0, time.time(), boot_id()))
         owner = Owner.NOBODY
-    else:
-        owner = Owner.HEIR
     return owner
 
 

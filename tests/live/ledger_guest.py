@@ -30,7 +30,7 @@ while [ ! -e stop ]; do
   echo "$n $(echo $n | md5sum | cut -c1-32)" > record
   dd if=record of=/dev/vda bs=512 seek=$n count=1 conv=notrunc,sync,fsync 2>/dev/null || exit
   cat record >> ledger
-  echo $n > acked
+  echo $n > acked.new; mv acked.new acked
 done
 touch done
 """
@@ -51,7 +51,7 @@ def ledger_spec(qemu: str) -> MachineSpec:
         qemu=qemu,
         accel="tcg",
         machine="pc-q35-7.2",
-        memory="262400KiB",
+        memory="262416KiB",
         cpu=Cpu(model="Nehalem"),
     )
 

@@ -26,7 +26,7 @@ from qmpkit.operations.migration.options import Way
 from qmpkit.testing.leaks import leaks
 from tests.live.migrating import SLOW, counted, counting, lives_on, options_for, still_here
 from tests.live.relay import BY_RELAY, Relay, ahead, phases
-from tests.sizes import LONG, NEWEST
+from tests.sizes import LONG, NEWEST, QEMU_VERSIONS
 
 pytestmark = pytest.mark.live
 
@@ -159,6 +159,23 @@ async def test_what_cannot_be_is_told_before(qemu: str, tmp_path: Path) -> None:
             with pytest.raises(MigrationFailed, match=r"`qmpkit\.postcopy`"):
                 await vm.migrate(destination, policy=lambda _: Step(postcopy=True), options=SLOW)
         await still_here(vm, had)
+
+
+@pytest.mark.qemus(*QEMU_VERSIONS[:1])  # 10.0 has it of root by /dev/userfaultfd
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has what can be taken from it")
+async def test_a_host_that_does_not_let_it_is_told_of_before(qemu: str, tmp_path: Path) -> None:
+    allowed = Path("/proc/sys/vm/unprivileged_userfaultfd")
+    if allowed.read_text().strip() != "0":  # noqa: ASYNC240
+        pytest.skip("this host lets everybody have userfaultfd")
+    launcher = ("setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace")
+    async with leaks(), qmpkit.running(counting(qemu, tmp_path, launcher=launcher)) as vm:
+        await vm.console.expect(".")
+        had = await counted(vm)
+        async with qmpkit.receiving(vm) as destination:
+            with pytest.raises(CannotMigrate, match="unprivileged_userfaultfd") as told:
+                await vm.migrate(destination, policy="postcopy")
+            assert [fault.path for fault in told.value.faults] == ["policy"]
+        await lives_on(vm, had)
 
 
 @pytest.mark.usefixtures("relay")

@@ -80,6 +80,7 @@ class Life:
         except BaseExceptionGroup as group:
             raise_collapsed(group)
         self.moves += 1
+        print(f"{self.moves} of this life, {phases(seen)}", flush=True)
         self.cuts += "cut" in phases(seen)
 
     async def _befall(self, luck: float, vm: VM, destination: Destination) -> None:

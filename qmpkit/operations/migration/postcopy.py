@@ -186,6 +186,7 @@ class Postcopy:
         when it cannot be there any more; what else is raised, also by a cancellation, leaves
         the destination to be ended.
         """
+        self._is_let_go = let_go is None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(listened, self._machine, partial(self._heard, self._source))

@@ -297,6 +297,18 @@ async def test_before_it_is_let_go_of_it_is_the_sources(
     assert "run" not in ends.told
 
 
+async def test_what_was_let_go_of_before_is_lost_with_the_source(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A guest that was found so runs there already, or stands still there by its owner's word."""
+    ends = Ends()
+    ends.status = "failed"
+    way = Postcopy(ends, ends, ends.again, recover_within=1.0)  # type: ignore[arg-type]
+    with pytest.raises(MigrationLost, match="says 'failed'"):
+        await way.bring()
+    assert ends.told == []
+
+
 async def test_whoever_looks_on_may_fail() -> None:
     def look() -> None:
         raise RuntimeError("no more paper")
