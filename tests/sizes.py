@@ -124,7 +124,7 @@ MIGRATION_ROUNDS = size(ci=0, long=50)  # by each way, of a guest that keeps a l
 DISK_MOVES = QEMU_VERSIONS if LONG else NEWEST  # disks that go along, of each odd kind
 DISK_CANCELS = size(ci=90, long=1)  # each so-and-so-many-th checkpoint of one with its disks
 KEPT_DISK_CANCELS = size(ci=150, long=1)  # … of a kept machine
-DISK_KILLS = size(ci=2, long=200)  # SIGKILLs of a supervisor between two steps of one
+MOVED_DISK_KILLS = size(ci=2, long=200)  # SIGKILLs of a supervisor between two steps of one
 # At which words the conversation breaks off, before or after the answer.
 DISK_CUTS = [("alike", True), ("disks", True), ("alike", False), ("disks", False)]
 DISK_CUTS = DISK_CUTS if LONG else DISK_CUTS[:1]

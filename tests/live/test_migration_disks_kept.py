@@ -18,7 +18,7 @@ from tests.live.kept import Places, end_all, kill, lab
 from tests.live.migrating import counting
 from tests.live.test_migration_disks import NEVER, folder, names_in
 from tests.live.test_migration_kept import runs_on
-from tests.sizes import DISK_KILLS, KEPT_DISK_CANCELS, LONG, NEWEST, OLDEST
+from tests.sizes import KEPT_DISK_CANCELS, LONG, MOVED_DISK_KILLS, NEWEST, OLDEST
 
 pytestmark = pytest.mark.live
 
@@ -162,13 +162,13 @@ async def _dies(last: int, victims: str, place: Path) -> bool:
     return done.returncode != 0
 
 
-@pytest.mark.bound(120 + 60 * DISK_KILLS)
+@pytest.mark.bound(120 + 60 * MOVED_DISK_KILLS)
 @pytest.mark.qemus(*NEWEST)
 async def test_killed_between_any_two_steps(qemu: str, places: Places, tmp_path: Path) -> None:
     """One machine is left, with one set of disks, and no file that nobody needs."""
     two = [folder(tmp_path / "one"), folder(tmp_path / "two")]
     spec, now = counting(qemu, tmp_path), tmp_path
-    every, last = (1, 3) if DISK_KILLS > 50 else (100, 45)
+    every, last = (1, 3) if MOVED_DISK_KILLS > 50 else (100, 45)
     async with leaks():
         async with lab() as supervisor:
             had = await runs_on(await supervisor.ensure(spec, restart="never"), 0)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import attrs
 import pytest
 
 import qmpkit
@@ -130,8 +131,6 @@ class Life:
 @pytest.mark.usefixtures("kvm_here")
 async def test_under_kvm(qemu: str) -> None:
     guests.build_kvm_tiny()
-    import attrs
-
     spec = attrs.evolve(qmpkit.load_profile("kvm-tiny"), qemu=qemu, accel="kvm")
     async with leaks(), AsyncExitStack() as stack:
         vm: VM = await stack.enter_async_context(qmpkit.running(spec))
