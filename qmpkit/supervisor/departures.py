@@ -19,13 +19,13 @@ from qmpkit.errors import HostLacks, JournalFailed, QmpkitError
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving, finalized
-from qmpkit.operations.block.memory import go_on
 from qmpkit.operations.block.recovery import own_files
 from qmpkit.operations.migration.place import MovePlace, connected, move_place
 from qmpkit.operations.migration.remote_end import asked_what_came
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
 from qmpkit.operations.ports import change_forwards
 from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.operations.stillness import go_on
 from qmpkit.process.errors import ProcessVanished
 from qmpkit.process.places import discard
 from qmpkit.spec.network import UserNic

@@ -15,8 +15,8 @@ import trio
 
 import qmpkit
 from qmpkit import JobFailed, SpecInvalid
-from qmpkit.operations.block.memory import write_memory
 from qmpkit.operations.saved import saving
+from qmpkit.operations.stillness import write_memory
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, nothing_left, write

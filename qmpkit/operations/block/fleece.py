@@ -24,12 +24,12 @@ from qmpkit.images.new import place_empty
 from qmpkit.images.tool import Asked
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.layers import remove_nodes
-from qmpkit.operations.block.memory import runs
 from qmpkit.operations.block.pull_relay import relayed
 from qmpkit.operations.block.pull_tls import TLS_ID, Tcp
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.job_groups import JobGroup
 from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.operations.stillness import runs
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.block import threads_of

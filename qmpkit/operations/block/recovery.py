@@ -27,9 +27,9 @@ from qmpkit.operations.block.graph import graph_of
 from qmpkit.operations.block.inner_snapshots import remove_tag
 from qmpkit.operations.block.layers import remove_files, remove_nodes
 from qmpkit.operations.block.media import settle_drive
-from qmpkit.operations.block.memory import go_on
 from qmpkit.operations.block.pull_tls import TLS_ID
 from qmpkit.operations.jobs import JobState, discard_job, jobs_of
+from qmpkit.operations.stillness import go_on
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.machine import MachineSpec
 

@@ -26,11 +26,12 @@ from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.graph import Graph, Layer, graph_of, node_above
 from qmpkit.operations.block.inner_snapshots import delete_inner
 from qmpkit.operations.block.layers import Made, layer_blockdevs, making, with_disks
-from qmpkit.operations.block.memory import place_file, runs, standing_still
+from qmpkit.operations.block.memory import place_file, standing_still
 from qmpkit.operations.block.merge import delete_point, without_point
 from qmpkit.operations.block.variables import variables_copy
 from qmpkit.operations.jobs import Progress
 from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.operations.stillness import runs
 from qmpkit.operations.undertaking import Undertaking, undertaking
 from qmpkit.qmp.errors import CommandRefused, MonitorSilent
 from qmpkit.spec.block import Disk

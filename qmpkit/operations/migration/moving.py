@@ -44,7 +44,6 @@ from qmpkit.errors import HostLacks, MachineDied, MachineGone
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving, finalized, forget_migrations
 from qmpkit.machine.state import State
-from qmpkit.operations.block.memory import go_on
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.forwards import forwarded_ports
 from qmpkit.operations.migration.along import Along, taken_along
@@ -62,6 +61,7 @@ from qmpkit.operations.migration.ways import Route
 from qmpkit.operations.ports import change_forwards
 from qmpkit.operations.power import resume
 from qmpkit.operations.steps import LOST, STEP_GRACE
+from qmpkit.operations.stillness import go_on
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.network import Forward, UserNic

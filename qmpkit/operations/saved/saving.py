@@ -22,11 +22,12 @@ from qmpkit.images.tool import Asked
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.state_forms import Form
-from qmpkit.operations.block.memory import go_on, place_file, runs, write_memory
+from qmpkit.operations.block.memory import place_file
 from qmpkit.operations.block.variables import copy_variables, store_of
 from qmpkit.operations.jobs import JobState, Progress, progress_of
 from qmpkit.operations.saved.folder import FolderDraft, drafted_folder
 from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.operations.stillness import go_on, runs, write_memory
 from qmpkit.operations.undertaking import Undertaking, undertaking
 from qmpkit.spec.block import Disk
 from qmpkit.spec.firmware import Uefi
