@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 
 import qmpkit
 from qmpkit import VM, Cpu, Disk, LaunchOptions, MachineSpec, MigrationOptions, State
+from qmpkit.machine.machine import Machine
+from qmpkit.operations import power
+from qmpkit.operations.migration import local_end
 from qmpkit.qmp.session import Direction
 from qmpkit.spec.block import DiskFormat
 from qmpkit.testing import guests
 from tests.live.blocks import nothing_left, write
 
-__all__ = ["SLOW", "At", "counted", "counting", "lives_on", "options_for", "still_here"]
-__all__ += ["went_on"]
+__all__ = ["SLOW", "At", "counted", "counting", "dies_of_running", "lives_on", "options_for"]
+__all__ += ["still_here", "went_on"]
 
 SLOW = MigrationOptions(max_bandwidth="1KiB", downtime=0.001)
 ODD = "16400KiB"  # RAM of any multiple of 256 KiB is not safe from 7.2 under TCG
@@ -88,6 +92,19 @@ async def still_here(vm: VM, had: int) -> None:
     async with qmpkit.receiving(vm) as again:
         await vm.migrate(again)
         await lives_on(again.vm, had)
+
+
+def dies_of_running(patch: pytest.MonkeyPatch) -> None:
+    """Have a destination die when it is told to run: nobody knows what it has done by then.
+
+    It is killed before it hears of it, for on a busy host it would answer first at times.
+    """
+
+    async def resume(machine: Machine) -> None:
+        os.kill(machine.child.pid, signal.SIGKILL)
+        await power.resume(machine)
+
+    patch.setattr(local_end, "resume", resume)
 
 
 class At:

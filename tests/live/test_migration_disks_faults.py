@@ -18,7 +18,7 @@ from qmpkit.qmp.session import Direction
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, nothing_left, write
-from tests.live.migrating import At, counted, counting, lives_on
+from tests.live.migrating import At, counted, counting, dies_of_running, lives_on
 from tests.live.small_disk import small_disk
 from tests.live.test_migration_disks import NEVER, folder, names_in
 from tests.sizes import DISK_CANCELS, DISK_MOVES, LONG, NEWEST
@@ -141,18 +141,19 @@ async def test_a_full_disk(qemu: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.qemus(*DISK_MOVES)
-async def test_nobody_knows_whether_it_wrote(qemu: str, tmp_path: Path) -> None:
+async def test_nobody_knows_whether_it_wrote(
+    qemu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Then the new images, which have all that the old ones have, are there to go on with."""
-    at, new = At("cont"), folder(tmp_path / "new")
+    new = folder(tmp_path / "new")
+    dies_of_running(monkeypatch)
     async with leaks():
         async with qmpkit.running(counting(qemu, tmp_path)) as vm:
             await vm.console.expect(".")
             await write(vm, "disk0", 0, 5)
-            async with qmpkit.receiving(vm, disks=new, options=at.options) as destination:
-                at.victim = destination.machine.child.pid
+            async with qmpkit.receiving(vm, disks=new) as destination:
                 with pytest.raises(MigrationUnknown):
                     await vm.migrate(destination)
-                assert at.has_killed
             assert vm.state is State.PAUSED and names_in(new) == ["qcow2.img", "raw.img"]
             await nothing_left(vm)
         again = attrs.evolve(destination.spec, name="again")

@@ -25,7 +25,16 @@ from qmpkit.qmp.session import Direction
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, write
-from tests.live.migrating import SLOW, At, counted, counting, lives_on, options_for, still_here
+from tests.live.migrating import (
+    SLOW,
+    At,
+    counted,
+    counting,
+    dies_of_running,
+    lives_on,
+    options_for,
+    still_here,
+)
 from tests.live.small_disk import small_disk
 from tests.sizes import LONG, MIGRATION_CANCELS, NEWEST
 
@@ -77,17 +86,18 @@ async def test_the_destination_dies_of_what_it_is_told(
         await still_here(vm, had)
 
 
-async def test_nobody_guesses_whether_it_ran(qemu: str, tmp_path: Path) -> None:
+async def test_nobody_guesses_whether_it_ran(
+    qemu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The destination dies of being told to run: the source stands still, and nobody writes."""
-    at = At("cont")
+    dies_of_running(monkeypatch)
     async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
         await vm.console.expect(".")
         had = await counted(vm)
-        async with qmpkit.receiving(vm, options=at.options) as destination:
-            at.victim = destination.machine.child.pid
+        async with qmpkit.receiving(vm) as destination:
             with pytest.raises(MigrationUnknown, match="as after a power cut"):
                 await vm.migrate(destination)
-            assert at.has_killed and destination.machine.state is State.GONE
+            assert destination.machine.state is State.GONE
         assert vm.state is State.PAUSED and vm.report is None
         await vm.resume()  # its owner's word
         await lives_on(vm, had)

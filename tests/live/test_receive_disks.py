@@ -107,6 +107,15 @@ async def test_to_another_host(qemu: str, places: Places, tmp_path: Path) -> Non
                 assert 0 < took.downtime < took.seconds and not here.kept
                 assert len(places.qemus()) == 1
                 assert names_in(new) == ["qcow2.img", "raw.img"] and names_in(elsewhere) == []
+                for name, format in (("qcow2.img", "qcow2"), ("raw.img", "raw")):
+                    await alike(tmp_path / name, new / name, format)
+
+
+async def alike(old: Path, new: Path, format: str) -> None:
+    """A machine that writes nothing has the new image open."""
+    words = ["qemu-img", "compare", "-U", "-f", format, "-F", format, str(old), str(new)]
+    done = await trio.run_process(words, capture_stdout=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.skipif(not LONG, reason="minutes of deaths: with --long")
