@@ -31,10 +31,15 @@ _WORDS = {
 _PHASES: Mapping[object, str] = {"postcopy": "it runs there, ", "cut": "its connection is cut, "}
 
 
-def followed(daemon: Daemon, job: str, what: str, *, quiet: bool = False) -> dict[str, Any]:
+_DECLARED = "what was declared until now stays so"
+
+
+def followed(
+    daemon: Daemon, job: str, what: str, *, quiet: bool = False, given_up: str = _DECLARED
+) -> dict[str, Any]:
     """The result of a job, its steps told as they come, and *what* is waited for meanwhile.
 
-    Ctrl-C gives it up: what was declared until then stays declared.
+    Ctrl-C gives it up; *given_up* says what comes of that.
     Raises DaemonSaid with what it failed of.
     """
     try:
@@ -43,10 +48,7 @@ def followed(daemon: Daemon, job: str, what: str, *, quiet: bool = False) -> dic
                 if name == "end":
                     return result_of(data)
                 if name == "progress" and "bytes" in data:
-                    part = (
-                        "its disks, " if data.get("disks") else _PHASES.get(data.get("phase"), "")
-                    )
-                    waiting.what = f"{what}, {part}{_way(data)}"
+                    waiting.what = f"{what}, {_part(data)}{_way(data)}"
                 elif name == "progress":
                     waiting.what = f"{what}, {data['done']} of {data['total']} machines done"
                 if name == "progress" and not quiet and "machine" in data:
@@ -55,7 +57,7 @@ def followed(daemon: Daemon, job: str, what: str, *, quiet: bool = False) -> dic
                 waiting.tick()
     except KeyboardInterrupt:
         daemon.delete("jobs", job)
-        talk.warn("given up; what was declared until now stays so")
+        talk.warn(f"given up; {given_up}")
         raise
     raise DaemonAbsent(f"the daemon of farm {daemon.farm!r} has ended before the job")
 

@@ -13,12 +13,14 @@ from qmpkit.errors import Fault
 
 __all__ = ["check_migration", "migrate_machine", "settle_migration"]
 
+_GIVEN_UP = "it stays where it is, if it does not run in its new place already: see `qmpkit ps`"
+
 
 def migrate_machine(name: str, body: Mapping[str, Any], farm: str | None, *, as_json: bool) -> int:
     """`migrate`."""
     daemon, machine = machine_of(name, farm)
     job = daemon.post("machines", machine, "migrate", body=dict(body))["job"]
-    took = followed(daemon, job, f"migrating {machine}", quiet=True)
+    took = followed(daemon, job, f"migrating {machine}", quiet=True, given_up=_GIVEN_UP)
     if as_json:
         print_json(took)
     else:

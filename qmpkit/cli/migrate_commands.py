@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
+from qmpkit.cli.exits import Refusal
 from qmpkit.cli.farm_words import Farm, Json, Name, farm_names
 
 __all__ = ["ALL"]
@@ -31,7 +32,7 @@ def migrate(
         str | None, Parameter(help="Another QEMU: its path, or a name on PATH. Default: its own.")
     ] = None,
     disks: Annotated[
-        Path | None,
+        str | None,
         Parameter(help="A directory for new images that its disks move into. Default: they stay."),
     ] = None,
     collapse: Annotated[
@@ -101,6 +102,12 @@ def migrate(
     """
     from qmpkit.cli.migrate_actions import check_migration, migrate_machine, settle_migration
 
+    if here and not settle:
+        raise Refusal("--here is your word for --settle, and moves nothing. Cure: give both")
+    if collapse and disks is None:
+        raise Refusal("--collapse is of disks that move too. Cure: --disks DIRECTORY")
+    if disks == "":  # of a variable that is not set: it would be the directory one stands in
+        raise Refusal("--disks is empty. Cure: a directory")
     if qemu is not None and os.sep in qemu:
         qemu = str(Path(qemu).absolute())
     there = {"to": to, "tls": None if tls is None else str(tls.absolute())}
@@ -109,7 +116,7 @@ def migrate(
         return settle_migration(name, _given(asked), farm, as_json=json)
     where: dict[str, Any] = {
         "qemu": qemu,
-        "disks": None if disks is None else str(disks.absolute()),
+        "disks": None if disks is None else str(Path(disks).absolute()),
         "collapse": collapse or None,
     }
     if check:

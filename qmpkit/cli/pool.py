@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -15,6 +15,7 @@ from qmpkit.cli.interrupt import interruptible
 from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.template_names import known_template
 from qmpkit.operations.completed import Completed
+from qmpkit.operations.errors import AgentRefused
 from qmpkit.templates.opening import open_template
 from qmpkit.templates.pool import Pool
 
@@ -62,25 +63,44 @@ def _runs(work: Work) -> list[tuple[str, ...]]:
 
 
 async def _all_of(pool: Pool, runs: list[tuple[str, ...]], work: Work) -> int:
-    ended: list[Completed] = []
+    failed = 0
     queue = iter(enumerate(runs, 1))
 
     async def worker() -> None:
+        nonlocal failed
         for number, argv in _rest(queue):
             begun = time.monotonic()
             async with pool.take() as vm:
-                done = await vm.agent.run(argv)
-                ended.append(done)
-                _show(number, vm.name, done, time.monotonic() - begun, as_json=work.as_json)
+                done: Completed | AgentRefused
+                try:
+                    done = await vm.agent.run(argv)
+                except AgentRefused as refused:  # there is no such program, for instance
+                    done = refused
+                failed += isinstance(done, AgentRefused) or not done.ok
+                took = time.monotonic() - begun
+                if isinstance(done, AgentRefused):
+                    _show_refused(number, vm.name, argv, done, took, as_json=work.as_json)
+                else:
+                    _show(number, vm.name, done, took, as_json=work.as_json)
 
     async with trio.open_nursery() as nursery:
         for _ in range(min(work.jobs, len(runs))):
             nursery.start_soon(worker)
-    return sum(not done.ok for done in ended)
+    return failed
 
 
 def _rest(queue: Iterator[tuple[int, tuple[str, ...]]]) -> Iterator[tuple[int, tuple[str, ...]]]:
     yield from queue
+
+
+def _show_refused(
+    number: int, machine: str, argv: Sequence[str], why: AgentRefused, took: float, *, as_json: bool
+) -> None:
+    if as_json:
+        shown = {"run": number, "machine": machine, "argv": [*argv], "error": str(why)}
+        print_json({**shown, "seconds": round(took, 3)}, compact=True)
+    else:
+        talk.error(f"run {number} in {machine}: {why}")
 
 
 def _show(number: int, machine: str, done: Completed, took: float, *, as_json: bool) -> None:

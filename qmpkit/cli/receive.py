@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,24 +120,25 @@ async def receive_machines(
     faults = [] if address else [Fault("--listen", f"{listen!r} is not ADDRESS:PORT")]
     if not 0 <= memory_port <= 65535:
         faults.append(Fault("--memory-port", f"{memory_port} is no port"))
-    faults += await trio.to_thread.run_sync(control_faults, tls)
+    elif address and memory_port and memory_port == address[1]:
+        faults.append(Fault("--memory-port", f"{memory_port} is that of --listen", "another one"))
+    faults += await trio.to_thread.run_sync(lambda: [*_missing(allow), *control_faults(tls)])
     if faults or address is None:
         raise SpecInvalid(faults, "receive")
     await trio.to_thread.run_sync(tls_context, tls, "server")  # what is wrong with it, at once
     which = which_farm(farm)
-    daemon = await trio.to_thread.run_sync(running_daemon, which)
-    door = Path((await trio.to_thread.run_sync(daemon.get))["runtime_dir"]) / MOVES
     host = listen.rpartition(":")[0]
     terms = {"address": f"{host}:{memory_port}", "tls": str(tls), "allow": [*map(str, allow)]}
-    with trio.CancelScope() as scope:
+    async with AsyncExitStack() as stack:
+        listeners = await _listening(address, listen)
+        for listener in listeners:
+            await stack.enter_async_context(listener)
+        daemon = await trio.to_thread.run_sync(running_daemon, which)
+        door = Path((await trio.to_thread.run_sync(daemon.get))["runtime_dir"]) / MOVES
+        scope = stack.enter_context(trio.CancelScope())
         front = _Front(door, terms, scope if once else None, as_json)
         turns = trio.CapacityLimiter(_AT_ONCE)
         serve = partial(front.serve, tls=tls, turns=turns)
-        try:
-            listeners = await trio.open_tcp_listeners(address[1], host=address[0])
-        except OSError as error:
-            what = f"cannot listen at {listen}: {error.strerror or error}"
-            raise HostLacks(what, "an address of this host, and a free port") from error
         port = listeners[0].socket.getsockname()[1]
         talk.note(f"farm {which!r} takes machines in at tls://{host}:{port}, until Ctrl-C")
         try:
@@ -144,3 +146,17 @@ async def receive_machines(
         except BaseExceptionGroup as group:
             raise_collapsed(group)
     return Exit.OK
+
+
+def _missing(allow: Sequence[Path]) -> Iterator[Fault]:
+    for folder in allow:
+        if not folder.is_dir():
+            yield Fault("--allow", f"{str(folder)!r} is no directory")
+
+
+async def _listening(address: tuple[str, int], listen: str) -> list[trio.SocketListener]:
+    try:
+        return await trio.open_tcp_listeners(address[1], host=address[0])
+    except OSError as error:
+        what = f"cannot listen at {listen}: {error.strerror or error}"
+        raise HostLacks(what, "an address of this host, and a free port") from error

@@ -215,6 +215,17 @@ async def remove(words: Sequence[str]) -> None:
     async with interruptible():
         paths = [await trio.to_thread.run_sync(known_template, word) for word in words]
         for word, path in zip(words, paths, strict=True):
-            saved = await trio.to_thread.run_sync(read_manifest, path)
-            await trio.to_thread.run_sync(removed, path, saved.ram)
+            ram = await trio.to_thread.run_sync(_ram_of, path)
+            await trio.to_thread.run_sync(removed, path, ram)
             talk.say(f"{word}: removed")
+
+
+def _ram_of(path: Path) -> str:
+    """Where its RAM is; of one of ours that is broken, in its folder, as far as anybody knows."""
+    try:
+        return read_manifest(path).ram
+    except QmpkitError as error:
+        if path.parent != templates_root() or not path.is_dir():
+            raise
+        talk.warn(f"{error}. It is removed all the same; RAM in another folder is not")
+        return ""

@@ -33,6 +33,8 @@ __all__ = ["Changes"]
 class Changes(ABC):
     """The part of a supervisor that changes a machine that it keeps: disks, networks, process."""
 
+    name: str
+
     def layers_of(self, name: str) -> MachineSpec | None:
         """A spec with the disks of a machine as they are now, also of one that is forgotten."""
         return self._kept_machines().layers_of(name)
@@ -114,7 +116,7 @@ class Changes(ABC):
         if qemu is not None:
             fault = Fault("qemu", "the other side has its own: it is the one of the spec")
             raise SpecInvalid([fault], f"machine {name!r}")
-        place = await _placed(to)
+        place = await self._other(to)
         async with kept.turn:
             refuse_unsettled(kept)
             means = keeper.means
@@ -134,7 +136,7 @@ class Changes(ABC):
         processor has.
         """
         kept = self._kept_machines().known(name)
-        place = await _placed(to)
+        place = await self._other(to)
         async with kept.turn:
             refuse_unsettled(kept)
             return await check_send(kept, place, disks, collapse=collapse)
@@ -168,6 +170,12 @@ class Changes(ABC):
         here, too.
         """
         return await self._kept_machines().receiving.receive(stream, terms)
+
+    async def _other(self, to: str | MovePlace) -> MovePlace:
+        place = await _placed(to)
+        if place.farm and place.farm == self.name:
+            raise SpecInvalid([Fault("to", f"{place.farm!r} has it already")], "where to migrate")
+        return place
 
     @abstractmethod
     def _kept_machines(self) -> Keeper: ...

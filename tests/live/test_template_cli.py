@@ -47,6 +47,10 @@ def test_from_a_boot_to_a_pool(
     assert [(run["argv"][-1], run["status"]) for run in runs] == [("bad", 1), ("good", 0)]
     assert [run["stdout"].split() for run in runs] == [["prepared", it["machine"]] for it in runs]
 
+    told = ran("pool", "run", "web", "--json", "--warm=1", "--", "nonesuch")
+    assert told.status == 1
+    assert "nonesuch" in json.loads(told.out)["error"]
+
     clone = [*COMMAND, "clone", "web", "--name", "one", "--headless", "--twin"]
     with subprocess.Popen(clone, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
@@ -56,7 +60,8 @@ def test_from_a_boot_to_a_pool(
         running.terminate()
         assert "one: it was stopped on request" in running.stderr.read()
     assert running.returncode == 0
-    ran.well("template", "rm", "web")
+    (tmp_path / ".templates" / "web" / "manifest.json").write_text("{")
+    assert "removed all the same" in ran.well("template", "rm", "web").err
     assert list((tmp_path / ".templates").iterdir()) == []
 
 

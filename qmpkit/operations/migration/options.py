@@ -45,7 +45,7 @@ class MigrationOptions:
     of the user "qemu"); memory goes in clear to this host alone.
     `max_bandwidth`: bytes ("100MiB") a second at most; None is as fast as it goes.
     `downtime`: seconds that the guest may stand still as estimated by QEMU, and
-    `max_downtime` what a policy may raise that to.
+    `max_downtime` what a policy may raise that to: 2, or as much as `downtime`.
     `channels`: connections that memory goes through at once (multifd; not by "fd" and
     "file"), 0 for one and no more; with some, `compression` is "zlib" or "zstd".
     With the policy "postcopy", once the guest runs at the destination: `recover_within` so
@@ -59,11 +59,15 @@ class MigrationOptions:
     tls: Path | None = attrs.field(default=None, converter=_optional_path)
     max_bandwidth: Size | None = attrs.field(default=None, converter=_bandwidth)
     downtime: float = 0.3
-    max_downtime: float = 2.0
+    max_downtime: float = attrs.field()
     channels: int = 0
     compression: Compression = "none"
     recover_within: float = 60.0
     finish_within: float = 300.0
+
+    @max_downtime.default
+    def _as_much_as_downtime(self) -> float:
+        return max(2.0, self.downtime)
 
     def __attrs_post_init__(self) -> None:
         if faults := tuple(_faults(self)):

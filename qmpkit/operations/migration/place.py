@@ -24,6 +24,10 @@ MOVES = Path(".moves") / "door"
 _CONNECT = 10.0
 """Seconds that connecting may take, and TLS to find out who is who."""
 
+_CURE = (
+    ". Cure: certificates of one authority on both sides, the server's for the name that is dialled"
+)
+
 _FORMS = "a farm of this host, unix:PATH or tls://HOST:PORT"
 
 
@@ -147,5 +151,5 @@ async def handshake_done(stream: trio.SSLStream[trio.SocketStream]) -> None:
             why = said.reason if isinstance(said, ssl.SSLError) else said
             detail = getattr(said, "verify_message", "")
             more = f": {detail}" if detail else ""
-            raise WireLost(f"TLS: {why or 'it was broken off'}{more}") from error
+            raise WireLost(f"TLS: {why or 'it was broken off'}{more}{_CURE}") from error
         raise

@@ -39,7 +39,7 @@ def test_these_are_options(options: dict[str, Any]) -> None:
         ({"max_bandwidth": 1023}, ["max_bandwidth"]),
         ({"downtime": 0}, ["downtime"]),
         ({"downtime": float("nan")}, ["downtime"]),
-        ({"downtime": 3.0}, ["max_downtime"]),
+        ({"downtime": 3.0, "max_downtime": 2.0}, ["max_downtime"]),
         ({"max_downtime": 2001.0}, ["max_downtime"]),
         ({"channels": 2}, ["channels"]),
         ({"way": "file", "file": "ram", "channels": 2}, ["channels"]),
