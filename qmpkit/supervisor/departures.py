@@ -174,7 +174,7 @@ async def settle(kept: Kept, means: Means, place: MovePlace, *, here: bool) -> W
     if machine is None and kept.tended:
         kept.found_out = found is Whereabouts.HERE
         kept.notify()
-        await kept.until(lambda: kept.record.leaving is None or kept.has_left)
+        await kept.until(lambda: kept.record.leaving is None or _has_gone(kept))
     elif found is Whereabouts.THERE:
         if machine is not None:
             await ended(machine)
@@ -184,6 +184,10 @@ async def settle(kept: Kept, means: Means, place: MovePlace, *, here: bool) -> W
     else:
         await _stays(kept, means)
     return found
+
+
+def _has_gone(kept: Kept) -> bool:
+    return kept.has_left and not kept.tended
 
 
 async def ended(machine: Machine) -> None:

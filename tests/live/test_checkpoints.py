@@ -231,7 +231,7 @@ async def test_cancelled_all_or_none(qemu: str, places: Places, tmp_path: Path) 
 PROGRAM = (
     STEPS
     + """
-step("qmpkit.operations.block.memory", "save_state")
+step("qmpkit.operations.stillness", "save_state")
 step("qmpkit.supervisor.checkpoints:Checkpoints", "write")
 step("qmpkit.supervisor.shelf:Shelf", "_declare")
 step("qmpkit.supervisor.keeper:Keeper", "revert")

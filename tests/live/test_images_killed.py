@@ -107,15 +107,26 @@ async def killed_program(code: str, *argv: object, after: float) -> bytes:
                 printed += more
             await trio.sleep(after)
         finally:
+            theirs = living_with(token)
             program.kill()
             with trio.CancelScope(shield=True):
                 await program.wait()
         printed = b"".join([chunk async for chunk in program.stdout])
     with trio.move_on_after(2):
-        while living_with(token):  # noqa: ASYNC110  processes that are not ours tell us nothing
+        # Processes that are not ours tell us nothing; and one that ends has no environment
+        # any more when it still has its files.
+        while living_with(token) or any(map(_is_ending, theirs)):  # noqa: ASYNC110
             await trio.sleep(0.005)
     assert living_with(token) == []
     return printed
+
+
+def _is_ending(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX" and not Path(f"/proc/{pid}/environ").read_bytes()
 
 
 # --- SIGKILL

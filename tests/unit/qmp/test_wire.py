@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 from qmpkit.qmp import wire
 from qmpkit.qmp.wire import Framer, FrameTooLong, NotAMessage, Pending, decode, encode
 
+# What is no character is refused: QEMU does not take it.
+texts = st.text(st.characters(exclude_categories=("Cs", "Cn")))
 json_values = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
-messages = st.lists(st.dictionaries(st.text(), json_values, max_size=4), max_size=5)
+messages = st.lists(st.dictionaries(texts, json_values, max_size=4), max_size=5)
 cuts = st.lists(st.integers(min_value=0, max_value=400), max_size=12)
 
 
@@ -103,7 +105,7 @@ def test_decode_takes_blanks_around_the_object() -> None:
     assert decode(b' {"a": 1} \r') == {"a": 1}
 
 
-@given(st.text(), st.dictionaries(st.text(), json_values, max_size=4))
+@given(texts, st.dictionaries(texts, json_values, max_size=4))
 def test_what_is_encoded_is_one_line_that_says_the_same(
     command: str, arguments: dict[str, object]
 ) -> None:
