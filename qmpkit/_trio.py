@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import trio
 
-__all__ = ["ServiceNursery", "finished_within", "raise_collapsed", "service_nursery"]
+__all__ = ["ServiceNursery", "both", "finished_within", "raise_collapsed", "service_nursery"]
+
+_One = TypeVar("_One")
+_Other = TypeVar("_Other")
 
 
 class ServiceNursery:
@@ -89,6 +92,24 @@ async def _give_up_later(scope: trio.CancelScope, grace: float) -> None:
         await trio.sleep_forever()
     finally:
         scope.deadline = trio.current_time() + grace
+
+
+async def both(
+    one: Callable[[], Awaitable[_One]], other: Callable[[], Awaitable[_Other]]
+) -> tuple[_One, _Other]:
+    """What two give that do not wait for each other; the failure of one gives up the other."""
+    given: list[_One] = []
+
+    async def ask() -> None:
+        given.append(await one())
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            second = await other()
+    except BaseExceptionGroup as group:
+        raise_collapsed(group)
+    return given[0], second
 
 
 def raise_collapsed(group: BaseExceptionGroup[BaseException]) -> NoReturn:

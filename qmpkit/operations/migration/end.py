@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import attrs
 
+from qmpkit._trio import both
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.capabilities import Setting
 from qmpkit.operations.migration.errors import MigrationFailed
@@ -44,13 +45,19 @@ class Able:
 
 async def able_of(machine: Machine) -> Able:
     """Ask its QEMU (`query-migrate-capabilities`, `query-migrate-parameters`, `qom-get`)."""
-    told = await machine.execute("query-migrate-capabilities")
-    words = await _feature_words(machine) if machine.spec.arch == "x86_64" else ()
-    names = [line["capability"] for line in told]
-    return Able(names, sorted(await known_parameters(machine)), words)
+    words, (told, parameters) = await both(
+        lambda: _feature_words(machine),
+        lambda: both(
+            lambda: machine.execute("query-migrate-capabilities"),
+            lambda: known_parameters(machine),
+        ),
+    )
+    return Able([line["capability"] for line in told], sorted(parameters), words)
 
 
-async def _feature_words(machine: Machine) -> list[dict[str, Any]]:
+async def _feature_words(machine: Machine) -> Sequence[Mapping[str, Any]]:
+    if machine.spec.arch != "x86_64":
+        return ()
     first = (await machine.execute("query-cpus-fast"))[0]["qom-path"]
     asked = {"path": first, "property": "feature-words"}
     words: list[dict[str, Any]] = await machine.execute("qom-get", asked)

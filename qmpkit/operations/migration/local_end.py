@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 
 import trio
 
+from qmpkit._trio import both
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import take_images_back
 from qmpkit.operations.migration.capabilities import Setting
@@ -73,8 +74,11 @@ class LocalEnd:
     ) -> None:
         """See `End`."""
         machine = self._machine
-        await machine.execute("migrate-set-capabilities", {"capabilities": setting})
-        parameters = parameters_of(options, await known_parameters(machine))
+        _, known = await both(
+            lambda: machine.execute("migrate-set-capabilities", {"capabilities": setting}),
+            lambda: known_parameters(machine),
+        )
+        parameters = parameters_of(options, known)
         await machine.execute("migrate-set-parameters", parameters)
         await set_bitmaps(machine, moves, {move.id: move.node for move in moves})
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
 import attrs
 import trio
 
+from qmpkit._trio import both
 from qmpkit.errors import Fault, HostLacks, MachineDied, MachineGone, SpecInvalid
 from qmpkit.host.resolve import resolve
 from qmpkit.machine.machine import Machine
@@ -76,13 +78,17 @@ async def migrate_held(
 
 async def check_source(source: Machine) -> tuple[Fault, ...]:
     """What of the machine itself is in the way of its moving on this host."""
-    jobs = await source.execute("query-jobs")
-    exports = await source.execute("query-block-exports")
-    migration = await source.execute("query-migrate")
+    missing = partial(trio.to_thread.run_sync, missing_files, source.spec)
+    (jobs, exports), (migration, lacking) = await both(
+        lambda: both(
+            lambda: source.execute("query-jobs"), lambda: source.execute("query-block-exports")
+        ),
+        lambda: both(lambda: source.execute("query-migrate"), missing),
+    )
     return (
         *state_faults(source.state),
         *spec_faults(source.spec),
-        *await trio.to_thread.run_sync(missing_files, source.spec),
+        *lacking,
         *job_faults(jobs, exports, migration),
     )
 
@@ -123,9 +129,12 @@ async def agreed_on(
     steers: Steering,
 ) -> Agreed:
     """What both ends are to be told; CannotMigrate with all that is in the way."""
-    faults = [*await check_source(source), *changed]
-    faults += await trio.to_thread.run_sync(tls_faults, options.tls)
-    here, there = await able_of(source), await end.able()
+    found, (here, there) = await both(
+        lambda: check_source(source), lambda: both(lambda: able_of(source), end.able)
+    )
+    faults = [*found, *changed]
+    if options.tls is not None:
+        faults += await trio.to_thread.run_sync(tls_faults, options.tls)
     faults += cpu_faults(here.words, there.words)
     runs = source.state is State.RUNNING
     postcopies = steers.postcopies and runs  # else all is sent by the end of the first pass

@@ -39,7 +39,7 @@ from typing import Any, Literal
 import attrs
 import trio
 
-from qmpkit._trio import finished_within
+from qmpkit._trio import both, finished_within
 from qmpkit.errors import HostLacks, MachineDied, MachineGone
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving, finalized, forget_migrations
@@ -142,14 +142,20 @@ class Moving:
         return Migrated(seconds, downtime, passes, transferred)
 
     async def _set_up(self) -> None:
+        there = partial(self._end.set_up, self._agreed.destination, self._options, self._moves)
+        await both(self._set_up_source, there)
+
+    async def _set_up_source(self) -> None:
         source, agreed = self._source, self._agreed
-        await source.execute("migrate-set-capabilities", {"capabilities": agreed.source})
-        before = await known_parameters(source)
+        setting = {"capabilities": agreed.source}
+        _, before = await both(
+            lambda: source.execute("migrate-set-capabilities", setting),
+            lambda: known_parameters(source),
+        )
         parameters = parameters_of(self._options, before)
         self._before = {name: before[name] for name in parameters}
         await source.execute("migrate-set-parameters", parameters)
         await set_bitmaps(source, self._moves, {move.id: move.source for move in self._moves})
-        await self._end.set_up(agreed.destination, self._options, self._moves)
 
     async def _across(self, policy: Policy, told: Told, along: Along) -> Transfer:
         """Have all of the guest at the destination, and hand over to it."""

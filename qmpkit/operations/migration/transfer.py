@@ -28,6 +28,7 @@ LAST_WORDS = 2.0
 
 _EVERY = 0.5
 _FAILED = ("failed", "cancelled")
+_SENDING = ("none", "setup", "active")
 
 
 class Transfer:
@@ -85,6 +86,8 @@ class Transfer:
             event = await self._changes.next()
             if event.name == "MIGRATION":
                 return str(event.data["status"])
+            if self._status not in _SENDING:  # the guest stands still: there is no time for it
+                return self._status
         return await self.look()
 
     async def _steer(self, step: Step) -> None:

@@ -103,9 +103,10 @@ async def _given(machine: Machine, fd: int) -> AsyncIterator[str]:
     try:
         await machine.execute("getfd", {"fdname": _FD_NAME}, fds=[fd])
         yield f"fd:{_FD_NAME}"
-    finally:
+    except BaseException:  # it may not have taken it
         with trio.move_on_after(STEP_GRACE, shield=True), suppress(CommandRefused, *LOST):
             await machine.execute("closefd", {"fdname": _FD_NAME})
+        raise
 
 
 @asynccontextmanager
