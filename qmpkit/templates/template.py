@@ -90,8 +90,8 @@ class Template:
     ) -> AbstractAsyncContextManager[tuple[VM, ...]]:
         """`async with template.clones(20) as vms:` that many at once, each as by `clone`.
 
-        When one fails to start, or dies out of the blue, all are stopped, and the error is
-        raised; several come in a group.
+        None of them runs before all are loaded.  When one fails to start, or dies out of the
+        blue, all are stopped, and the error is raised; several come in a group.
         """
         if count < 1:
             raise SpecInvalid([Fault("count", f"counts from 1, not from {count}")], "clones")
@@ -130,20 +130,29 @@ class Template:
 
     @asynccontextmanager
     async def _clones(self, wishes: Wishes, count: int) -> AsyncIterator[tuple[VM, ...]]:
+        """None runs before all are loaded: a guest takes the time that the others need."""
         found: list[VM] = []
-        ended = trio.Event()
+        loaded, awake, ended = trio.Event(), trio.Event(), trio.Event()
 
         async def hold(task_status: trio.TaskStatus[None]) -> None:
-            async with self._clone(wishes, None) as vm:
-                found.append(vm)
+            async with empty_clone(self.saved, wishes, None) as empty:
+                await empty.load()
                 task_status.started()
-                await ended.wait()
+                await loaded.wait()
+                vm = await empty.wake()
+                async with surfacing_death(vm.machine):
+                    found.append(vm)
+                    if len(found) == count:
+                        awake.set()
+                    await ended.wait()
 
         try:
             async with shared_spawner(), trio.open_nursery() as nursery:
                 async with trio.open_nursery() as starting:
                     for _ in range(count):
                         starting.start_soon(_started, nursery, hold)
+                loaded.set()
+                await awake.wait()
                 yield tuple(found)
                 ended.set()
         except BaseExceptionGroup as group:
