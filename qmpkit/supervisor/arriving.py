@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -28,6 +29,7 @@ from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.offer import ReceiveTerms, options_from, ports_from, setting_from
 from qmpkit.supervisor.offer_disks import with_bitmaps
+from qmpkit.supervisor.record import Record
 
 __all__ = ["Arriving"]
 
@@ -163,7 +165,7 @@ class Arriving:
             return {"port": port}
         path = self._kept.home.socket(_SOCKET)
         await listened_at_path(self._machine, path)
-        self._stack.callback(path.unlink, missing_ok=True)
+        self._stack.push_async_callback(_removed, path)
         return {"path": str(path)}
 
     async def _loaded(self, _: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +191,7 @@ class Arriving:
         """What is on record decides: once that is written, the guest is here, whoever dies."""
         self._must(self._has_loaded and self._is_alike, "run")
         kept, before = self._kept, self._kept.record
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 3 * STEP_GRACE):
+        with trio.move_on_after(3 * STEP_GRACE, shield=True) as bound:
             history = before.history.came_up(time.time())
             up: dict[str, Any] = {"phase": "up", "history": history, "change": None}
             kept.note(arriving="", arrived=before.arriving, **up)
@@ -200,25 +202,37 @@ class Arriving:
             try:
                 await self._end.run(runs=bool(asked.get("runs")))
             except MigrationUnknown as unknown:
-                with suppress(QmpkitError):
-                    await self._arrivals.put(before.arriving, "ended")
-                kept.tell("unknown", f"its QEMU ended as it was told to run here: {unknown.why}")
-                kept.note(arrived="")
-                return {"unknown": unknown.why}
+                return await self._not_known(before, unknown.why)
             except BaseException:
                 await self._take_back(before)
                 raise
             self._end.arrived()
             whence = "this host" if self._terms is None else "another host"
             kept.tell("received", f"from {whence} ({move_named(kept.record.arrived)})")
+        if bound.cancelled_caught:  # it must not be taken for one that runs
+            return await self._not_known(before, f"it has not answered for {3 * STEP_GRACE:g} s")
         return {}
 
-    async def _take_back(self, before: Any) -> None:
+    async def _not_known(self, before: Record, why: str) -> dict[str, Any]:
+        """It may have run here for a moment, and is ended; so it is told of to who asks later."""
+        kept = self._kept
+        with trio.move_on_after(STEP_GRACE, shield=True), suppress(QmpkitError):
+            await self._arrivals.put(before.arriving, "ended")
+        kept.tell("unknown", f"its QEMU is ended, which was told to run here: {why}")
+        kept.note(arrived="")
+        return {"unknown": why}
+
+    async def _take_back(self, before: Record) -> None:
         kept = self._kept
         names = ("arriving", "phase", "history", "change")
         kept.note(**{name: getattr(before, name) for name in names})
         kept.note(arrived="")
         await kept.write(self._means.journal)
+
+
+async def _removed(path: Path) -> None:
+    with trio.move_on_after(STEP_GRACE, shield=True):
+        await trio.to_thread.run_sync(path.unlink, True, abandon_on_cancel=True)
 
 
 def _unix(path: str) -> dict[str, str]:

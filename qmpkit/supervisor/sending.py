@@ -96,7 +96,8 @@ async def check_send(
         async with _offered(kept, vm, place, ident, disks, collapse=collapse) as end:
             try:
                 options = place.options(MigrationOptions())
-                await agreed_on(vm.machine, end, options, steers=policy_of("live", 0.3, 2.0))
+                steers = policy_of("live", options.downtime, options.max_downtime)
+                await agreed_on(vm.machine, end, options, steers=steers)
             finally:
                 with trio.move_on_after(STEP_GRACE, shield=True):
                     await end.discard(patience=0.0)

@@ -9,14 +9,14 @@ import pytest
 import trio
 
 from qmpkit import CannotMigrate, MachineGone, MigrationFailed, SpecInvalid, Step, UserNic
-from qmpkit.supervisor.kept import Kept
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.conftest import binaries
-from tests.live.blocks import holds, write
+from tests.live.blocks import holds
 from tests.live.dying import STEPS
-from tests.live.kept import Places, count, end_all, lab
-from tests.live.migrating import ODD, SLOW, counting, went_on
+from tests.live.kept import Places, end_all, lab
+from tests.live.migrating import ODD, SLOW, counting
+from tests.live.receiving import runs_on
 from tests.live.relay import LARGE
 from tests.sizes import (
     KEPT_MIGRATION_CANCELS,
@@ -33,17 +33,6 @@ pytestmark = pytest.mark.live
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-async def runs_on(kept: Kept, had: int) -> int:
-    """Its guest runs on from where it was, and has its disks; how far it is."""
-    await kept.wait_running()
-    assert kept.vm is not None
-    now = await count(kept)
-    assert went_on(had, now)
-    await kept.vm.console.reader().expect(".")
-    await write(kept.vm, "disk0", 1, 6)
-    return now
 
 
 @pytest.mark.parametrize("fails", [False, True])

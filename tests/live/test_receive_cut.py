@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trio
 
 from qmpkit import MigrationFailed, MigrationUnknown, SpecInvalid, State, Whereabouts
+from qmpkit.operations.migration.local_end import LocalEnd
+from qmpkit.supervisor import arriving
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.kept import Places, kill, lab
@@ -93,6 +96,27 @@ async def test_what_nobody_can_tell_is_settled_later(
                     await here.kept["mover"].wait_running()  # by its policy, from its disks
                     assert not there.kept and "stayed" in await told(here, "mover")
                 assert len(places.qemus()) == 1
+        await end_both()
+
+
+async def test_a_destination_that_hangs_is_not_taken_for_one_that_runs(
+    qemu: str, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hangs(*_: object, runs: bool) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(LocalEnd, "run", hangs)
+    monkeypatch.setattr(arriving, "STEP_GRACE", 0.5)
+    async with leaks():
+        async with lab() as here, other() as there, door(tmp_path / "d", there.receive) as to:
+            kept = await here.ensure(counting(qemu, tmp_path), restart="never")
+            had = await runs_on(kept, 0)
+            with pytest.raises(MigrationUnknown, match=r"has not answered for 1\.5 s"):
+                await here.migrate("mover", to=to)
+            assert await one_left(places, here, there) is here
+            assert await here.settle("mover") is Whereabouts.UNKNOWN
+            assert await here.settle("mover", here=True) is Whereabouts.HERE
+            await runs_on(kept, had)
         await end_both()
 
 

@@ -22,11 +22,8 @@ class CannotMigrate(SpecInvalid):
         self.args = (machine, faults)
 
 
-class MigrationFailed(QmpkitError):
-    """The machine has not moved: it is where it was, as it was; `why` is what stopped it.
-
-    `said`: the last that the destination's QEMU had to say, "" when it said nothing.
-    """
+class _Stopped(QmpkitError):
+    """What stopped a migration, and the last words of its destination."""
 
     def __init__(self, machine: str, why: str, said: str = "") -> None:
         self.machine = machine
@@ -34,9 +31,19 @@ class MigrationFailed(QmpkitError):
         self.said = said
         super().__init__(machine, why, said)
 
+    @property
+    def _told(self) -> str:
+        return f"{self.why}; the destination said: {self.said}" if self.said else self.why
+
+
+class MigrationFailed(_Stopped):
+    """The machine has not moved: it is where it was, as it was; `why` is what stopped it.
+
+    `said`: the last that the destination's QEMU had to say, "" when it said nothing.
+    """
+
     def __str__(self) -> str:
-        said = f"; the destination said: {self.said}" if self.said else ""
-        return f"machine {self.machine!r} did not migrate and is as it was: {self.why}{said}"
+        return f"machine {self.machine!r} did not migrate and is as it was: {self._told}"
 
 
 class MigrationUnknown(QmpkitError):
@@ -66,7 +73,7 @@ class MigrationUnknown(QmpkitError):
         )
 
 
-class MigrationLost(QmpkitError):
+class MigrationLost(_Stopped):
     """The guest is lost: part of its memory was at each end, and that is not all in one place.
 
     Only a migration by postcopy ends so, after its guest had begun to run at the destination.
@@ -74,17 +81,10 @@ class MigrationLost(QmpkitError):
     the last that the destination's QEMU had to say, "" when it said nothing.
     """
 
-    def __init__(self, machine: str, why: str, said: str = "") -> None:
-        self.machine = machine
-        self.why = why
-        self.said = said
-        super().__init__(machine, why, said)
-
     def __str__(self) -> str:
-        said = f"; the destination said: {self.said}" if self.said else ""
         return (
             f"the guest of machine {self.machine!r} is lost, part of its memory was at each end: "
-            f"{self.why}{said}. Cure: start it again, as after a power cut"
+            f"{self._told}. Cure: start it again, as after a power cut"
         )
 
 
