@@ -16,8 +16,8 @@ from tests.live.blocks import holds, nothing_left
 from tests.live.dying import STEPS
 from tests.live.kept import Places, end_all, kill, lab
 from tests.live.migrating import counting
+from tests.live.receiving import runs_on
 from tests.live.test_migration_disks import NEVER, folder, names_in
-from tests.live.test_migration_kept import runs_on
 from tests.sizes import KEPT_DISK_CANCELS, LONG, MOVED_DISK_KILLS, NEWEST, OLDEST
 
 pytestmark = pytest.mark.live

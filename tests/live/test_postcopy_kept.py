@@ -14,8 +14,9 @@ from qmpkit.supervisor.policy import Mishap
 from qmpkit.testing.leaks import leaks
 from tests.live.kept import Places, end_all, kill, lab
 from tests.live.migrating import SLOW, counting
+from tests.live.receiving import runs_on
 from tests.live.relay import BY_RELAY, LARGE, Relay
-from tests.live.test_migration_kept import names_in, runs_on
+from tests.live.test_migration_kept import names_in
 from tests.sizes import LONG, NEWEST, OLDEST, POSTCOPY_DEATHS, POSTCOPY_STOPS
 
 pytestmark = pytest.mark.live
