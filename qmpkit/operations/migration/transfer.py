@@ -60,12 +60,17 @@ class Transfer:
         MigrationFailed when it fails, or is given up.
         """
         while self._status not in wanted:
+            before = self.last
             self._status = await self._next_status()
             if self._status in _FAILED:
                 self.is_broken = True
                 raise await failure(self._source, self._status)
-            if self._status == "active" and self.last is not None:
+            if self.last is None:
+                continue
+            if self._status == "active":
                 await self._steer(self._policy(self.last))
+            elif self._status == "pre-switchover" and self.last is not before:
+                self._give_up_if(self._policy(self.last))  # a pass was over before it was asked
         return self._status
 
     async def look(self) -> str:
@@ -90,9 +95,12 @@ class Transfer:
                 return self._status
         return await self.look()
 
-    async def _steer(self, step: Step) -> None:
+    def _give_up_if(self, step: Step) -> None:
         if step.give_up:
             raise MigrationFailed(self._source.name, step.give_up)
+
+    async def _steer(self, step: Step) -> None:
+        self._give_up_if(step)
         if step.downtime is not None and step.downtime != self._downtime:
             self._downtime = step.downtime
             await self._source.execute("migrate-set-parameters", downtime_parameter(step.downtime))
