@@ -7,6 +7,7 @@ an earlier migration, would make the two ends speak differently: so all are set,
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import attrs
 
@@ -26,12 +27,16 @@ _OWN = frozenset({"events", "pause-before-switchover", "auto-converge", "late-bl
 
 @attrs.frozen
 class Agreed:
-    """What each end is told, and `on`, what both have of what was wanted."""
+    """What each end is told, and `on`, what both have of what was wanted.
+
+    `before`: the parameters of the source's QEMU as they were.
+    """
 
     source: Setting
     destination: Setting
     on: frozenset[str]
     faults: tuple[Fault, ...] = ()
+    before: Mapping[str, Any] = {}
 
 
 def wanted_capabilities(

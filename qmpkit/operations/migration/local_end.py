@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from os.path import samestat
+from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -42,6 +45,7 @@ class LocalEnd:
         self._machine = incoming.machine
         self.moves = incoming.moves
         self.collapse = incoming.collapse
+        self._known: Mapping[str, Any] | None = None
         self._arrivals: Subscription
         self._resumes: Subscription
 
@@ -57,9 +61,22 @@ class LocalEnd:
         """See `End`."""
         return self._incoming.has_ended()
 
-    async def able(self) -> Able:
+    def is_like(self, source: Machine) -> bool:
+        """See `End`.  A package's update leaves the path, and puts another file there."""
+        ends = (self._machine, source)
+        ours, theirs = (_processor(it) for it in ends)
+        if ours != theirs:
+            return False
+        try:
+            return samestat(*(Path(f"/proc/{it.child.pid}/exe").stat() for it in ends))
+        except OSError:  # one has ended
+            return False
+
+    async def able(self, *, words: bool) -> Able:
         """See `End`."""
-        return await able_of(self._machine)
+        able = await able_of(self._machine, words=words)
+        self._known = able.parameters
+        return able
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -74,12 +91,12 @@ class LocalEnd:
     ) -> None:
         """See `End`."""
         machine = self._machine
-        _, known = await both(
-            lambda: machine.execute("migrate-set-capabilities", {"capabilities": setting}),
-            lambda: known_parameters(machine),
-        )
+        known = await known_parameters(machine) if self._known is None else self._known
         parameters = parameters_of(options, known)
-        await machine.execute("migrate-set-parameters", parameters)
+        await both(
+            lambda: machine.execute("migrate-set-capabilities", {"capabilities": setting}),
+            lambda: machine.execute("migrate-set-parameters", parameters),
+        )
         await set_bitmaps(machine, moves, {move.id: move.node for move in moves})
 
     @asynccontextmanager
@@ -155,6 +172,12 @@ class LocalEnd:
         await self._machine.kill()
         await self._incoming.discard_images()
         return self._machine.child.stderr_tail.strip() if has_ended else ""
+
+
+def _processor(machine: Machine) -> tuple[object, ...]:
+    """What of its spec decides what its processor shows the guest."""
+    spec = machine.spec
+    return spec.machine, spec.machine_options, machine.facts.accel, spec.cpu, spec.extra_args
 
 
 def _how_lost(lost: Exception) -> str:

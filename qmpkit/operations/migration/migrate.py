@@ -129,8 +129,10 @@ async def agreed_on(
     steers: Steering,
 ) -> Agreed:
     """What both ends are to be told; CannotMigrate with all that is in the way."""
+    words = not end.is_like(source)
     found, (here, there) = await both(
-        lambda: check_source(source), lambda: both(lambda: able_of(source), end.able)
+        lambda: check_source(source),
+        lambda: both(lambda: able_of(source, words=words), lambda: end.able(words=words)),
     )
     faults = [*found, *changed]
     if options.tls is not None:
@@ -154,7 +156,7 @@ async def agreed_on(
         faults += () if faults else await _refusals(end, agreed)
     if faults:
         raise CannotMigrate(source.name, faults)
-    return agreed
+    return attrs.evolve(agreed, before=here.parameters)
 
 
 async def _refusals(end: End, agreed: Agreed) -> tuple[Fault, ...]:

@@ -53,7 +53,7 @@ from qmpkit.operations.migration.end import End
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationLost, MigrationUnknown
 from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.parameters import known_parameters, parameters_of
+from qmpkit.operations.migration.parameters import parameters_of
 from qmpkit.operations.migration.postcopy import Postcopy
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.transfer import EVENTS, LAST_WORDS, Told, Transfer, sent_by
@@ -148,13 +148,12 @@ class Moving:
     async def _set_up_source(self) -> None:
         source, agreed = self._source, self._agreed
         setting = {"capabilities": agreed.source}
-        _, before = await both(
+        parameters = parameters_of(self._options, agreed.before)
+        self._before = {name: agreed.before[name] for name in parameters}
+        await both(
             lambda: source.execute("migrate-set-capabilities", setting),
-            lambda: known_parameters(source),
+            lambda: source.execute("migrate-set-parameters", parameters),
         )
-        parameters = parameters_of(self._options, before)
-        self._before = {name: before[name] for name in parameters}
-        await source.execute("migrate-set-parameters", parameters)
         await set_bitmaps(source, self._moves, {move.id: move.source for move in self._moves})
 
     async def _across(self, policy: Policy, told: Told, along: Along) -> Transfer:
@@ -176,8 +175,7 @@ class Moving:
                         await transfer.reached("completed")
                         await end.load(route.later)
                     async with sent_by(source):
-                        await end.loaded()
-                    await self._all_sent(transfer)
+                        await both(end.loaded, partial(self._all_sent, transfer))
                 except BaseException:
                     await along.cut()
                     raise
@@ -272,9 +270,12 @@ class Moving:
             log.warning("machine %r has migrated, and its old QEMU does not end", source.name)
 
     async def _end_source(self, transfer: Transfer) -> None:
-        try:
+        async def look() -> None:
             with suppress(*LOST):
                 await transfer.look()
+
+        try:
+            await both(self._source.stop, look)  # the look goes first, and is answered first
         finally:  # whoever is told may fail
             await self._source.stop()
 
