@@ -228,7 +228,7 @@ class Receiving:
             with end.watched():
                 who = await self._arrivals.who()
                 able = attrs.asdict(await end.able(words=True))
-                able["parameters"] = sorted(able["parameters"])
+                able |= {key: [*able[key]] for key in ("capabilities", "parameters")}  # by name
                 await wire.send({"ok": {**able, "who": who}})
                 coming = Arriving(wire, kept, machine, end, terms, self._means, self._arrivals)
                 await coming.served()

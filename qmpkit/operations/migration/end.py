@@ -14,17 +14,17 @@ import attrs
 
 from qmpkit._trio import both
 from qmpkit.machine.machine import Machine
-from qmpkit.operations.migration.capabilities import Setting
+from qmpkit.operations.migration.capabilities import Setting, told_anew
 from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.parameters import known_parameters
+from qmpkit.operations.migration.parameters import known_parameters, parameters_of
 from qmpkit.operations.migration.postcopy import Rest
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.storage_there import Door
 from qmpkit.operations.migration.ways import Route
 from qmpkit.spec.network import Forward
 
-__all__ = ["Able", "End", "Ports", "able_of"]
+__all__ = ["Able", "End", "Ports", "able_of", "tell"]
 
 Ports = Mapping[str, Sequence[Forward]]
 """The ports of a host that lead into the guest, by NIC."""
@@ -34,12 +34,12 @@ Ports = Mapping[str, Sequence[Forward]]
 class Able:
     """What the QEMU at one end can.
 
-    The names of its `capabilities`, its `parameters` as they are now (of a QEMU of another
-    program the names alone), and the CPUID registers that its guest sees (`words`, none where
-    a processor has no such thing, or nobody has asked for them).
+    Its `capabilities`, and whether each is on, and its `parameters`, as they are now (of a QEMU
+    of another program the names alone), and the CPUID registers that its guest sees (`words`,
+    none where a processor has no such thing, or nobody has asked for them).
     """
 
-    capabilities: Sequence[str]
+    capabilities: Mapping[str, bool]
     parameters: Mapping[str, Any]
     words: Sequence[Mapping[str, Any]] = ()
 
@@ -56,7 +56,7 @@ async def able_of(machine: Machine, *, words: bool = True) -> Able:
             lambda: known_parameters(machine),
         ),
     )
-    return Able([line["capability"] for line in told], parameters, seen)
+    return Able({line["capability"]: line["state"] for line in told}, parameters, seen)
 
 
 async def _feature_words(machine: Machine, *, asked: bool) -> Sequence[Mapping[str, Any]]:
@@ -66,6 +66,17 @@ async def _feature_words(machine: Machine, *, asked: bool) -> Sequence[Mapping[s
     of_first = {"path": first, "property": "feature-words"}
     words: list[dict[str, Any]] = await machine.execute("qom-get", of_first)
     return words
+
+
+async def tell(machine: Machine, setting: Setting, options: MigrationOptions, able: Able) -> None:
+    """Have the QEMU at one end, which is *able*, be as wanted."""
+    wanted = parameters_of(options, able.parameters)
+    parameters = {key: it for key, it in wanted.items() if able.parameters[key] != it}
+    capabilities = {"capabilities": told_anew(setting, able.capabilities)}
+    await both(
+        lambda: machine.execute("migrate-set-capabilities", capabilities),
+        lambda: machine.execute("migrate-set-parameters", parameters),
+    )
 
 
 class End(Protocol):

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from os.path import samestat
 from pathlib import Path
-from typing import Any
 
 import trio
 
-from qmpkit._trio import both
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import take_images_back
 from qmpkit.operations.migration.capabilities import Setting
-from qmpkit.operations.migration.end import Able, Ports, able_of
+from qmpkit.operations.migration.end import Able, Ports, able_of, tell
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.local_rest import LocalRest
 from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.parameters import known_parameters, parameters_of
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.storage_there import Door, ends_serving, serves
 from qmpkit.operations.migration.transfer import loaded
@@ -45,7 +42,7 @@ class LocalEnd:
         self._machine = incoming.machine
         self.moves = incoming.moves
         self.collapse = incoming.collapse
-        self._known: Mapping[str, Any] | None = None
+        self._able: Able | None = None
         self._arrivals: Subscription
         self._resumes: Subscription
 
@@ -74,9 +71,8 @@ class LocalEnd:
 
     async def able(self, *, words: bool) -> Able:
         """See `End`."""
-        able = await able_of(self._machine, words=words)
-        self._known = able.parameters
-        return able
+        self._able = await able_of(self._machine, words=words)
+        return self._able
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -90,14 +86,9 @@ class LocalEnd:
         self, setting: Setting, options: MigrationOptions, moves: Sequence[DiskMove]
     ) -> None:
         """See `End`."""
-        machine = self._machine
-        known = await known_parameters(machine) if self._known is None else self._known
-        parameters = parameters_of(options, known)
-        await both(
-            lambda: machine.execute("migrate-set-capabilities", {"capabilities": setting}),
-            lambda: machine.execute("migrate-set-parameters", parameters),
-        )
-        await set_bitmaps(machine, moves, {move.id: move.node for move in moves})
+        assert self._able is not None, "which is asked before"
+        await tell(self._machine, setting, options, self._able)
+        await set_bitmaps(self._machine, moves, {move.id: move.node for move in moves})
 
     @asynccontextmanager
     async def served(self, source: Machine) -> AsyncIterator[Door]:

@@ -49,7 +49,7 @@ from qmpkit.operations.forwards import forwarded_ports
 from qmpkit.operations.migration.along import Along, taken_along
 from qmpkit.operations.migration.capabilities import Agreed
 from qmpkit.operations.migration.convergence import Policy, is_switched
-from qmpkit.operations.migration.end import End
+from qmpkit.operations.migration.end import Able, End, tell
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationLost, MigrationUnknown
 from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
@@ -94,12 +94,14 @@ class Moving:
         end: End,
         options: MigrationOptions,
         agreed: Agreed,
+        able: Able,
         moves: Sequence[DiskMove],
     ) -> None:
         self._source = source
         self._end = end
         self._options = options
         self._agreed = agreed
+        self._able = able
         self._moves = moves
         self._ran = source.state is State.RUNNING
         self._ports: dict[str, list[Forward]] = {}
@@ -147,13 +149,9 @@ class Moving:
 
     async def _set_up_source(self) -> None:
         source, agreed = self._source, self._agreed
-        setting = {"capabilities": agreed.source}
-        parameters = parameters_of(self._options, agreed.before)
-        self._before = {name: agreed.before[name] for name in parameters}
-        await both(
-            lambda: source.execute("migrate-set-capabilities", setting),
-            lambda: source.execute("migrate-set-parameters", parameters),
-        )
+        known = self._able.parameters
+        self._before = {name: known[name] for name in parameters_of(self._options, known)}
+        await tell(source, agreed.source, self._options, self._able)
         await set_bitmaps(source, self._moves, {move.id: move.source for move in self._moves})
 
     async def _across(self, policy: Policy, told: Told, along: Along) -> Transfer:

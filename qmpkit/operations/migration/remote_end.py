@@ -83,7 +83,7 @@ class RemoteEnd:
         self._wire = wire
         self._place = place
         self._name = name
-        self._able = Able((), {})
+        self._able = Able({}, {})
         self._lost = ""
         self._patience = 2 * ANSWER
         self._spent = False
@@ -259,7 +259,7 @@ class RemoteEnd:
 def _able(plain: Mapping[str, Any]) -> Able:
     """What a peer says of its QEMU, as far as it makes sense."""
     words = [it for it in _list(plain.get("words")) if isinstance(it, dict) and it.keys() >= _WORD]
-    capabilities = [*map(str, _list(plain.get("capabilities")))]
+    capabilities = dict.fromkeys(map(str, _list(plain.get("capabilities"))), False)
     parameters = dict.fromkeys(map(str, _list(plain.get("parameters"))))
     return Able(capabilities, parameters, words)
 
