@@ -19,10 +19,8 @@ from qmpkit.process.places import Places, claimed_places, discard
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.supervisor.alter import amend, disks_at_rest, revert
-from qmpkit.supervisor.arrivals import Arrivals
 from qmpkit.supervisor.chronicle import Chronicle
 from qmpkit.supervisor.declaring import Declaring, known_in, whose
-from qmpkit.supervisor.departures import end_arriving
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.gate import Gate
 from qmpkit.supervisor.joining import Joining
@@ -31,8 +29,10 @@ from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.layers import Forgotten
 from qmpkit.supervisor.ledger import finish_change
 from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.moves.arrivals import Arrivals
+from qmpkit.supervisor.moves.departures import end_arriving
+from qmpkit.supervisor.moves.receiving import Receiving
 from qmpkit.supervisor.networks import Networks
-from qmpkit.supervisor.receiving import Receiving
 from qmpkit.supervisor.record import Declared, Record, Wanted
 from qmpkit.supervisor.shelf import Shelf
 from qmpkit.supervisor.strangers import tell_strangers

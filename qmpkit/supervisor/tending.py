@@ -11,9 +11,9 @@ import trio
 from qmpkit.host.resolve import Resolution
 from qmpkit.process.kept import trim_log
 from qmpkit.supervisor.adopt import found
-from qmpkit.supervisor.departures import settled
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means, attempt, comes_again, started
+from qmpkit.supervisor.moves.departures import settled
 from qmpkit.supervisor.record import End
 
 __all__ = ["Life", "Tending", "trim_logs"]

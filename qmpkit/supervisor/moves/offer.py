@@ -26,7 +26,7 @@ from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.network import Forward, UserNic
 from qmpkit.spec.paths import PATHS, texts_of
 from qmpkit.spec.restart import Restart, restart_faults
-from qmpkit.supervisor.offer_disks import disks_from, disks_to
+from qmpkit.supervisor.moves.offer_disks import disks_from, disks_to
 from qmpkit.supervisor.record import Declared, Record
 
 __all__ = [

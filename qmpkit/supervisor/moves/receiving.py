@@ -40,12 +40,18 @@ from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.tune.live import take_place
 from qmpkit.process.places import discard
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.supervisor.arrivals import Arrivals, Outcome
-from qmpkit.supervisor.arriving import Arriving
 from qmpkit.supervisor.errors import StartBlocked
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
-from qmpkit.supervisor.offer import Offer, ReceiveTerms, file_faults, offer_from_dict, terms_faults
+from qmpkit.supervisor.moves.arrivals import Arrivals, Outcome
+from qmpkit.supervisor.moves.arriving import Arriving
+from qmpkit.supervisor.moves.offer import (
+    Offer,
+    ReceiveTerms,
+    file_faults,
+    offer_from_dict,
+    terms_faults,
+)
 from qmpkit.supervisor.record import Record
 from qmpkit.supervisor.tending import Tending
 

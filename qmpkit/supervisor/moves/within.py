@@ -41,10 +41,10 @@ from qmpkit.operations.tune.live import take_place
 from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.supervisor.calling_off import called_off_by_stop
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
-from qmpkit.supervisor.moving_disks import images_on_record
+from qmpkit.supervisor.moves.calling_off import called_off_by_stop
+from qmpkit.supervisor.moves.recorded_disks import images_on_record
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import End, Heir
 from qmpkit.vm import VM
