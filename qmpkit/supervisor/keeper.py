@@ -21,6 +21,7 @@ from qmpkit.spec.names import machine_name_problem
 from qmpkit.supervisor.alter import amend, disks_at_rest, revert
 from qmpkit.supervisor.chronicle import Chronicle
 from qmpkit.supervisor.declaring import Declaring, known_in, whose
+from qmpkit.supervisor.entries import Entries
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.gate import Gate
 from qmpkit.supervisor.joining import Joining
@@ -143,26 +144,13 @@ class Keeper:
         networks = self._networks.open(self._places, members, complete=complete)
         try:
             async with networks, trio.open_nursery() as nursery:
-                tasks = Tending(means)
+                tasks = Tending(means, nursery)
                 async with trio.open_nursery() as adopting:
                     for kept in self.machines.values():
-                        adopting.start_soon(nursery.start, tasks.tend, kept, tasks.resumed(kept))
-                self._declaring = Declaring(
-                    self.machines,
-                    kept=self._kept,
-                    means=means,
-                    tasks=tasks,
-                    nursery=nursery,
-                    forgotten=self._forgotten,
-                )
-                self.receiving = Receiving(
-                    self.machines,
-                    kept=self._kept,
-                    means=means,
-                    tasks=tasks,
-                    nursery=nursery,
-                    arrivals=self._arrivals,
-                )
+                        adopting.start_soon(tasks.begin, kept, tasks.resumed(kept))
+                entries = Entries(self.machines, self._kept, means, tasks)
+                self._declaring = Declaring(entries, self._forgotten)
+                self.receiving = Receiving(entries, self._arrivals)
                 try:
                     yield
                 finally:
