@@ -12,7 +12,7 @@ import trio
 
 import qmpkit
 from qmpkit import CannotMigrate, MigrationLost, Round, postcopy
-from qmpkit.operations.migration.local_rest import LocalRest
+from qmpkit.operations.migration.local_end import LocalRest
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, nothing_left, write
 from tests.live.kept import Places, end_all, kill, lab
