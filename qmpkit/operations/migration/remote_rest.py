@@ -83,6 +83,12 @@ class RemoteRest:
 
     async def listen(self, heard: Callable[[str | None], None]) -> None:
         """See `Rest`: `UNHEARD` too, when nothing has been heard for as long as a cut may last."""
+        try:
+            await self._listen(heard)
+        finally:
+            await self._drop(self._joined)
+
+    async def _listen(self, heard: Callable[[str | None], None]) -> None:
         times = -1
         while not self.outcome:
             if (wire := await self._at_hand(heard)) is None:
@@ -118,7 +124,8 @@ class RemoteRest:
                 wire, self._wire = self._wire, None
                 await self._join(wire)
             except (WireLost, Refused) as lost:
-                log.warning("machine %r: %s", self._name, lost)
+                if not attempt:
+                    log.warning("machine %r: %s", self._name, lost)
                 if trio.current_time() - begun > self.within:
                     heard(UNHEARD)
                 await trio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
@@ -215,7 +222,7 @@ class RemoteRest:
                         self.outcome = str((await self._ask("give_up")).get("outcome"))
                     break
                 except (WireLost, Refused) as lost:
-                    log.warning("machine %r: %s", self._name, lost)
+                    log.info("machine %r: %s", self._name, lost)
                     await trio.sleep(pause)
         await self._drop(self._joined)
         return self.outcome

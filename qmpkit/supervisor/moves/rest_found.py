@@ -60,13 +60,13 @@ async def _reached(
     stack: AsyncExitStack, kept: Kept, means: Means, seen: Callable[[], None]
 ) -> Machine | None:
     """Its QEMU; one that says nothing waits for what does not come, and ends when that is long."""
-    with trio.move_on_after(_SILENT):
-        while True:
-            try:
-                return await reached(stack, kept, means, kept.record, kept.home)
-            except MonitorSilent as silent:
-                kept.enter("silent", str(silent))
-                seen()
+    until = trio.current_time() + _SILENT
+    while trio.current_time() < until:  # what is entered outlives any scope of ours
+        try:
+            return await reached(stack, kept, means, kept.record, kept.home)
+        except MonitorSilent as silent:
+            kept.enter("silent", str(silent))
+            seen()
     assert kept.record.identity is not None, "else it could not be silent"
     with suppress(ProcessVanished):
         async with means.ground.adopt(kept.record.identity, kept.home) as child:

@@ -22,6 +22,8 @@ import trio
 
 from qmpkit.errors import QmpkitError
 from qmpkit.machine.machine import Machine
+from qmpkit.machine.state import State
+from qmpkit.operations.migration.convergence import is_switched
 from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.local_end import LocalRest
 from qmpkit.operations.migration.ways import listened_again
@@ -192,7 +194,8 @@ class RestHere:
         self._rest.switched()
         with suppress(*LOST):  # its end is seen by who listens to it
             try:
-                await self._rest.run()
+                if self._machine.state is not State.RUNNING:  # one that was found may run
+                    await self._rest.run()
             except CommandRefused as refused:
                 self._ends(str(refused))
                 return
@@ -277,10 +280,13 @@ class RestHere:
         return "; ".join(filter(None, (self._said, self._rest.last_words())))[:4000]
 
     async def _run_ahead(self, _: dict[str, Any]) -> dict[str, Any]:
-        """From here on it is ours.  What cannot be written down is found out by its QEMU."""
-        if self._status not in _RUNNABLE:
-            raise WireLost("it has it run before it is there")
-        kept = self._kept
+        """From here on it is ours, also when it is cut off in this moment, and runs once it can.
+
+        What cannot be written down is found out by its QEMU.
+        """
+        kept, status = self._kept, self._status or ""
+        if not (is_switched(status) or status in _RUNNABLE):
+            raise WireLost(f"it is to run before it is there: QEMU says {status!r}")
         if not self.is_ours and self._outcome is None:
             history = kept.record.history.came_up(time.time())
             up: dict[str, Any] = {"phase": "up", "history": history, "change": None}
