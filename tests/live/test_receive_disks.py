@@ -154,7 +154,7 @@ async def test_the_source_dies_between_any_two_steps(
 ) -> None:
     """What it was mirroring is ended by the next, and the images are here or there."""
     new = folder(tmp_path / "new")
-    program = SOURCE.replace("to=words[0]", f"to=words[0], disks={str(new)!r}")
+    program = SOURCE.replace("POLICY", f"'live', disks={str(new)!r}")
     async with leaks():
         async with lab() as here:
             had = await runs_on(await here.ensure(counting(qemu, tmp_path), restart="never"), 0)

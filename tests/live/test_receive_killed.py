@@ -20,7 +20,7 @@ from tests.live.dying import STEPS
 from tests.live.kept import Places, end_all, lab
 from tests.live.migrating import SLOW, counting
 from tests.live.receiving import door, end_both, one_left, other, runs_on
-from tests.sizes import MOVE_KILLS, NEWEST
+from tests.sizes import MIGRATIONS_KILLED, MOVE_KILLS, NEWEST
 
 __all__ = ["EVERY", "SOURCE", "another_program"]
 
@@ -40,7 +40,7 @@ async def main():
     global armed, qemu
     async with qmpkit.Supervisor("lab", keep=True) as lab:
         qemu, armed = lab.kept["mover"].pid, True
-        await lab.migrate("mover", to=words[0])
+        await lab.migrate("mover", to=words[0], policy=POLICY)
         print("done", flush=True)
 
 trio.run(main)
@@ -69,16 +69,18 @@ trio.run(main)
 
 
 @pytest.mark.bound(120 + 60 * MOVE_KILLS)
+@pytest.mark.parametrize("policy", MIGRATIONS_KILLED)
 async def test_the_source_dies_between_any_two_steps(
-    qemu: str, places: Places, tmp_path: Path
+    qemu: str, places: Places, tmp_path: Path, policy: str
 ) -> None:
+    program = SOURCE.replace("POLICY", repr(policy))
     async with leaks():
         async with lab() as here:
             had = await runs_on(await here.ensure(counting(qemu, tmp_path), restart="never"), 0)
         last, is_there, deaths = 1, False, 0
         while not is_there:
             async with other() as there, door(tmp_path / "door", there.receive) as to:
-                command = [sys.executable, "-c", SOURCE, to, str(last), "supervisor"]
+                command = [sys.executable, "-c", program, to, str(last), "supervisor"]
                 done = await trio.run_process(command, capture_stdout=True, check=False)
                 last, deaths = last + EVERY, deaths + (done.returncode != 0)
                 async with lab() as here:
