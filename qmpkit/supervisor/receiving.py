@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import trio
 
-from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
+from qmpkit.errors import Fault, HostLacks, LaunchFailed, QmpkitError, SpecInvalid
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.keep import Home, KeptStart, begun
 from qmpkit.machine.ledger import Change
@@ -25,7 +25,7 @@ from qmpkit.machine.machine import Machine
 from qmpkit.operations.block.layers import INODE
 from qmpkit.operations.migration.compatibility import missing_files
 from qmpkit.operations.migration.end import able_of
-from qmpkit.operations.migration.errors import MigrationFailed
+from qmpkit.operations.migration.errors import MigrationFailed, destination_starts, no_qemu
 from qmpkit.operations.migration.incoming import Incoming, start_form
 from qmpkit.operations.migration.local_end import LocalEnd
 from qmpkit.operations.migration.storage_there import (
@@ -205,6 +205,8 @@ class Receiving:
             raise SpecInvalid([*faults, *invalid.faults]) from invalid
         except HostLacks as lacks:
             raise SpecInvalid([*faults, Fault("", lacks.what, lacks.cure)]) from lacks
+        except LaunchFailed as failed:
+            raise SpecInvalid([*faults, no_qemu(failed)]) from failed
         if faults:
             raise SpecInvalid(faults)
         wanted = attrs.evolve(resolution.spec, nics=spec.nics, vmgenid=spec.vmgenid)
@@ -260,8 +262,10 @@ class Receiving:
             )
             async with AsyncExitStack() as turn:
                 await self._admitted(kept, turn)
-                start = await stack.enter_async_context(starting)
-                machine = await stack.enter_async_context(begun(resolution, start, home, options))
+                with destination_starts(kept.name):
+                    start = await stack.enter_async_context(starting)
+                    begins = begun(resolution, start, home, options)
+                    machine = await stack.enter_async_context(begins)
             try:
                 await take_place(machine)
                 yield start, machine
