@@ -176,11 +176,11 @@ if TYPE_CHECKING:
     from qmpkit.spec.restart import Restart as Restart
     from qmpkit.spec.saved import SavedMachine as SavedMachine
     from qmpkit.spec.snapshots import Snapshot as Snapshot
-    from qmpkit.supervisor.departures import Whereabouts as Whereabouts
     from qmpkit.supervisor.events import Happening as Happening
     from qmpkit.supervisor.events import Happenings as Happenings
     from qmpkit.supervisor.kept import Kept as Kept
-    from qmpkit.supervisor.offer import ReceiveTerms as ReceiveTerms
+    from qmpkit.supervisor.moves.departures import Whereabouts as Whereabouts
+    from qmpkit.supervisor.moves.offer import ReceiveTerms as ReceiveTerms
     from qmpkit.supervisor.supervisor import Supervisor as Supervisor
     from qmpkit.supervisor.table import Row as Row
     from qmpkit.templates.errors import PoolClosed as PoolClosed
@@ -285,10 +285,10 @@ _MODULES = {
     "qmpkit.spec.restart": "Restart",
     "qmpkit.spec.saved": "SavedMachine",
     "qmpkit.spec.snapshots": "Snapshot",
-    "qmpkit.supervisor.departures": "Whereabouts",
+    "qmpkit.supervisor.moves.departures": "Whereabouts",
     "qmpkit.supervisor.events": "Happening Happenings",
     "qmpkit.supervisor.kept": "Kept",
-    "qmpkit.supervisor.offer": "ReceiveTerms",
+    "qmpkit.supervisor.moves.offer": "ReceiveTerms",
     "qmpkit.supervisor.supervisor": "Supervisor",
     "qmpkit.supervisor.table": "Row",
     "qmpkit.templates.errors": (

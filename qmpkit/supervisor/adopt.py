@@ -23,12 +23,12 @@ from qmpkit.process.kept import KeptLike
 from qmpkit.qmp.errors import MonitorAbsent, MonitorGarbled, MonitorLost, MonitorSilent
 from qmpkit.spec.argv import TOOLS
 from qmpkit.spec.machine import MachineSpec, channels
-from qmpkit.supervisor.departures import settled
 from qmpkit.supervisor.differences import device_differences, disk_differences
-from qmpkit.supervisor.heirs import settle_heir
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.ledger import KeptLedger, recover_change
 from qmpkit.supervisor.life import Means, attend, used_up
+from qmpkit.supervisor.moves.departures import settled
+from qmpkit.supervisor.moves.heirs import settle_heir
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import Declared, End, Record
 from qmpkit.vm import VM

@@ -20,12 +20,12 @@ from qmpkit.operations.migration.transfer import Told
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Nic
 from qmpkit.supervisor.declaring import refuse_unsettled
-from qmpkit.supervisor.departures import Whereabouts, place_of, settle
 from qmpkit.supervisor.keeper import Keeper
-from qmpkit.supervisor.moving import move
-from qmpkit.supervisor.offer import ReceiveTerms
+from qmpkit.supervisor.moves.departures import Whereabouts, place_of, settle
+from qmpkit.supervisor.moves.offer import ReceiveTerms
+from qmpkit.supervisor.moves.sending import check_send, send
+from qmpkit.supervisor.moves.within import move
 from qmpkit.supervisor.record import Leaving
-from qmpkit.supervisor.sending import check_send, send
 
 __all__ = ["Changes"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import get_args
 
@@ -12,7 +12,6 @@ import trio
 
 from qmpkit.errors import Fault, JournalFailed, SpecInvalid
 from qmpkit.host.resolve import Resolution, resolve
-from qmpkit.machine.keep import Home
 from qmpkit.process.places import discard
 from qmpkit.spec.farm_order import circles
 from qmpkit.spec.health import health_faults
@@ -22,12 +21,11 @@ from qmpkit.spec.restart import restart_faults
 from qmpkit.spec.sites import undecided
 from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.alter import matters
+from qmpkit.supervisor.entries import Entries
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.layers import Forgotten, carried_over, refuse_points
 from qmpkit.supervisor.ledger import finish_change
-from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.record import Declared, Record, Wanted, digest_of
-from qmpkit.supervisor.tending import Tending
 
 __all__ = ["Declaring", "known_in", "refuse_unsettled", "whose"]
 
@@ -39,29 +37,15 @@ UNDO_GRACE = 5.0
 
 
 class Declaring:
-    """Has kept machines be as their owner says.
+    """Has kept machines be as their owner says; new ones come to *entries*."""
 
-    *machines* are all that the supervisor keeps, to which new ones come, made by *kept*.
-    Their tasks run in *nursery*.
-    """
-
-    def __init__(
-        self,
-        machines: dict[str, Kept],
-        *,
-        kept: Callable[[Record, Home], Kept],
-        means: Means,
-        tasks: Tending,
-        nursery: trio.Nursery,
-        forgotten: Forgotten,
-    ) -> None:
-        self._machines = machines
-        self._kept = kept
-        self._means = means
-        self._journal = means.journal
-        self._networks = means.networks
-        self._tasks = tasks
-        self._nursery = nursery
+    def __init__(self, entries: Entries, forgotten: Forgotten) -> None:
+        self._entries = entries
+        self._machines = entries.machines
+        self._means = entries.means
+        self._journal = entries.means.journal
+        self._networks = entries.means.networks
+        self._tasks = entries.tasks
         self._forgotten = forgotten
         self._looks = trio.CapacityLimiter(LOOKS)
 
@@ -123,7 +107,7 @@ class Declaring:
             sockets=str(home.sockets),
             **matters(wanted),
         )
-        kept = self._kept(record, home)
+        kept = self._entries.make(record, home)
         async with kept.turn:
             self._machines[spec.name] = kept  # the name is taken from here on
             try:
@@ -174,7 +158,7 @@ class Declaring:
         """Declare, and make it true; without *wait* that is left to its task."""
         if not kept.tended and kept.record.identity is not None:
             # Its task has failed and its QEMU may live: never start a second one.
-            await self._nursery.start(self._tasks.tend, kept, self._tasks.resumed(kept))
+            await self._tasks.begin(kept, self._tasks.resumed(kept))
         if kept.tended:
             await self._redeclare(kept, wanted)
             if not wait and kept.tended:
@@ -226,7 +210,7 @@ class Declaring:
             if not wait:
                 await kept.entry.durable()
             life = self._tasks.first(kept, resolution) if wait else self._tasks.enlisted(kept)
-            await self._nursery.start(self._tasks.tend, kept, life)
+            await self._tasks.begin(kept, life)
             if not wait:
                 self._means.gate.look()  # nobody is to be seen as blocked for want of this one
         except BaseException as error:

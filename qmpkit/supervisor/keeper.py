@@ -19,10 +19,9 @@ from qmpkit.process.places import Places, claimed_places, discard
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.supervisor.alter import amend, disks_at_rest, revert
-from qmpkit.supervisor.arrivals import Arrivals
 from qmpkit.supervisor.chronicle import Chronicle
 from qmpkit.supervisor.declaring import Declaring, known_in, whose
-from qmpkit.supervisor.departures import end_arriving
+from qmpkit.supervisor.entries import Entries
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.gate import Gate
 from qmpkit.supervisor.joining import Joining
@@ -31,8 +30,10 @@ from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.layers import Forgotten
 from qmpkit.supervisor.ledger import finish_change
 from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.moves.arrivals import Arrivals
+from qmpkit.supervisor.moves.departures import end_arriving
+from qmpkit.supervisor.moves.receiving import Receiving
 from qmpkit.supervisor.networks import Networks
-from qmpkit.supervisor.receiving import Receiving
 from qmpkit.supervisor.record import Declared, Record, Wanted
 from qmpkit.supervisor.shelf import Shelf
 from qmpkit.supervisor.strangers import tell_strangers
@@ -143,26 +144,13 @@ class Keeper:
         networks = self._networks.open(self._places, members, complete=complete)
         try:
             async with networks, trio.open_nursery() as nursery:
-                tasks = Tending(means)
+                tasks = Tending(means, nursery)
                 async with trio.open_nursery() as adopting:
                     for kept in self.machines.values():
-                        adopting.start_soon(nursery.start, tasks.tend, kept, tasks.resumed(kept))
-                self._declaring = Declaring(
-                    self.machines,
-                    kept=self._kept,
-                    means=means,
-                    tasks=tasks,
-                    nursery=nursery,
-                    forgotten=self._forgotten,
-                )
-                self.receiving = Receiving(
-                    self.machines,
-                    kept=self._kept,
-                    means=means,
-                    tasks=tasks,
-                    nursery=nursery,
-                    arrivals=self._arrivals,
-                )
+                        adopting.start_soon(tasks.begin, kept, tasks.resumed(kept))
+                entries = Entries(self.machines, self._kept, means, tasks)
+                self._declaring = Declaring(entries, self._forgotten)
+                self.receiving = Receiving(entries, self._arrivals)
                 try:
                     yield
                 finally:

@@ -11,9 +11,9 @@ import trio
 from qmpkit.host.resolve import Resolution
 from qmpkit.process.kept import trim_log
 from qmpkit.supervisor.adopt import found
-from qmpkit.supervisor.departures import settled
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means, attempt, comes_again, started
+from qmpkit.supervisor.moves.departures import settled
 from qmpkit.supervisor.record import End
 
 __all__ = ["Life", "Tending", "trim_logs"]
@@ -41,12 +41,17 @@ class _Status:
 
 
 class Tending:
-    """Makes the lives of kept machines, by the same means for all."""
+    """Makes the lives of kept machines, by the same means for all, and their tasks in *nursery*."""
 
-    def __init__(self, means: Means) -> None:
+    def __init__(self, means: Means, nursery: trio.Nursery) -> None:
         self._means = means
+        self._nursery = nursery
 
-    async def tend(self, kept: Kept, life: Life, task_status: trio.TaskStatus[None]) -> None:
+    async def begin(self, kept: Kept, life: Life) -> None:
+        """Have a task tend it from here on; returns when that is in other hands than ours."""
+        await self._nursery.start(self._tend, kept, life)
+
+    async def _tend(self, kept: Kept, life: Life, task_status: trio.TaskStatus[None]) -> None:
         """One kept machine, start to rest.  The one place where its failure is caught."""
         status = _Status(task_status)
         kept.tended = True

@@ -25,7 +25,7 @@ AT_ONCE = postcopy(after=0)
 # A supervisor that dies when its machine's guest runs in the heir, or when that is cut off.
 PROGRAM = """
 import os, signal, sys, qmpkit, trio
-from qmpkit.operations.migration.local_rest import LocalRest
+from qmpkit.operations.migration.local_end import LocalRest
 from qmpkit.operations.migration.postcopy import Postcopy
 
 def die():

@@ -14,8 +14,8 @@ from qmpkit import QmpkitError, Supervisor, UserNic
 from qmpkit.host.resolve import resolve
 from qmpkit.operations.migration.wire import PROTOCOL, Wire
 from qmpkit.spec.restart import Restart
-from qmpkit.supervisor import arriving
-from qmpkit.supervisor.offer import offer_to_dict
+from qmpkit.supervisor.moves import arriving
+from qmpkit.supervisor.moves.offer import offer_to_dict
 from qmpkit.supervisor.record import Record
 from qmpkit.testing.leaks import leaks
 from tests.live.kept import Places

@@ -9,7 +9,7 @@ import trio
 
 from qmpkit import MigrationFailed, MigrationUnknown, SpecInvalid, State, Whereabouts
 from qmpkit.operations.migration.local_end import LocalEnd
-from qmpkit.supervisor import arriving
+from qmpkit.supervisor.moves import arriving
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.kept import Places, kill, lab

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from os.path import samestat
+from pathlib import Path
 
 import trio
 
-from qmpkit._trio import both
+from qmpkit.errors import Fault
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import take_images_back
 from qmpkit.operations.migration.capabilities import Setting
-from qmpkit.operations.migration.end import Able, Ports, able_of
+from qmpkit.operations.migration.end import Able, Ports, able_of, tell
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import Incoming
-from qmpkit.operations.migration.local_rest import LocalRest
 from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.parameters import known_parameters, parameters_of
+from qmpkit.operations.migration.postcopy import cut, listened
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.storage_there import Door, ends_serving, serves
 from qmpkit.operations.migration.transfer import loaded
-from qmpkit.operations.migration.ways import Route, laid, listen
+from qmpkit.operations.migration.ways import Route, laid, laid_again, listen
 from qmpkit.operations.ports import change_forwards
 from qmpkit.operations.power import resume
 from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.process.rundir import machine_dir, socket_path
+from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 
-__all__ = ["LocalEnd"]
+__all__ = ["LocalEnd", "LocalRest"]
 
 _SOCKET = "disks"
 _LOADED = ("paused", "prelaunch")
+_CURE = "do without postcopy, or let QEMU have userfaultfd: `sysctl vm.unprivileged_userfaultfd=1`"
 
 
 class LocalEnd:
@@ -42,8 +45,8 @@ class LocalEnd:
         self._machine = incoming.machine
         self.moves = incoming.moves
         self.collapse = incoming.collapse
+        self._able: Able | None = None
         self._arrivals: Subscription
-        self._resumes: Subscription
 
     def must_wait(self) -> None:
         """See `End`."""
@@ -57,30 +60,35 @@ class LocalEnd:
         """See `End`."""
         return self._incoming.has_ended()
 
-    async def able(self) -> Able:
+    def is_like(self, source: Machine) -> bool:
+        """See `End`.  A package's update leaves the path, and puts another file there."""
+        ends = (self._machine, source)
+        ours, theirs = (_processor(it) for it in ends)
+        if ours != theirs:
+            return False
+        try:
+            return samestat(*(Path(f"/proc/{it.child.pid}/exe").stat() for it in ends))
+        except OSError:  # one has ended
+            return False
+
+    async def able(self, *, words: bool) -> Able:
         """See `End`."""
-        return await able_of(self._machine)
+        self._able = await able_of(self._machine, words=words)
+        return self._able
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """See `End`."""
-        machine = self._machine
-        with machine.subscribe("MIGRATION") as arrivals, machine.subscribe("RESUME") as resumes:
-            self._arrivals, self._resumes = arrivals, resumes
+        with self._machine.subscribe("MIGRATION") as self._arrivals:
             yield
 
     async def set_up(
         self, setting: Setting, options: MigrationOptions, moves: Sequence[DiskMove]
     ) -> None:
         """See `End`."""
-        machine = self._machine
-        _, known = await both(
-            lambda: machine.execute("migrate-set-capabilities", {"capabilities": setting}),
-            lambda: known_parameters(machine),
-        )
-        parameters = parameters_of(options, known)
-        await machine.execute("migrate-set-parameters", parameters)
-        await set_bitmaps(machine, moves, {move.id: move.node for move in moves})
+        assert self._able is not None, "which is asked before"
+        await tell(self._machine, setting, options, self._able)
+        await set_bitmaps(self._machine, moves, {move.id: move.node for move in moves})
 
     @asynccontextmanager
     async def served(self, source: Machine) -> AsyncIterator[Door]:
@@ -128,14 +136,13 @@ class LocalEnd:
             return None
         try:
             with trio.fail_after(STEP_GRACE):
-                await resume(machine)
+                ran = await _ran(machine)
         except (*LOST, trio.TooSlowError) as lost:
             self._incoming.keep_images()
             await machine.kill()
             raise MigrationUnknown(machine.name, _how_lost(lost)) from lost
         self._incoming.keep_images()
-        resumed = self._resumes.next_nowait()
-        return None if resumed is None else resumed.monotonic
+        return ran
 
     def arrived(self) -> None:
         """See `End`."""
@@ -155,6 +162,66 @@ class LocalEnd:
         await self._machine.kill()
         await self._incoming.discard_images()
         return self._machine.child.stderr_tail.strip() if has_ended else ""
+
+
+def _processor(machine: Machine) -> tuple[object, ...]:
+    """What of its spec decides what its processor shows the guest."""
+    spec = machine.spec
+    return spec.machine, spec.machine_options, machine.facts.accel, spec.cpu, spec.extra_args
+
+
+class LocalRest:
+    """A `Rest` of a guest that comes to *machine*; *incoming* is None for one found again."""
+
+    def __init__(self, machine: Machine, incoming: Incoming | None = None) -> None:
+        self._machine = machine
+        self._incoming = incoming
+
+    async def refusals(self, setting: Setting) -> tuple[Fault, ...]:
+        """See `Rest`."""
+        try:
+            await self._machine.execute("migrate-set-capabilities", {"capabilities": setting})
+        except CommandRefused as refused:
+            said = self._machine.child.stderr_tail.strip()
+            message = f"the destination refuses it: {refused.desc}"
+            return (Fault("policy", f"{message} ({said})" if said else message, _CURE),)
+        return ()
+
+    def switched(self) -> None:
+        """See `Rest`."""
+        if self._incoming is not None:
+            self._incoming.has_switched = True
+
+    async def listen(self, heard: Callable[[str | None], None]) -> None:
+        """See `Rest`."""
+        await listened(self._machine, heard)
+
+    async def run(self) -> float | None:
+        """See `Rest`."""
+        self._machine.loaded()
+        return await _ran(self._machine)
+
+    async def cut(self) -> None:
+        """See `Rest`."""
+        await cut(self._machine)
+
+    def laid_again(
+        self, options: MigrationOptions, route: Route | None, source: Machine
+    ) -> AbstractAsyncContextManager[str]:
+        """See `Rest`."""
+        return laid_again(options, route, source, self._machine)
+
+    def last_words(self) -> str:
+        """See `Rest`."""
+        return self._machine.child.stderr_tail.strip()
+
+
+async def _ran(machine: Machine) -> float | None:
+    """Run its guest; when it did, by `time.monotonic()`."""
+    with machine.subscribe("RESUME") as resumes:
+        await resume(machine)
+        resumed = resumes.next_nowait()
+    return None if resumed is None else resumed.monotonic
 
 
 def _how_lost(lost: Exception) -> str:

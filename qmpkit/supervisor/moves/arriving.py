@@ -23,12 +23,12 @@ from qmpkit.operations.migration.ways import listened, listened_at_path
 from qmpkit.operations.migration.wire import Wire, WireLost, error_of
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.spec.network import inet_address
-from qmpkit.supervisor.arrivals import Arrivals
-from qmpkit.supervisor.departures import move_named
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
-from qmpkit.supervisor.offer import ReceiveTerms, options_from, ports_from, setting_from
-from qmpkit.supervisor.offer_disks import with_bitmaps
+from qmpkit.supervisor.moves.arrivals import Arrivals
+from qmpkit.supervisor.moves.departures import move_named
+from qmpkit.supervisor.moves.offer import ReceiveTerms, options_from, ports_from, setting_from
+from qmpkit.supervisor.moves.offer_disks import with_bitmaps
 from qmpkit.supervisor.record import Record
 
 __all__ = ["Arriving"]

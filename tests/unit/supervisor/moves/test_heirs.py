@@ -9,7 +9,7 @@ from qmpkit import MachineSpec, UserNic
 from qmpkit.process.identity import Identity
 from qmpkit.spec.facts import Facts, Flash
 from qmpkit.spec.restart import Restart
-from qmpkit.supervisor.heirs import Arrival, Owner, owner_of_guest
+from qmpkit.supervisor.moves.heirs import Arrival, Owner, owner_of_guest
 from qmpkit.supervisor.record import Heir, Record
 
 S, H, N, B = Owner.SOURCE, Owner.HEIR, Owner.NOBODY, Owner.BOTH

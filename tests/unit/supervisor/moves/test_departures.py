@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from qmpkit import JournalFailed, MigrationOptions, SpecInvalid, move_place
-from qmpkit.supervisor.arrivals import Arrivals
-from qmpkit.supervisor.departures import Source, Whereabouts, where
+from qmpkit.supervisor.moves.arrivals import Arrivals
+from qmpkit.supervisor.moves.departures import Source, Whereabouts, where
 
 HERE, THERE, UNKNOWN = Whereabouts.HERE, Whereabouts.THERE, Whereabouts.UNKNOWN
 

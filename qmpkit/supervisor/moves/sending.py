@@ -27,12 +27,12 @@ from qmpkit.operations.migration.storage import DiskPlaces, moves_of
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
 from qmpkit.operations.steps import STEP_GRACE
-from qmpkit.supervisor.calling_off import called_off_by_stop
-from qmpkit.supervisor.departures import Whereabouts, ended, gone_on, left, whereabouts
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
-from qmpkit.supervisor.moving_disks import mirrors_on_record
-from qmpkit.supervisor.offer import offer_faults, offer_to_dict
+from qmpkit.supervisor.moves.calling_off import called_off_by_stop
+from qmpkit.supervisor.moves.departures import Whereabouts, ended, gone_on, left, whereabouts
+from qmpkit.supervisor.moves.offer import offer_faults, offer_to_dict
+from qmpkit.supervisor.moves.recorded_disks import mirrors_on_record
 from qmpkit.supervisor.record import Leaving
 from qmpkit.vm import VM
 

@@ -30,9 +30,9 @@ from qmpkit.process.errors import ProcessVanished
 from qmpkit.process.places import discard
 from qmpkit.spec.network import UserNic
 from qmpkit.supervisor.events import EventLog
-from qmpkit.supervisor.heirs import reached
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.moves.heirs import reached
 from qmpkit.supervisor.record import Leaving, Record
 
 __all__ = ["Source", "Whereabouts", "end_arriving", "ended", "gone_on", "left"]

@@ -43,10 +43,11 @@ from qmpkit.operations.tune.live import take_place
 from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.supervisor.calling_off import called_off_by_stop
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
-from qmpkit.supervisor.moving_disks import images_on_record
+from qmpkit.supervisor.moves.cables import cable_faults
+from qmpkit.supervisor.moves.calling_off import called_off_by_stop
+from qmpkit.supervisor.moves.recorded_disks import images_on_record
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import End, Heir
 from qmpkit.vm import VM
@@ -152,9 +153,7 @@ async def _note_loss(kept: Kept, means: Means, vm: VM, why: str) -> None:
 
 async def _check(kept: Kept, vm: VM, lacking: Sequence[Fault]) -> None:
     faults = [*await check_source(vm.machine), *lacking]
-    if kept.record.joined:
-        message = "its cables in the networks of its farm cannot follow it"
-        faults.append(Fault("networks", message, "restart it instead"))
+    faults += cable_faults(kept.record, "restart it instead")
     if faults:
         raise CannotMigrate(kept.name, faults)
 

@@ -16,8 +16,8 @@ from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.wire import PROTOCOL, Wire, WireLost
 from qmpkit.spec.health import FunctionCheck, to_health
 from qmpkit.spec.restart import Restart
-from qmpkit.supervisor import receiving
-from qmpkit.supervisor.offer import (
+from qmpkit.supervisor.moves import receiving
+from qmpkit.supervisor.moves.offer import (
     Offer,
     ReceiveTerms,
     offer_faults,
@@ -28,7 +28,7 @@ from qmpkit.supervisor.offer import (
     setting_from,
     terms_faults,
 )
-from qmpkit.supervisor.offer_disks import disks_from, disks_to, with_bitmaps
+from qmpkit.supervisor.moves.offer_disks import disks_from, disks_to, with_bitmaps
 from qmpkit.supervisor.record import Leaving, Record
 
 UUID = "2b0e3b1c-6a0e-4a44-9d57-6b4c0a2f1111"

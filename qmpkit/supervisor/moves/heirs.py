@@ -19,7 +19,7 @@ from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving
 from qmpkit.operations.migration.convergence import is_switched
 from qmpkit.operations.migration.errors import MigrationFailed
-from qmpkit.operations.migration.local_rest import LocalRest
+from qmpkit.operations.migration.local_end import LocalRest
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.postcopy import Outlook, Postcopy, outlook
 from qmpkit.operations.ports import change_forwards

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -24,7 +24,6 @@ from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.block.layers import INODE
 from qmpkit.operations.migration.compatibility import missing_files
-from qmpkit.operations.migration.end import able_of
 from qmpkit.operations.migration.errors import MigrationFailed, destination_starts, no_qemu
 from qmpkit.operations.migration.incoming import Incoming, start_form
 from qmpkit.operations.migration.local_end import LocalEnd
@@ -40,14 +39,19 @@ from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.tune.live import take_place
 from qmpkit.process.places import discard
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.supervisor.arrivals import Arrivals, Outcome
-from qmpkit.supervisor.arriving import Arriving
+from qmpkit.supervisor.entries import Entries
 from qmpkit.supervisor.errors import StartBlocked
 from qmpkit.supervisor.kept import Kept
-from qmpkit.supervisor.life import Means
-from qmpkit.supervisor.offer import Offer, ReceiveTerms, file_faults, offer_from_dict, terms_faults
+from qmpkit.supervisor.moves.arrivals import Arrivals, Outcome
+from qmpkit.supervisor.moves.arriving import Arriving
+from qmpkit.supervisor.moves.offer import (
+    Offer,
+    ReceiveTerms,
+    file_faults,
+    offer_from_dict,
+    terms_faults,
+)
 from qmpkit.supervisor.record import Record
-from qmpkit.supervisor.tending import Tending
 
 __all__ = ["Receiving"]
 
@@ -71,26 +75,13 @@ class _Coming:
 
 
 class Receiving:
-    """Takes machines of other supervisors in; *kept* makes their entries among *machines*.
+    """Takes machines of other supervisors in, among those of *entries*."""
 
-    Their tasks run in *nursery*.
-    """
-
-    def __init__(
-        self,
-        machines: dict[str, Kept],
-        *,
-        kept: Callable[[Record, Home], Kept],
-        means: Means,
-        tasks: Tending,
-        nursery: trio.Nursery,
-        arrivals: Arrivals,
-    ) -> None:
-        self._machines = machines
-        self._kept = kept
-        self._means = means
-        self._tasks = tasks
-        self._nursery = nursery
+    def __init__(self, entries: Entries, arrivals: Arrivals) -> None:
+        self._entries = entries
+        self._machines = entries.machines
+        self._means = entries.means
+        self._tasks = entries.tasks
         self._arrivals = arrivals
         self._coming: dict[str, _Coming] = {}
 
@@ -160,7 +151,7 @@ class Receiving:
         if name in self._machines or offer.id in self._coming:  # meanwhile
             raise SpecInvalid([_taken(name)])
         home = self._means.home(name)
-        kept = self._kept(_record(offer, spec, home, resolution), home)
+        kept = self._entries.make(_record(offer, spec, home, resolution), home)
         with trio.CancelScope() as scope:
             self._coming[offer.id] = coming = _Coming(name, scope)
             try:
@@ -230,7 +221,9 @@ class Receiving:
             end = LocalEnd(Incoming(machine, kept.spec, moves=offer.moves, images=images))
             with end.watched():
                 who = await self._arrivals.who()
-                await wire.send({"ok": {**attrs.asdict(await able_of(machine)), "who": who}})
+                able = attrs.asdict(await end.able(words=True))
+                able |= {key: [*able[key]] for key in ("capabilities", "parameters")}  # by name
+                await wire.send({"ok": {**able, "who": who}})
                 coming = Arriving(wire, kept, machine, end, terms, self._means, self._arrivals)
                 await coming.served()
 
@@ -301,7 +294,7 @@ class Receiving:
     async def _settled(self, kept: Kept) -> None:
         """What runs here is looked after; of anything else nothing is left."""
         if kept.record.arrived:
-            await self._nursery.start(self._tasks.tend, kept, self._tasks.resumed(kept))
+            await self._tasks.begin(kept, self._tasks.resumed(kept))
             return
         try:
             for folder in (kept.home.sockets, kept.home.logs):
