@@ -125,6 +125,7 @@ async def test_one_that_is_killed_comes_again(places: Places) -> None:
             os.kill(before, signal.SIGKILL)
             while list(pids(places).values()) == [before]:  # noqa: ASYNC110
                 await trio.sleep(0.01)
+            await networks.make("a", [LAN])  # it is on record before it is kept
             await hear(networks, stack)
         (now,) = pids(places).values()
         await killed(now)  # and when nobody is there to see it
