@@ -44,13 +44,8 @@ from qmpkit.supervisor.errors import StartBlocked
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.moves.arrivals import Arrivals, Outcome
 from qmpkit.supervisor.moves.arriving import Arriving
-from qmpkit.supervisor.moves.offer import (
-    Offer,
-    ReceiveTerms,
-    file_faults,
-    offer_from_dict,
-    terms_faults,
-)
+from qmpkit.supervisor.moves.offer import Offer, file_faults, offer_from_dict
+from qmpkit.supervisor.moves.terms import ReceiveTerms, bounded, terms_faults
 from qmpkit.supervisor.record import Record
 
 __all__ = ["Receiving"]
@@ -188,7 +183,12 @@ class Receiving:
             for other in offer.requires
             if other not in self._machines
         ]
-        faults += await trio.to_thread.run_sync(lambda: [*_file_faults(offer, terms)])
+        if terms is not None:
+            foreign = await trio.to_thread.run_sync(terms_faults, spec, terms, offer.moves)
+            if foreign:
+                raise SpecInvalid([*faults, *foreign])  # nothing else of it is looked at, or run
+            offer = attrs.evolve(offer, spec=bounded(spec, terms))
+        faults += await trio.to_thread.run_sync(lambda: [*_file_faults(offer)])
         try:
             resolution = await _resolved(offer)
             faults += thread_faults(offer.moves, resolution.capabilities.version)
@@ -309,11 +309,9 @@ class Receiving:
             kept.tell("discarded", "it has not moved here")
 
 
-def _file_faults(offer: Offer, terms: ReceiveTerms | None) -> Iterator[Fault]:
+def _file_faults(offer: Offer) -> Iterator[Fault]:
     """What is wrong with its files, here.  Blocking."""
     spec, moves = offer.spec, offer.moves
-    if terms is not None:
-        yield from terms_faults(spec, terms, moves)
     yield from missing_files(spec, {move.id for move in moves})
     yield from file_faults(spec)
     yield from place_faults(moves)
