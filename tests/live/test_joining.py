@@ -64,8 +64,15 @@ async def test_a_guest_joins_and_leaves(qemu: str, tmp_path: Path, places: Place
         with pytest.raises(SpecInvalid, match="microvm has no PCI"):
             await supervisor.join("a", "left")
         assert not one.record.plugged
-        with pytest.raises(SpecInvalid, match="is that of 'a' in 'left'"):
+        with pytest.raises(SpecInvalid, match="is that of 'a' on the same network 'left'"):
             await supervisor.join("b", "left", mac=one.spec.nics[0].mac)
+        assert one.vm is not None
+        (wired,) = one.vm.spec.nics
+        assert isinstance(wired, DgramNic)
+        double = DgramNic(local=f"unix:{tmp_path}/b", remote=wired.remote, mac=wired.mac)
+        with pytest.raises(SpecInvalid, match="is that of 'a' on the same unix:"):
+            await other.vm.nics.add(double)
+        assert not other.vm.spec.nics and other.record.change is None
 
         async def join() -> None:
             await supervisor.join("b", "left")
