@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import attrs
@@ -38,6 +39,8 @@ from qmpkit.operations.migration.transfer import Told
 
 __all__ = ["agreed_on", "check_source", "in_the_way", "migrate", "migrate_held"]
 
+log = logging.getLogger("qmpkit.operations")
+
 
 async def migrate(
     source: Machine,
@@ -59,8 +62,12 @@ async def migrate_held(
     policy: str | Policy,
     options: MigrationOptions | None,
     told: Told | None,
+    lost_ports: Callable[[str], object] = log.warning,
 ) -> Migrated:
-    """`migrate`, for one who holds `source.changing`."""
+    """`migrate`, for one who holds `source.changing`.
+
+    *lost_ports*: is told which ports the source cannot have again after one that has failed.
+    """
     options = options or MigrationOptions()
     steers = policy_of(policy, options.downtime, options.max_downtime)
     source.must_live("migrating")
@@ -73,7 +80,8 @@ async def migrate_held(
             raise
         raise end.has_ended() from ended
     end.take()
-    return await Moving(source, end, options, agreed, able, moves).go(steers, told or _nobody)
+    moving = Moving(source, end, options, agreed, able, moves, lost_ports)
+    return await moving.go(steers, told or _nobody)
 
 
 async def check_source(source: Machine) -> tuple[Fault, ...]:

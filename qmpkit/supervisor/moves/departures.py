@@ -10,12 +10,13 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import attrs
 import trio
 
-from qmpkit.errors import HostLacks, JournalFailed, QmpkitError
+from qmpkit.errors import JournalFailed, QmpkitError
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving, finalized
@@ -23,12 +24,11 @@ from qmpkit.operations.block.recovery import own_files
 from qmpkit.operations.migration.place import MovePlace, connected, move_place
 from qmpkit.operations.migration.remote_end import asked_what_came
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
-from qmpkit.operations.ports import change_forwards
+from qmpkit.operations.ports import forwards_of, ports_again
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.stillness import go_on
 from qmpkit.process.errors import ProcessVanished
 from qmpkit.process.places import discard
-from qmpkit.spec.network import UserNic
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
@@ -127,12 +127,8 @@ async def gone_on(kept: Kept, means: Means, machine: Machine) -> None:
     with trio.move_on_after(STEP_GRACE, shield=True):
         await cancel_saving(machine)
         await finalized(machine)
-        for nic in machine.spec.nics:
-            if isinstance(nic, UserNic) and nic.forwards:
-                try:
-                    await change_forwards(machine, machine.name, nic.id, nic.forwards)
-                except HostLacks as lacks:
-                    log.warning("%s", lacks)
+        ports = forwards_of(machine.spec.nics)
+        await ports_again(machine, machine.name, ports, partial(kept.tell, "ports-lost"))
         if not (await machine.execute("query-status"))["running"]:
             await go_on(machine, ran=kept.declared == "running")
         kept.note(leaving=None)

@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import trio
 
@@ -66,7 +67,12 @@ async def send(
                 await _on_record(kept, means, _leaving(ident, place, end.who))
                 with called_off_by_stop(kept, has_arrived=lambda: end.has_arrived):
                     took = await migrate_held(
-                        vm.machine, end, policy=policy, options=options, told=told
+                        vm.machine,
+                        end,
+                        policy=policy,
+                        options=options,
+                        told=told,
+                        lost_ports=partial(kept.tell, "ports-lost"),
                     )
             except MigrationUnknown as unknown:
                 await _asked_at_once(kept, means, vm, place, unknown)

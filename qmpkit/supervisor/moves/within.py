@@ -103,6 +103,7 @@ async def move(
                         policy=policy,
                         options=options,
                         told=partial(_tell, kept, told),
+                        lost_ports=partial(kept.tell, "ports-lost"),
                     )
             finally:
                 if incoming.arrived.is_set():  # cancelled a moment later, it is there all the same
