@@ -181,6 +181,7 @@ if TYPE_CHECKING:
     from qmpkit.supervisor.kept import Kept as Kept
     from qmpkit.supervisor.moves.departures import Whereabouts as Whereabouts
     from qmpkit.supervisor.moves.terms import ReceiveTerms as ReceiveTerms
+    from qmpkit.supervisor.moves.unkept import hand_over as hand_over
     from qmpkit.supervisor.supervisor import Supervisor as Supervisor
     from qmpkit.supervisor.table import Row as Row
     from qmpkit.templates.errors import PoolClosed as PoolClosed
@@ -289,6 +290,7 @@ _MODULES = {
     "qmpkit.supervisor.events": "Happening Happenings",
     "qmpkit.supervisor.kept": "Kept",
     "qmpkit.supervisor.moves.terms": "ReceiveTerms",
+    "qmpkit.supervisor.moves.unkept": "hand_over",
     "qmpkit.supervisor.supervisor": "Supervisor",
     "qmpkit.supervisor.table": "Row",
     "qmpkit.templates.errors": (

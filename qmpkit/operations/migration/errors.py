@@ -52,17 +52,21 @@ class MigrationUnknown(QmpkitError):
     """Nobody can tell whether the guest has run at the destination, so neither runs on.
 
     The source stands still, its images let go of.  `why` is what was lost.  `place`: where the
-    other supervisor is that may be asked again, "" when there is none.
+    other supervisor is that may be asked again, "" when there is none.  `cure`: what is to be
+    done about it, "" for what is usual.
     """
 
-    def __init__(self, machine: str, why: str, place: str = "") -> None:
+    def __init__(self, machine: str, why: str, place: str = "", cure: str = "") -> None:
         self.machine = machine
         self.why = why
         self.place = place
-        super().__init__(machine, why, place)
+        self.cure = cure
+        super().__init__(machine, why, place, cure)
 
     def __str__(self) -> str:
         said = f"machine {self.machine!r} stands still: it may have run at the destination"
+        if self.cure:
+            return f"{said}, {self.place}: {self.why}. Cure: {self.cure}"
         if self.place:
             return (
                 f"{said}, {self.place}: {self.why}. Cure: `qmpkit migrate {self.machine} --settle` "

@@ -36,7 +36,7 @@ from qmpkit.supervisor.moves.heirs import reached
 from qmpkit.supervisor.record import Leaving, Record
 
 __all__ = ["Source", "Whereabouts", "end_arriving", "ended", "gone_on", "left"]
-__all__ += ["move_named", "place_of"]
+__all__ += ["move_named", "outcome_at", "place_of", "taken_back"]
 __all__ += ["settle", "settled", "source_of", "where", "whereabouts"]
 
 log = logging.getLogger("qmpkit.supervisor")
@@ -97,18 +97,24 @@ def place_of(leaving: Leaving) -> MovePlace:
     return move_place(leaving.place, None if leaving.tls is None else Path(leaving.tls))
 
 
-async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT) -> Whereabouts:
-    """Ask at *place* what has come of its move; what it says is told of."""
-    leaving, outcome = kept.record.leaving, None
-    assert leaving is not None
+async def outcome_at(place: MovePlace, machine: str, ident: str, who: str) -> str | None:
+    """What *who* says at *place* of a move, by its number; None when it says nothing."""
     try:
         with trio.fail_after(_PATIENCE):
             async with await connected(place) as stream:
-                outcome = await asked_what_came(Wire(stream), place, leaving.id, leaving.who)
+                return await asked_what_came(Wire(stream), place, ident, who)
     except (WireLost, Refused, QmpkitError) as lost:
-        log.warning("machine %r: %s says nothing of its move: %s", kept.name, place, lost)
+        log.warning("machine %r: %s says nothing of its move: %s", machine, place, lost)
     except trio.TooSlowError:
-        log.warning("machine %r: %s says nothing of its move", kept.name, place)
+        log.warning("machine %r: %s says nothing of its move", machine, place)
+    return None
+
+
+async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT) -> Whereabouts:
+    """Ask at *place* what has come of its move; what it says is told of."""
+    leaving = kept.record.leaving
+    assert leaving is not None
+    outcome = await outcome_at(place, kept.name, leaving.id, leaving.who)
     found = where(source, outcome)
     if outcome is not None:
         kept.tell(
@@ -122,15 +128,20 @@ def move_named(ident: str) -> str:
     return f"move {ident[:8]}"
 
 
+async def taken_back(machine: Machine, *, runs: bool, lost_ports: Callable[[str], object]) -> None:
+    """Have a source that stood still for a move its images and ports again, and its guest run."""
+    await cancel_saving(machine)
+    await finalized(machine)
+    await ports_again(machine, machine.name, forwards_of(machine.spec.nics), lost_ports)
+    if not (await machine.execute("query-status"))["running"]:
+        await go_on(machine, ran=runs)
+
+
 async def gone_on(kept: Kept, means: Means, machine: Machine) -> None:
     """It is here: it has its images and ports again, and runs as it is declared."""
     with trio.move_on_after(STEP_GRACE, shield=True):
-        await cancel_saving(machine)
-        await finalized(machine)
-        ports = forwards_of(machine.spec.nics)
-        await ports_again(machine, machine.name, ports, partial(kept.tell, "ports-lost"))
-        if not (await machine.execute("query-status"))["running"]:
-            await go_on(machine, ran=kept.declared == "running")
+        lost = partial(kept.tell, "ports-lost")
+        await taken_back(machine, runs=kept.declared == "running", lost_ports=lost)
         kept.note(leaving=None)
         await kept.write(means.journal)
         kept.tell("stayed", "it has not moved")

@@ -34,10 +34,10 @@ from qmpkit.supervisor.moves.calling_off import called_off_by_stop
 from qmpkit.supervisor.moves.departures import Whereabouts, ended, gone_on, left, whereabouts
 from qmpkit.supervisor.moves.offer import offer_faults, offer_to_dict
 from qmpkit.supervisor.moves.recorded_disks import mirrors_on_record
-from qmpkit.supervisor.record import Leaving
+from qmpkit.supervisor.record import Leaving, Record
 from qmpkit.vm import VM
 
-__all__ = ["check_send", "send"]
+__all__ = ["check_send", "offered", "send"]
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -60,7 +60,7 @@ async def send(
     try:
         async with (
             vm.machine.changing,
-            _offered(kept, vm, place, ident, disks, collapse=collapse) as end,
+            offered(kept.record, vm, place, ident, disks, collapse=collapse) as end,
             mirrors_on_record(vm.machine, end.moves, place),
         ):
             try:
@@ -99,7 +99,7 @@ async def check_send(
     vm = _up(kept)
     try:
         ident = secrets.token_hex(16)
-        async with _offered(kept, vm, place, ident, disks, collapse=collapse) as end:
+        async with offered(kept.record, vm, place, ident, disks, collapse=collapse) as end:
             try:
                 options = place.options(MigrationOptions())
                 steers = policy_of("live", options.downtime, options.max_downtime)
@@ -121,34 +121,35 @@ def _up(kept: Kept) -> VM:
 
 
 @asynccontextmanager
-async def _offered(
-    kept: Kept, vm: VM, place: MovePlace, ident: str, disks: DiskPlaces, *, collapse: bool
+async def offered(
+    record: Record, vm: VM, place: MovePlace, ident: str, disks: DiskPlaces, *, collapse: bool
 ) -> AsyncIterator[RemoteEnd]:
     """The block in which the other side waits for the guest; it ends with the conversation.
 
-    Raises CannotMigrate with what is in the way, here and there; MigrationFailed.
+    *record*: what it is told of the machine.  Raises CannotMigrate with what is in the way, here
+    and there; MigrationFailed.
     """
     moves, lacking = await moves_of(vm.machine, vm.machine.spec, disks, collapse=collapse)
-    faults = [*await check_source(vm.machine), *offer_faults(kept.record), *lacking]
-    offer = offer_to_dict(kept.record, ident, await generation_of(vm.machine), moves)
+    faults = [*await check_source(vm.machine), *offer_faults(record), *lacking]
+    offer = offer_to_dict(record, ident, await generation_of(vm.machine), moves)
     try:
         stream = await connected(place)
     except WireLost as lost:
-        raise CannotMigrate(kept.name, [*faults, _nobody(place, lost)]) from lost
+        raise CannotMigrate(record.name, [*faults, _nobody(place, lost)]) from lost
     wire = Wire(stream)
-    end = RemoteEnd(wire, place, kept.name, moves, collapse=collapse)
+    end = RemoteEnd(wire, place, record.name, moves, collapse=collapse)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(wire.close)
         try:
             await greeted(wire, place)
         except (WireLost, Refused) as lost:
-            raise CannotMigrate(kept.name, [*faults, _nobody(place, lost)]) from lost
+            raise CannotMigrate(record.name, [*faults, _nobody(place, lost)]) from lost
         try:
             await stack.enter_async_context(end.offered(offer))
         except CannotMigrate as cannot:
-            raise CannotMigrate(kept.name, [*faults, *cannot.faults]) from cannot
+            raise CannotMigrate(record.name, [*faults, *cannot.faults]) from cannot
         if faults:
-            raise CannotMigrate(kept.name, faults)
+            raise CannotMigrate(record.name, faults)
         yield end
 
 
