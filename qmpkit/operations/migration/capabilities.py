@@ -1,7 +1,8 @@
 """What both QEMUs of a migration are told to do and not to do: each capability by name.  Pure.
 
 A capability that is on by default in one version and unknown to the other, or was left on by
-an earlier migration, would make the two ends speak differently: so all are set, also to false.
+an earlier migration, would make the two ends speak differently: so all are decided on, also to
+be off, and what is not so already is set.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import attrs
 from qmpkit.errors import Fault
 from qmpkit.operations.migration.options import MigrationOptions
 
-__all__ = ["Agreed", "Setting", "agree", "wanted_capabilities"]
+__all__ = ["Agreed", "Setting", "agree", "told_anew", "wanted_capabilities"]
 
 Setting = list[dict[str, object]]
 """The argument of `migrate-set-capabilities`."""
@@ -84,6 +85,11 @@ def agree(source: Collection[str], destination: Collection[str], wanted: Collect
         frozenset(both),
         tuple(faults),
     )
+
+
+def told_anew(setting: Setting, now: Mapping[str, bool]) -> Setting:
+    """What of *setting* is not so *now*.  QEMU reads a command byte by byte, so each counts."""
+    return [line for line in setting if now.get(str(line["capability"])) is not line["state"]]
 
 
 def _setting(known: Collection[str], on: Collection[str]) -> Setting:

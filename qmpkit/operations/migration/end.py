@@ -6,7 +6,7 @@ has the destination's machine in this program; one of another program does the s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol
 
@@ -14,17 +14,17 @@ import attrs
 
 from qmpkit._trio import both
 from qmpkit.machine.machine import Machine
-from qmpkit.operations.migration.capabilities import Setting
+from qmpkit.operations.migration.capabilities import Setting, told_anew
 from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.parameters import known_parameters
+from qmpkit.operations.migration.parameters import known_parameters, parameters_of
 from qmpkit.operations.migration.postcopy import Rest
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.storage_there import Door
 from qmpkit.operations.migration.ways import Route
 from qmpkit.spec.network import Forward
 
-__all__ = ["Able", "End", "Ports", "able_of"]
+__all__ = ["Able", "End", "Ports", "able_of", "tell"]
 
 Ports = Mapping[str, Sequence[Forward]]
 """The ports of a host that lead into the guest, by NIC."""
@@ -34,34 +34,49 @@ Ports = Mapping[str, Sequence[Forward]]
 class Able:
     """What the QEMU at one end can.
 
-    The names of its `capabilities` and `parameters`, and the CPUID registers that its guest
-    sees (`words`, none where a processor has no such thing).
+    Its `capabilities`, and whether each is on, and its `parameters`, as they are now (of a QEMU
+    of another program the names alone), and the CPUID registers that its guest sees (`words`,
+    none where a processor has no such thing, or nobody has asked for them).
     """
 
-    capabilities: Sequence[str]
-    parameters: Collection[str]
+    capabilities: Mapping[str, bool]
+    parameters: Mapping[str, Any]
     words: Sequence[Mapping[str, Any]] = ()
 
 
-async def able_of(machine: Machine) -> Able:
-    """Ask its QEMU (`query-migrate-capabilities`, `query-migrate-parameters`, `qom-get`)."""
-    words, (told, parameters) = await both(
-        lambda: _feature_words(machine),
+async def able_of(machine: Machine, *, words: bool = True) -> Able:
+    """Ask its QEMU (`query-migrate-capabilities`, `query-migrate-parameters`, `qom-get`).
+
+    Without *words* not for those.
+    """
+    seen, (told, parameters) = await both(
+        lambda: _feature_words(machine, asked=words),
         lambda: both(
             lambda: machine.execute("query-migrate-capabilities"),
             lambda: known_parameters(machine),
         ),
     )
-    return Able([line["capability"] for line in told], sorted(parameters), words)
+    return Able({line["capability"]: line["state"] for line in told}, parameters, seen)
 
 
-async def _feature_words(machine: Machine) -> Sequence[Mapping[str, Any]]:
-    if machine.spec.arch != "x86_64":
+async def _feature_words(machine: Machine, *, asked: bool) -> Sequence[Mapping[str, Any]]:
+    if not asked or machine.spec.arch != "x86_64":
         return ()
     first = (await machine.execute("query-cpus-fast"))[0]["qom-path"]
-    asked = {"path": first, "property": "feature-words"}
-    words: list[dict[str, Any]] = await machine.execute("qom-get", asked)
+    of_first = {"path": first, "property": "feature-words"}
+    words: list[dict[str, Any]] = await machine.execute("qom-get", of_first)
     return words
+
+
+async def tell(machine: Machine, setting: Setting, options: MigrationOptions, able: Able) -> None:
+    """Have the QEMU at one end, which is *able*, be as wanted."""
+    wanted = parameters_of(options, able.parameters)
+    parameters = {key: it for key, it in wanted.items() if able.parameters[key] != it}
+    capabilities = {"capabilities": told_anew(setting, able.capabilities)}
+    await both(
+        lambda: machine.execute("migrate-set-capabilities", capabilities),
+        lambda: machine.execute("migrate-set-parameters", parameters),
+    )
 
 
 class End(Protocol):
@@ -84,8 +99,11 @@ class End(Protocol):
     def has_ended(self) -> MigrationFailed:
         """The error for its QEMU's end, with what that said last."""
 
-    async def able(self) -> Able:
-        """What its QEMU can."""
+    def is_like(self, source: Machine) -> bool:
+        """The same file runs as the same command's QEMU at both ends, so their processors agree."""
+
+    async def able(self, *, words: bool) -> Able:
+        """What its QEMU can; *words*: with the registers of its processor."""
 
     def watched(self) -> AbstractContextManager[None]:
         """The block in which it has a guest come: what happens there is noticed."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from os.path import samestat
+from pathlib import Path
 
 import trio
 
-from qmpkit._trio import both
 from qmpkit.errors import Fault
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import take_images_back
 from qmpkit.operations.migration.capabilities import Setting
-from qmpkit.operations.migration.end import Able, Ports, able_of
+from qmpkit.operations.migration.end import Able, Ports, able_of, tell
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.parameters import known_parameters, parameters_of
 from qmpkit.operations.migration.postcopy import cut, listened
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.storage_there import Door, ends_serving, serves
@@ -45,6 +45,7 @@ class LocalEnd:
         self._machine = incoming.machine
         self.moves = incoming.moves
         self.collapse = incoming.collapse
+        self._able: Able | None = None
         self._arrivals: Subscription
 
     def must_wait(self) -> None:
@@ -59,9 +60,21 @@ class LocalEnd:
         """See `End`."""
         return self._incoming.has_ended()
 
-    async def able(self) -> Able:
+    def is_like(self, source: Machine) -> bool:
+        """See `End`.  A package's update leaves the path, and puts another file there."""
+        ends = (self._machine, source)
+        ours, theirs = (_processor(it) for it in ends)
+        if ours != theirs:
+            return False
+        try:
+            return samestat(*(Path(f"/proc/{it.child.pid}/exe").stat() for it in ends))
+        except OSError:  # one has ended
+            return False
+
+    async def able(self, *, words: bool) -> Able:
         """See `End`."""
-        return await able_of(self._machine)
+        self._able = await able_of(self._machine, words=words)
+        return self._able
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -73,14 +86,9 @@ class LocalEnd:
         self, setting: Setting, options: MigrationOptions, moves: Sequence[DiskMove]
     ) -> None:
         """See `End`."""
-        machine = self._machine
-        _, known = await both(
-            lambda: machine.execute("migrate-set-capabilities", {"capabilities": setting}),
-            lambda: known_parameters(machine),
-        )
-        parameters = parameters_of(options, known)
-        await machine.execute("migrate-set-parameters", parameters)
-        await set_bitmaps(machine, moves, {move.id: move.node for move in moves})
+        assert self._able is not None, "which is asked before"
+        await tell(self._machine, setting, options, self._able)
+        await set_bitmaps(self._machine, moves, {move.id: move.node for move in moves})
 
     @asynccontextmanager
     async def served(self, source: Machine) -> AsyncIterator[Door]:
@@ -154,6 +162,12 @@ class LocalEnd:
         await self._machine.kill()
         await self._incoming.discard_images()
         return self._machine.child.stderr_tail.strip() if has_ended else ""
+
+
+def _processor(machine: Machine) -> tuple[object, ...]:
+    """What of its spec decides what its processor shows the guest."""
+    spec = machine.spec
+    return spec.machine, spec.machine_options, machine.facts.accel, spec.cpu, spec.extra_args
 
 
 class LocalRest:

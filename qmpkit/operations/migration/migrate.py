@@ -24,7 +24,7 @@ from qmpkit.operations.migration.compatibility import (
     state_faults,
 )
 from qmpkit.operations.migration.convergence import Policy, Steering, policy_of
-from qmpkit.operations.migration.end import End, able_of
+from qmpkit.operations.migration.end import Able, End, able_of
 from qmpkit.operations.migration.errors import CannotMigrate
 from qmpkit.operations.migration.incoming import start_form
 from qmpkit.operations.migration.moving import Migrated, Moving
@@ -67,13 +67,13 @@ async def migrate_held(
     end.must_wait()
     try:
         moves, changed = await again_planned(source, end.moves, collapse=end.collapse)
-        agreed = await agreed_on(source, end, options, moves, changed, steers=steers)
+        agreed, able = await agreed_on(source, end, options, moves, changed, steers=steers)
     except (MachineDied, MachineGone) as ended:
         if source.report is not None:
             raise
         raise end.has_ended() from ended
     end.take()
-    return await Moving(source, end, options, agreed, moves).go(steers, told or _nobody)
+    return await Moving(source, end, options, agreed, able, moves).go(steers, told or _nobody)
 
 
 async def check_source(source: Machine) -> tuple[Fault, ...]:
@@ -127,10 +127,15 @@ async def agreed_on(
     changed: Sequence[Fault] = (),
     *,
     steers: Steering,
-) -> Agreed:
-    """What both ends are to be told; CannotMigrate with all that is in the way."""
+) -> tuple[Agreed, Able]:
+    """What both ends are to be told, and what the source is able to.
+
+    CannotMigrate with all that is in the way.
+    """
+    words = not end.is_like(source)
     found, (here, there) = await both(
-        lambda: check_source(source), lambda: both(lambda: able_of(source), end.able)
+        lambda: check_source(source),
+        lambda: both(lambda: able_of(source, words=words), lambda: end.able(words=words)),
     )
     faults = [*found, *changed]
     if options.tls is not None:
@@ -154,7 +159,7 @@ async def agreed_on(
         faults += () if faults else await _refusals(end, agreed)
     if faults:
         raise CannotMigrate(source.name, faults)
-    return agreed
+    return agreed, here
 
 
 async def _refusals(end: End, agreed: Agreed) -> tuple[Fault, ...]:

@@ -49,11 +49,11 @@ from qmpkit.operations.forwards import forwarded_ports
 from qmpkit.operations.migration.along import Along, taken_along
 from qmpkit.operations.migration.capabilities import Agreed
 from qmpkit.operations.migration.convergence import Policy, is_switched
-from qmpkit.operations.migration.end import End
+from qmpkit.operations.migration.end import Able, End, tell
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationLost, MigrationUnknown
 from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
-from qmpkit.operations.migration.parameters import known_parameters, parameters_of
+from qmpkit.operations.migration.parameters import parameters_of
 from qmpkit.operations.migration.postcopy import Postcopy
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.transfer import EVENTS, LAST_WORDS, Told, Transfer, sent_by
@@ -94,12 +94,14 @@ class Moving:
         end: End,
         options: MigrationOptions,
         agreed: Agreed,
+        able: Able,
         moves: Sequence[DiskMove],
     ) -> None:
         self._source = source
         self._end = end
         self._options = options
         self._agreed = agreed
+        self._able = able
         self._moves = moves
         self._ran = source.state is State.RUNNING
         self._ports: dict[str, list[Forward]] = {}
@@ -147,14 +149,9 @@ class Moving:
 
     async def _set_up_source(self) -> None:
         source, agreed = self._source, self._agreed
-        setting = {"capabilities": agreed.source}
-        _, before = await both(
-            lambda: source.execute("migrate-set-capabilities", setting),
-            lambda: known_parameters(source),
-        )
-        parameters = parameters_of(self._options, before)
-        self._before = {name: before[name] for name in parameters}
-        await source.execute("migrate-set-parameters", parameters)
+        known = self._able.parameters
+        self._before = {name: known[name] for name in parameters_of(self._options, known)}
+        await tell(source, agreed.source, self._options, self._able)
         await set_bitmaps(source, self._moves, {move.id: move.source for move in self._moves})
 
     async def _across(self, policy: Policy, told: Told, along: Along) -> Transfer:
@@ -176,8 +173,7 @@ class Moving:
                         await transfer.reached("completed")
                         await end.load(route.later)
                     async with sent_by(source):
-                        await end.loaded()
-                    await self._all_sent(transfer)
+                        await both(end.loaded, partial(self._all_sent, transfer))
                 except BaseException:
                     await along.cut()
                     raise
@@ -272,9 +268,12 @@ class Moving:
             log.warning("machine %r has migrated, and its old QEMU does not end", source.name)
 
     async def _end_source(self, transfer: Transfer) -> None:
-        try:
+        async def look() -> None:
             with suppress(*LOST):
                 await transfer.look()
+
+        try:
+            await both(self._source.stop, look)  # the look goes first, and is answered first
         finally:  # whoever is told may fail
             await self._source.stop()
 

@@ -83,7 +83,7 @@ class RemoteEnd:
         self._wire = wire
         self._place = place
         self._name = name
-        self._able = Able((), ())
+        self._able = Able({}, {})
         self._lost = ""
         self._patience = 2 * ANSWER
         self._spent = False
@@ -143,7 +143,11 @@ class RemoteEnd:
         """See `End`."""
         return MigrationFailed(self._name, f"{self._place}: {self._lost or 'its QEMU has ended'}")
 
-    async def able(self) -> Able:
+    def is_like(self, source: Machine) -> bool:
+        """See `End`: nobody knows here."""
+        return False
+
+    async def able(self, *, words: bool) -> Able:
         """See `End`."""
         return self._able
 
@@ -255,8 +259,9 @@ class RemoteEnd:
 def _able(plain: Mapping[str, Any]) -> Able:
     """What a peer says of its QEMU, as far as it makes sense."""
     words = [it for it in _list(plain.get("words")) if isinstance(it, dict) and it.keys() >= _WORD]
-    names = {key: [*map(str, _list(plain.get(key)))] for key in ("capabilities", "parameters")}
-    return Able(**names, words=words)
+    capabilities = dict.fromkeys(map(str, _list(plain.get("capabilities"))), False)
+    parameters = dict.fromkeys(map(str, _list(plain.get("parameters"))))
+    return Able(capabilities, parameters, words)
 
 
 _WORD = {"cpuid-input-eax", "cpuid-register", "features"}

@@ -24,7 +24,6 @@ from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.block.layers import INODE
 from qmpkit.operations.migration.compatibility import missing_files
-from qmpkit.operations.migration.end import able_of
 from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.incoming import Incoming, start_form
 from qmpkit.operations.migration.local_end import LocalEnd
@@ -220,7 +219,9 @@ class Receiving:
             end = LocalEnd(Incoming(machine, kept.spec, moves=offer.moves, images=images))
             with end.watched():
                 who = await self._arrivals.who()
-                await wire.send({"ok": {**attrs.asdict(await able_of(machine)), "who": who}})
+                able = attrs.asdict(await end.able(words=True))
+                able |= {key: [*able[key]] for key in ("capabilities", "parameters")}  # by name
+                await wire.send({"ok": {**able, "who": who}})
                 coming = Arriving(wire, kept, machine, end, terms, self._means, self._arrivals)
                 await coming.served()
 

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from qmpkit import MigrationOptions
-from qmpkit.operations.migration.capabilities import Setting, agree, wanted_capabilities
+from qmpkit.operations.migration.capabilities import (
+    Setting,
+    agree,
+    told_anew,
+    wanted_capabilities,
+)
 
 OLD = {"events", "pause-before-switchover", "return-path", "multifd", "late-block-activate", "zap"}
 NEW = (OLD - {"zap"}) | {"mapped-ram", "auto-converge"}
@@ -72,3 +77,13 @@ def test_what_cannot_be_done_without_is_a_fault() -> None:
         ("capabilities.auto-converge", "the source"),
         ("capabilities.multifd", "the destination"),
     ]
+
+
+def test_what_is_so_already_is_not_said_again() -> None:
+    setting = agree(NEW, NEW, {"events", "return-path"}).source
+    now = {str(line["capability"]): bool(line["state"]) for line in setting}
+    assert told_anew(setting, now) == []
+    left_on = now | {"auto-converge": True, "events": False}
+    changes = {str(it["capability"]): it["state"] for it in told_anew(setting, left_on)}
+    assert changes == {"auto-converge": False, "events": True}
+    assert told_anew(setting, {}) == setting, "of one that nobody knows"
