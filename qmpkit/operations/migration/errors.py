@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from qmpkit.errors import Fault, QmpkitError, SpecInvalid
+from qmpkit.errors import Fault, LaunchFailed, QmpkitError, SpecInvalid
 
 __all__ = ["CannotMigrate", "MigrationFailed", "MigrationLost", "MigrationUnknown"]
-__all__ += ["NotArrived"]
+__all__ += ["NotArrived", "destination_starts", "no_qemu"]
 
 
 class CannotMigrate(SpecInvalid):
@@ -32,7 +33,8 @@ class _Stopped(QmpkitError):
         super().__init__(machine, why, said)
 
     @property
-    def _told(self) -> str:
+    def told(self) -> str:
+        """Both in one sentence."""
         return f"{self.why}; the destination said: {self.said}" if self.said else self.why
 
 
@@ -43,7 +45,7 @@ class MigrationFailed(_Stopped):
     """
 
     def __str__(self) -> str:
-        return f"machine {self.machine!r} did not migrate and is as it was: {self._told}"
+        return f"machine {self.machine!r} did not migrate and is as it was: {self.told}"
 
 
 class MigrationUnknown(QmpkitError):
@@ -84,7 +86,7 @@ class MigrationLost(_Stopped):
     def __str__(self) -> str:
         return (
             f"the guest of machine {self.machine!r} is lost, part of its memory was at each end: "
-            f"{self._told}. Cure: start it again, as after a power cut"
+            f"{self.told}. Cure: start it again, as after a power cut"
         )
 
 
@@ -100,3 +102,24 @@ class NotArrived(QmpkitError):
             f"machine {self.machine!r} is not at this destination. Cure: `await "
             "vm.migrate(destination)` first; after one that failed, make another destination"
         )
+
+
+@contextmanager
+def destination_starts(machine: str) -> Iterator[None]:
+    """Of a destination's QEMU that does not get ready, say so: the machine itself is as it was.
+
+    Raises MigrationFailed in place of its LaunchFailed.
+    """
+    try:
+        yield
+    except LaunchFailed as failed:
+        cure = f". Cure: {failed.cure}" if failed.cure else ""
+        why = f"its destination did not start, {failed.how}{cure}"
+        raise MigrationFailed(machine, why, failed.stderr_tail.strip()) from failed
+
+
+def no_qemu(failed: LaunchFailed) -> Fault:
+    """Of a program that was asked what it can do, and is no QEMU."""
+    said = failed.stderr_tail.strip().partition("\n")[0]
+    message = f"{failed.argv[0]!r} is no QEMU: {said or failed.how}"
+    return Fault("qemu", message, "name a qemu-system-… binary")

@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from qmpkit._trio import both
-from qmpkit.errors import Fault, HostLacks, MachineDied, MachineGone, SpecInvalid
+from qmpkit.errors import Fault, HostLacks, LaunchFailed, MachineDied, MachineGone, SpecInvalid
 from qmpkit.host.resolve import resolve
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.state import State
@@ -25,7 +25,7 @@ from qmpkit.operations.migration.compatibility import (
 )
 from qmpkit.operations.migration.convergence import Policy, Steering, policy_of
 from qmpkit.operations.migration.end import Able, End, able_of
-from qmpkit.operations.migration.errors import CannotMigrate
+from qmpkit.operations.migration.errors import CannotMigrate, no_qemu
 from qmpkit.operations.migration.incoming import start_form
 from qmpkit.operations.migration.moving import Migrated, Moving
 from qmpkit.operations.migration.options import MigrationOptions
@@ -116,6 +116,8 @@ async def in_the_way(
         faults += invalid.faults
     except HostLacks as lacks:
         faults.append(Fault("qemu", lacks.what, lacks.cure))
+    except LaunchFailed as failed:
+        faults.append(no_qemu(failed))
     return tuple(faults)
 
 

@@ -27,8 +27,9 @@ from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.moves.arrivals import Arrivals
 from qmpkit.supervisor.moves.departures import move_named
-from qmpkit.supervisor.moves.offer import ReceiveTerms, options_from, ports_from, setting_from
+from qmpkit.supervisor.moves.offer import options_from, ports_from, setting_from
 from qmpkit.supervisor.moves.offer_disks import with_bitmaps
+from qmpkit.supervisor.moves.terms import ReceiveTerms
 from qmpkit.supervisor.record import Record
 
 __all__ = ["Arriving"]

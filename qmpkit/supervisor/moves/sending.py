@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
 
-from qmpkit.errors import Fault, MachineGone, SpecInvalid
+from qmpkit.errors import Fault, MachineGone, QmpkitError, SpecInvalid
 from qmpkit.operations.migration.convergence import Policy, policy_of
 from qmpkit.operations.migration.errors import CannotMigrate, MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.incoming import generation_of
@@ -128,16 +128,17 @@ async def _offered(
     try:
         stream = await connected(place)
     except WireLost as lost:
-        raise _either(kept, faults, MigrationFailed(kept.name, f"{place}: {lost}")) from lost
+        raise CannotMigrate(kept.name, [*faults, _nobody(place, lost)]) from lost
     wire = Wire(stream)
     end = RemoteEnd(wire, place, kept.name, moves, collapse=collapse)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(wire.close)
         try:
             await greeted(wire, place)
-            await stack.enter_async_context(end.offered(offer))
         except (WireLost, Refused) as lost:
-            raise _either(kept, faults, MigrationFailed(kept.name, f"{place}: {lost}")) from lost
+            raise CannotMigrate(kept.name, [*faults, _nobody(place, lost)]) from lost
+        try:
+            await stack.enter_async_context(end.offered(offer))
         except CannotMigrate as cannot:
             raise CannotMigrate(kept.name, [*faults, *cannot.faults]) from cannot
         if faults:
@@ -145,10 +146,9 @@ async def _offered(
         yield end
 
 
-def _either(kept: Kept, faults: list[Fault], failed: MigrationFailed) -> Exception:
-    if not faults:
-        return failed
-    return CannotMigrate(kept.name, [*faults, Fault("to", failed.why)])
+def _nobody(place: MovePlace, why: QmpkitError) -> Fault:
+    """That it was not even offered there."""
+    return Fault("to", f"{place}: {why}")
 
 
 def _leaving(ident: str, place: MovePlace, who: str) -> Leaving:
