@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, validators
 
-from qmpkit.cli.commands import Overrides
+from qmpkit.cli.commands import Headless, Overrides, ReportJson, ToolsSocket
 
 __all__ = ["CLONE", "POOL", "TEMPLATE"]
 
@@ -142,9 +142,7 @@ async def clone(
     ] = None,
     twin: _Twin = False,
     ssh_host_keys: _Keys = False,
-    headless: Annotated[
-        bool, Parameter(help="Show a status line instead of the guest's console.")
-    ] = False,
+    headless: Headless = False,
     powerdown_grace: Annotated[
         float,
         Parameter(
@@ -152,15 +150,8 @@ async def clone(
             validator=validators.Number(gte=0),
         ),
     ] = 0.0,
-    tools_socket: Annotated[
-        Path | None,
-        Parameter(
-            help="Where to make the monitor for other programs. Default: in the runtime directory."
-        ),
-    ] = None,
-    json: Annotated[
-        bool, Parameter(help="Print the exit report as JSON; implies --headless.")
-    ] = False,
+    tools_socket: ToolsSocket = None,
+    json: ReportJson = False,
 ) -> int:
     """Run a clone in the foreground until it ends, as `qmpkit run` does.
 

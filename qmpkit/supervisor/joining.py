@@ -14,7 +14,7 @@ from qmpkit.spec.device_ids import free_id
 from qmpkit.spec.farm import Joined
 from qmpkit.spec.farm_networks import Join, Network, nic_table
 from qmpkit.spec.names import mac_of
-from qmpkit.spec.network import Nic
+from qmpkit.spec.network import DgramNic, Nic, StreamNic
 from qmpkit.spec.pluggable import pluggable_from_dict
 from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.journal import Journal
@@ -73,7 +73,7 @@ class Joining:
     async def _plug(self, kept: Kept, vm: VM, nic: Nic, joined: Joined) -> Nic:
         """With its cable, as at a start; what is plugged, without."""
         await self.networks.make(kept.name, (*kept.record.joined, joined))
-        alone = attrs.evolve(vm.spec, nics=[nic])
+        alone = attrs.evolve(vm.spec, nics=[_for_now(nic)])
         async with self.networks.plugged(alone, (joined,)) as plugged:
             (cabled,) = plugged.spec.nics
             fd = plugged.links.get(nic.id)
@@ -116,6 +116,17 @@ def _running(kept: Kept) -> VM:
         fault = Fault("", message, "change its farm file, and `qmpkit up`")
         raise SpecInvalid([fault], f"machine {kept.name!r}")
     return kept.vm
+
+
+def _for_now(nic: Nic) -> Nic:
+    """Datagrams until the next start: QEMU does not survive a `stream` that is taken back early.
+
+    To a segment's switch it is all the same.
+    """
+    if not isinstance(nic, StreamNic):
+        return nic
+    same = {name: getattr(nic, name) for name in ("model", "mac", "boot", "id", "bus", "link")}
+    return DgramNic(**same)
 
 
 def _nic(vm: VM, join: Join, network: Network) -> Nic:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from qmpkit.backups.hashing import digest_of
+from qmpkit.images.hashing import digest_of
 from qmpkit.images.tool import Asked
 from qmpkit.templates.manifest import SavedFile
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import attrs
@@ -15,7 +14,7 @@ from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.conftest import binaries
 from tests.live.blocks import holds
-from tests.live.dying import STEPS
+from tests.live.dying import STEPS, dies
 from tests.live.kept import Places, end_all, lab
 from tests.live.migrating import ODD, SLOW, counting
 from tests.live.receiving import door, end_both, other, runs_on
@@ -208,13 +207,6 @@ trio.run(main)
 )
 
 
-async def _dies(policy: str, last: int) -> bool:
-    """Move it, killed at a step; False when it was done before that step came."""
-    command = [sys.executable, "-c", PROGRAM, policy, str(last), "supervisor"]
-    done = await trio.run_process(command, capture_stdout=True, check=False)
-    return done.returncode != 0
-
-
 @pytest.mark.bound(120 + 60 * MIGRATION_KILLS)
 @pytest.mark.qemus(*NEWEST)
 @pytest.mark.parametrize("policy", MIGRATIONS_KILLED)
@@ -229,7 +221,7 @@ async def test_killed_between_any_two_steps(
         async with lab() as supervisor:
             had = await runs_on(await supervisor.ensure(spec, restart="never"), 0)
         last = 1
-        while await _dies(policy, last):
+        while await dies(PROGRAM, policy, last=last):
             last += every
             async with lab() as supervisor:
                 kept = supervisor.kept["mover"]

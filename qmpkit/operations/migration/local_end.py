@@ -191,6 +191,7 @@ class LocalRest:
         """See `Rest`."""
         if self._incoming is not None:
             self._incoming.has_switched = True
+            self._incoming.keep_images()  # it is about to write to them, lost or not
 
     async def listen(self, heard: Callable[[str | None], None]) -> None:
         """See `Rest`."""

@@ -44,6 +44,7 @@ _MOST_CUTS = 50
 _EVERY = 0.5
 _BROKEN = ("failed", "cancelled", "cancelling")
 _CUT = "postcopy-paused"
+_NO_BITMAPS = "its dirty bitmaps cannot go along by postcopy, of which QEMU would abort"
 _RUNNABLE = ("postcopy-active", "completed")
 
 
@@ -71,11 +72,15 @@ def outlook(source: str | None, destination: str | None) -> Outlook:
 
 
 def postcopy_faults(options: MigrationOptions, moves: Sequence[DiskMove]) -> tuple[Fault, ...]:
-    """The ways by which memory cannot follow, and what does not go with it.  Pure."""
-    faults = []
-    if moves:
-        message = "postcopy takes none along"
-        faults.append(Fault("disks", message, "move them before, by `vm.disks.move`"))
+    """The ways by which memory cannot follow, and what does not go with it.  Pure.
+
+    Dirty bitmaps are sent after the switch then, and QEMU's thread that takes memory in aborts.
+    """
+    faults = [
+        Fault(f"disks.{move.id}", _NO_BITMAPS, 'policy="live", or end its chain of backups before')
+        for move in moves
+        if move.bitmaps
+    ]
     if options.way == "file":
         faults.append(Fault("way", "a file has no way back for postcopy", 'way="fd"'))
     if options.channels:
