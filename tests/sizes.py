@@ -44,6 +44,7 @@ FARM_DEBIANS = size(ci=1, long=2)  # Debian machines of the farm that is brought
 FARM_TINY = size(ci=4, long=12)  # … and tiny ones
 FARM_DEBIAN_GRACE = size(ci=0, long=90)  # seconds in which Debian may power down
 FARM_SEGMENTS = size(ci=1, long=2)  # … on so many segments, and Debian with a way out too
+SEGMENT_KINDS = ("dgram", "stream") if LONG else ("dgram",)  # that a machine joins as it runs
 
 # tiny on the other architectures, by (architecture, QEMU): CI divides the boots between them
 BOARDS = [(arch, version) for arch in ARCHITECTURES for version in QEMU_VERSIONS]

@@ -13,10 +13,10 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit.backups.hashing import copied, digest_of
 from qmpkit.backups.repository import Repository, draft_of, repository, with_merged
 from qmpkit.backups.verifying import flaws_of, refused
 from qmpkit.images.drafts import StrPath
+from qmpkit.images.hashing import copied, digest_of
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
 from qmpkit.process.durable import sync
 from qmpkit.process.spawner import shared_spawner

@@ -8,11 +8,11 @@ from functools import partial
 import attrs
 import trio
 
-from qmpkit.backups.hashing import digest_of
 from qmpkit.backups.repository import Repository, repository
 from qmpkit.errors import ImageFailed
 from qmpkit.host.headers import read_header
 from qmpkit.images.drafts import StrPath
+from qmpkit.images.hashing import digest_of
 from qmpkit.images.in_use import checked_chain
 from qmpkit.images.tool import Asked, limits_of_chain, run_qemu_img
 from qmpkit.process.tools import Completed

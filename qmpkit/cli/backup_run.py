@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qmpkit.cli.daemon import Daemon, DaemonAbsent, find_daemon
+from qmpkit.cli.daemon import Daemon, DaemonAbsent, farm_daemon
 from qmpkit.cli.farm_jobs import BEAT, result_of
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.talk import talk
 from qmpkit.cli.waiting import Waiting
-from qmpkit.cli.which_farm import which_farm
 from qmpkit.spec.sizes import to_bytes
 
 __all__ = ["run"]
@@ -22,7 +21,7 @@ def run(name: str, folder: Path, farm: str | None, wanted: dict[str, Any], speed
     """Back the machine up as *wanted*, and say what the point is."""
     rate = int(to_bytes(speed, "--speed"))
     body = {"folder": str(folder.absolute()), "speed": rate, **wanted}
-    daemon = find_daemon(which_farm(farm))
+    daemon = farm_daemon(farm)
     job = daemon.post("machines", name, "backup", body=body)["job"]
     point = _followed(daemon, job, f"backing up {name}")
     size = human_size(sum(layer["length"] for layer in point["disks"].values()))

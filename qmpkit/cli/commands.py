@@ -42,6 +42,16 @@ Overrides = Annotated[
         consume_multiple=False,
     ),
 ]
+Headless = Annotated[bool, Parameter(help="Show a status line instead of the guest's console.")]
+ToolsSocket = Annotated[
+    Path | None,
+    Parameter(
+        help="Where to make the monitor for other programs. Default: in the runtime directory."
+    ),
+]
+ReportJson = Annotated[
+    bool, Parameter(name="--json", help="Print the exit report as JSON; implies --headless.")
+]
 _IMAGE = Group("Options for a disk image", sort_key=1)
 _AT_LEAST_1 = validators.Number(gte=1)
 
@@ -88,9 +98,7 @@ async def run(
     ],
     /,
     *,
-    headless: Annotated[
-        bool, Parameter(help="Show a status line instead of the guest's console.")
-    ] = False,
+    headless: Headless = False,
     set: Overrides = (),
     paused: Annotated[
         bool, Parameter(help="Leave the guest before its first instruction.")
@@ -106,15 +114,8 @@ async def run(
     logs: Annotated[
         Path | None, Parameter(help="Directory for logs of the consoles and of QEMU's stderr.")
     ] = None,
-    tools_socket: Annotated[
-        Path | None,
-        Parameter(
-            help="Where to make the monitor for other programs. Default: in the runtime directory."
-        ),
-    ] = None,
-    json: Annotated[
-        bool, Parameter(help="Print the exit report as JSON; implies --headless.")
-    ] = False,
+    tools_socket: ToolsSocket = None,
+    json: ReportJson = False,
     memory: Annotated[
         str | None, Parameter(help="The guest's memory: 4GiB. Short for --set memory=4GiB.")
     ] = None,

@@ -17,10 +17,12 @@ from urllib.parse import quote, urlencode
 from qmpkit import __version__
 from qmpkit.cli.exits import DaemonSaid, Refusal
 from qmpkit.cli.talk import talk
+from qmpkit.cli.which_farm import which_farm
 from qmpkit.errors import QmpkitError
 from qmpkit.server.door import doors
 
-__all__ = ["Daemon", "DaemonAbsent", "DaemonSilent", "NoDaemon", "absent", "find_daemon"]
+__all__ = ["Daemon", "DaemonAbsent", "DaemonSilent", "NoDaemon", "absent"]
+__all__ += ["farm_daemon", "find_daemon"]
 
 Body = bytes | Iterator[bytes]
 """An iterator's parts are sent as they come."""
@@ -227,6 +229,11 @@ def find_daemon(farm: str) -> Daemon:
         raise absent(farm)
     # Where one was killed its socket is left; another may listen at the other place.
     return Daemon(farm, next(filter(_listens, found), found[0]) if len(found) > 1 else found[0])
+
+
+def farm_daemon(given: str | None) -> Daemon:
+    """The daemon of the farm that `which_farm` finds; Refusal, NoDaemon."""
+    return find_daemon(which_farm(given))
 
 
 def _may_be(path: Path) -> bool:

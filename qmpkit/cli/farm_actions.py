@@ -9,7 +9,7 @@ from typing import Any
 
 from qmpkit.cli.choosing import matching, meant, only_one
 from qmpkit.cli.confirm import confirmed
-from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, find_daemon
+from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, farm_daemon, find_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, Refusal, exit_of
 from qmpkit.cli.farm_jobs import followed, print_outcome
 from qmpkit.cli.tables import print_table
@@ -113,7 +113,7 @@ def take_down(
     as_json: bool,
 ) -> int:
     """`down`: stop machines of the farm in order and forget them."""
-    daemon = find_daemon(which_farm(farm))
+    daemon = farm_daemon(farm)
     only = chosen(daemon, names) or None
     if delete_disks and not yes:
         disks = _disks(daemon, only or ())
@@ -147,7 +147,7 @@ def _counted(number: int, what: str) -> str:
 def scale(words: Sequence[str], farm: str | None, *, as_json: bool) -> int:
     """`scale web=3 …`: have so many machines of a table."""
     wanted = [_scaled(word) for word in words]
-    daemon = find_daemon(which_farm(farm))
+    daemon = farm_daemon(farm)
     worst = Exit.OK
     for group, count in wanted:
         job = daemon.post("scale", body={"group": group, "count": count})
@@ -221,7 +221,7 @@ def one_machine(daemon: Daemon, word: str) -> str:
 
 def machine_of(word: str, farm: str | None) -> tuple[Daemon, str]:
     """The one machine that *word* means, and the daemon that keeps it."""
-    daemon = find_daemon(which_farm(farm))
+    daemon = farm_daemon(farm)
     return daemon, one_machine(daemon, word)
 
 
@@ -236,7 +236,7 @@ _DONE = {
 
 def act(action: str, words: Sequence[str], farm: str | None, *, grace: float | None) -> int:
     """`start`, `stop`, `restart`, `pause`, `resume`: all machines at the same time."""
-    daemon = find_daemon(which_farm(farm))
+    daemon = farm_daemon(farm)
     body = {} if grace is None else {"grace": grace}
     names = chosen(daemon, words)
     jobs = [(name, daemon.post("machines", name, action, body=body)["job"]) for name in names]
@@ -245,7 +245,7 @@ def act(action: str, words: Sequence[str], farm: str | None, *, grace: float | N
 
 def remove(words: Sequence[str], farm: str | None, *, force: bool) -> int:
     """`rm`: forget machines that are down."""
-    daemon = find_daemon(which_farm(farm))
+    daemon = farm_daemon(farm)
     names = chosen(daemon, words)
     jobs = [(name, daemon.delete("machines", name, force=int(force))["job"]) for name in names]
     return _each(daemon, jobs, "go", "is forgotten")
@@ -284,14 +284,14 @@ def each(
 
 def inspect(words: Sequence[str], farm: str | None) -> int:
     """`inspect`: all that is known of machines, as JSON."""
-    daemon = find_daemon(which_farm(farm))
+    daemon = farm_daemon(farm)
     print_json([daemon.get("machines", name) for name in chosen(daemon, words)])
     return Exit.OK
 
 
 def wait_for(words: Sequence[str], farm: str | None, *, state: str, timeout: float | None) -> int:
     """`wait`: until all machines are as asked for; exit status 1 when that takes too long."""
-    daemon = find_daemon(which_farm(farm))
+    daemon = farm_daemon(farm)
     names = _declared(daemon, words) if state == "gone" else chosen(daemon, words)
     until = None if timeout is None else time.monotonic() + timeout
     events = daemon.events("events", beat=_beat(timeout))  # before the look: nothing is missed

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 import h11
 import trio
 
-from qmpkit.cli.daemon import Daemon, NoDaemon, absent, find_daemon
+from qmpkit.cli.daemon import Daemon, NoDaemon, absent, farm_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit
 from qmpkit.cli.farm_actions import one_machine
 from qmpkit.cli.talk import talk
@@ -30,7 +30,7 @@ async def use_console(name: str, serial: str | None, farm: str | None) -> int:
     """Attach until Ctrl-] is typed, or the machine ends, which is exit status 1."""
     async with AsyncExitStack() as stack:
         try:
-            daemon = await trio.to_thread.run_sync(lambda: find_daemon(which_farm(farm)))
+            daemon = await trio.to_thread.run_sync(lambda: farm_daemon(farm))
             machine = await trio.to_thread.run_sync(one_machine, daemon, name)
             stream: trio.abc.Stream = await _opened(daemon, machine, serial)
             owner = ", or its daemon has"

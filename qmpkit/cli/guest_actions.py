@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qmpkit.cli.daemon import find_daemon
+from qmpkit.cli.daemon import farm_daemon, find_daemon
 from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.farm_actions import chosen, machine_of, one_machine
 from qmpkit.cli.reach import Reach, config_of, inventory_of, reach_of
@@ -45,7 +45,7 @@ def show_events(
 ) -> int:
     """`events`: what has happened, and with *follow* what happens."""
     asked = since_query(since)
-    daemon = find_daemon(which_farm(farm))
+    daemon = farm_daemon(farm)
     query: dict[str, str | int] = {} if machine is None else {"machine": machine}
     query |= asked or ({} if follow else {"since": -1})
     for name, data in daemon.events("events", follow=int(follow), **query):

@@ -6,14 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qmpkit.cli.daemon import find_daemon
+from qmpkit.cli.daemon import farm_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, exit_of
 from qmpkit.cli.farm_actions import chosen, each
 from qmpkit.cli.farm_jobs import followed
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
-from qmpkit.cli.which_farm import which_farm
 
 __all__ = ["delete_checkpoint", "discard_saved", "list_checkpoints", "rewind_to"]
 __all__ += ["save_machines", "take_checkpoint"]
@@ -21,7 +20,7 @@ __all__ += ["save_machines", "take_checkpoint"]
 
 def save_machines(words: Sequence[str], farm: str | None, *, ram: str, as_json: bool) -> int:
     """`save`: all at the same time; of those that a pattern means, the ones that are up."""
-    daemon, body = find_daemon(which_farm(farm)), {"ram": ram}
+    daemon, body = farm_daemon(farm), {"ram": ram}
     up = {it["name"] for it in daemon.get("machines")["machines"] if it["pid"] is not None}
     names = [name for name in chosen(daemon, words) if name in up or name in words]
     if not names:
@@ -37,7 +36,7 @@ def save_machines(words: Sequence[str], farm: str | None, *, ram: str, as_json: 
 
 def discard_saved(words: Sequence[str], farm: str | None) -> int:
     """`discard`."""
-    daemon, worst = find_daemon(which_farm(farm)), Exit.OK
+    daemon, worst = farm_daemon(farm), Exit.OK
     for name in chosen(daemon, words):
         try:
             daemon.delete("machines", name, "saved")
@@ -52,7 +51,7 @@ def take_checkpoint(
     name: str, words: Sequence[str], farm: str | None, *, description: str, as_json: bool
 ) -> int:
     """`lab checkpoint`."""
-    daemon = find_daemon(which_farm(farm))
+    daemon = farm_daemon(farm)
     body: dict[str, Any] = {"name": name, "description": description}
     body |= {"machines": chosen(daemon, words)} if words else {}
     job = daemon.post("checkpoints", body=body)["job"]
@@ -67,7 +66,7 @@ def take_checkpoint(
 
 def rewind_to(name: str, farm: str | None, *, as_json: bool) -> int:
     """`lab rewind`."""
-    daemon = find_daemon(which_farm(farm))
+    daemon = farm_daemon(farm)
     job = daemon.post("checkpoints", name, "rewind")["job"]
     point = followed(daemon, job, f"going back to the checkpoint {name}", quiet=True)
     if as_json:
@@ -79,7 +78,7 @@ def rewind_to(name: str, farm: str | None, *, as_json: bool) -> int:
 
 def list_checkpoints(farm: str | None, *, as_json: bool) -> int:
     """`lab list`."""
-    daemon = find_daemon(which_farm(farm))
+    daemon = farm_daemon(farm)
     points = daemon.get("checkpoints")["checkpoints"]
     if as_json:
         print_json(points)
@@ -103,7 +102,7 @@ def _row(point: Mapping[str, Any]) -> tuple[str, ...]:
 
 def delete_checkpoint(name: str, farm: str | None) -> int:
     """`lab rm`."""
-    daemon = find_daemon(which_farm(farm))
+    daemon = farm_daemon(farm)
     job = daemon.delete("checkpoints", name)["job"]
     followed(daemon, job, f"merging the checkpoint {name}", quiet=True)
     talk.say(f"checkpoint {name} is gone, the machines' data stay")

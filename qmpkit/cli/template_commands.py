@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, validators
 
-from qmpkit.cli.commands import Overrides
+from qmpkit.cli.commands import Headless, Overrides, ReportJson, ToolsSocket
 
 __all__ = ["CLONE", "POOL", "TEMPLATE"]
 
@@ -100,7 +100,10 @@ async def make(
 
 
 async def list(*, json: _Json = False) -> None:
-    """Show the templates that can be called by name."""
+    """Show the templates that can be called by name, and which of them lack a file.
+
+    What is in their files is for `qmpkit template verify` to read.
+    """
     from qmpkit.cli.template import show_templates
 
     await show_templates(as_json=json)
@@ -113,14 +116,14 @@ async def inspect(template: _Template, /, *, json: _Json = False) -> None:
     await show_template(template, as_json=json)
 
 
-async def verify(template: _Template, /) -> int:
+async def verify(template: _Template, /, *, json: _Json = False) -> int:
     """Read all of a template, and compare checksums.
 
     Exit status 0: it is what was saved; 1: it is not.
     """
     from qmpkit.cli.template import verify
 
-    return await verify(template)
+    return await verify(template, as_json=json)
 
 
 async def rm(*templates: _Template) -> None:
@@ -139,9 +142,7 @@ async def clone(
     ] = None,
     twin: _Twin = False,
     ssh_host_keys: _Keys = False,
-    headless: Annotated[
-        bool, Parameter(help="Show a status line instead of the guest's console.")
-    ] = False,
+    headless: Headless = False,
     powerdown_grace: Annotated[
         float,
         Parameter(
@@ -149,15 +150,8 @@ async def clone(
             validator=validators.Number(gte=0),
         ),
     ] = 0.0,
-    tools_socket: Annotated[
-        Path | None,
-        Parameter(
-            help="Where to make the monitor for other programs. Default: in the runtime directory."
-        ),
-    ] = None,
-    json: Annotated[
-        bool, Parameter(help="Print the exit report as JSON; implies --headless.")
-    ] = False,
+    tools_socket: ToolsSocket = None,
+    json: ReportJson = False,
 ) -> int:
     """Run a clone in the foreground until it ends, as `qmpkit run` does.
 

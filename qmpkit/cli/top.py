@@ -13,14 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from qmpkit.cli.choosing import matching
-from qmpkit.cli.daemon import Daemon, find_daemon
+from qmpkit.cli.daemon import Daemon, farm_daemon
 from qmpkit.cli.exits import Exit
 from qmpkit.cli.safe import one_line
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import stdout_console, talk
 from qmpkit.cli.top_rates import rates
-from qmpkit.cli.which_farm import which_farm
 
 __all__ = ["watch"]
 
@@ -31,7 +30,7 @@ def watch(
     names: Sequence[str], farm: str | None, *, every: float, once: bool, as_json: bool
 ) -> int:
     """Show them until interrupted, or *once* over one interval; as JSON a line each time."""
-    daemon = find_daemon(which_farm(farm))
+    daemon = farm_daemon(farm)
     samples = _samples(daemon, names, every)
     if once:
         found = next(samples)

@@ -22,8 +22,8 @@ from qmpkit.spec.network import Nic
 from qmpkit.supervisor.declaring import refuse_unsettled
 from qmpkit.supervisor.keeper import Keeper
 from qmpkit.supervisor.moves.departures import Whereabouts, place_of, settle
-from qmpkit.supervisor.moves.offer import ReceiveTerms
 from qmpkit.supervisor.moves.sending import check_send, send
+from qmpkit.supervisor.moves.terms import ReceiveTerms
 from qmpkit.supervisor.moves.within import move
 from qmpkit.supervisor.record import Leaving
 

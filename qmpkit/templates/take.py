@@ -17,10 +17,10 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit.backups.hashing import copied
 from qmpkit.errors import Fault, QmpkitError, SpecInvalid
 from qmpkit.images.conversion import convert
 from qmpkit.images.drafts import StrPath
+from qmpkit.images.hashing import copied
 from qmpkit.images.tool import Asked
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import save_state, take_images_back

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["STEPS"]
+import signal
+import sys
+
+import trio
+
+__all__ = ["STEPS", "dies"]
 
 STEPS = """
 import os, pkgutil, signal, sys, qmpkit, trio
@@ -38,3 +43,11 @@ def step(place, name):
 The last two arguments are at which step it dies, and who: "both", "supervisor" or "qemu".
 Steps are counted once `armed` is true, and `qemu` is the other victim.
 """
+
+
+async def dies(program: str, *words: str, last: int, victims: str = "supervisor") -> bool:
+    """Whether a program of `STEPS` dies at its step, rather than be done before that comes."""
+    argv = [sys.executable, "-c", program, *words, str(last), victims]
+    done = await trio.run_process(argv, capture_stdout=True, capture_stderr=True, check=False)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
-import trio
 
 from qmpkit import Kept, LaunchFailed, SpecInvalid, Supervisor
 from qmpkit.farm.converge import up
@@ -19,7 +16,7 @@ from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, nothing_left, write
 from tests.live.counting import counted, counting
-from tests.live.dying import STEPS
+from tests.live.dying import STEPS, dies
 from tests.live.kept import Places, end_all, lab
 from tests.sizes import LAB_CANCELS, LAB_KILLED, NEWEST, OLDEST, REWINDS
 
@@ -250,10 +247,7 @@ trio.run(main)
 
 async def killed(what: str, last: int) -> bool:
     """Whether a supervisor that does it died after that step, rather than ended."""
-    argv = [sys.executable, "-c", PROGRAM, what, str(last), "supervisor"]
-    done = await trio.run_process(argv, capture_stdout=True, capture_stderr=True, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode != 0
+    return await dies(PROGRAM, what, last=last)
 
 
 @pytest.mark.qemus(*NEWEST)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-import trio
 
 from qmpkit import MigrationFailed, MigrationUnknown, Step
 from qmpkit.supervisor.kept import Kept
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, nothing_left
-from tests.live.dying import STEPS
+from tests.live.dying import STEPS, dies
 from tests.live.kept import Places, end_all, kill, lab
 from tests.live.migrating import counting
 from tests.live.receiving import runs_on
@@ -155,13 +153,6 @@ trio.run(main)
 )
 
 
-async def _dies(last: int, victims: str, place: Path) -> bool:
-    """Move it, killed at a step; False when it was done before that step came."""
-    command = [sys.executable, "-c", PROGRAM, str(place), str(last), victims]
-    done = await trio.run_process(command, capture_stdout=True, check=False)
-    return done.returncode != 0
-
-
 @pytest.mark.bound(120 + 60 * MOVED_DISK_KILLS)
 @pytest.mark.qemus(*NEWEST)
 async def test_killed_between_any_two_steps(qemu: str, places: Places, tmp_path: Path) -> None:
@@ -173,7 +164,7 @@ async def test_killed_between_any_two_steps(qemu: str, places: Places, tmp_path:
         async with lab() as supervisor:
             had = await runs_on(await supervisor.ensure(spec, restart="never"), 0)
         begun = last
-        while await _dies(last, "supervisor", place := _other(two, now)):
+        while await dies(PROGRAM, str(place := _other(two, now)), last=last):
             last += every
             async with lab() as supervisor:
                 kept = supervisor.kept["mover"]

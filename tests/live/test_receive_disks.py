@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
 import trustme
 
-from qmpkit import CannotMigrate, MigrationFailed, MigrationUnknown, Step, move_place
+from qmpkit import CannotMigrate, MigrationFailed, Step, move_place
+from qmpkit.supervisor.kept import Kept
 from qmpkit.testing import guests
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, nothing_left, write
 from tests.live.kept import Places, lab
+from tests.live.killed_moves import SOURCE, with_dying_destination, with_dying_source
 from tests.live.migrating import counting
 from tests.live.other_host import certificates, other_host, receiver
 from tests.live.receiving import Cut, door, end_both, one_left, other, runs_on
 from tests.live.test_migration_disks import NEVER, folder, names_in
-from tests.live.test_receive_killed import EVERY, SOURCE, another_program
 from tests.sizes import DISK_CUTS, LONG, MOVE_KILLS, NEWEST, OLDEST
 
 pytestmark = pytest.mark.live
@@ -125,24 +124,15 @@ async def test_the_destination_dies_between_any_two_steps(
     qemu: str, places: Places, tmp_path: Path
 ) -> None:
     """Of images that were made for a machine that did not come, the next supervisor leaves none."""
-    path, new = tmp_path / "door", folder(tmp_path / "new")
+    new = folder(tmp_path / "new")
+
+    async def look(_: Kept, is_there: bool) -> None:
+        assert names_in(new) == (["qcow2.img", "raw.img"] if is_there else [])
+
     async with leaks():
         async with lab() as here:
-            kept = await here.ensure(counting(qemu, tmp_path), restart="never")
-            had, last, is_there = await runs_on(kept, 0), 1, False
-            while not is_there:
-                async with another_program(path, last):
-                    with suppress(MigrationFailed, MigrationUnknown):
-                        await here.migrate("mover", to=f"unix:{path}", disks=new)
-                last += EVERY
-                async with other() as there, door(path, there.receive):
-                    if "mover" in here.kept and kept.record.leaving is not None:
-                        await here.settle("mover")
-                    is_there = "mover" in there.kept
-                    assert is_there is ("mover" not in here.kept)
-                    had = await runs_on((there if is_there else here).kept["mover"], had)
-                    assert len(places.qemus()) == 1
-                    assert names_in(new) == (["qcow2.img", "raw.img"] if is_there else []), last
+            await here.ensure(counting(qemu, tmp_path), restart="never")
+            await with_dying_destination(places, tmp_path / "door", here, look, disks=new)
         await end_both()
 
 
@@ -154,25 +144,18 @@ async def test_the_source_dies_between_any_two_steps(
 ) -> None:
     """What it was mirroring is ended by the next, and the images are here or there."""
     new = folder(tmp_path / "new")
-    program = SOURCE.replace("POLICY", f"'live', disks={str(new)!r}")
+    program = SOURCE.replace("to=words[0]", f"to=words[0], disks={str(new)!r}")
+
+    async def look(kept: Kept, is_there: bool) -> None:
+        await kept.until(lambda: kept.record.change is None)
+        assert kept.vm is not None
+        await nothing_left(kept.vm)
+        with trio.fail_after(10):
+            while bool(names_in(new)) is not is_there:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+
     async with leaks():
         async with lab() as here:
             had = await runs_on(await here.ensure(counting(qemu, tmp_path), restart="never"), 0)
-        last, is_there = 1, False
-        while not is_there:
-            async with other() as there, door(tmp_path / "door", there.receive) as to:
-                command = [sys.executable, "-c", program, to, str(last), "supervisor"]
-                done = await trio.run_process(command, capture_stdout=True, check=False)
-                last += EVERY
-                async with lab() as here:
-                    is_there = await one_left(places, here, there) is there
-                    kept = (there if is_there else here).kept["mover"]
-                    had = await runs_on(kept, had)
-                    await kept.until(lambda it=kept: it.record.change is None)  # type: ignore[misc]
-                    assert kept.vm is not None and kept.record.leaving is None
-                    await nothing_left(kept.vm)
-                    with trio.fail_after(10):
-                        while bool(names_in(new)) is not is_there:  # noqa: ASYNC110
-                            await trio.sleep(0.02)
-            assert is_there or done.returncode
+        await with_dying_source(places, tmp_path / "door", had, look, program)
         await end_both()

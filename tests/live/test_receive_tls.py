@@ -8,7 +8,16 @@ import pytest
 import trio
 import trustme
 
-from qmpkit import Kept, MigrationFailed, MigrationOptions, Round, Supervisor, move_place, postcopy
+from qmpkit import (
+    CannotMigrate,
+    Kept,
+    MigrationFailed,
+    MigrationOptions,
+    Round,
+    Supervisor,
+    move_place,
+    postcopy,
+)
 from qmpkit.cli.daemon import find_daemon
 from qmpkit.testing import guests
 from tests.live.kept import Places, count, end_all, lab
@@ -33,7 +42,7 @@ def _allowed(qemu: str, folder: Path) -> list[Path]:
 
 
 async def _stays(here: Supervisor, kept: Kept, had: int, to: str, tls: Path, why: str) -> int:
-    with pytest.raises(MigrationFailed, match=why):
+    with pytest.raises(CannotMigrate, match=why):
         await here.migrate("mover", to=move_place(to, tls))
     assert kept.record.leaving is None
     return await runs_on(kept, had)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
-import trio
 
 import qmpkit
 from qmpkit import JobFailed, SpecInvalid
@@ -21,7 +18,7 @@ from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, nothing_left, write
 from tests.live.counting import counted, counting
-from tests.live.dying import STEPS
+from tests.live.dying import STEPS, dies
 from tests.live.kept import Places, boot_of_the_past, end_all, kill, lab
 from tests.live.small_disk import small_disk
 from tests.sizes import NEWEST, OLDEST, SAVED_CANCELS, SAVED_KILLED
@@ -163,9 +160,7 @@ async def test_killed_it_runs_or_is_saved(
             kept = await supervisor.ensure(counting(qemu, disks, "qcow2"), restart="always")
             await write(kept.vm, "disk0", 0, 1)  # type: ignore[arg-type]
             at = await ticked(kept.vm)
-        argv = [sys.executable, "-c", PROGRAM, str(last), victims]
-        done = await trio.run_process(argv, capture_stdout=True, capture_stderr=True, check=False)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert await dies(PROGRAM, last=last, victims=victims)
         async with lab() as supervisor:
             kept = supervisor.kept["bare"]
             if kept.declared == "stopped":

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
-import trio
 
 import qmpkit
 from qmpkit import JobFailed, LaunchFailed, SpecInvalid, State
@@ -24,7 +21,7 @@ from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, nothing_left, write
 from tests.live.counting import counted, counting
-from tests.live.dying import STEPS
+from tests.live.dying import STEPS, dies
 from tests.live.kept import Places, end_all, lab
 from tests.live.small_disk import small_disk
 from tests.sizes import NEWEST, OLDEST, RAM_CANCELS, RAM_KILLED
@@ -235,9 +232,7 @@ async def test_a_kept_machine_goes_on_once(
             await supervisor.declare("bare", "stopped")
             await supervisor.revert("bare", "one")
             assert kept.spec.resume_from == str(disks / "0.one.ram")
-        argv = [sys.executable, "-c", PROGRAM, str(last), "supervisor"]
-        done = await trio.run_process(argv, capture_stdout=True, capture_stderr=True, check=False)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert await dies(PROGRAM, last=last)
         async with lab() as supervisor:
             kept = supervisor.kept["bare"]
             await kept.wait_running()

@@ -19,9 +19,9 @@ from typing import Any
 import attrs
 import trio
 
-from qmpkit.backups.hashing import Digest, digest_of, trickling
 from qmpkit.backups.repository import MOMENT, Repository, draft_of, repository
 from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.images.hashing import Digest, digest_of, trickling
 from qmpkit.images.tool import Asked
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable

@@ -232,8 +232,8 @@ class RemoteEnd:
             raise self.has_ended() from lost
         except WireLost as lost:
             raise MigrationUnknown(self._name, lost.why, str(self._place)) from lost
-        except Refused as refused:
-            raise MigrationFailed(self._name, f"{self._place}: {refused.why}") from refused
+        except (Refused, HostLacks, SpecInvalid) as refused:
+            raise MigrationFailed(self._name, f"{self._place}: {refused}") from refused
         if why := answer.get("unknown"):
             raise MigrationUnknown(self._name, str(why), str(self._place))
         return time.monotonic() if runs else None

@@ -14,6 +14,7 @@ from typing import Any
 import trio
 
 from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
+from qmpkit.operations.migration.errors import MigrationFailed
 
 __all__ = ["ANSWER", "PROTOCOL", "NotAsked", "Refused", "Wire", "WireLost", "error_of", "greeted"]
 
@@ -136,6 +137,8 @@ def error_of(error: Exception) -> dict[str, Any]:
             return {"kind": "faults", "faults": faults}
         case HostLacks():
             return {"kind": "lacks", "what": error.what, "cure": error.cure}
+        case MigrationFailed():  # of which machine, and that it is as it was, says its source
+            return {"kind": "failed", "why": error.told}
         case QmpkitError():
             return {"kind": "failed", "why": str(error)}
     return {"kind": "failed", "why": "a bug in qmpkit: see the log of the destination"}

@@ -5,26 +5,24 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
-import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
 import trio
 
 from qmpkit.errors import ImageInUse
+from qmpkit.images.hidden import hidden_beside
 from qmpkit.images.tool import Asked
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.process.durable import sync, write_durably
-from qmpkit.process.held_dirs import HeldDir, hold_new_dir, sweep
+from qmpkit.process.held_dirs import HeldDir
 from qmpkit.spec.saved import MANIFEST, SavedMachine, saved_to_json
 
 __all__ = ["FolderDraft", "drafted_folder", "held_folder", "mark_spent"]
 
-_HIDDEN = re.compile(r"\.qk-[0-9a-f]{12}\.saved")
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
 
 
@@ -68,7 +66,7 @@ async def drafted_folder(path: Path, doing: str) -> AsyncIterator[FolderDraft]:
     ImageFailed when none can be made.
     """
     asked = Asked.of(doing, path)
-    held = await trio.to_thread.run_sync(_begun, asked)
+    held = await trio.to_thread.run_sync(hidden_beside, asked, "saved")
     draft = FolderDraft(asked.path, asked, held)
     try:
         yield draft
@@ -77,16 +75,6 @@ async def drafted_folder(path: Path, doing: str) -> AsyncIterator[FolderDraft]:
             await trio.to_thread.run_sync(draft._held.remove, abandon_on_cancel=True)
         raise
     held.release()
-
-
-def _begun(asked: Asked) -> HeldDir:
-    parent = asked.path.parent
-    try:
-        with suppress(OSError):  # a directory that may be written, but not read
-            sweep(parent, _HIDDEN)
-        return hold_new_dir(parent, lambda: f".qk-{secrets.token_hex(6)}.saved")
-    except OSError as error:
-        raise asked.failed_by(error) from error
 
 
 @asynccontextmanager

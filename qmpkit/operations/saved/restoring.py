@@ -10,12 +10,12 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit.backups.hashing import digest_of
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.layered import mark_layered
 from qmpkit.host.saved import SPENT, saved_at, saved_faults
 from qmpkit.images.drafts import Placed
 from qmpkit.images.encrypting import encrypting
+from qmpkit.images.hashing import digest_of
 from qmpkit.images.new import place_overlay
 from qmpkit.images.tool import Asked
 from qmpkit.images.varstore import place_store

@@ -13,11 +13,11 @@ import attrs
 import trio
 
 from qmpkit import __version__
-from qmpkit.backups.hashing import digest_of
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.host.saved import layers_of, sampled_sum, visible_flags
 from qmpkit.images.conversion import convert
 from qmpkit.images.drafts import Placed
+from qmpkit.images.hashing import digest_of
 from qmpkit.images.tool import Asked
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine

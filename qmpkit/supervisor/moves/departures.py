@@ -10,12 +10,13 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import attrs
 import trio
 
-from qmpkit.errors import HostLacks, JournalFailed, QmpkitError
+from qmpkit.errors import JournalFailed, QmpkitError
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving, finalized
@@ -24,12 +25,11 @@ from qmpkit.operations.migration.convergence import is_switched
 from qmpkit.operations.migration.place import MovePlace, connected, move_place
 from qmpkit.operations.migration.remote_end import asked_what_came
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
-from qmpkit.operations.ports import change_forwards
+from qmpkit.operations.ports import forwards_of, ports_again
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.stillness import go_on
 from qmpkit.process.errors import ProcessVanished
 from qmpkit.process.places import discard
-from qmpkit.spec.network import UserNic
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
@@ -39,7 +39,7 @@ from qmpkit.supervisor.moves.rest_there import brought, note_loss
 from qmpkit.supervisor.record import Leaving, Record
 
 __all__ = ["Source", "Whereabouts", "end_arriving", "ended", "gone_on", "left"]
-__all__ += ["place_of", "remove_own"]
+__all__ += ["outcome_at", "place_of", "remove_own", "taken_back"]
 __all__ += ["settle", "settled", "source_of", "where", "whereabouts"]
 
 log = logging.getLogger("qmpkit.supervisor")
@@ -105,18 +105,24 @@ def place_of(leaving: Leaving) -> MovePlace:
     return move_place(leaving.place, None if leaving.tls is None else Path(leaving.tls))
 
 
-async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT) -> Whereabouts:
-    """Ask at *place* what has come of its move; what it says is told of."""
-    leaving, outcome = kept.record.leaving, None
-    assert leaving is not None
+async def outcome_at(place: MovePlace, machine: str, ident: str, who: str) -> str | None:
+    """What *who* says at *place* of a move, by its number; None when it says nothing."""
     try:
         with trio.fail_after(_PATIENCE):
             async with await connected(place) as stream:
-                outcome = await asked_what_came(Wire(stream), place, leaving.id, leaving.who)
+                return await asked_what_came(Wire(stream), place, ident, who)
     except (WireLost, Refused, QmpkitError) as lost:
-        log.warning("machine %r: %s says nothing of its move: %s", kept.name, place, lost)
+        log.warning("machine %r: %s says nothing of its move: %s", machine, place, lost)
     except trio.TooSlowError:
-        log.warning("machine %r: %s says nothing of its move", kept.name, place)
+        log.warning("machine %r: %s says nothing of its move", machine, place)
+    return None
+
+
+async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT) -> Whereabouts:
+    """Ask at *place* what has come of its move; what it says is told of."""
+    leaving = kept.record.leaving
+    assert leaving is not None
+    outcome = await outcome_at(place, kept.name, leaving.id, leaving.who)
     found = where(source, outcome)
     if outcome is not None:
         kept.tell(
@@ -125,19 +131,20 @@ async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT
     return found
 
 
+async def taken_back(machine: Machine, *, runs: bool, lost_ports: Callable[[str], object]) -> None:
+    """Have a source that stood still for a move its images and ports again, and its guest run."""
+    await cancel_saving(machine)
+    await finalized(machine)
+    await ports_again(machine, machine.name, forwards_of(machine.spec.nics), lost_ports)
+    if not (await machine.execute("query-status"))["running"]:
+        await go_on(machine, ran=runs)
+
+
 async def gone_on(kept: Kept, means: Means, machine: Machine) -> None:
     """It is here: it has its images and ports again, and runs as it is declared."""
     with trio.move_on_after(STEP_GRACE, shield=True):
-        await cancel_saving(machine)
-        await finalized(machine)
-        for nic in machine.spec.nics:
-            if isinstance(nic, UserNic) and nic.forwards:
-                try:
-                    await change_forwards(machine, machine.name, nic.id, nic.forwards)
-                except HostLacks as lacks:
-                    log.warning("%s", lacks)
-        if not (await machine.execute("query-status"))["running"]:
-            await go_on(machine, ran=kept.declared == "running")
+        lost = partial(kept.tell, "ports-lost")
+        await taken_back(machine, runs=kept.declared == "running", lost_ports=lost)
         kept.note(leaving=None)
         await kept.write(means.journal)
         kept.tell("stayed", "it has not moved")

@@ -17,14 +17,14 @@ from typing import Any
 import attrs
 import trio
 
-from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
+from qmpkit.errors import Fault, HostLacks, LaunchFailed, QmpkitError, SpecInvalid
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.keep import Home, KeptStart, begun
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.block.layers import INODE
 from qmpkit.operations.migration.compatibility import missing_files
-from qmpkit.operations.migration.errors import MigrationFailed
+from qmpkit.operations.migration.errors import MigrationFailed, destination_starts, no_qemu
 from qmpkit.operations.migration.incoming import Incoming, start_form
 from qmpkit.operations.migration.local_end import LocalEnd
 from qmpkit.operations.migration.remote_rest import COMING
@@ -45,13 +45,8 @@ from qmpkit.supervisor.errors import StartBlocked
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.moves.arrivals import Arrivals, Outcome
 from qmpkit.supervisor.moves.arriving import Arriving
-from qmpkit.supervisor.moves.offer import (
-    Offer,
-    ReceiveTerms,
-    file_faults,
-    offer_from_dict,
-    terms_faults,
-)
+from qmpkit.supervisor.moves.offer import Offer, file_faults, offer_from_dict
+from qmpkit.supervisor.moves.terms import ReceiveTerms, bounded, terms_faults
 from qmpkit.supervisor.record import Record
 
 __all__ = ["Receiving"]
@@ -206,7 +201,12 @@ class Receiving:
             for other in offer.requires
             if other not in self._machines
         ]
-        faults += await trio.to_thread.run_sync(lambda: [*_file_faults(offer, terms)])
+        if terms is not None:
+            foreign = await trio.to_thread.run_sync(terms_faults, spec, terms, offer.moves)
+            if foreign:
+                raise SpecInvalid([*faults, *foreign])  # nothing else of it is looked at, or run
+            offer = attrs.evolve(offer, spec=bounded(spec, terms))
+        faults += await trio.to_thread.run_sync(lambda: [*_file_faults(offer)])
         try:
             resolution = await _resolved(offer)
             faults += thread_faults(offer.moves, resolution.capabilities.version)
@@ -214,6 +214,8 @@ class Receiving:
             raise SpecInvalid([*faults, *invalid.faults]) from invalid
         except HostLacks as lacks:
             raise SpecInvalid([*faults, Fault("", lacks.what, lacks.cure)]) from lacks
+        except LaunchFailed as failed:
+            raise SpecInvalid([*faults, no_qemu(failed)]) from failed
         if faults:
             raise SpecInvalid(faults)
         wanted = attrs.evolve(resolution.spec, nics=spec.nics, vmgenid=spec.vmgenid)
@@ -271,8 +273,10 @@ class Receiving:
             )
             async with AsyncExitStack() as turn:
                 await self._admitted(kept, turn)
-                start = await stack.enter_async_context(starting)
-                machine = await stack.enter_async_context(begun(resolution, start, home, options))
+                with destination_starts(kept.name):
+                    start = await stack.enter_async_context(starting)
+                    begins = begun(resolution, start, home, options)
+                    machine = await stack.enter_async_context(begins)
             try:
                 await take_place(machine)
                 yield start, machine
@@ -325,11 +329,9 @@ class Receiving:
             kept.tell("discarded", "it has not moved here")
 
 
-def _file_faults(offer: Offer, terms: ReceiveTerms | None) -> Iterator[Fault]:
+def _file_faults(offer: Offer) -> Iterator[Fault]:
     """What is wrong with its files, here.  Blocking."""
     spec, moves = offer.spec, offer.moves
-    if terms is not None:
-        yield from terms_faults(spec, terms, moves)
     yield from missing_files(spec, {move.id for move in moves})
     yield from file_faults(spec)
     yield from place_faults(moves)

@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from qmpkit.errors import Fault, MachineGone, SpecInvalid
+from qmpkit.errors import Fault, MachineGone, QmpkitError, SpecInvalid
 from qmpkit.operations.migration.convergence import Policy, Round, policy_of
 from qmpkit.operations.migration.errors import (
     CannotMigrate,
@@ -48,10 +48,10 @@ from qmpkit.supervisor.moves.departures import (
 from qmpkit.supervisor.moves.offer import offer_faults, offer_to_dict
 from qmpkit.supervisor.moves.recorded_disks import mirrors_on_record
 from qmpkit.supervisor.moves.rest_there import note_loss
-from qmpkit.supervisor.record import Leaving
+from qmpkit.supervisor.record import Leaving, Record
 from qmpkit.vm import VM
 
-__all__ = ["check_send", "send"]
+__all__ = ["check_send", "offered", "send"]
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -74,7 +74,7 @@ async def send(
     try:
         async with (
             vm.machine.changing,
-            _offered(kept, vm, place, ident, disks, collapse=collapse) as end,
+            offered(kept.record, vm, place, ident, disks, collapse=collapse) as end,
             mirrors_on_record(vm.machine, end.moves, place),
         ):
             try:
@@ -86,6 +86,7 @@ async def send(
                         policy=policy,
                         options=options,
                         told=partial(_tell, kept, place, told),
+                        lost_ports=partial(kept.tell, "ports-lost"),
                     )
             except MigrationUnknown as unknown:
                 await _asked_at_once(kept, means, vm, place, unknown)
@@ -134,7 +135,7 @@ async def check_send(
     vm = _up(kept)
     try:
         ident = secrets.token_hex(16)
-        async with _offered(kept, vm, place, ident, disks, collapse=collapse) as end:
+        async with offered(kept.record, vm, place, ident, disks, collapse=collapse) as end:
             try:
                 options = place.options(MigrationOptions())
                 steers = policy_of("live", options.downtime, options.max_downtime)
@@ -156,40 +157,41 @@ def _up(kept: Kept) -> VM:
 
 
 @asynccontextmanager
-async def _offered(
-    kept: Kept, vm: VM, place: MovePlace, ident: str, disks: DiskPlaces, *, collapse: bool
+async def offered(
+    record: Record, vm: VM, place: MovePlace, ident: str, disks: DiskPlaces, *, collapse: bool
 ) -> AsyncIterator[RemoteEnd]:
     """The block in which the other side waits for the guest; it ends with the conversation.
 
-    Raises CannotMigrate with what is in the way, here and there; MigrationFailed.
+    *record*: what it is told of the machine.  Raises CannotMigrate with what is in the way, here
+    and there; MigrationFailed.
     """
     moves, lacking = await moves_of(vm.machine, vm.machine.spec, disks, collapse=collapse)
-    faults = [*await check_source(vm.machine), *offer_faults(kept.record), *lacking]
-    offer = offer_to_dict(kept.record, ident, await generation_of(vm.machine), moves)
+    faults = [*await check_source(vm.machine), *offer_faults(record), *lacking]
+    offer = offer_to_dict(record, ident, await generation_of(vm.machine), moves)
     try:
         stream = await connected(place)
     except WireLost as lost:
-        raise _either(kept, faults, MigrationFailed(kept.name, f"{place}: {lost}")) from lost
+        raise CannotMigrate(record.name, [*faults, _nobody(place, lost)]) from lost
     wire = Wire(stream)
-    end = RemoteEnd(wire, place, kept.name, moves, collapse=collapse)
+    end = RemoteEnd(wire, place, record.name, moves, collapse=collapse)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(wire.close)
         try:
             await greeted(wire, on_another_host=bool(place.host))
-            await stack.enter_async_context(end.offered(offer))
         except (WireLost, Refused) as lost:
-            raise _either(kept, faults, MigrationFailed(kept.name, f"{place}: {lost}")) from lost
+            raise CannotMigrate(record.name, [*faults, _nobody(place, lost)]) from lost
+        try:
+            await stack.enter_async_context(end.offered(offer))
         except CannotMigrate as cannot:
-            raise CannotMigrate(kept.name, [*faults, *cannot.faults]) from cannot
+            raise CannotMigrate(record.name, [*faults, *cannot.faults]) from cannot
         if faults:
-            raise CannotMigrate(kept.name, faults)
+            raise CannotMigrate(record.name, faults)
         yield end
 
 
-def _either(kept: Kept, faults: list[Fault], failed: MigrationFailed) -> Exception:
-    if not faults:
-        return failed
-    return CannotMigrate(kept.name, [*faults, Fault("to", failed.why)])
+def _nobody(place: MovePlace, why: QmpkitError) -> Fault:
+    """That it was not even offered there."""
+    return Fault("to", f"{place}: {why}")
 
 
 def _leaving(ident: str, place: MovePlace, who: str) -> Leaving:

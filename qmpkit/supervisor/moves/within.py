@@ -15,7 +15,7 @@ from functools import partial
 import attrs
 import trio
 
-from qmpkit.errors import Fault, MachineGone
+from qmpkit.errors import Fault, LaunchFailed, MachineGone
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.keep import Home, KeptStart, begun
 from qmpkit.machine.machine import Machine
@@ -26,6 +26,8 @@ from qmpkit.operations.migration.errors import (
     MigrationFailed,
     MigrationLost,
     MigrationUnknown,
+    destination_starts,
+    no_qemu,
 )
 from qmpkit.operations.migration.incoming import Incoming, generation_of, start_form
 from qmpkit.operations.migration.local_end import LocalEnd
@@ -99,6 +101,7 @@ async def move(
                         policy=policy,
                         options=options,
                         told=partial(_tell, kept, told),
+                        lost_ports=partial(kept.tell, "ports-lost"),
                     )
             finally:
                 if incoming.arrived.is_set():  # cancelled a moment later, it is there all the same
@@ -151,7 +154,10 @@ async def _form(
     wanted = kept.spec if qemu is None else attrs.evolve(kept.spec, qemu=qemu)
     wanted = with_moves(wanted, moves)
     form = start_form(wanted, generation=await generation_of(vm.machine))
-    resolution = await resolve(form, check=False)  # its images and ports are in use, by itself
+    try:
+        resolution = await resolve(form, check=False)  # its images and ports are in use, by itself
+    except LaunchFailed as failed:
+        raise CannotMigrate(kept.name, [no_qemu(failed)]) from failed
     if faults := (*thread_faults(moves, resolution.capabilities.version),):
         raise CannotMigrate(kept.name, faults)
     return resolution, attrs.evolve(resolution.spec, nics=wanted.nics, vmgenid=wanted.vmgenid)
@@ -170,8 +176,9 @@ async def _begun(
     """A process that waits for the guest, beside the one that has it."""
     options = attrs.evolve(means.options, incoming=True)
     starting = means.ground.start(resolution, home, {}, trio.lowlevel.checkpoint, incoming=True)
-    start = await stack.enter_async_context(starting)
-    machine = await stack.enter_async_context(begun(resolution, start, home, options))
+    with destination_starts(resolution.spec.name):
+        start = await stack.enter_async_context(starting)
+        machine = await stack.enter_async_context(begun(resolution, start, home, options))
     await take_place(machine)
     return start, machine
 

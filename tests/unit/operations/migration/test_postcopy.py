@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.ways import Route
 from qmpkit.process.status import ExitStatus
 from qmpkit.qmp.errors import CommandRefused
-from qmpkit.qmp.events import EventHub, Subscription
+from tests.unit.operations.migration.source import Source
 
 ACTIVE, PAUSED, DONE = "postcopy-active", "postcopy-paused", "completed"
 RECOVER = "postcopy-recover"
@@ -79,15 +79,12 @@ def test_dirty_bitmaps_cannot_follow() -> None:
     assert fault.path == "disks.disk1" and "dirty bitmaps" in fault.message
 
 
-class Ends:
+class Ends(Source):
     """A source, and what postcopy asks of a destination; `told`: all that they were."""
 
-    name = "mover"
-
     def __init__(self) -> None:
+        super().__init__(ACTIVE)
         self.told: list[str] = []
-        self.hub = EventHub(self.name)
-        self.status = ACTIVE
         self.refusals_left = 0
         self.is_deaf = False
         self.death: MachineDied | None = None
@@ -95,28 +92,16 @@ class Ends:
 
     # The source
 
-    async def execute(
-        self,
-        command: str,
-        arguments: Mapping[str, Any] | None = None,
-        /,
-        *,
-        fds: Sequence[int] = (),
-        oob: bool = False,
-    ) -> Any:
-        await trio.lowlevel.checkpoint()
-        if command == "query-migrate":
-            return {"status": self.status}
+    def asked(self, command: str, arguments: Mapping[str, Any], *, oob: bool) -> None:
         self.told.append(command)
         if command == "migrate-pause":
             assert oob
-            if self.status == PAUSED:
+            if self.answer["status"] == PAUSED:
                 raise self._refusal(command)
             self.say(PAUSED)
         if command == "migrate":
             assert arguments == {"uri": "unix:again", "resume": True}
             self._resume()
-        return {}
 
     def _resume(self) -> None:
         if self.refusals_left:
@@ -129,16 +114,13 @@ class Ends:
         reply = {"error": {"class": "GenericError", "desc": "no route"}}
         return CommandRefused(self.name, command, {}, reply)
 
-    def subscribe(self, *names: str) -> Subscription:
-        return Subscription(self.hub, names, None, 100)
-
     def must_live(self, asked: str) -> None:
         if self.death is not None:
             raise self.death
 
     def say(self, status: str) -> None:
-        self.status = status
-        self.hub.publish({"event": "MIGRATION", "data": {"status": status}}, 0.0)
+        self.answer = {"status": status}
+        super().say(status)
 
     def die(self) -> None:
         report = ExitReport(self.name, ExitCause.KILLED, ExitStatus(signal=9), 1.0)
@@ -351,7 +333,7 @@ async def test_what_was_let_go_of_before_is_lost_with_the_source(
 ) -> None:
     """A guest that was found so runs there already, or stands still there by its owner's word."""
     ends = Ends()
-    ends.status = "failed"
+    ends.answer = {"status": "failed"}
     way = Postcopy(ends, ends, ends.again, recover_within=1.0)  # type: ignore[arg-type]
     with pytest.raises(MigrationLost, match="says 'failed'"):
         await way.bring()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,39 +11,18 @@ import trio
 from qmpkit import MigrationFailed, Round, Step
 from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.transfer import EVENTS, Transfer, loaded
-from qmpkit.qmp.events import EventHub, Subscription
+from tests.unit.operations.migration.source import Source
 
 
-class Source:
-    """Answers `query-migrate` with what is set, and remembers what it was told."""
-
-    name = "mover"
+class Told(Source):
+    """Remembers what it was told."""
 
     def __init__(self) -> None:
+        super().__init__("active")
         self.told: list[tuple[str, Mapping[str, Any]]] = []
-        self.answer: dict[str, Any] = {"status": "active"}
-        self.hub = EventHub(self.name)
 
-    async def execute(
-        self,
-        command: str,
-        arguments: Mapping[str, Any] | None = None,
-        /,
-        *,
-        fds: Sequence[int] = (),
-        oob: bool = False,
-    ) -> Any:
-        await trio.lowlevel.checkpoint()
-        if command == "query-migrate":
-            return self.answer
-        self.told.append((command, arguments or {}))
-        return {}
-
-    def subscribe(self, *names: str) -> Subscription:
-        return Subscription(self.hub, names, None, 100)
-
-    def say(self, status: str) -> None:
-        self.hub.publish({"event": "MIGRATION", "data": {"status": status}}, 0.0)
+    def asked(self, command: str, arguments: Mapping[str, Any], *, oob: bool) -> None:
+        self.told.append((command, arguments))
 
     def passes(self, number: int) -> None:
         ram = {"dirty-sync-count": number, "remaining": 1, "total": 2, "transferred": 1}
@@ -57,7 +36,7 @@ def by_number(now: Round) -> Step:
     return Step(downtime=0.5 if now.number < 3 else 1.0)
 
 
-async def followed(source: Source, policy: Policy, seen: list[Round]) -> Transfer:
+async def followed(source: Told, policy: Policy, seen: list[Round]) -> Transfer:
     with source.subscribe(*EVENTS) as changes:
         transfer = Transfer(source, changes, policy, 0.3, seen.append)  # type: ignore[arg-type]
         for status in ("setup", "active"):
@@ -73,7 +52,7 @@ async def followed(source: Source, policy: Policy, seen: list[Round]) -> Transfe
 
 
 async def test_each_pass_is_told_and_each_change_made_once() -> None:
-    source, seen = Source(), list[Round]()
+    source, seen = Told(), list[Round]()
     transfer = await followed(source, by_number, seen)
     assert [now.number for now in seen] == [1, 2, 3, 4]
     assert [now.downtime for now in seen] == [0.3, 0.5, 0.5, 1.0]
@@ -85,7 +64,7 @@ async def test_each_pass_is_told_and_each_change_made_once() -> None:
 async def test_it_is_asked_also_when_nothing_is_said(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    source, seen = Source(), list[Round]()
+    source, seen = Told(), list[Round]()
     with source.subscribe(*EVENTS) as changes:
         transfer = Transfer(source, changes, by_number, 0.3, seen.append)  # type: ignore[arg-type]
         source.say("active")
@@ -100,7 +79,7 @@ async def test_it_is_asked_also_when_nothing_is_said(
 
 @pytest.mark.parametrize("status", ["failed", "cancelled"])
 async def test_a_failure_has_qemus_reason(status: str) -> None:
-    source = Source()
+    source = Told()
     with source.subscribe(*EVENTS) as changes:
         transfer = Transfer(source, changes, by_number, 0.3, print)  # type: ignore[arg-type]
         source.answer = {"status": status, "error-desc": "no route"}
@@ -111,7 +90,7 @@ async def test_a_failure_has_qemus_reason(status: str) -> None:
 
 
 async def test_it_is_given_up_without_being_broken() -> None:
-    source = Source()
+    source = Told()
     with source.subscribe(*EVENTS) as changes:
         transfer = Transfer(source, changes, by_number, 0.3, print)  # type: ignore[arg-type]
         source.say("active")
@@ -122,7 +101,7 @@ async def test_it_is_given_up_without_being_broken() -> None:
 
 
 async def test_a_destination_is_loaded_or_says_why_not() -> None:
-    source = Source()
+    source = Told()
     with source.subscribe("MIGRATION") as changes:
         for status in ("setup", "active", "completed"):
             source.say(status)
