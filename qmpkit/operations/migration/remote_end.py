@@ -55,6 +55,7 @@ class RemoteEnd:
     """An `End` at *place* for the machine *name*, by a conversation that has begun.
 
     `has_arrived`: its guest is there.  `who`: the mark of the supervisor that it was offered to.
+    `follows`: whether its memory may follow it (postcopy), which takes a supervisor here too.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class RemoteEnd:
         self.moves = moves
         self.collapse = collapse
         self.has_arrived = False
+        self.follows = True
         self.who = ""
         self._wire = wire
         self._place = place
@@ -244,7 +246,7 @@ class RemoteEnd:
 
     def rest(self) -> RemoteRest | None:
         """See `End`."""
-        return self._rest
+        return self._rest if self.follows else None
 
     async def discard(self, *, patience: float) -> str:
         """See `End`.  One that does not hear it ends its QEMU when the connection has closed.

@@ -85,6 +85,7 @@ async def hand_over(
         offered(record, vm, place, ident, disks, collapse=collapse) as end,
         mirrors_on_record(machine, end.moves, place),
     ):
+        end.follows = False
         try:
             return await migrate_held(machine, end, policy=policy, options=options, told=progress)
         except MigrationUnknown as unknown:

@@ -107,6 +107,18 @@ async def test_it_is_run_once_whatever_breaks_off(
     assert it.heard == ["active", "completed"] and it.rest.outcome == "runs"
 
 
+async def test_one_that_was_there_by_then_is_not_run_again(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, it = There(monkeypatch), Bringing()
+    there.outcome = "runs"
+    async with there.open(), trio.open_nursery() as nursery:
+        nursery.start_soon(it.rest.listen, it)
+        with trio.fail_after(5):
+            await it.rest.run()
+    assert "run_ahead" not in there.asked
+
+
 @pytest.mark.parametrize(
     ("outcome", "heard"),
     [("runs", "completed"), ("ran", "completed"), ("lost", None), ("discarded", None)],
