@@ -8,10 +8,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
-from qmpkit import Kept, MigrationLost, MigrationOptions, Round, Supervisor, postcopy
+from qmpkit import (
+    Kept,
+    MigrationLost,
+    MigrationOptions,
+    MigrationUnknown,
+    Round,
+    Supervisor,
+    Whereabouts,
+    postcopy,
+)
 from qmpkit.supervisor.moves.rest_here import RestHere
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.testing.leaks import leaks
@@ -139,6 +149,27 @@ async def test_a_qemu_is_killed(
         await runs_on(moved, 0)
         assert moved.end is not None and moved.end.cause is Mishap.LOST
         assert await one_left(places, here, there) is there
+
+
+@pytest.mark.skipif(not LONG, reason="half a minute of asking: with --long")
+async def test_nobody_says_whether_all_of_it_is_there(
+    qemu: str, places: Places, tmp_path: Path, ran: trio.Event
+) -> None:
+    """It is, and who is asked later says so."""
+    options = attrs.evolve(SLOW, recover_within=1.0)
+    async with both_ends() as (here, there):
+        cut = Cut(there.receive, "run_ahead", passes=True, deaf=True)
+        async with door(tmp_path / "there", cut) as to:
+            kept = await here.ensure(counting(qemu, tmp_path, memory=LARGE), restart="always")
+            had = await runs_on(kept, 0)
+            with pytest.raises(MigrationUnknown, match="--settle") as unknown:
+                await here.migrate("mover", to=to, policy=AT_ONCE, options=options)
+            assert unknown.value.place == to and ran.is_set()
+            assert await here.settle("mover") is Whereabouts.UNKNOWN
+            cut.is_deaf = False
+            assert await here.settle("mover") is Whereabouts.THERE
+        assert not here.kept and len(places.qemus()) == 1
+        await runs_on(there.kept["mover"], had)
 
 
 PROGRAM = """
