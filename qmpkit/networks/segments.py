@@ -39,11 +39,19 @@ class Segments:
         return f"the switch of network {join.name!r}", partial(_prepared, self.directory(join.name))
 
     async def sweep(self, members: Members) -> None:
-        """Remove the directories of segments that nobody is in; their switches have ended."""
+        """Remove the directories of segments that nobody is in, whose switches have ended.
+
+        And the ports of those who are no members: of a move that its supervisor did not survive.
+        """
         kept = {self.directory(join.name) for _, join in members}
+        ports = {self.port(member, join) for member, join in members}
         with suppress(OSError):
             for directory in set(self._root.iterdir()) - kept:
                 discard(directory)
+            for directory in kept:
+                for path in set(directory.iterdir()) - ports:
+                    if not path.name.startswith("."):
+                        path.unlink(missing_ok=True)
             self._root.rmdir()
 
     async def make(self, machine: str, join: Joined) -> None:

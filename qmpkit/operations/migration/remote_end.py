@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
@@ -64,7 +64,8 @@ async def asked_what_came(wire: Wire, place: MovePlace, ident: str, who: str) ->
 class RemoteEnd:
     """An `End` at *place* for the machine *name*, by a conversation that has begun.
 
-    `has_arrived`: its guest is there.  `who`: the mark of the supervisor that it was offered to.
+    `has_arrived`: its guest is there.  `cables`: there are none.  `who`: the mark of the
+    supervisor that it was offered to.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class RemoteEnd:
     ) -> None:
         self.moves = moves
         self.collapse = collapse
+        self.cables: Collection[str] = ()
         self.has_arrived = False
         self.who = ""
         self._wire = wire
