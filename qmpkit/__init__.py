@@ -180,7 +180,8 @@ if TYPE_CHECKING:
     from qmpkit.supervisor.events import Happenings as Happenings
     from qmpkit.supervisor.kept import Kept as Kept
     from qmpkit.supervisor.moves.departures import Whereabouts as Whereabouts
-    from qmpkit.supervisor.moves.offer import ReceiveTerms as ReceiveTerms
+    from qmpkit.supervisor.moves.terms import ReceiveTerms as ReceiveTerms
+    from qmpkit.supervisor.moves.unkept import hand_over as hand_over
     from qmpkit.supervisor.supervisor import Supervisor as Supervisor
     from qmpkit.supervisor.table import Row as Row
     from qmpkit.templates.errors import PoolClosed as PoolClosed
@@ -288,7 +289,8 @@ _MODULES = {
     "qmpkit.supervisor.moves.departures": "Whereabouts",
     "qmpkit.supervisor.events": "Happening Happenings",
     "qmpkit.supervisor.kept": "Kept",
-    "qmpkit.supervisor.moves.offer": "ReceiveTerms",
+    "qmpkit.supervisor.moves.terms": "ReceiveTerms",
+    "qmpkit.supervisor.moves.unkept": "hand_over",
     "qmpkit.supervisor.supervisor": "Supervisor",
     "qmpkit.supervisor.table": "Row",
     "qmpkit.templates.errors": (

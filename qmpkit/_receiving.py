@@ -12,11 +12,17 @@ import attrs
 import trio
 
 from qmpkit._running import log_directory, surfacing_death
+from qmpkit.errors import LaunchFailed
 from qmpkit.host.resolve import resolve
 from qmpkit.machine.launch import LaunchOptions, Starter, launched, start_qemu
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.along import planned_moves
-from qmpkit.operations.migration.errors import CannotMigrate, NotArrived
+from qmpkit.operations.migration.errors import (
+    CannotMigrate,
+    NotArrived,
+    destination_starts,
+    no_qemu,
+)
 from qmpkit.operations.migration.incoming import Incoming, generation_of, start_form
 from qmpkit.operations.migration.migrate import check_source
 from qmpkit.operations.migration.storage import SHARED, DiskMove, DiskPlaces, with_moves
@@ -80,8 +86,8 @@ async def receiving(
     guest; no process outlives the block, so what was moved ends with it.
 
     Raises CannotMigrate, before anything is started, with all that is in the way; SpecInvalid
-    or HostLacks when that QEMU does not have what the machine needs, LaunchFailed, and, once
-    the guest is here, MachineDied as `running` does.
+    or HostLacks when that QEMU does not have what the machine needs, MigrationFailed when it does
+    not start, and, once the guest is here, MachineDied as `running` does.
     """
     options = attrs.evolve(options or LaunchOptions(), incoming=True)
     folder = None
@@ -97,13 +103,17 @@ async def receiving(
     async with AsyncExitStack() as stack:
         images = await stack.enter_async_context(new_images(moves))
         # Its images are in use, and its ports, by the source.
-        resolution = await resolve(start_form(wanted, generation=generation), check=False)
+        try:
+            resolution = await resolve(start_form(wanted, generation=generation), check=False)
+        except LaunchFailed as failed:
+            raise CannotMigrate(source.name, [no_qemu(failed)]) from failed
         if faults := (*thread_faults(moves, resolution.capabilities.version),):
             raise CannotMigrate(source.name, faults)
         for warning in resolution.warnings:
             log.warning("machine %r: %s", wanted.name, warning)
         await stack.enter_async_context(shared_spawner())
-        machine = await stack.enter_async_context(launched(resolution, options, start=start))
+        with destination_starts(source.name):
+            machine = await stack.enter_async_context(launched(resolution, options, start=start))
         await take_place(machine)
         spec = attrs.evolve(resolution.spec, nics=wanted.nics, vmgenid=wanted.vmgenid)
         destination = Destination(

@@ -180,12 +180,16 @@ class LaunchFailed(QmpkitError):
         super().__init__(machine, self.argv, status, stderr_tail, cure)
 
     @property
+    def how(self) -> str:
+        """In words what its QEMU did instead."""
+        return f"QEMU ended with {self.status}" if self.status else "QEMU did not get ready"
+
+    @property
     def brief(self) -> str:
         """The message without the command, which is a screenful."""
-        how = f"QEMU ended with {self.status}" if self.status else "QEMU did not get ready"
         said = self.stderr_tail.strip() or "(it printed nothing)"
         cure = f"\nCure: {self.cure}" if self.cure else ""
-        return f"machine {self.machine!r} did not start: {how}.\n{said}{cure}"
+        return f"machine {self.machine!r} did not start: {self.how}.\n{said}{cure}"
 
     def __str__(self) -> str:
         return f"{self.brief}\nCommand: {shlex.join(self.argv)}"

@@ -17,7 +17,8 @@ from tests.counts import KVM, Counts
 from tests.sizes import BOARDS, QEMU_VERSIONS, share
 
 AsyncTest = Callable[..., Awaitable[None]]
-settings.register_profile("sized", max_examples=100)
+# No deadline for one example: on a busy host any may take long.
+settings.register_profile("sized", max_examples=100, deadline=None)
 settings.load_profile("sized")
 
 BOUND = 60.0  # seconds an async test may take; `@pytest.mark.bound(n)` for another

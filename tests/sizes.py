@@ -44,6 +44,7 @@ FARM_DEBIANS = size(ci=1, long=2)  # Debian machines of the farm that is brought
 FARM_TINY = size(ci=4, long=12)  # … and tiny ones
 FARM_DEBIAN_GRACE = size(ci=0, long=90)  # seconds in which Debian may power down
 FARM_SEGMENTS = size(ci=1, long=2)  # … on so many segments, and Debian with a way out too
+SEGMENT_KINDS = ("dgram", "stream") if LONG else ("dgram",)  # that a machine joins as it runs
 
 # tiny on the other architectures, by (architecture, QEMU): CI divides the boots between them
 BOARDS = [(arch, version) for arch in ARCHITECTURES for version in QEMU_VERSIONS]
@@ -144,6 +145,8 @@ MOVE_CUTS = (
     if LONG
     else (("set_up", True), ("loaded", False))
 )
+# At which words the conversation breaks off while memory follows, before or after the answer.
+REST_CUTS = [(word, passes) for word in ("rest", "run_ahead", "now") for passes in (False, True)]
 MOVE_KILLS = size(ci=2, long=100)  # SIGKILLs of a supervisor between two steps of one
 
 # Saved machines

@@ -32,7 +32,8 @@ def list_devices(name: str, farm: str | None, *, as_json: bool) -> int:
         for it in found["devices"]
     ]
     print_table(("ID", "KIND", "AT", "WHAT"), rows, prose=True)
-    talk.note(f"{len(found['ports']['empty'])} root ports are left")
+    left = len(found["ports"]["empty"])
+    talk.note("1 root port is left" if left == 1 else f"{left} root ports are left")
     return Exit.OK
 
 

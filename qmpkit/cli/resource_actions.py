@@ -25,7 +25,7 @@ def list_cpus(name: str, farm: str | None, *, as_json: bool) -> int:
     rows = [
         (
             str(it["number"]),
-            it["id"] or ("-" if it["thread"] is None else "(of the start)"),
+            it["id"] or ("(of the start)" if it["number"] < found["of_the_start"] else "-"),
             *(str(it[name]) for name in ("socket", "core", "thread_in_core")),
             "-" if it["thread"] is None else str(it["thread"]),
         )
@@ -60,7 +60,8 @@ def list_memory(name: str, farm: str | None, *, as_json: bool) -> int:
     print_table(("ID", "SIZE"), rows, prose=True)
     if found["balloon"] is not None:
         talk.note(f"the balloon leaves {format_size(found['balloon'])} to the guest")
-    talk.note(f"{found['slots'] - len(found['dimms'])} slots are left")
+    left = found["slots"] - len(found["dimms"])
+    talk.note("1 slot is left" if left == 1 else f"{left} slots are left")
     return Exit.OK
 
 

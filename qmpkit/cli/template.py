@@ -24,7 +24,7 @@ from qmpkit.process.roots import templates_root
 from qmpkit.spec.data import spec_to_dict
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.sizes import format_size
-from qmpkit.templates.files import flaws_in_full
+from qmpkit.templates.files import flaws_by_size, flaws_in_full
 from qmpkit.templates.make import make_template
 from qmpkit.templates.manifest import Manifest
 from qmpkit.templates.opening import read_manifest
@@ -123,7 +123,8 @@ async def show_templates(*, as_json: bool) -> None:
     """Print those that can be called by name."""
     found = await trio.to_thread.run_sync(_all)
     if as_json:
-        print_json([_to_dict(path, saved) for path, saved in found])
+        told = ({**_to_dict(path, saved), "flaws": flaws} for path, saved, flaws in found)
+        print_json([*told])
         return
     rows = [
         (
@@ -132,19 +133,21 @@ async def show_templates(*, as_json: bool) -> None:
             saved.spec.machine,
             format_size(saved.spec.memory.size),
             human_size(sum(file.length for file in saved.files)),
-            "twins only" if saved.hooks is None else "",
+            "; ".join([*(["twins only"] if saved.hooks is None else []), *flaws]),
         )
-        for path, saved in found
+        for path, saved, flaws in found
     ]
     print_table(("NAME", "SAVED", "MACHINE", "MEMORY", "SIZE", "REMARK"), rows, prose=True)
 
 
-def _all() -> list[tuple[Path, Manifest]]:
+def _all() -> list[tuple[Path, Manifest, list[str]]]:
+    """Each with what is wrong with it, as far as that is seen at once: a RAM that is gone, say."""
     found = []
     for name in template_names():
         path = templates_root() / name
         try:
-            found.append((path, read_manifest(path)))
+            saved = read_manifest(path)
+            found.append((path, saved, flaws_by_size(path, saved.files)))
         except QmpkitError as error:
             talk.warn(str(error))
     return found
@@ -193,19 +196,20 @@ def _time(saved: Manifest) -> str:
     return datetime.fromtimestamp(saved.created).astimezone().isoformat(" ", "seconds")
 
 
-async def verify(word: str) -> int:
+async def verify(word: str, *, as_json: bool) -> int:
     """Compare all checksums, and say what is not as it was."""
     async with interruptible():
         path = await trio.to_thread.run_sync(known_template, word)
         saved = await trio.to_thread.run_sync(read_manifest, path)
         with shown(f"{word}: reading") as told:
             flaws = await flaws_in_full(path, saved.files, told)
-    for flaw in flaws:
+    if as_json:
+        print_json({"name": path.name, "path": str(path), "flaws": flaws})
+    elif not flaws:
+        talk.say(f"{word}: every checksum is right")
+    for flaw in () if as_json else flaws:
         print_line(flaw)
-    if flaws:
-        return Exit.FAILED
-    talk.say(f"{word}: every checksum is right")
-    return Exit.OK
+    return Exit.FAILED if flaws else Exit.OK
 
 
 async def remove(words: Sequence[str]) -> None:

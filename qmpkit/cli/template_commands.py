@@ -100,7 +100,10 @@ async def make(
 
 
 async def list(*, json: _Json = False) -> None:
-    """Show the templates that can be called by name."""
+    """Show the templates that can be called by name, and which of them lack a file.
+
+    What is in their files is for `qmpkit template verify` to read.
+    """
     from qmpkit.cli.template import show_templates
 
     await show_templates(as_json=json)
@@ -113,14 +116,14 @@ async def inspect(template: _Template, /, *, json: _Json = False) -> None:
     await show_template(template, as_json=json)
 
 
-async def verify(template: _Template, /) -> int:
+async def verify(template: _Template, /, *, json: _Json = False) -> int:
     """Read all of a template, and compare checksums.
 
     Exit status 0: it is what was saved; 1: it is not.
     """
     from qmpkit.cli.template import verify
 
-    return await verify(template)
+    return await verify(template, as_json=json)
 
 
 async def rm(*templates: _Template) -> None:

@@ -1,10 +1,12 @@
 """A switch between guests: learns which port has which MAC, over unix sockets.
 
-Run in an isolated Python (`-I -S`) with a directory and the two sockets bound there that
-are its own.  Every other socket in the directory is a port for datagrams, every connection
-a port whose frames have their length before them, as QEMU's `dgram` and `stream` netdevs
-want it.  Ports and the switch itself may come and go: who sends datagrams, sends to a path.
-It ends when its own path is no more, or another switch's.
+Run in an isolated Python (`-I -S`) with a directory and the socket bound there that is its
+own.  Every other socket in the directory is a port: for datagrams, or, when its name begins
+with `@`, one that a QEMU listens on and the switch connects to, where frames have their length
+before them.  So QEMU's `dgram` and `stream` netdevs want it.  Ports and the switch itself may
+come and go: who sends datagrams sends to a path, and a QEMU whose connection has ended listens
+again (a `stream` netdev that connects does that once, before QEMU 8.0).  An empty datagram says
+that a port is about to come.  It ends when its own path is no more, or another switch's.
 """
 
 from __future__ import annotations
@@ -21,15 +23,17 @@ SETTLED = 1_000_000_000  # ns
 HEADER = 4
 UNSENT = 1 << 20  # bytes kept for a guest that does not read; what is more is lost
 AT_ONCE = 64  # frames of one port before the others have their turn
-DATAGRAMS, CONNECTIONS = ".datagrams", ".connections"  # our own sockets; no port begins with a dot
+DATAGRAMS = ".datagrams"  # our own socket; no port begins with a dot
+CABLE = "@"  # begins the name of a port to connect to
 LOOK_EVERY = 10.0  # seconds
+SOON = 0.01  # … and after something has changed, then twice as long each time
 
 
 class Cable:
     """A port that is a connection."""
 
-    def __init__(self, connected: _socket.socket) -> None:
-        connected.setblocking(False)
+    def __init__(self, path: str, connected: _socket.socket) -> None:
+        self.path = path
         self.socket = connected
         self.unsent = bytearray()
         self._read = bytearray()
@@ -78,30 +82,36 @@ Port = str | Cable
 class Switch:
     """Passes frames between the ports of one directory."""
 
-    def __init__(self, directory: str, datagrams: int, listener: int) -> None:
+    def __init__(self, directory: str, datagrams: int) -> None:
         self._directory = directory
         self._datagrams = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM, 0, datagrams)
         self._datagrams.setblocking(False)
-        self._listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, listener)
-        self._listener.setblocking(False)
         self._cables: dict[int, Cable] = {}
         self._macs: dict[bytes, Port] = {}
         self._paths: list[Port] = []
+        self._to_connect: list[str] = []
         self._read_at = -1
         self._own = self._inode()
+        self._pause = SOON
+        self._look_at = 0.0
         self._poll = select.epoll()
         self._poll.register(datagrams, select.EPOLLIN)
-        self._poll.register(listener, select.EPOLLIN)
 
     def serve(self, look_every: float = LOOK_EVERY) -> None:
         """Pass frames on until nobody can reach us any more."""
+        quiet_since = time.monotonic()
         while True:
-            ready = self._poll.poll(look_every)
-            # Nobody tells that a path is removed; whoever would ask may have forgotten us.
-            if not ready and self._inode() != self._own:
-                return
-            if any(fd == self._listener.fileno() for fd, _ in ready):
-                self._connect()  # first: who connected before a frame was sent is to have it
+            now = time.monotonic()
+            if now >= self._look_at:
+                # Nobody tells that a path is removed; whoever would ask may have forgotten us.
+                if now - quiet_since >= look_every and self._inode() != self._own:
+                    return
+                self._connect()
+                self._look_at = now + min(self._pause, look_every)
+                self._pause = min(2 * self._pause, look_every)
+            ready = self._poll.poll(max(0.0, self._look_at - now))
+            if ready:
+                quiet_since = time.monotonic()
             for fd, events in ready:
                 if fd == self._datagrams.fileno():
                     self._take_datagrams()
@@ -122,19 +132,36 @@ class Switch:
                 return
             if self._is_port(sender):
                 self._pass_on(frame, sender)
+            elif not frame:
+                self._look_soon()
 
     def _is_port(self, sender: object) -> bool:
         """Whether it has a name in our directory; a socket without one gets no answers."""
         return isinstance(sender, str) and sender.rpartition("/")[0] == self._directory
 
+    def _look_soon(self) -> None:
+        """And again and again: nobody tells when QEMU listens."""
+        self._pause = SOON
+        self._look_at = min(self._look_at, time.monotonic() + SOON)
+
     def _connect(self) -> None:
-        while True:
-            try:
-                fd, _ = self._listener._accept()  # type: ignore[attr-defined]
-            except OSError:  # there are no more, or no descriptors left
-                return
-            self._cables[fd] = Cable(_socket.socket(fileno=fd))
-            self._poll.register(fd, select.EPOLLIN)
+        """To those who listen and are not connected yet."""
+        self._read_directory()
+        connected = {cable.path for cable in self._cables.values()}
+        for path in self._to_connect:
+            if path not in connected:
+                self._connect_to(path)
+
+    def _connect_to(self, path: str) -> None:
+        made = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        made.setblocking(False)
+        try:
+            made.connect(path)
+        except OSError:  # nobody listens, or there is no room for one more who waits
+            made.close()
+            return
+        self._cables[made.fileno()] = Cable(path, made)
+        self._poll.register(made.fileno(), select.EPOLLIN)
 
     def _attend(self, cable: Cable, events: int) -> None:
         if events & select.EPOLLOUT:
@@ -157,6 +184,7 @@ class Switch:
         del self._cables[fd]
         self._macs = {mac: port for mac, port in self._macs.items() if port is not cable}
         cable.socket.close()
+        self._look_soon()
 
     def _pass_on(self, frame: bytes, sender: Port) -> None:
         if not SHORTEST <= len(frame) <= LONGEST:
@@ -171,7 +199,8 @@ class Switch:
             if self._send(frame, port):
                 return
             del self._macs[target]
-        for port in (*self._all_paths(), *self._cables.values()):
+        self._read_directory()
+        for port in (*self._paths, *self._cables.values()):
             if port != sender:
                 self._send(frame, port)
 
@@ -194,18 +223,20 @@ class Switch:
             return True
         return True
 
-    def _all_paths(self) -> list[Port]:
+    def _read_directory(self) -> None:
         try:
             changed = os.stat(self._directory).st_mtime_ns  # noqa: PTH116
             # The clock of files is coarse: a change just after the last look may not show.
             if changed != self._read_at or time.time_ns() - changed < SETTLED:
                 names = os.listdir(self._directory)  # noqa: PTH208
-                self._paths = [f"{self._directory}/{name}" for name in names if name[0] != "."]
-                self._read_at = changed
+                ports = [
+                    f"{self._directory}/{name}" for name in names if name[0] not in "." + CABLE
+                ]
+                cables = [f"{self._directory}/{name}" for name in names if name[0] == CABLE]
+                self._paths, self._to_connect, self._read_at = list(ports), cables, changed
         except FileNotFoundError:  # removed; connections still have each other
-            self._paths = []
-        return self._paths
+            self._paths, self._to_connect = [], []
 
 
 if __name__ == "__main__":
-    Switch(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])).serve()
+    Switch(sys.argv[1], int(sys.argv[2])).serve()

@@ -13,7 +13,7 @@ import attrs
 
 from qmpkit.errors import HostLacks
 from qmpkit.networks import _switch_main
-from qmpkit.networks._switch_main import CONNECTIONS, DATAGRAMS
+from qmpkit.networks._switch_main import CABLE, DATAGRAMS
 from qmpkit.networks.helpers import Command, Helpers, Members, Prepare
 from qmpkit.process.places import Places, discard
 from qmpkit.process.roots import HASH, hash_of
@@ -23,8 +23,7 @@ from qmpkit.spec.network import DgramNic, Nic, StreamNic
 
 __all__ = ["Segments"]
 
-_PORT_LIMIT = 1 + 2 + HASH  # "/p.<hash>"
-_BACKLOG = 512
+_PORT_LIMIT = 1 + 1 + 2 + HASH  # "/@p.<hash>"
 
 
 class Segments:
@@ -44,7 +43,7 @@ class Segments:
         And the ports of those who are no members: of a move that its supervisor did not survive.
         """
         kept = {self.directory(join.name) for _, join in members}
-        ports = {self.port(member, join) for member, join in members}
+        ports = {self.port(*it, kind) for it in members for kind in ("", CABLE)}
         with suppress(OSError):
             for directory in set(self._root.iterdir()) - kept:
                 discard(directory)
@@ -64,17 +63,21 @@ class Segments:
 
     async def plugged(self, nic: Nic, machine: str, join: Joined) -> tuple[Nic, None]:
         """The NIC with its port and the switch's."""
-        directory = self.directory(join.name)
+        switch = self.directory(join.name) / DATAGRAMS
         if isinstance(nic, StreamNic):
-            return attrs.evolve(nic, address=f"unix:{directory / CONNECTIONS}"), None
+            _announce(switch)
+            # It listens: one that connects would not do so again when the switch is another.
+            port = self.port(machine, join, CABLE)
+            return attrs.evolve(nic, address=f"unix:{port}", server=True), None
         assert isinstance(nic, DgramNic), "the farm gives a segment's NIC one of these"
-        local, remote = self.port(machine, join), directory / DATAGRAMS
+        local, remote = self.port(machine, join), switch
         return attrs.evolve(nic, local=f"unix:{local}", remote=f"unix:{remote}"), None
 
     async def unplug(self, machine: str, join: Joined) -> None:
         """Remove the machine's port, which QEMU leaves behind."""
-        with suppress(OSError):
-            self.port(machine, join).unlink(missing_ok=True)
+        for kind in ("", CABLE):
+            with suppress(OSError):
+                self.port(machine, join, kind).unlink(missing_ok=True)
 
     async def remove(self, join: Joined) -> None:
         """End its switch, and nothing is left."""
@@ -91,16 +94,23 @@ class Segments:
             return plain
         return self._root / f"n.{hash_of(network)}"
 
-    def port(self, machine: str, join: Joined) -> Path:
-        """The socket of a machine's NIC."""
-        plain = self.directory(join.name) / f"{machine}.{join.nic}"
+    def port(self, machine: str, join: Joined, kind: str = "") -> Path:
+        """The socket of a machine's NIC; *kind* is "" for datagrams, or CABLE."""
+        plain = self.directory(join.name) / f"{kind}{machine}.{join.nic}"
         if len(os.fsencode(plain)) <= SOCKET_PATH_LIMIT:
             return plain
-        return plain.with_name(f"p.{hash_of(plain.name)}")
+        return plain.with_name(f"{kind}p.{hash_of(plain.name)}")
+
+
+def _announce(switch: Path) -> None:
+    """Tell the switch to look for who listens; one that is started later looks by itself."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, suppress(OSError):
+        sock.setblocking(False)
+        sock.sendto(b"", str(switch))
 
 
 def _prepared(directory: Path, stack: ExitStack) -> Command:
-    """The sockets are bound before the switch runs, so that nobody waits for it."""
+    """The socket is bound before the switch runs, so that nobody waits for it."""
     if not sys.executable or getattr(sys, "frozen", False):
         raise HostLacks(
             "cannot start a switch: this Python does not know its own interpreter",
@@ -108,18 +118,14 @@ def _prepared(directory: Path, stack: ExitStack) -> Command:
         )
     directory.parent.mkdir(mode=0o700, exist_ok=True)
     directory.mkdir(mode=0o700, exist_ok=True)
-    datagrams = stack.enter_context(_bound(directory / DATAGRAMS, socket.SOCK_DGRAM))
-    connections = stack.enter_context(_bound(directory / CONNECTIONS, socket.SOCK_STREAM))
-    connections.listen(_BACKLOG)
+    own = stack.enter_context(_bound(directory / DATAGRAMS))
     program = [sys.executable, "-I", "-S", _switch_main.__file__]
-    return Command(
-        [*program, str(directory), "3", "4"], {3: datagrams.fileno(), 4: connections.fileno()}
-    )
+    return Command([*program, str(directory), "3"], {3: own.fileno()})
 
 
-def _bound(path: Path, kind: int) -> socket.socket:
+def _bound(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, kind)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         sock.bind(str(path))
         path.chmod(0o600)  # its directory is closed anyway

@@ -6,15 +6,15 @@ answer in words, so what has come of them is looked up afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from qmpkit.errors import HostLacks
 from qmpkit.operations._protocols import Monitor
 from qmpkit.operations.forwards import Forwarded, forwarded_ports
 from qmpkit.spec.names import netdev_id
-from qmpkit.spec.network import Forward
+from qmpkit.spec.network import Forward, Nic, UserNic
 
-__all__ = ["change_forwards", "unmatched"]
+__all__ = ["change_forwards", "forwards_of", "ports_again", "unmatched"]
 
 
 async def change_forwards(
@@ -39,6 +39,29 @@ async def change_forwards(
     if failures:
         what = f"machine {machine!r} cannot have its ports: {'; '.join(failures)}"
         raise HostLacks(what, "is the port taken? 0 lets the kernel choose one")
+
+
+def forwards_of(nics: Iterable[Nic]) -> dict[str, Sequence[Forward]]:
+    """The ports that are to lead into a machine, by NIC.  Pure."""
+    return {nic.id: nic.forwards for nic in nics if isinstance(nic, UserNic) and nic.forwards}
+
+
+async def ports_again(
+    monitor: Monitor,
+    machine: str,
+    ports: Mapping[str, Sequence[Forward]],
+    lost: Callable[[str], object],
+) -> None:
+    """Open the *ports* of each NIC again, as `change_forwards` does.
+
+    *lost* is told why one cannot be had: somebody may have taken it while it was closed.  The
+    others are opened all the same.
+    """
+    for nic, forwards in ports.items():
+        try:
+            await change_forwards(monitor, machine, nic, forwards)
+        except HostLacks as lacks:
+            lost(str(lacks))
 
 
 def unmatched(

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from qmpkit.operations.hotplug.balloon import BALLOON_GRACE
-from qmpkit.operations.hotplug.cpus import ONLINE_GRACE
+from qmpkit.operations.hotplug.cpus import ONLINE_GRACE, places_of
 from qmpkit.operations.hotplug.growing import RESIZE_GRACE
 from qmpkit.operations.hotplug.memory import MODULE_GRACE
 from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE
@@ -58,8 +58,11 @@ class ResourceApi:
         ]
 
     async def cpus(self, request: Request) -> Response:
-        """All places, and which hold a processor."""
-        return answer({"cpus": [attrs.asdict(it) for it in await self._vm(request).cpus.list()]})
+        """All places, and which hold a processor; of one that is down, which would."""
+        kept = self._find(request)
+        found = places_of(kept.spec) if kept.vm is None else await kept.vm.cpus.list()
+        cpus = [attrs.asdict(it) for it in found]
+        return answer({"cpus": cpus, "of_the_start": kept.spec.cpu.cpus})
 
     async def add_cpus(self, request: Request) -> Response:
         """Plug some in."""
@@ -77,9 +80,9 @@ class ResourceApi:
 
     async def memory(self, request: Request) -> Response:
         """What its spec has, and how much the balloon leaves of it."""
-        vm = self._vm(request)
-        memory = vm.spec.memory
-        left = await vm.memory.balloon_size() if vm.spec.balloon else None
+        kept = self._find(request)
+        memory, vm = kept.spec.memory, kept.vm
+        left = await vm.memory.balloon_size() if vm is not None and vm.spec.balloon else None
         return answer(
             {
                 "size": memory.size,

@@ -19,10 +19,10 @@ from qmpkit.spec.boards import family_of
 from qmpkit.spec.chardev import serial_faults
 from qmpkit.spec.convert import structure, unstructure
 from qmpkit.spec.cpu import cpu_faults
-from qmpkit.spec.cpu_places import cpu_id
+from qmpkit.spec.device_ids import device_ids
 from qmpkit.spec.faults import collect
 from qmpkit.spec.firmware import Uefi
-from qmpkit.spec.layout import AGENT, fixed_devices, layout_of
+from qmpkit.spec.layout import layout_of
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.memory import memory_faults
 from qmpkit.spec.names import file_node, flash_node, mac_of, machine_name_problem
@@ -191,15 +191,8 @@ def _strings(value: object, where: str) -> Iterator[tuple[str, str]]:
 
 def _names_twice(spec: MachineSpec) -> Iterator[Fault]:
     """Devices share one namespace, whatever they are."""
-    first = {name: where for name, where in fixed_devices(spec) if where != "devices"}
-    first |= {AGENT: "agent", "panic0": "panic", "vmgenid0": "vmgenid"}
-    named = [(disk.id, f"disks[{n}].id") for n, disk in enumerate(spec.disks)]
-    named += [(nic.id, f"nics[{n}].id") for n, nic in enumerate(spec.nics)]
-    named += [(it.id, f"devices[{n}].id") for n, it in enumerate(spec.devices)]
-    named += [(it.id, f"memory.dimms[{n}].id") for n, it in enumerate(spec.memory.dimms)]
-    named += [(cpu_id(number), "cpu.added") for number in dict.fromkeys(spec.cpu.added)]
-    named += [(serial.name, f"serials[{n}].name") for n, serial in enumerate(spec.serials)]
-    for name, where in named:
+    first: dict[str, str] = {}
+    for name, where in device_ids(spec):
         if name in first:
             yield Fault(where, f"{name!r} is already the name of {first[name]}")
         first.setdefault(name, where)

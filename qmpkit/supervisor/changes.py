@@ -22,8 +22,8 @@ from qmpkit.spec.network import Nic
 from qmpkit.supervisor.declaring import refuse_unsettled
 from qmpkit.supervisor.keeper import Keeper
 from qmpkit.supervisor.moves.departures import Whereabouts, place_of, settle
-from qmpkit.supervisor.moves.offer import ReceiveTerms
 from qmpkit.supervisor.moves.sending import check_send, send
+from qmpkit.supervisor.moves.terms import ReceiveTerms
 from qmpkit.supervisor.moves.within import faults_of_move, move
 from qmpkit.supervisor.record import Leaving
 
@@ -104,7 +104,8 @@ class Changes(ABC):
         where they are here, or makes the images of those that go along.  When the guest runs
         there its record here is forgotten, with its logs.  MigrationUnknown when the last
         answer was lost and nobody can be asked: then it stands still, and `settle` asks again.
-        There is no postcopy to there.
+        By postcopy also when, with memory at both ends, the other side cannot be asked for longer
+        than `recover_within`; MigrationLost says in `place` whose the machine is that is lost.
 
         Raises SpecInvalid for an unknown name, MachineGone when it is down, JournalFailed,
         HostLacks.

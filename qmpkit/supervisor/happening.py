@@ -16,8 +16,8 @@ class Happening:
     machine became ("queued", "starting", then the states of `qmpkit.machine.state.State`, or
     "failed" for a start that did not succeed, and those of `Kept`) or another word for what
     is no state ("healthy", "unhealthy", "differs", "refused", "watchdog", "not-durable",
-    "share-lost", "record-lost", "forgotten", "stranger"; of a move to another supervisor
-    "migrated", "received", "stayed", "discarded", "asked"), `cause` why.
+    "share-lost", "ports-lost", "record-lost", "forgotten", "stranger"; of a move to another
+    supervisor "migrated", "received", "stayed", "discarded", "asked"), `cause` why.
     """
 
     machine: str

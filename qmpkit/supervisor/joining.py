@@ -10,15 +10,16 @@ import trio
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations.hotplug.nics import add_nic
 from qmpkit.operations.steps import STEP_GRACE
+from qmpkit.spec.device_ids import free_id
 from qmpkit.spec.farm import Joined
 from qmpkit.spec.farm_networks import Join, Network, nic_table
-from qmpkit.spec.layout import pinned
 from qmpkit.spec.names import mac_of
-from qmpkit.spec.network import Nic, to_nics
+from qmpkit.spec.network import DgramNic, Nic, StreamNic
 from qmpkit.spec.pluggable import pluggable_from_dict
 from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.macs import Member, double_faults, others_of
 from qmpkit.supervisor.networks import Networks
 from qmpkit.vm import VM
 
@@ -39,10 +40,13 @@ class Joining:
             vm = _running(kept)
             found = self._network(kept, network)
             nic = _nic(vm, Join(name=network, mac=mac), found)
-            self._refuse_double(kept, network, nic.mac)
             joined = Joined(name=network, network=found, nic=nic.id)
             before = kept.record.plugged
-            kept.note(plugged=(*before, joined))
+            joins = attrs.evolve(kept.record, plugged=(*before, joined))
+            others = others_of(kept, self.machines)
+            if faults := [*double_faults(Member(joins), [nic], others)]:
+                raise SpecInvalid(faults, f"machine {kept.name!r}")
+            kept.note(plugged=joins.plugged)
             try:
                 await self._write(kept)  # a restart that finds the NIC knows its network
                 nic = await self._plug(kept, vm, nic, joined)
@@ -69,7 +73,7 @@ class Joining:
     async def _plug(self, kept: Kept, vm: VM, nic: Nic, joined: Joined) -> Nic:
         """With its cable, as at a start; what is plugged, without."""
         await self.networks.make(kept.member, (*kept.record.joined, joined))
-        alone = attrs.evolve(vm.spec, nics=[nic])
+        alone = attrs.evolve(vm.spec, nics=[_for_now(nic)])
         async with self.networks.plugged(alone, (joined,), kept.member) as plugged:
             (cabled,) = plugged.spec.nics
             fd = plugged.links.get(nic.id)
@@ -94,7 +98,9 @@ class Joining:
 
     def _network(self, kept: Kept, name: str) -> Network:
         """As those have it that are in it."""
-        known = {it.name: it.network for other in self.machines.values() for it in _in(other)}
+        known = {
+            it.name: it.network for other in self.machines.values() for it in other.record.joined
+        }
         if name not in known:
             hint = "`qmpkit up` a file in which a machine is in it"
             if known:
@@ -102,20 +108,6 @@ class Joining:
             fault = Fault("network", f"no machine is in a network {name!r}", hint)
             raise SpecInvalid([fault], f"machine {kept.name!r}")
         return known[name]
-
-    def _refuse_double(self, kept: Kept, network: str, mac: str | None) -> None:
-        """Two NICs of one MAC would take each other's frames."""
-        for other in self.machines.values():
-            taken = {it.nic for it in _in(other) if it.name == network}
-            for nic in other.spec.nics:
-                if nic.id in taken and (nic.mac or mac_of(other.name, nic.id)).lower() == mac:
-                    message = f"{mac!r} is that of {other.name!r} in {network!r}"
-                    fault = Fault("mac", message, "leave it out: one is made")
-                    raise SpecInvalid([fault], f"machine {kept.name!r}")
-
-
-def _in(kept: Kept) -> tuple[Joined, ...]:
-    return kept.record.joined
 
 
 def _running(kept: Kept) -> VM:
@@ -126,8 +118,20 @@ def _running(kept: Kept) -> VM:
     return kept.vm
 
 
+def _for_now(nic: Nic) -> Nic:
+    """Datagrams until the next start: QEMU does not survive a `stream` that is taken back early.
+
+    To a segment's switch it is all the same.
+    """
+    if not isinstance(nic, StreamNic):
+        return nic
+    same = {name: getattr(nic, name) for name in ("model", "mac", "boot", "id", "bus", "link")}
+    return DgramNic(**same)
+
+
 def _nic(vm: VM, join: Join, network: Network) -> Nic:
     """The NIC, with its id and its MAC."""
     nic = pluggable_from_dict(nic_table(join, network), "the network")
-    nic = to_nics([*pinned(vm.spec).nics, nic])[-1]  # type: ignore[list-item]
-    return attrs.evolve(nic, mac=(nic.mac or mac_of(vm.spec.name, nic.id)).lower())
+    assert isinstance(nic, Nic), "as `nic_table` says"
+    ident = free_id(vm.spec, "nic", len(vm.spec.nics))
+    return attrs.evolve(nic, id=ident, mac=(nic.mac or mac_of(vm.spec.name, ident)).lower())

@@ -20,7 +20,7 @@ import trio
 
 from qmpkit._trio import service_nursery
 from qmpkit.errors import HostLacks, JournalFailed, JournalNewer
-from qmpkit.process.durable import DRAFT
+from qmpkit.process.durable import DRAFT, sync
 from qmpkit.process.entries import add, compact, entries_in, mend
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.supervisor.record import Malformed, NewerSchema, Record
@@ -85,6 +85,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._limit = SPARE
+        self._is_named = False  # safely: whoever has written it before may have died before that
         self._pending: dict[str, Record | None] = {}
         self._tickets: list[tuple[str, Ticket]] = []
         self._wake = trio.Event()
@@ -162,12 +163,17 @@ class Journal:
         """Blocking; the texts are made here, off the loop, and only of what is written at last."""
         texts = {name: None if it is None else it.to_json() for name, it in batch.items()}
         try:
+            if not self._is_named:  # else a loss of power could bring the old file back
+                sync(self.path.parent)
+                self._is_named = True
             size = add(self.path, texts)
         except OSError as error:
             return error
         if size > self._limit:
+            self._is_named = False
             with suppress(OSError):  # it only takes more room than it need
                 size = compact(self.path)
+                self._is_named = True
             self._limit = 2 * size + SPARE
         return None
 

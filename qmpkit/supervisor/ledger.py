@@ -23,6 +23,7 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.following import following, with_forwards_of
 from qmpkit.supervisor.journal import Journal
 from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.macs import Member, double_faults, others_of
 from qmpkit.vm import VM
 
 __all__ = ["KeptLedger", "finish_change", "recover_change"]
@@ -52,6 +53,12 @@ class KeptLedger:
             message = f"it was to {before.change.what}, and what came of it is not known"
             fault = Fault("", message, "restart it, or the supervisor, which finds out")
             raise SpecInvalid([fault], f"machine {kept.name!r}")
+        # Here, where nothing is waited for: of two at the same time the second one sees the first.
+        had = {nic.id for nic in change.begun.nics}
+        coming = [nic for nic in change.spec.nics if nic.id not in had]
+        others = others_of(kept, self._machines) if coming else []
+        if faults := [*double_faults(Member(before), coming, others)]:
+            raise SpecInvalid(faults, f"machine {kept.name!r}")
         kept.note(spec=following(kept.spec, change.begun, change.begun), change=change)
         self._begun = True
         if not await kept.write(self._journal):

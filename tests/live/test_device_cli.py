@@ -69,7 +69,7 @@ def test_devices_at_the_shell(qemu: str, tmp_path: Path, places: Places) -> None
     shell.run("device", "link", "store", "nic0", "down")
     assert [it["id"] for it in shell.listed()["devices"]] == ["disk0", "nic0"]
     listed = shell.run("device", "list", "store")
-    assert "(cable out)" in listed and "1 root ports are left" in listed
+    assert "(cable out)" in listed and "1 root port is left" in listed
     assert "no device 'nix'" in shell.run("device", "remove", "store", "nix", status=2)
     assert "one of disk, user" in shell.run("device", "add", "store", "nix", status=2)
     assert "unknown key" in shell.run("device", "add", "store", "rng", "x=1", status=2)
@@ -106,8 +106,17 @@ def test_processors_and_memory_at_the_shell(qemu: str, tmp_path: Path, places: P
         shell.run("restart", "store", "--grace", "0")
     cpus = json.loads(shell.run("cpu", "list", "store", "--json"))["cpus"]
     assert [it["id"] for it in cpus if it["thread"]] == ["", "cpu1", "cpu2"]
+    running = shell.run("cpu", "list", "store")
     listed = shell.run("memory", "list", "store")
-    assert "dimm0" in listed and "1 slots are left" in listed and "leaves 288MiB" in listed
+    assert "dimm0" in listed and "1 slot is left" in listed and "leaves 288MiB" in listed
+    shell.run("stop", "store", "--grace", "0")
+    down = json.loads(shell.run("cpu", "list", "store", "--json"))
+    places_of = [{**it, "thread": None} for it in cpus]
+    assert down["cpus"] == places_of
+    ids = [line.split("  ")[1].strip() for line in running.splitlines()]
+    listed = shell.run("cpu", "list", "store")
+    assert [line.split("  ")[1].strip() for line in listed.splitlines()] == ids
+    assert "dimm0" in shell.run("memory", "list", "store")
     shell.run("down", "--grace", "0")
     assert places.qemus() == []
 

@@ -207,6 +207,22 @@ async def test_what_cannot_be_is_told_and_leaves_nothing(qemu: str, tmp_path: Pa
 
 
 @pytest.mark.qemus(*NEWEST)
+async def test_an_id_that_was_given_is_not_given_again(qemu: str, tmp_path: Path) -> None:
+    """Devices share one namespace: a device may have the id that the next disk would get."""
+    spec = MachineSpec(qemu=qemu, accel="tcg", machine="q35", memory="64MiB", root_ports=8)
+    async with qmpkit.running(spec, paused=True) as vm:
+        for taken in ("disk0", "nic0", "rng1", "usb1"):
+            await vm.devices.add(Rng(id=taken))
+        disk = await vm.disks.add(Disk(tmp_path / "a.raw", format="raw", make="1MiB"))
+        nic = await vm.nics.add(UserNic())
+        rng = await vm.devices.add(Rng())
+        tablet = await vm.devices.add(UsbTablet())
+        assert [it.id for it in (disk, nic, rng)] == ["disk1", "nic1", "rng2"]
+        assert isinstance(tablet, UsbTablet) and tablet.controller == "usb2"
+        await agreed(vm)
+
+
+@pytest.mark.qemus(*NEWEST)
 async def test_a_layered_disk_goes_with_all_its_layers(qemu: str, tmp_path: Path) -> None:
     base = await qmpkit.images.create(tmp_path / "base.qcow2", "8MiB", "qcow2")
     make = qmpkit.Overlay(base, format="qcow2")

@@ -10,12 +10,12 @@ from qmpkit import Supervisor, UserNic
 from qmpkit.errors import SpecInvalid
 from qmpkit.farm.converge import up
 from qmpkit.spec.farm_load import load_farm
-from qmpkit.spec.network import DgramNic
+from qmpkit.spec.network import DgramNic, StreamNic
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from tests.live.kept import Places, end_all, lab
 from tests.live.plugged import agreed, hmp
 from tests.live.test_networks import hears, said
-from tests.sizes import HOTPLUG_CANCELS, OLDEST
+from tests.sizes import HOTPLUG_CANCELS, OLDEST, SEGMENT_KINDS
 
 pytestmark = [
     pytest.mark.live,
@@ -30,6 +30,7 @@ qemu = "{qemu}"
 accel = "tcg"
 [networks.left]
 kind = "segment"
+socket = "{kind}"
 [machines.a]
 profile = "tiny-microvm"
 networks = ["left"]
@@ -41,7 +42,8 @@ profile = "tiny"
 def ports(places: Places) -> list[str]:
     """The sockets of machines in the segment."""
     folder = places.runtime / "lab" / ".net" / "left"
-    return sorted(path.name for path in folder.iterdir() if path.name.startswith("b."))
+    names = (path.name.removeprefix("@") for path in folder.iterdir())
+    return sorted(name for name in names if name.startswith("b."))
 
 
 async def address(supervisor: Supervisor, name: str, address: str) -> None:
@@ -49,9 +51,12 @@ async def address(supervisor: Supervisor, name: str, address: str) -> None:
     assert await said(supervisor.kept[name], f"({script}) 2>/dev/null")
 
 
-async def test_a_guest_joins_and_leaves(qemu: str, tmp_path: Path, places: Places) -> None:
+@pytest.mark.parametrize("kind", SEGMENT_KINDS)
+async def test_a_guest_joins_and_leaves(
+    kind: str, qemu: str, tmp_path: Path, places: Places
+) -> None:
     farm = tmp_path / "farm.toml"
-    farm.write_text(FARM.format(qemu=qemu))
+    farm.write_text(FARM.format(qemu=qemu, kind=kind))
     async with lab() as supervisor:
         await up(supervisor, load_farm(farm))
         one, other = supervisor.kept["a"], supervisor.kept["b"]
@@ -64,8 +69,15 @@ async def test_a_guest_joins_and_leaves(qemu: str, tmp_path: Path, places: Place
         with pytest.raises(SpecInvalid, match="microvm has no PCI"):
             await supervisor.join("a", "left")
         assert not one.record.plugged
-        with pytest.raises(SpecInvalid, match="is that of 'a' in 'left'"):
+        with pytest.raises(SpecInvalid, match="is that of 'a' on the same network 'left'"):
             await supervisor.join("b", "left", mac=one.spec.nics[0].mac)
+        assert one.vm is not None
+        (wired,) = one.vm.spec.nics
+        assert isinstance(wired, DgramNic)
+        double = DgramNic(local=f"unix:{tmp_path}/b", remote=wired.remote, mac=wired.mac)
+        with pytest.raises(SpecInvalid, match="is that of 'a' on the same unix:"):
+            await other.vm.nics.add(double)
+        assert not other.vm.spec.nics and other.record.change is None
 
         async def join() -> None:
             await supervisor.join("b", "left")
@@ -78,7 +90,8 @@ async def test_a_guest_joins_and_leaves(qemu: str, tmp_path: Path, places: Place
 
         await cancel_at_every_checkpoint(join, every=HOTPLUG_CANCELS, after=nothing)
         nic = await supervisor.join("b", "left")
-        assert isinstance(nic, DgramNic) and nic.local is None, "as the farm has it"
+        as_the_farm_has_it = {"dgram": DgramNic, "stream": StreamNic}[kind]
+        assert nic == as_the_farm_has_it(mac=nic.mac, id=nic.id, bus=nic.bus)
         assert other.spec.nics == (nic,)
         await address(supervisor, "a", "10.0.0.1")
         await address(supervisor, "b", "10.0.0.2")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
+import qmpkit
 from qmpkit import CannotMigrate, MachineGone, MigrationFailed, SpecInvalid, Step, UserNic
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
@@ -15,7 +17,7 @@ from tests.live.blocks import holds
 from tests.live.dying import STEPS, dies
 from tests.live.kept import Places, end_all, lab
 from tests.live.migrating import ODD, SLOW, counting
-from tests.live.receiving import runs_on
+from tests.live.receiving import door, end_both, other, runs_on
 from tests.live.relay import LARGE
 from tests.sizes import (
     KEPT_MIGRATION_CANCELS,
@@ -32,6 +34,53 @@ pytestmark = pytest.mark.live
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+async def test_what_is_no_qemu_is_nowhere_to_go(qemu: str, places: Places, tmp_path: Path) -> None:
+    """It says so of the destination, in the same words before and when asked for; it runs on."""
+    async with leaks():
+        async with lab() as supervisor:
+            kept = await supervisor.ensure(counting(qemu, tmp_path))
+            had = await runs_on(kept, 0)
+            assert kept.vm is not None
+            (fault,) = await kept.vm.migration_faults(qemu="/bin/ls")
+            assert fault.path == "qemu" and fault.message.startswith("'/bin/ls' is no QEMU: ")
+            with pytest.raises(CannotMigrate) as cannot:
+                await supervisor.migrate("mover", qemu="/bin/ls")
+            assert cannot.value.faults == (fault,)
+            with pytest.raises(CannotMigrate) as cannot:
+                async with qmpkit.receiving(kept.vm, qemu="/bin/ls"):
+                    pytest.fail("it waits for a guest")
+            assert cannot.value.faults == (fault,)
+            await runs_on(kept, had)
+        await end_all()
+
+
+async def test_a_destination_that_does_not_start(qemu: str, places: Places, tmp_path: Path) -> None:
+    """Its QEMU is one, and does not like what it is given: the machine runs on."""
+    fickle = tmp_path / "qemu-fickle"
+    told = f'case "$*" in *incoming*) echo no luck today >&2; exit 3;; esac; exec {qemu} "$@"'
+    fickle.write_text(f"#!/bin/sh\n{told}\n")
+    fickle.chmod(0o755)
+    why = r"(?s)its destination did not start, QEMU ended with exit status 3; .*no luck today$"
+    async with leaks():
+        async with lab() as supervisor, other() as there, door(tmp_path / "d", there.receive) as to:
+            kept = await supervisor.ensure(counting(qemu, tmp_path))
+            had, pid = await runs_on(kept, 0), kept.pid
+            with pytest.raises(MigrationFailed, match=why):
+                await supervisor.migrate("mover", qemu=fickle)
+            had = await runs_on(kept, had)
+            assert kept.vm is not None and kept.pid == pid
+            with pytest.raises(MigrationFailed, match=why):
+                async with qmpkit.receiving(kept.vm, qemu=fickle):
+                    pytest.fail("it waits for a guest")
+            kept.note(spec=attrs.evolve(kept.spec, qemu=fickle))
+            with pytest.raises(MigrationFailed, match=why) as failed:
+                await supervisor.migrate("mover", to=to)
+            said = f"machine 'mover' did not migrate and is as it was: {to}: its destination"
+            assert str(failed.value).startswith(said)
+            await runs_on(kept, had)
+        await end_both()
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -13,12 +13,12 @@ from qmpkit import Kept, Supervisor
 from qmpkit.farm.converge import up
 from qmpkit.spec.farm_load import load_farm
 from qmpkit.testing.leaks import living_with
-from tests.live.kept import Places, lab
-from tests.sizes import OLDEST
+from tests.live.kept import Places, end_all, kill, lab
+from tests.sizes import NEWEST, OLDEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*OLDEST), pytest.mark.bound(180)]
 
-FARM = """
+DEFAULTS = """
 schema = 1
 [defaults]
 qemu = "{qemu}"
@@ -29,10 +29,18 @@ kind = "segment"
 [networks.right]
 kind = "segment"
 socket = "stream"
+"""
+FARM = """
 [machines.a]
 networks = ["left"]
 [machines.b]
 networks = ["left", "right"]
+[machines.c]
+networks = ["right"]
+"""
+STREAMS = """
+[machines.b]
+networks = ["right"]
 [machines.c]
 networks = ["right"]
 """
@@ -41,7 +49,14 @@ networks = ["right"]
 @pytest.fixture
 def farm(tmp_path: Path, qemu: str, places: Places) -> Path:
     path = tmp_path / "farm.toml"
-    path.write_text(FARM.format(qemu=qemu))
+    path.write_text(DEFAULTS.format(qemu=qemu) + FARM)
+    return path
+
+
+@pytest.fixture
+def streams(tmp_path: Path, qemu: str, places: Places) -> Path:
+    path = tmp_path / "streams.toml"
+    path.write_text(DEFAULTS.format(qemu=qemu) + STREAMS)
     return path
 
 
@@ -75,8 +90,12 @@ async def give_addresses(supervisor: Supervisor) -> None:
     own = {"a": ["10.0.0.1"], "b": ["10.0.0.2", "10.0.1.2"], "c": ["10.0.1.3"]}
     for name, addresses in own.items():
         for number, address in enumerate(addresses):
-            script = f"ip link set eth{number} up; ip addr add {address}/24 dev eth{number}"
-            assert await said(supervisor.kept[name], script)
+            await give_address(supervisor.kept[name], address, number)
+
+
+async def give_address(kept: Kept, address: str, number: int = 0) -> None:
+    script = f"ip link set eth{number} up; ip addr add {address}/24 dev eth{number}"
+    assert await said(kept, script)
 
 
 async def ready(supervisor: Supervisor) -> None:
@@ -107,6 +126,8 @@ async def test_guests_hear_each_other_by_segment_and_not_across(farm: Path, plac
             assert await hears(a, "10.0.0.2"), "the next supervisor starts the switch again"
             assert await hears(b, "10.0.1.3"), "and leaves alone the one that lives"
             assert len(switches(places)) == 2
+            kill_the_one_of("right", switches(places))
+            assert await hears(c, "10.0.1.2") and await hears(b, "10.0.1.3")
             await supervisor.declare("c", "stopped")
             await supervisor.forget("c")
             assert len(switches(places)) == 2  # b is still there
@@ -117,3 +138,29 @@ async def test_guests_hear_each_other_by_segment_and_not_across(farm: Path, plac
             await supervisor.forget("a")
             assert not switches(places)
     assert not list(places.runtime.rglob("*/.net")) and not list(places.state.rglob("helpers.json"))
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_a_stream_is_connected_again_whoever_dies(streams: Path, places: Places) -> None:
+    with trio.fail_after(170):
+        async with lab() as supervisor:
+            assert (await up(supervisor, load_farm(streams))).went_well
+            await ready(supervisor)
+            b, c = (supervisor.kept[name] for name in "bc")
+            await give_address(b, "10.0.1.2")
+            await give_address(c, "10.0.1.3")
+            assert await hears(b, "10.0.1.3") and await hears(c, "10.0.1.2")
+            pids = {b.pid, c.pid}
+            kill_the_one_of("right", switches(places))
+            assert await hears(b, "10.0.1.3") and await hears(c, "10.0.1.2")
+            assert {b.pid, c.pid} == pids
+            assert c.pid is not None
+            kill(c.pid)
+            await c.wait_rest()
+            await supervisor.declare("c", "running")
+            await ready(supervisor)
+            await give_address(c, "10.0.1.3")
+            assert await hears(b, "10.0.1.3") and await hears(c, "10.0.1.2")
+            assert b.pid in pids
+        await end_all()
+    assert not switches(places) and not list(places.runtime.rglob("*/.net"))

@@ -60,8 +60,9 @@ async def test_what_does_not_move_stays(qemu: str, places: Places, tmp_path: Pat
         async with lab() as here, other() as there, door(tmp_path / "d", there.receive) as to:
             kept = await here.ensure(counting(qemu, tmp_path))
             had, pid = await runs_on(kept, 0), kept.pid
-            with pytest.raises(MigrationFailed, match="nobody waits"):
+            with pytest.raises(CannotMigrate, match="nobody waits") as nobody:
                 await here.migrate("mover", to="unix:/no/socket")
+            assert await here.migration_faults("mover", "unix:/no/socket") == nobody.value.faults
             with pytest.raises(MigrationFailed, match="enough"):
                 await here.migrate(
                     "mover", to=to, policy=lambda _: Step(give_up="enough"), options=SLOW

@@ -98,14 +98,26 @@ def test_what_was_changed_is_told_by_its_status(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     guests.build_kvm_tiny()
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QMPKIT_STATE_DIR", str(tmp_path))
     ran = Command(capsys)
-    words = ["template", "make", "kvm-tiny", "./web", "--set", f"qemu={qemu}", "--set=accel=tcg"]
+    words = ["template", "make", "kvm-tiny", "web", "--set", f"qemu={qemu}", "--set=accel=tcg"]
     ran.well(*words, "--wait", "...", "--twins")
-    (tmp_path / "web" / "state").chmod(0o600)
-    with (tmp_path / "web" / "state").open("ab") as state:
+    folder = tmp_path / ".templates" / "web"
+    sound = json.loads(ran.well("template", "verify", "web", "--json").out)
+    assert sound == {"name": "web", "path": str(folder), "flaws": []}
+    assert json.loads(ran.well("template", "list", "--json").out)[0]["flaws"] == []
+    (folder / "state").chmod(0o600)
+    with (folder / "state").open("ab") as state:
         state.write(b"x")
-    told = ran("template", "verify", "./web")
+    told = ran("template", "verify", "web")
     assert told.status == 1
     assert "state: it has" in told.out
-    assert ran("clone", "./web", "--twin").status == 1
+    assert ran("clone", "web", "--twin").status == 1
+    (folder / "ram").unlink()
+    told = ran("template", "verify", "web", "--json")
+    assert told.status == 1
+    flaws = json.loads(told.out)["flaws"]
+    assert "ram: it is missing" in flaws and len(flaws) == 2
+    listed = ran.well("template", "list").out
+    assert "twins only; " in listed and "ram: it is missing" in listed
+    assert json.loads(ran.well("template", "list", "--json").out)[0]["flaws"] == flaws

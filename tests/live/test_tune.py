@@ -152,6 +152,21 @@ async def test_what_cannot_be_changes_nothing(qemu: str) -> None:
             await vm.tune.pin("4000")
         with pytest.raises(SpecInvalid, match="is from -20 to 19, not 40"):
             await vm.tune.limit(nice=40)
+        for wrong in ({"cpu_max": "1.5"}, {"nice": "5"}, {"memory_max": [1]}, {"io_max": 7}):
+            with pytest.raises(SpecInvalid, match=r"resources\b"):
+                await vm.tune.limit(**wrong)
+        with pytest.raises(SpecInvalid, match=r"resources\.cpumax: unknown field .*'cpu_max'"):
+            await vm.tune.limit(cpumax=1)
+        for nonsense in (7, None, "cpu", {"cpu": 1}):
+            with pytest.raises(SpecInvalid, match="a machine is a MachineSpec"):
+                await vm.tune.apply(nonsense)  # type: ignore[arg-type]
+        with pytest.raises(SpecInvalid, match=r"cpu\.pin"):
+            await vm.tune.pin(7)  # type: ignore[arg-type]
+        for count in ("2", 1.5, True, None):
+            with pytest.raises(SpecInvalid, match=f"at least 1 is added, not {count!r}"):
+                await vm.cpus.add(count)  # type: ignore[arg-type]
+        with pytest.raises(SpecInvalid, match="socket: cannot be '0'"):
+            await vm.cpus.add(socket="0")  # type: ignore[arg-type]
         assert await sitting(vm) == before
         assert vm.spec == spec
 

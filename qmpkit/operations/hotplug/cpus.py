@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -25,7 +25,7 @@ from qmpkit.spec.cpu_places import CpuPlace, cpu_id, place_of
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["ONLINE_GRACE", "Vcpu", "add_cpus", "list_cpus", "remove_cpu"]
+__all__ = ["ONLINE_GRACE", "Vcpu", "add_cpus", "list_cpus", "places_of", "remove_cpu"]
 
 ONLINE_GRACE = 60.0
 """Seconds that a guest has to see a processor and bring it up: Linux takes 0.1 s.
@@ -80,6 +80,16 @@ async def list_cpus(machine: Tunable) -> tuple[Vcpu, ...]:
     return tuple(found)
 
 
+def places_of(spec: MachineSpec) -> tuple[Vcpu, ...]:
+    """The places of a machine that is down: where a start would have which processors.  Pure."""
+    found = []
+    for number in range(spec.cpu.maxcpus or spec.cpu.cpus):
+        socket, core, thread = place_of(spec.cpu, number)
+        ident = cpu_id(number) if number in spec.cpu.added else ""
+        found.append(Vcpu(number=number, socket=socket, core=core, thread_in_core=thread, id=ident))
+    return tuple(found)
+
+
 async def _slots(machine: Tunable) -> list[Mapping[str, Any]]:
     """QEMU's places for processors by their numbers; it tells them the other way round."""
     found = await machine.execute("query-hotpluggable-cpus")
@@ -128,8 +138,8 @@ async def _chosen(
     faults = []
     if board is not None and not board.cpu_hotplug:
         faults = [Fault("cpu", f"{board.name} has no processor hotplug")]
-    elif count < 1:
-        faults = [Fault("cpus", f"at least 1 is added, not {count}")]
+    else:
+        faults = [*_senseless(count, where)]
     if faults:
         raise SpecInvalid(faults, f"machine {machine.name!r}")
     slots = list(enumerate(await _slots(machine)))
@@ -143,6 +153,15 @@ async def _chosen(
             fault = Fault("cpu", message, "say sockets, cores and threads in the spec")
             raise SpecInvalid([fault], f"machine {machine.name!r}")
     return chosen
+
+
+def _senseless(count: object, where: Mapping[str, object]) -> Iterator[Fault]:
+    """Of words that are no numbers, too: they come from programs."""
+    if type(count) is not int or count < 1:
+        yield Fault("cpus", f"at least 1 is added, not {count!r}", "a whole number")
+    for name, number in where.items():
+        if type(number) is not int:
+            yield Fault(name, f"cannot be {number!r}", "a whole number, from 0 on")
 
 
 def _is_at(place: CpuPlace, where: Mapping[str, int]) -> bool:

@@ -23,6 +23,7 @@ from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.addresses import DEVICE_PORTS
 from qmpkit.spec.chardev import NamedEndpoint
 from qmpkit.spec.check import validate
+from qmpkit.spec.device_ids import free_id
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import chardev_id
@@ -36,7 +37,6 @@ from qmpkit.spec.peripherals import (
     UsbDevice,
     VirtioMem,
     evolved,
-    to_devices,
 )
 from qmpkit.spec.suggest import suggestion
 from qmpkit.spec.units import controllers
@@ -69,6 +69,7 @@ async def add_device(machine: Sharing, device: Device) -> Device:
 async def _checked(machine: Changeable, device: Device) -> Device:
     """The device with an id, and paths for ever; raises all that stands in the way."""
     spec = machine.spec
+    device = _named(spec, device)
     draft = with_absolute_paths(attrs.evolve(spec, devices=[*spec.devices, device]))
     validate(draft)
     device = draft.devices[-1]
@@ -86,7 +87,7 @@ async def plug_device(machine: Changeable, device: Device, cable: int | None = N
     *cable*: a socket that leads to what serves it.
     """
     old = pinned(machine.spec)
-    device = to_devices([*old.devices, device])[-1]
+    device = _named(old, device)
     if not isinstance(device, UsbDevice) and device.bus is None:
         bus = await empty_port(machine, old, device.id, DEVICE_PORTS.prefix, "device")
         device = evolved(device, bus=bus)
@@ -132,6 +133,10 @@ async def remove_device(machine: Changeable, device_id: str, grace: float) -> De
                 raise growing.stays(machine, device, error.__cause__) from error.__cause__
             raise
     return device
+
+
+def _named(spec: MachineSpec, device: Device) -> Device:
+    return device if device.id else evolved(device, id=free_id(spec, *device.prefix))
 
 
 def _device_of(machine: Changeable, spec: MachineSpec, device_id: str) -> Device:

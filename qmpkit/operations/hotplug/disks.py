@@ -35,6 +35,7 @@ from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.addresses import DISK_PORTS
 from qmpkit.spec.block import ON_CONTROLLERS, Aio, Disk, disk_node, on_root_port
 from qmpkit.spec.check import validate
+from qmpkit.spec.device_ids import free_id
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import file_node
@@ -102,7 +103,8 @@ async def _wanted(machine: Changeable, disk: Disk) -> Disk:
     if disk.aio == "auto":
         disk = attrs.evolve(disk, aio=await _best_aio(spec, disk))
     (alone,) = with_absolute_paths(MachineSpec(name=spec.name, disks=[disk])).disks
-    draft = attrs.evolve(spec, disks=[*spec.disks, attrs.evolve(alone, id=disk.id)])
+    alone = attrs.evolve(alone, id=disk.id or free_id(spec, "disk", len(spec.disks)))
+    draft = attrs.evolve(spec, disks=[*spec.disks, alone])
     validate(draft)
     return draft.disks[-1]
 

@@ -18,9 +18,11 @@ class NoPortLeft(SpecInvalid):
         self.device = device
         self.ports = ports
         self.spare = spare
-        why = f"all {ports} hold a device" if ports else "the machine was started with none"
+        held = "the only one holds" if ports == 1 else f"all {ports} hold"
+        why = f"{held} a device" if ports else "the machine was started with none"
         message = f"no root port is left for {device!r}: {why}"
-        cure = f"{'remove one, or ' if ports else ''}{_more(spare)}"
+        remove = {0: "", 1: "remove it, or "}.get(ports, "remove one, or ")
+        cure = f"{remove}{_more(spare)}"
         super().__init__([Fault("root_ports", message, cure)], f"machine {machine!r}")
         self.args = (machine, device, ports, spare)
 

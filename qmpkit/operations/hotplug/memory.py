@@ -18,6 +18,7 @@ from qmpkit.operations.hotplug.places import changes_between
 from qmpkit.operations.hotplug.plug import plug_parts, unplug_parts
 from qmpkit.operations.undertaking import undertaking
 from qmpkit.spec.boards import board_of
+from qmpkit.spec.device_ids import free_id
 from qmpkit.spec.dimms import Dimm
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
@@ -40,7 +41,7 @@ async def add_dimm(machine: Changeable, size: int | str, node: int | None) -> Di
     async with machine.changing:
         old = pinned(machine.spec)
         _refuse_without_slots(machine, old)
-        dimms = [*old.memory.dimms, Dimm(size=size, node=node)]
+        dimms = [*old.memory.dimms, Dimm(size=size, id=free_id(old, "dimm"), node=node)]
         new = attrs.evolve(old, memory=attrs.evolve(old.memory, dimms=dimms))
         _, parts = changes_between(old, new)
         dimm = new.memory.dimms[-1]

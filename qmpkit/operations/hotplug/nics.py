@@ -23,10 +23,11 @@ from qmpkit.operations.tune.threads import Tunable
 from qmpkit.operations.undertaking import undertaking
 from qmpkit.spec.addresses import NIC_PORTS
 from qmpkit.spec.chardev import NamedEndpoint
+from qmpkit.spec.device_ids import free_id
 from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import netdev_id
-from qmpkit.spec.network import NIC_KINDS, Nic, UserNic, link_needed, to_nics
+from qmpkit.spec.network import NIC_KINDS, Nic, UserNic, link_needed
 from qmpkit.spec.suggest import suggestion
 
 __all__ = ["Cable", "add_nic", "change_nic", "nic_of", "remove_nic", "set_link"]
@@ -94,7 +95,7 @@ async def _add(machine: Tunable, nic: Nic, cable: Cable | None, *, again: bool =
     old = pinned(machine.spec)
     if not isinstance(nic, tuple(NIC_KINDS.values())):
         raise SpecInvalid([Fault("nic", f"cannot be {nic!r}")], f"machine {machine.name!r}")
-    nic = to_nics([*old.nics, nic])[-1]
+    nic = attrs.evolve(nic, id=nic.id or free_id(old, "nic", len(old.nics)))
     if nic.bus is None:
         bus = await empty_port(machine, old, nic.id, NIC_PORTS.prefix, "nic")
         nic = attrs.evolve(nic, bus=bus)

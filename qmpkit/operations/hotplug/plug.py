@@ -14,6 +14,7 @@ import trio
 from qmpkit.errors import GuestRefused
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable, Monitor
+from qmpkit.operations.hotplug.cables import remove_cable
 from qmpkit.operations.hotplug.errors import PlugFailed
 from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE, is_plugged, plugged_devices, release
 from qmpkit.operations.steps import LOST, STEP_GRACE
@@ -133,6 +134,9 @@ async def remove_parts(
 
 async def remove(machine: Monitor, part: Part) -> None:
     """Take one part away that is no device; CommandRefused when it is not there, or in use."""
+    if part.kind == "netdev" and (part.arguments or {}).get("type", "stream") == "stream":
+        await remove_cable(machine, part.id)
+        return
     command, key = _REMOVE[part.kind]
     ident = int(part.id) if part.kind == "fdset" else part.id
     await machine.execute(command, {key: ident})

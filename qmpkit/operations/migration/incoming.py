@@ -67,10 +67,14 @@ class Incoming:
             self.on_record.left = True
 
     async def discard_images(self) -> None:
-        """Its QEMU has ended, and the guest goes on with the old images, before it does."""
+        """Its QEMU has ended, and the guest goes on with the old images, before it does.
+
+        Not of one that may have run here: then they stay.
+        """
         await self.images.discard()
-        if self.on_record is not None and self.on_record.change.sure:
-            await self.on_record.give_up()
+        on_record = self.on_record
+        if on_record is not None and on_record.change.sure and not on_record.left:
+            await on_record.give_up()
 
     def take(self) -> None:
         """It is filled now, once and for all."""

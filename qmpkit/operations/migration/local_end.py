@@ -42,7 +42,7 @@ class LocalEnd:
     """An `End` that is *incoming*."""
 
     def __init__(self, incoming: Incoming) -> None:
-        self._incoming = incoming
+        self.incoming = self._incoming = incoming
         self._machine = incoming.machine
         self.moves = incoming.moves
         self.collapse = incoming.collapse
@@ -190,10 +190,14 @@ class LocalRest:
             return (Fault("policy", f"{message} ({said})" if said else message, _CURE),)
         return ()
 
+    def begins(self) -> None:
+        """See `Rest`."""
+
     def switched(self) -> None:
         """See `Rest`."""
         if self._incoming is not None:
             self._incoming.has_switched = True
+            self._incoming.keep_images()  # it is about to write to them, lost or not
 
     async def listen(self, heard: Callable[[str | None], None]) -> None:
         """See `Rest`."""

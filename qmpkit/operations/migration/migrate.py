@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import attrs
 import trio
 
 from qmpkit._trio import both
-from qmpkit.errors import Fault, HostLacks, MachineDied, MachineGone, SpecInvalid
+from qmpkit.errors import Fault, HostLacks, LaunchFailed, MachineDied, MachineGone, SpecInvalid
 from qmpkit.host.resolve import resolve
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.state import State
@@ -25,7 +26,7 @@ from qmpkit.operations.migration.compatibility import (
 )
 from qmpkit.operations.migration.convergence import Policy, Steering, policy_of
 from qmpkit.operations.migration.end import Able, End, able_of
-from qmpkit.operations.migration.errors import CannotMigrate
+from qmpkit.operations.migration.errors import CannotMigrate, no_qemu
 from qmpkit.operations.migration.incoming import start_form
 from qmpkit.operations.migration.moving import Migrated, Moving
 from qmpkit.operations.migration.options import MigrationOptions
@@ -37,6 +38,8 @@ from qmpkit.operations.migration.tls import tls_faults
 from qmpkit.operations.migration.transfer import Told
 
 __all__ = ["agreed_on", "check_source", "in_the_way", "migrate", "migrate_held"]
+
+log = logging.getLogger("qmpkit.operations")
 
 
 async def migrate(
@@ -59,8 +62,12 @@ async def migrate_held(
     policy: str | Policy,
     options: MigrationOptions | None,
     told: Told | None,
+    lost_ports: Callable[[str], object] = log.warning,
 ) -> Migrated:
-    """`migrate`, for one who holds `source.changing`."""
+    """`migrate`, for one who holds `source.changing`.
+
+    *lost_ports*: is told which ports the source cannot have again after one that has failed.
+    """
     options = options or MigrationOptions()
     steers = policy_of(policy, options.downtime, options.max_downtime)
     source.must_live("migrating")
@@ -73,7 +80,8 @@ async def migrate_held(
             raise
         raise end.has_ended() from ended
     end.take()
-    return await Moving(source, end, options, agreed, able, moves).go(steers, told or _nobody)
+    moving = Moving(source, end, options, agreed, able, moves, lost_ports)
+    return await moving.go(steers, told or _nobody)
 
 
 async def check_source(source: Machine, cables: Collection[str] = ()) -> tuple[Fault, ...]:
@@ -120,6 +128,8 @@ async def in_the_way(
         faults += invalid.faults
     except HostLacks as lacks:
         faults.append(Fault("qemu", lacks.what, lacks.cure))
+    except LaunchFailed as failed:
+        faults.append(no_qemu(failed))
     return tuple(faults)
 
 

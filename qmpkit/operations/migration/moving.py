@@ -31,7 +31,7 @@ QEMU 7.2 does only after it has said postcopy-active.  The source is ended when 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
@@ -40,7 +40,7 @@ import attrs
 import trio
 
 from qmpkit._trio import both, finished_within
-from qmpkit.errors import HostLacks, MachineDied, MachineGone
+from qmpkit.errors import MachineDied, MachineGone
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving, finalized, forget_migrations
 from qmpkit.machine.state import State
@@ -58,7 +58,7 @@ from qmpkit.operations.migration.postcopy import Postcopy
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.transfer import EVENTS, LAST_WORDS, Told, Transfer, sent_by
 from qmpkit.operations.migration.ways import Route
-from qmpkit.operations.ports import change_forwards
+from qmpkit.operations.ports import change_forwards, ports_again
 from qmpkit.operations.power import resume
 from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.operations.stillness import go_on
@@ -96,6 +96,7 @@ class Moving:
         agreed: Agreed,
         able: Able,
         moves: Sequence[DiskMove],
+        lost_ports: Callable[[str], object],
     ) -> None:
         self._source = source
         self._end = end
@@ -103,6 +104,7 @@ class Moving:
         self._agreed = agreed
         self._able = able
         self._moves = moves
+        self._lost_ports = lost_ports
         self._ran = source.state is State.RUNNING
         self._ports: dict[str, list[Forward]] = {}
         self._ports_are_off = False
@@ -191,6 +193,8 @@ class Moving:
         await source.execute("query-status")  # by then its state is that of all that it has told
         if source.state in (State.SHUTDOWN, State.PANICKED):
             raise MigrationFailed(source.name, f"its guest is {source.state.value}")
+        if (rest := self._end.rest()) is not None:
+            rest.begins()
         transfer.is_quiet = True
         try:
             with trio.move_on_after(STEP_GRACE, shield=True):
@@ -313,11 +317,7 @@ class Moving:
     async def _go_on(self) -> None:
         source = self._source
         if self._ports_are_off:
-            try:
-                for nic, ports in self._ports.items():
-                    await change_forwards(source, source.name, nic, ports)
-            except HostLacks as lacks:  # somebody has taken a port in these milliseconds
-                log.warning("after its migration has failed, %s", lacks)
+            await ports_again(source, source.name, self._ports, self._lost_ports)
         status = await finalized(source)
         if not self._ran:
             await go_on(source, ran=False)

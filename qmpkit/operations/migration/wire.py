@@ -14,10 +14,11 @@ from typing import Any
 import trio
 
 from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
+from qmpkit.operations.migration.errors import MigrationFailed
 
-__all__ = ["ANSWER", "PROTOCOL", "NotAsked", "Refused", "Wire", "WireLost", "error_of"]
+__all__ = ["ANSWER", "PROTOCOL", "NotAsked", "Refused", "Wire", "WireLost", "error_of", "greeted"]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """The conversation's number; both sides must speak the same."""
 
 ANSWER = 30.0
@@ -112,6 +113,17 @@ class Wire:
         await trio.aclose_forcefully(self._stream)
 
 
+async def greeted(wire: Wire, *, on_another_host: bool) -> None:
+    """Both speak the same conversation, or WireLost says which."""
+    try:
+        found = (await wire.ask("hello", protocol=PROTOCOL)).get("protocol")
+    except WireLost as lost:  # TLS 1.3 has a client know only now
+        hint = "; perhaps it does not know our certificate: it says so there"
+        raise WireLost(f"{lost.why}{hint if on_another_host else ''}") from lost
+    if found != PROTOCOL:
+        raise WireLost(f"the other side speaks conversation {found}, and this one {PROTOCOL}")
+
+
 def _reason(error: Exception) -> str:
     """What TLS, or the kernel, said."""
     return str(error.__cause__ or error) or "it broke"
@@ -125,6 +137,8 @@ def error_of(error: Exception) -> dict[str, Any]:
             return {"kind": "faults", "faults": faults}
         case HostLacks():
             return {"kind": "lacks", "what": error.what, "cure": error.cure}
+        case MigrationFailed():  # of which machine, and that it is as it was, says its source
+            return {"kind": "failed", "why": error.told}
         case QmpkitError():
             return {"kind": "failed", "why": str(error)}
     return {"kind": "failed", "why": "a bug in qmpkit: see the log of the destination"}

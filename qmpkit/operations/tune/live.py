@@ -22,7 +22,7 @@ from qmpkit.operations.tune.threads import Tunable, find_threads
 from qmpkit.operations.undertaking import undertaking
 from qmpkit.process.cgroup import Group, group_of
 from qmpkit.process.scheduling import Seat, put_back, seat_all
-from qmpkit.spec.check import faults_of
+from qmpkit.spec.check import validate
 from qmpkit.spec.convert import unstructure
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import with_rates
@@ -107,8 +107,7 @@ async def apply(machine: Tunable, changed: Callable[[MachineSpec], MachineSpec])
     async with machine.changing:
         old = machine.spec
         new = changed(old)
-        if faults := faults_of(new):
-            raise SpecInvalid(faults, f"machine {machine.name!r}")
+        validate(new)
         group = await trio.to_thread.run_sync(_group, machine)
         fields = list(differing(old, new))
         live = tuple(it for it in fields if _is_live(it, group))

@@ -10,33 +10,36 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import attrs
 import trio
 
-from qmpkit.errors import HostLacks, JournalFailed, QmpkitError
+from qmpkit.errors import JournalFailed, QmpkitError
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving, finalized
 from qmpkit.operations.block.recovery import own_files
+from qmpkit.operations.migration.convergence import is_switched
 from qmpkit.operations.migration.place import MovePlace, connected, move_place
 from qmpkit.operations.migration.remote_end import asked_what_came
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
-from qmpkit.operations.ports import change_forwards
+from qmpkit.operations.ports import forwards_of, ports_again
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.stillness import go_on
 from qmpkit.process.errors import ProcessVanished
 from qmpkit.process.places import discard
-from qmpkit.spec.network import UserNic
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.moves.arrivals import move_named
 from qmpkit.supervisor.moves.heirs import reached
+from qmpkit.supervisor.moves.rest_there import brought, note_loss
 from qmpkit.supervisor.record import Leaving, Record
 
 __all__ = ["Source", "Whereabouts", "end_arriving", "ended", "gone_on", "left"]
-__all__ += ["move_named", "place_of"]
+__all__ += ["outcome_at", "place_of", "remove_own", "taken_back"]
 __all__ += ["settle", "settled", "source_of", "where", "whereabouts"]
 
 log = logging.getLogger("qmpkit.supervisor")
@@ -62,13 +65,15 @@ class Source(Enum):
     SENDING = "sending"
     SENT = "sent"
     """All of the guest, which stands still."""
+    SWITCHED = "switched"
+    """To postcopy: part of the guest's memory, and nothing leads back."""
     RUNNING = "running"
 
 
 def where(source: Source, outcome: str | None) -> Whereabouts:
     """By what its QEMU says, and what the other side answers (None: nothing).  Pure.
 
-    Only a source that has sent all, or has ended, can have had its guest run elsewhere.
+    Only a source that has sent all, or switched, or ended, can have had its guest run elsewhere.
     """
     if source in (Source.SENDING, Source.RUNNING):
         return Whereabouts.HERE
@@ -78,6 +83,7 @@ def where(source: Source, outcome: str | None) -> Whereabouts:
 _ANSWERS: Mapping[str | None, Whereabouts] = {
     "runs": Whereabouts.THERE,
     "ran": Whereabouts.THERE,
+    "lost": Whereabouts.THERE,
     "discarded": Whereabouts.HERE,
 }
 
@@ -88,8 +94,10 @@ async def source_of(machine: Machine | None) -> Source:
         return Source.ENDED
     if (await machine.execute("query-status"))["running"]:
         return Source.RUNNING
-    told = await machine.execute("query-migrate")
-    return Source.SENT if told.get("status") == "completed" else Source.SENDING
+    status = str((await machine.execute("query-migrate")).get("status"))
+    if is_switched(status):
+        return Source.SWITCHED
+    return Source.SENT if status == "completed" else Source.SENDING
 
 
 def place_of(leaving: Leaving) -> MovePlace:
@@ -97,18 +105,24 @@ def place_of(leaving: Leaving) -> MovePlace:
     return move_place(leaving.place, None if leaving.tls is None else Path(leaving.tls))
 
 
-async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT) -> Whereabouts:
-    """Ask at *place* what has come of its move; what it says is told of."""
-    leaving, outcome = kept.record.leaving, None
-    assert leaving is not None
+async def outcome_at(place: MovePlace, machine: str, ident: str, who: str) -> str | None:
+    """What *who* says at *place* of a move, by its number; None when it says nothing."""
     try:
         with trio.fail_after(_PATIENCE):
             async with await connected(place) as stream:
-                outcome = await asked_what_came(Wire(stream), place, leaving.id, leaving.who)
+                return await asked_what_came(Wire(stream), place, ident, who)
     except (WireLost, Refused, QmpkitError) as lost:
-        log.warning("machine %r: %s says nothing of its move: %s", kept.name, place, lost)
+        log.warning("machine %r: %s says nothing of its move: %s", machine, place, lost)
     except trio.TooSlowError:
-        log.warning("machine %r: %s says nothing of its move", kept.name, place)
+        log.warning("machine %r: %s says nothing of its move", machine, place)
+    return None
+
+
+async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT) -> Whereabouts:
+    """Ask at *place* what has come of its move; what it says is told of."""
+    leaving = kept.record.leaving
+    assert leaving is not None
+    outcome = await outcome_at(place, kept.name, leaving.id, leaving.who)
     found = where(source, outcome)
     if outcome is not None:
         kept.tell(
@@ -117,24 +131,20 @@ async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT
     return found
 
 
-def move_named(ident: str) -> str:
-    """As both event logs call it."""
-    return f"move {ident[:8]}"
+async def taken_back(machine: Machine, *, runs: bool, lost_ports: Callable[[str], object]) -> None:
+    """Have a source that stood still for a move its images and ports again, and its guest run."""
+    await cancel_saving(machine)
+    await finalized(machine)
+    await ports_again(machine, machine.name, forwards_of(machine.spec.nics), lost_ports)
+    if not (await machine.execute("query-status"))["running"]:
+        await go_on(machine, ran=runs)
 
 
 async def gone_on(kept: Kept, means: Means, machine: Machine) -> None:
     """It is here: it has its images and ports again, and runs as it is declared."""
     with trio.move_on_after(STEP_GRACE, shield=True):
-        await cancel_saving(machine)
-        await finalized(machine)
-        for nic in machine.spec.nics:
-            if isinstance(nic, UserNic) and nic.forwards:
-                try:
-                    await change_forwards(machine, machine.name, nic.id, nic.forwards)
-                except HostLacks as lacks:
-                    log.warning("%s", lacks)
-        if not (await machine.execute("query-status"))["running"]:
-            await go_on(machine, ran=kept.declared == "running")
+        lost = partial(kept.tell, "ports-lost")
+        await taken_back(machine, runs=kept.declared == "running", lost_ports=lost)
         kept.note(leaving=None)
         await kept.write(means.journal)
         kept.tell("stayed", "it has not moved")
@@ -166,9 +176,14 @@ async def _off_the_record(kept: Kept, means: Means) -> None:
 async def settle(kept: Kept, means: Means, place: MovePlace, *, here: bool) -> Whereabouts:
     """See `Supervisor.settle`."""
     machine = None if kept.vm is None else kept.vm.machine
+    source = await source_of(machine)
     found = Whereabouts.HERE
-    if not here:
-        found = await whereabouts(kept, place, await source_of(machine))
+    if machine is None and kept.state == "migrating" and not here:  # its task asks all the time
+        return Whereabouts.UNKNOWN
+    if not here and source is Source.SWITCHED and machine is not None:
+        found = await _brought(kept, place, machine)
+    elif not here:
+        found = await whereabouts(kept, place, source)
     if found is Whereabouts.UNKNOWN:
         return found
     if machine is None and kept.tended:
@@ -180,10 +195,29 @@ async def settle(kept: Kept, means: Means, place: MovePlace, *, here: bool) -> W
             await ended(machine)
         await left(kept, means)
     elif machine is not None:
-        await gone_on(kept, means, machine)
+        await _goes_on_here(kept, means, machine)
     else:
         await _stays(kept, means)
     return found
+
+
+async def _brought(kept: Kept, place: MovePlace, machine: Machine) -> Whereabouts:
+    leaving = kept.record.leaving
+    assert leaving is not None
+    outcome = await brought(kept, leaving, place, machine)
+    found = where(await source_of(machine), outcome)
+    kept.tell("asked", f"{place} says of {move_named(leaving.id)}: {outcome}; it is {found.value}")
+    return found
+
+
+async def _goes_on_here(kept: Kept, means: Means, machine: Machine) -> None:
+    """Whole, or, when part of it had left, from its disks and by its policy."""
+    if await source_of(machine) is not Source.SWITCHED:
+        await gone_on(kept, means, machine)
+        return
+    why = "part of its memory had left for another supervisor, which never had it run"
+    await note_loss(kept, means, machine, why)
+    await machine.kill()
 
 
 def _has_gone(kept: Kept) -> bool:
@@ -212,13 +246,15 @@ async def settled(kept: Kept, means: Means, seen: Callable[[], None]) -> None:
     while (leaving := kept.record.leaving) is not None and not kept.has_left:
         async with AsyncExitStack() as stack:
             machine = await reached(stack, kept, means, kept.record, kept.home)
-            found = await _found_out(kept, leaving, await source_of(machine))
+            found = await _found_out(kept, leaving, machine, seen)
+            if machine is not None and machine.report is not None:
+                machine = None
             if found is Whereabouts.THERE:
                 if machine is not None:
                     await ended(machine)
                 await _off_the_record(kept, means)
             elif found is Whereabouts.HERE and machine is not None:
-                await gone_on(kept, means, machine)
+                await _goes_on_here(kept, means, machine)
             elif found is Whereabouts.HERE:
                 await _stays(kept, means)
             elif kept.declared == "stopped":
@@ -232,10 +268,13 @@ async def settled(kept: Kept, means: Means, seen: Callable[[], None]) -> None:
                 await kept.until(lambda: kept.found_out is not None or kept.declared == "stopped")
 
 
-async def _found_out(kept: Kept, leaving: Leaving, source: Source) -> Whereabouts:
+async def _found_out(
+    kept: Kept, leaving: Leaving, machine: Machine | None, seen: Callable[[], None]
+) -> Whereabouts:
     told, kept.found_out = kept.found_out, None
     if told is not None:
         return Whereabouts.HERE if told else Whereabouts.THERE
+    source = await source_of(machine)
     if (found := where(source, None)) is not Whereabouts.UNKNOWN:
         return found
     try:
@@ -243,6 +282,9 @@ async def _found_out(kept: Kept, leaving: Leaving, source: Source) -> Whereabout
     except QmpkitError as error:
         log.warning("machine %r: %s", kept.name, error)
         return Whereabouts.UNKNOWN
+    if source is Source.SWITCHED and machine is not None:
+        seen()
+        return await _brought(kept, place, machine)
     return await whereabouts(kept, place, source)
 
 
@@ -265,14 +307,15 @@ async def _end_one(record: Record, means: Means, events: EventLog) -> None:
     for folder in (home.sockets, home.logs):
         await trio.to_thread.run_sync(discard, folder)
     if record.change is not None:  # the images of disks that were to come along
-        await trio.to_thread.run_sync(_remove_own, record.change)
+        await trio.to_thread.run_sync(remove_own, record.change)
     with suppress(JournalFailed):  # whoever supervises next finds nothing alive
         await means.journal.remove(record.name)
     why = "its supervisor died while it was moving here: it is where it came from"
     events.tell(record.name, "discarded", why)
 
 
-def _remove_own(change: Change) -> None:
+def remove_own(change: Change) -> None:
+    """Remove the images that were made for a move which came to nothing.  Blocking."""
     for file in own_files(change):
         with suppress(OSError):
             Path(file).unlink()

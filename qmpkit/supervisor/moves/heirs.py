@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit.errors import HostLacks, QmpkitError
+from qmpkit.errors import QmpkitError
 from qmpkit.machine.keep import Home, attached
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving
@@ -22,12 +22,11 @@ from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.local_end import LocalRest
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.postcopy import Outlook, Postcopy, outlook
-from qmpkit.operations.ports import change_forwards
+from qmpkit.operations.ports import forwards_of, ports_again
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.process.errors import ProcessVanished
 from qmpkit.process.identity import boot_id
 from qmpkit.qmp.errors import MonitorAbsent, MonitorLost
-from qmpkit.spec.network import UserNic
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.moves.cables import vacated
@@ -106,7 +105,7 @@ async def settle_heir(kept: Kept, means: Means, seen: Callable[[], None]) -> Non
             owner = await _united(kept, ours, theirs, run=not arrival.runs)
         kept.tell("moved" if owner is Owner.HEIR else "stayed", "its supervisor died meanwhile")
         await _forget_new_images(kept, means, owner)
-        await _clear(owner, ours, theirs)
+        await _clear(kept, owner, ours, theirs)
     if owner is Owner.HEIR:
         gone, kept.home = kept.home, new_home
         kept.note(**attrs.asdict(heir, recurse=False), heir=None, change=None, phase="up")
@@ -199,7 +198,7 @@ async def _arrival(machine: Machine) -> Arrival:
     return Arrival(await _migration(machine), bool(status["running"]))
 
 
-async def _clear(owner: Owner, ours: Machine | None, theirs: Machine | None) -> None:
+async def _clear(kept: Kept, owner: Owner, ours: Machine | None, theirs: Machine | None) -> None:
     """End whoever does not have the guest, and leave the other as if nothing had been begun."""
     if owner is Owner.HEIR and ours is not None:
         ours.moved()
@@ -214,13 +213,5 @@ async def _clear(owner: Owner, ours: Machine | None, theirs: Machine | None) -> 
             await cancel_saving(ours)
     keeper = theirs if owner is Owner.HEIR else ours
     if keeper is not None and keeper.report is None:
-        await _have_ports(keeper)
-
-
-async def _have_ports(machine: Machine) -> None:
-    for nic in machine.spec.nics:
-        if isinstance(nic, UserNic) and nic.forwards:
-            try:
-                await change_forwards(machine, machine.name, nic.id, nic.forwards)
-            except HostLacks as lacks:
-                log.warning("%s", lacks)
+        ports = forwards_of(keeper.spec.nics)
+        await ports_again(keeper, kept.name, ports, partial(kept.tell, "ports-lost"))

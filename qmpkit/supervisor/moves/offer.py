@@ -6,7 +6,6 @@ nothing until `offer_from_dict` has made an `Offer` of it.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,44 +27,24 @@ from qmpkit.spec.paths import PATHS, texts_of
 from qmpkit.spec.restart import Restart, restart_faults
 from qmpkit.supervisor.moves.cables import faults_away
 from qmpkit.supervisor.moves.offer_disks import disks_from, disks_to
+from qmpkit.supervisor.moves.terms import ReceiveTerms
 from qmpkit.supervisor.record import Declared, Record
 
 __all__ = [
     "Offer",
-    "ReceiveTerms",
     "file_faults",
     "offer_from_dict",
     "offer_to_dict",
     "options_from",
 ]
-__all__ += ["offer_faults", "ports_from", "setting_from", "terms_faults"]
+__all__ += ["offer_faults", "ports_from", "setting_from"]
 
 _ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 _MANY = 256
+_LONGEST_CUT = 86400.0  # seconds that a QEMU of nobody's waits here at most
 _KEYS = {"id", "spec", "asked", "declared", "restart", "health", "after", "requires"}
 _KEYS |= {"generation", "disks"}
-
-
-def _folder(value: str | os.PathLike[str]) -> Path:
-    return Path(value).absolute()
-
-
-def _folders(value: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
-    return tuple(map(_folder, value))
-
-
-@attrs.frozen(kw_only=True)
-class ReceiveTerms:
-    """What a supervisor grants who comes from another host.
-
-    `address`: HOST:PORT at which QEMU takes the memory, port 0 being any.  `tls`: the folder
-    of certificates.  `allow`: the folders that all files of a machine must be in.
-    """
-
-    address: str
-    tls: Path = attrs.field(converter=_folder)
-    allow: tuple[Path, ...] = attrs.field(converter=_folders)
 
 
 @attrs.frozen(kw_only=True)
@@ -172,42 +151,6 @@ def _senseless(offer: Offer) -> Iterator[Fault]:
     yield from () if offer.health is None else health_faults(offer.health)
 
 
-def terms_faults(
-    spec: MachineSpec, terms: ReceiveTerms, moves: Sequence[DiskMove] = ()
-) -> Iterator[Fault]:
-    """What a machine of another host may not have: other files than are allowed, and programs.
-
-    Blocking: links are followed.
-    """
-    bases = [move.base[0] for move in moves if move.base is not None]
-    for path in dict.fromkeys([*texts_of(spec, PATHS), *bases]):
-        if not _is_in(path, terms.allow):
-            yield Fault("", f"{path!r} is in no folder that is allowed here", "receive --allow DIR")
-    qemu = spec.qemu
-    if qemu is not None and not _is_in(qemu, (*terms.allow, *_PROGRAMS)):
-        yield Fault("qemu", f"{qemu!r} is in no folder that is allowed here", "receive --allow DIR")
-    powers: dict[str, object] = {
-        "launcher": spec.launcher,
-        "env": spec.env,
-        "extra_args": spec.extra_args,
-        "run_as": spec.run_as,
-        "sandbox": not spec.sandbox,
-    }
-    for name, has in powers.items():
-        if has:
-            yield Fault(name, "is not taken from another host", "start the machine without it")
-
-
-_PROGRAMS = (Path("/usr/bin"), Path("/usr/local/bin"), Path("/usr/libexec"))
-
-
-def _is_in(path: str, folders: Iterable[Path]) -> bool:
-    if "/" not in path:
-        return True  # a name that is looked up by PATH
-    real = Path(path).resolve()
-    return real.is_absolute() and any(real.is_relative_to(folder.resolve()) for folder in folders)
-
-
 def file_faults(spec: MachineSpec) -> Iterator[Fault]:
     """Which of a machine's files are not there; its disks are told of elsewhere.  Blocking."""
     patterns = tuple(it for it in PATHS if it[0] != "disks" and it[0] not in _UNNEEDED)
@@ -225,14 +168,15 @@ def options_from(plain: object, terms: ReceiveTerms | None) -> MigrationOptions:
     channels, compression = table.get("channels", 0), table.get("compression", "none")
     if type(channels) is not int:
         raise SpecInvalid([Fault("channels", "is no whole number")])
+    within = table.get("recover_within", 0.0)
+    if type(within) not in (int, float) or within > _LONGEST_CUT:
+        raise SpecInvalid([Fault("recover_within", "is no number of seconds, or too many")])
     if terms is None:
-        return MigrationOptions(way="unix", channels=channels, compression=compression)
+        way: dict[str, Any] = {"way": "unix"}
+    else:
+        way = {"way": "tcp", "address": terms.address, "tls": terms.tls}
     return MigrationOptions(
-        way="tcp",
-        address=terms.address,
-        tls=terms.tls,
-        channels=channels,
-        compression=compression,
+        **way, channels=channels, compression=compression, recover_within=within
     )
 
 

@@ -17,16 +17,17 @@ from typing import Any
 import attrs
 import trio
 
-from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
+from qmpkit.errors import Fault, HostLacks, LaunchFailed, QmpkitError, SpecInvalid
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.keep import Home, KeptStart, begun
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.block.layers import INODE
 from qmpkit.operations.migration.compatibility import missing_files
-from qmpkit.operations.migration.errors import MigrationFailed
+from qmpkit.operations.migration.errors import MigrationFailed, destination_starts, no_qemu
 from qmpkit.operations.migration.incoming import Incoming, start_form
 from qmpkit.operations.migration.local_end import LocalEnd
+from qmpkit.operations.migration.remote_rest import COMING
 from qmpkit.operations.migration.storage_there import (
     NewImages,
     new_images,
@@ -44,13 +45,8 @@ from qmpkit.supervisor.errors import StartBlocked
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.moves.arrivals import Arrivals, Outcome
 from qmpkit.supervisor.moves.arriving import Arriving
-from qmpkit.supervisor.moves.offer import (
-    Offer,
-    ReceiveTerms,
-    file_faults,
-    offer_from_dict,
-    terms_faults,
-)
+from qmpkit.supervisor.moves.offer import Offer, file_faults, offer_from_dict
+from qmpkit.supervisor.moves.terms import ReceiveTerms, bounded, terms_faults
 from qmpkit.supervisor.record import Record
 
 __all__ = ["Receiving"]
@@ -107,12 +103,15 @@ class Receiving:
             raise WireLost(f"it does not speak conversation {PROTOCOL}")
         await wire.send({"ok": {"protocol": PROTOCOL}})
         asked = await _next(wire, HELLO)
-        if asked.get("ask") not in ("offer", "settle"):
+        if asked.get("ask") not in ("offer", "settle", "rest"):
             raise WireLost(f"it offers nothing, but asks {asked.get('ask')!r:.50}")
         try:
             if asked.get("ask") == "settle":
                 outcome = await self.outcome(str(asked.get("id")))
                 await wire.send({"ok": {"outcome": outcome, "who": await self._arrivals.who()}})
+                return None
+            if asked.get("ask") == "rest":
+                await self._rejoined(wire, str(asked.get("id")))
                 return None
             return await self._take_in(wire, asked.get("offer"), terms)
         except WireLost:
@@ -123,12 +122,26 @@ class Receiving:
             await wire.send({"error": error_of(error)})
             return None
 
+    async def _rejoined(self, wire: Wire, ident: str) -> None:
+        """The source of a guest whose memory follows, or one of another end, asks by its number."""
+        if (coming := self._arrivals.coming.get(ident)) is None:
+            outcome: str = await self.outcome(ident)
+            await wire.send({"ok": {"outcome": outcome, "who": await self._arrivals.who()}})
+            return
+        await wire.send({"ok": {"outcome": COMING, "who": await self._arrivals.who()}})
+        await coming.converse(wire)
+
     async def outcome(self, ident: str) -> Outcome:
         """What has come of a move; one that is under way comes to its end first.
 
         After "discarded" it is never run here.
         """
-        if (coming := self._coming.get(ident)) is not None:
+        if self._arrivals.get(ident) == "lost":
+            return "lost"
+        if (follows := self._arrivals.coming.get(ident)) is not None:
+            with trio.move_on_after(_SETTLED):
+                await follows.settled()
+        elif (coming := self._coming.get(ident)) is not None:
             coming.scope.cancel()
             with trio.move_on_after(_SETTLED) as waiting:
                 await coming.over.wait()
@@ -188,7 +201,12 @@ class Receiving:
             for other in offer.requires
             if other not in self._machines
         ]
-        faults += await trio.to_thread.run_sync(lambda: [*_file_faults(offer, terms)])
+        if terms is not None:
+            foreign = await trio.to_thread.run_sync(terms_faults, spec, terms, offer.moves)
+            if foreign:
+                raise SpecInvalid([*faults, *foreign])  # nothing else of it is looked at, or run
+            offer = attrs.evolve(offer, spec=bounded(spec, terms))
+        faults += await trio.to_thread.run_sync(lambda: [*_file_faults(offer)])
         try:
             resolution = await _resolved(offer)
             faults += thread_faults(offer.moves, resolution.capabilities.version)
@@ -196,6 +214,8 @@ class Receiving:
             raise SpecInvalid([*faults, *invalid.faults]) from invalid
         except HostLacks as lacks:
             raise SpecInvalid([*faults, Fault("", lacks.what, lacks.cure)]) from lacks
+        except LaunchFailed as failed:
+            raise SpecInvalid([*faults, no_qemu(failed)]) from failed
         if faults:
             raise SpecInvalid(faults)
         wanted = attrs.evolve(resolution.spec, nics=spec.nics, vmgenid=spec.vmgenid)
@@ -253,13 +273,15 @@ class Receiving:
             )
             async with AsyncExitStack() as turn:
                 await self._admitted(kept, turn)
-                start = await stack.enter_async_context(starting)
-                machine = await stack.enter_async_context(begun(resolution, start, home, options))
+                with destination_starts(kept.name):
+                    start = await stack.enter_async_context(starting)
+                    begins = begun(resolution, start, home, options)
+                    machine = await stack.enter_async_context(begins)
             try:
                 await take_place(machine)
                 yield start, machine
             finally:
-                if not kept.record.arrived:  # it has come to nothing
+                if not (kept.record.arrived or kept.is_left):  # it has come to nothing
                     with trio.move_on_after(STEP_GRACE, shield=True):
                         await machine.kill()
 
@@ -289,6 +311,8 @@ class Receiving:
 
     async def _settled(self, kept: Kept) -> None:
         """What runs here is looked after; of anything else nothing is left."""
+        if kept.is_left:
+            return
         if kept.record.arrived:
             await self._tasks.begin(kept, self._tasks.resumed(kept))
             return
@@ -305,11 +329,9 @@ class Receiving:
             kept.tell("discarded", "it has not moved here")
 
 
-def _file_faults(offer: Offer, terms: ReceiveTerms | None) -> Iterator[Fault]:
+def _file_faults(offer: Offer) -> Iterator[Fault]:
     """What is wrong with its files, here.  Blocking."""
     spec, moves = offer.spec, offer.moves
-    if terms is not None:
-        yield from terms_faults(spec, terms, moves)
     yield from missing_files(spec, {move.id for move in moves})
     yield from file_faults(spec)
     yield from place_faults(moves)

@@ -11,32 +11,47 @@ import logging
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import trio
 
-from qmpkit.errors import Fault, MachineGone, SpecInvalid
-from qmpkit.operations.migration.convergence import Policy, policy_of
-from qmpkit.operations.migration.errors import CannotMigrate, MigrationFailed, MigrationUnknown
+from qmpkit.errors import Fault, MachineGone, QmpkitError, SpecInvalid
+from qmpkit.operations.migration.convergence import Policy, Round, policy_of
+from qmpkit.operations.migration.errors import (
+    CannotMigrate,
+    MigrationFailed,
+    MigrationLost,
+    MigrationUnknown,
+)
 from qmpkit.operations.migration.incoming import generation_of
 from qmpkit.operations.migration.migrate import agreed_on, check_source, migrate_held
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.place import MovePlace, connected
-from qmpkit.operations.migration.remote_end import RemoteEnd, greeted
+from qmpkit.operations.migration.remote_end import RemoteEnd
 from qmpkit.operations.migration.storage import DiskPlaces, moves_of
 from qmpkit.operations.migration.transfer import Told
-from qmpkit.operations.migration.wire import Refused, Wire, WireLost
+from qmpkit.operations.migration.wire import Refused, Wire, WireLost, greeted
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.moves.calling_off import called_off_by_stop
-from qmpkit.supervisor.moves.departures import Whereabouts, ended, gone_on, left, whereabouts
+from qmpkit.supervisor.moves.departures import (
+    Source,
+    Whereabouts,
+    ended,
+    gone_on,
+    left,
+    source_of,
+    whereabouts,
+)
 from qmpkit.supervisor.moves.offer import offer_faults, offer_to_dict
 from qmpkit.supervisor.moves.recorded_disks import mirrors_on_record
-from qmpkit.supervisor.record import Leaving
+from qmpkit.supervisor.moves.rest_there import note_loss
+from qmpkit.supervisor.record import Leaving, Record
 from qmpkit.vm import VM
 
-__all__ = ["check_send", "send"]
+__all__ = ["check_send", "offered", "send"]
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -59,18 +74,26 @@ async def send(
     try:
         async with (
             vm.machine.changing,
-            _offered(kept, vm, place, ident, disks, collapse=collapse) as end,
+            offered(kept.record, vm, place, ident, disks, collapse=collapse) as end,
             mirrors_on_record(vm.machine, end.moves, place),
         ):
             try:
                 await _on_record(kept, means, _leaving(ident, place, end.who))
                 with called_off_by_stop(kept, has_arrived=lambda: end.has_arrived):
                     took = await migrate_held(
-                        vm.machine, end, policy=policy, options=options, told=told
+                        vm.machine,
+                        end,
+                        policy=policy,
+                        options=options,
+                        told=partial(_tell, kept, place, told),
+                        lost_ports=partial(kept.tell, "ports-lost"),
                     )
             except MigrationUnknown as unknown:
                 await _asked_at_once(kept, means, vm, place, unknown)
                 is_there, took = True, Migrated(0.0, 0.0, 0, 0)
+            except MigrationLost as lost:
+                await _settle_loss(kept, means, vm, end, lost)
+                took = Migrated(0.0, 0.0, 0, 0)
             except BaseException:
                 if not end.has_arrived:
                     with trio.move_on_after(STEP_GRACE, shield=True):
@@ -86,6 +109,25 @@ async def send(
     return took
 
 
+def _tell(kept: Kept, place: MovePlace, told: Told | None, now: Round) -> None:
+    if now.phase != "precopy":
+        kept.explain("migrating", f"its guest runs at {place}, and its memory follows")
+    if told is not None:
+        told(now)
+
+
+async def _settle_loss(
+    kept: Kept, means: Means, vm: VM, end: RemoteEnd, lost: MigrationLost
+) -> None:
+    """Whose it is that part of the guest is lost; nobody's when all was there in that moment."""
+    if end.outcome in ("runs", "ran"):
+        return
+    if end.has_arrived:
+        raise MigrationLost(lost.machine, lost.why, lost.said, end.place) from lost
+    await note_loss(kept, means, vm.machine, str(lost))
+    raise lost
+
+
 async def check_send(
     kept: Kept, place: MovePlace, disks: DiskPlaces, *, collapse: bool
 ) -> tuple[Fault, ...]:
@@ -93,7 +135,7 @@ async def check_send(
     vm = _up(kept)
     try:
         ident = secrets.token_hex(16)
-        async with _offered(kept, vm, place, ident, disks, collapse=collapse) as end:
+        async with offered(kept.record, vm, place, ident, disks, collapse=collapse) as end:
             try:
                 options = place.options(MigrationOptions())
                 steers = policy_of("live", options.downtime, options.max_downtime)
@@ -115,40 +157,41 @@ def _up(kept: Kept) -> VM:
 
 
 @asynccontextmanager
-async def _offered(
-    kept: Kept, vm: VM, place: MovePlace, ident: str, disks: DiskPlaces, *, collapse: bool
+async def offered(
+    record: Record, vm: VM, place: MovePlace, ident: str, disks: DiskPlaces, *, collapse: bool
 ) -> AsyncIterator[RemoteEnd]:
     """The block in which the other side waits for the guest; it ends with the conversation.
 
-    Raises CannotMigrate with what is in the way, here and there; MigrationFailed.
+    *record*: what it is told of the machine.  Raises CannotMigrate with what is in the way, here
+    and there; MigrationFailed.
     """
     moves, lacking = await moves_of(vm.machine, vm.machine.spec, disks, collapse=collapse)
-    faults = [*await check_source(vm.machine), *offer_faults(kept.record), *lacking]
-    offer = offer_to_dict(kept.record, ident, await generation_of(vm.machine), moves)
+    faults = [*await check_source(vm.machine), *offer_faults(record), *lacking]
+    offer = offer_to_dict(record, ident, await generation_of(vm.machine), moves)
     try:
         stream = await connected(place)
     except WireLost as lost:
-        raise _either(kept, faults, MigrationFailed(kept.name, f"{place}: {lost}")) from lost
+        raise CannotMigrate(record.name, [*faults, _nobody(place, lost)]) from lost
     wire = Wire(stream)
-    end = RemoteEnd(wire, place, kept.name, moves, collapse=collapse)
+    end = RemoteEnd(wire, place, record.name, moves, collapse=collapse)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(wire.close)
         try:
-            await greeted(wire, place)
-            await stack.enter_async_context(end.offered(offer))
+            await greeted(wire, on_another_host=bool(place.host))
         except (WireLost, Refused) as lost:
-            raise _either(kept, faults, MigrationFailed(kept.name, f"{place}: {lost}")) from lost
+            raise CannotMigrate(record.name, [*faults, _nobody(place, lost)]) from lost
+        try:
+            await stack.enter_async_context(end.offered(offer))
         except CannotMigrate as cannot:
-            raise CannotMigrate(kept.name, [*faults, *cannot.faults]) from cannot
+            raise CannotMigrate(record.name, [*faults, *cannot.faults]) from cannot
         if faults:
-            raise CannotMigrate(kept.name, faults)
+            raise CannotMigrate(record.name, faults)
         yield end
 
 
-def _either(kept: Kept, faults: list[Fault], failed: MigrationFailed) -> Exception:
-    if not faults:
-        return failed
-    return CannotMigrate(kept.name, [*faults, Fault("to", failed.why)])
+def _nobody(place: MovePlace, why: QmpkitError) -> Fault:
+    """That it was not even offered there."""
+    return Fault("to", f"{place}: {why}")
 
 
 def _leaving(ident: str, place: MovePlace, who: str) -> Leaving:
@@ -174,6 +217,9 @@ async def _asked_at_once(
 ) -> None:
     """An answer was lost: perhaps no more than that; MigrationUnknown when nobody can tell."""
     found = Whereabouts.UNKNOWN
+    if await source_of(vm.machine) is Source.SWITCHED:  # it has been asked for long
+        kept.tell("unknown", str(unknown))
+        raise unknown
     with trio.move_on_after(STEP_GRACE, shield=True):
         found = await whereabouts(kept, place)
     match found:

@@ -8,7 +8,6 @@ afterwards it is the heir, which its task then connects to as to one that it has
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -16,7 +15,7 @@ from functools import partial
 import attrs
 import trio
 
-from qmpkit.errors import Fault, MachineGone
+from qmpkit.errors import Fault, LaunchFailed, MachineGone
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.keep import Home, KeptStart, begun
 from qmpkit.machine.machine import Machine
@@ -27,6 +26,8 @@ from qmpkit.operations.migration.errors import (
     MigrationFailed,
     MigrationLost,
     MigrationUnknown,
+    destination_starts,
+    no_qemu,
 )
 from qmpkit.operations.migration.incoming import Incoming, generation_of, start_form
 from qmpkit.operations.migration.local_end import LocalEnd
@@ -38,7 +39,6 @@ from qmpkit.operations.migration.storage_there import thread_faults
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.tune.live import take_place
-from qmpkit.process.identity import boot_id
 from qmpkit.process.places import second_of, who_is_at
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.kept import Kept
@@ -46,8 +46,8 @@ from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.moves.cables import cables_of, faults_within, vacated
 from qmpkit.supervisor.moves.calling_off import called_off_by_stop
 from qmpkit.supervisor.moves.recorded_disks import images_on_record
-from qmpkit.supervisor.policy import Mishap
-from qmpkit.supervisor.record import End, Heir
+from qmpkit.supervisor.moves.rest_there import note_loss
+from qmpkit.supervisor.record import Heir
 from qmpkit.vm import VM
 
 __all__ = ["faults_of_move", "move"]
@@ -108,6 +108,7 @@ async def move(
                         policy=policy,
                         options=options,
                         told=partial(_tell, kept, told),
+                        lost_ports=partial(kept.tell, "ports-lost"),
                     )
             finally:
                 if incoming.arrived.is_set():  # cancelled a moment later, it is there all the same
@@ -115,7 +116,7 @@ async def move(
                 with trio.move_on_after(STEP_GRACE, shield=True):
                     await _settled(kept, means, machine)
     except MigrationLost as lost:
-        await _note_loss(kept, means, vm, str(lost))
+        await note_loss(kept, means, vm.machine, str(lost))
         raise
     except MigrationUnknown as unknown:
         kept.tell("unknown", str(unknown))
@@ -157,16 +158,6 @@ def _tell(kept: Kept, told: Told | None, now: Round) -> None:
         told(now)
 
 
-async def _note_loss(kept: Kept, means: Means, vm: VM, why: str) -> None:
-    """For its policy, which starts it again as after a power cut."""
-    kept.tell("lost", why)
-    uptime = trio.current_time() - vm.machine.started_at
-    end = End(Mishap.LOST, why, uptime, time.time(), boot_id())
-    kept.note(phase="ending", end=end)
-    with trio.move_on_after(STEP_GRACE, shield=True):
-        await kept.write(means.journal)
-
-
 async def _check(kept: Kept, vm: VM, lacking: Sequence[Fault]) -> None:
     found = await check_source(vm.machine, cables_of(kept.record))
     if faults := [*found, *lacking, *faults_within(kept.record)]:
@@ -180,7 +171,10 @@ async def _form(
     wanted = kept.spec if qemu is None else attrs.evolve(kept.spec, qemu=qemu)
     wanted = with_moves(wanted, moves)
     form = start_form(wanted, generation=await generation_of(vm.machine))
-    resolution = await resolve(form, check=False)  # its images and ports are in use, by itself
+    try:
+        resolution = await resolve(form, check=False)  # its images and ports are in use, by itself
+    except LaunchFailed as failed:
+        raise CannotMigrate(kept.name, [no_qemu(failed)]) from failed
     if faults := (*thread_faults(moves, resolution.capabilities.version),):
         raise CannotMigrate(kept.name, faults)
     return resolution, attrs.evolve(resolution.spec, nics=wanted.nics, vmgenid=wanted.vmgenid)
@@ -200,18 +194,19 @@ async def _begun(
     options = attrs.evolve(means.options, incoming=True)
     member, joined = who_is_at(home.sockets, kept.name), kept.record.joined
     await means.networks.make(member, joined)
-    async with means.networks.plugged(resolution.spec, joined, member) as plugged:
-        resolution = attrs.evolve(resolution, spec=plugged.spec)
-        starting = means.ground.start(
-            resolution,
-            home,
-            plugged.links,
-            trio.lowlevel.checkpoint,
-            incoming=True,
-            silent=cables_of(kept.record),
-        )
-        start = await stack.enter_async_context(starting)
-    machine = await stack.enter_async_context(begun(resolution, start, home, options))
+    with destination_starts(resolution.spec.name):
+        async with means.networks.plugged(resolution.spec, joined, member) as plugged:
+            resolution = attrs.evolve(resolution, spec=plugged.spec)
+            starting = means.ground.start(
+                resolution,
+                home,
+                plugged.links,
+                trio.lowlevel.checkpoint,
+                incoming=True,
+                silent=cables_of(kept.record),
+            )
+            start = await stack.enter_async_context(starting)
+        machine = await stack.enter_async_context(begun(resolution, start, home, options))
     await take_place(machine)
     return start, machine
 

@@ -77,6 +77,16 @@ def bound(path: Path) -> socket.socket:
     return sock
 
 
+async def killed(pid: int) -> None:
+    """Kill it and see it end: on a busy host it lives on for a while, and has its sockets."""
+    end = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        await trio.lowlevel.wait_readable(end)
+    finally:
+        os.close(end)
+
+
 async def hear(networks: FarmNetworks, stack: ExitStack) -> None:
     a, switch = await port_of(networks, "a", stack)
     b, _ = await port_of(networks, "b", stack)
@@ -115,9 +125,10 @@ async def test_one_that_is_killed_comes_again(places: Places) -> None:
             os.kill(before, signal.SIGKILL)
             while list(pids(places).values()) == [before]:  # noqa: ASYNC110
                 await trio.sleep(0.01)
+            await networks.make("a", [LAN])  # it is on record before it is kept
             await hear(networks, stack)
         (now,) = pids(places).values()
-        os.kill(now, signal.SIGKILL)  # and when nobody is there to see it
+        await killed(now)  # and when nobody is there to see it
         later = FarmNetworks()
         async with later.open(places, {"a": [LAN], "b": [LAN]}):
             await later.make("a", [LAN])
@@ -196,21 +207,32 @@ async def test_names_as_long_as_can_be_still_give_sockets_that_bind(places: Plac
     long = Joined(name="n" * 32, network=Segment(), nic="n" * 20)
     async with networks.open(Places(places.state, runtime), {}):
         nic = await plug(networks, DgramNic(id=long.nic), long, "m" * 64)
-    assert isinstance(nic, DgramNic)
-    for end in (nic.local, nic.remote):
+        stream = attrs.evolve(long, network=Segment(socket="stream"))
+        listening = await plug(networks, StreamNic(id=long.nic), stream, "m" * 64)
+    assert isinstance(nic, DgramNic) and isinstance(listening, StreamNic)
+    for end in (nic.local, nic.remote, listening.address):
         assert end is not None and len(end.removeprefix("unix:")) <= 107
-    assert nic.local != nic.remote
+    assert len({nic.local, nic.remote, listening.address}) == 3
 
 
-async def test_a_stream_goes_to_the_switch(places: Places) -> None:
+async def test_the_switch_connects_to_who_has_a_stream(places: Places) -> None:
     networks = FarmNetworks()
     async with networks.open(places, {}):
         await networks.make("a", [DMZ])
         nic = await plug(networks, StreamNic(id="nic1"), DMZ)
-        assert isinstance(nic, StreamNic) and nic.address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.connect(nic.address.removeprefix("unix:"))
+        assert isinstance(nic, StreamNic) and nic.address and nic.server
+        with ExitStack() as stack:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            sock.bind(nic.address.removeprefix("unix:"))
+            sock.listen(0)
+            for _ in range(2):  # and the next one does, when the first is killed
+                with trio.fail_after(10):
+                    await trio.lowlevel.wait_readable(sock)
+                stack.enter_context(sock.accept()[0])
+                (switch,) = pids(places).values()
+                os.kill(switch, signal.SIGKILL)
         await networks.drop("a", [DMZ])
+    assert not list(places.runtime.iterdir())
 
 
 async def test_what_an_unreadable_record_may_need_is_left(places: Places) -> None:

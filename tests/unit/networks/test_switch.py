@@ -7,6 +7,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from qmpkit.networks import _switch_main
-from qmpkit.networks.segments import _prepared
+from qmpkit.networks.segments import _announce, _prepared
 
 EVERYBODY = b"\xff" * 6
 A, B = (b"\x52\x54\x00\x00\x00" + bytes([n]) for n in (1, 2))
@@ -25,7 +26,7 @@ def running(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     with ExitStack() as stack:
         command = _prepared(directory, stack)
         fds = list(command.fds.values())
-        process = subprocess.Popen([*command.argv[:-2], *map(str, fds)], pass_fds=fds)
+        process = subprocess.Popen([*command.argv[:-1], *map(str, fds)], pass_fds=fds)
     with process:
         try:
             yield process
@@ -75,11 +76,26 @@ def test_bad_frames_and_vanished_ports_do_no_harm(where: Path) -> None:
         assert c.recv(99) == EVERYBODY + A + b"..good"
 
 
-def cable(directory: Path) -> socket.socket:
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+@contextmanager
+def listening(directory: Path, name: str) -> Iterator[socket.socket]:
+    """A port as QEMU has it, which the switch connects to."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as port:
+        port.bind(str(directory / f"@{name}"))
+        port.listen(0)
+        port.settimeout(5)
+        yield port
+
+
+def accepted(port: socket.socket) -> socket.socket:
+    made, _ = port.accept()
     made.settimeout(5)
-    made.connect(str(directory / ".connections"))
     return made
+
+
+@contextmanager
+def cable(directory: Path, name: str) -> Iterator[socket.socket]:
+    with listening(directory, name) as port, accepted(port) as made:
+        yield made
 
 
 def framed(frame: bytes) -> bytes:
@@ -100,7 +116,7 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
 
 def test_connections_and_datagrams_are_one_segment(where: Path) -> None:
     hello, answer = EVERYBODY + A + b"..hello", A + B + b"..answer"
-    with running(where), port(where, "a") as a, cable(where) as b, cable(where) as c:
+    with running(where), port(where, "a") as a, cable(where, "b") as b, cable(where, "c") as c:
         a.sendto(hello, str(where / ".datagrams"))
         assert read(b) == read(c) == hello
         for byte in framed(answer):  # torn as it may be
@@ -111,7 +127,12 @@ def test_connections_and_datagrams_are_one_segment(where: Path) -> None:
 
 
 def test_a_guest_that_does_not_read_holds_up_nobody_and_gets_whole_frames(where: Path) -> None:
-    with running(where), cable(where) as a, cable(where) as deaf, cable(where) as c:
+    with (
+        running(where),
+        cable(where, "a") as a,
+        cable(where, "deaf") as deaf,
+        cable(where, "c") as c,
+    ):
         frames = [EVERYBODY + A + number.to_bytes(2, "big") + bytes(60_000) for number in range(99)]
         for frame in frames:
             a.sendall(framed(frame))
@@ -121,11 +142,43 @@ def test_a_guest_that_does_not_read_holds_up_nobody_and_gets_whole_frames(where:
 
 
 def test_who_sends_no_frames_is_cut_off_alone(where: Path) -> None:
-    with running(where), cable(where) as a, cable(where) as bad, cable(where) as c:
+    with running(where), cable(where, "a") as a, cable(where, "bad") as bad, cable(where, "c") as c:
         bad.sendall(b"GET / HTTP/1.1\r\n")
         assert bad.recv(9) == b""
         a.sendall(framed(EVERYBODY + A + b"..good"))
         assert read(c) == EVERYBODY + A + b"..good"
+
+
+def test_who_is_cut_off_or_comes_again_is_connected_again(where: Path) -> None:
+    hello = EVERYBODY + A + b"..hello"
+    with running(where), cable(where, "a") as a:
+        with listening(where, "b") as b:
+            accepted(b).close()  # as when what it sent was no frame
+            with accepted(b) as again:
+                a.sendall(framed(hello))
+                assert read(again) == hello
+        a.sendall(framed(hello))
+        (where / "@b").unlink()
+        with cable(where, "b") as anew:  # another process
+            a.sendall(framed(hello))
+            assert read(anew) == hello
+
+
+def test_a_restarted_switch_connects_to_all_again(where: Path) -> None:
+    with listening(where, "a") as a, listening(where, "b") as b:
+        for word in (b"..one", b"..two"):
+            with running(where), accepted(a) as one, accepted(b) as other:
+                one.sendall(framed(EVERYBODY + A + word))
+                assert read(other) == EVERYBODY + A + word
+
+
+def test_looks_at_once_when_it_is_told_that_one_comes(where: Path) -> None:
+    with running(where), cable(where, "a"):
+        time.sleep(1.5)  # it has come to look more rarely
+        _announce(where / ".datagrams")
+        began = time.monotonic()
+        with cable(where, "b"):
+            assert time.monotonic() - began < 0.5
 
 
 def test_ends_when_nobody_can_reach_it_any_more(where: Path) -> None:
@@ -139,5 +192,4 @@ def test_ends_when_nobody_can_reach_it_any_more(where: Path) -> None:
         _prepared(where, stack)  # another's
         thread.join(5)
         assert not thread.is_alive()
-        for own in (switch._datagrams, switch._listener):
-            own.close()
+        switch._datagrams.close()

@@ -13,6 +13,7 @@ from qmpkit import NoPortLeft
     ("ports", "spare", "words"),
     [
         (0, 0, "started with none (start the machine with more: root_ports = 8 in its profile)"),
+        (1, 1, "the only one holds a device (remove it, or"),
         (3, 1, "all 3 hold a device (remove one, or start the machine with more: root_ports = 8 "),
         (6, 6, "root_ports = 12 in its profile"),
         (40, 20, "root_ports = 40 in its profile"),

@@ -39,6 +39,12 @@ def standing_of(identity: Identity) -> Standing:
     return standing
 
 
+async def has_said(log: Path, text: str) -> None:
+    """Wait until a process has printed: it is started long before it comes to that."""
+    while not (await trio.Path(log).read_text()).endswith(text):  # noqa: ASYNC110
+        await trio.sleep(0.005)
+
+
 async def gone(identity: Identity) -> Standing:
     """What has become of it within 5 s: the kernel takes its time to end what was killed."""
     with trio.move_on_after(5):
@@ -58,6 +64,7 @@ async def test_it_outlives_its_block_and_is_adopted(tmp_path: Path) -> None:
         async with adopted(identity, stderr=log) as found:
             assert found.pid == identity.pid
             assert await found.keep()
+            await has_said(log, "hello\n")
             found.kill()
             found.kill()
             assert await found.wait() == ExitStatus()

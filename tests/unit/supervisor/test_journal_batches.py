@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import trio
 
 from qmpkit._trio import service_nursery
+from qmpkit.errors import JournalFailed
+from qmpkit.process import durable
 from qmpkit.process.entries import add, entries_in
 from qmpkit.supervisor import journal
 from qmpkit.supervisor.journal import TOGETHER, Journal, read_records
@@ -56,3 +59,32 @@ async def test_all_parts_are_written_at_the_end(tmp_path: Path) -> None:
         for name in NAMES:
             it.post(record(name))
     assert len(read_records(tmp_path / "journal")[0]) == len(NAMES)
+
+
+async def test_a_new_file_that_is_not_safely_named_takes_no_more_entries(tmp_path: Path) -> None:
+    """After a loss of power the old one could be back, without what was added since."""
+    path, fails, really = tmp_path / "journal", True, durable.sync
+
+    def synced(directory: Path) -> None:
+        if fails:
+            raise OSError(5, "Input/output error", str(directory))
+        really(directory)
+
+    with mock.patch.object(journal, "SPARE", 0):
+        async with service_nursery() as services:
+            it = Journal(path)
+            services.start_soon(it.run)
+            await it.put(record("a"))
+            with (
+                mock.patch.object(durable, "sync", synced),
+                mock.patch.object(journal, "sync", synced),
+            ):
+                for time in (1.0, 2.0):  # the last of which is in both files
+                    await it.put(record("a", time=time))
+                for _ in range(2):
+                    with pytest.raises(JournalFailed, match="Input/output error"):
+                        await it.put(record("b"))
+                assert list(entries_in(path)) == ["a"]
+                fails = False
+                await it.put(record("c"))
+            assert list(entries_in(path)) == ["a", "c"]

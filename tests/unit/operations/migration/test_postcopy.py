@@ -7,14 +7,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
-from qmpkit import Fault, MachineDied, MigrationFailed, MigrationLost, MigrationOptions
+from qmpkit import Disk, Fault, MachineDied, MigrationFailed, MigrationLost, MigrationOptions
 from qmpkit._trio import raise_collapsed
 from qmpkit.machine.report import ExitCause, ExitReport
 from qmpkit.operations.migration.capabilities import Setting
 from qmpkit.operations.migration.postcopy import Outlook, Postcopy, outlook, postcopy_faults
+from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.ways import Route
 from qmpkit.process.status import ExitStatus
 from qmpkit.qmp.errors import CommandRefused
@@ -55,6 +57,16 @@ def test_ways_by_which_memory_cannot_follow() -> None:
     assert [fault.path for fault in postcopy_faults(file, ())] == ["way"]
     several = MigrationOptions(way="unix", channels=2)
     assert [fault.path for fault in postcopy_faults(several, ())] == ["channels"]
+
+
+def test_dirty_bitmaps_cannot_follow() -> None:
+    disks = [Disk(f"/new/{number}", format="qcow2", id=f"disk{number}") for number in (0, 1)]
+    plain, backed_up = (
+        DiskMove(disk=disk, source="n", file="/old", size=1, bytes=1, number=0) for disk in disks
+    )
+    backed_up = attrs.evolve(backed_up, bitmaps=("one",))
+    (fault,) = postcopy_faults(MigrationOptions(), (plain, backed_up))
+    assert fault.path == "disks.disk1" and "dirty bitmaps" in fault.message
 
 
 class Ends(Source):

@@ -11,7 +11,18 @@ import pytest
 import trio
 import trio.testing
 
-from qmpkit import Disk, MachineSpec, QmpkitError, SpecInvalid, Supervisor, UserNic
+from qmpkit import (
+    Disk,
+    MachineSpec,
+    QmpkitError,
+    Snapshot,
+    SpecInvalid,
+    StreamNic,
+    Supervisor,
+    Uefi,
+    UserNic,
+    Vfio,
+)
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.wire import PROTOCOL, Wire, WireLost
 from qmpkit.spec.health import FunctionCheck, to_health
@@ -19,17 +30,17 @@ from qmpkit.spec.restart import Restart
 from qmpkit.supervisor.moves import receiving
 from qmpkit.supervisor.moves.offer import (
     Offer,
-    ReceiveTerms,
     offer_faults,
     offer_from_dict,
     offer_to_dict,
     options_from,
     ports_from,
     setting_from,
-    terms_faults,
 )
 from qmpkit.supervisor.moves.offer_disks import disks_from, disks_to, with_bitmaps
+from qmpkit.supervisor.moves.terms import ReceiveTerms, bounded, terms_faults
 from qmpkit.supervisor.record import Leaving, Record
+from tests.unit.host.images_on_disk import qcow2, raw
 
 UUID = "2b0e3b1c-6a0e-4a44-9d57-6b4c0a2f1111"
 ID = "0" * 32
@@ -125,6 +136,61 @@ def test_who_comes_from_afar_has_no_other_files_and_no_programs(tmp_path: Path) 
     faults = [*terms_faults(spec, terms)]
     paths = ["", "", "", "", "env", "extra_args", "launcher", "qemu", "run_as", "sandbox"]
     assert sorted(it.path for it in faults) == paths
+
+
+def test_an_image_from_afar_names_no_file_that_is_not_allowed(tmp_path: Path) -> None:
+    """Whatever QEMU would open because a header says so, however far below."""
+    allowed, secret = tmp_path / "disks", raw(tmp_path / "secret")
+    allowed.mkdir()
+    raw(allowed / "base")
+    (allowed / "link").symlink_to(secret)
+    terms = ReceiveTerms(address="10.0.0.1:0", tls=tmp_path, allow=[allowed])
+    bad = {
+        "backing": qcow2(allowed / "1", str(secret), backing_format="raw"),
+        "relative": qcow2(allowed / "2", "../secret", backing_format="raw"),
+        "link": qcow2(allowed / "3", "link", backing_format="raw"),
+        "deeper": qcow2(allowed / "4", "1", backing_format="qcow2"),
+        "data": qcow2(allowed / "5", data_file=str(secret)),
+        "elsewhere": qcow2(allowed / "6", "nbd://10.0.0.9/x", backing_format="raw"),
+        "options": qcow2(allowed / "7", 'json:{"driver": "file"}', backing_format="raw"),
+        "guessed": qcow2(allowed / "8", "base"),
+        "missing": qcow2(allowed / "9", "no-base", backing_format="raw"),
+    }
+    good = Disk(str(qcow2(allowed / "ok", "base", backing_format="raw")), format="qcow2")
+    for name, image in bad.items():
+        spec = attrs.evolve(SPEC, disks=[good, Disk(str(image), format="qcow2")])
+        assert [it.path for it in terms_faults(spec, terms)] == ["disks[1].file"], name
+        assert terms_faults(attrs.evolve(spec, disks=[Disk(str(image), format="raw")]), terms) == ()
+    point = Snapshot(name="a", disks={"disk0": str(bad["data"])}, formats={"disk0": "qcow2"})
+    back = attrs.evolve(SPEC, disks=[good], snapshots=[point])
+    assert [it.path for it in terms_faults(back, terms)] == ["snapshots[0]"]
+    stranger = attrs.evolve(point, disks={"disk0": str(secret)}, formats={"disk0": "raw"})
+    assert len(terms_faults(attrs.evolve(back, snapshots=[stranger]), terms)) == 1
+    stored = attrs.evolve(SPEC, firmware=Uefi(vars=str(bad["backing"])))
+    assert [it.path for it in terms_faults(stored, terms)] == ["firmware.vars"]
+
+
+def test_what_an_image_names_stays_bounded_when_it_starts_again(tmp_path: Path) -> None:
+    terms = ReceiveTerms(address="10.0.0.1:0", tls=tmp_path, allow=[tmp_path])
+    inner = str(tmp_path / "inner")
+    for given, kept in (([], [str(tmp_path)]), (["/"], [str(tmp_path)]), (["/", inner], [inner])):
+        spec = attrs.evolve(SPEC, image_folders=given)
+        assert terms_faults(spec, terms) == ()
+        assert [*bounded(spec, terms).image_folders] == kept
+
+
+@pytest.mark.parametrize("name", ["reboot", "/usr/bin/env", "/usr/bin/../bin/env", "/x/qemu"])
+def test_only_a_qemu_is_run_for_another_host(tmp_path: Path, name: str) -> None:
+    terms = ReceiveTerms(address="10.0.0.1:0", tls=tmp_path, allow=[tmp_path])
+    assert [it.path for it in terms_faults(attrs.evolve(SPEC, qemu=name), terms)] == ["qemu"]
+
+
+def test_what_another_host_sends_has_no_devices_of_this_one(tmp_path: Path) -> None:
+    """Its own check is not to be relied on."""
+    terms = ReceiveTerms(address="10.0.0.1:0", tls=tmp_path, allow=[tmp_path])
+    nics = [StreamNic(address="unix:/run/other.sock")]
+    spec = attrs.evolve(SPEC, devices=[Vfio(host="0000:01:00.0")], nics=nics)
+    assert sorted(it.path for it in terms_faults(spec, terms)) == ["devices[0]", "nics[0]"]
 
 
 @pytest.mark.parametrize(
@@ -281,10 +347,10 @@ def test_disks_that_make_no_sense(changes: dict[str, Any], why: str) -> None:
     assert disks_from("shared", spec) == ()
 
 
-async def test_all_that_is_in_the_way_is_told_at_once(state: Path) -> None:
-    spec = attrs.evolve(SPEC, disks=[Disk("/no/disk", format="raw")], qemu="/no/qemu")
+async def _refused(state: Path, spec: MachineSpec, *allow: str) -> str:
+    """All that a supervisor says is in the way of such a machine of another host."""
     plain = offer_to_dict(attrs.evolve(RECORD, spec=spec, requires=("db",)), ID, None)
-    terms = ReceiveTerms(address="127.0.0.1:0", tls=state, allow=[state])
+    terms = ReceiveTerms(address="127.0.0.1:0", tls=state, allow=[state, *allow])
     async with Supervisor("lab", keep=True) as lab:
         ours, theirs = trio.testing.memory_stream_pair()
         async with trio.open_nursery() as nursery:
@@ -293,10 +359,27 @@ async def test_all_that_is_in_the_way_is_told_at_once(state: Path) -> None:
             await wire.ask("hello", protocol=PROTOCOL)
             with pytest.raises(SpecInvalid) as told:
                 await wire.ask("offer", offer=json.loads(json.dumps(plain)))
-    faults = "\n".join(map(str, told.value.faults))
+    return "\n".join(map(str, told.value.faults))
+
+
+async def test_all_that_is_in_the_way_is_told_at_once(state: Path) -> None:
+    spec = attrs.evolve(SPEC, disks=[Disk("/no/disk", format="raw")], qemu="/no/qemu")
+    faults = await _refused(state, spec, "/no")
     for why in ("'/no/disk' does not exist", "requires: there is no machine 'db'", "/no/qemu"):
         assert why in faults
-    assert faults.count("allowed here") == 2
+    assert "allowed here" not in faults
+
+
+async def test_what_is_not_allowed_is_neither_looked_at_nor_run(
+    state: Path, tmp_path: Path
+) -> None:
+    ran, qemu = tmp_path / "ran", tmp_path / "qemu"
+    qemu.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    qemu.chmod(0o755)
+    spec = attrs.evolve(SPEC, disks=[Disk("/no/disk", format="raw")], qemu=qemu)
+    faults = await _refused(state, spec)
+    assert faults.count("allowed here") == 2 and "requires: there is no machine 'db'" in faults
+    assert "does not exist" not in faults and not ran.exists()
 
 
 async def test_a_conversation_has_bounds() -> None:

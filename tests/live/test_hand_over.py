@@ -1,0 +1,152 @@
+"""A machine that nobody keeps goes to a supervisor, which keeps it from then on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+import qmpkit
+from qmpkit import (
+    CannotMigrate,
+    MigrationFailed,
+    MigrationUnknown,
+    SpecInvalid,
+    State,
+    Step,
+    UserNic,
+)
+from qmpkit.testing.leaks import leaks
+from tests.live.kept import Places, lab
+from tests.live.migrating import SLOW, counted, counting, lives_on
+from tests.live.receiving import Cut, door, end_both, other, runs_on
+from tests.sizes import NEWEST
+
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
+
+UUID = "2b0e3b1c-6a0e-4a44-9d57-6b4c0a2f1111"
+
+
+async def test_it_outlives_its_block_there(qemu: str, places: Places, tmp_path: Path) -> None:
+    spec = counting(qemu, tmp_path, uuid=UUID, nics=[UserNic(forwards=["0:22"])])
+    async with leaks():
+        async with other() as there, door(tmp_path / "d", there.receive) as to:
+            async with qmpkit.running(spec) as vm:
+                await vm.console.expect(".")
+                had, ports = await counted(vm), await vm.forwards()
+                with pytest.raises(CannotMigrate, match="to: unix:/no/socket: nobody waits"):
+                    await qmpkit.hand_over(vm, "unix:/no/socket")
+                with pytest.raises(MigrationFailed, match="enough"):
+                    give_up = Step(give_up="enough")
+                    await qmpkit.hand_over(vm, to, policy=lambda _: give_up, options=SLOW)
+                await lives_on(vm, had)
+                assert not there.kept
+                took = await qmpkit.hand_over(vm, to, restart="always")
+                assert 0 < took.downtime < took.seconds
+                assert vm.state is State.GONE
+                assert str(vm.report).startswith("its guest has migrated")
+            kept = there.kept["mover"]
+            await runs_on(kept, had)
+            assert kept.restart.policy == "always" and len(places.qemus()) == 1
+            assert kept.vm is not None and await kept.vm.forwards() == ports
+        async with other() as there:
+            await runs_on(there.kept["mover"], had)
+        await end_both()
+
+
+async def test_who_cannot_be_handed_over_stays(qemu: str, places: Places, tmp_path: Path) -> None:
+    async with leaks():
+        async with lab() as here, qmpkit.running(counting(qemu, tmp_path)) as vm:
+            for to in ("unix:/no/socket", "nowhere"):
+                with pytest.raises(CannotMigrate, match="uuid: it has none"):
+                    await qmpkit.hand_over(vm, to)
+            with pytest.raises(SpecInvalid, match="nothing is sent in clear"):
+                await qmpkit.hand_over(vm, "tls://host:1")
+            kept = await here.ensure(counting(qemu, tmp_path, name="kept", disks=[]))
+            await kept.wait_running()
+            assert kept.vm is not None
+            with pytest.raises(CannotMigrate, match="it is kept"):
+                await qmpkit.hand_over(kept.vm, "unix:/no/socket")
+            assert vm.state is State.RUNNING
+        async with lab() as here:
+            await here.declare("kept", "stopped", powerdown_grace=0)
+            await here.forget("kept")
+
+
+async def test_an_answer_that_is_lost(qemu: str, places: Places, tmp_path: Path) -> None:
+    """Who can be asked is asked; else it stands still, and nobody guesses."""
+    spec = counting(qemu, tmp_path, uuid=UUID)
+    async with leaks():
+        async with other() as there, qmpkit.running(spec) as vm:
+            await vm.console.expect(".")
+            had = await counted(vm)
+            async with door(tmp_path / "one", Cut(there.receive, "run", passes=False)) as to:
+                with pytest.raises(MigrationFailed):
+                    await qmpkit.hand_over(vm, to)
+            await lives_on(vm, had)
+            assert not there.kept
+            deaf = Cut(there.receive, "run", passes=False, deaf=True)
+            async with door(tmp_path / "two", deaf) as to:
+                with pytest.raises(MigrationUnknown, match=r"two: .*Cure: look there") as unknown:
+                    await qmpkit.hand_over(vm, to)
+                assert unknown.value.place == to and vm.state is State.PAUSED
+            await vm.resume()  # one has looked
+            await lives_on(vm, had)
+            async with door(tmp_path / "three", Cut(there.receive, "run", passes=True)) as to:
+                await qmpkit.hand_over(vm, to)
+            assert vm.report is not None
+            await runs_on(there.kept["mover"], had)
+        await end_both()
+
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+import trio
+import qmpkit
+from qmpkit.operations.migration.wire import Wire
+from tests.live.migrating import counting
+
+to, folder, qemu, when, uuid = sys.argv[1:]
+really = Wire.send
+
+async def send(wire, message):
+    decides = message.get("ask") == "run"
+    if decides and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    await really(wire, message)
+    if decides:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Wire.send = send
+
+async def main():
+    async with qmpkit.running(counting(qemu, Path(folder), uuid=uuid)) as vm:
+        await vm.console.expect(".")
+        await qmpkit.hand_over(vm, to)
+
+trio.run(main)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_its_program_dies(qemu: str, places: Places, tmp_path: Path, when: str) -> None:
+    """The other side has it if it has heard that it is to; never do two run."""
+    async with leaks():
+        async with other() as there, door(tmp_path / "d", there.receive) as to:
+            argv = [sys.executable, "-c", PROGRAM, to, str(tmp_path), qemu, when, UUID]
+            done = await trio.run_process(argv, check=False)
+            assert done.returncode == -9
+            if when == "after":
+                with trio.fail_after(20):
+                    while "mover" not in there.kept or not there.kept["mover"].tended:  # noqa: ASYNC110
+                        await trio.sleep(0.02)
+                await runs_on(there.kept["mover"], 0)
+            with trio.fail_after(20):
+                while len(places.qemus()) != (when == "after") or (  # noqa: ASYNC110
+                    len(there.kept) != (when == "after")
+                ):
+                    await trio.sleep(0.02)
+        await end_both()
