@@ -37,14 +37,14 @@ class Carrier(Protocol):
     async def sweep(self, members: Members) -> None:
         """Remove what is left of networks and places that are not among *members*."""
 
-    async def make(self, machine: str, join: Joined) -> None:
-        """Have it, and a machine's place in it; done again, it does nothing."""
+    async def make(self, member: str, join: Joined) -> None:
+        """Have it, and a member's place in it; done again, it does nothing."""
 
-    async def plugged(self, nic: Nic, machine: str, join: Joined) -> tuple[Nic, int | None]:
-        """A machine's NIC, plugged in, and the descriptor of its device if it takes one."""
+    async def plugged(self, nic: Nic, member: str, join: Joined) -> tuple[Nic, int | None]:
+        """A member's NIC, plugged in, and the descriptor of its device if it takes one."""
 
-    async def unplug(self, machine: str, join: Joined) -> None:
-        """Remove a machine's place in it."""
+    async def unplug(self, member: str, join: Joined) -> None:
+        """Remove a member's place in it."""
 
     async def remove(self, join: Joined) -> None:
         """Nobody is in it any more."""
