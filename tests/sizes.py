@@ -143,6 +143,8 @@ MOVE_CUTS = (
     if LONG
     else (("set_up", True), ("loaded", False))
 )
+# At which words the conversation breaks off while memory follows, before or after the answer.
+REST_CUTS = [(word, passes) for word in ("rest", "run_ahead", "now") for passes in (False, True)]
 MOVE_KILLS = size(ci=2, long=100)  # SIGKILLs of a supervisor between two steps of one
 
 # Saved machines

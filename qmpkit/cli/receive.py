@@ -79,8 +79,8 @@ class _Front:
                     with trio.fail_after(_SILENCE):
                         await peer.send(reply)
                 finally:
-                    if asked.get("ask") == "run" and reply.get("ok") == {}:
-                        self._has_come(name, who)
+                    if _has_it_come(asked, reply):
+                        self._has_come(name or "a machine", who)
                 if _is_over(asked, reply):
                     await peer.close()
                     return
@@ -94,8 +94,18 @@ class _Front:
             self.only.deadline = trio.current_time() + 1.0  # its source hears of it first
 
 
+def _has_it_come(asked: dict[str, Any], reply: dict[str, Any]) -> bool:
+    """It was run, with all of its memory, or by now all of that is here (postcopy)."""
+    what, ok = asked.get("ask"), reply.get("ok")
+    if what == "now" and isinstance(ok, dict):
+        return bool(ok.get("over")) and ok.get("status") == "completed"
+    return what == "run" and ok == {}
+
+
 def _is_over(asked: dict[str, Any], reply: dict[str, Any]) -> bool:
-    what = asked.get("ask")
+    what, ok = asked.get("ask"), reply.get("ok")
+    if isinstance(ok, dict) and (ok.get("over") or ok.get("outcome", "coming") != "coming"):
+        return True
     return what in ("run", "discard", "settle") or (what == "offer" and "error" in reply)
 
 

@@ -29,6 +29,7 @@ from qmpkit.supervisor.ledger import KeptLedger, recover_change
 from qmpkit.supervisor.life import Means, attend, used_up
 from qmpkit.supervisor.moves.departures import settled
 from qmpkit.supervisor.moves.heirs import settle_heir
+from qmpkit.supervisor.moves.rest_found import settle_rest
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import Declared, End, Record
 from qmpkit.vm import VM
@@ -53,6 +54,7 @@ async def found(kept: Kept, means: Means, seen: Seen) -> End:
     One that becomes another process is followed there.
     """
     await settle_heir(kept, means, seen)
+    await settle_rest(kept, means, seen)
     await settled(kept, means, seen)
     end = end_found(kept.record, Standing.GONE, boot_id()) if kept.has_left else None
     while end is None:

@@ -102,7 +102,8 @@ class Changes(ABC):
         where they are here, or makes the images of those that go along.  When the guest runs
         there its record here is forgotten, with its logs.  MigrationUnknown when the last
         answer was lost and nobody can be asked: then it stands still, and `settle` asks again.
-        There is no postcopy to there.
+        By postcopy also when, with memory at both ends, the other side cannot be asked for longer
+        than `recover_within`; MigrationLost says in `place` whose the machine is that is lost.
 
         Raises SpecInvalid for an unknown name, MachineGone when it is down, JournalFailed,
         HostLacks.

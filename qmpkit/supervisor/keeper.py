@@ -113,7 +113,11 @@ class Keeper:
                 self._arrivals = Arrivals(self._places.state / "arrivals")
                 await self._arrivals.load()
                 self.means = self._with(
-                    journal=self.journal, home=self._home, shelf=self.shelf, forget=self._left
+                    journal=self.journal,
+                    home=self._home,
+                    shelf=self.shelf,
+                    arrivals=self._arrivals,
+                    forget=self._left,
                 )
                 async with self._adopted(self.means):
                     yield
@@ -126,9 +130,9 @@ class Keeper:
     @asynccontextmanager
     async def _adopted(self, means: Means) -> AsyncIterator[None]:
         records, lost = await trio.to_thread.run_sync(read_records, self._places.journal)
-        coming = [record for record in records if record.arriving]
+        coming = [record for record in records if record.arriving and record.rest is None]
         await end_arriving(coming, means, self._events)
-        records = [record for record in records if not record.arriving]
+        records = [record for record in records if record not in coming]
         for record in records:
             home = Home(Path(record.sockets), self._places.logs(record.name))
             self.machines[record.name] = self._kept(record, home)

@@ -38,7 +38,8 @@ class Kept:
     `vm` is the machine as long as its monitor answers, and another one after each
     restart.  `state` is what is observed: the states of `State`, or "queued", "starting",
     "saved" (it is down, and goes on where it was when it is started), "migrating" (its guest
-    runs in another process already, and the rest of its memory follows), "silent" (its QEMU
+    runs in another process already, or came here, and the rest of its memory follows), "silent"
+    (its QEMU
     lives and says nothing), "unreachable" (it has no sockets any
     more, or another machine's), "blocked" (it requires one that will not come up by
     itself), "arriving" (another supervisor sends it), "unknown" (it may run at another one, see
@@ -60,6 +61,7 @@ class Kept:
         self.adopted = False
         self.is_moving = False  # to another process, which may become it
         self.call_off: Callable[[float], None] | None = None  # ends a move, by a stop's grace
+        self.is_left = False  # it comes from another one, and is for the next of us to go on with
         self.has_left = False  # another supervisor has it
         self.found_out: bool | None = None  # whether it is here, of one that was moving
         self.declarations = 0  # how often it was declared something while a task keeps it

@@ -30,6 +30,7 @@ from qmpkit.supervisor.gate import Gate
 from qmpkit.supervisor.journal import Journal, Ticket
 from qmpkit.supervisor.kept import STARTS, Kept
 from qmpkit.supervisor.ledger import KeptLedger, finish_change
+from qmpkit.supervisor.moves.arrivals import Arrivals
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.policy import History, Mishap, after_end
 from qmpkit.supervisor.record import End
@@ -64,6 +65,7 @@ class Means:
     forget: Callable[[Kept], Awaitable[None]]
     gate: Gate
     shelf: Shelf
+    arrivals: Arrivals
     options: LaunchOptions
     powerdown_grace: float
     patience: float = 2.0

@@ -34,7 +34,7 @@ from qmpkit.spec.sites import Sites
 from qmpkit.supervisor.policy import Cause, History, Mishap
 
 __all__ = ["SCHEMA", "Declared", "End", "Heir", "Leaving", "Malformed", "NewerSchema", "Record"]
-__all__ += ["MATTERS", "Wanted", "digest_of"]
+__all__ += ["MATTERS", "Remainder", "Wanted", "digest_of"]
 
 SCHEMA = 1
 """The format's number. A reader refuses what is newer than itself."""
@@ -118,6 +118,18 @@ class Leaving:
 
 
 @attrs.frozen(kw_only=True)
+class Remainder:
+    """The memory that follows a guest from another supervisor, or may (postcopy).
+
+    `within`: seconds that its source may be cut off.  `address`: where QEMU waited for it by
+    TCP, "" by a unix socket.
+    """
+
+    within: float
+    address: str = ""
+
+
+@attrs.frozen(kw_only=True)
 class Record:
     """One kept machine.
 
@@ -133,7 +145,7 @@ class Record:
     its disks or devices that is under way.  `heir`: the process that it is moving to.
     `plugged`: networks that it has joined while it ran.
     `leaving`: its move to another supervisor.  `arriving`: the number of the move by which it
-    comes from one, until it is told to run; `arrived`: then.
+    comes from one, until it is told to run; `arrived`: then.  `rest`: until all of it is here.
     """
 
     name: str
@@ -159,6 +171,7 @@ class Record:
     leaving: Leaving | None = None
     arriving: str = ""
     arrived: str = ""
+    rest: Remainder | None = None
     time: float = attrs.field(factory=time.time)
 
     @property
@@ -207,6 +220,7 @@ class Record:
             "heir": None if self.heir is None else _heir_to_dict(self.heir),
             "plugged": [join_to_dict(join) for join in self.plugged],
             "leaving": None if self.leaving is None else attrs.asdict(self.leaving),
+            "rest": None if self.rest is None else attrs.asdict(self.rest),
         }
         # With an indent it takes ten times as long.
         return f'{{"spec": {_text_of(self.spec)}, {json.dumps(plain)[1:]}'
@@ -227,7 +241,7 @@ class Record:
 
 
 _OWN_FORM = {"spec", "restart", "facts", "identity", "sites", "end", "history", "health"}
-_OWN_FORM |= {"farm", "change", "heir", "plugged", "leaving"}
+_OWN_FORM |= {"farm", "change", "heir", "plugged", "leaving", "rest"}
 _AS_THEY_ARE = tuple(it.name for it in attrs.fields(Record) if it.name not in _OWN_FORM)
 _CHANGE_LISTS = ("jobs", "nodes", "files", "leaving", "obsolete", "coming", "going")
 _CAUSES: dict[str, Cause] = {cause.value: cause for cause in (*ExitCause, *Mishap)}
@@ -278,6 +292,7 @@ def _record(plain: Mapping[str, Any]) -> Record:
         leaving=None if (leaving := plain.get("leaving")) is None else Leaving(**leaving),
         arriving=_text(plain.get("arriving", "")),
         arrived=_text(plain.get("arrived", "")),
+        rest=None if (rest := plain.get("rest")) is None else Remainder(**rest),
         time=float(plain["time"]),
     )
 

@@ -20,7 +20,7 @@ from tests.live.migrating import counted, counting, lives_on
 from tests.live.receiving import runs_on
 from tests.live.relay import BY_RELAY, LARGE, Relay, phases
 from tests.live.test_migration_disks import folder, names_in
-from tests.sizes import DISK_MOVES, NEWEST, QEMU_VERSIONS
+from tests.sizes import DISK_MOVES, LONG
 
 pytestmark = pytest.mark.live
 
@@ -32,7 +32,7 @@ def relay(monkeypatch: pytest.MonkeyPatch) -> Relay:
     return Relay(monkeypatch)
 
 
-@pytest.mark.qemus(*QEMU_VERSIONS)
+@pytest.mark.skipif(not LONG, reason="they go to another supervisor too: with --long")
 async def test_they_are_alike_before_it_runs_there(qemu: str, tmp_path: Path, relay: Relay) -> None:
     """A cut is mended as without them, and what it writes meanwhile is in the new ones alone."""
     new = folder(tmp_path / "new")
@@ -80,7 +80,7 @@ async def test_what_a_backup_needs_does_not_go_along(qemu: str, tmp_path: Path) 
         await lives_on(vm, had)
 
 
-@pytest.mark.qemus(*NEWEST)
+@pytest.mark.skipif(not LONG, reason="half a minute of losses: with --long")
 async def test_of_a_guest_that_is_lost_the_new_ones_are_left(
     qemu: str, tmp_path: Path, relay: Relay
 ) -> None:
@@ -108,7 +108,7 @@ async def test_of_a_guest_that_is_lost_the_new_ones_are_left(
     await holds(str(new / "qcow2.img"), "qcow2", {0: 5})
 
 
-@pytest.mark.qemus(*NEWEST)
+@pytest.mark.skipif(not LONG, reason="half a minute of losses: with --long")
 async def test_a_kept_one_that_is_lost_starts_again_on_the_new_ones(
     qemu: str, places: Places, tmp_path: Path, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,13 +8,23 @@ import pytest
 import trio
 import trustme
 
-from qmpkit import CannotMigrate, Kept, MigrationFailed, Supervisor, move_place
+from qmpkit import (
+    CannotMigrate,
+    Kept,
+    MigrationFailed,
+    MigrationOptions,
+    Round,
+    Supervisor,
+    move_place,
+    postcopy,
+)
 from qmpkit.cli.daemon import find_daemon
 from qmpkit.testing import guests
 from tests.live.kept import Places, count, end_all, lab
 from tests.live.migrating import SLOW, counting
 from tests.live.other_host import FAR, certificates, other_host, receiver
 from tests.live.receiving import runs_on
+from tests.live.relay import LARGE, phases
 from tests.sizes import LONG, NEWEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
@@ -94,3 +104,46 @@ async def test_the_cable_is_pulled(qemu: str, places: Places, tmp_path: Path) ->
                     await trio.sleep(0.1)
             assert await _there() == []
         await end_all()
+
+
+@pytest.mark.bound(240)
+@pytest.mark.skipif(not LONG, reason="its guest runs there before its memory: with --long")
+async def test_all_connections_are_lost_while_memory_follows(
+    qemu: str, places: Places, tmp_path: Path
+) -> None:
+    """The command there ends, and another one begins: the supervisors find one another again."""
+    ca = trustme.CA()
+    with other_host() as host:
+        theirs = certificates(tmp_path / "theirs", ca, host.address)
+        ours = certificates(tmp_path / "ours", ca, "here.example")
+        spec = counting(qemu, tmp_path, memory=LARGE)
+        async with lab() as here:
+            kept = await here.ensure(spec, restart="never")
+            await runs_on(kept, 0)
+            assert kept.vm is not None
+            source, seen = kept.vm.machine, list[Round]()
+            async with trio.open_nursery() as nursery:
+                async with receiver(host, theirs, *_allowed(qemu, tmp_path)) as url:
+
+                    async def move() -> None:
+                        await here.migrate(
+                            "mover",
+                            to=move_place(url, ours),
+                            policy=postcopy(after=0),
+                            options=MigrationOptions(
+                                way="tcp", tls=ours, max_bandwidth="1MiB", downtime=0.001
+                            ),
+                            progress=seen.append,
+                        )
+
+                    nursery.start_soon(move)
+                    await kept.until(lambda: kept.state == "migrating")
+                    while await _there() != ["mover migrating"]:  # noqa: ASYNC110
+                        await trio.sleep(0.02)
+                await source.execute("migrate-pause", {}, oob=True)
+                async with receiver(host, theirs, *_allowed(qemu, tmp_path)):
+                    with trio.fail_after(60):
+                        while here.kept or await _there() != ["mover running"]:  # noqa: ASYNC110
+                            await trio.sleep(0.1)
+                    assert len(places.qemus()) == 1
+            assert phases(seen) == ["precopy", "postcopy", "cut"]

@@ -84,13 +84,20 @@ class MigrationLost(_Stopped):
 
     Only a migration by postcopy ends so, after its guest had begun to run at the destination.
     Both QEMUs have ended; its disks are as after a power cut.  `why` is what happened, `said`
-    the last that the destination's QEMU had to say, "" when it said nothing.
+    the last that the destination's QEMU had to say, "" when it said nothing.  `place`: where
+    another supervisor keeps the machine, whose policy is asked; "" when it is where it was.
     """
 
+    def __init__(self, machine: str, why: str, said: str = "", place: str = "") -> None:
+        super().__init__(machine, why, said)
+        self.place = place
+        self.args = (machine, why, said, place)
+
     def __str__(self) -> str:
+        where = f" at {self.place}, which keeps it now," if self.place else ","
         return (
             f"the guest of machine {self.machine!r} is lost, part of its memory was at each end: "
-            f"{self.told}. Cure: start it again, as after a power cut"
+            f"{self.told}. Cure: start it again{where} as after a power cut"
         )
 
 

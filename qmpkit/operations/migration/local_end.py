@@ -41,7 +41,7 @@ class LocalEnd:
     """An `End` that is *incoming*."""
 
     def __init__(self, incoming: Incoming) -> None:
-        self._incoming = incoming
+        self.incoming = self._incoming = incoming
         self._machine = incoming.machine
         self.moves = incoming.moves
         self.collapse = incoming.collapse
@@ -186,6 +186,9 @@ class LocalRest:
             message = f"the destination refuses it: {refused.desc}"
             return (Fault("policy", f"{message} ({said})" if said else message, _CURE),)
         return ()
+
+    def begins(self) -> None:
+        """See `Rest`."""
 
     def switched(self) -> None:
         """See `Rest`."""

@@ -193,6 +193,8 @@ class Moving:
         await source.execute("query-status")  # by then its state is that of all that it has told
         if source.state in (State.SHUTDOWN, State.PANICKED):
             raise MigrationFailed(source.name, f"its guest is {source.state.value}")
+        if (rest := self._end.rest()) is not None:
+            rest.begins()
         transfer.is_quiet = True
         try:
             with trio.move_on_after(STEP_GRACE, shield=True):

@@ -25,16 +25,20 @@ from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.transfer import LAST_WORDS, failure
 from qmpkit.operations.migration.ways import Route
+from qmpkit.operations.migration.wire import Refused, WireLost
 from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.qmp.errors import CommandRefused
 
-__all__ = ["Again", "Outlook", "Postcopy", "Rest", "cut", "listened", "outlook"]
+__all__ = ["UNHEARD", "Again", "Outlook", "Postcopy", "Rest", "cut", "listened", "outlook"]
 __all__ += ["postcopy_faults"]
 
 log = logging.getLogger("qmpkit.operations")
 
 Again = Callable[[], AbstractAsyncContextManager[str]]
 """Has the destination wait at another place within the block (`migrate-recover`); its address."""
+
+UNHEARD = "unheard"
+"""The status of a destination of another supervisor, which cannot be asked; QEMU has none such."""
 
 _ATTEMPT = 5.0
 """Seconds in which a connection is made, or tried anew; a refused one is often not told of."""
@@ -56,6 +60,7 @@ class Outlook(Enum):
     CUT = "its connection is cut"
     ORPHANED = "nothing is sent any more"
     LOST = "the destination has ended"
+    UNHEARD = "nobody knows whether it is all there"
 
 
 def outlook(source: str | None, destination: str | None) -> Outlook:
@@ -64,6 +69,8 @@ def outlook(source: str | None, destination: str | None) -> Outlook:
         return Outlook.LOST
     if destination == "completed":
         return Outlook.ARRIVED
+    if destination == UNHEARD and source in (None, "completed"):
+        return Outlook.UNHEARD
     if source is None or source in _BROKEN or destination in _BROKEN:
         return Outlook.ORPHANED
     if _CUT in (source, destination) and source != "completed":
@@ -93,6 +100,9 @@ class Rest(Protocol):
 
     async def refusals(self, setting: Setting) -> tuple[Fault, ...]:
         """Why its host does not let it, found by trying; nothing is on its way yet."""
+
+    def begins(self) -> None:
+        """The source is told to switch: what is lost now is not taken back by itself."""
 
     def switched(self) -> None:
         """The guest is there from here on, and nowhere else."""
@@ -263,6 +273,8 @@ class Postcopy:
                     await self._hear_last_words()
                 case Outlook.LOST:
                     raise self._lost("the destination's QEMU has ended")
+                case Outlook.UNHEARD:
+                    raise self._lost("the other side cannot be asked whether all of it is there")
 
     async def _hear_last_words(self) -> None:
         with trio.move_on_after(LAST_WORDS):
@@ -309,7 +321,7 @@ class Postcopy:
                     await self._machine.execute("migrate", {"uri": uri, "resume": True})
                     await self._until(lambda: self._is_resumed(before))
                 why = "" if self._outlook is not Outlook.CUT else "it was cut at once"
-            except (CommandRefused, *LOST) as error:
+            except (CommandRefused, WireLost, Refused, *LOST) as error:
                 why = str(error)
         return why
 

@@ -23,14 +23,15 @@ from qmpkit.operations.migration.errors import (
 )
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.place import MovePlace
+from qmpkit.operations.migration.remote_rest import RemoteRest, route_to
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.storage_there import Door
 from qmpkit.operations.migration.tls import DISKS_TLS_ID, identified
 from qmpkit.operations.migration.ways import Route, dialled
-from qmpkit.operations.migration.wire import ANSWER, PROTOCOL, NotAsked, Refused, Wire, WireLost
+from qmpkit.operations.migration.wire import ANSWER, NotAsked, Refused, Wire, WireLost, greeted
 from qmpkit.operations.steps import STEP_GRACE
 
-__all__ = ["RemoteEnd", "asked_what_came", "greeted"]
+__all__ = ["RemoteEnd", "asked_what_came"]
 
 BEAT = 5.0
 """Seconds between two signs of life while memory is on its way; the other side waits longer."""
@@ -38,23 +39,12 @@ BEAT = 5.0
 _GOODBYE = 3.0
 
 
-async def greeted(wire: Wire, place: MovePlace) -> None:
-    """Both speak the same conversation, or WireLost says which."""
-    try:
-        found = (await wire.ask("hello", protocol=PROTOCOL)).get("protocol")
-    except WireLost as lost:  # TLS 1.3 has a client know only now
-        hint = "; perhaps it does not know our certificate: it says so there" if place.host else ""
-        raise WireLost(f"{lost.why}{hint}") from lost
-    if found != PROTOCOL:
-        raise WireLost(f"the other side speaks conversation {found}, and this one {PROTOCOL}")
-
-
 async def asked_what_came(wire: Wire, place: MovePlace, ident: str, who: str) -> str:
     """What has come of a move, as its destination knows: "runs", "ran", "ended", "discarded".
 
     WireLost too when it is not *who* the machine was moving to.
     """
-    await greeted(wire, place)
+    await greeted(wire, on_another_host=bool(place.host))
     told = await wire.ask("settle", id=ident)
     if told.get("who") != who:
         raise WireLost("another supervisor answers there, or one that has lost its memory")
@@ -88,6 +78,17 @@ class RemoteEnd:
         self._patience = 2 * ANSWER
         self._spent = False
         self._is_deciding = False
+        self._rest: RemoteRest | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it is, in words."""
+        return str(self._place)
+
+    @property
+    def outcome(self) -> str:
+        """What has come of one whose memory was at both ends, by the other side's word."""
+        return "" if self._rest is None else self._rest.outcome
 
     @asynccontextmanager
     async def offered(self, offer: Mapping[str, Any]) -> AsyncIterator[None]:
@@ -97,6 +98,7 @@ class RemoteEnd:
         """
         found = await self._ask("offer", offer=offer, patience=2 * ANSWER)
         self._able, self.who = _able(found), str(found.get("who"))
+        self._rest = RemoteRest(self._place, self._name, offer["id"], self.who, self._wire)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._beat)
@@ -108,12 +110,20 @@ class RemoteEnd:
     async def _beat(self) -> None:
         while True:
             await trio.sleep(BEAT)
+            if self._has_begun:  # it does all that is left
+                return
             try:
                 await self._ask("beat")
             except MigrationFailed:
-                if self._is_deciding:  # by now it is over, or `run` says what came of it
+                if (
+                    self._is_deciding or self._has_begun
+                ):  # by now it is over, or `run` says what came of it
                     return
                 raise
+
+    @property
+    def _has_begun(self) -> bool:
+        return self._rest is not None and self._rest.has_begun
 
     async def _ask(self, what: str, /, patience: float = ANSWER, **more: Any) -> dict[str, Any]:
         try:
@@ -160,7 +170,10 @@ class RemoteEnd:
     ) -> None:
         """See `End`."""
         self._patience = options.max_downtime + 2 * ANSWER
-        plain: dict[str, Any] = {"channels": options.channels, "compression": options.compression}
+        names = ("channels", "compression", "recover_within")
+        plain: dict[str, Any] = {name: getattr(options, name) for name in names}
+        if self._rest is not None:
+            self._rest.within = options.recover_within
         bitmaps = {move.id: list(move.bitmaps) for move in moves}
         await self._ask("set_up", capabilities=setting, options=plain, bitmaps=bitmaps)
 
@@ -168,12 +181,13 @@ class RemoteEnd:
     async def served(self, source: Machine) -> AsyncIterator[Door]:
         """See `End`."""
         if not self._place.host:
-            yield Door(server={"type": "unix", "path": self._path(await self._ask("disks"))})
+            path = route_to(self._place, await self._ask("disks"), self._name)
+            yield Door(server={"type": "unix", "path": path.removeprefix("unix:")})
             return
         assert self._place.tls is not None, "which `move_place` has made sure"
         async with identified(source, self._place.tls, "client", id=DISKS_TLS_ID):
-            port = self._port(await self._ask("disks"))
-            server = {"type": "inet", "host": self._place.host, "port": str(port)}
+            port = route_to(self._place, await self._ask("disks"), self._name).rpartition(":")[2]
+            server = {"type": "inet", "host": self._place.host, "port": port}
             yield Door(server=server, tls=DISKS_TLS_ID)
 
     async def alike(self) -> None:
@@ -186,22 +200,10 @@ class RemoteEnd:
     ) -> AsyncIterator[Route]:
         """See `End`."""
         if not self._place.host:
-            yield Route(f"unix:{self._path(await self._ask('listen'))}")
+            yield Route(route_to(self._place, await self._ask("listen"), self._name))
             return
         async with dialled(options, source):
-            yield Route(f"tcp:{self._place.inet}:{self._port(await self._ask('listen'))}")
-
-    def _path(self, answer: Mapping[str, Any]) -> str:
-        path = answer.get("path")
-        if not isinstance(path, str) or not path.startswith("/"):
-            raise MigrationFailed(self._name, f"{self._place}: it listens nowhere")
-        return path
-
-    def _port(self, answer: Mapping[str, Any]) -> int:
-        port = answer.get("port")
-        if type(port) is not int:
-            raise MigrationFailed(self._name, f"{self._place}: it listens nowhere")
-        return port
+            yield Route(route_to(self._place, await self._ask("listen"), self._name))
 
     async def load(self, uri: str) -> None:
         """See `End`: nobody sends by a file to another supervisor."""
@@ -240,11 +242,23 @@ class RemoteEnd:
         """See `End`."""
         self.has_arrived = True
 
-    def rest(self) -> None:
-        """See `End`: the conversation has no words for postcopy."""
+    def rest(self) -> RemoteRest | None:
+        """See `End`."""
+        return self._rest
 
     async def discard(self, *, patience: float) -> str:
-        """See `End`.  One that does not hear it ends its QEMU when the connection has closed."""
+        """See `End`.  One that does not hear it ends its QEMU when the connection has closed.
+
+        Of one that runs there already only the other side can tell what comes of it:
+        MigrationUnknown when it does not.
+        """
+        if self._rest is not None and self._rest.has_begun:
+            outcome = await self._rest.give_up()
+            self.has_arrived = outcome in ("runs", "ran", "lost")
+            if not outcome and self._rest.was_told:
+                why = "its memory was at both ends, and the other side cannot be asked"
+                raise MigrationUnknown(self._name, why, str(self._place))
+            return ""
         said = ""
         with trio.move_on_after(patience + _GOODBYE):
             try:

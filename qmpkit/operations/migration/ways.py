@@ -28,7 +28,8 @@ from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.process.rundir import machine_dir, socket_path
 from qmpkit.qmp.errors import CommandRefused
 
-__all__ = ["Route", "dialled", "laid", "laid_again", "listen", "listened", "listened_at_path"]
+__all__ = ["Route", "dialled", "laid", "laid_again", "listen", "listened", "listened_again"]
+__all__ += ["listened_at_path"]
 
 _FD_NAME = "qk-migration"
 
@@ -69,17 +70,18 @@ async def laid_again(
     memory answers to little, and takes no descriptors.
     """
     if options.way == "tcp" and route is not None:
-        await _listen_again(destination, route.uri)
+        await listened_again(destination, route.uri)
         yield route.uri
         return
     async with machine_dir(source.name) as folder:
         path = socket_path(folder, "migration")
-        await _listen_again(destination, f"unix:{path}")
+        await listened_again(destination, f"unix:{path}")
         await trio.to_thread.run_sync(path.chmod, 0o600)
         yield f"unix:{path}"
 
 
-async def _listen_again(destination: Machine, uri: str) -> None:
+async def listened_again(destination: Machine, uri: str) -> None:
+    """Have it wait at another place for the rest of a guest (`migrate-recover`)."""
     await destination.execute("migrate-recover", {"uri": uri}, oob=True)
 
 

@@ -16,9 +16,9 @@ import trio
 from qmpkit.errors import Fault, HostLacks, QmpkitError, SpecInvalid
 from qmpkit.operations.migration.errors import MigrationFailed
 
-__all__ = ["ANSWER", "PROTOCOL", "NotAsked", "Refused", "Wire", "WireLost", "error_of"]
+__all__ = ["ANSWER", "PROTOCOL", "NotAsked", "Refused", "Wire", "WireLost", "error_of", "greeted"]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """The conversation's number; both sides must speak the same."""
 
 ANSWER = 30.0
@@ -111,6 +111,17 @@ class Wire:
         """Have the other side know that this is all."""
         self._torn = self._torn or "the conversation is over"
         await trio.aclose_forcefully(self._stream)
+
+
+async def greeted(wire: Wire, *, on_another_host: bool) -> None:
+    """Both speak the same conversation, or WireLost says which."""
+    try:
+        found = (await wire.ask("hello", protocol=PROTOCOL)).get("protocol")
+    except WireLost as lost:  # TLS 1.3 has a client know only now
+        hint = "; perhaps it does not know our certificate: it says so there"
+        raise WireLost(f"{lost.why}{hint if on_another_host else ''}") from lost
+    if found != PROTOCOL:
+        raise WireLost(f"the other side speaks conversation {found}, and this one {PROTOCOL}")
 
 
 def _reason(error: Exception) -> str:

@@ -11,33 +11,52 @@ import logging
 import secrets
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import trio
 
 from qmpkit.errors import JournalFailed
+from qmpkit.operations.migration.wire import Wire
 from qmpkit.process.durable import write_durably
 
-__all__ = ["Arrivals", "Outcome"]
+__all__ = ["Arrivals", "Coming", "Outcome", "move_named"]
 
 log = logging.getLogger("qmpkit.supervisor")
 
-Outcome = Literal["runs", "ran", "ended", "discarded"]
+Outcome = Literal["runs", "ran", "ended", "lost", "discarded"]
 """What has come of a move: its guest "runs" here, or "ran" here and has gone since; its QEMU
-"ended" as it was told to run; or it was "discarded" before that."""
+"ended" as it was told to run; it is ours, and was "lost", with a part of its memory; or it was
+"discarded" before any of that."""
 
 _REMEMBERED = 1000
+
+
+class Coming(Protocol):
+    """A guest whose memory follows it, or may."""
+
+    async def converse(self, wire: Wire) -> None:
+        """Answer its source, over a connection that it has made anew."""
+
+    async def settled(self) -> None:
+        """Have it come to nothing, unless it was told to run."""
+
+
+def move_named(ident: str) -> str:
+    """As both event logs call it."""
+    return f"move {ident[:8]}"
 
 
 class Arrivals:
     """The outcomes that no record tells of, in the file *path*.
 
     `who` is what this memory is known by: a supervisor that has lost it is another one, and
-    what it does not know of means nothing.
+    what it does not know of means nothing.  `coming`: those whose memory follows, by their
+    moves' numbers.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.coming: dict[str, Coming] = {}
         self._who = ""
         self._known: dict[str, str] = {}
 

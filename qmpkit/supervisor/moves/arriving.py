@@ -17,6 +17,7 @@ from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.errors import MigrationUnknown
 from qmpkit.operations.migration.local_end import LocalEnd
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.remote_rest import COMING
 from qmpkit.operations.migration.storage_there import Door, serves
 from qmpkit.operations.migration.tls import DISKS_TLS_ID, identified
 from qmpkit.operations.migration.ways import listened, listened_at_path
@@ -25,19 +26,16 @@ from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.spec.network import inet_address
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
-from qmpkit.supervisor.moves.arrivals import Arrivals
-from qmpkit.supervisor.moves.departures import move_named
+from qmpkit.supervisor.moves.arrivals import Arrivals, move_named
 from qmpkit.supervisor.moves.offer import options_from, ports_from, setting_from
 from qmpkit.supervisor.moves.offer_disks import with_bitmaps
+from qmpkit.supervisor.moves.rest_here import SILENCE, RestHere
 from qmpkit.supervisor.moves.terms import ReceiveTerms
-from qmpkit.supervisor.record import Record
+from qmpkit.supervisor.record import Record, Remainder
 
 __all__ = ["Arriving"]
 
 log = logging.getLogger("qmpkit.supervisor")
-
-SILENCE = 30.0
-"""Seconds without a word after which the source has vanished; it gives a sign of life in less."""
 
 _LOOK = 10.0
 _LAST_WORDS = 5.0
@@ -46,6 +44,10 @@ _SOCKET, _DISKS = "migration", "disks"
 
 class _Over(Exception):
     """The conversation has come to its end."""
+
+
+class _Follows(Exception):
+    """The source has switched to postcopy."""
 
 
 class Arriving:
@@ -73,9 +75,12 @@ class Arriving:
         self._is_listening = False
         self._is_served = False
         self._is_alike = not end.moves
+        self._may_follow = False
+        self._rest: RestHere | None = None
         self._stack: AsyncExitStack
         self._can: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             "beat": self._beat,
+            "postcopy": self._postcopy,
             "set_up": self._set_up,
             "disks": self._disks,
             "alike": self._alike,
@@ -83,15 +88,33 @@ class Arriving:
             "loaded": self._loaded,
             "ports": self._ports,
             "run": self._run,
+            "rest": self._follows,
             "discard": self._discard,
         }
 
     async def served(self) -> None:
-        """Answer until it runs here (`Record.arrived`), or is given up; WireLost."""
+        """Answer until it runs here (`Record.arrived`), or is given up; WireLost.
+
+        Of one whose memory follows: until all of it is here.
+        """
         async with AsyncExitStack() as self._stack:
-            with suppress(_Over):
+            try:
                 while True:
                     await self._answer()
+            except _Over:
+                return
+            except _Follows:
+                assert self._rest is not None, "whose source may ask for it"
+                await self._rest.followed(self._wire, heard=True)
+            except WireLost as lost:
+                if self._rest is None:
+                    raise
+                # It may have switched in this moment; one that has not ends its QEMU.
+                log.info("machine %r, which arrives: %s", self._kept.name, lost)
+                await self._rest.followed(None, heard=False)
+            finally:
+                if self._rest is not None:
+                    self._rest.close()
 
     async def _answer(self) -> None:
         try:
@@ -116,6 +139,8 @@ class Arriving:
         await self._wire.send(answer)
         if what in ("run", "discard"):
             raise _Over
+        if what == "rest":
+            raise _Follows
 
     async def _say_it_runs(self, answer: dict[str, Any]) -> None:
         with trio.move_on_after(STEP_GRACE, shield=True), suppress(WireLost):
@@ -124,6 +149,13 @@ class Arriving:
 
     async def _beat(self, _: dict[str, Any]) -> dict[str, Any]:
         return {}
+
+    async def _postcopy(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Whether its QEMU is let do it, found by trying."""
+        self._must(self._options is None, "postcopy")
+        faults = await self._end.rest().refusals(setting_from(asked.get("capabilities")))
+        self._may_follow = not faults
+        return {"faults": [[fault.path, fault.message, fault.hint] for fault in faults]}
 
     async def _set_up(self, asked: dict[str, Any]) -> dict[str, Any]:
         self._must(self._options is None, "set_up")
@@ -163,11 +195,32 @@ class Arriving:
         self._is_listening = True
         if self._terms is not None:
             port = await self._stack.enter_async_context(listened(options, self._machine))
+            await self._on_record(options, f"{self._terms.address.rpartition(':')[0]}:{port}")
             return {"port": port}
         path = self._kept.home.socket(_SOCKET)
         await listened_at_path(self._machine, path)
         self._stack.push_async_callback(_removed, path)
+        await self._on_record(options, "")
         return {"path": str(path)}
+
+    async def _on_record(self, options: MigrationOptions, address: str) -> None:
+        """From here on its source may switch, so whoever supervises next does not end it."""
+        if not self._may_follow:
+            return
+        kept, ident = self._kept, self._kept.record.arriving
+        remainder = Remainder(within=options.recover_within, address=address)
+        kept.note(rest=remainder)
+        if not await kept.write(self._means.journal):
+            assert kept.not_durable is not None
+            raise kept.not_durable
+        incoming = self._end.incoming
+        self._rest = RestHere(kept, self._machine, self._means, ident, remainder, incoming)
+        self._rest.hang_up = self._wire.close
+        self._means.arrivals.coming[ident] = self._rest
+
+    async def _follows(self, _: dict[str, Any]) -> dict[str, Any]:
+        self._must(self._rest is not None and self._is_alike, "rest")
+        return {"outcome": COMING, "who": await self._arrivals.who()}
 
     async def _loaded(self, _: dict[str, Any]) -> dict[str, Any]:
         self._must(self._is_listening, "loaded")
@@ -195,7 +248,7 @@ class Arriving:
         with trio.move_on_after(3 * STEP_GRACE, shield=True) as bound:
             history = before.history.came_up(time.time())
             up: dict[str, Any] = {"phase": "up", "history": history, "change": None}
-            kept.note(arriving="", arrived=before.arriving, **up)
+            kept.note(arriving="", arrived=before.arriving, rest=None, **up)
             if not await kept.write(self._means.journal):
                 await self._take_back(before)
                 assert kept.not_durable is not None
@@ -225,7 +278,7 @@ class Arriving:
 
     async def _take_back(self, before: Record) -> None:
         kept = self._kept
-        names = ("arriving", "phase", "history", "change")
+        names = ("arriving", "phase", "history", "change", "rest")
         kept.note(**{name: getattr(before, name) for name in names})
         kept.note(arrived="")
         await kept.write(self._means.journal)

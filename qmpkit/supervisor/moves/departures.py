@@ -21,6 +21,7 @@ from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving, finalized
 from qmpkit.operations.block.recovery import own_files
+from qmpkit.operations.migration.convergence import is_switched
 from qmpkit.operations.migration.place import MovePlace, connected, move_place
 from qmpkit.operations.migration.remote_end import asked_what_came
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
@@ -32,11 +33,13 @@ from qmpkit.process.places import discard
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.moves.arrivals import move_named
 from qmpkit.supervisor.moves.heirs import reached
+from qmpkit.supervisor.moves.rest_there import brought, note_loss
 from qmpkit.supervisor.record import Leaving, Record
 
 __all__ = ["Source", "Whereabouts", "end_arriving", "ended", "gone_on", "left"]
-__all__ += ["move_named", "outcome_at", "place_of", "taken_back"]
+__all__ += ["outcome_at", "place_of", "remove_own", "taken_back"]
 __all__ += ["settle", "settled", "source_of", "where", "whereabouts"]
 
 log = logging.getLogger("qmpkit.supervisor")
@@ -62,13 +65,15 @@ class Source(Enum):
     SENDING = "sending"
     SENT = "sent"
     """All of the guest, which stands still."""
+    SWITCHED = "switched"
+    """To postcopy: part of the guest's memory, and nothing leads back."""
     RUNNING = "running"
 
 
 def where(source: Source, outcome: str | None) -> Whereabouts:
     """By what its QEMU says, and what the other side answers (None: nothing).  Pure.
 
-    Only a source that has sent all, or has ended, can have had its guest run elsewhere.
+    Only a source that has sent all, or switched, or ended, can have had its guest run elsewhere.
     """
     if source in (Source.SENDING, Source.RUNNING):
         return Whereabouts.HERE
@@ -78,6 +83,7 @@ def where(source: Source, outcome: str | None) -> Whereabouts:
 _ANSWERS: Mapping[str | None, Whereabouts] = {
     "runs": Whereabouts.THERE,
     "ran": Whereabouts.THERE,
+    "lost": Whereabouts.THERE,
     "discarded": Whereabouts.HERE,
 }
 
@@ -88,8 +94,10 @@ async def source_of(machine: Machine | None) -> Source:
         return Source.ENDED
     if (await machine.execute("query-status"))["running"]:
         return Source.RUNNING
-    told = await machine.execute("query-migrate")
-    return Source.SENT if told.get("status") == "completed" else Source.SENDING
+    status = str((await machine.execute("query-migrate")).get("status"))
+    if is_switched(status):
+        return Source.SWITCHED
+    return Source.SENT if status == "completed" else Source.SENDING
 
 
 def place_of(leaving: Leaving) -> MovePlace:
@@ -121,11 +129,6 @@ async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT
             "asked", f"{place} says of {move_named(leaving.id)}: {outcome}; it is {found.value}"
         )
     return found
-
-
-def move_named(ident: str) -> str:
-    """As both event logs call it."""
-    return f"move {ident[:8]}"
 
 
 async def taken_back(machine: Machine, *, runs: bool, lost_ports: Callable[[str], object]) -> None:
@@ -173,9 +176,14 @@ async def _off_the_record(kept: Kept, means: Means) -> None:
 async def settle(kept: Kept, means: Means, place: MovePlace, *, here: bool) -> Whereabouts:
     """See `Supervisor.settle`."""
     machine = None if kept.vm is None else kept.vm.machine
+    source = await source_of(machine)
     found = Whereabouts.HERE
-    if not here:
-        found = await whereabouts(kept, place, await source_of(machine))
+    if machine is None and kept.state == "migrating" and not here:  # its task asks all the time
+        return Whereabouts.UNKNOWN
+    if not here and source is Source.SWITCHED and machine is not None:
+        found = await _brought(kept, place, machine)
+    elif not here:
+        found = await whereabouts(kept, place, source)
     if found is Whereabouts.UNKNOWN:
         return found
     if machine is None and kept.tended:
@@ -187,10 +195,29 @@ async def settle(kept: Kept, means: Means, place: MovePlace, *, here: bool) -> W
             await ended(machine)
         await left(kept, means)
     elif machine is not None:
-        await gone_on(kept, means, machine)
+        await _goes_on_here(kept, means, machine)
     else:
         await _stays(kept, means)
     return found
+
+
+async def _brought(kept: Kept, place: MovePlace, machine: Machine) -> Whereabouts:
+    leaving = kept.record.leaving
+    assert leaving is not None
+    outcome = await brought(kept, leaving, place, machine)
+    found = where(await source_of(machine), outcome)
+    kept.tell("asked", f"{place} says of {move_named(leaving.id)}: {outcome}; it is {found.value}")
+    return found
+
+
+async def _goes_on_here(kept: Kept, means: Means, machine: Machine) -> None:
+    """Whole, or, when part of it had left, from its disks and by its policy."""
+    if await source_of(machine) is not Source.SWITCHED:
+        await gone_on(kept, means, machine)
+        return
+    why = "part of its memory had left for another supervisor, which never had it run"
+    await note_loss(kept, means, machine, why)
+    await machine.kill()
 
 
 def _has_gone(kept: Kept) -> bool:
@@ -219,13 +246,15 @@ async def settled(kept: Kept, means: Means, seen: Callable[[], None]) -> None:
     while (leaving := kept.record.leaving) is not None and not kept.has_left:
         async with AsyncExitStack() as stack:
             machine = await reached(stack, kept, means, kept.record, kept.home)
-            found = await _found_out(kept, leaving, await source_of(machine))
+            found = await _found_out(kept, leaving, machine, seen)
+            if machine is not None and machine.report is not None:
+                machine = None
             if found is Whereabouts.THERE:
                 if machine is not None:
                     await ended(machine)
                 await _off_the_record(kept, means)
             elif found is Whereabouts.HERE and machine is not None:
-                await gone_on(kept, means, machine)
+                await _goes_on_here(kept, means, machine)
             elif found is Whereabouts.HERE:
                 await _stays(kept, means)
             elif kept.declared == "stopped":
@@ -239,10 +268,13 @@ async def settled(kept: Kept, means: Means, seen: Callable[[], None]) -> None:
                 await kept.until(lambda: kept.found_out is not None or kept.declared == "stopped")
 
 
-async def _found_out(kept: Kept, leaving: Leaving, source: Source) -> Whereabouts:
+async def _found_out(
+    kept: Kept, leaving: Leaving, machine: Machine | None, seen: Callable[[], None]
+) -> Whereabouts:
     told, kept.found_out = kept.found_out, None
     if told is not None:
         return Whereabouts.HERE if told else Whereabouts.THERE
+    source = await source_of(machine)
     if (found := where(source, None)) is not Whereabouts.UNKNOWN:
         return found
     try:
@@ -250,6 +282,9 @@ async def _found_out(kept: Kept, leaving: Leaving, source: Source) -> Whereabout
     except QmpkitError as error:
         log.warning("machine %r: %s", kept.name, error)
         return Whereabouts.UNKNOWN
+    if source is Source.SWITCHED and machine is not None:
+        seen()
+        return await _brought(kept, place, machine)
     return await whereabouts(kept, place, source)
 
 
@@ -272,14 +307,15 @@ async def _end_one(record: Record, means: Means, events: EventLog) -> None:
     for folder in (home.sockets, home.logs):
         await trio.to_thread.run_sync(discard, folder)
     if record.change is not None:  # the images of disks that were to come along
-        await trio.to_thread.run_sync(_remove_own, record.change)
+        await trio.to_thread.run_sync(remove_own, record.change)
     with suppress(JournalFailed):  # whoever supervises next finds nothing alive
         await means.journal.remove(record.name)
     why = "its supervisor died while it was moving here: it is where it came from"
     events.tell(record.name, "discarded", why)
 
 
-def _remove_own(change: Change) -> None:
+def remove_own(change: Change) -> None:
+    """Remove the images that were made for a move which came to nothing.  Blocking."""
     for file in own_files(change):
         with suppress(OSError):
             Path(file).unlink()

@@ -42,6 +42,7 @@ __all__ += ["offer_faults", "ports_from", "setting_from"]
 _ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 _MANY = 256
+_LONGEST_CUT = 86400.0  # seconds that a QEMU of nobody's waits here at most
 _KEYS = {"id", "spec", "asked", "declared", "restart", "health", "after", "requires"}
 _KEYS |= {"generation", "disks"}
 
@@ -167,14 +168,15 @@ def options_from(plain: object, terms: ReceiveTerms | None) -> MigrationOptions:
     channels, compression = table.get("channels", 0), table.get("compression", "none")
     if type(channels) is not int:
         raise SpecInvalid([Fault("channels", "is no whole number")])
+    within = table.get("recover_within", 0.0)
+    if type(within) not in (int, float) or within > _LONGEST_CUT:
+        raise SpecInvalid([Fault("recover_within", "is no number of seconds, or too many")])
     if terms is None:
-        return MigrationOptions(way="unix", channels=channels, compression=compression)
+        way: dict[str, Any] = {"way": "unix"}
+    else:
+        way = {"way": "tcp", "address": terms.address, "tls": terms.tls}
     return MigrationOptions(
-        way="tcp",
-        address=terms.address,
-        tls=terms.tls,
-        channels=channels,
-        compression=compression,
+        **way, channels=channels, compression=compression, recover_within=within
     )
 
 

@@ -27,6 +27,7 @@ from qmpkit.operations.migration.compatibility import missing_files
 from qmpkit.operations.migration.errors import MigrationFailed, destination_starts, no_qemu
 from qmpkit.operations.migration.incoming import Incoming, start_form
 from qmpkit.operations.migration.local_end import LocalEnd
+from qmpkit.operations.migration.remote_rest import COMING
 from qmpkit.operations.migration.storage_there import (
     NewImages,
     new_images,
@@ -102,12 +103,15 @@ class Receiving:
             raise WireLost(f"it does not speak conversation {PROTOCOL}")
         await wire.send({"ok": {"protocol": PROTOCOL}})
         asked = await _next(wire, HELLO)
-        if asked.get("ask") not in ("offer", "settle"):
+        if asked.get("ask") not in ("offer", "settle", "rest"):
             raise WireLost(f"it offers nothing, but asks {asked.get('ask')!r:.50}")
         try:
             if asked.get("ask") == "settle":
                 outcome = await self.outcome(str(asked.get("id")))
                 await wire.send({"ok": {"outcome": outcome, "who": await self._arrivals.who()}})
+                return None
+            if asked.get("ask") == "rest":
+                await self._rejoined(wire, str(asked.get("id")))
                 return None
             return await self._take_in(wire, asked.get("offer"), terms)
         except WireLost:
@@ -118,12 +122,26 @@ class Receiving:
             await wire.send({"error": error_of(error)})
             return None
 
+    async def _rejoined(self, wire: Wire, ident: str) -> None:
+        """The source of a guest whose memory follows, or one of another end, asks by its number."""
+        if (coming := self._arrivals.coming.get(ident)) is None:
+            outcome: str = await self.outcome(ident)
+            await wire.send({"ok": {"outcome": outcome, "who": await self._arrivals.who()}})
+            return
+        await wire.send({"ok": {"outcome": COMING, "who": await self._arrivals.who()}})
+        await coming.converse(wire)
+
     async def outcome(self, ident: str) -> Outcome:
         """What has come of a move; one that is under way comes to its end first.
 
         After "discarded" it is never run here.
         """
-        if (coming := self._coming.get(ident)) is not None:
+        if self._arrivals.get(ident) == "lost":
+            return "lost"
+        if (follows := self._arrivals.coming.get(ident)) is not None:
+            with trio.move_on_after(_SETTLED):
+                await follows.settled()
+        elif (coming := self._coming.get(ident)) is not None:
             coming.scope.cancel()
             with trio.move_on_after(_SETTLED) as waiting:
                 await coming.over.wait()
@@ -263,7 +281,7 @@ class Receiving:
                 await take_place(machine)
                 yield start, machine
             finally:
-                if not kept.record.arrived:  # it has come to nothing
+                if not (kept.record.arrived or kept.is_left):  # it has come to nothing
                     with trio.move_on_after(STEP_GRACE, shield=True):
                         await machine.kill()
 
@@ -293,6 +311,8 @@ class Receiving:
 
     async def _settled(self, kept: Kept) -> None:
         """What runs here is looked after; of anything else nothing is left."""
+        if kept.is_left:
+            return
         if kept.record.arrived:
             await self._tasks.begin(kept, self._tasks.resumed(kept))
             return

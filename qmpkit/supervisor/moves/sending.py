@@ -16,24 +16,38 @@ from functools import partial
 import trio
 
 from qmpkit.errors import Fault, MachineGone, QmpkitError, SpecInvalid
-from qmpkit.operations.migration.convergence import Policy, policy_of
-from qmpkit.operations.migration.errors import CannotMigrate, MigrationFailed, MigrationUnknown
+from qmpkit.operations.migration.convergence import Policy, Round, policy_of
+from qmpkit.operations.migration.errors import (
+    CannotMigrate,
+    MigrationFailed,
+    MigrationLost,
+    MigrationUnknown,
+)
 from qmpkit.operations.migration.incoming import generation_of
 from qmpkit.operations.migration.migrate import agreed_on, check_source, migrate_held
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.place import MovePlace, connected
-from qmpkit.operations.migration.remote_end import RemoteEnd, greeted
+from qmpkit.operations.migration.remote_end import RemoteEnd
 from qmpkit.operations.migration.storage import DiskPlaces, moves_of
 from qmpkit.operations.migration.transfer import Told
-from qmpkit.operations.migration.wire import Refused, Wire, WireLost
+from qmpkit.operations.migration.wire import Refused, Wire, WireLost, greeted
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.moves.calling_off import called_off_by_stop
-from qmpkit.supervisor.moves.departures import Whereabouts, ended, gone_on, left, whereabouts
+from qmpkit.supervisor.moves.departures import (
+    Source,
+    Whereabouts,
+    ended,
+    gone_on,
+    left,
+    source_of,
+    whereabouts,
+)
 from qmpkit.supervisor.moves.offer import offer_faults, offer_to_dict
 from qmpkit.supervisor.moves.recorded_disks import mirrors_on_record
+from qmpkit.supervisor.moves.rest_there import note_loss
 from qmpkit.supervisor.record import Leaving, Record
 from qmpkit.vm import VM
 
@@ -71,12 +85,15 @@ async def send(
                         end,
                         policy=policy,
                         options=options,
-                        told=told,
+                        told=partial(_tell, kept, place, told),
                         lost_ports=partial(kept.tell, "ports-lost"),
                     )
             except MigrationUnknown as unknown:
                 await _asked_at_once(kept, means, vm, place, unknown)
                 is_there, took = True, Migrated(0.0, 0.0, 0, 0)
+            except MigrationLost as lost:
+                await _settle_loss(kept, means, vm, end, lost)
+                took = Migrated(0.0, 0.0, 0, 0)
             except BaseException:
                 if not end.has_arrived:
                     with trio.move_on_after(STEP_GRACE, shield=True):
@@ -90,6 +107,25 @@ async def send(
         kept.is_moving = False
         kept.notify()
     return took
+
+
+def _tell(kept: Kept, place: MovePlace, told: Told | None, now: Round) -> None:
+    if now.phase != "precopy":
+        kept.explain("migrating", f"its guest runs at {place}, and its memory follows")
+    if told is not None:
+        told(now)
+
+
+async def _settle_loss(
+    kept: Kept, means: Means, vm: VM, end: RemoteEnd, lost: MigrationLost
+) -> None:
+    """Whose it is that part of the guest is lost; nobody's when all was there in that moment."""
+    if end.outcome in ("runs", "ran"):
+        return
+    if end.has_arrived:
+        raise MigrationLost(lost.machine, lost.why, lost.said, end.place) from lost
+    await note_loss(kept, means, vm.machine, str(lost))
+    raise lost
 
 
 async def check_send(
@@ -141,7 +177,7 @@ async def offered(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(wire.close)
         try:
-            await greeted(wire, place)
+            await greeted(wire, on_another_host=bool(place.host))
         except (WireLost, Refused) as lost:
             raise CannotMigrate(record.name, [*faults, _nobody(place, lost)]) from lost
         try:
@@ -181,6 +217,9 @@ async def _asked_at_once(
 ) -> None:
     """An answer was lost: perhaps no more than that; MigrationUnknown when nobody can tell."""
     found = Whereabouts.UNKNOWN
+    if await source_of(vm.machine) is Source.SWITCHED:  # it has been asked for long
+        kept.tell("unknown", str(unknown))
+        raise unknown
     with trio.move_on_after(STEP_GRACE, shield=True):
         found = await whereabouts(kept, place)
     match found:

@@ -8,7 +8,6 @@ afterwards it is the heir, which its task then connects to as to one that it has
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -40,7 +39,6 @@ from qmpkit.operations.migration.storage_there import thread_faults
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.tune.live import take_place
-from qmpkit.process.identity import boot_id
 from qmpkit.process.places import discard
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.kept import Kept
@@ -48,8 +46,8 @@ from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.moves.cables import cable_faults
 from qmpkit.supervisor.moves.calling_off import called_off_by_stop
 from qmpkit.supervisor.moves.recorded_disks import images_on_record
-from qmpkit.supervisor.policy import Mishap
-from qmpkit.supervisor.record import End, Heir
+from qmpkit.supervisor.moves.rest_there import note_loss
+from qmpkit.supervisor.record import Heir
 from qmpkit.vm import VM
 
 __all__ = ["move"]
@@ -111,7 +109,7 @@ async def move(
                 with trio.move_on_after(STEP_GRACE, shield=True):
                     await _settled(kept, means, machine)
     except MigrationLost as lost:
-        await _note_loss(kept, means, vm, str(lost))
+        await note_loss(kept, means, vm.machine, str(lost))
         raise
     except MigrationUnknown as unknown:
         kept.tell("unknown", str(unknown))
@@ -140,16 +138,6 @@ def _tell(kept: Kept, told: Told | None, now: Round) -> None:
         kept.explain("migrating", "its guest runs in its new process, and its memory follows")
     if told is not None:
         told(now)
-
-
-async def _note_loss(kept: Kept, means: Means, vm: VM, why: str) -> None:
-    """For its policy, which starts it again as after a power cut."""
-    kept.tell("lost", why)
-    uptime = trio.current_time() - vm.machine.started_at
-    end = End(Mishap.LOST, why, uptime, time.time(), boot_id())
-    kept.note(phase="ending", end=end)
-    with trio.move_on_after(STEP_GRACE, shield=True):
-        await kept.write(means.journal)
 
 
 async def _check(kept: Kept, vm: VM, lacking: Sequence[Fault]) -> None:
