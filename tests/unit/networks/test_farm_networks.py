@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -50,6 +51,16 @@ def pids(places: Places) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     return {name: it["pid"] for name, it in plain["helpers"].items()}
+
+
+def kill(pid: int) -> None:
+    """One that is still dying would be taken for one that lives."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        assert select.select([pidfd], [], [], 30)[0]
+    finally:
+        os.close(pidfd)
 
 
 async def plug(networks: FarmNetworks, nic: Nic, join: Joined, machine: str = "a") -> Nic:
@@ -117,7 +128,7 @@ async def test_one_that_is_killed_comes_again(places: Places) -> None:
                 await trio.sleep(0.01)
             await hear(networks, stack)
         (now,) = pids(places).values()
-        os.kill(now, signal.SIGKILL)  # and when nobody is there to see it
+        kill(now)  # and when nobody is there to see it
         later = FarmNetworks()
         async with later.open(places, {"a": [LAN], "b": [LAN]}):
             await later.make("a", [LAN])
