@@ -15,22 +15,25 @@ from tests.live.kept import Places, end_all, lab
 from tests.live.killed_moves import SOURCE, with_dying_destination, with_dying_source
 from tests.live.migrating import SLOW, counting
 from tests.live.receiving import door, end_both, one_left, other, runs_on
-from tests.sizes import MOVE_KILLS, NEWEST
+from tests.sizes import MIGRATIONS_KILLED, MOVE_KILLS, NEWEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
 
 
 @pytest.mark.bound(120 + 60 * MOVE_KILLS)
+@pytest.mark.parametrize("policy", MIGRATIONS_KILLED)
 async def test_the_source_dies_between_any_two_steps(
-    qemu: str, places: Places, tmp_path: Path
+    qemu: str, places: Places, tmp_path: Path, policy: str
 ) -> None:
+    program = SOURCE.replace("to=words[0]", f"to=words[0], policy={policy!r}")
+
     async def look(kept: Kept, _: bool) -> None:
         assert kept.end is None
 
     async with leaks():
         async with lab() as here:
             had = await runs_on(await here.ensure(counting(qemu, tmp_path), restart="never"), 0)
-        assert await with_dying_source(places, tmp_path / "door", had, look, SOURCE)
+        assert await with_dying_source(places, tmp_path / "door", had, look, program)
         await end_both()
 
 

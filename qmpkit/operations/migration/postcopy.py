@@ -49,6 +49,7 @@ _EVERY = 0.5
 _BROKEN = ("failed", "cancelled", "cancelling")
 _CUT = "postcopy-paused"
 _NO_BITMAPS = "its dirty bitmaps cannot go along by postcopy, of which QEMU would abort"
+_ASKED = "setup"  # is told when it is to wait for memory anew, done or not, and is no status then
 _RUNNABLE = ("postcopy-active", "completed")
 
 
@@ -136,7 +137,8 @@ async def listened(machine: Machine, heard: Callable[[str | None], None]) -> Non
                 told = await machine.execute("query-migrate")
                 heard(str(told.get("status", "none")))
             async for event in changes:
-                heard(str(event.data["status"]))
+                if event.data["status"] != _ASKED:
+                    heard(str(event.data["status"]))
     except LOST:
         heard(None)
 

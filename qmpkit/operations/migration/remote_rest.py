@@ -86,6 +86,7 @@ class RemoteRest:
         try:
             await self._listen(heard)
         finally:
+            self._tell()
             await self._drop(self._joined)
 
     async def _listen(self, heard: Callable[[str | None], None]) -> None:
@@ -173,8 +174,10 @@ class RemoteRest:
             await wire.close()
 
     async def _ask(self, what: str) -> dict[str, Any]:
-        """Ask once the other side can be asked, however long that takes."""
+        """Ask once the other side can be asked, however long that takes; WireLost at the end."""
         while (wire := self._joined) is None:
+            if self.outcome:
+                raise WireLost(f"it has come to its end there: {self.outcome}")
             await self._changed.wait()
         try:
             return await wire.ask(what, patience=_ANSWER)
@@ -185,7 +188,7 @@ class RemoteRest:
     async def run(self) -> float | None:
         """See `Rest`.  Asked again when the answer was lost, which changes nothing there."""
         self.was_told = True
-        while True:
+        while not self.outcome:
             with suppress(WireLost):
                 await self._ask("run_ahead")
                 break

@@ -29,7 +29,7 @@ from qmpkit.process.rundir import machine_dir, socket_path
 from qmpkit.qmp.errors import CommandRefused
 
 __all__ = ["Route", "dialled", "laid", "laid_again", "listen", "listened", "listened_again"]
-__all__ += ["listened_at_path"]
+__all__ += ["listened_at_path", "listened_at_port"]
 
 _FD_NAME = "qk-migration"
 
@@ -70,7 +70,7 @@ async def laid_again(
     memory answers to little, and takes no descriptors.
     """
     if options.way == "tcp" and route is not None:
-        await listened_again(destination, route.uri)
+        await listened_at_port(destination, route.uri)
         yield route.uri
         return
     async with machine_dir(source.name) as folder:
@@ -78,6 +78,15 @@ async def laid_again(
         await listened_again(destination, f"unix:{path}")
         await trio.to_thread.run_sync(path.chmod, 0o600)
         yield f"unix:{path}"
+
+
+async def listened_at_port(destination: Machine, uri: str) -> None:
+    """`listened_again` by TCP, where it may wait still: QEMU 7.2 does where TLS was spoken.
+
+    Then it refuses to, and takes whoever connects; if it has another reason, nobody can.
+    """
+    with suppress(CommandRefused):
+        await listened_again(destination, uri)
 
 
 async def listened_again(destination: Machine, uri: str) -> None:

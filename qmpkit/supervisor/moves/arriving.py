@@ -105,13 +105,13 @@ class Arriving:
                 return
             except _Follows:
                 assert self._rest is not None, "whose source may ask for it"
-                await self._rest.followed(self._wire, heard=True)
+                await self._rest.followed(self._wire)
             except WireLost as lost:
                 if self._rest is None:
                     raise
                 # It may have switched in this moment; one that has not ends its QEMU.
                 log.info("machine %r, which arrives: %s", self._kept.name, lost)
-                await self._rest.followed(None, heard=False)
+                await self._rest.followed(None)
             finally:
                 if self._rest is not None:
                     self._rest.close()

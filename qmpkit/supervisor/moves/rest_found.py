@@ -44,7 +44,7 @@ async def settle_rest(kept: Kept, means: Means, seen: Callable[[], None]) -> Non
         if machine is not None:
             rest = RestHere(kept, machine, means, ident, remainder)
             seen()
-            await rest.followed(None, heard=False)
+            await rest.followed(None)
             with suppress(CommandRefused, *LOST):
                 await machine.execute("object-del", {"id": TLS_ID})
     if kept.record.arriving:

@@ -26,7 +26,7 @@ from qmpkit.machine.state import State
 from qmpkit.operations.migration.convergence import is_switched
 from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.local_end import LocalRest
-from qmpkit.operations.migration.ways import listened_again
+from qmpkit.operations.migration.ways import listened_again, listened_at_port
 from qmpkit.operations.migration.wire import Wire, WireLost, error_of
 from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.process.identity import boot_id
@@ -102,10 +102,10 @@ class RestHere:
 
     # One task has it come
 
-    async def followed(self, wire: Wire | None, *, heard: bool) -> Outcome:
+    async def followed(self, wire: Wire | None) -> Outcome:
         """Wait until all of it is here ("runs"), or it is "lost", or came to nothing ("discarded").
 
-        *wire*: the conversation so far.  *heard*: its source has said that it has switched.
+        *wire*: the conversation so far, in which its source has said that it has switched.
         Cancelled, it is left as it is: whoever supervises next goes on.
         """
         kept = self._kept
@@ -116,9 +116,9 @@ class RestHere:
         try:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._rest.listen, self._heard)
-                self._nursery.start_soon(self._alone, heard)
                 if wire is not None:
                     self._nursery.start_soon(self.converse, wire)
+                self._nursery.start_soon(self._alone)
                 if self.is_ours:  # what is on record decides
                     self._nursery.start_soon(self._run_guest)
                 await self._until(lambda: self._outcome is not None)
@@ -161,19 +161,24 @@ class RestHere:
         while not met():
             await self._changed.wait()
 
-    async def _alone(self, heard: bool) -> None:
+    async def _alone(self) -> None:
         """One is given up that waits for its source, which does not come."""
         while True:
             await self._until(self._waits)
-            if not heard and self._status in _NONE_CAME:
-                self._ends("its source has gone before anything had come")
-                return
             within = self._remainder.within + _MARGIN
             with trio.move_on_after(within):
-                await self._until(lambda: not self._waits())
-                continue
+                await self._until(lambda: not self._waits() or self._has_nothing)
+                if not self._waits():
+                    continue
+                self._ends("its source has gone before anything had come")
+                return
             self._ends(f"nobody has had the rest of it come for {within:g} s")
             return
+
+    @property
+    def _has_nothing(self) -> bool:
+        """A source that sends, and one that has switched, has connected before."""
+        return self._status in _NONE_CAME
 
     def _waits(self) -> bool:
         return not self._talking and not (self._runs and self._status in _COMES)
@@ -303,7 +308,7 @@ class RestHere:
     async def _recover(self, _: dict[str, Any]) -> dict[str, Any]:
         """Wait for its memory anew where it was waited for before (`migrate-recover`)."""
         if address := self._remainder.address:
-            await self._bounded(partial(listened_again, self._machine, f"tcp:{address}"))
+            await self._bounded(partial(listened_at_port, self._machine, f"tcp:{address}"))
             return {"port": int(address.rpartition(":")[2])}
         path = self._kept.home.socket(_SOCKET)
         await self._bounded(partial(listened_again, self._machine, f"unix:{path}"))

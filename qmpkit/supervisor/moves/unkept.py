@@ -67,8 +67,8 @@ async def hand_over(
     when the guest runs on here.  An answer that was lost is asked for again; MigrationUnknown
     when nobody can tell: it stands still here, and may run there.  Cancelled, it is here, or it
     is there when the other side had been told to run it.  When this program dies, the other side
-    has it or not by the same rule; here it has ended.  Not by
-    postcopy, whose guest would be lost with the program.  (As `VM.migrate`.)
+    has it or not by the same rule; here it has ended.  Not by postcopy, whose guest would be
+    lost with the program.
     """
     place = to if isinstance(to, MovePlace) else await trio.to_thread.run_sync(move_place, to)
     machine = vm.machine

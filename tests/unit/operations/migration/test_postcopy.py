@@ -15,7 +15,13 @@ from qmpkit import Disk, Fault, MachineDied, MigrationFailed, MigrationLost, Mig
 from qmpkit._trio import raise_collapsed
 from qmpkit.machine.report import ExitCause, ExitReport
 from qmpkit.operations.migration.capabilities import Setting
-from qmpkit.operations.migration.postcopy import Outlook, Postcopy, outlook, postcopy_faults
+from qmpkit.operations.migration.postcopy import (
+    UNHEARD,
+    Outlook,
+    Postcopy,
+    outlook,
+    postcopy_faults,
+)
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.ways import Route
 from qmpkit.process.status import ExitStatus
@@ -43,6 +49,10 @@ RECOVER = "postcopy-recover"
         *((None, status, Outlook.ORPHANED) for status in ("active", ACTIVE, PAUSED)),
         *(("failed", status, Outlook.ORPHANED) for status in ("active", ACTIVE, PAUSED)),
         (ACTIVE, "failed", Outlook.ORPHANED),
+        # Of another supervisor's, which cannot be asked: its memory may come all the same.
+        (ACTIVE, UNHEARD, Outlook.SENDING),
+        (PAUSED, UNHEARD, Outlook.CUT),
+        *((source, UNHEARD, Outlook.UNHEARD) for source in (DONE, None)),
     ],
 )
 def test_what_there_is_to_do(
@@ -121,6 +131,9 @@ class Ends(Source):
 
     async def refusals(self, setting: Setting) -> tuple[Fault, ...]:
         return ()
+
+    def begins(self) -> None:
+        self.told.append("begins")
 
     def switched(self) -> None:
         self.told.append("switched")
@@ -236,6 +249,30 @@ async def test_a_cut_that_is_not_mended_in_time_loses_it(
             ends.there(ACTIVE)
             ends.both(PAUSED)
     assert trio.current_time() - begun == pytest.approx(3.0, abs=0.1)
+
+
+async def test_that_it_waits_anew_is_no_news(autojump_clock: trio.testing.MockClock) -> None:
+    """QEMU 7.2 says "setup" then, and stays "postcopy-paused", also when it cannot wait."""
+    ends = Ends()
+    ends.refusals_left = 1
+    async with bringing(ends) as ran:
+        ends.there(ACTIVE)
+        ends.both(PAUSED)
+        ends.say("setup")
+        await trio.sleep(1.0)
+        assert ends.told.count("again") == 2 and "migrate-pause" not in ends.told
+        ends.both(DONE)
+    assert ran == [17.0]
+
+
+async def test_whether_it_is_all_there_nobody_says(autojump_clock: trio.testing.MockClock) -> None:
+    ends = Ends()
+    with pytest.raises(MigrationLost, match="cannot be asked whether all of it is there"):
+        async with bringing(ends):
+            ends.there(ACTIVE)
+            ends.say(DONE)
+            await trio.testing.wait_all_tasks_blocked()
+            ends.there(UNHEARD)
 
 
 async def test_what_is_cut_again_and_again_is_given_up(

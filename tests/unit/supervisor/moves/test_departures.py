@@ -16,15 +16,17 @@ HERE, THERE, UNKNOWN = Whereabouts.HERE, Whereabouts.THERE, Whereabouts.UNKNOWN
 @pytest.mark.parametrize(
     ("source", "answers"),
     [
-        # The answers: nobody, it runs, it ran, its QEMU ended when told, it was given up, nonsense.
-        (Source.RUNNING, (HERE, HERE, HERE, HERE, HERE, HERE)),
-        (Source.SENDING, (HERE, HERE, HERE, HERE, HERE, HERE)),
-        (Source.SENT, (UNKNOWN, THERE, THERE, UNKNOWN, HERE, UNKNOWN)),
-        (Source.ENDED, (UNKNOWN, THERE, THERE, UNKNOWN, HERE, UNKNOWN)),
+        # The answers: nobody, it runs, it ran, its QEMU ended when told, it was given up, it was
+        # lost there, nonsense.
+        (Source.RUNNING, (HERE, HERE, HERE, HERE, HERE, HERE, HERE)),
+        (Source.SENDING, (HERE, HERE, HERE, HERE, HERE, HERE, HERE)),
+        (Source.SENT, (UNKNOWN, THERE, THERE, UNKNOWN, HERE, THERE, UNKNOWN)),
+        (Source.SWITCHED, (UNKNOWN, THERE, THERE, UNKNOWN, HERE, THERE, UNKNOWN)),
+        (Source.ENDED, (UNKNOWN, THERE, THERE, UNKNOWN, HERE, THERE, UNKNOWN)),
     ],
 )
 def test_nobody_guesses(source: Source, answers: tuple[Whereabouts, ...]) -> None:
-    outcomes = (None, "runs", "ran", "ended", "discarded", "?")
+    outcomes = (None, "runs", "ran", "ended", "discarded", "lost", "?")
     assert tuple(where(source, it) for it in outcomes) == answers
 
 

@@ -39,7 +39,7 @@ from qmpkit.supervisor.moves.offer import (
 )
 from qmpkit.supervisor.moves.offer_disks import disks_from, disks_to, with_bitmaps
 from qmpkit.supervisor.moves.terms import ReceiveTerms, bounded, terms_faults
-from qmpkit.supervisor.record import Leaving, Record
+from qmpkit.supervisor.record import Leaving, Record, Remainder
 from tests.unit.host.images_on_disk import qcow2, raw
 
 UUID = "2b0e3b1c-6a0e-4a44-9d57-6b4c0a2f1111"
@@ -219,7 +219,9 @@ def test_capabilities_that_make_no_sense(plain: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "plain", [None, {"channels": "2"}, {"channels": 999}, {"compression": ";"}, {"channels": True}]
+    "plain",
+    [None, {"channels": "2"}, {"channels": 999}, {"compression": ";"}, {"channels": True}]
+    + [{"recover_within": it} for it in ("9", -1, float("nan"), 1e9, True)],
 )
 def test_options_that_make_no_sense(plain: object) -> None:
     with pytest.raises(SpecInvalid):
@@ -229,10 +231,12 @@ def test_options_that_make_no_sense(plain: object) -> None:
 
 def test_a_move_is_on_record() -> None:
     moving = attrs.evolve(RECORD, leaving=Leaving(id=ID, place="tls://h:1", who="us", tls="/t"))
-    for record in (moving, attrs.evolve(RECORD, arriving=ID), attrs.evolve(RECORD, arrived=ID)):
+    follows = attrs.evolve(RECORD, arriving=ID, rest=Remainder(within=60.0, address="h:1"))
+    arrived = attrs.evolve(RECORD, arrived=ID)
+    for record in (moving, attrs.evolve(RECORD, arriving=ID), follows, arrived):
         assert Record.from_json(record.to_json()) == record
     plain = json.loads(RECORD.to_json())
-    for key in ("leaving", "arriving", "arrived"):
+    for key in ("leaving", "arriving", "arrived", "rest"):
         del plain[key]
     assert Record.from_json(json.dumps(plain)) == RECORD
 
