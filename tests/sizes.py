@@ -136,6 +136,8 @@ POSTCOPY_ROUNDS = size(ci=0, long=50)  # of a guest that keeps a ledger, and wri
 POSTCOPY_DEATHS = ("kill", "cut") if LONG else ("kill",)  # of a supervisor, and the connection too
 POSTCOPY_STOPS = ("before", "after") if LONG else ("after",)  # of a kept machine that moves
 KEPT_MIGRATION_CANCELS = size(ci=60, long=1)  # checkpoints of one of a kept machine
+CABLE_CANCELS = size(ci=200, long=5)  # checkpoints of one whose machine is in networks
+CABLE_KILLS = size(ci=2, long=200)  # SIGKILLs of its supervisor between two steps of one
 MOVE_CANCELS = size(ci=90, long=3)  # checkpoints of one to another supervisor
 _ASKS = ("offer", "set_up", "listen", "loaded")  # of its conversation, cut before and after
 MOVE_CUTS = (

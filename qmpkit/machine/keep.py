@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -116,12 +116,14 @@ class Ground(Protocol):
         first: First,
         *,
         incoming: bool = False,
+        silent: Collection[str] = (),
     ) -> AbstractAsyncContextManager[KeptStart]:
         """Start the process; leaving the block kills it unless it is kept by then.
 
         *links*: our descriptors of devices that it takes, by NIC id; they stay ours.
         *first* is awaited before the process is started, not before all is ready for it.
-        *incoming*: it waits for a guest that migrates to it.
+        *incoming*: it waits for a guest that migrates to it; *silent*: its NICs that hear
+        nothing until then.
         """
 
     def adopt(self, identity: Identity, home: Home) -> AbstractAsyncContextManager[KeptLike]:
@@ -156,6 +158,7 @@ class QemuGround:
         first: First,
         *,
         incoming: bool = False,
+        silent: Collection[str] = (),
     ) -> AsyncIterator[KeptStart]:
         """Start QEMU, paused, its channels listening in *home*.
 
@@ -180,6 +183,7 @@ class QemuGround:
                     resolution.facts,
                     wiring.endpoints,
                     incoming=incoming,
+                    silent=silent,
                     actions=ACTIONS,
                     store=wiring.store,
                     checked=True,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.silence import silencer
 
-__all__ = ["set_links"]
+__all__ = ["hear", "set_links"]
 
 
 class _Linked(Protocol):
@@ -22,3 +23,10 @@ async def set_links(machine: _Linked, *, also_up: bool = False) -> None:
     for nic in machine.spec.nics:
         if also_up or not nic.link:
             await machine.execute("set_link", {"name": nic.id, "up": nic.link})
+
+
+async def hear(machine: _Linked, nics: Iterable[str]) -> None:
+    """Have NICs hear that were started silent (`object-del`, `chardev-remove`)."""
+    for nic in nics:
+        await machine.execute("object-del", {"id": silencer(nic)})
+        await machine.execute("chardev-remove", {"id": silencer(nic)})

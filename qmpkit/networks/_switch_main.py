@@ -153,12 +153,9 @@ class Switch:
                 self._connect_to(path)
 
     def _connect_to(self, path: str) -> None:
-        made = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        made.setblocking(False)
         try:
-            made.connect(path)
-        except OSError:  # nobody listens, or there is no room for one more who waits
-            made.close()
+            made = _connected(path)
+        except OSError:  # nobody listens, or no room for one more who waits, or no descriptors
             return
         self._cables[made.fileno()] = Cable(path, made)
         self._poll.register(made.fileno(), select.EPOLLIN)
@@ -236,6 +233,17 @@ class Switch:
                 self._paths, self._to_connect, self._read_at = list(ports), cables, changed
         except FileNotFoundError:  # removed; connections still have each other
             self._paths, self._to_connect = [], []
+
+
+def _connected(path: str) -> _socket.socket:
+    made = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        made.connect(path)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 if __name__ == "__main__":

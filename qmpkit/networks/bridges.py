@@ -58,8 +58,8 @@ class Bridges:
         return _server(join.name), partial(_prepared, network, self._leases / join.name)
 
     async def sweep(self, members: Members) -> None:
-        """Remove our devices that no machine on record needs."""
-        needed = {self._tap(machine, join) for machine, join in members}
+        """Remove our devices that no member on record needs."""
+        needed = {self._tap(member, join) for member, join in members}
         needed |= {_bridge(join).bridge for _, join in members}
         if not self._leases.exists():  # netlink's library is not loaded for nothing
             return
@@ -69,25 +69,25 @@ class Bridges:
         except HostLacks as error:  # no reason not to supervise machines
             log.warning("devices that nobody needs are left: %s", error)
 
-    async def make(self, machine: str, join: Joined) -> None:
-        """Have the bridge, the machine's tap on it, and DHCP; raises HostLacks."""
-        network, tap = _bridge(join), self._tap(machine, join)
+    async def make(self, member: str, join: Joined) -> None:
+        """Have the bridge, the member's tap on it, and DHCP; raises HostLacks."""
+        network, tap = _bridge(join), self._tap(member, join)
         await trio.to_thread.run_sync(_made, network, tap, self._leases / join.name, self._owner)
         if self._served.get(join.name, network) != network:
             await self._helpers.end(_server(join.name))
         if (helper := self.helper(join)) is not None:
             await self._helpers.run(*helper)
 
-    async def plugged(self, nic: Nic, machine: str, join: Joined) -> tuple[Nic, int | None]:
+    async def plugged(self, nic: Nic, member: str, join: Joined) -> tuple[Nic, int | None]:
         """The NIC with its tap: by name, or opened by QEMU's helper when we may not make one."""
         assert isinstance(nic, TapNic), "the farm gives a bridge's NIC this"
         if may_make_devices():
-            return attrs.evolve(nic, ifname=self._tap(machine, join)), None
+            return attrs.evolve(nic, ifname=self._tap(member, join)), None
         return nic, await lent_tap(_bridge(join).bridge)
 
-    async def unplug(self, machine: str, join: Joined) -> None:
-        """Remove the machine's tap."""
-        await self._remove([self._tap(machine, join)])
+    async def unplug(self, member: str, join: Joined) -> None:
+        """Remove the member's tap."""
+        await self._remove([self._tap(member, join)])
 
     async def remove(self, join: Joined) -> None:
         """End its DHCP server, and remove the bridge if it was made."""
@@ -96,8 +96,8 @@ class Bridges:
         await self._remove([_bridge(join).bridge])  # if it is ours
         await trio.to_thread.run_sync(_forgotten, self._leases / join.name)
 
-    def _tap(self, machine: str, join: Joined) -> str:
-        return tap_name(self._owner, machine, join.name)
+    def _tap(self, member: str, join: Joined) -> str:
+        return tap_name(self._owner, member, join.name)
 
     async def _remove(self, devices: list[str]) -> None:
         if devices and self._leases.exists():  # else none was ever made

@@ -18,7 +18,7 @@ from qmpkit.networks.helpers import Members, Prepare, helpers
 from qmpkit.networks.segments import Segments
 from qmpkit.process.places import Places
 from qmpkit.spec.farm import Joined
-from qmpkit.spec.farm_networks import Bridge, Nat, Segment
+from qmpkit.spec.farm_networks import Bridge, Segment, is_carried
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Nic
 
@@ -37,14 +37,14 @@ class Carrier(Protocol):
     async def sweep(self, members: Members) -> None:
         """Remove what is left of networks and places that are not among *members*."""
 
-    async def make(self, machine: str, join: Joined) -> None:
-        """Have it, and a machine's place in it; done again, it does nothing."""
+    async def make(self, member: str, join: Joined) -> None:
+        """Have it, and a member's place in it; done again, it does nothing."""
 
-    async def plugged(self, nic: Nic, machine: str, join: Joined) -> tuple[Nic, int | None]:
-        """A machine's NIC, plugged in, and the descriptor of its device if it takes one."""
+    async def plugged(self, nic: Nic, member: str, join: Joined) -> tuple[Nic, int | None]:
+        """A member's NIC, plugged in, and the descriptor of its device if it takes one."""
 
-    async def unplug(self, machine: str, join: Joined) -> None:
-        """Remove a machine's place in it."""
+    async def unplug(self, member: str, join: Joined) -> None:
+        """Remove a member's place in it."""
 
     async def remove(self, join: Joined) -> None:
         """Nobody is in it any more."""
@@ -93,23 +93,25 @@ class FarmNetworks:
                 await carrier.sweep([it for it in self._members() if type(it[1].network) is kind])
             yield
 
-    async def make(self, machine: str, joined: Sequence[Joined]) -> None:
+    async def make(self, member: str, joined: Sequence[Joined]) -> None:
         """See `Networks.make`; networks that it was in before are left."""
-        wanted, before = tuple(_carried(joined)), self._joined.get(machine, ())
-        self._joined[machine] = wanted  # from here on nobody removes them
+        wanted, before = tuple(_carried(joined)), self._joined.get(member, ())
+        self._joined[member] = wanted  # from here on nobody removes them
         try:
-            await self._leave(machine, before, but=wanted)  # first: a tap may serve another NIC
+            await self._leave(member, before, but=wanted)  # first: a tap may serve another NIC
             for join in wanted:
                 async with self._turns[join.name]:
-                    await self._of(join).make(machine, join)
+                    await self._of(join).make(member, join)
         except BaseException:
-            self._joined[machine] = before
+            self._joined[member] = before
             with trio.move_on_after(UNDO_GRACE, shield=True):
-                await self._leave(machine, wanted, but=before)
+                await self._leave(member, wanted, but=before)
             raise
 
     @asynccontextmanager
-    async def plugged(self, spec: MachineSpec, joined: Sequence[Joined]) -> AsyncIterator[Plugged]:
+    async def plugged(
+        self, spec: MachineSpec, joined: Sequence[Joined], member: str
+    ) -> AsyncIterator[Plugged]:
         """See `Networks.plugged`."""
         places = {join.nic: join for join in _carried(joined)}
         if not places:
@@ -120,27 +122,25 @@ class FarmNetworks:
         with ExitStack() as ours:
             for nic in spec.nics:
                 if join := places.get(nic.id):
-                    nic, fd = await self._of(join).plugged(nic, spec.name, join)
+                    nic, fd = await self._of(join).plugged(nic, member, join)
                     if fd is not None:
                         ours.callback(os.close, fd)
                         links[nic.id] = fd
                 nics.append(nic)
             yield Plugged(attrs.evolve(spec, nics=nics), links)
 
-    async def drop(self, machine: str, joined: Sequence[Joined]) -> None:
+    async def drop(self, member: str, joined: Sequence[Joined]) -> None:
         """See `Networks.drop`."""
-        left = {*self._joined.pop(machine, ()), *_carried(joined)}
-        await self._leave(machine, left, but=())
+        left = {*self._joined.pop(member, ()), *_carried(joined)}
+        await self._leave(member, left, but=())
 
-    async def _leave(
-        self, machine: str, joined: Iterable[Joined], *, but: Sequence[Joined]
-    ) -> None:
+    async def _leave(self, member: str, joined: Iterable[Joined], *, but: Sequence[Joined]) -> None:
         stays = {(_place(join), join.nic) for join in but}
         for join in joined:
             if (_place(join), join.nic) in stays:
                 continue
             async with self._turns[join.name]:
-                await self._of(join).unplug(machine, join)
+                await self._of(join).unplug(member, join)
                 if _place(join) not in (_place(other) for _, other in self._members()):
                     await self._of(join).remove(join)
 
@@ -152,7 +152,7 @@ class FarmNetworks:
 
 
 def _carried(joined: Iterable[Joined]) -> Iterable[Joined]:
-    return (join for join in joined if not isinstance(join.network, Nat))
+    return (join for join in joined if is_carried(join.network))
 
 
 def _place(join: Joined) -> tuple[str, type, str]:

@@ -52,7 +52,7 @@ Prepare = Callable[[ExitStack], Command]
 What is on the stack is let go once it runs."""
 
 Members = Collection[tuple[str, Joined]]
-"""Machines by name, and where they are in the networks of one kind."""
+"""Who is in the networks of one kind, by name, and where."""
 
 
 class _Helper:

@@ -38,14 +38,22 @@ class Segments:
         return f"the switch of network {join.name!r}", partial(_prepared, self.directory(join.name))
 
     async def sweep(self, members: Members) -> None:
-        """Remove the directories of segments that nobody is in; their switches have ended."""
+        """Remove the directories of segments that nobody is in, whose switches have ended.
+
+        And the ports of those who are no members: of a move that its supervisor did not survive.
+        """
         kept = {self.directory(join.name) for _, join in members}
+        ports = {self.port(*it, kind) for it in members for kind in ("", CABLE)}
         with suppress(OSError):
             for directory in set(self._root.iterdir()) - kept:
                 discard(directory)
+            for directory in kept:
+                for path in set(directory.iterdir()) - ports:
+                    if not path.name.startswith("."):
+                        path.unlink(missing_ok=True)
             self._root.rmdir()
 
-    async def make(self, machine: str, join: Joined) -> None:
+    async def make(self, member: str, join: Joined) -> None:
         """Have its switch running; raises HostLacks."""
         name, prepare = self.helper(join)
         await self._helpers.run(name, prepare)
@@ -53,23 +61,23 @@ class Segments:
             await self._helpers.end(name)
             await self._helpers.run(name, prepare)
 
-    async def plugged(self, nic: Nic, machine: str, join: Joined) -> tuple[Nic, None]:
+    async def plugged(self, nic: Nic, member: str, join: Joined) -> tuple[Nic, None]:
         """The NIC with its port and the switch's."""
         switch = self.directory(join.name) / DATAGRAMS
         if isinstance(nic, StreamNic):
             _announce(switch)
             # It listens: one that connects would not do so again when the switch is another.
-            port = self.port(machine, join, CABLE)
+            port = self.port(member, join, CABLE)
             return attrs.evolve(nic, address=f"unix:{port}", server=True), None
         assert isinstance(nic, DgramNic), "the farm gives a segment's NIC one of these"
-        local, remote = self.port(machine, join), switch
+        local, remote = self.port(member, join), switch
         return attrs.evolve(nic, local=f"unix:{local}", remote=f"unix:{remote}"), None
 
-    async def unplug(self, machine: str, join: Joined) -> None:
-        """Remove the machine's port, which QEMU leaves behind."""
+    async def unplug(self, member: str, join: Joined) -> None:
+        """Remove the member's port, which QEMU leaves behind."""
         for kind in ("", CABLE):
             with suppress(OSError):
-                self.port(machine, join, kind).unlink(missing_ok=True)
+                self.port(member, join, kind).unlink(missing_ok=True)
 
     async def remove(self, join: Joined) -> None:
         """End its switch, and nothing is left."""
@@ -86,9 +94,9 @@ class Segments:
             return plain
         return self._root / f"n.{hash_of(network)}"
 
-    def port(self, machine: str, join: Joined, kind: str = "") -> Path:
-        """The socket of a machine's NIC; *kind* is "" for datagrams, or CABLE."""
-        plain = self.directory(join.name) / f"{kind}{machine}.{join.nic}"
+    def port(self, member: str, join: Joined, kind: str = "") -> Path:
+        """The socket of a member's NIC; *kind* is "" for datagrams, or CABLE."""
+        plain = self.directory(join.name) / f"{kind}{member}.{join.nic}"
         if len(os.fsencode(plain)) <= SOCKET_PATH_LIMIT:
             return plain
         return plain.with_name(f"{kind}p.{hash_of(plain.name)}")

@@ -33,7 +33,7 @@ from qmpkit.process.rundir import (
 )
 from qmpkit.process.sockets import listened_at
 
-__all__ = ["Places", "claimed_places", "discard", "fresh", "state_root"]
+__all__ = ["Places", "claimed_places", "discard", "fresh", "second_of", "state_root", "who_is_at"]
 
 _DYING = 1.0  # seconds that a process may take to vanish whose program was killed
 
@@ -67,7 +67,25 @@ class Places:
         plain = self.runtime / machine
         if len(os.fsencode(plain)) + 1 + SOCKET_NAME_LIMIT <= SOCKET_PATH_LIMIT:
             return plain
-        return self.runtime / f"m.{hash_of(machine)}"
+        return self.runtime / _short(machine)
+
+
+def _short(machine: str) -> str:
+    return f"m.{hash_of(machine)}"
+
+
+def second_of(machine: str) -> str:
+    """What a machine's second process is called, where both have something of their own.
+
+    One that moves has two, and is either of them afterwards; it is started as the first.
+    """
+    return f"{machine}~"
+
+
+def who_is_at(sockets: Path, machine: str) -> str:
+    """Which of a machine's two processes has this directory of sockets."""
+    second = second_of(machine)
+    return second if sockets.name in (second, _short(second)) else machine
 
 
 @contextmanager

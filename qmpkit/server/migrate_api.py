@@ -66,11 +66,7 @@ class MigrateApi:
         place, where = await _place(asked), _where(asked)
         if kept.vm is None:
             raise MachineGone(kept.name, f"migrating (it is {kept.state})", kept.report)
-        if place is not None:
-            disks = {name: where[name] for name in ("disks", "collapse")}
-            faults = await self._lab.migration_faults(kept.name, place, **disks)
-        else:
-            faults = await kept.vm.migration_faults(**where)
+        faults = await self._lab.migration_faults(kept.name, place, **where)
         return answer({"machine": kept.name, "faults": [attrs.asdict(it) for it in faults]})
 
     async def settle(self, request: Request) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec import devices as parts
@@ -23,6 +23,7 @@ from qmpkit.spec.names import RAM_ID
 from qmpkit.spec.numa import numa_options
 from qmpkit.spec.options import Json, keyvals, to_json
 from qmpkit.spec.peripherals import Share
+from qmpkit.spec.silence import silence_options
 
 __all__ = ["TOOLS", "pretty", "render"]
 
@@ -37,6 +38,7 @@ def render(
     *,
     paused: bool = True,
     incoming: bool = False,
+    silent: Iterable[str] = (),
     actions: Mapping[str, str] | None = None,
     store: int | None = None,
     checked: bool = False,
@@ -46,7 +48,7 @@ def render(
     `endpoints` holds one endpoint for each of `channels(spec)`, `links(spec)`, `served(spec)`, and
     may hold `TOOLS`. `paused` starts with the processors stopped (`-S`) until `cont`,
     `incoming` waits for `migrate-incoming` to fill the machine (`-incoming defer`), as one
-    with `resume_from` does.
+    with `resume_from` does. `silent`: NICs that hear nothing until they are told to (`hear`).
     `actions` is `-action`: what QEMU does on "shutdown", "panic", "reboot".
     `store` is the descriptor of the UEFI variables of a machine that keeps none.
     `checked` says that the spec is one that `resolve` has found without a fault.
@@ -76,6 +78,7 @@ def render(
         if monitor in endpoints:
             argv += ["-mon", monitor_option(monitor)]
     argv += _hardware(spec, facts, endpoints)
+    argv += silence_options(silent)
     return [*argv, *spec.extra_args]
 
 

@@ -59,7 +59,8 @@ def validate(spec: MachineSpec) -> None:
     of everything else: those are looked for first. It takes about 0.2 ms.
     """
     if faults := type_faults(spec) or faults_of(spec):
-        raise SpecInvalid(faults, f"machine {spec.name!r}")
+        whose = f"machine {spec.name!r}" if isinstance(spec, MachineSpec) else ""
+        raise SpecInvalid(faults, whose)
 
 
 def type_faults(spec: object) -> tuple[Fault, ...]:

@@ -19,6 +19,7 @@ __all__ = ["Bridge", "Join", "Nat", "Network", "Segment"]
 __all__ += [
     "address_problem",
     "gives_away",
+    "is_carried",
     "network_of",
     "network_to_table",
     "nic_table",
@@ -127,6 +128,11 @@ def subnet_of(network: Network) -> ipaddress.IPv4Network | None:
     if isinstance(network, Nat) or network.subnet is None:
         return None
     return ipaddress.IPv4Network(network.subnet)
+
+
+def is_carried(network: Network) -> bool:
+    """Whether somebody beside QEMU carries its frames, to whom a NIC has a cable."""
+    return not isinstance(network, Nat)
 
 
 def nic_table(join: Join, network: Network) -> dict[str, Any]:

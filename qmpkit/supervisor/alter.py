@@ -35,7 +35,7 @@ async def amend(kept: Kept, wanted: Wanted, networks: Networks, journal: Journal
     """See `Supervisor.amend`."""
     joined = kept.record.wanting(wanted).joined
     if joined != kept.record.joined:  # how its networks are set up, not which they are
-        await networks.make(kept.name, joined)
+        await networks.make(kept.member, joined)
     before = kept.record
     spec = _amended(before.spec, wanted.spec)
     kept.note(spec=spec, asked=digest_of(wanted.spec), **matters(before.wanting(wanted)))

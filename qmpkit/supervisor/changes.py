@@ -24,7 +24,7 @@ from qmpkit.supervisor.keeper import Keeper
 from qmpkit.supervisor.moves.departures import Whereabouts, place_of, settle
 from qmpkit.supervisor.moves.sending import check_send, send
 from qmpkit.supervisor.moves.terms import ReceiveTerms
-from qmpkit.supervisor.moves.within import move
+from qmpkit.supervisor.moves.within import faults_of_move, move
 from qmpkit.supervisor.record import Leaving
 
 __all__ = ["Changes"]
@@ -96,6 +96,8 @@ class Changes(ABC):
         finds; by postcopy it has the rest of the memory come.  A guest that is lost so is started
         again by its policy.  Declared stopped meanwhile, it stays (MigrationFailed) and is stopped;
         when it runs in the new process already the rest is waited for, but by a stop at once.
+        In the networks of its farm the new process has cables of its own, which hear nothing before
+        the guest stands still (`object-del`); not by vhost.
 
         *to*: another supervisor instead, which keeps it from then on: the name of a farm of
         this host, "unix:PATH", or a `MovePlace` (`move_place`) on another host.  It finds the disks
@@ -114,9 +116,7 @@ class Changes(ABC):
             async with kept.turn:
                 means = keeper.means
                 return await move(kept, means, qemu, policy, options, progress, disks, collapse)
-        if qemu is not None:
-            fault = Fault("qemu", "the other side has its own: it is the one of the spec")
-            raise SpecInvalid([fault], f"machine {name!r}")
+        _refuse_qemu(name, qemu)
         place = await self._other(to)
         async with kept.turn:
             refuse_unsettled(kept)
@@ -126,17 +126,21 @@ class Changes(ABC):
     async def migration_faults(
         self,
         name: str,
-        to: str | MovePlace,
+        to: str | MovePlace | None = None,
         *,
+        qemu: str | os.PathLike[str] | None = None,
         disks: DiskPlaces = SHARED,
         collapse: bool = False,
     ) -> tuple[Fault, ...]:
         """All that is in the way of its moving there, at both ends; () is fine.
 
-        *disks*, *collapse* as for `migrate`.  A QEMU waits there for a moment, to tell what its
-        processor has.
+        *qemu*, *disks*, *collapse* as for `migrate`.  At another supervisor a QEMU waits for a
+        moment, to tell what its processor has; else nothing is started, and that is not known.
         """
         kept = self._kept_machines().known(name)
+        if to is None:
+            return await faults_of_move(kept, qemu, disks, collapse=collapse)
+        _refuse_qemu(name, qemu)
         place = await self._other(to)
         async with kept.turn:
             refuse_unsettled(kept)
@@ -180,6 +184,12 @@ class Changes(ABC):
 
     @abstractmethod
     def _kept_machines(self) -> Keeper: ...
+
+
+def _refuse_qemu(name: str, qemu: object) -> None:
+    if qemu is not None:
+        fault = Fault("qemu", "the other side has its own: it is the one of the spec")
+        raise SpecInvalid([fault], f"machine {name!r}")
 
 
 async def _placed(to: str | MovePlace) -> MovePlace:

@@ -72,9 +72,9 @@ class Joining:
 
     async def _plug(self, kept: Kept, vm: VM, nic: Nic, joined: Joined) -> Nic:
         """With its cable, as at a start; what is plugged, without."""
-        await self.networks.make(kept.name, (*kept.record.joined, joined))
+        await self.networks.make(kept.member, (*kept.record.joined, joined))
         alone = attrs.evolve(vm.spec, nics=[_for_now(nic)])
-        async with self.networks.plugged(alone, (joined,)) as plugged:
+        async with self.networks.plugged(alone, (joined,), kept.member) as plugged:
             (cabled,) = plugged.spec.nics
             fd = plugged.links.get(nic.id)
             added = await add_nic(vm.machine, cabled, fd, again=True)
@@ -89,7 +89,7 @@ class Joining:
     async def _left(self, kept: Kept, plugged: tuple[Joined, ...]) -> None:
         kept.note(plugged=plugged)
         await kept.write(self.journal)
-        await self.networks.make(kept.name, kept.record.joined)
+        await self.networks.make(kept.member, kept.record.joined)
 
     async def _write(self, kept: Kept) -> None:
         if not await kept.write(self.journal):

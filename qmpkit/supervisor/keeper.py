@@ -15,7 +15,7 @@ from qmpkit.errors import Fault, QmpkitError, SpecInvalid
 from qmpkit.machine.keep import Ground, Home
 from qmpkit.machine.launch import LaunchOptions
 from qmpkit.operations.block.at_rest import AtRest
-from qmpkit.process.places import Places, claimed_places, discard
+from qmpkit.process.places import Places, claimed_places, discard, second_of
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.supervisor.alter import amend, disks_at_rest, revert
@@ -144,7 +144,7 @@ class Keeper:
             await self.shelf.sweep()
         known = {path for kept in self.machines.values() for path in kept.sockets}
         complete = not await tell_strangers(self._places.runtime, known, self._events) and not lost
-        members = {record.name: record.joined for record in records}
+        members = {name: record.joined for record in records for name in record.members}
         networks = self._networks.open(self._places, members, complete=complete)
         try:
             async with networks, trio.open_nursery() as nursery:
@@ -221,6 +221,7 @@ class Keeper:
             self._events.tell(name, "forgotten", "it is declared no longer")
             try:
                 await self._networks.drop(name, kept.record.joined)
+                await self._networks.drop(second_of(name), ())
             except QmpkitError as error:  # who supervises next finds what is left, and nobody in it
                 log.warning("of the networks of machine %r something is left: %s", name, error)
             await trio.to_thread.run_sync(discard, kept.home.logs)

@@ -14,6 +14,7 @@ from qmpkit.errors import JournalFailed, MachineGone
 from qmpkit.machine.keep import Home
 from qmpkit.machine.report import ExitReport
 from qmpkit.machine.state import State
+from qmpkit.process.places import who_is_at
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.restart import Restart
 from qmpkit.supervisor.events import EventLog
@@ -107,6 +108,11 @@ class Kept:
         """QEMU's process id; None while there is none."""
         identity = self.record.identity
         return None if identity is None else identity.pid
+
+    @property
+    def member(self) -> str:
+        """Who it is in the networks of its farm: one of the two processes that it may be."""
+        return who_is_at(self.home.sockets, self.name)
 
     @property
     def sockets(self) -> set[Path]:

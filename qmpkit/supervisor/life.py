@@ -22,7 +22,7 @@ from qmpkit.machine.state import State
 from qmpkit.operations.tune.live import take_place
 from qmpkit.process.cgroup import sweep_groups
 from qmpkit.process.identity import boot_id
-from qmpkit.process.places import discard
+from qmpkit.process.places import discard, second_of
 from qmpkit.spec.resources import AUTO, controllers
 from qmpkit.spec.sites import Sites
 from qmpkit.supervisor.errors import StartCalledOff
@@ -140,6 +140,7 @@ async def _bring_up(
     if kept.entry is not None:
         kept.entry.hurry()  # while all else is made ready
     await means.networks.make(kept.name, joined)
+    await means.networks.drop(second_of(kept.name), ())  # it may have been that before
     await finish_change(kept)
     if resolution is None:
         resolution = await resolve(kept.spec)
@@ -147,7 +148,7 @@ async def _bring_up(
         log.warning("machine %r: %s", kept.name, warning)
     made = await stack.enter_async_context(prepared_disks(resolution.spec))
     kept.home = means.home(kept.name)  # the runtime directory may be another one today
-    async with means.networks.plugged(resolution.spec, joined) as plugged:
+    async with means.networks.plugged(resolution.spec, joined, kept.name) as plugged:
         if plugged.spec is not resolution.spec:
             resolution = attrs.evolve(resolution, spec=plugged.spec)
         # What is declared is safe on disk before it is made true.

@@ -15,7 +15,11 @@ __all__ = ["Networks"]
 
 
 class Networks(Protocol):
-    """The networks of a farm: what carries them outlives a supervisor, as its machines do."""
+    """The networks of a farm: what carries them outlives a supervisor, as its machines do.
+
+    A *member* has a place in them for each of its NICs.  It is a machine, by its name; while one
+    moves each of its two processes is a member (`who_is_at`), and afterwards the one that it is.
+    """
 
     def open(
         self, places: Places, members: Mapping[str, Sequence[Joined]], *, complete: bool
@@ -26,19 +30,22 @@ class Networks(Protocol):
         record is *complete*.
         """
 
-    async def make(self, machine: str, joined: Sequence[Joined]) -> None:
-        """Have all that a machine needs to start in its networks; done again, it does nothing.
+    async def make(self, member: str, joined: Sequence[Joined]) -> None:
+        """Have all that it needs to start in its networks; done again, it does nothing.
 
         Raises `HostLacks`; then nothing new is left.
         """
 
     def plugged(
-        self, spec: MachineSpec, joined: Sequence[Joined]
+        self, spec: MachineSpec, joined: Sequence[Joined], member: str
     ) -> AbstractAsyncContextManager[Plugged]:
-        """The spec with its NICs plugged in, for one start on this host within the block.
+        """The spec with its NICs plugged in there, for one start on this host within the block.
 
         Raises `HostLacks`.
         """
 
-    async def drop(self, machine: str, joined: Sequence[Joined]) -> None:
-        """The machine is forgotten: remove its own part, and networks that nobody is in."""
+    async def drop(self, member: str, joined: Sequence[Joined]) -> None:
+        """It is no more: remove its own part, and networks that nobody is in.
+
+        *joined*: what is on record of it beside what is known here.
+        """

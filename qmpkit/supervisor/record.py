@@ -7,6 +7,7 @@ import json
 import time
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import attrs
@@ -16,6 +17,7 @@ from qmpkit.errors import QmpkitError
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.report import ExitCause, ExitReport
 from qmpkit.process.identity import Identity
+from qmpkit.process.places import who_is_at
 from qmpkit.spec.convert import structure_as, unstructure_any
 from qmpkit.spec.data import spec_from_dict, spec_to_dict
 from qmpkit.spec.facts import Facts, Flash
@@ -180,6 +182,12 @@ class Record:
         there = {nic.id for nic in self.spec.nics}
         since = tuple(it for it in self.plugged if it.nic in there)
         return since if self.farm is None else (*self.farm.networks, *since)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Who it is in those: the process on record, and the one that it is moving to."""
+        known = [self.sockets] if self.heir is None else [self.sockets, self.heir.sockets]
+        return tuple(who_is_at(Path(sockets), self.name) for sockets in known)
 
     @property
     def running(self) -> MachineSpec:

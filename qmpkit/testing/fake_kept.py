@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -85,6 +85,7 @@ class FakeGround:
         first: First,
         *,
         incoming: bool = False,
+        silent: Collection[str] = (),
     ) -> AsyncIterator[KeptStart]:
         """A started fake; leaving the block kills it unless it is kept by then."""
         spec = resolution.spec

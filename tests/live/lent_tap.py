@@ -42,6 +42,10 @@ async def main(farm: str) -> None:
         (rx,) = await kept.vm.execute("query-rx-filter", {"name": "nic0"})
         ports = [path.name for path in Path("/sys/class/net/own/brif").iterdir()]  # noqa: ASYNC240
         print(len(ports), rx["name"])
+        await lab.migrate(kept.name)
+        assert kept.vm is not None and kept.member == f"{kept.name}~"
+        ports = [path.name for path in Path("/sys/class/net/own/brif").iterdir()]  # noqa: ASYNC240
+        print(len(ports))
         await lab.declare(kept.name, "stopped")
         await lab.forget(kept.name)
 

@@ -106,6 +106,11 @@ def test_a_bridge_with_dhcp_is_made_kept_and_removed(net: Namespace, places: Pla
     assert 100 <= int(one.rpartition(".")[2]) <= 199
     for target in (two, "192.168.55.1"):
         net.qmpkit("exec", "web1", "--", "ping", "-c", "1", "-W", "5", target)
+    taps = set(net.devices()) - before
+    net.qmpkit("migrate", "web1")
+    net.qmpkit("exec", "web2", "--", "ping", "-c", "3", "-W", "5", one)
+    moved = set(net.devices()) - before
+    assert len(moved) == len(taps) and len(moved - taps) == 1, "the one has gone, another is there"
 
     os.kill(int((places.state / "lab" / "lock").read_text()), signal.SIGKILL)
     net.qmpkit("ps")
@@ -156,5 +161,5 @@ def test_who_may_make_no_device_has_one_from_qemus_helper(net: Namespace, places
     refused = net.do(*with_rules, status=1)
     assert "gives no tap device on 'own'" in refused
     (rules / "bridge.conf").write_text("allow own\n")
-    assert net.do(*with_rules).split() == ["1", "nic0"]
+    assert net.do(*with_rules).split() == ["1", "nic0", "1"]
     assert [name for name in net.devices() if "tap" in name] == []

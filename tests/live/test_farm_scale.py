@@ -103,12 +103,16 @@ async def test_a_daemon_with_many_machines_is_small_idle_and_quick(qemu: str) ->
             late = await trio.to_thread.run_sync(latencies, daemon)
             memory = resident(pid)
         await end_all()
-    assert memory <= MEMORY + MEMORY_EACH * FARM_MACHINES, f"{memory / 1e6:.1f} MB"
-    assert idle < IDLE, f"{idle:.2%} of a core"
-    assert statistics.median(lists) < LIST, f"{statistics.median(lists) * 1e3:.0f} ms"
-    limit = max(PS, PS_TIMES * python)
-    assert command < limit, f"{command * 1e3:.0f} ms, Python {python * 1e3:.0f} ms"
-    assert late[len(late) * 99 // 100] < EVENT, f"{late[-1] * 1e3:.1f} ms at most"
+    listed, p99 = statistics.median(lists), late[len(late) * 99 // 100]
+    seen = f"{memory / 1e6:.1f} MB, {idle:.2%} of a core, list {listed * 1e3:.0f} ms"
+    seen += f", ps {command * 1e3:.0f} ms (Python {python * 1e3:.0f} ms)"
+    seen += f", events {p99 * 1e3:.1f} ms p99, {late[-1] * 1e3:.1f} ms at most"
+    print(seen)
+    assert memory <= MEMORY + MEMORY_EACH * FARM_MACHINES, seen
+    assert idle < IDLE, seen
+    assert listed < LIST, seen
+    assert command < max(PS, PS_TIMES * python), seen
+    assert p99 < EVENT, seen
 
 
 @contextmanager
@@ -138,8 +142,8 @@ async def used(pid: int, seconds: float) -> float:
 
 
 def on_cpu(pid: int) -> float:
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+    """Seconds so far, of threads that have ended too: the clock is the process's (Linux)."""
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def timed_list(daemon: Daemon) -> float:

@@ -47,6 +47,9 @@ def test_at_the_shell(
         assert shell.run("migrate", "mover", "--check", "--qemu", new) == "mover can migrate\n"
         said = shell.run("migrate", "mover", "--check", "--qemu", "/no/qemu", status=2)
         assert "mover: qemu: '/no/qemu' does not exist" in said
+        for more in (["--check"], []):
+            said = shell.run("migrate", "mover", "--qemu", "/bin/ls", *more, status=2)
+            assert "qemu: '/bin/ls' is no QEMU: " in said and "did not start" not in said
         took = shell.json("migrate", "mover", "--qemu", new, "--policy", "fast")
         assert took["machine"] == "mover" and 0 < took["downtime"] < took["seconds"]
         (found,) = shell.inspected("mover")
@@ -73,8 +76,9 @@ def _to_another_farm(shell: Shell) -> None:
     assert started.status == 0, started.err
     move = ("migrate", "mover", "--farm", "lab", "--to")
     assert shell.run(*move, "other", "--check") == "mover can migrate\n"
-    said = shell.run(*move, "nowhere", "--check", status=2)
-    assert "to: nowhere: farm 'nowhere' has no daemon that runs" in said
+    for more in (["--check"], []):
+        said = shell.run(*move, "nowhere", *more, status=2)
+        assert "to: nowhere: farm 'nowhere' has no daemon that runs" in said
     assert "in clear" in shell.run(*move, "tls://host:1", status=2)
     said = shell.run("receive", "--listen", "here", "--tls", "/no/folder", status=2)
     assert "is not ADDRESS:PORT" in said and "ca-cert.pem is not there" in said

@@ -26,10 +26,13 @@ _STAYS = {
 _ENDED = ("concluded", "null")
 
 
-def spec_faults(spec: MachineSpec) -> Iterator[Fault]:
-    """What in a machine cannot be had twice on one host, or cannot move at all."""
+def spec_faults(spec: MachineSpec, cables: Collection[str] = ()) -> Iterator[Fault]:
+    """What in a machine cannot be had twice on one host, or cannot move at all.
+
+    *cables*: the NICs that have another one at the destination.
+    """
     for number, nic in enumerate(spec.nics):
-        if why := _cable_fault(nic):
+        if nic.id not in cables and (why := _cable_fault(nic)):
             hint = "unplug it meanwhile (`vm.nics.remove`)"
             yield Fault(f"nics[{number}]", f"{nic.id!r}: {why}", hint)
     for number, device in enumerate(spec.devices):

@@ -6,7 +6,7 @@ has the destination's machine in this program; one of another program does the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol
 
@@ -84,11 +84,12 @@ class End(Protocol):
 
     Whatever it raises before `run` has come of it leaves the guest with the source.
     `moves`: the disks that go along, for which it has new images, with `collapse` of what is
-    in their bases too.
+    in their bases too.  `cables`: the NICs that have a cable of their own there.
     """
 
     moves: tuple[DiskMove, ...]
     collapse: bool
+    cables: Collection[str]
 
     def must_wait(self) -> None:
         """Raise NotArrived when it was to be filled before, or has ended."""
@@ -137,7 +138,10 @@ class End(Protocol):
         """
 
     async def open_ports(self, ports: Ports) -> None:
-        """Have these ports of its host, and no others, lead into the guest; HostLacks."""
+        """Have these ports of its host, and no others, lead into the guest; HostLacks.
+
+        The guest stands still by then, and its NICs hear what comes by its cables there.
+        """
 
     async def run(self, *, runs: bool) -> float | None:
         """The point of no return: take the images, and run the guest if it *runs*.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import attrs
 import trio
 
@@ -23,6 +25,7 @@ class Incoming:
     when it has all of it; `has_switched`: the guest may run here before that (postcopy).
     `moves`: the disks that go along, into `images`, which were made for them, with `collapse`
     of what is in their bases too.  `on_record`: where that is written down, if it is.
+    `cables`: the NICs that have a cable of their own here, and hear nothing until then.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Incoming:
         images: NewImages | None = None,
         collapse: bool = False,
         on_record: Undertaking | None = None,
+        cables: Collection[str] = (),
     ) -> None:
         self.machine = machine
         self.spec = spec
@@ -41,6 +45,7 @@ class Incoming:
         self.images = images or NewImages()
         self.collapse = collapse
         self.on_record = on_record
+        self.cables = cables
         self.arrived = trio.Event()
         self.has_switched = False
         self._spent = False

@@ -10,6 +10,7 @@ from pathlib import Path
 import trio
 
 from qmpkit.errors import Fault
+from qmpkit.machine.links import hear
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import take_images_back
 from qmpkit.operations.migration.capabilities import Setting
@@ -45,6 +46,7 @@ class LocalEnd:
         self._machine = incoming.machine
         self.moves = incoming.moves
         self.collapse = incoming.collapse
+        self.cables = incoming.cables
         self._able: Able | None = None
         self._arrivals: Subscription
 
@@ -125,6 +127,7 @@ class LocalEnd:
         """See `End`."""
         for nic, forwards in ports.items():
             await change_forwards(self._machine, self._machine.name, nic, forwards)
+        await hear(self._machine, self.cables)
 
     async def run(self, *, runs: bool) -> float | None:
         """See `End`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import attrs
@@ -84,8 +84,11 @@ async def migrate_held(
     return await moving.go(steers, told or _nobody)
 
 
-async def check_source(source: Machine) -> tuple[Fault, ...]:
-    """What of the machine itself is in the way of its moving on this host."""
+async def check_source(source: Machine, cables: Collection[str] = ()) -> tuple[Fault, ...]:
+    """What of the machine itself is in the way of its moving on this host.
+
+    *cables*: the NICs that have another one at the destination.
+    """
     missing = partial(trio.to_thread.run_sync, missing_files, source.spec)
     (jobs, exports), (migration, lacking) = await both(
         lambda: both(
@@ -95,7 +98,7 @@ async def check_source(source: Machine) -> tuple[Fault, ...]:
     )
     return (
         *state_faults(source.state),
-        *spec_faults(source.spec),
+        *spec_faults(source.spec, cables),
         *lacking,
         *job_faults(jobs, exports, migration),
     )
@@ -107,9 +110,10 @@ async def in_the_way(
     disks: DiskPlaces = SHARED,
     *,
     collapse: bool = False,
+    cables: Collection[str] = (),
 ) -> tuple[Fault, ...]:
-    """See `VM.migration_faults`."""
-    faults = [*await check_source(source)]
+    """See `VM.migration_faults`; *cables* as for `check_source`."""
+    faults = [*await check_source(source, cables)]
     moves: tuple[DiskMove, ...] = ()
     try:
         moves, lacking = await planned_moves(source, disks, collapse=collapse)
@@ -144,7 +148,7 @@ async def agreed_on(
     """
     words = not end.is_like(source)
     found, (here, there) = await both(
-        lambda: check_source(source),
+        lambda: check_source(source, end.cables),
         lambda: both(lambda: able_of(source, words=words), lambda: end.able(words=words)),
     )
     faults = [*found, *changed]

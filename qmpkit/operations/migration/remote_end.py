@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
@@ -54,8 +54,8 @@ async def asked_what_came(wire: Wire, place: MovePlace, ident: str, who: str) ->
 class RemoteEnd:
     """An `End` at *place* for the machine *name*, by a conversation that has begun.
 
-    `has_arrived`: its guest is there.  `who`: the mark of the supervisor that it was offered to.
-    `follows`: whether its memory may follow it (postcopy), which takes a supervisor here too.
+    `has_arrived`: its guest is there.  `cables`: there are none.  `who`: the mark of the
+    supervisor that it was offered to.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class RemoteEnd:
     ) -> None:
         self.moves = moves
         self.collapse = collapse
+        self.cables: Collection[str] = ()
         self.has_arrived = False
-        self.follows = True
         self.who = ""
         self._wire = wire
         self._place = place
@@ -246,7 +246,7 @@ class RemoteEnd:
 
     def rest(self) -> RemoteRest | None:
         """See `End`."""
-        return self._rest if self.follows else None
+        return self._rest
 
     async def discard(self, *, patience: float) -> str:
         """See `End`.  One that does not hear it ends its QEMU when the connection has closed.

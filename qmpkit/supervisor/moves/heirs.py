@@ -26,10 +26,10 @@ from qmpkit.operations.ports import forwards_of, ports_again
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.process.errors import ProcessVanished
 from qmpkit.process.identity import boot_id
-from qmpkit.process.places import discard
 from qmpkit.qmp.errors import MonitorAbsent, MonitorLost
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
+from qmpkit.supervisor.moves.cables import vacated
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import End, Heir, Record
 
@@ -113,7 +113,7 @@ async def settle_heir(kept: Kept, means: Means, seen: Callable[[], None]) -> Non
         gone = new_home
         kept.note(heir=None)
     await kept.write(means.journal)
-    await trio.to_thread.run_sync(discard, gone.sockets)
+    await vacated(kept, means, gone)
 
 
 async def _united(kept: Kept, ours: Machine, theirs: Machine, *, run: bool) -> Owner:

@@ -25,7 +25,7 @@ from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.network import Forward, UserNic
 from qmpkit.spec.paths import PATHS, texts_of
 from qmpkit.spec.restart import Restart, restart_faults
-from qmpkit.supervisor.moves.cables import cable_faults
+from qmpkit.supervisor.moves.cables import faults_away
 from qmpkit.supervisor.moves.offer_disks import disks_from, disks_to
 from qmpkit.supervisor.moves.terms import ReceiveTerms
 from qmpkit.supervisor.record import Declared, Record
@@ -69,7 +69,7 @@ class Offer:
 
 def offer_faults(record: Record) -> Iterator[Fault]:
     """What of a kept machine cannot travel."""
-    yield from cable_faults(record, "take it out of them first")
+    yield from faults_away(record)
     if record.health is not None and any(isinstance(it, FunctionCheck) for it in _checks(record)):
         yield Fault("health", "a check that is a function of this program cannot follow")
     if record.change is not None:

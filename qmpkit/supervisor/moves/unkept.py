@@ -16,7 +16,7 @@ import trio
 from qmpkit.errors import Fault
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.state import State
-from qmpkit.operations.migration.convergence import Policy
+from qmpkit.operations.migration.convergence import Policy, policy_of
 from qmpkit.operations.migration.errors import CannotMigrate, MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.migrate import migrate_held
 from qmpkit.operations.migration.moving import Migrated
@@ -67,7 +67,8 @@ async def hand_over(
     when the guest runs on here.  An answer that was lost is asked for again; MigrationUnknown
     when nobody can tell: it stands still here, and may run there.  Cancelled, it is here, or it
     is there when the other side had been told to run it.  When this program dies, the other side
-    has it or not by the same rule; here it has ended.  (As `VM.migrate`; not by postcopy.)
+    has it or not by the same rule; here it has ended.  Not by postcopy, whose guest would be
+    lost with the program.
     """
     place = to if isinstance(to, MovePlace) else await trio.to_thread.run_sync(move_place, to)
     machine = vm.machine
@@ -79,13 +80,16 @@ async def hand_over(
         fault = Fault("uuid", "it has none, by which it would be known there", 'uuid = "…"')
         raise CannotMigrate(machine.name, [fault])
     options = place.options(options or MigrationOptions())
+    if policy_of(policy, options.downtime, options.max_downtime).postcopies:
+        message = "a guest that runs there would need this program until its memory has come"
+        fault = Fault("policy", message, 'policy="live", or "fast"')
+        raise CannotMigrate(machine.name, [fault])
     record, ident = _record(machine, to_restart(restart)), secrets.token_hex(16)
     async with (
         machine.changing,
         offered(record, vm, place, ident, disks, collapse=collapse) as end,
         mirrors_on_record(machine, end.moves, place),
     ):
-        end.follows = False
         try:
             return await migrate_held(machine, end, policy=policy, options=options, told=progress)
         except MigrationUnknown as unknown:

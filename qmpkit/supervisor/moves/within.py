@@ -31,7 +31,7 @@ from qmpkit.operations.migration.errors import (
 )
 from qmpkit.operations.migration.incoming import Incoming, generation_of, start_form
 from qmpkit.operations.migration.local_end import LocalEnd
-from qmpkit.operations.migration.migrate import check_source, migrate_held
+from qmpkit.operations.migration.migrate import check_source, in_the_way, migrate_held
 from qmpkit.operations.migration.moving import Migrated
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.storage import DiskMove, DiskPlaces, with_moves
@@ -39,18 +39,18 @@ from qmpkit.operations.migration.storage_there import thread_faults
 from qmpkit.operations.migration.transfer import Told
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.tune.live import take_place
-from qmpkit.process.places import discard
+from qmpkit.process.places import second_of, who_is_at
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
-from qmpkit.supervisor.moves.cables import cable_faults
+from qmpkit.supervisor.moves.cables import cables_of, faults_within, vacated
 from qmpkit.supervisor.moves.calling_off import called_off_by_stop
 from qmpkit.supervisor.moves.recorded_disks import images_on_record
 from qmpkit.supervisor.moves.rest_there import note_loss
 from qmpkit.supervisor.record import Heir
 from qmpkit.vm import VM
 
-__all__ = ["move"]
+__all__ = ["faults_of_move", "move"]
 
 
 async def move(
@@ -74,10 +74,11 @@ async def move(
             await stack.enter_async_context(vm.machine.changing)
             moves, lacking = await planned_moves(vm.machine, disks, collapse=collapse)
             await _check(kept, vm, lacking)
+            cables = cables_of(kept.record)
             on_record = images_on_record(vm.machine, moves)
             images, it = await stack.enter_async_context(on_record)
             resolution, spec = await _form(kept, vm, qemu, moves)
-            start, machine = await _begun(stack, new, means, resolution)
+            start, machine = await _begun(stack, kept, new, means, resolution)
             heir = Heir(
                 identity=start.child.identity,
                 sockets=str(new.sockets),
@@ -86,7 +87,13 @@ async def move(
                 spec=spec,
             )
             incoming = Incoming(
-                machine, spec, moves=moves, images=images, collapse=collapse, on_record=it
+                machine,
+                spec,
+                moves=moves,
+                images=images,
+                collapse=collapse,
+                on_record=it,
+                cables=cables,
             )
             try:
                 await _put_on_record(kept, means, start, heir)
@@ -117,7 +124,7 @@ async def move(
         raise
     finally:
         with trio.move_on_after(STEP_GRACE, shield=True):
-            await trio.to_thread.run_sync(discard, (new if kept.home is old else old).sockets)
+            await vacated(kept, means, new if kept.home is old else old)
         kept.is_moving = False
         kept.notify()
     await kept.until(lambda: kept.vm not in (None, vm) or not kept.tended or kept.state in _MUTE)
@@ -125,6 +132,17 @@ async def move(
 
 
 _MUTE = ("silent", "unreachable")
+
+
+async def faults_of_move(
+    kept: Kept, qemu: str | os.PathLike[str] | None, disks: DiskPlaces, *, collapse: bool
+) -> tuple[Fault, ...]:
+    """All that is in the way of its moving here, but for the processor; nothing is started."""
+    if kept.vm is None or not kept.tended:
+        raise MachineGone(kept.name, "migrating", kept.report)
+    cables = cables_of(kept.record)
+    found = await in_the_way(kept.vm.machine, qemu, disks, collapse=collapse, cables=cables)
+    return (*found, *faults_within(kept.record))
 
 
 def _kill_ahead(incoming: Incoming) -> None:
@@ -141,9 +159,8 @@ def _tell(kept: Kept, told: Told | None, now: Round) -> None:
 
 
 async def _check(kept: Kept, vm: VM, lacking: Sequence[Fault]) -> None:
-    faults = [*await check_source(vm.machine), *lacking]
-    faults += cable_faults(kept.record, "restart it instead")
-    if faults:
+    found = await check_source(vm.machine, cables_of(kept.record))
+    if faults := [*found, *lacking, *faults_within(kept.record)]:
         raise CannotMigrate(kept.name, faults)
 
 
@@ -165,19 +182,30 @@ async def _form(
 
 def _other_home(kept: Kept, means: Means) -> Home:
     """Sockets for two processes of one machine at a time; its logs are the same."""
-    places = [means.home(name).sockets for name in (kept.name, f"{kept.name}~")]
-    free = next(place for place in places if place != kept.home.sockets)
-    return Home(free, kept.home.logs)
+    second = second_of(kept.name)
+    free = means.home(second if kept.member == kept.name else kept.name)
+    return Home(free.sockets, kept.home.logs)
 
 
 async def _begun(
-    stack: AsyncExitStack, home: Home, means: Means, resolution: Resolution
+    stack: AsyncExitStack, kept: Kept, home: Home, means: Means, resolution: Resolution
 ) -> tuple[KeptStart, Machine]:
-    """A process that waits for the guest, beside the one that has it."""
+    """A process that waits for the guest, beside the one that has it, with cables of its own."""
     options = attrs.evolve(means.options, incoming=True)
-    starting = means.ground.start(resolution, home, {}, trio.lowlevel.checkpoint, incoming=True)
+    member, joined = who_is_at(home.sockets, kept.name), kept.record.joined
+    await means.networks.make(member, joined)
     with destination_starts(resolution.spec.name):
-        start = await stack.enter_async_context(starting)
+        async with means.networks.plugged(resolution.spec, joined, member) as plugged:
+            resolution = attrs.evolve(resolution, spec=plugged.spec)
+            starting = means.ground.start(
+                resolution,
+                home,
+                plugged.links,
+                trio.lowlevel.checkpoint,
+                incoming=True,
+                silent=cables_of(kept.record),
+            )
+            start = await stack.enter_async_context(starting)
         machine = await stack.enter_async_context(begun(resolution, start, home, options))
     await take_place(machine)
     return start, machine

@@ -53,7 +53,7 @@ def pids(places: Places) -> dict[str, int]:
 
 
 async def plug(networks: FarmNetworks, nic: Nic, join: Joined, machine: str = "a") -> Nic:
-    async with networks.plugged(MachineSpec(name=machine, nics=[nic]), [join]) as plugged:
+    async with networks.plugged(MachineSpec(nics=[nic]), [join], machine) as plugged:
         assert not plugged.links
         (nic,) = plugged.spec.nics
         return nic
@@ -278,3 +278,27 @@ async def test_one_that_cannot_be_watched_is_no_reason_for_a_second(
                     await trio.sleep(0.05)
             assert pids(places) == before
             await later.drop("a", [LAN])
+
+
+async def test_a_machine_that_moves_is_two_members(places: Places) -> None:
+    networks = FarmNetworks()
+    with ExitStack() as stack:
+        async with networks.open(places, {}):
+            await networks.make("a", [LAN])
+            first, _ = await port_of(networks, "a", stack)
+            await networks.make("a~", [LAN])
+            second, switch = await port_of(networks, "a~", stack)
+            assert first.getsockname() != second.getsockname()
+            second.sendto(EVERYBODY + MAC + b"..hello", switch)
+            assert await trio.to_thread.run_sync(first.recv, 99) == EVERYBODY + MAC + b"..hello"
+            await networks.drop("a", ())
+            left = trio.Path(second.getsockname())
+            assert await left.exists() and not await trio.Path(first.getsockname()).exists()
+            await networks.drop("nobody", ())
+            assert pids(places)
+        later = FarmNetworks()
+        async with later.open(places, {"a": [LAN]}):
+            assert not await left.exists(), "its supervisor died before it was on record"
+            await hear(later, stack)
+            await later.drop("a", [LAN])
+    assert not list(places.runtime.iterdir())

@@ -16,7 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpkit.errors import HostLacks, SupervisorRunning
-from qmpkit.process.places import Places, claimed_places, fresh, state_root
+from qmpkit.process.places import (
+    Places,
+    claimed_places,
+    fresh,
+    second_of,
+    state_root,
+    who_is_at,
+)
 from qmpkit.process.sockets import listening_socket
 
 
@@ -144,3 +151,14 @@ def test_two_machines_have_two_directories(one: str, other: str) -> None:
     places = Places(Path("/state"), Path("/run/qmpkit/" + "s" * 50))
     assert (places.sockets(one) == places.sockets(other)) == (one == other)
     assert len(os.fsencode(places.sockets(one))) + 21 <= 107
+
+
+@pytest.mark.parametrize("name", ["web", "m" * 64])
+def test_which_of_two_processes_has_a_directory(name: str, tmp_path: Path) -> None:
+    """Also where the paths would be too long, and when the runtime directory is another one now."""
+    for runtime in (Path("/run/qmpkit/lab"), tmp_path / ("r" * 40)):
+        places = Places(tmp_path, runtime)
+        second = second_of(name)
+        assert second != name
+        assert who_is_at(places.sockets(name), name) == name
+        assert who_is_at(places.sockets(second), name) == second

@@ -325,3 +325,16 @@ def test_pairs_leave_out_none_and_json_is_ascii() -> None:
     assert keyvals("a,b", [("x", None), ("y", True), ("z", "c,d")]) == "a,,b,y=on,z=c,,d"
     assert to_json({"a": NASTY}).isascii()
     assert json.loads(to_json({"a": NASTY}))["a"] == NASTY
+
+
+def test_a_nic_is_silent_from_the_first_moment_on() -> None:
+    spec = MachineSpec(name="web", nics=[DgramNic(remote="230.0.0.1:1234"), UserNic()])
+    words = argv(spec, incoming=True, silent=["nic0"])
+    assert words[-4:] == [
+        "-chardev",
+        "null,id=qk-silent-nic0",
+        "-object",
+        '{"qom-type":"filter-redirector","id":"qk-silent-nic0","netdev":"qk-nic0",'
+        '"queue":"tx","outdev":"qk-silent-nic0"}',
+    ]
+    assert words[:-4] == argv(spec, incoming=True)

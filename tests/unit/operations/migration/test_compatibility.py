@@ -63,6 +63,8 @@ def test_each_that_cannot_be_had_twice_is_named() -> None:
     ]
     assert all(fault.message and fault.hint for fault in faults)
     assert "'nic1': QEMU has the device 'tap0' as long as it lives" in str(faults[0])
+    others = [fault.path for fault in spec_faults(spec, cables=("nic1", "nic6"))]
+    assert others[:2] == ["nics[3]", "nics[4]"] and "nics[6]" not in others
 
 
 def test_a_plain_machine_has_nothing_in_its_way() -> None:

@@ -257,7 +257,9 @@ async def test_that_it_waits_anew_is_no_news(autojump_clock: trio.testing.MockCl
     ends.refusals_left = 1
     async with bringing(ends) as ran:
         ends.there(ACTIVE)
-        ends.both(PAUSED)
+        ends.say(PAUSED)
+        await trio.testing.wait_all_tasks_blocked()  # else it may hear of the other end's first
+        ends.there(PAUSED)
         ends.say("setup")
         await trio.sleep(1.0)
         assert ends.told.count("again") == 2 and "migrate-pause" not in ends.told
