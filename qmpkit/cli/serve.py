@@ -22,6 +22,7 @@ from qmpkit.process.roots import state_root
 __all__ = ["detach", "end_daemon", "serve_farm"]
 
 _PATIENCE = 60.0
+_M_ARENA_MAX = -8  # <malloc.h>
 _OWN_PLACES = ("QMPKIT_STATE_DIR", "QMPKIT_RUNTIME_DIR")
 
 
@@ -44,6 +45,8 @@ async def serve_farm(
         raise HostLacks(what, "pip install 'qmpkit[farm]'") from error
     from qmpkit.cli.daemon_log import logged
 
+    _one_arena()
+
     def ready(path: Path) -> None:
         talk.say(f"farm {farm!r}: listening at {path}")
         _notify(b"READY=1")
@@ -57,6 +60,14 @@ async def serve_farm(
         finally:
             _notify(b"STOPPING=1")
     return Exit.OK
+
+
+def _one_arena() -> None:
+    """glibc has memory apart for each thread: of a daemon with many machines that is megabytes."""
+    import ctypes  # only a daemon needs it
+
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _notify(message: bytes) -> None:
