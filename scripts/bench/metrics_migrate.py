@@ -3,9 +3,9 @@
 `migrate.total` is `vm.migrate` from its call until the source has ended, `migrate.downtime`
 the time from the source's STOP to the destination's RESUME, by when a program reads them.
 The guest counts in its memory and has two disks, which both QEMUs have open.  Its peer is a
-script of the same QMP commands with the same capabilities and parameters, over the same kind
-of way (a pair of sockets), which asks for nothing and checks nothing.  --size is the MiB of
-the guest's RAM; QEMU looks at all of it, and sends what is not zero.
+script of the same QEMUs and QMP commands with the same capabilities and parameters, over the
+same kind of way (a pair of sockets), which asks for nothing and checks nothing.  --size is the
+MiB of the guest's RAM; QEMU looks at all of it, and sends what is not zero.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def measure(runs: int, size: int = 256) -> list[Result]:
             subprocess.run(words, check=True)
         # 7.2 under TCG corrupts RAM whose size is a multiple of 256 KiB.
         memory = (size << 10) + 16
-        load = json.dumps(
-            {"firmware": str(firmware), "images": images, "memory": memory, "moves": MOVES}
-        )
+        machine = {"firmware": str(firmware), "images": images, "memory": memory}
+        command = script("ours/migrate_argv.py", json.dumps(machine))
+        printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        load = json.dumps({**machine, **json.loads(printed), "moves": MOVES})
         say(f"load: {load}")
         sides = {
             "qmpkit": script("ours/migrate_vm.py", load),

@@ -137,6 +137,9 @@ class End(Protocol):
         Raises MigrationFailed with its reason, MachineDied or MachineGone.
         """
 
+    async def examine(self) -> None:
+        """Look whether the guest that is there can run: MigrationFailed when it is down."""
+
     async def open_ports(self, ports: Ports) -> None:
         """Have these ports of its host, and no others, lead into the guest; HostLacks.
 

@@ -117,8 +117,11 @@ class LocalEnd:
         await listen(self._machine, uri)
 
     async def loaded(self) -> None:
-        """See `End`: the guest is there, and has not panicked or powered off on its way."""
+        """See `End`."""
         await loaded(self._machine, self._arrivals)
+
+    async def examine(self) -> None:
+        """See `End`: it has not panicked or powered off on its way."""
         status = (await self._machine.execute("query-status"))["status"]
         if status not in _LOADED:
             raise MigrationFailed(self._machine.name, f"its guest is in the state {status!r}")

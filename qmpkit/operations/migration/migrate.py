@@ -28,7 +28,7 @@ from qmpkit.operations.migration.convergence import Policy, Steering, policy_of
 from qmpkit.operations.migration.end import Able, End, able_of
 from qmpkit.operations.migration.errors import CannotMigrate, no_qemu
 from qmpkit.operations.migration.incoming import start_form
-from qmpkit.operations.migration.moving import Migrated, Moving
+from qmpkit.operations.migration.moving import NEWS, Migrated, Moving
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import parameter_faults
 from qmpkit.operations.migration.postcopy import postcopy_faults
@@ -72,16 +72,17 @@ async def migrate_held(
     steers = policy_of(policy, options.downtime, options.max_downtime)
     source.must_live("migrating")
     end.must_wait()
-    try:
-        moves, changed = await again_planned(source, end.moves, collapse=end.collapse)
-        agreed, able = await agreed_on(source, end, options, moves, changed, steers=steers)
-    except (MachineDied, MachineGone) as ended:
-        if source.report is not None:
-            raise
-        raise end.has_ended() from ended
-    end.take()
-    moving = Moving(source, end, options, agreed, able, moves, lost_ports)
-    return await moving.go(steers, told or _nobody)
+    with source.subscribe(*NEWS) as news:
+        try:
+            moves, changed = await again_planned(source, end.moves, collapse=end.collapse)
+            agreed, able = await agreed_on(source, end, options, moves, changed, steers=steers)
+        except (MachineDied, MachineGone) as ended:
+            if source.report is not None:
+                raise
+            raise end.has_ended() from ended
+        end.take()
+        moving = Moving(source, end, options, agreed, able, moves, lost_ports, news)
+        return await moving.go(steers, told or _nobody)
 
 
 async def check_source(source: Machine, cables: Collection[str] = ()) -> tuple[Fault, ...]:

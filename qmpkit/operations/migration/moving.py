@@ -66,7 +66,7 @@ from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.network import Forward, UserNic
 
-__all__ = ["Migrated", "Moving"]
+__all__ = ["NEWS", "Migrated", "Moving"]
 
 log = logging.getLogger("qmpkit.operations")
 
@@ -85,8 +85,12 @@ class Migrated:
     transferred: int
 
 
+NEWS = ("BLOCK_IO_ERROR", "GUEST_PANICKED", "SHUTDOWN", "SUSPEND", "WATCHDOG")
+"""Events of a guest that may be none that can run."""
+
+
 class Moving:
-    """One migration; for one task, once."""
+    """One migration; for one task, once.  *news*: of the source, from before it was found fit."""
 
     def __init__(
         self,
@@ -97,8 +101,10 @@ class Moving:
         able: Able,
         moves: Sequence[DiskMove],
         lost_ports: Callable[[str], object],
+        news: Subscription,
     ) -> None:
         self._source = source
+        self._news = news
         self._end = end
         self._options = options
         self._agreed = agreed
@@ -174,14 +180,19 @@ class Moving:
                     if route.later:
                         await transfer.reached("completed")
                         await end.load(route.later)
-                    async with sent_by(source):
-                        await both(end.loaded, partial(self._all_sent, transfer))
+                    async with sent_by(source) as waiting:
+                        await end.loaded()
+                        await self._all_sent(transfer)
+                        waiting.cancel()
+                        if not self._ran or self._has_news():
+                            await end.examine()
+                        await self._hand_over(transfer)
                 except BaseException:
-                    await along.cut()
+                    if not self._handed_over:
+                        await along.cut()
                     raise
                 finally:
                     self._is_broken = transfer.is_broken
-                await self._hand_over(transfer)
                 return transfer
 
     async def _switch(self, transfer: Transfer) -> bool:
@@ -252,6 +263,13 @@ class Moving:
             await transfer.reached("completed")
         except (MachineDied, MachineGone) as ended:
             log.warning("%s, its guest had migrated by then", ended)
+
+    def _has_news(self) -> bool:
+        """Whether the guest may be down: to ask takes a tenth of the time it stands still for."""
+        try:
+            return self._news.next_nowait() is not None
+        except LOST:
+            return True
 
     async def _move_ports(self) -> None:
         """This host's ports lead to the destination: the guest stands still already."""

@@ -219,6 +219,10 @@ class RemoteEnd:
                 why = f"{self._place}: it has not loaded all in {self._patience:g} s"
                 raise MigrationFailed(self._name, why)
 
+    async def examine(self) -> None:
+        """See `End`: the other side has, before it says that it is loaded."""
+        await trio.lowlevel.checkpoint()
+
     async def open_ports(self, ports: Ports) -> None:
         """See `End`."""
         if ports:

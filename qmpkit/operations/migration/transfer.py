@@ -120,22 +120,24 @@ class Transfer:
 
 
 @asynccontextmanager
-async def sent_by(source: Machine) -> AsyncIterator[None]:
+async def sent_by(source: Machine) -> AsyncIterator[trio.CancelScope]:
     """Wait within for what comes from *source*: when that has ended, not for long any more.
 
-    MachineGone or MachineDied then.
+    MachineGone or MachineDied then.  What is given is to be cancelled when all has come.
     """
+    waiting = trio.CancelScope()
 
     async def give_up() -> None:
-        await source.wait()
-        await trio.sleep(LAST_WORDS)
-        source.must_live("migrating")
+        with waiting:
+            await source.wait()
+            await trio.sleep(LAST_WORDS)
+            source.must_live("migrating")
 
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(give_up)
-            yield
-            nursery.cancel_scope.cancel()
+            yield waiting
+            waiting.cancel()
     except BaseExceptionGroup as group:
         raise_collapsed(group)
 

@@ -227,6 +227,7 @@ class Arriving:
         if not self._has_loaded:
             with trio.move_on_after(_LOOK):
                 await self._end.loaded()
+                await self._end.examine()
                 self._has_loaded = True
         return {"loaded": self._has_loaded}
 

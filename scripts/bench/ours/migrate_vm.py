@@ -10,22 +10,15 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import trio
+from migrate_spec import spec_of
 
-from qmpkit import VM, Cpu, Disk, MachineSpec, receiving, running
+from qmpkit import VM, receiving, running
 
 
 async def measure(load: dict[str, Any]) -> dict[str, float]:
-    spec = MachineSpec(
-        name="mover",
-        accel="tcg",
-        cpu=Cpu(model="qemu64"),
-        memory=f"{load['memory']}KiB",
-        firmware=load["firmware"],
-        disks=[Disk(image, format="qcow2") for image in load["images"]],
-    )
     total, downtime = [], []
     async with AsyncExitStack() as stack:
-        vm: VM = await stack.enter_async_context(running(spec))
+        vm: VM = await stack.enter_async_context(running(spec_of(load)))
         await vm.console.expect(".")
         for _ in range(load["moves"]):
             destination = await stack.enter_async_context(receiving(vm))

@@ -21,12 +21,15 @@ class Guest:
     """A QEMU and its monitor; the serial console goes to a socket."""
 
     def __init__(self, load: dict[str, Any], *, incoming: bool) -> None:
-        self._sock, qmp = socket.socketpair()
-        self.console, serial = socket.socketpair()
-        fds = [qmp.fileno(), serial.fileno()]
-        self.process = subprocess.Popen(argv(load, fds, incoming=incoming), pass_fds=fds)
-        qmp.close()
-        serial.close()
+        argv, pairs = load["destination" if incoming else "source"], {}
+        for name in load["channels"]:
+            pairs[name] = socket.socketpair()
+            argv = [word.replace(f"@{name}@", str(pairs[name][1].fileno())) for word in argv]
+        fds = [theirs.fileno() for _, theirs in pairs.values()]
+        self.process = subprocess.Popen(argv, pass_fds=fds)
+        for _, theirs in pairs.values():
+            theirs.close()
+        self._sock, self.console = pairs["qmp"][0], pairs["serial0"][0]
         self._lines = self._sock.makefile("rb")
         self._events: deque[tuple[dict[str, Any], float]] = deque()
         self._lines.readline()
@@ -74,24 +77,6 @@ class Guest:
         self.process.wait()
         for part in (self._lines, self._sock, self.console):
             part.close()
-
-
-def argv(load: dict[str, Any], fds: list[int], *, incoming: bool) -> list[str]:
-    memory = f"{load['memory']}K"
-    deny = [
-        f"{what}=deny" for what in ("obsolete", "elevateprivileges", "spawn", "resourcecontrol")
-    ]
-    words = ["qemu-system-x86_64", "-machine", "q35,memory-backend=ram0", "-accel", "tcg", "-S"]
-    words += ["-sandbox", ",".join(["on", *deny]), "-name", "mover,debug-threads=on"]
-    words += ["-cpu", "qemu64", "-m", memory, "-nodefaults", "-display", "none"]
-    words += ["-object", f"memory-backend-ram,id=ram0,size={memory}", "-bios", load["firmware"]]
-    words += ["-chardev", f"socket,id=qmp,fd={fds[0]}", "-mon", "chardev=qmp,mode=control"]
-    words += ["-chardev", f"socket,id=serial,fd={fds[1]}", "-serial", "chardev:serial"]
-    for disk, image in enumerate(load["images"]):
-        file = {"driver": "file", "filename": image}
-        node = {"driver": "qcow2", "node-name": f"n{disk}", "file": file}
-        words += ["-blockdev", json.dumps(node), "-device", f"virtio-blk-pci,drive=n{disk}"]
-    return words + (["-incoming", "defer"] if incoming else [])
 
 
 def move(source: Guest, destination: Guest) -> tuple[float, float]:
