@@ -9,7 +9,16 @@ import pytest
 import trio
 
 import qmpkit
-from qmpkit import CannotMigrate, MachineGone, MigrationFailed, SpecInvalid, Step, UserNic
+from qmpkit import (
+    CannotMigrate,
+    MachineGone,
+    MigrationFailed,
+    MigrationOptions,
+    Round,
+    SpecInvalid,
+    Step,
+    UserNic,
+)
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.conftest import binaries
@@ -81,6 +90,38 @@ async def test_a_destination_that_does_not_start(qemu: str, places: Places, tmp_
             assert str(failed.value).startswith(said)
             await runs_on(kept, had)
         await end_both()
+
+
+async def test_a_guest_that_ends_on_its_way_has_ended_here(
+    qemu: str, places: Places, tmp_path: Path
+) -> None:
+    """What is no guest that can run is not let run there; it is down, as one that never moved."""
+    asked = trio.Event()
+    unhurried = MigrationOptions(max_bandwidth="1MiB", downtime=0.001)  # done once it stands still
+
+    def policy(_: Round) -> Step:
+        asked.set()
+        return Step()
+
+    async with leaks():
+        async with lab() as supervisor:
+            kept = await supervisor.ensure(counting(qemu, tmp_path, no_reboot=True))
+            await runs_on(kept, 0)
+            vm = kept.vm
+            assert vm is not None
+
+            async def end_guest() -> None:
+                await asked.wait()
+                await vm.execute("system_reset")
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(end_guest)
+                with pytest.raises(MigrationFailed, match="in the state 'shutdown'"):
+                    await supervisor.migrate("mover", policy=policy, options=unhurried)
+            await kept.until(lambda: not kept.tended)
+            assert (kept.state, places.qemus()) == ("gone", [])
+            assert kept.record.end is not None and kept.record.phase == "down"
+        await end_all()
 
 
 @pytest.mark.parametrize("fails", [False, True])
