@@ -45,7 +45,6 @@ AT_SOURCE = ("migrate-continue", *(("query-jobs", "migrate") if LONG else ()))
 _BEFORE: tuple[tuple[str, Direction], ...] = (("migrate-set-capabilities", "sent"),)
 AT_DESTINATION: tuple[tuple[str, Direction], ...] = (
     ("migrate-incoming", "sent"),
-    ("completed", "received"),
     *(_BEFORE if LONG else ()),
 )
 AT_KILL = ("migrate-continue", "migrate") if LONG else ("migrate-continue",)

@@ -92,12 +92,15 @@ async def source_of(machine: Machine | None) -> Source:
     """Ask its QEMU (`query-migrate`, `query-status`)."""
     if machine is None or machine.report is not None:
         return Source.ENDED
-    if (await machine.execute("query-status"))["running"]:
+    state = await machine.execute("query-status")
+    if state["running"]:
         return Source.RUNNING
     status = str((await machine.execute("query-migrate")).get("status"))
     if is_switched(status):
         return Source.SWITCHED
-    return Source.SENT if status == "completed" else Source.SENDING
+    # One that stands still, and has come by a move itself, says "completed" of that.
+    sent = status == "completed" and state["status"] in ("postmigrate", "finish-migrate")
+    return Source.SENT if sent else Source.SENDING
 
 
 def place_of(leaving: Leaving) -> MovePlace:

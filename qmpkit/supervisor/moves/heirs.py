@@ -98,7 +98,7 @@ async def settle_heir(kept: Kept, means: Means, seen: Callable[[], None]) -> Non
         theirs = await reached(stack, kept, means, heir, new_home)
         ours = await reached(stack, kept, means, record, kept.home)
         arrival = None if theirs is None else await _arrival(theirs)
-        owner = owner_of_guest(None if ours is None else await _migration(ours), arrival)
+        owner = owner_of_guest(None if ours is None else await _sent(ours), arrival)
         log.warning("machine %r was moving: its guest is with the %s", kept.name, owner.value)
         if owner is Owner.BOTH and ours is not None and theirs is not None and arrival is not None:
             seen()
@@ -191,6 +191,18 @@ async def reached(
 async def _migration(machine: Machine) -> str:
     told = await machine.execute("query-migrate")
     return str(told.get("status", "none"))
+
+
+_HAS_SENT = ("postmigrate", "finish-migrate")
+
+
+async def _sent(machine: Machine) -> str:
+    """What a source says of its guest's move, not of one by which it has come itself."""
+    told = await _migration(machine)
+    if told != "completed":
+        return told
+    status = (await machine.execute("query-status"))["status"]
+    return told if status in _HAS_SENT else "none"
 
 
 async def _arrival(machine: Machine) -> Arrival:
