@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from qmpkit.qmp.events import EventHub, Subscription
 __all__ = ["Source"]
 
 
-class Source:
+class Source(ABC):
     """Answers `query-migrate` with `answer`; all else goes to `asked`."""
 
     name = "mover"
@@ -36,8 +37,9 @@ class Source:
         self.asked(command, arguments or {}, oob=oob)
         return {}
 
+    @abstractmethod
     def asked(self, command: str, arguments: Mapping[str, Any], *, oob: bool) -> None:
-        raise NotImplementedError
+        """What it does of a command."""
 
     def subscribe(self, *names: str) -> Subscription:
         return Subscription(self.hub, names, None, 100)
