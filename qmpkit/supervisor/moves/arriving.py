@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.moves.arrivals import Arrivals, move_named
 from qmpkit.supervisor.moves.offer import options_from, ports_from, setting_from
 from qmpkit.supervisor.moves.offer_disks import with_bitmaps
-from qmpkit.supervisor.moves.rest_here import SILENCE, RestHere
+from qmpkit.supervisor.moves.rest_here import RestHere, Work, question
 from qmpkit.supervisor.moves.terms import ReceiveTerms
 from qmpkit.supervisor.record import Record, Remainder
 
@@ -78,7 +77,7 @@ class Arriving:
         self._may_follow = False
         self._rest: RestHere | None = None
         self._stack: AsyncExitStack
-        self._can: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
+        self._can: dict[str, Work] = {
             "beat": self._beat,
             "postcopy": self._postcopy,
             "set_up": self._set_up,
@@ -117,15 +116,8 @@ class Arriving:
                     self._rest.close()
 
     async def _answer(self) -> None:
-        try:
-            with trio.fail_after(SILENCE):
-                asked = await self._wire.receive()
-        except trio.TooSlowError:
-            raise WireLost(f"it has said nothing for {SILENCE:g} s") from None
-        what = asked.get("ask")
-        work = self._can.get(what) if isinstance(what, str) else None
-        if work is None:
-            raise WireLost(f"it asks {what!r:.50}, which nobody does here")
+        asked, work = await question(self._wire, self._can)
+        what = asked["ask"]
         try:
             answer = {"ok": await work(asked)}
         except WireLost:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -37,7 +37,7 @@ from qmpkit.supervisor.moves.arrivals import Outcome, move_named
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import End, Remainder
 
-__all__ = ["SILENCE", "RestHere"]
+__all__ = ["RestHere", "Work", "question"]
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -51,6 +51,24 @@ _SOCKET = "migration"
 _RUNNABLE = ("postcopy-active", "completed")
 _COMES = ("postcopy-active", "completed")
 _NONE_CAME = ("none", "setup")
+
+
+Work = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""What is done for a question, and answered."""
+
+
+async def question(wire: Wire, can: Mapping[str, Work]) -> tuple[dict[str, Any], Work]:
+    """The next question of the other side, and what is done for it; WireLost without one."""
+    try:
+        with trio.fail_after(SILENCE):
+            asked = await wire.receive()
+    except trio.TooSlowError:
+        raise WireLost(f"it has said nothing for {SILENCE:g} s") from None
+    what = asked.get("ask")
+    work = can.get(what) if isinstance(what, str) else None
+    if work is None:
+        raise WireLost(f"it asks {what!r:.50}, which nobody does here")
+    return asked, work
 
 
 class RestHere:
@@ -86,7 +104,7 @@ class RestHere:
         self._outcome: Outcome | None = None
         self._changed = trio.Event()
         self._nursery: trio.Nursery
-        self._can: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
+        self._can: dict[str, Work] = {
             "now": self._now,
             "beat": self._nothing,
             "run_ahead": self._run_ahead,
@@ -251,15 +269,7 @@ class RestHere:
 
     async def _answered(self, wire: Wire) -> bool:
         """Whether that was the last question."""
-        try:
-            with trio.fail_after(SILENCE):
-                asked = await wire.receive()
-        except trio.TooSlowError:
-            raise WireLost(f"it has said nothing for {SILENCE:g} s") from None
-        what = asked.get("ask")
-        work = self._can.get(what) if isinstance(what, str) else None
-        if work is None:
-            raise WireLost(f"it asks {what!r:.50} while memory follows")
+        asked, work = await question(wire, self._can)
         try:
             answer = {"ok": await work(asked)}
         except (QmpkitError, trio.TooSlowError) as error:
@@ -296,9 +306,10 @@ class RestHere:
             history = kept.record.history.came_up(time.time())
             up: dict[str, Any] = {"phase": "up", "history": history, "change": None}
             kept.note(arriving="", arrived=self.ident, **up)
-            with trio.CancelScope(shield=True):
+            # On record before it runs; a disk that hangs is not waited for: the source has let go.
+            with trio.move_on_after(STEP_GRACE, shield=True):
                 await kept.write(self._means.journal)
-                self._nursery.start_soon(self._run_guest)
+            self._nursery.start_soon(self._run_guest)
         return {}
 
     async def _cut(self, _: dict[str, Any]) -> dict[str, Any]:
