@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from functools import partial
 
-import trio
-
-from qmpkit.errors import QmpkitError
 from qmpkit.operations.agent_link import AgentLink
 from qmpkit.operations.errors import AgentRefused
 
@@ -16,7 +14,6 @@ __all__ = ["GuestReader", "GuestWriter", "read_file", "reading", "write_file", "
 
 # Bytes of a file in one message: the agent answers nobody else meanwhile.
 _CHUNK = 256 * 1024
-_CLEANUP_GRACE = 1.0
 
 
 class GuestReader:
@@ -122,14 +119,17 @@ async def _opened(link: AgentLink, path: str, mode: str, asked: str) -> AsyncIte
     The close is part of what may fail: only there a full disk shows.
     """
     handles: list[int] = []
+
+    async def close(handle: int) -> None:
+        await link.execute("guest-file-close", {"handle": handle}, asked=asked)
+
     try:
         request = {"path": path, "mode": mode}
-        await link.ask("guest-file-open", request, handles.append, asked=asked)
+        await link.ask("guest-file-open", request, handles.append, close, asked=asked)
         yield handles[0]
-        await link.execute("guest-file-close", {"handle": handles[0]}, asked=asked)
+        await close(handles[0])
     except BaseException:
         if handles:
             # Handles are never given twice, so closing a closed one harms nobody.
-            with trio.move_on_after(_CLEANUP_GRACE, shield=True), suppress(QmpkitError):
-                await link.execute("guest-file-close", {"handle": handles[0]}, asked=asked)
+            await link.tidy(partial(close, handles[0]))
         raise

@@ -8,13 +8,12 @@ not there, and no timer guesses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import trio
 
-from qmpkit._trio import service_nursery
 from qmpkit.errors import AgentSilent, MachineDied, MachineGone, QmpkitError
 from qmpkit.operations._protocols import Monitor, Verdict
 from qmpkit.operations.errors import AgentRefused, end_of
@@ -26,7 +25,9 @@ from qmpkit.spec.names import chardev_id
 
 __all__ = ["AgentLink"]
 
-_ANSWER_GRACE = 1.0
+# How long a caller that is cancelled waits for what has to be undone in the guest.  A guest
+# that is slower than that is tidied behind its back.
+_GRACE = 1.0
 _NOT_RUNNING = (
     "the guest agent is not running there. Cure: install and start qemu-guest-agent in the "
     "guest; while it boots, await agent.wait_ready()"
@@ -49,6 +50,7 @@ class AgentLink:
         self._stream = stream
         self._monitor = monitor
         self._session: Session | None = None
+        self._nursery: trio.Nursery | None = None  # while it is served
         self._begun = trio.Event()
         self._listening: bool | None = None  # None: QEMU has not told (yet)
         self._changed = trio.Event()
@@ -58,15 +60,21 @@ class AgentLink:
         """Hold the session until the stream ends; closes the stream."""
         try:
             # No handshake here: the guest may not have booted.  The first command makes it.
-            async with open_session(
-                self._stream, name=self.name, kind="agent", greeting_timeout=0
-            ) as self._session:
+            async with (
+                open_session(
+                    self._stream, name=self.name, kind="agent", greeting_timeout=0
+                ) as self._session,
+                trio.open_nursery() as nursery,
+            ):
+                self._nursery = nursery
                 self._begun.set()
-                async with trio.open_nursery() as nursery:
-                    if self._monitor is not None:
-                        nursery.start_soon(self._follow_port, self._monitor)
+                if self._monitor is not None:
+                    nursery.start_soon(self._follow_port, self._monitor)
+                try:
                     await self._session.wait_lost()
-                    nursery.cancel_scope.cancel()
+                finally:
+                    self._nursery = None
+                nursery.cancel_scope.cancel()
         finally:
             self._begun.set()
             self._notice(listening=None)
@@ -97,30 +105,72 @@ class AgentLink:
         command: str,
         arguments: Mapping[str, Any],
         take: Callable[[Any], None],
+        undo: Callable[[Any], Awaitable[None]],
         *,
         asked: str,
     ) -> None:
-        """`execute`, giving the answer to *take*, also when cancelled, if it comes in 1 s.
+        """`execute` for what makes something in the guest that somebody has to undo.
 
-        For what makes something in the guest that has to be undone: without the
-        answer nobody would know what.
+        The answer is given to *take*, also when cancelled, if it comes in 1 s; one that comes
+        later to *undo*, for by then nobody waits for it.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        answered = trio.Event()
+        waits, taken = True, False
+        failures: list[QmpkitError] = []
 
         async def fetch() -> None:
+            nonlocal taken
             try:
-                take(await self.execute(command, arguments, asked=asked))
-            finally:
-                answered.set()
+                reply = await self.execute(command, arguments, asked=asked)
+                if waits:
+                    take(reply)
+                    taken = True
+                else:
+                    await undo(reply)
+            except QmpkitError as error:
+                failures.append(error)
 
-        async with service_nursery() as services:
-            services.start_soon(fetch)
+        over = await self._begin(fetch, asked)
+        try:
+            await over.wait()
+        finally:
+            with trio.move_on_after(_GRACE, shield=True):
+                await over.wait()
+            waits = False
+        if failures:
+            raise failures[0]
+        if not taken:
+            raise await self._end(asked)
+
+    async def tidy(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Have *work* done in the guest, whatever becomes of its caller, who waits 1 s for it.
+
+        It goes on behind the caller's back until it is done or the machine has ended.  What
+        the guest or its end raise is passed over: nobody could do anything about it.
+        """
+
+        async def done() -> None:
+            with suppress(QmpkitError):
+                await work()
+
+        with trio.move_on_after(_GRACE, shield=True), suppress(QmpkitError):
+            over = await self._begin(done, "to tidy up")
+            await over.wait()
+
+    async def _begin(self, work: Callable[[], Awaitable[None]], asked: str) -> trio.Event:
+        """Begin *work* in a task of the link; what is returned is set when it is over."""
+        await self._begun.wait()
+        if self._nursery is None:
+            raise await self._end(asked)
+        over = trio.Event()
+
+        async def run() -> None:
             try:
-                await answered.wait()
+                await work()
             finally:
-                with trio.move_on_after(_ANSWER_GRACE, shield=True):
-                    await answered.wait()
+                over.set()
+
+        self._nursery.start_soon(run)
+        return over
 
     async def session(self, asked: str) -> Session:
         """The session, if there is an agent to talk to; raises AgentSilent or MachineGone."""

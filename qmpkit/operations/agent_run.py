@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Literal
 
 import trio
 
-from qmpkit.errors import QmpkitError
 from qmpkit.operations.agent_link import AgentLink
 from qmpkit.operations.completed import Completed
 
@@ -28,9 +26,6 @@ INPUT_LIMIT = 47 * 1024 * 1024
 
 # What a pipe holds: less input than that never waits for its reader.
 _PIPE = 64 * 1024
-
-# How long a cancelled run may take to end its program.
-_CLEANUP_GRACE = 1.0
 
 
 async def run(
@@ -51,13 +46,18 @@ async def run(
         with link.understood("guest-exec"):
             pids.append(int(reply["pid"]))
 
+    async def end(reply: Any) -> None:
+        if on_cancel == "kill":
+            with link.understood("guest-exec"):
+                pid = int(reply["pid"])
+            await _kill(link, pid, has_input=len(stdin) > _PIPE)
+
     try:
-        await link.ask("guest-exec", _request(argv, stdin, env), started, asked=asked)
+        await link.ask("guest-exec", _request(argv, stdin, env), started, end, asked=asked)
         reply = await _ended(link, pids[0], asked)
     except trio.Cancelled:
-        if pids and on_cancel == "kill":
-            with trio.move_on_after(_CLEANUP_GRACE, shield=True), suppress(QmpkitError):
-                await _kill(link, pids[0], has_input=len(stdin) > _PIPE)
+        if pids:
+            await link.tidy(lambda: end({"pid": pids[0]}))
         raise
     with link.understood("guest-exec-status"):
         return _completed(argv, reply)

@@ -226,6 +226,35 @@ async def test_cancelled_anywhere_leaves_nothing_and_the_agent_usable(
         assert await cancel_at_every_checkpoint(lambda: use(agent), after=nothing_left) >= 3
 
 
+@pytest.mark.parametrize("slow", ["guest-file-open", "guest-file-read", "guest-file-close"])
+async def test_a_guest_that_is_slow_is_tidied_behind_the_callers_back(
+    slow: str, autojump_clock: MockClock
+) -> None:
+    async with agent_alone() as (agent, guest):
+        guest.files["/there"] = b"data"
+        guest.fake.misbehave(slow, Late(20))
+        with trio.move_on_after(5):
+            await agent.read_file("/there")
+        assert trio.current_time() < 7
+        await trio.sleep(20)
+        assert guest.handles == {}
+
+
+async def test_a_program_that_starts_late_is_killed_though_nobody_waits(
+    autojump_clock: MockClock,
+) -> None:
+    async with agent_alone() as (agent, guest):
+        guest.fake.misbehave("guest-exec", Late(20))
+        with trio.move_on_after(5):
+            await agent.run(["sleep"])
+        assert trio.current_time() < 7
+        await trio.sleep(20)
+        assert {program.path for program in guest.programs.values()} == {
+            "(sleep has ended)",
+            "(kill has ended)",
+        }
+
+
 # --- nobody answers
 
 
