@@ -109,8 +109,8 @@ class Agent:
         GuestCommandFailed.
 
         Cancelled, the program (not its children) is killed, or left running with
-        `on_cancel="leave"`.  A guest that does not answer delays that by 2 s at most,
-        and its program runs on.
+        `on_cancel="leave"`.  A guest that does not answer delays that by 2 s at most;
+        its program is killed when it answers, if the machine is still ours by then.
         """
         stdin = input.encode() if isinstance(input, str) else input
         completed = await agent_run.run(self._link, argv, stdin, env, on_cancel)
