@@ -54,8 +54,8 @@ class Supervisor(Saves, Changes):
     them is written down in the supervisor's directory, and whoever opens a supervisor of
     that *name* next adopts them.  Only one at a time can.
 
-    *starts* machines are brought up at the same time (default: two a CPU, since a start
-    waits for the disk too), further ones wait in a queue.  A machine that dies is reported
+    *starts* machines are brought up at the same time (default: two a CPU and four more, since
+    a start waits for the disk too), further ones wait in a queue.  A machine that dies is reported
     in `table` and `subscribe` and cancels neither its siblings nor the block.  The end of
     the block, however it comes, stops every machine: with *powerdown_grace* the guests
     first get that many seconds, all at the same time, to shut themselves down.
@@ -83,7 +83,8 @@ class Supervisor(Saves, Changes):
         self.powerdown_grace = powerdown_grace
         if starts is not None and starts < 1:
             raise ValueError(f"starts={starts!r}: no machine would ever be started")
-        at_once = starts or 2 * (os.cpu_count() or 1)
+        # A start keeps one processor busy, and waits in between: for a disk, for this process.
+        at_once = starts or 2 * (os.cpu_count() or 1) + 4
         self._log = EventLog(f"supervisor {name!r}")
         self._keeper: Keeper | None = None
         if keep:

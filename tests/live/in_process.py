@@ -31,7 +31,10 @@ class Command:
         talk._console = None  # it has asked once whether it is a terminal's
         self._captured.readouterr()
         status = main([*self._first, *words])
-        return Ran(status, *self._captured.readouterr())
+        out, err = self._captured.readouterr()
+        # "making it …" is said of what takes more than a second, as on a busy host anything may.
+        said = [line for line in err.splitlines(keepends=True) if not line.endswith(": making it …\n")]
+        return Ran(status, out, "".join(said))
 
     def apart(self, *words: str) -> Ran:
         """By a process, for what starts a daemon: it is nobody's child then."""

@@ -18,6 +18,8 @@ from qmpkit import (
     Step,
     UserNic,
 )
+from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.tending import Life, Tending
 from qmpkit.testing.leaks import leaks
 from tests.live.kept import Places, lab
 from tests.live.migrating import SLOW, counted, counting, lives_on
@@ -29,7 +31,16 @@ pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
 UUID = "2b0e3b1c-6a0e-4a44-9d57-6b4c0a2f1111"
 
 
-async def test_it_outlives_its_block_there(qemu: str, places: Places, tmp_path: Path) -> None:
+async def test_it_outlives_its_block_there(
+    qemu: str, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = Tending.begin
+
+    async def begins_late(self: Tending, kept: Kept, life: Life) -> None:
+        await trio.sleep(0.2)  # who waits for it there waits for that, too
+        await begin(self, kept, life)
+
+    monkeypatch.setattr(Tending, "begin", begins_late)
     spec = counting(qemu, tmp_path, uuid=UUID, nics=[UserNic(forwards=["0:22"])])
     async with leaks():
         async with other() as there, door(tmp_path / "d", there.receive) as to:

@@ -124,9 +124,9 @@ async def killed_program(code: str, *argv: object, after: float) -> bytes:
 def _is_ending(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in "ZX" and not Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return False
-    return state not in "ZX" and not Path(f"/proc/{pid}/environ").read_bytes()
 
 
 # --- SIGKILL

@@ -67,7 +67,7 @@ async def line_of(process: trio.Process) -> str:
     assert process.stdout is not None
     line = b""
     while not line.endswith(b"\n"):  # unbuffered, Python writes the newline by itself
-        more = await process.stdout.receive_some(100)
+        more = await process.stdout.receive_some(1)  # its next line may be there already
         assert more, "the program has ended"
         line += more
     return line.decode().strip()

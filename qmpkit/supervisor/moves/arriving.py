@@ -254,6 +254,7 @@ class Arriving:
                 await self._take_back(before)
                 raise
             self._end.arrived()
+            kept.tended = True  # by the conversation, until a task of its own takes over
             whence = "this host" if self._terms is None else "another host"
             kept.tell("received", f"from {whence} ({move_named(kept.record.arrived)})")
         if bound.cancelled_caught:  # it must not be taken for one that runs

@@ -324,6 +324,7 @@ class Receiving:
         finally:  # the next one of its name has the same places
             if self._machines.get(kept.name) is kept:
                 del self._machines[kept.name]
+            kept.tended = False
             kept.notify()
         if kept.record.identity is not None:
             kept.tell("discarded", "it has not moved here")

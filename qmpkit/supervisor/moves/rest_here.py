@@ -306,6 +306,7 @@ class RestHere:
             history = kept.record.history.came_up(time.time())
             up: dict[str, Any] = {"phase": "up", "history": history, "change": None}
             kept.note(arriving="", arrived=self.ident, **up)
+            kept.tended = True  # by the conversation, until a task of its own takes over
             # On record before it runs; a disk that hangs is not waited for: the source has let go.
             with trio.move_on_after(STEP_GRACE, shield=True):
                 await kept.write(self._means.journal)
