@@ -29,6 +29,7 @@ def size(ci: int, long: int) -> int:
 
 
 # One machine, for real
+BOOTED_COPIES = ("tiny", "tiny-microvm") if LONG else ("tiny",)  # of a guest that has booted
 TINY_BOOTED = size(ci=3, long=50)  # tiny guests booted to the agent at the same time
 TINY_PAUSED = size(ci=27, long=0)  # … and more, started paused
 CANCELS_FAKE = size(ci=200, long=200)  # cancellations of start, run and stop on the fake
@@ -81,7 +82,7 @@ RAM_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of a snaps
 DISK_KILLED = ("snapshot", "merge", "move", *(("ram", "save") if LONG else ()))
 RAM_KILLED = (1, 2) if LONG else (1,)  # where a start that goes on with a RAM is killed
 STORES = ("raw", "qcow2") if LONG else ("qcow2",)  # of UEFI variables; others have a raw one
-DISK_STEPS = size(ci=15, long=200)  # changes of two disks that a guest writes to all the time
+DISK_STEPS = size(ci=8, long=200)  # changes of two disks that a guest writes to all the time
 
 # Images at rest
 ENCRYPTED = ("qcow2", "luks") if LONG else ("qcow2",)  # each takes seconds to make
@@ -97,7 +98,7 @@ BACKUP_CANCELS = size(ci=17, long=1)  # each so-and-so-many-th checkpoint of one
 BACKUP_KILLS = size(ci=2, long=100)  # SIGKILLs between two steps of a backup, and of a prune
 
 # Hotplug
-HOTPLUG_STEPS = size(ci=15, long=200)  # devices that come and go in random order
+HOTPLUG_STEPS = size(ci=13, long=200)  # devices that come and go in random order
 _MORE_CHANGES = ("pull_cable", "remove_rng", "remove_module", "add_growing")
 HOTPLUG_CANCELS = size(ci=40, long=1)  # each so-and-so-many-th checkpoint of a plug
 CHANGE_CANCELS = size(ci=12, long=1)  # … of a change of what is plugged, each of these
@@ -105,8 +106,8 @@ CHANGES_CANCELLED = ("remove_disk", "change_nic", "balloon", *(_MORE_CHANGES if 
 RESOURCE_CANCELS = size(ci=6, long=1)  # … of one of memory, or of a processor
 HOTPLUG_KILLS = size(ci=2, long=40)  # SIGKILLs between two steps of a plug, and of an unplug
 RESOURCE_KILLED = ("add", "grow", *(("remove", "shrink") if LONG else ()))
-RESOURCE_KILLS_EVERY = size(ci=5, long=1)  # … of memory, or of a processor: each so-many-th step
-BUTTONS = [it for it in BOARDS if it[0] == "aarch64"] if LONG else [("aarch64", "10.0")]  # pressed
+RESOURCE_KILLS_EVERY = size(ci=8, long=1)  # … of memory, or of a processor: each so-many-th step
+BUTTONS = [it for it in BOARDS if it[0] == "aarch64"]  # pressed
 # What a machine is given of its host
 LIMITED_CANCELS = size(ci=9, long=1)  # each so-and-so-many-th checkpoint of one with limits
 
@@ -136,8 +137,8 @@ POSTCOPY_ROUNDS = size(ci=0, long=50)  # of a guest that keeps a ledger, and wri
 POSTCOPY_DEATHS = ("kill", "cut") if LONG else ("kill",)  # of a supervisor, and the connection too
 POSTCOPY_STOPS = ("before", "after") if LONG else ("after",)  # of a kept machine that moves
 KEPT_MIGRATION_CANCELS = size(ci=60, long=1)  # checkpoints of one of a kept machine
-CABLE_CANCELS = size(ci=200, long=5)  # checkpoints of one whose machine is in networks
-CABLE_KILLS = size(ci=2, long=200)  # SIGKILLs of its supervisor between two steps of one
+CABLE_CANCELS = size(ci=400, long=5)  # checkpoints of one whose machine is in networks
+CABLE_KILLS = size(ci=1, long=200)  # SIGKILLs of its supervisor between two steps of one
 MOVE_CANCELS = size(ci=90, long=3)  # checkpoints of one to another supervisor
 _ASKS = ("offer", "set_up", "listen", "loaded")  # of its conversation, cut before and after
 MOVE_CUTS = (

@@ -33,7 +33,9 @@ class Command:
         status = main([*self._first, *words])
         out, err = self._captured.readouterr()
         # "making it …" is said of what takes more than a second, as on a busy host anything may.
-        said = [line for line in err.splitlines(keepends=True) if not line.endswith(": making it …\n")]
+        said = [
+            line for line in err.splitlines(keepends=True) if not line.endswith(": making it …\n")
+        ]
         return Ran(status, out, "".join(said))
 
     def apart(self, *words: str) -> Ran:

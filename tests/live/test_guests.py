@@ -18,7 +18,7 @@ from qmpkit.spec.machine import Accel
 from qmpkit.spec.network import UserNic
 from qmpkit.testing import guests
 from qmpkit.testing.guests import copies, store
-from tests.sizes import NEWEST, QEMU_VERSIONS
+from tests.sizes import BOOTED_COPIES, NEWEST
 
 pytestmark = pytest.mark.live
 
@@ -117,8 +117,8 @@ async def test_kvm_tinys_disk_boots_from_a_bios(qemu: str) -> None:
         await vm.console.expect("..")
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-microvm"])
-@pytest.mark.qemus(*QEMU_VERSIONS)
+@pytest.mark.parametrize("name", BOOTED_COPIES)
+@pytest.mark.qemus(*NEWEST)
 async def test_copies_of_a_booted_guest_are_apart(qemu: str, name: str) -> None:
     spec = profile(name, qemu)
     saved = await copies.template_of(spec)

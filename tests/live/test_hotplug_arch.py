@@ -12,11 +12,12 @@ from qmpkit import Disk, UserNic
 from qmpkit.testing import guests
 from tests.conftest import Board
 from tests.live.plugged import agreed, guest_sees
-from tests.sizes import BUTTONS
+from tests.sizes import BUTTONS, LONG
 
 pytestmark = pytest.mark.live
 
 
+@pytest.mark.skipif(not LONG, reason="it waits for a button, three times: with --long")
 @pytest.mark.bound(150)
 @pytest.mark.boards(*BUTTONS)
 async def test_a_guest_lets_go_five_seconds_later(board: Board, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import trio
 import qmpkit
 from qmpkit import ExitCause, LaunchOptions, MachineDied, MachineGone, MachineSpec, State
 from qmpkit.testing import guests
-from tests.sizes import QEMU_VERSIONS
+from tests.sizes import NEWEST
 
 pytestmark = pytest.mark.live
 
@@ -28,7 +28,7 @@ def bare(qemu: str) -> MachineSpec:
     return MachineSpec(name="bare", qemu=qemu, accel="tcg", memory="16MiB")
 
 
-@pytest.mark.qemus(*QEMU_VERSIONS)
+@pytest.mark.qemus(*NEWEST)
 async def test_a_linux_guest_lives(qemu: str) -> None:
     async with qmpkit.running(tiny(qemu)) as vm:
         await vm.console.expect("tiny# ")

@@ -14,7 +14,7 @@ from qmpkit.farm.converge import up
 from qmpkit.spec.farm_load import load_farm
 from qmpkit.testing.leaks import living_with
 from tests.live.kept import Places, end_all, kill, lab
-from tests.sizes import NEWEST, OLDEST
+from tests.sizes import LONG, NEWEST, OLDEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*OLDEST), pytest.mark.bound(180)]
 
@@ -140,6 +140,7 @@ async def test_guests_hear_each_other_by_segment_and_not_across(farm: Path, plac
     assert not list(places.runtime.rglob("*/.net")) and not list(places.state.rglob("helpers.json"))
 
 
+@pytest.mark.skipif(not LONG, reason="four guests boot: with --long")
 @pytest.mark.qemus(*NEWEST)
 async def test_a_stream_is_connected_again_whoever_dies(streams: Path, places: Places) -> None:
     with trio.fail_after(170):

@@ -13,7 +13,7 @@ from qmpkit.testing import guests
 from qmpkit.testing.guests.boot_sector import BANNER, boot_disk
 from tests.live.commands import COMMAND
 from tests.live.in_process import Command
-from tests.sizes import OLDEST
+from tests.sizes import LONG, OLDEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*OLDEST)]
 
@@ -65,6 +65,7 @@ def test_from_a_boot_to_a_pool(
     assert list((tmp_path / ".templates").iterdir()) == []
 
 
+@pytest.mark.skipif(not LONG, reason="a dozen commands: with --long")
 def test_of_an_image_that_stays_as_it_was(
     qemu: str,
     tmp_path: Path,

@@ -26,7 +26,7 @@ from qmpkit.testing import guests
 from qmpkit.testing.guests.qemus import qemu_binaries
 from qmpkit.testing.leaks import leaks
 from tests.live.efi import EFI_BANNER, efi_disk
-from tests.sizes import NEWEST, QEMU_VERSIONS
+from tests.sizes import LONG, NEWEST, QEMU_VERSIONS
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
 
@@ -276,7 +276,8 @@ async def test_arm_starts_a_kernel_by_uefi(arm: str) -> None:
         await vm.console.expect(re.compile(r"efi: EFI v2\S* by "))
 
 
-@pytest.mark.parametrize("arm", QEMU_VERSIONS[-1:], indirect=True)  # 10 s; the firmware is one
+@pytest.mark.skipif(not LONG, reason="its firmware takes 10 s: with --long")
+@pytest.mark.parametrize("arm", QEMU_VERSIONS[-1:], indirect=True)
 async def test_arms_secure_boot_refuses_an_unsigned_kernel(arm: str) -> None:
     """Of Debian's kernels only the signed ones would do, and this one is unpacked."""
     async with leaks(), qmpkit.running(arm_kernel(arm, Uefi(secure_boot=True))) as vm:
