@@ -14,7 +14,7 @@ from qmpkit import QmpkitError, Supervisor, UserNic
 from qmpkit.host.resolve import resolve
 from qmpkit.operations.migration.wire import PROTOCOL, Wire
 from qmpkit.spec.restart import Restart
-from qmpkit.supervisor.moves import rest_here
+from qmpkit.supervisor.moves import conversation
 from qmpkit.supervisor.moves.offer import offer_to_dict
 from qmpkit.supervisor.record import Record
 from qmpkit.testing.leaks import leaks
@@ -66,7 +66,7 @@ async def _offered(there: Supervisor, qemu: str, folder: Path, nursery: trio.Nur
 async def test_whoever_breaks_the_rules_is_hung_up_on(
     qemu: str, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rest_here, "SILENCE", 0.5)  # of one that says nothing at all
+    monkeypatch.setattr(conversation, "SILENCE", 0.5)  # of one that says nothing at all
     async with leaks(), other() as there:
         for words in BAD:
             async with trio.open_nursery() as nursery:

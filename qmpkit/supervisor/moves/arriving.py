@@ -26,9 +26,10 @@ from qmpkit.spec.network import inet_address
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.moves.arrivals import Arrivals, move_named
+from qmpkit.supervisor.moves.conversation import Work, question
 from qmpkit.supervisor.moves.offer import options_from, ports_from, setting_from
 from qmpkit.supervisor.moves.offer_disks import with_bitmaps
-from qmpkit.supervisor.moves.rest_here import RestHere, Work, question
+from qmpkit.supervisor.moves.rest_here import RestHere
 from qmpkit.supervisor.moves.terms import ReceiveTerms
 from qmpkit.supervisor.record import Record, Remainder
 

@@ -45,6 +45,7 @@ from qmpkit.supervisor.errors import StartBlocked
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.moves.arrivals import Arrivals, Outcome
 from qmpkit.supervisor.moves.arriving import Arriving
+from qmpkit.supervisor.moves.conversation import next_asked
 from qmpkit.supervisor.moves.offer import Offer, file_faults, offer_from_dict
 from qmpkit.supervisor.moves.terms import ReceiveTerms, bounded, terms_faults
 from qmpkit.supervisor.record import Record
@@ -93,16 +94,16 @@ class Receiving:
             await trio.aclose_forcefully(stream)
 
     async def _converse(self, wire: Wire, terms: ReceiveTerms | None) -> str | None:
-        asked = await _next(wire, HELLO)
+        asked = await next_asked(wire, HELLO)
         if terms is None and "terms" in asked:  # of a command of our own user's
             terms = _terms(asked["terms"])
             await wire.send({"ok": {}})
-            asked = await _next(wire, HELLO)
+            asked = await next_asked(wire, HELLO)
         if asked.get("ask") != "hello" or asked.get("protocol") != PROTOCOL:
             await wire.send({"ok": {"protocol": PROTOCOL}})
             raise WireLost(f"it does not speak conversation {PROTOCOL}")
         await wire.send({"ok": {"protocol": PROTOCOL}})
-        asked = await _next(wire, HELLO)
+        asked = await next_asked(wire, HELLO)
         if asked.get("ask") not in ("offer", "settle", "rest"):
             raise WireLost(f"it offers nothing, but asks {asked.get('ask')!r:.50}")
         try:
@@ -373,11 +374,3 @@ def _terms(plain: object) -> ReceiveTerms:
     except (KeyError, TypeError, ValueError) as error:
         raise WireLost(f"terms that make no sense: {error}") from error
     raise WireLost("terms that make no sense")
-
-
-async def _next(wire: Wire, patience: float) -> dict[str, Any]:
-    try:
-        with trio.fail_after(patience):
-            return await wire.receive()
-    except trio.TooSlowError:
-        raise WireLost(f"it has said nothing for {patience:g} s") from None

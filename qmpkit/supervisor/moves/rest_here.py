@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -34,15 +34,13 @@ from qmpkit.qmp.errors import CommandRefused
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means
 from qmpkit.supervisor.moves.arrivals import Outcome, move_named
+from qmpkit.supervisor.moves.conversation import Work, question
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.record import End, Remainder
 
-__all__ = ["RestHere", "Work", "question"]
+__all__ = ["RestHere"]
 
 log = logging.getLogger("qmpkit.supervisor")
-
-SILENCE = 30.0
-"""Seconds without a word after which the source has vanished; it gives a sign of life in less."""
 
 _HELD = 1.0  # seconds that an answer waits for news: what is asked next waits for it
 _MARGIN = 15.0  # seconds by which a source that lives gives up before us
@@ -51,24 +49,6 @@ _SOCKET = "migration"
 _RUNNABLE = ("postcopy-active", "completed")
 _COMES = ("postcopy-active", "completed")
 _NONE_CAME = ("none", "setup")
-
-
-Work = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-"""What is done for a question, and answered."""
-
-
-async def question(wire: Wire, can: Mapping[str, Work]) -> tuple[dict[str, Any], Work]:
-    """The next question of the other side, and what is done for it; WireLost without one."""
-    try:
-        with trio.fail_after(SILENCE):
-            asked = await wire.receive()
-    except trio.TooSlowError:
-        raise WireLost(f"it has said nothing for {SILENCE:g} s") from None
-    what = asked.get("ask")
-    work = can.get(what) if isinstance(what, str) else None
-    if work is None:
-        raise WireLost(f"it asks {what!r:.50}, which nobody does here")
-    return asked, work
 
 
 class RestHere:
