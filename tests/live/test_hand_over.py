@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 import trio
+import trustme
 
 import qmpkit
 from qmpkit import (
@@ -17,14 +19,18 @@ from qmpkit import (
     State,
     Step,
     UserNic,
+    move_place,
 )
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.tending import Life, Tending
+from qmpkit.testing import guests
+from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.kept import Places, lab
 from tests.live.migrating import SLOW, counted, counting, lives_on
+from tests.live.other_host import certificates, other_host, receiver
 from tests.live.receiving import Cut, door, end_both, other, runs_on
-from tests.sizes import NEWEST
+from tests.sizes import LONG, MOVE_CANCELS, NEWEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
 
@@ -86,6 +92,65 @@ async def test_who_cannot_be_handed_over_stays(qemu: str, places: Places, tmp_pa
         async with lab() as here:
             await here.declare("kept", "stopped", powerdown_grace=0)
             await here.forget("kept")
+
+
+@pytest.mark.bound(1200 if LONG else 60)
+async def test_cancelled_anywhere_it_is_in_one_place(
+    qemu: str, places: Places, tmp_path: Path
+) -> None:
+    spec = counting(qemu, tmp_path, uuid=UUID)
+    async with leaks():
+        async with (
+            other() as there,
+            door(tmp_path / "d", there.receive) as to,
+            AsyncExitStack() as stack,
+        ):
+            vm = await stack.enter_async_context(qmpkit.running(spec))
+            await vm.console.expect(".")
+            had = await counted(vm)
+
+            async def move() -> None:
+                await qmpkit.hand_over(vm, to)
+
+            async def after() -> None:
+                nonlocal vm, had
+                with trio.fail_after(20):  # who does not have it may hear of it a moment later
+                    while len(places.qemus()) != 1 or (vm.report is None) is bool(there.kept):  # noqa: ASYNC110
+                        await trio.sleep(0.02)
+                if not there.kept:
+                    await lives_on(vm, had)
+                    had = await counted(vm)
+                    return
+                await runs_on(there.kept["mover"], had)
+                await there.declare("mover", "stopped", powerdown_grace=0)
+                await there.forget("mover")
+                await stack.aclose()
+                vm = await stack.enter_async_context(qmpkit.running(spec))
+                await vm.console.expect(".")
+                had = await counted(vm)
+
+            assert await cancel_at_every_checkpoint(move, every=MOVE_CANCELS, after=after) > 1
+        await end_both()
+
+
+@pytest.mark.skipif(not LONG, reason="its daemon is a command of its own: with --long")
+async def test_to_another_host(qemu: str, places: Places, tmp_path: Path) -> None:
+    ca, stranger = trustme.CA(), trustme.CA()
+    spec = counting(qemu, tmp_path, uuid=UUID)
+    allowed = [tmp_path, Path(qemu).parent.parent, guests.build_kvm_tiny().parent]
+    with other_host() as host:
+        theirs = certificates(tmp_path / "theirs", ca, host.address)
+        ours = certificates(tmp_path / "ours", ca, "here.example")
+        unknown = certificates(tmp_path / "unknown", stranger, "here.example", trusts=ca)
+        async with receiver(host, theirs, *allowed) as url, qmpkit.running(spec) as vm:
+            await vm.console.expect(".")
+            had = await counted(vm)
+            with pytest.raises(CannotMigrate, match="does not know our certificate"):
+                await qmpkit.hand_over(vm, move_place(url, unknown))
+            await lives_on(vm, had)
+            took = await qmpkit.hand_over(vm, move_place(url, ours))
+            assert 0 < took.downtime < took.seconds
+            assert vm.state is State.GONE and len(places.qemus()) == 1
 
 
 async def test_an_answer_that_is_lost(qemu: str, places: Places, tmp_path: Path) -> None:
