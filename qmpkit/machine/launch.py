@@ -238,8 +238,12 @@ async def launched(
     options: LaunchOptions | None = None,
     *,
     start: Starter = start_qemu,
+    meanwhile: Callable[[Machine], object] | None = None,
 ) -> AsyncIterator[Machine]:
     """Start the machine, paused before its first instruction, and stop it at the block's end.
+
+    *meanwhile* is given the machine while QEMU starts, which takes no command yet: what has
+    to be made around it costs no time then.  It must not block.
 
     Raises LaunchFailed when QEMU ends or stays silent before it greets.  The end of
     the block stops QEMU in order (quit, SIGTERM, SIGKILL) also when the block fails
@@ -249,7 +253,7 @@ async def launched(
     options = options or LaunchOptions()
     async with service_nursery() as services, AsyncExitStack() as stack:
         started = await stack.enter_async_context(start(resolution, options))
-        session = await _greet(stack, resolution.spec.name, started, options)
+        session = await stack.enter_async_context(_dialled(resolution.spec.name, started, options))
         machine = Machine(
             resolution.spec,
             resolution.facts,
@@ -262,6 +266,10 @@ async def launched(
             options.graces,
         )
         stack.enter_context(machine.lifecycle)
+        if meanwhile is not None:
+            meanwhile(machine)
+        async with failing_launch(machine.name, started.child, started.argv):
+            await session.negotiate(options.ready_within)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         machine.shares.begin(started.servers)
         try:
@@ -272,18 +280,11 @@ async def launched(
                 await machine.stop()
 
 
-async def _greet(
-    stack: AsyncExitStack, name: str, started: Started, options: LaunchOptions
-) -> Session:
-    async with failing_launch(name, started.child, started.argv):
-        return await stack.enter_async_context(
-            open_session(
-                started.sockets["qmp"],
-                name=name,
-                greeting_timeout=options.ready_within,
-                observer=options.observer,
-            )
-        )
+def _dialled(
+    name: str, started: Started, options: LaunchOptions
+) -> AbstractAsyncContextManager[Session]:
+    sock, observer = started.sockets["qmp"], options.observer
+    return open_session(sock, name=name, greeting_timeout=None, observer=observer)
 
 
 @asynccontextmanager
