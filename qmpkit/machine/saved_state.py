@@ -145,9 +145,7 @@ async def take_images_back(machine: _Monitored) -> None:
         await machine.execute(_SET_ACTIVE, {"active": True})
 
 
-async def load_state(
-    machine: _Monitored, state: OpenState, *, ignore_shared: bool = False
-) -> str:
+async def load_state(machine: _Monitored, state: OpenState, *, ignore_shared: bool = False) -> str:
     """Fill a machine that was started as incoming; why that failed, or nothing.
 
     It stands still then.  A QEMU that does not like the state ends, with the reason on its

@@ -1,6 +1,6 @@
 """The floor of the clone metrics: Popen, the fewest QMP commands, blocking sockets.
 
-What is measured is the second argument: clones, the greeting alone, or a cold boot.
+What is measured is the second argument: "script" (clones), "greeting" alone, or "cold_boot".
 """
 
 from __future__ import annotations
