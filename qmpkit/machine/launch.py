@@ -25,6 +25,7 @@ from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.ready import get_ready
 from qmpkit.machine.shares import Serve, serving
 from qmpkit.machine.state import State
+from qmpkit.machine.state_forms import OpenState
 from qmpkit.process.cgroup import Group
 from qmpkit.process.child import Child, ChildLike, child
 from qmpkit.process.errors import SpawnFailed
@@ -60,7 +61,8 @@ class LaunchOptions:
     """How one start is done; none of it belongs to the machine itself.
 
     `ready_within`: seconds until QEMU must have greeted.  `incoming`: start with
-    `-incoming defer`, to be fed by a migration or a saved state.  `tools_socket`:
+    `-incoming defer`, to be fed by a migration or a saved state.  `state`: one that QEMU
+    inherits, so that it can be loaded without being handed over.  `tools_socket`:
     path of a second QMP monitor for other programs.  `links`: connected sockets for
     the NICs that have no address of their own, by NIC id; they stay the caller's.
     `stderr_log`: file that gets all of QEMU's stderr (bounded).  `observer` sees
@@ -70,6 +72,7 @@ class LaunchOptions:
     ready_within: float = 30.0
     graces: Graces = attrs.field(factory=Graces)
     incoming: bool = False
+    state: OpenState | None = None
     tools_socket: Path | None = attrs.field(default=None, converter=_optional_path)
     links: Mapping[str, socket.socket] = attrs.field(factory=dict)
     stderr_log: Path | None = attrs.field(default=None, converter=_optional_path)
@@ -194,6 +197,8 @@ def _wire(
     check_links(spec, options.links)
     for nic, link in options.links.items():
         wiring.hand_over(nic, link)
+    if options.state is not None:
+        options.state.inherited = wiring.take(options.state.fd)
     if options.tools_socket is not None:
         listener = theirs.enter_context(_listen(options.tools_socket, spec.name))
         ours.callback(remover_of(options.tools_socket))

@@ -62,10 +62,14 @@ class Way:
 
 @attrs.define
 class OpenState:
-    """A file with a machine's state, open to be read, and the form that is in it."""
+    """A file with a machine's state, open to be read, and the form that is in it.
+
+    `inherited`: its number in the QEMU that was started with it, which need not be handed it.
+    """
 
     fd: int
     form: Form
+    inherited: int | None = None
 
     @classmethod
     def of(cls, path: Path) -> OpenState:
@@ -121,6 +125,8 @@ async def reading(machine: _Monitored, state: OpenState) -> AsyncIterator[Way]:
     """A way for a QEMU that was started as incoming to read the *state*."""
     fd = state.fd
     match state.form:
+        case "plain" if state.inherited is not None:
+            yield Way(f"fd:{state.inherited}", {})
         case "plain":
             async with _handed(machine, _Open(fd), {}) as way:
                 yield way

@@ -103,8 +103,8 @@ async def empty_clone(saved: Saved, wishes: Wishes, name: str | None) -> AsyncIt
     Its death cancels nobody.
     """
     who = somebody(saved.spec, name)
-    options = attrs.evolve(wishes.options, incoming=True)
     async with provided(saved, wishes.place) as own:
+        options = attrs.evolve(wishes.options, incoming=True, state=own.state)
         spec = clone_spec(saved.private.spec, who, own.overlays)
         resolution = attrs.evolve(saved.private, spec=spec)
         async with opened_as(resolution, options=options, start=wishes.start) as vm:
