@@ -260,6 +260,10 @@ async def test_what_is_not_as_it_was_saved_is_not_cloned(counting: qmpkit.Templa
     assert await counting.verify() == ("ram: its checksum is another one: its content has changed",)
     with pytest.raises(SpecInvalid, match="there is no template"):
         await qmpkit.open_template(counting.path.parent)
+    (counting.path / "state").unlink()
+    with pytest.raises(TemplateBroken, match="state: No such file"):
+        async with counting.clone(twin=True):
+            pass
 
 
 async def test_a_template_of_another_qemu_or_machine_is_refused(
