@@ -153,9 +153,13 @@ async def opened_as(
     start: Starter = start_qemu,
 ) -> AsyncIterator[VM]:
     """`opened` of what has been resolved, and whose images are there."""
-    async with launched(resolution, options, start=start) as machine:
+    made: list[VM] = []
+    starting = launched(
+        resolution, options, start=start, meanwhile=lambda it: made.append(VM(it, logs=logs))
+    )
+    async with starting as machine:
         await take_place(machine)
-        yield VM(machine, logs=logs)
+        yield made[0]
 
 
 def log_directory(logs: Path) -> Path:

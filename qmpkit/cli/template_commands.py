@@ -75,11 +75,15 @@ async def make(
 ) -> None:
     """Boot a machine, prepare it and save it, to be cloned in a tenth of a second.
 
+    On the board "microvm" a clone is there twice as fast as on q35, but nothing can be plugged
+    into it; it boots by a kernel.
+
     It has booted when its guest agent answers, and systemd, where it is there, has started
     all; or when its console shows what --wait says. The image that it is made of stays as it
     is. Interrupted, nothing is left.
 
       qmpkit template make debian.qcow2 web --run 'apt-get install -y nginx'
+      qmpkit template make microvm small --set kernel.image=vmlinuz --set kernel.initrd=initrd
       qmpkit template make tiny ./tiny
     """
     from qmpkit.cli.template import Making, make

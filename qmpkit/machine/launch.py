@@ -25,6 +25,7 @@ from qmpkit.machine.machine import Graces, Machine
 from qmpkit.machine.ready import get_ready
 from qmpkit.machine.shares import Serve, serving
 from qmpkit.machine.state import State
+from qmpkit.machine.state_forms import OpenState
 from qmpkit.process.cgroup import Group
 from qmpkit.process.child import Child, ChildLike, child
 from qmpkit.process.errors import SpawnFailed
@@ -60,7 +61,8 @@ class LaunchOptions:
     """How one start is done; none of it belongs to the machine itself.
 
     `ready_within`: seconds until QEMU must have greeted.  `incoming`: start with
-    `-incoming defer`, to be fed by a migration or a saved state.  `tools_socket`:
+    `-incoming defer`, to be fed by a migration or a saved state.  `state`: one that QEMU
+    inherits, so that it can be loaded without being handed over.  `tools_socket`:
     path of a second QMP monitor for other programs.  `links`: connected sockets for
     the NICs that have no address of their own, by NIC id; they stay the caller's.
     `stderr_log`: file that gets all of QEMU's stderr (bounded).  `observer` sees
@@ -70,6 +72,7 @@ class LaunchOptions:
     ready_within: float = 30.0
     graces: Graces = attrs.field(factory=Graces)
     incoming: bool = False
+    state: OpenState | None = None
     tools_socket: Path | None = attrs.field(default=None, converter=_optional_path)
     links: Mapping[str, socket.socket] = attrs.field(factory=dict)
     stderr_log: Path | None = attrs.field(default=None, converter=_optional_path)
@@ -194,6 +197,8 @@ def _wire(
     check_links(spec, options.links)
     for nic, link in options.links.items():
         wiring.hand_over(nic, link)
+    if options.state is not None:
+        options.state.inherited = wiring.take(options.state.fd)
     if options.tools_socket is not None:
         listener = theirs.enter_context(_listen(options.tools_socket, spec.name))
         ours.callback(remover_of(options.tools_socket))
@@ -238,8 +243,12 @@ async def launched(
     options: LaunchOptions | None = None,
     *,
     start: Starter = start_qemu,
+    meanwhile: Callable[[Machine], object] | None = None,
 ) -> AsyncIterator[Machine]:
     """Start the machine, paused before its first instruction, and stop it at the block's end.
+
+    *meanwhile* is given the machine while QEMU starts, which takes no command yet: what has
+    to be made around it costs no time then.  It must not block.
 
     Raises LaunchFailed when QEMU ends or stays silent before it greets.  The end of
     the block stops QEMU in order (quit, SIGTERM, SIGKILL) also when the block fails
@@ -249,7 +258,7 @@ async def launched(
     options = options or LaunchOptions()
     async with service_nursery() as services, AsyncExitStack() as stack:
         started = await stack.enter_async_context(start(resolution, options))
-        session = await _greet(stack, resolution.spec.name, started, options)
+        session = await stack.enter_async_context(_dialled(resolution.spec.name, started, options))
         machine = Machine(
             resolution.spec,
             resolution.facts,
@@ -262,6 +271,10 @@ async def launched(
             options.graces,
         )
         stack.enter_context(machine.lifecycle)
+        if meanwhile is not None:
+            meanwhile(machine)
+        async with failing_launch(machine.name, started.child, started.argv):
+            await session.negotiate(options.ready_within)
         services.start_soon(machine.follow, name=f"follow {machine.name}")
         machine.shares.begin(started.servers)
         try:
@@ -272,18 +285,11 @@ async def launched(
                 await machine.stop()
 
 
-async def _greet(
-    stack: AsyncExitStack, name: str, started: Started, options: LaunchOptions
-) -> Session:
-    async with failing_launch(name, started.child, started.argv):
-        return await stack.enter_async_context(
-            open_session(
-                started.sockets["qmp"],
-                name=name,
-                greeting_timeout=options.ready_within,
-                observer=options.observer,
-            )
-        )
+def _dialled(
+    name: str, started: Started, options: LaunchOptions
+) -> AbstractAsyncContextManager[Session]:
+    sock, observer = started.sockets["qmp"], options.observer
+    return open_session(sock, name=name, greeting_timeout=None, observer=observer)
 
 
 @asynccontextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import attrs
+import trio
 
 from qmpkit.errors import LaunchFailed, MachineDied, MachineGone
 from qmpkit.machine.drives import limit_drives
 from qmpkit.machine.links import set_links
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import load_state, take_images_back
+from qmpkit.machine.state_forms import OpenState
 
 __all__ = ["get_ready"]
 
@@ -22,13 +24,16 @@ async def get_ready(machine: Machine) -> None:
     """
     if machine.spec.resume_from is not None:
         cure = "have the machine as it was at the snapshot, or go back without its memory"
+        state = await trio.to_thread.run_sync(OpenState.of, Path(machine.spec.resume_from))
         try:
-            why = await load_state(machine, Path(machine.spec.resume_from))
+            why = await load_state(machine, state)
         except (MachineDied, MachineGone) as ended:
             report = machine.report
             status = None if report is None else str(report.status)
             tail = machine.child.stderr_tail
             raise LaunchFailed(machine.name, machine.argv, status, tail, cure) from ended
+        finally:
+            state.close()
         if why:
             raise LaunchFailed(machine.name, machine.argv, None, why, cure)
         await take_images_back(machine)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import trio
 
-from qmpkit.machine.state_forms import Form, StateBroken, Way, reading, writing
+from qmpkit.machine.state_forms import Form, OpenState, StateBroken, Way, reading, writing
 from qmpkit.qmp.events import Subscription
 
 __all__ = ["cancel_saving", "finalized", "forget_migrations", "load_state", "save_state"]
@@ -145,20 +145,17 @@ async def take_images_back(machine: _Monitored) -> None:
         await machine.execute(_SET_ACTIVE, {"active": True})
 
 
-async def load_state(machine: _Monitored, path: Path, *, ignore_shared: bool = False) -> str:
+async def load_state(machine: _Monitored, state: OpenState, *, ignore_shared: bool = False) -> str:
     """Fill a machine that was started as incoming; why that failed, or nothing.
 
     It stands still then.  A QEMU that does not like the state ends, with the reason on its
-    stderr.  Cancelled, the machine is of no more use.
+    stderr.  Cancelled, the machine is of no more use.  *state* stays the caller's to close.
     """
-    opened = await trio.to_thread.run_sync(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        async with reading(machine, opened) as way:
+        async with reading(machine, state) as way:
             return await _transferred(machine, way, "migrate-incoming", ignore_shared, None)
     except StateBroken as broken:
         return str(broken)
-    finally:
-        os.close(opened)
 
 
 async def _transferred(
@@ -170,14 +167,16 @@ async def _transferred(
     await machine.execute("migrate-set-capabilities", {"capabilities": capabilities})
     with machine.subscribe("MIGRATION") as changes:
         await machine.execute(command, {"uri": way.uri})
+        if told is None:  # to ask would hold up what is to be over in milliseconds
+            ended = await changes.wait_for(lambda change: change.data.get("status") in _ENDED)
+            if ended.data["status"] == "completed":
+                return ""
+            return _reason(await machine.execute("query-migrate"))
         while True:
-            with trio.move_on_after(_EVERY if told is not None else float("inf")):
-                change = await changes.next()
-                if told is None and change.data.get("status") not in _ENDED:
-                    continue  # to ask would hold up what is to be over in milliseconds
+            with trio.move_on_after(_EVERY):
+                await changes.next()
             migration = await machine.execute("query-migrate")
-            if told is not None:
-                told(migration)
+            told(migration)
             if migration.get("status") in _ENDED:  # one that waits for a pipe has none yet
                 break
     return "" if migration["status"] == "completed" else _reason(migration)

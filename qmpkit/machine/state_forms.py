@@ -12,6 +12,7 @@ import fcntl
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import attrs
@@ -20,7 +21,7 @@ import trio
 from qmpkit._trio import raise_collapsed
 from qmpkit.errors import QmpkitError
 
-__all__ = ["Form", "StateBroken", "Way", "form_of", "reading", "writing"]
+__all__ = ["Form", "OpenState", "StateBroken", "Way", "reading", "writing"]
 
 Form = Literal["plain", "packed", "mapped"]
 """How the RAM is in its file; which of them one is says the file itself."""
@@ -59,9 +60,35 @@ class Way:
     capabilities: Mapping[str, bool]
 
 
-async def form_of(fd: int) -> Form:
-    """The form of the state in an open file.  OSError."""
-    head = await trio.to_thread.run_sync(os.pread, fd, _HEAD, 0)
+@attrs.define
+class OpenState:
+    """A file with a machine's state, open to be read, and the form that is in it.
+
+    `inherited`: its number in the QEMU that was started with it, which need not be handed it.
+    """
+
+    fd: int
+    form: Form
+    inherited: int | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> OpenState:
+        """Open *path* and look at it.  Blocking; OSError."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return cls(fd, _form_of(os.pread(fd, _HEAD, 0)))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def close(self) -> None:
+        """Close it, when a machine has read it or is not to; may come twice."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _form_of(head: bytes) -> Form:
     if head.startswith(_MAGIC):
         return "packed"
     before, _, _ = head.partition(_RAM)
@@ -94,9 +121,12 @@ async def writing(machine: _Monitored, fd: int, form: Form) -> AsyncIterator[Way
 
 
 @asynccontextmanager
-async def reading(machine: _Monitored, fd: int) -> AsyncIterator[Way]:
-    """A way for a QEMU that was started as incoming to read the state in the file *fd*."""
-    match await form_of(fd):
+async def reading(machine: _Monitored, state: OpenState) -> AsyncIterator[Way]:
+    """A way for a QEMU that was started as incoming to read the *state*."""
+    fd = state.fd
+    match state.form:
+        case "plain" if state.inherited is not None:
+            yield Way(f"fd:{state.inherited}", {})
         case "plain":
             async with _handed(machine, _Open(fd), {}) as way:
                 yield way

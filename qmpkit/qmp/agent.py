@@ -80,7 +80,7 @@ class AgentSession(Session):
             return reply["return"]
         raise self._refusal(command, arguments, reply)
 
-    async def _negotiate(self, patience: float) -> None:
+    async def negotiate(self, patience: float) -> None:
         if not patience:  # the first command will sync, and its caller bounds it
             return
         with trio.move_on_after(patience) as scope:

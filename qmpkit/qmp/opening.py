@@ -22,7 +22,7 @@ async def open_session(
     *,
     name: str,
     kind: Literal["qmp", "agent"] = "qmp",
-    greeting_timeout: float = 10.0,
+    greeting_timeout: float | None = 10.0,
     observer: Observer | None = None,
 ) -> AsyncIterator[Session]:
     """Speak QMP, or with kind "agent" the guest agent's protocol, over *stream*.
@@ -30,7 +30,8 @@ async def open_session(
     *stream* is a connected socket (the fast way) or a trio stream; it is the
     session's from now on and is closed in every case.  *greeting_timeout* bounds
     the handshake, in seconds; with 0 an agent's is left to the first command, for a
-    guest that has yet to boot.  The reader outlives the block's cleanup: commands
+    guest that has yet to boot, and with None it is the caller's to do (`negotiate`), who
+    has something else to do before.  The reader outlives the block's cleanup: commands
     can still be sent there, also when the block is being cancelled, within a
     shield that has a deadline.  The end of the stream cancels nobody: see
     `Session.lost` and `Session.wait_lost`.
@@ -44,7 +45,8 @@ async def open_session(
         async with service_nursery() as services:
             session = make(stream, name, services.start_soon, observer)
             services.start_soon(session._read, name=f"QMP reader of {name}")
-            await session._negotiate(greeting_timeout)
+            if greeting_timeout is not None:
+                await session.negotiate(greeting_timeout)
             yield session
     finally:
         if session is not None:

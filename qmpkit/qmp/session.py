@@ -264,7 +264,11 @@ class Session:
 
     # --- start and end
 
-    async def _negotiate(self, patience: float) -> None:
+    async def negotiate(self, patience: float) -> None:
+        """Wait for the greeting and answer it, once, before the first command; see `open_session`.
+
+        Raises `MonitorSilent` after *patience* seconds, `MonitorLost` or `MonitorGarbled`.
+        """
         with trio.move_on_after(patience) as scope:
             await self._greeted.wait()
             if self._lost is not None:

@@ -59,4 +59,7 @@ def keyvals(head: str, pairs: Iterable[tuple[str, str | int | bool | None]]) -> 
 
 def to_json(value: Json) -> str:
     """Compact JSON in the order of the keys. Only ASCII, so no locale can spoil it."""
-    return json.dumps(value, separators=(",", ":"))
+    return _encode(value)
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: each start asks a dozen times

@@ -12,10 +12,11 @@ from qmpkit._running import opened_as
 from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.machine.saved_state import load_state, take_images_back
+from qmpkit.machine.state_forms import OpenState
 from qmpkit.operations import power
 from qmpkit.templates.errors import TemplateFailed
 from qmpkit.templates.guest import become
-from qmpkit.templates.saved import Saved, overlaid
+from qmpkit.templates.saved import Saved, provided
 from qmpkit.templates.specs import Somebody, clone_spec, somebody
 from qmpkit.vm import VM
 
@@ -56,6 +57,7 @@ class Empty:
 
     vm: VM
     _saved: Saved
+    _state: OpenState
     _who: Somebody
     _wishes: Wishes
     _loaded: bool = False
@@ -69,10 +71,12 @@ class Empty:
             return
         machine, asked = self.vm.machine, "load the template's state"
         try:
-            why = await load_state(machine, self._saved.path / "state", ignore_shared=True)
+            why = await load_state(machine, self._state, ignore_shared=True)
         except (MachineDied, MachineGone) as ended:
             said = machine.child.stderr_tail.strip()
             raise TemplateFailed(machine.name, asked, said or str(ended)) from ended
+        finally:
+            self._state.close()
         if why:
             raise TemplateFailed(machine.name, asked, why)
         machine.loaded()
@@ -99,9 +103,9 @@ async def empty_clone(saved: Saved, wishes: Wishes, name: str | None) -> AsyncIt
     Its death cancels nobody.
     """
     who = somebody(saved.spec, name)
-    options = attrs.evolve(wishes.options, incoming=True)
-    async with overlaid(saved, wishes.place) as overlays:
-        spec = clone_spec(saved.private.spec, who, overlays)
+    async with provided(saved, wishes.place) as own:
+        options = attrs.evolve(wishes.options, incoming=True, state=own.state)
+        spec = clone_spec(saved.private.spec, who, own.overlays)
         resolution = attrs.evolve(saved.private, spec=spec)
         async with opened_as(resolution, options=options, start=wishes.start) as vm:
-            yield Empty(vm, saved, who, wishes)
+            yield Empty(vm, saved, own.state, who, wishes)

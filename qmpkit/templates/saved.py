@@ -1,4 +1,4 @@
-"""A template that has been opened, as its clones need it; and the places of their overlays."""
+"""A template that has been opened, as its clones need it; and what is each one's own."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import trio
 
 from qmpkit.errors import HostLacks
 from qmpkit.host.resolve import Resolution
+from qmpkit.machine.state_forms import OpenState
 from qmpkit.process.held_dirs import hold_new_dir, sweep
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.templates.errors import TemplateInUse
+from qmpkit.templates.errors import TemplateBroken, TemplateInUse
 from qmpkit.templates.manifest import Manifest
 
-__all__ = ["CLONES", "Saved", "overlaid", "removed"]
+__all__ = ["CLONES", "Own", "Saved", "provided", "removed"]
 
 CLONES = "clones"
 """The folder in a template's where clones have their overlays, each a folder of its own."""
@@ -44,13 +45,21 @@ class Saved:
     private: Resolution
 
 
+@attrs.frozen
+class Own:
+    """What one clone starts from: the overlay of each disk, by its id, and the open state."""
+
+    overlays: Mapping[str, Path]
+    state: OpenState
+
+
 @asynccontextmanager
-async def overlaid(saved: Saved, place: Path | None) -> AsyncIterator[Mapping[str, Path]]:
-    """New overlays for one clone in a folder of its own in *place*; gone after the block.
+async def provided(saved: Saved, place: Path | None) -> AsyncIterator[Own]:
+    """What one clone needs, its overlays in a folder of its own in *place*; gone after the block.
 
     The template cannot be removed meanwhile.  A program that is killed leaves the folder to
     the next one that clones there.  Raises TemplateInUse while the template is being removed,
-    HostLacks when the overlays cannot be made.
+    TemplateBroken when it has no state any more, HostLacks when the overlays cannot be made.
     """
     limiter = trio.CapacityLimiter(1)  # threads stuck in a slow disk must not hold this up
     stack = ExitStack()
@@ -62,8 +71,18 @@ async def overlaid(saved: Saved, place: Path | None) -> AsyncIterator[Mapping[st
             await trio.to_thread.run_sync(stack.close, limiter=limiter, abandon_on_cancel=True)
 
 
-def _made(saved: Saved, place: Path | None, stack: ExitStack) -> Mapping[str, Path]:
+def _made(saved: Saved, place: Path | None, stack: ExitStack) -> Own:
+    # All in one go: each change to a worker thread and back is a tenth of a millisecond.
     _hold(saved.path, stack)
+    try:
+        state = OpenState.of(saved.path / "state")
+    except OSError as error:
+        raise TemplateBroken(str(saved.path), [f"state: {error.strerror}"]) from error
+    stack.callback(state.close)
+    return Own(_new_overlays(saved, place, stack), state)
+
+
+def _new_overlays(saved: Saved, place: Path | None, stack: ExitStack) -> Mapping[str, Path]:
     if not saved.overlays:
         return {}
     folder = place or saved.path / CLONES

@@ -20,6 +20,7 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.testing.fake import Garbage, HalfSent, HangUp, Late, Lost, Silent
 from qmpkit.testing.fake_machine import FakeHost, FakeMachine
 from qmpkit.testing.leaks import leaks
+from qmpkit.vm import VM
 from tests.contract.conftest import faked
 
 BARE = faked(MachineSpec(name="bare"))
@@ -43,6 +44,18 @@ async def test_one_that_never_greets(host: FakeHost, autojump_clock: MockClock) 
         " slow\nCommand: fake-qemu -name bare"
     )
     assert host["bare"].process.signals == [KILL]
+
+
+async def test_what_is_made_meanwhile_goes_with_a_start_that_fails(
+    host: FakeHost, autojump_clock: MockClock
+) -> None:
+    host.prepare = lambda machine: setattr(machine.qemu, "silent", True)
+    made: list[VM] = []
+    async with leaks():
+        with pytest.raises(LaunchFailed, match="did not get ready"):
+            async with launched(BARE, start=host.start, meanwhile=lambda it: made.append(VM(it))):
+                pytest.fail("it started")
+    assert [vm.name for vm in made] == ["bare"]
 
 
 async def test_one_that_ends_before_it_greets(host: FakeHost, autojump_clock: MockClock) -> None:

@@ -21,7 +21,7 @@ from qmpkit.templates.manifest import MANIFEST, Manifest, manifest_from_json, ma
 from qmpkit.templates.saved import CLONES
 from qmpkit.testing import guests
 from qmpkit.testing.leaks import leaks
-from tests.sizes import CLONES_APART, NEWEST, QEMU_VERSIONS
+from tests.sizes import CLONES_APART, NEWEST, OLDEST, QEMU_VERSIONS
 
 pytestmark = pytest.mark.live
 
@@ -155,6 +155,41 @@ async def test_clones_are_somebody_each(qemu: str, tmp_path: Path) -> None:
     assert names(tmp_path) == {"data.raw", "web"}
 
 
+@pytest.mark.bound(120)
+@pytest.mark.qemus(*OLDEST)
+async def test_clones_of_a_microvm_are_somebody_each(qemu: str, tmp_path: Path) -> None:
+    """Without PCI, SMBIOS and vmgenid: all by the agent, and nothing can be plugged."""
+    disk = Disk(tmp_path / "data.raw", format="raw", make="1MiB")
+    spec = attrs.evolve(profile("tiny-microvm", qemu), nics=[UserNic()], disks=[disk])
+
+    async def prepare(vm: qmpkit.VM) -> None:
+        await vm.agent.wait_ready()
+        settled = "until [ -e /run/settled ] && [ -b /dev/vda ]; do usleep 20000; done"
+        await vm.agent.run(["sh", "-c", f"{settled}; echo kept >/dev/vda"], check=True)
+
+    async def told(vm: qmpkit.VM) -> tuple[str, ...]:
+        done = await vm.agent.run(["sh", "-c", WHO], check=True)
+        host, identity, mac, noise, kept = done.text.split()
+        assert (host, mac, kept) == (vm.name, vm.spec.nics[0].mac, "kept")
+        return host, identity, mac, noise
+
+    template = await qmpkit.make_template(spec, tmp_path / "web", prepare)
+    async with template.clones(2) as vms:
+        seen = [await told(vm) for vm in vms]
+        with pytest.raises(SpecInvalid, match="microvm has no PCI: nothing can be plugged there"):
+            await vms[0].nics.add(UserNic())
+    for loaded in (True, False):
+        async with qmpkit.Pool(template, loaded=loaded) as pool, pool.take() as vm:
+            seen.append(await told(vm))
+    assert all(len({*each}) == 4 for each in zip(*seen, strict=True)), seen
+
+
+WHO = """
+hostname; cat /etc/machine-id /sys/class/net/eth0/address
+head -c 8 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo; head -n 1 /dev/vda
+"""
+
+
 async def test_a_machine_with_private_ram_cannot_be_saved(qemu: str, tmp_path: Path) -> None:
     async with qmpkit.running(profile("kvm-tiny", qemu)) as vm:
         with pytest.raises(SpecInvalid, match=r"RAM is not shared in a file .*templating\(spec"):
@@ -225,6 +260,10 @@ async def test_what_is_not_as_it_was_saved_is_not_cloned(counting: qmpkit.Templa
     assert await counting.verify() == ("ram: its checksum is another one: its content has changed",)
     with pytest.raises(SpecInvalid, match="there is no template"):
         await qmpkit.open_template(counting.path.parent)
+    (counting.path / "state").unlink()
+    with pytest.raises(TemplateBroken, match="state: No such file"):
+        async with counting.clone(twin=True):
+            pass
 
 
 async def test_a_template_of_another_qemu_or_machine_is_refused(

@@ -55,9 +55,10 @@ async def measure(load: dict[str, Any]) -> dict[str, float]:
         found["first_answer"] = statistics.median(answer for _, answer, _ in twins)
         found["pss"] = statistics.median(pss for _, _, pss in twins)
         if load["many"]:
+            found["many"] = await many(template, load["many"])
+        if load["pools"]:
             bodies = [await clone_once(template, False) for _ in range(load["clones"])]
             found["somebody"] = statistics.median(running for running, _, _ in bodies)
-            found["many"] = await many(template, load["many"])
             for figure, loaded in (("take", False), ("take_loaded", True)):
                 async with Pool(template, warm=1, loaded=loaded, twin=True) as pool:
                     taken = [await take_once(pool) for _ in range(load["clones"])]

@@ -25,11 +25,12 @@ FAR = 9000  # numbers that occur nowhere else in the command
 TOUCH = "mount -t tmpfs -o size=90% tmpfs /mnt; dd if=/dev/zero of=/mnt/x bs=1M count={}"
 
 
-async def main(folder: Path, memory: str, touched: int) -> None:
+async def main(folder: Path, profile: str, memory: str, touched: int) -> None:
     build_tiny()
     disk = qmpkit.Disk(folder / "data.qcow2", format="qcow2", make="1GiB")
-    tiny = qmpkit.load_profile("tiny")
-    spec = attrs.evolve(tiny, accel="tcg", memory=memory, disks=[disk], nics=[qmpkit.UserNic()])
+    spec = qmpkit.load_profile(profile)
+    nics = [qmpkit.UserNic()]
+    spec = attrs.evolve(spec, accel="tcg", memory=memory, disks=[disk], nics=nics)
 
     async def settled(vm: qmpkit.VM) -> None:
         await vm.console.expect(PROMPT)
@@ -65,4 +66,4 @@ async def command(spec: MachineSpec, *, overlay: str, incoming: bool = False) ->
     return [word.replace(overlay, "@overlay@") for word in argv]
 
 
-trio.run(main, Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+trio.run(main, Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))

@@ -1,6 +1,6 @@
 """The floor of the clone metrics: Popen, the fewest QMP commands, blocking sockets.
 
-What is measured is the second argument: clones, the greeting alone, or a cold boot.
+What is measured is the second argument: "script" (clones), "greeting" alone, or "cold_boot".
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def measure(load: dict[str, Any], what: str) -> dict[str, float]:
     return {
         "running": statistics.median(running for running, _ in clones),
         "first_answer": statistics.median(answer for _, answer in clones),
-        "many": many(load, load["many"]),
+        **({"many": many(load, load["many"])} if load["many"] else {}),
         "take": statistics.median(take_once(load, loaded=False) for _ in turns),
         "take_loaded": statistics.median(take_once(load, loaded=True) for _ in turns),
     }

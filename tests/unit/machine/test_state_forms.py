@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpkit.machine.state_forms import form_of
+from qmpkit.machine.state_forms import OpenState
 
 PLAIN = b"QEVM\0\0\0\3\7\0\0\0\x0bpc-q35-10.0\1\0\0\0\2\3ram\0\0\0\0"
 MAPPED = b"QEVM\0\0\0\3\7\0\0\0\x0bpc-q35-10.0\5\x1aconfiguration/capabilities\0\nmapped-ram\1"
@@ -23,11 +23,12 @@ MAPPED = b"QEVM\0\0\0\3\7\0\0\0\x0bpc-q35-10.0\5\x1aconfiguration/capabilities\0
         (b"", "plain"),
     ],
 )
-async def test_the_beginning_tells_the_form(tmp_path: Path, head: bytes, form: str) -> None:
+def test_the_beginning_tells_the_form(tmp_path: Path, head: bytes, form: str) -> None:
     path = tmp_path / "memory"
     path.write_bytes(head)
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        assert await form_of(fd) == form
-    finally:
-        os.close(fd)
+    state = OpenState.of(path)
+    assert state.form == form
+    state.close()
+    with pytest.raises(OSError, match="descriptor"):
+        os.pread(state.fd, 1, 0)
+    state.close()  # which is nothing any more
