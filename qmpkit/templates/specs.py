@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 
 from qmpkit.errors import Fault, SpecInvalid
-from qmpkit.spec.boards import board_of
+from qmpkit.spec.boards import board_of, family_of
 from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import mac_of, machine_name_problem
@@ -54,6 +54,10 @@ def refuse_unfit(spec: MachineSpec, *, twins: bool) -> None:
     if not spec.agent and not twins:
         message = "without a guest agent no clone can become somebody"
         faults.append(Fault("agent", message, "agent = true, or ask for twins=True"))
+    has_kernel = spec.kernel is not None and spec.kernel.image is not None
+    if not has_kernel and family_of(spec.machine) == "microvm":
+        message = "a microvm boots by a kernel alone, and without one there is nothing to save"
+        faults.append(Fault("kernel", message, "kernel.image = …, or another board"))
     if faults:
         raise SpecInvalid(faults, f"machine {spec.name!r} as a template")
 

@@ -11,7 +11,7 @@ from qmpkit.errors import SpecInvalid
 from qmpkit.spec.block import Disk
 from qmpkit.spec.check import faults_of
 from qmpkit.spec.encryption import Luks
-from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.machine import Kernel, MachineSpec
 from qmpkit.spec.memory import Memory
 from qmpkit.spec.network import Forward, TapNic, UserNic
 from qmpkit.spec.peripherals import Rng, Vsock
@@ -57,6 +57,13 @@ def test_everything_that_a_template_cannot_have_is_told_at_once() -> None:
     assert paths == ["memory", "balloon", "devices[1]", "disks[0].luks", "nics[0]", "agent"]
     assert "qmpkit.templating(spec, path)" in str(caught.value)
     assert all(fault.hint for fault in caught.value.faults)
+
+
+def test_a_microvm_needs_a_kernel() -> None:
+    spec = attrs.evolve(templating(SPEC, "/srv/web"), machine="microvm", vmgenid=None)
+    with pytest.raises(SpecInvalid, match=r"kernel: a microvm boots by a kernel alone"):
+        refuse_unfit(spec, twins=False)
+    refuse_unfit(attrs.evolve(spec, kernel=Kernel("/boot/vmlinuz")), twins=False)
 
 
 def test_a_clone_is_another_in_all_that_two_machines_may_not_share() -> None:
