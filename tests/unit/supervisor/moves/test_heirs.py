@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import signal
+from pathlib import Path
+
 import attrs
 import pytest
+import trio
 
 from qmpkit import MachineSpec, UserNic
+from qmpkit.host.resolve import resolve
+from qmpkit.machine.keep import Home
 from qmpkit.process.identity import Identity
+from qmpkit.process.places import second_of
 from qmpkit.spec.facts import Facts, Flash
 from qmpkit.spec.restart import Restart
 from qmpkit.supervisor.moves.heirs import Arrival, Owner, owner_of_guest
 from qmpkit.supervisor.record import Heir, Record
+from qmpkit.testing.fake_kept import FakeGround, FakeKept, fake_ground
+from tests.unit.supervisor.conftest import spec as made
+from tests.unit.supervisor.kept import lab, on_disk, put_on_disk
 
 S, H, N, B = Owner.SOURCE, Owner.HEIR, Owner.NOBODY, Owner.BOTH
 EMPTY, LOADED, RUNS = Arrival("active", False), Arrival("completed", False), Arrival("x", True)
@@ -85,3 +96,60 @@ def test_an_heir_is_on_record() -> None:
     assert Record.from_json(without.to_json()) == without
     old = without.to_json().replace(', "heir": null', "")
     assert "heir" not in old and Record.from_json(old) == without
+
+
+async def an_heir(ground: FakeGround, state: Path, home: Home) -> FakeKept:
+    """On record, and not kept: its supervisor has died in between."""
+    record = Record.from_json(json.dumps(on_disk(state, "a")))
+    resolution = await resolve(record.spec, check=False)
+    beside = Home(home.sockets.with_name(second_of("a")), home.logs)
+    async with ground.start(resolution, beside, {}, trio.lowlevel.checkpoint) as start:
+        await start.keep()  # it has not heard yet that its supervisor is dead
+    fake = ground["a"]
+    heir = Heir(
+        identity=fake.identity,
+        sockets=str(beside.sockets),
+        argv=(),
+        facts=record.facts,
+        spec=record.spec,
+    )
+    put_on_disk(state, "a", attrs.evolve(record, heir=heir).to_json())
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("dies", "question"),
+    [("heir", "query-status"), ("heir", "query-migrate"), ("source", "query-migrate")],
+)
+async def test_one_that_ends_while_it_is_asked_has_ended(
+    state: Path, dies: str, question: str
+) -> None:
+    """The spawner ends an heir that is not kept yet when it comes to that."""
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            home = (await first.ensure(made("a"), restart="never")).home
+        source = ground["a"]
+        heir = await an_heir(ground, state, home)
+        dying = heir if dies == "heir" else source
+        before = 1 if question == "query-status" else 0  # that is asked when it is connected to
+
+        async def ends(_: object) -> object:
+            nonlocal before
+            before -= 1
+            if before >= 0:
+                return dying.qemu.run("query-status", {}, [])
+            dying.end(signal.SIGKILL)
+            return await trio.sleep_forever()
+
+        source.qemu.on("query-migrate", {})
+        heir.qemu.on("query-migrate", {})
+        source.qemu.on("migrate_cancel", {})
+        dying.qemu.on(question, ends)
+        async with lab(ground) as second:
+            kept = second.kept["a"]
+            if dies == "heir":
+                assert (kept.state, kept.pid) == ("running", source.pid)
+            else:
+                await kept.wait_rest()
+                assert kept.state == "gone"
+            assert kept.record.heir is None and heir.status is not None
