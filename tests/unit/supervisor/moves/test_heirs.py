@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -12,11 +13,13 @@ import trio
 
 from qmpkit import MachineSpec, UserNic
 from qmpkit.host.resolve import resolve
+from qmpkit.machine import keep
 from qmpkit.machine.keep import Home
 from qmpkit.process.identity import Identity
 from qmpkit.process.places import second_of
 from qmpkit.spec.facts import Facts, Flash
 from qmpkit.spec.restart import Restart
+from qmpkit.supervisor.moves import heirs
 from qmpkit.supervisor.moves.heirs import Arrival, Owner, owner_of_guest
 from qmpkit.supervisor.record import Heir, Record
 from qmpkit.testing.fake_kept import FakeGround, FakeKept, fake_ground
@@ -153,3 +156,54 @@ async def test_one_that_ends_while_it_is_asked_has_ended(
                 await kept.wait_rest()
                 assert kept.state == "gone"
             assert kept.record.heir is None and heir.status is not None
+
+
+async def silent(state: Path, ground: FakeGround, who: str) -> tuple[FakeKept, FakeKept]:
+    """A source and its heir, one of which does not answer, beside another machine."""
+    async with lab(ground) as first:
+        home = (await first.ensure(made("a"), restart="never")).home
+        await first.ensure(made("b"), restart="never")
+    source = ground["a"]
+    heir = await an_heir(ground, state, home)
+    for it in (source, heir):
+        it.qemu.on("query-migrate", {})
+    (heir if who == "heir" else source).qemu.silent = True
+    return source, heir
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    def attached(*args: Any, patience: float, **kwargs: Any) -> Any:
+        return keep.attached(*args, patience=0.05, **kwargs)
+
+    monkeypatch.setattr(heirs, "attached", attached)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("who", ["heir", "source"])
+async def test_one_that_does_not_answer_is_waited_for_and_holds_up_nobody(
+    state: Path, who: str
+) -> None:
+    async with fake_ground() as ground:
+        source, heir = await silent(state, ground, who)
+        async with lab(ground) as second:
+            kept = second.kept["a"]
+            assert (kept.state, second.kept["b"].state) == ("silent", "running")
+            assert source.status is heir.status is None
+            for it in (source, heir):
+                it.qemu.silent = False
+            await kept.wait_running()
+            assert (kept.pid, kept.record.heir, heir.status is None) == (source.pid, None, False)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("who", ["heir", "source"])
+async def test_where_one_does_not_answer_both_end_on_request(state: Path, who: str) -> None:
+    async with fake_ground() as ground:
+        await silent(state, ground, who)
+        async with lab(ground) as second:
+            with trio.fail_after(5):
+                await second.declare("a", "stopped")
+            kept = second.kept["a"]
+            assert (kept.state, kept.record.heir, kept.pid) == ("gone", None, None)
+            assert [it.name for it in ground.alive] == ["b"]
