@@ -14,7 +14,7 @@ from qmpkit.supervisor.events import EventLog
 
 pytestmark = pytest.mark.usefixtures("state")
 
-DYING = 0.05  # seconds from the first look at it to its end
+DYING = 0.05  # seconds from the last look that it takes in to its end
 
 
 @pytest.fixture
@@ -26,22 +26,27 @@ def left_in(runtime: Path) -> list[str]:
     return sorted(path.name for path in runtime.iterdir())
 
 
-async def ends_once_it_is_seen(path: Path, task_status: trio.TaskStatus[None]) -> None:
+async def ends_once_it_is_seen(path: Path, looks: int, task_status: trio.TaskStatus[None]) -> None:
+    """What it has taken in ends before its listener does."""
     with trio.socket.from_stdlib_socket(listening_socket(path)) as listener:
         task_status.started()
-        client, _ = await listener.accept()
-        with client:
-            await trio.sleep(DYING)
+        for look in range(looks):
+            client, _ = await listener.accept()
+            with client:
+                if look == 0:
+                    assert await client.recv(1) == b""  # it sees at once that somebody listens
+        await trio.sleep(DYING)
 
 
+@pytest.mark.parametrize("looks", [1, 2])
 async def test_one_whose_supervisor_died_before_it_was_on_record_is_waited_for(
-    runtime: Path,
+    runtime: Path, looks: int
 ) -> None:
     """The spawner ends it, when it comes to that: nothing is left of it, and it was none."""
     directory = runtime / "web~"
     directory.mkdir()
     async with trio.open_nursery() as nursery:
-        await nursery.start(ends_once_it_is_seen, directory / "qmp")
+        await nursery.start(ends_once_it_is_seen, directory / "qmp", looks)
         events = EventLog("supervisor 'lab'")
         assert not await strangers.tell_strangers(runtime, set(), events)
     assert (events.next, left_in(runtime)) == (0, [])
