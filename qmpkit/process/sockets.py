@@ -6,6 +6,7 @@ import errno
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +43,16 @@ def listened_at(path: Path, patience: float = 0.0) -> bool:
 
     Blocking.  One whose queue is full listens.
     """
+    deadline = time.monotonic() + patience
+    # One that ends may close what it has taken in before it closes the listener; whoever
+    # comes then is not taken in any more.
+    return _lasts(path, patience) or (
+        patience > 0 and _lasts(path, max(0.0, deadline - time.monotonic()))
+    )
+
+
+def _lasts(path: Path, patience: float) -> bool:
+    """Whether a connection to *path* can be had, and lasts *patience* seconds."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
         try:
             sock.connect(os.fspath(path))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
+import attrs
 import trio
 
+from qmpkit._trio import raise_collapsed
 from qmpkit.errors import MachineDied, MachineGone, QmpkitError
-from qmpkit.machine.keep import WrongMachine, attached
+from qmpkit.machine.keep import Home, WrongMachine, attached
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.report import ExitCause
 from qmpkit.machine.state import State
@@ -18,7 +21,7 @@ from qmpkit.operations.hotplug.unplug import plugged_devices
 from qmpkit.operations.tune.live import take_place
 from qmpkit.process.errors import ProcessStuck, ProcessVanished
 from qmpkit.process.escalate import stop_child
-from qmpkit.process.identity import Standing, boot_id
+from qmpkit.process.identity import Identity, Standing, boot_id
 from qmpkit.process.kept import KeptLike
 from qmpkit.qmp.errors import MonitorAbsent, MonitorGarbled, MonitorLost, MonitorSilent
 from qmpkit.spec.argv import TOOLS
@@ -43,6 +46,8 @@ LATER_PATIENCE = 30.0
 
 _STATUS_FOLLOWS = 5.0
 
+_UNANSWERED = (MonitorAbsent, MonitorSilent, MonitorLost, MonitorGarbled, WrongMachine)
+
 Seen = Callable[[], None]
 
 
@@ -53,9 +58,7 @@ async def found(kept: Kept, means: Means, seen: Seen) -> End:
     answer is waited for; meanwhile it can be declared stopped, which ends it by signals.
     One that becomes another process is followed there.
     """
-    await settle_heir(kept, means, seen)
-    await settle_rest(kept, means, seen)
-    await settled(kept, means, seen)
+    await _moves_settled(kept, means, seen)
     end = end_found(kept.record, Standing.GONE, boot_id()) if kept.has_left else None
     while end is None:
         record = kept.record
@@ -67,6 +70,75 @@ async def found(kept: Kept, means: Means, seen: Seen) -> End:
         except ProcessVanished as vanished:
             return end_found(record, vanished.standing, boot_id())
     return end
+
+
+async def _moves_settled(kept: Kept, means: Means, seen: Seen) -> None:
+    """Have it known what has come of a move; a process of it that does not answer is waited for.
+
+    Nobody guesses meanwhile where the guest is.  Declared stopped, all of them are ended.
+    """
+    record, patient = kept.record, means
+    if record.heir is None and record.rest is None and record.leaving is None:
+        return
+    try:
+        async with trio.open_nursery() as guards:
+            guards.start_soon(_end_all_without_monitor, kept, means)
+            while (error := await _unsettled(kept, patient, seen)) is not None:
+                _show(kept, error)
+                seen()
+                if not isinstance(error, MonitorSilent):  # else it is listened to once more
+                    await _one_ends(kept, means)
+                patient = attrs.evolve(means, patience=LATER_PATIENCE)
+            guards.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise_collapsed(group)
+
+
+async def _unsettled(kept: Kept, means: Means, seen: Seen) -> QmpkitError | None:
+    """Why it is not known yet what has come of a move; None when it is, or there was none."""
+    try:
+        await settle_heir(kept, means, seen)
+        await settle_rest(kept, means, seen)
+        await settled(kept, means, seen)
+    except _UNANSWERED as error:
+        return error
+    return None
+
+
+def _processes(kept: Kept) -> Iterator[tuple[Identity, Home]]:
+    """The one on record, and the one that it was moving to."""
+    record, heir = kept.record, kept.record.heir
+    if record.identity is not None:
+        yield record.identity, kept.home
+    if heir is not None:
+        yield heir.identity, Home(Path(heir.sockets), kept.home.logs)
+
+
+async def _one_ends(kept: Kept, means: Means) -> None:
+    """Wait for the end of any process of it that lives."""
+    async with trio.open_nursery() as nursery:
+
+        async def watch(identity: Identity, home: Home) -> None:
+            with suppress(ProcessVanished):
+                async with means.ground.adopt(identity, home) as child:
+                    await child.wait()
+                    nursery.cancel_scope.cancel()
+
+        for process in _processes(kept):
+            nursery.start_soon(watch, *process)
+
+
+async def _end_all_without_monitor(kept: Kept, means: Means) -> None:
+    """End them by signals when it is declared stopped while one of them does not answer."""
+
+    async def end(identity: Identity, home: Home) -> None:
+        with suppress(ProcessVanished):
+            async with means.ground.adopt(identity, home) as child:
+                await _end_without_monitor(kept, means, child)
+
+    async with trio.open_nursery() as nursery:
+        for process in _processes(kept):
+            nursery.start_soon(end, *process)
 
 
 def end_found(record: Record, standing: Standing, boot: str) -> End:
@@ -115,7 +187,7 @@ async def _try(
                 graces=means.options.graces,
             ) as machine:
                 end = await _with_monitor(kept, means, machine, seen)
-        except (MonitorAbsent, MonitorSilent, MonitorLost, MonitorGarbled, WrongMachine) as error:
+        except _UNANSWERED as error:
             _show(kept, error)
             seen()
             await _wait_for_change(child, error)

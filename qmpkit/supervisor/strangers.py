@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Set
+import time
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 import trio
@@ -13,6 +14,13 @@ from qmpkit.process.sockets import listened_at
 from qmpkit.supervisor.events import EventLog
 
 __all__ = ["strangers", "tell_strangers"]
+
+_DYING = 5.0
+"""Seconds that a process has to end which was not to outlive our predecessor.
+
+Its start was not on record yet when that died, and the spawner, which ends it, is a process
+like others: where the processors are busy we are here before it.
+"""
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -32,12 +40,22 @@ def strangers(runtime: Path, known: Set[Path]) -> list[Path]:
     return alive
 
 
+def _see_off(directories: Iterable[Path]) -> None:
+    """Wait until nobody listens there any more, for `_DYING` seconds in all.  Blocking."""
+    deadline = time.monotonic() + _DYING
+    for directory in directories:
+        listened_at(directory / "qmp", max(0.0, deadline - time.monotonic()))
+
+
 async def tell_strangers(runtime: Path, known: Set[Path], events: EventLog) -> bool:
     """Tell of sockets without a record, and remove those that nobody listens at.
 
-    True when there are any of the first kind.
+    True when there are any of the first kind: whoever was only about to end is none.
     """
     found = await trio.to_thread.run_sync(strangers, runtime, known)
+    if found:
+        await trio.to_thread.run_sync(_see_off, found, abandon_on_cancel=True)
+        found = await trio.to_thread.run_sync(strangers, runtime, known)
     for directory in found:
         why = f"a QEMU answers at {directory}/qmp and no machine on record has it"
         log.error("%s", why)

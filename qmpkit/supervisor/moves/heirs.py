@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 import trio
 
-from qmpkit.errors import QmpkitError
+from qmpkit.errors import MachineDied, MachineGone, QmpkitError
 from qmpkit.machine.keep import Home, attached
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving
@@ -36,6 +37,8 @@ from qmpkit.supervisor.record import End, Heir, Record
 __all__ = ["Arrival", "Owner", "owner_of_guest", "reached", "settle_heir"]
 
 _DYING = 5.0
+
+_Answer = TypeVar("_Answer")
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -97,8 +100,9 @@ async def settle_heir(kept: Kept, means: Means, seen: Callable[[], None]) -> Non
     async with AsyncExitStack() as stack:
         theirs = await reached(stack, kept, means, heir, new_home)
         ours = await reached(stack, kept, means, record, kept.home)
-        arrival = None if theirs is None else await _arrival(theirs)
-        owner = owner_of_guest(None if ours is None else await _sent(ours), arrival)
+        theirs, arrival = await _says(theirs, _arrival)
+        ours, sent = await _says(ours, _sent)
+        owner = owner_of_guest(sent, arrival)
         log.warning("machine %r was moving: its guest is with the %s", kept.name, owner.value)
         if owner is Owner.BOTH and ours is not None and theirs is not None and arrival is not None:
             seen()
@@ -186,6 +190,16 @@ async def reached(
             await child.wait()
             return None
         raise
+
+
+async def _says(
+    machine: Machine | None, ask: Callable[[Machine], Awaitable[_Answer]]
+) -> tuple[Machine | None, _Answer | None]:
+    """A machine and its answer; neither, when it has ended, if only when it was asked."""
+    if machine is not None:
+        with suppress(MachineGone, MachineDied):
+            return machine, await ask(machine)
+    return None, None
 
 
 async def _migration(machine: Machine) -> str:

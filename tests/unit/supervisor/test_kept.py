@@ -23,7 +23,7 @@ from qmpkit.machine.report import ExitCause
 from qmpkit.process.entries import entries_in
 from qmpkit.process.roots import JOURNAL
 from qmpkit.qmp.errors import CommandRefused
-from qmpkit.supervisor import journal, life
+from qmpkit.supervisor import journal, life, strangers
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.fake import Refuse
@@ -186,7 +186,10 @@ async def test_an_end_is_told_once(policy: str) -> None:
         assert states.count("gone") == 1
 
 
-async def test_one_that_no_record_knows_is_told_of_and_never_doubled(state: Path) -> None:
+async def test_one_that_no_record_knows_is_told_of_and_never_doubled(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strangers, "_DYING", 0.1)
     async with fake_ground() as ground:
         async with lab(ground) as first:
             await first.ensure(spec("a"))
@@ -305,7 +308,10 @@ async def test_a_stop_is_done_though_it_cannot_be_written(
         assert ground.alive == []
 
 
-async def test_a_corrupt_record_is_set_aside_and_told_of(state: Path) -> None:
+async def test_a_corrupt_record_is_set_aside_and_told_of(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strangers, "_DYING", 0.1)
     async with fake_ground() as ground:
         async with lab(ground) as first:
             await first.ensure(spec("a"))
