@@ -20,6 +20,7 @@ from qmpkit import (
     State,
     Step,
 )
+from qmpkit.operations.migration.local_end import LocalEnd
 from qmpkit.operations.migration.options import Way
 from qmpkit.qmp.session import Direction
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
@@ -82,6 +83,28 @@ async def test_the_destination_dies_of_what_it_is_told(
             with pytest.raises(MigrationFailed, match="is as it was"):
                 await vm.migrate(destination)
             assert at.has_killed
+        await still_here(vm, had)
+
+
+async def test_one_that_was_never_told_to_run_has_not_run(
+    qemu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The destination ends when all is there, and is seen to have before it is told to run."""
+    run = LocalEnd.run
+
+    async def late(self: LocalEnd, *, runs: bool) -> float | None:
+        self._machine.child.kill()
+        await self._machine.wait()
+        return await run(self, runs=runs)
+
+    monkeypatch.setattr(LocalEnd, "run", late)
+    async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
+        await vm.console.expect(".")
+        had = await counted(vm)
+        async with qmpkit.receiving(vm) as destination:
+            with pytest.raises(MigrationFailed, match="is as it was"):
+                await vm.migrate(destination)
+        monkeypatch.undo()
         await still_here(vm, had)
 
 

@@ -135,6 +135,7 @@ class LocalEnd:
     async def run(self, *, runs: bool) -> float | None:
         """See `End`."""
         machine = self._machine
+        machine.must_live("being told to run")  # one that has ended before has never run
         machine.loaded()
         if not runs:
             await take_images_back(machine)
