@@ -86,6 +86,7 @@ def _to_another_farm(shell: Shell) -> None:
     said = shell.run(*move, "other")
     assert said.startswith("mover has migrated to other; its guest stood still for ")
     assert shell.json("ps", "--farm", "lab") == []
+    shell.run("wait", "mover", "--farm", "other", "--for", "running")  # its task finds it first
     (found,) = shell.json("ps", "--farm", "other")
     assert (found["name"], found["state"]) == ("mover", "running")
     shell.run("stop", "mover", "--grace", "0", "--farm", "other")
