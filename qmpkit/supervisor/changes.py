@@ -105,7 +105,8 @@ class Changes(ABC):
         there its record here is forgotten, with its logs.  MigrationUnknown when the last
         answer was lost and nobody can be asked: then it stands still, and `settle` asks again.
         By postcopy also when, with memory at both ends, the other side cannot be asked for longer
-        than `recover_within`; MigrationLost says in `place` whose the machine is that is lost.
+        than `recover_within`, and no memory goes either; MigrationLost says in `place` whose the
+        machine is that is lost.
 
         Raises SpecInvalid for an unknown name, MachineGone when it is down, JournalFailed,
         HostLacks.

@@ -34,8 +34,11 @@ class OtherHost:
         return ["ip", "netns", "exec", self.name, *words]
 
     def cable(self, state: str) -> None:
-        """Pull the cable ("down"), or put it in again ("up")."""
-        _ip("link", "set", self.name, state)
+        """Pull the cable ("down"), or put it in again ("up").
+
+        At its far end: were this one down, packets would take another way, to strangers.
+        """
+        subprocess.run(self.inside("ip", "link", "set", "eth0", state), check=True)
 
 
 @contextmanager

@@ -207,6 +207,10 @@ class LocalRest:
         """See `Rest`."""
         await listened(self._machine, heard)
 
+    def unheard(self) -> float:
+        """See `Rest`: a connection within one host ends with who has it."""
+        return 0.0
+
     async def run(self) -> float | None:
         """See `Rest`."""
         self._machine.loaded()

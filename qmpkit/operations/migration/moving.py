@@ -22,6 +22,8 @@ With postcopy the memory that is left goes after the devices, so from pre-switch
     postcopy-active   postcopy-active, is  destination `MigrationLost`, when an end dies, or the
                       told to run, runs                connection is cut and not made anew
     postcopy-paused   postcopy-paused      destination … it is made anew (`migrate-recover`)
+    postcopy-active   not to be asked, and destination … if that lasts (`silence`)
+                      no memory goes
     completed         completed            destination the destination is the machine
 
 It is told to run once it has the devices: the source has let go of the images by then, which

@@ -22,6 +22,7 @@ from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.capabilities import Setting
 from qmpkit.operations.migration.errors import MigrationLost
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.silence import Silence
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.transfer import LAST_WORDS, failure
 from qmpkit.operations.migration.ways import Route
@@ -111,6 +112,9 @@ class Rest(Protocol):
     async def listen(self, heard: Callable[[str | None], None]) -> None:
         """Tell what its migration's status is, each time anew; None, and return, at its end."""
 
+    def unheard(self) -> float:
+        """For how many seconds nobody there has been heard of; 0 where an end is seen at once."""
+
     async def run(self) -> float | None:
         """Run the guest, and wait until it does, which may need memory that comes yet.
 
@@ -189,6 +193,7 @@ class Postcopy:
         self._ran_at: float | None = None
         self._runs = trio.Event()
         self._cuts = 0
+        self._silence = Silence(source, rest.unheard)
         self._changed = trio.Event()
 
     @property
@@ -209,6 +214,7 @@ class Postcopy:
                 nursery.start_soon(listened, self._machine, partial(self._heard, self._source))
                 nursery.start_soon(self._rest.listen, partial(self._heard, self._destination))
                 nursery.start_soon(self._look_on)
+                nursery.start_soon(self._silence.listened)
                 if let_go is not None:
                     nursery.start_soon(self._run, let_go)
                 await self._all_there()
@@ -262,7 +268,9 @@ class Postcopy:
 
     @property
     def _outlook(self) -> Outlook:
-        return outlook(self._source.status, self._destination.status)
+        now = outlook(self._source.status, self._destination.status)
+        is_lost = self._destination.status == UNHEARD and self._silence.is_complete
+        return Outlook.UNHEARD if is_lost and now is Outlook.SENDING else now
 
     async def _all_there(self) -> None:
         while (now := self._outlook) is not Outlook.ARRIVED:

@@ -7,6 +7,7 @@ memory's way: it is made anew by the move's number, and goes on where the other 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -62,6 +63,7 @@ class RemoteRest:
         self._changed = trio.Event()
         self._runs = trio.Event()
         self._said = ""
+        self._heard_at = math.inf
 
     async def refusals(self, setting: Setting) -> tuple[Fault, ...]:
         """See `Rest`."""
@@ -90,7 +92,7 @@ class RemoteRest:
             await self._drop(self._joined)
 
     async def _listen(self, heard: Callable[[str | None], None]) -> None:
-        times = -1
+        times, self._heard_at = -1, trio.current_time()
         while not self.outcome:
             if (wire := await self._at_hand(heard)) is None:
                 break
@@ -101,6 +103,7 @@ class RemoteRest:
                 await self._drop(wire)
                 await trio.sleep(_PAUSES[0])
                 continue
+            self._heard_at = trio.current_time()
             times, status = now.get("times", -1), now.get("status")
             self._said = str(now.get("said", ""))
             if now.get("runs"):
@@ -116,6 +119,10 @@ class RemoteRest:
         else:
             self._said = self._said or f"{self._place} says: {self.outcome}"
             heard(None)
+
+    def unheard(self) -> float:
+        """See `Rest`: the end of another host is seen by nobody.  On this one it is."""
+        return max(trio.current_time() - self._heard_at, 0.0) if self._place.host else 0.0
 
     async def _at_hand(self, heard: Callable[[str | None], None]) -> Wire | None:
         """The conversation, begun anew if need be; None when it has come to an end there."""

@@ -11,12 +11,10 @@ from typing import Any
 
 import trio
 
+from qmpkit.operations.migration.silence import SILENCE
 from qmpkit.operations.migration.wire import Wire, WireLost
 
-__all__ = ["SILENCE", "Work", "next_asked", "question"]
-
-SILENCE = 30.0
-"""Seconds without a word after which the source has vanished; it gives a sign of life in less."""
+__all__ = ["Work", "next_asked", "question"]
 
 Work = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """What is done for a question, and answered."""

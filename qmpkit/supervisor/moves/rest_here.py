@@ -7,6 +7,12 @@ that nobody ends a QEMU that the guest may be in already:
     arriving, rest    nobody has run it: it ends when its source does not come to have it run
     arrived,  rest    told to run: it is ours, and lost when the rest does not come
     arrived           all of it is here
+
+Memory that comes needs no supervisor at its other end.  When it does not, whether QEMU says so
+(`postcopy-paused`) or from another host nothing has come for `SILENCE` s, then it is given up
+`Remainder.within` + 15 s after the last source has gone that spoke to us: one that says nothing
+for `SILENCE` s has, and while one speaks it decides.  So of a cable that stays out nothing is left
+105 s later, when `within` is 60 s; the source gives up by then (`silence`).
 """
 
 from __future__ import annotations
@@ -21,11 +27,13 @@ from typing import Any
 import trio
 
 from qmpkit.errors import QmpkitError
+from qmpkit.host.tcp_quiet import quiet_for
 from qmpkit.machine.machine import Machine
 from qmpkit.machine.state import State
 from qmpkit.operations.migration.convergence import is_switched
 from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.local_end import LocalRest
+from qmpkit.operations.migration.silence import SILENCE
 from qmpkit.operations.migration.ways import listened_again, listened_at_port
 from qmpkit.operations.migration.wire import Wire, WireLost, error_of
 from qmpkit.operations.steps import LOST, STEP_GRACE
@@ -45,6 +53,7 @@ log = logging.getLogger("qmpkit.supervisor")
 _HELD = 1.0  # seconds that an answer waits for news: what is asked next waits for it
 _MARGIN = 15.0  # seconds by which a source that lives gives up before us
 _GOODBYE = 5.0
+_LOOK = 2.0
 _SOCKET = "migration"
 _RUNNABLE = ("postcopy-active", "completed")
 _COMES = ("postcopy-active", "completed")
@@ -80,6 +89,7 @@ class RestHere:
         self._times = 0
         self._talking = 0
         self._runs = False
+        self._is_quiet = False
         self._said = ""
         self._outcome: Outcome | None = None
         self._changed = trio.Event()
@@ -117,6 +127,8 @@ class RestHere:
                 if wire is not None:
                     self._nursery.start_soon(self.converse, wire)
                 self._nursery.start_soon(self._alone)
+                if self._port:
+                    self._nursery.start_soon(self._listen_in)
                 if self.is_ours:  # what is on record decides
                     self._nursery.start_soon(self._run_guest)
                 await self._until(lambda: self._outcome is not None)
@@ -179,7 +191,23 @@ class RestHere:
         return self._status in _NONE_CAME
 
     def _waits(self) -> bool:
-        return not self._talking and not (self._runs and self._status in _COMES)
+        comes = self._status in _COMES and not self._is_quiet
+        return not self._talking and not (self._runs and comes)
+
+    async def _listen_in(self) -> None:
+        """Whether memory comes: QEMU does not tell, and may wait for it for ever."""
+        while True:
+            await self._until(lambda: not self._talking)
+            quiet = await _quiet(self._port)
+            if (is_quiet := quiet is not None and quiet >= SILENCE) is not self._is_quiet:
+                self._is_quiet = is_quiet
+                self._tell()
+            await trio.sleep(_LOOK)
+
+    @property
+    def _port(self) -> int:
+        """At which it comes from another host, else 0."""
+        return int(self._remainder.address.rpartition(":")[2] or 0)
 
     def _call_off(self, grace: float) -> None:
         """It is declared stopped: a stop at once does not wait for the rest."""
@@ -301,7 +329,7 @@ class RestHere:
         """Wait for its memory anew where it was waited for before (`migrate-recover`)."""
         if address := self._remainder.address:
             await self._bounded(partial(listened_at_port, self._machine, f"tcp:{address}"))
-            return {"port": int(address.rpartition(":")[2])}
+            return {"port": self._port}
         path = self._kept.home.socket(_SOCKET)
         await self._bounded(partial(listened_again, self._machine, f"unix:{path}"))
         await trio.to_thread.run_sync(path.chmod, 0o600)
@@ -333,3 +361,7 @@ class RestHere:
         self._means.arrivals.coming.pop(self.ident, None)
         self.begun.set()
         self.over.set()
+
+
+async def _quiet(port: int) -> float | None:
+    return await trio.to_thread.run_sync(quiet_for, port)

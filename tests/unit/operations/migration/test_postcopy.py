@@ -22,6 +22,7 @@ from qmpkit.operations.migration.postcopy import (
     outlook,
     postcopy_faults,
 )
+from qmpkit.operations.migration.silence import SILENCE
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.ways import Route
 from qmpkit.process.status import ExitStatus
@@ -87,6 +88,7 @@ class Ends(Source):
         self.told: list[str] = []
         self.refusals_left = 0
         self.is_deaf = False
+        self.silent_for = 0.0
         self.death: MachineDied | None = None
         self._hear: Callable[[str | None], None] = lambda _: None
 
@@ -142,6 +144,9 @@ class Ends(Source):
         self._hear = heard
         heard("active")
         await trio.sleep_forever()
+
+    def unheard(self) -> float:
+        return self.silent_for
 
     def there(self, status: str | None) -> None:
         self._hear(status)
@@ -275,6 +280,27 @@ async def test_whether_it_is_all_there_nobody_says(autojump_clock: trio.testing.
             ends.say(DONE)
             await trio.testing.wait_all_tasks_blocked()
             ends.there(UNHEARD)
+
+
+@pytest.mark.bound(1000)  # seconds of a clock that jumps
+async def test_a_cable_that_stays_out_loses_it(autojump_clock: trio.testing.MockClock) -> None:
+    """Both QEMUs say "postcopy-active" all the time; memory that goes may be there."""
+    ends, sent = Ends(), 0
+    with pytest.raises(MigrationLost, match="cannot be asked whether all of it is there"):
+        async with bringing(ends):
+            ends.there(ACTIVE)
+            ends.silent_for = 100.0
+            for _ in range(20):
+                sent += 1
+                ends.answer = {"status": ACTIVE, "ram": {"transferred": sent}}
+                ends.there(UNHEARD)
+                await trio.sleep(10)
+            await trio.sleep(SILENCE - 12)
+            ends.there(UNHEARD)
+            await trio.sleep(5)
+            gone = trio.current_time()
+            ends.there(UNHEARD)
+    assert trio.current_time() == gone and "migrate-pause" not in ends.told
 
 
 async def test_what_is_cut_again_and_again_is_given_up(

@@ -19,6 +19,7 @@ from qmpkit.operations.migration.remote_rest import COMING, RemoteRest, route_to
 from qmpkit.operations.migration.wire import PROTOCOL, Wire, WireLost
 
 PLACE = MovePlace(farm="there")
+FAR = MovePlace(host="there.example", port=4455)
 
 
 class There:
@@ -153,6 +154,28 @@ async def test_who_has_gone_is_unheard_until_he_is_back(
         there.is_gone = False
         await trio.sleep(5)
         assert it.heard == ["active", UNHEARD, "active"]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.bound(1000)  # seconds of a clock that jumps
+async def test_for_how_long_nobody_was_heard(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another host; on this one the end of a QEMU is seen by the other."""
+    there = There(monkeypatch)
+    rests = [RemoteRest(place, "mover", "1" * 32, "me") for place in (FAR, PLACE)]
+    async with there.open(), trio.open_nursery() as nursery:
+        for rest in rests:
+            assert rest.unheard() == 0
+            nursery.start_soon(rest.listen, lambda _: None)
+        await trio.sleep(50)
+        assert rests[0].unheard() < 1
+        there.is_gone = True
+        await trio.sleep(50)
+        assert 49 <= rests[0].unheard() <= 51 and rests[1].unheard() == 0
+        there.is_gone = False
+        await trio.sleep(5)
+        assert rests[0].unheard() < 1
         nursery.cancel_scope.cancel()
 
 

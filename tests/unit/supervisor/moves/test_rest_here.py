@@ -15,10 +15,12 @@ import trio.testing
 from qmpkit import MachineSpec, State
 from qmpkit.machine.keep import Home
 from qmpkit.operations.migration.local_end import LocalRest
+from qmpkit.operations.migration.silence import SILENCE
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
 from qmpkit.spec.restart import Restart
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.kept import Kept
+from qmpkit.supervisor.moves import rest_here
 from qmpkit.supervisor.moves.arrivals import Arrivals, Outcome
 from qmpkit.supervisor.moves.rest_here import RestHere
 from qmpkit.supervisor.policy import Mishap
@@ -62,10 +64,16 @@ class Means:
 
 
 class Coming:
-    """One that comes; `say`: what its QEMU says of the migration."""
+    """One that comes; `say`: what its QEMU says of the migration.
 
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, **record: Any) -> None:
+    From another host by *address*; `quiet`: seconds since something has, as the kernel says.
+    """
+
+    def __init__(
+        self, folder: Path, patch: pytest.MonkeyPatch, address: str = "", **record: Any
+    ) -> None:
         self.runs: list[str] = []
+        self.quiet: float | None = 0.0
         self.say: Callable[[str | None], None]
         self.arrivals = Arrivals(folder / "arrivals")
         self.machine = Machine()
@@ -92,11 +100,16 @@ class Coming:
         async def put(arrivals: Arrivals, ident: str, outcome: Outcome) -> None:
             arrivals._known[ident] = outcome  # no thread, which the clock would not wait for
 
+        async def quiet(_: int) -> float | None:
+            await trio.lowlevel.checkpoint()
+            return self.quiet
+
+        patch.setattr(rest_here, "_quiet", quiet)
         patch.setattr(Arrivals, "put", put)
         patch.setattr(LocalRest, "listen", listen)
         patch.setattr(LocalRest, "run", run)
         patch.setattr(LocalRest, "last_words", lambda _: "words")
-        remainder = Remainder(within=10.0)
+        remainder = Remainder(within=10.0, address=address)
         means: Any = Means(self.arrivals)
         machine: Any = self.machine
         self.rest = RestHere(self.kept, machine, means, ID, remainder)
@@ -205,6 +218,31 @@ async def test_nobody_waits_for_ever(
             coming.say(PAUSED)
     assert trio.current_time() - begun == pytest.approx(25.0, abs=1)
     assert coming.outcome == ("lost" if runs else "discarded")
+
+
+@pytest.mark.bound(1000)  # seconds of a clock that jumps
+async def test_memory_that_does_not_come_is_not_waited_for_for_ever(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its QEMU says "postcopy-active" all the time; a source that speaks to us decides."""
+    far = "10.0.0.1:4456"
+    coming = Coming(tmp_path, monkeypatch, far, arriving=ID, rest=Remainder(within=10.0))
+    async with coming.followed() as wire:
+        coming.say(ACTIVE)
+        await wire.ask("run_ahead")
+        coming.quiet = 100.0
+        for _ in range(10):
+            await trio.sleep(20)
+            await wire.ask("beat")
+        coming.quiet = 0.0
+        await wire.close()
+        for quiet in (0.0, None, SILENCE - 1, 40.0, 0.0):
+            coming.quiet = quiet
+            await trio.sleep(20)
+        coming.quiet = 200.0
+        begun = trio.current_time()
+    assert trio.current_time() - begun == pytest.approx(25.0, abs=3)
+    assert coming.outcome == "lost" and coming.machine.child.killed
 
 
 async def test_before_anything_has_come_nobody_waits(
