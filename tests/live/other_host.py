@@ -44,8 +44,9 @@ class OtherHost:
 @contextmanager
 def other_host() -> Iterator[OtherHost]:
     """Make one; skips where this user may not."""
-    number = os.getpid() % 200 + 20
-    host = OtherHost(f"qk{os.getpid()}", f"10.177.{number}.2", f"10.177.{number}.1")
+    number = os.getpid() % 25_000  # a network of its own beside other tests
+    net = f"10.{100 + number // 250}.{number % 250}"
+    host = OtherHost(f"qk{os.getpid()}", f"{net}.2", f"{net}.1")
     made = subprocess.run(
         ["ip", "netns", "add", host.name], check=False, capture_output=True, text=True
     )
