@@ -182,10 +182,10 @@ class Moving:
                     if route.later:
                         await transfer.reached("completed")
                         await end.load(route.later)
-                    async with sent_by(source) as waiting:
+                    async with sent_by(source) as is_there:
                         await end.loaded()
                         await self._all_sent(transfer)
-                        waiting.cancel()
+                        is_there.set()
                         if not self._ran or self._has_news():
                             await end.examine()
                         await self._hand_over(transfer)
