@@ -98,7 +98,7 @@ BACKUP_CANCELS = size(ci=17, long=1)  # each so-and-so-many-th checkpoint of one
 BACKUP_KILLS = size(ci=2, long=100)  # SIGKILLs between two steps of a backup, and of a prune
 
 # Hotplug
-HOTPLUG_STEPS = size(ci=13, long=200)  # devices that come and go in random order
+HOTPLUG_STEPS = size(ci=15, long=200)  # devices that come and go in random order
 _MORE_CHANGES = ("pull_cable", "remove_rng", "remove_module", "add_growing")
 HOTPLUG_CANCELS = size(ci=40, long=1)  # each so-and-so-many-th checkpoint of a plug
 CHANGE_CANCELS = size(ci=12, long=1)  # … of a change of what is plugged, each of these

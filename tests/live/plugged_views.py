@@ -34,22 +34,12 @@ async def restarted(spec: MachineSpec, *, boot: bool) -> AsyncIterator[VM]:
     """Started again, without the RAM of the copy that it was; its guest boots, or is paused."""
     memory = attrs.evolve(spec.memory, mem_path=None)
     spec = attrs.evolve(spec, memory=memory)
-    # Of several processors Linux hangs in its boot about once in a hundred times under TCG on a
-    # busy host.  One that does so again is a fault.
-    for patience in (45.0, float("inf")):
-        async with qmpkit.running(spec, paused=not boot) as vm:
-            with trio.move_on_after(patience) as bound:
-                if boot:
-                    await _boots(vm)
-            if not bound.cancelled_caught:
-                yield vm
-                return
-
-
-async def _boots(vm: VM) -> None:
-    await vm.agent.wait_ready()
-    settled = "until [ -e /run/settled ]; do usleep 20000; done"
-    await vm.agent.run(["sh", "-c", settled], check=True)
+    async with qmpkit.running(spec, paused=not boot) as vm:
+        if boot:
+            await vm.agent.wait_ready()
+            settled = "until [ -e /run/settled ]; do usleep 20000; done"
+            await vm.agent.run(["sh", "-c", settled], check=True)
+        yield vm
 
 
 def grown(spec: MachineSpec) -> tuple[VirtioMem, ...]:
