@@ -182,10 +182,10 @@ class Moving:
                     if route.later:
                         await transfer.reached("completed")
                         await end.load(route.later)
-                    async with sent_by(source) as is_there:
+                    async with sent_by(source) as waiting:
                         await end.loaded()
                         await self._all_sent(transfer)
-                        is_there.set()
+                        waiting.cancel()
                         if not self._ran or self._has_news():
                             await end.examine()
                         await self._hand_over(transfer)

@@ -120,25 +120,23 @@ class Transfer:
 
 
 @asynccontextmanager
-async def sent_by(source: Machine) -> AsyncIterator[trio.Event]:
+async def sent_by(source: Machine) -> AsyncIterator[trio.CancelScope]:
     """Wait within for what comes from *source*: when that has ended, not for long any more.
 
-    MachineGone or MachineDied then.  What is given is to be set when all has come: the guest
-    stands still, and setting an event takes less than to end a task.
+    MachineGone or MachineDied then.  What is given is to be cancelled when all has come.
     """
-    waiting, is_there = trio.CancelScope(), trio.Event()
+    waiting = trio.CancelScope()
 
     async def give_up() -> None:
         with waiting:
             await source.wait()
             await trio.sleep(LAST_WORDS)
-            if not is_there.is_set():
-                source.must_live("migrating")
+            source.must_live("migrating")
 
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(give_up)
-            yield is_there
+            yield waiting
             waiting.cancel()
     except BaseExceptionGroup as group:
         raise_collapsed(group)
