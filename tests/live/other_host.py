@@ -14,9 +14,10 @@ import pytest
 import trio
 import trustme
 
+from qmpkit.cli.daemon import find_daemon
 from tests.live.commands import COMMAND, said
 
-__all__ = ["FAR", "OtherHost", "certificates", "other_host", "receiver"]
+__all__ = ["FAR", "OtherHost", "certificates", "machines_there", "other_host", "receiver"]
 
 FAR = "far"
 
@@ -110,6 +111,13 @@ async def receiver(
             if process.returncode is None:
                 process.terminate()
             await process.wait()
+
+
+async def machines_there() -> list[str]:
+    """Those of FAR, and what they do: by the socket of its daemon, as commands do."""
+    daemon = await trio.to_thread.run_sync(find_daemon, FAR)
+    found = await trio.to_thread.run_sync(daemon.get, "machines")
+    return [f"{it['name']} {it['state']}" for it in found["machines"]]
 
 
 async def _drained(process: trio.Process) -> None:

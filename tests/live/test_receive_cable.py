@@ -21,7 +21,6 @@ from qmpkit import (
     move_place,
     postcopy,
 )
-from qmpkit.cli.daemon import find_daemon
 from qmpkit.operations.migration.place import MovePlace
 from qmpkit.operations.migration.remote_rest import RemoteRest
 from qmpkit.operations.migration.silence import SILENCE
@@ -29,7 +28,7 @@ from qmpkit.testing import guests
 from qmpkit.testing.leaks import living_with
 from tests.live.kept import Places, count, end_all, kill, lab
 from tests.live.migrating import counting
-from tests.live.other_host import FAR, OtherHost, certificates, other_host, receiver
+from tests.live.other_host import FAR, OtherHost, certificates, machines_there, other_host, receiver
 from tests.live.receiving import runs_on
 from tests.live.relay import phases
 from tests.sizes import LONG, NEWEST
@@ -103,15 +102,9 @@ async def moving(qemu: str, folder: Path, patch: pytest.MonkeyPatch) -> AsyncIte
         await end_all()
 
 
-async def _there() -> list[str]:
-    daemon = await trio.to_thread.run_sync(find_daemon, FAR)
-    found = await trio.to_thread.run_sync(daemon.get, "machines")
-    return [f"{it['name']} {it['state']}" for it in found["machines"]]
-
-
 async def _until_there(deadline: float, wanted: str) -> None:
     with trio.fail_at(deadline):
-        while await _there() != [wanted]:  # noqa: ASYNC110
+        while await machines_there() != [wanted]:  # noqa: ASYNC110
             await trio.sleep(0.2)
 
 

@@ -18,23 +18,15 @@ from qmpkit import (
     move_place,
     postcopy,
 )
-from qmpkit.cli.daemon import find_daemon
 from qmpkit.testing import guests
 from tests.live.kept import Places, count, end_all, lab
 from tests.live.migrating import SLOW, counting
-from tests.live.other_host import FAR, certificates, other_host, receiver
+from tests.live.other_host import certificates, machines_there, other_host, receiver
 from tests.live.receiving import runs_on
 from tests.live.relay import LARGE, phases
 from tests.sizes import LONG, NEWEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*NEWEST)]
-
-
-async def _there() -> list[str]:
-    """The machines over there, and what they do: by the socket of its daemon, as commands do."""
-    daemon = await trio.to_thread.run_sync(find_daemon, FAR)
-    found = await trio.to_thread.run_sync(daemon.get, "machines")
-    return [f"{it['name']} {it['state']}" for it in found["machines"]]
 
 
 def _allowed(qemu: str, folder: Path) -> list[Path]:
@@ -68,14 +60,14 @@ async def test_to_another_host(qemu: str, places: Places, tmp_path: Path) -> Non
                     had = await _stays(here, kept, had, url, folder, why)
                 named = url.replace(host.address, "nobody.invalid")
                 had = await _stays(here, kept, had, named, ours, "nobody waits")
-                assert await _there() == []
+                assert await machines_there() == []
                 place = move_place(url, ours)
                 assert await here.migration_faults("mover", place) == ()
                 took = await here.migrate("mover", to=place)
                 assert 0 < took.downtime < took.seconds and not here.kept
                 assert len(places.qemus()) == 1
                 with trio.fail_after(20):
-                    while await _there() != ["mover running"]:  # noqa: ASYNC110
+                    while await machines_there() != ["mover running"]:  # noqa: ASYNC110
                         await trio.sleep(0.1)
 
 
@@ -102,7 +94,7 @@ async def test_the_cable_is_pulled(qemu: str, places: Places, tmp_path: Path) ->
             with trio.fail_after(60):
                 while len(places.qemus()) != 1:  # noqa: ASYNC110
                     await trio.sleep(0.1)
-            assert await _there() == []
+            assert await machines_there() == []
         await end_all()
 
 
@@ -138,12 +130,12 @@ async def test_all_connections_are_lost_while_memory_follows(
 
                     nursery.start_soon(move)
                     await kept.until(lambda: kept.state == "migrating")
-                    while await _there() != ["mover migrating"]:  # noqa: ASYNC110
+                    while await machines_there() != ["mover migrating"]:  # noqa: ASYNC110
                         await trio.sleep(0.02)
                 await source.execute("migrate-pause", {}, oob=True)
                 async with receiver(host, theirs, *_allowed(qemu, tmp_path)):
                     with trio.fail_after(60):
-                        while here.kept or await _there() != ["mover running"]:  # noqa: ASYNC110
+                        while here.kept or await machines_there() != ["mover running"]:  # noqa: ASYNC110
                             await trio.sleep(0.1)
                     assert len(places.qemus()) == 1
             assert phases(seen) == ["precopy", "postcopy", "cut"]
