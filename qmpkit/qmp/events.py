@@ -102,6 +102,11 @@ class Subscription:
             await trio.lowlevel.cancel_shielded_checkpoint()
         return event
 
+    @property
+    def has_news(self) -> bool:
+        """Whether an event has arrived that nobody has read."""
+        return bool(self._events)
+
     def next_nowait(self) -> Event | None:
         """The next event that has already arrived, or None.  Raises as `next` does."""
         if self._events:

@@ -12,9 +12,7 @@ import pytest
 
 import qmpkit
 from qmpkit import VM, Cpu, Disk, LaunchOptions, MachineSpec, MigrationOptions, State
-from qmpkit.machine.machine import Machine
-from qmpkit.operations import power
-from qmpkit.operations.migration import local_end
+from qmpkit.operations.migration.local_end import LocalEnd
 from qmpkit.qmp.session import Direction
 from qmpkit.spec.block import DiskFormat
 from qmpkit.testing import guests
@@ -100,11 +98,13 @@ def dies_of_running(patch: pytest.MonkeyPatch) -> None:
     It is killed before it hears of it, for on a busy host it would answer first at times.
     """
 
-    async def resume(machine: Machine) -> None:
-        os.kill(machine.child.pid, signal.SIGKILL)
-        await power.resume(machine)
+    tell = LocalEnd._told_to_run
 
-    patch.setattr(local_end, "resume", resume)
+    async def killed_before(self: LocalEnd) -> None:
+        os.kill(self._machine.child.pid, signal.SIGKILL)
+        await tell(self)
+
+    patch.setattr(LocalEnd, "_told_to_run", killed_before)
 
 
 class At:

@@ -13,7 +13,7 @@ from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, nothing_left
 from tests.live.dying import STEPS, dies
 from tests.live.kept import Places, end_all, kill, lab
-from tests.live.migrating import counting
+from tests.live.migrating import counting, dies_of_running
 from tests.live.receiving import runs_on
 from tests.live.test_migration_disks import NEVER, folder, names_in
 from tests.sizes import KEPT_DISK_CANCELS, LONG, MOVED_DISK_KILLS, NEWEST, OLDEST
@@ -80,7 +80,7 @@ async def test_nobody_knows_whether_it_wrote(qemu: str, places: Places, tmp_path
             await runs_on(kept, 0)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("qmpkit.operations.migration.local_end.resume", _dying)
+                dies_of_running(patch)
                 with pytest.raises(MigrationUnknown):
                     await supervisor.migrate("mover", disks=new)
             old = kept.pid
@@ -88,12 +88,6 @@ async def test_nobody_knows_whether_it_wrote(qemu: str, places: Places, tmp_path
             await runs_on(kept, 0)
             assert await settled(kept, [new]) == new
         await end_all()
-
-
-async def _dying(machine: object) -> None:
-    pid = machine.child.pid  # type: ignore[attr-defined]
-    kill(pid)
-    await machine.execute("cont")  # type: ignore[attr-defined]
 
 
 @pytest.mark.bound(1200 if LONG else 120)

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from qmpkit import MigrationFailed, UserNic
-from qmpkit.machine.machine import Machine
-from qmpkit.operations.migration import local_end
 from qmpkit.operations.migration.end import Ports
 from qmpkit.operations.migration.local_end import LocalEnd
 from qmpkit.process import entries
@@ -34,15 +32,15 @@ async def test_a_qemu_that_refuses_to_run_leaves_it_where_it_was(
 ) -> None:
     """It was on record there by then as one that has come: that is taken back."""
 
-    async def resume(machine: Machine) -> None:
-        await machine.execute("x-no-such-command")
+    async def refused(self: LocalEnd) -> None:
+        await self._machine.execute("x-no-such-command")
 
     async with leaks():
         async with lab() as here, other() as there, door(tmp_path / "d", there.receive) as to:
             kept = await here.ensure(counting(qemu, tmp_path), restart="always")
             had, pid = await runs_on(kept, 0), kept.pid
             with monkeypatch.context() as patch:
-                patch.setattr(local_end, "resume", resume)
+                patch.setattr(LocalEnd, "_told_to_run", refused)
                 with pytest.raises(MigrationFailed, match="x-no-such-command"):
                     await here.migrate("mover", to=to)
             had = await runs_on(kept, had)

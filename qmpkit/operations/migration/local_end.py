@@ -11,8 +11,9 @@ import trio
 
 from qmpkit.errors import Fault
 from qmpkit.machine.links import hear
-from qmpkit.machine.machine import Machine
+from qmpkit.machine.machine import Expected, Machine
 from qmpkit.machine.saved_state import take_images_back
+from qmpkit.machine.state import State
 from qmpkit.operations.migration.capabilities import Setting
 from qmpkit.operations.migration.end import Able, Ports, able_of, tell
 from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
@@ -49,6 +50,8 @@ class LocalEnd:
         self.cables = incoming.cables
         self._able: Able | None = None
         self._arrivals: Subscription
+        self._resumes: Subscription
+        self._awake: Expected
 
     def must_wait(self) -> None:
         """See `End`."""
@@ -81,7 +84,12 @@ class LocalEnd:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """See `End`."""
-        with self._machine.subscribe("MIGRATION") as self._arrivals:
+        machine = self._machine
+        with (
+            machine.subscribe("MIGRATION") as self._arrivals,
+            machine.subscribe("RESUME") as self._resumes,
+            machine.expecting(State.RUNNING, State.SUSPENDED) as self._awake,
+        ):
             yield
 
     async def set_up(
@@ -136,20 +144,24 @@ class LocalEnd:
         """See `End`."""
         machine = self._machine
         machine.must_live("being told to run")  # one that has ended before has never run
-        machine.loaded()
         if not runs:
+            machine.loaded()
             await take_images_back(machine)
             self._incoming.keep_images()
             return None
         try:
             with trio.fail_after(STEP_GRACE):
-                ran = await _ran(machine)
+                await self._told_to_run()
         except (*LOST, trio.TooSlowError) as lost:
             self._incoming.keep_images()
             await machine.kill()
             raise MigrationUnknown(machine.name, _how_lost(lost)) from lost
         self._incoming.keep_images()
-        return ran
+        return _when(self._resumes)
+
+    async def _told_to_run(self) -> None:
+        await self._machine.execute("cont")
+        await self._awake.wait()
 
     def arrived(self) -> None:
         """See `End`."""
@@ -235,8 +247,12 @@ async def _ran(machine: Machine) -> float | None:
     """Run its guest; when it did, by `time.monotonic()`."""
     with machine.subscribe("RESUME") as resumes:
         await resume(machine)
-        resumed = resumes.next_nowait()
-    return None if resumed is None else resumed.monotonic
+        return _when(resumes)
+
+
+def _when(events: Subscription) -> float | None:
+    first = events.next_nowait()
+    return None if first is None else first.monotonic
 
 
 def _how_lost(lost: Exception) -> str:

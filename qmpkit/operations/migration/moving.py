@@ -36,6 +36,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Any, Literal
 
 import attrs
@@ -168,7 +169,10 @@ class Moving:
         """Have all of the guest at the destination, and hand over to it."""
         source, end = self._source, self._end
         mapped = "mapped-ram" in self._agreed.on
-        async with end.laid(self._options, source, mapped=mapped) as route:
+        async with (
+            end.laid(self._options, source, mapped=mapped) as route,
+            sent_by(source) as waiting,
+        ):
             with source.subscribe(*EVENTS) as changes:
                 transfer = Transfer(source, changes, policy, self._options.downtime, told)
                 try:
@@ -177,18 +181,14 @@ class Moving:
                     await along.settle()
                     await self._move_ports()
                     if await self._switch(transfer):
+                        waiting.cancel()
                         await self._follow(transfer, route)
                         return transfer
                     if route.later:
                         await transfer.reached("completed")
                         await end.load(route.later)
-                    async with sent_by(source) as waiting:
-                        await end.loaded()
-                        await self._all_sent(transfer)
-                        waiting.cancel()
-                        if not self._ran or self._has_news():
-                            await end.examine()
-                        await self._hand_over(transfer)
+                    await end.loaded()
+                    await self._hand_over(transfer, waiting)
                 except BaseException:
                     if not self._handed_over:
                         await along.cut()
@@ -280,13 +280,19 @@ class Moving:
             await change_forwards(self._source, self._source.name, nic, [])
         await self._end.open_ports(self._ports)
 
-    async def _hand_over(self, transfer: Transfer) -> None:
+    async def _hand_over(self, transfer: Transfer, waiting: trio.CancelScope) -> None:
         """The point of no return: a cancellation waits until it is passed, or was not reached."""
-        source = self._source
-        with trio.move_on_after(2 * STEP_GRACE + source.graces.total, shield=True) as bound:
+        source, end = self._source, self._end
+        within = 2 * STEP_GRACE + source.graces.total
+        with trio.CancelScope() as bound:  # entered in time: the guest stands still by then
+            await self._all_sent(transfer)
+            waiting.deadline = -inf  # with the loop's next turn, not in this one
+            if not self._ran or self._has_news():
+                await end.examine()
+            bound.shield, bound.deadline = True, trio.current_time() + within
             await self._run()
             source.moved()
-            self._end.arrived()
+            end.arrived()
             await self._end_source(transfer)
         if bound.cancelled_caught:  # its images are no longer its own, so it can do no harm
             log.warning("machine %r has migrated, and its old QEMU does not end", source.name)

@@ -15,7 +15,7 @@ from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.parameters import downtime_parameter
 from qmpkit.operations.power import pause
 from qmpkit.qmp.errors import CommandRefused
-from qmpkit.qmp.events import Subscription
+from qmpkit.qmp.events import Event, Subscription
 
 __all__ = ["EVENTS", "LAST_WORDS", "Told", "Transfer", "loaded", "sent_by"]
 
@@ -27,6 +27,8 @@ LAST_WORDS = 2.0
 """Seconds that one end is given to say what it knows, when the other has failed, or ended."""
 
 _EVERY = 0.5
+_LAST_PASS = 0.005
+"""Seconds in which a pass turns out to be the last: asked then, QEMU would switch over later."""
 _FAILED = ("failed", "cancelled")
 _SENDING = ("none", "setup", "active")
 
@@ -65,6 +67,8 @@ class Transfer:
             if self._status in _FAILED:
                 self.is_broken = True
                 raise await failure(self._source, self._status)
+            if self._status == "pre-switchover" and self.last is None:
+                await self.look()  # the policy is asked at least once
             if self.last is None:
                 continue
             if self._status == "active":
@@ -87,13 +91,26 @@ class Transfer:
 
     async def _next_status(self) -> str:
         """That of the next event, without asking: the guest may stand still meanwhile."""
-        with trio.move_on_after(_EVERY):
-            event = await self._changes.next()
+        within = _EVERY
+        while (event := await self._next_event(within)) is not None:
             if event.name == "MIGRATION":
-                return str(event.data["status"])
-            if self._status not in _SENDING:  # the guest stands still: there is no time for it
+                self._status = str(event.data["status"])
+            if event.name == "MIGRATION" and (within == _EVERY or self._status not in _SENDING):
                 return self._status
+            if event.name == "MIGRATION_PASS":
+                if self._status not in _SENDING:  # the guest stands still: there is no time for it
+                    return self._status
+                if within == _LAST_PASS:
+                    break
+                within = _LAST_PASS
         return await self.look()
+
+    async def _next_event(self, within: float) -> Event | None:
+        if self._changes.has_news:  # without a turn of the loop
+            return self._changes.next_nowait()
+        with trio.move_on_after(within):
+            return await self._changes.next()
+        return None
 
     def _give_up_if(self, step: Step) -> None:
         if step.give_up:

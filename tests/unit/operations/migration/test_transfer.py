@@ -45,13 +45,15 @@ async def followed(source: Told, policy: Policy, seen: list[Round]) -> Transfer:
             nursery.start_soon(transfer.reached, "pre-switchover")
             for number in range(1, 5):
                 source.passes(number)
-                await trio.testing.wait_all_tasks_blocked()
+                await trio.sleep(0.01)
             source.say("pre-switchover")
         await transfer.reached("pre-switchover")  # it is not forgotten
         return transfer
 
 
-async def test_each_pass_is_told_and_each_change_made_once() -> None:
+async def test_each_pass_is_told_and_each_change_made_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     source, seen = Told(), list[Round]()
     transfer = await followed(source, by_number, seen)
     assert [now.number for now in seen] == [1, 2, 3, 4]
@@ -59,6 +61,40 @@ async def test_each_pass_is_told_and_each_change_made_once() -> None:
     limits = [("migrate-set-parameters", {"downtime-limit": limit}) for limit in (500, 1000)]
     assert source.told == limits
     assert transfer.last == seen[-1] and not transfer.is_broken
+
+
+async def test_a_guest_that_stands_still_is_not_kept_by_being_asked() -> None:
+    """A pass that is the last says so at once; asked about it, QEMU would switch over later."""
+    source, seen = Told(), list[Round]()
+    with source.subscribe(*EVENTS) as changes:
+        transfer = Transfer(source, changes, by_number, 0.3, seen.append)  # type: ignore[arg-type]
+        source.say("setup")
+        source.passes(1)
+        source.say("active")
+        await transfer.reached("active")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transfer.reached, "pre-switchover")
+            await trio.testing.wait_all_tasks_blocked()
+            source.passes(2)
+            source.say("pre-switchover")
+        assert [now.number for now in seen] == [1]
+        source.say("completed")
+        await transfer.reached("completed")
+        assert [now.number for now in seen] == [1]
+
+
+async def test_a_policy_is_asked_before_a_guest_is_there(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """However soon it is: so one that gives up is heard."""
+    source, seen = Told(), list[Round]()
+    with source.subscribe(*EVENTS) as changes:
+        transfer = Transfer(source, changes, by_number, 0.3, seen.append)  # type: ignore[arg-type]
+        source.passes(5)
+        source.say("pre-switchover")
+        with pytest.raises(MigrationFailed, match="enough"):
+            await transfer.reached("pre-switchover")
+    assert [now.number for now in seen] == [5]
 
 
 async def test_it_is_asked_also_when_nothing_is_said(
