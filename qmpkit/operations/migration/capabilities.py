@@ -40,6 +40,7 @@ def wanted_capabilities(
     *,
     throttled: bool,
     runs: bool,
+    pauses: bool = False,
     postcopies: bool = False,
     bitmaps: bool = False,
 ) -> set[str]:
@@ -47,10 +48,13 @@ def wanted_capabilities(
 
     *throttled*: the guest may be slowed down until it converges.  *runs*: it does; of one
     that stands still, the destination takes the images with the memory, for nothing else
-    makes QEMU 7.2 take them.  *postcopies*: it may run there before its memory has come.
-    *bitmaps*: dirty bitmaps go along with their disks.
+    makes QEMU 7.2 take them.  *pauses*: there is something to do when the guest stands still,
+    before the images change hands.  *postcopies*: it may run there before its memory has
+    come.  *bitmaps*: dirty bitmaps go along with their disks.
     """
-    wanted = {"events", "pause-before-switchover"}
+    wanted = {"events"}
+    if pauses:
+        wanted.add("pause-before-switchover")
     if options.way != "file":
         wanted.add("return-path")
     else:

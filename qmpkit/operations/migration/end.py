@@ -84,12 +84,14 @@ class End(Protocol):
 
     Whatever it raises before `run` has come of it leaves the guest with the source.
     `moves`: the disks that go along, for which it has new images, with `collapse` of what is
-    in their bases too.  `cables`: the NICs that have a cable of their own there.
+    in their bases too.  `cables`: the NICs that have a cable of their own there.  `pauses`: it
+    has to be asked for something when the guest stands still, before all of it is there.
     """
 
     moves: tuple[DiskMove, ...]
     collapse: bool
     cables: Collection[str]
+    pauses: bool
 
     def must_wait(self) -> None:
         """Raise NotArrived when it was to be filled before, or has ended."""

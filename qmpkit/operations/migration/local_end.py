@@ -48,6 +48,7 @@ class LocalEnd:
         self.moves = incoming.moves
         self.collapse = incoming.collapse
         self.cables = incoming.cables
+        self.pauses = bool(incoming.cables)
         self._able: Able | None = None
         self._arrivals: Subscription
         self._resumes: Subscription

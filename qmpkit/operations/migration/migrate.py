@@ -31,6 +31,7 @@ from qmpkit.operations.migration.incoming import start_form
 from qmpkit.operations.migration.moving import NEWS, Migrated, Moving
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import parameter_faults
+from qmpkit.operations.migration.ports_along import has_forwards
 from qmpkit.operations.migration.postcopy import postcopy_faults
 from qmpkit.operations.migration.storage import SHARED, DiskMove, DiskPlaces
 from qmpkit.operations.migration.storage_there import thread_faults
@@ -162,6 +163,7 @@ async def agreed_on(
         options,
         throttled=steers.throttles,
         runs=runs,
+        pauses=postcopies or end.pauses or bool(moves) or has_forwards(source.spec),
         postcopies=postcopies,
         bitmaps=any(move.bitmaps for move in moves),
     )

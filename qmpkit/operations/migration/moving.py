@@ -5,7 +5,8 @@ Who has the images, who can run, and what takes it back:
     source            destination          images      when it fails
     running           started, empty       source      the destination is ended
     running, sends    receives             source      … and the migration is cancelled
-    pre-switchover    receives             source      … and the source goes on
+    pre-switchover    receives             source      … and the source goes on; only when there
+                                                       is something to do meanwhile
     completed         loaded, stands       nobody      … and takes the images again
     completed         told to run          ?           nobody knows: `MigrationUnknown`
     completed         runs                 destination the destination is the machine
@@ -37,7 +38,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import trio
@@ -48,7 +49,6 @@ from qmpkit.machine.machine import Machine
 from qmpkit.machine.saved_state import cancel_saving, finalized, forget_migrations
 from qmpkit.machine.state import State
 from qmpkit.operations.errors import JobFailed
-from qmpkit.operations.forwards import forwarded_ports
 from qmpkit.operations.migration.along import Along, taken_along
 from qmpkit.operations.migration.capabilities import Agreed
 from qmpkit.operations.migration.convergence import Policy, is_switched
@@ -57,17 +57,16 @@ from qmpkit.operations.migration.errors import MigrationFailed, MigrationLost, M
 from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import parameters_of
+from qmpkit.operations.migration.ports_along import PortsAlong
 from qmpkit.operations.migration.postcopy import Postcopy
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.transfer import EVENTS, LAST_WORDS, Told, Transfer, sent_by
 from qmpkit.operations.migration.ways import Route
-from qmpkit.operations.ports import change_forwards, ports_again
 from qmpkit.operations.power import resume
 from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.operations.stillness import go_on
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
-from qmpkit.spec.network import Forward, UserNic
 
 __all__ = ["NEWS", "Migrated", "Moving"]
 
@@ -92,6 +91,9 @@ NEWS = ("BLOCK_IO_ERROR", "GUEST_PANICKED", "SHUTDOWN", "SUSPEND", "WATCHDOG")
 """Events of a guest that may be none that can run."""
 
 
+_PAUSES = {"capability": "pause-before-switchover", "state": True}
+
+
 class Moving:
     """One migration; for one task, once.  *news*: of the source, from before it was found fit."""
 
@@ -111,12 +113,11 @@ class Moving:
         self._end = end
         self._options = options
         self._agreed = agreed
+        self._pauses = _PAUSES in agreed.source
         self._able = able
         self._moves = moves
-        self._lost_ports = lost_ports
         self._ran = source.state is State.RUNNING
-        self._ports: dict[str, list[Forward]] = {}
-        self._ports_are_off = False
+        self._ports = PortsAlong(source, lost_ports)
         self._before: Mapping[str, Any] = {}
         self._is_broken = False
         self._ran_at: float | None = None
@@ -137,7 +138,7 @@ class Moving:
                 self._end.watched(),
             ):
                 await self._set_up()
-                self._ports = await _ports_of(self._source)
+                await self._ports.look()
                 async with taken_along(
                     self._source, self._end, self._moves, self._options, told
                 ) as along:
@@ -177,13 +178,13 @@ class Moving:
                 transfer = Transfer(source, changes, policy, self._options.downtime, told)
                 try:
                     await source.execute("migrate", {"uri": route.uri})
-                    await transfer.reached("pre-switchover")
-                    await along.settle()
-                    await self._move_ports()
-                    if await self._switch(transfer):
+                    if self._pauses and await self._in_the_pause(transfer, along):
                         waiting.cancel()
                         await self._follow(transfer, route)
                         return transfer
+                    if not self._pauses:
+                        with suppress(MachineDied, MachineGone):  # all may be there by then
+                            await transfer.reached("completed")
                     if route.later:
                         await transfer.reached("completed")
                         await end.load(route.later)
@@ -196,6 +197,13 @@ class Moving:
                 finally:
                     self._is_broken = transfer.is_broken
                 return transfer
+
+    async def _in_the_pause(self, transfer: Transfer, along: Along) -> bool:
+        """Do what is to be done before the images change hands, then go on; as `_switch`."""
+        await transfer.reached("pre-switchover")
+        await along.settle()
+        await self._ports.move(self._end)
+        return await self._switch(transfer)
 
     async def _switch(self, transfer: Transfer) -> bool:
         """Have the source let go of the images; whether it goes on by postcopy."""
@@ -273,13 +281,6 @@ class Moving:
         except LOST:
             return True
 
-    async def _move_ports(self) -> None:
-        """This host's ports lead to the destination: the guest stands still already."""
-        self._ports_are_off = bool(self._ports)
-        for nic in self._ports:
-            await change_forwards(self._source, self._source.name, nic, [])
-        await self._end.open_ports(self._ports)
-
     async def _hand_over(self, transfer: Transfer, waiting: trio.CancelScope) -> None:
         """The point of no return: a cancellation waits until it is passed, or was not reached."""
         source, end = self._source, self._end
@@ -342,8 +343,7 @@ class Moving:
 
     async def _go_on(self) -> None:
         source = self._source
-        if self._ports_are_off:
-            await ports_again(source, source.name, self._ports, self._lost_ports)
+        await self._ports.go_back()
         status = await finalized(source)
         if not self._ran:
             await go_on(source, ran=False)
@@ -354,7 +354,7 @@ class Moving:
         name = self._source.name
         match error:
             case MigrationFailed():
-                return MigrationFailed(name, error.why, said)
+                return self._source.ended("migrating") or MigrationFailed(name, error.why, said)
             case CommandRefused() | JobFailed():
                 return MigrationFailed(name, str(error), said)
             case MachineDied() | MachineGone():
@@ -389,15 +389,3 @@ def _between(stops: Subscription, ran_at: float | None) -> float:
         return 0.0
     stop = stops.next_nowait()
     return 0.0 if stop is None else ran_at - stop.monotonic
-
-
-async def _ports_of(machine: Machine) -> dict[str, list[Forward]]:
-    """The ports that lead into the guest, with the numbers that they turned out to have."""
-    if not any(isinstance(nic, UserNic) and nic.forwards for nic in machine.spec.nics):
-        return {}
-    ports: dict[str, list[Forward]] = {}
-    for port in await forwarded_ports(machine):
-        proto: Literal["tcp", "udp"] = "udp" if port.proto == "udp" else "tcp"
-        forward = Forward(port.port, port.guest_port, proto, port.address, port.guest_address)
-        ports.setdefault(port.nic, []).append(forward)
-    return ports

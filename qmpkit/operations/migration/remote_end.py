@@ -70,6 +70,7 @@ class RemoteEnd:
         self.moves = moves
         self.collapse = collapse
         self.cables: Collection[str] = ()
+        self.pauses = True  # its answers come while the rest is sent
         self.has_arrived = False
         self.who = ""
         self._wire = wire

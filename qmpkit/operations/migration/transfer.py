@@ -19,7 +19,7 @@ from qmpkit.qmp.events import Event, Subscription
 
 __all__ = ["EVENTS", "LAST_WORDS", "Told", "Transfer", "loaded", "sent_by"]
 
-EVENTS = ("MIGRATION", "MIGRATION_PASS")
+EVENTS = ("MIGRATION", "MIGRATION_PASS", "STOP")
 Told = Callable[[Round], object]
 """Is called with each look at a migration, at least twice a second; must not block."""
 
@@ -54,6 +54,7 @@ class Transfer:
         self._told = told
         self._begun = trio.current_time()
         self._halted = False
+        self._stands = False
         self._status = "none"
 
     async def reached(self, *wanted: str) -> str:
@@ -67,14 +68,12 @@ class Transfer:
             if self._status in _FAILED:
                 self.is_broken = True
                 raise await failure(self._source, self._status)
-            if self._status == "pre-switchover" and self.last is None:
-                await self.look()  # the policy is asked at least once
-            if self.last is None:
+            if self.last is None or self.last is before:
                 continue
             if self._status == "active":
                 await self._steer(self._policy(self.last))
-            elif self._status == "pre-switchover" and self.last is not before:
-                self._give_up_if(self._policy(self.last))  # a pass was over before it was asked
+            elif not self.postcopies:  # it was over before it was asked
+                self._give_up_if(self._policy(self.last))
         return self._status
 
     async def look(self) -> str:
@@ -90,26 +89,27 @@ class Transfer:
         return str(told.get("status", "none"))
 
     async def _next_status(self) -> str:
-        """That of the next event, without asking: the guest may stand still meanwhile."""
+        """That of the next event; it is asked for when none tells, and the guest may run."""
         within = _EVERY
         while (event := await self._next_event(within)) is not None:
             if event.name == "MIGRATION":
-                self._status = str(event.data["status"])
-            if event.name == "MIGRATION" and (within == _EVERY or self._status not in _SENDING):
-                return self._status
-            if event.name == "MIGRATION_PASS":
-                if self._status not in _SENDING:  # the guest stands still: there is no time for it
-                    return self._status
+                status = str(event.data["status"])
+                if status == "active" and self.last is None:
+                    break  # however soon it is over, its policy is asked
+                if within == _EVERY or status not in _SENDING:
+                    return status
+                self._status = status
+            elif event.name == "STOP":
+                self._stands, within = True, _EVERY
+            elif self._status in _SENDING and not self._stands:
                 if within == _LAST_PASS:
                     break
                 within = _LAST_PASS
         return await self.look()
 
     async def _next_event(self, within: float) -> Event | None:
-        if self._changes.has_news:  # without a turn of the loop
-            return self._changes.next_nowait()
         with trio.move_on_after(within):
-            return await self._changes.next()
+            return await _next(self._changes)
         return None
 
     def _give_up_if(self, step: Step) -> None:
@@ -165,11 +165,17 @@ async def loaded(destination: Machine, changes: Subscription) -> None:
     A QEMU that does not like what it reads ends, so MachineDied and MachineGone too.
     """
     while True:
-        status = (await changes.next()).data["status"]
+        status = (await _next(changes)).data["status"]
         if status == "completed":
             return
         if status in _FAILED:
             raise await failure(destination, status)
+
+
+async def _next(changes: Subscription) -> Event:
+    """The next one, without a turn of the loop when it is there: a guest stands still."""
+    known = changes.next_nowait() if changes.has_news else None
+    return await changes.next() if known is None else known
 
 
 async def failure(machine: Machine, status: str) -> MigrationFailed:

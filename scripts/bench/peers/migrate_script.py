@@ -13,7 +13,7 @@ from collections import deque
 from contextlib import ExitStack
 from typing import Any
 
-COMMON = {"events", "pause-before-switchover", "return-path"}
+COMMON = {"events", "return-path"}
 ON = COMMON | {"auto-converge", "late-block-activate"}
 
 
@@ -90,8 +90,6 @@ def move(source: Guest, destination: Guest) -> tuple[float, float]:
     destination.execute("migrate-incoming", uri="fd:m")
     source.execute("migrate", uri="fd:m")
     stopped = source.event("STOP")
-    source.event("MIGRATION", "pre-switchover")
-    source.execute("migrate-continue", state="pre-switchover")
     destination.event("MIGRATION", "completed")
     source.event("MIGRATION", "completed")
     destination.execute("cont")
