@@ -42,21 +42,24 @@ from tests.sizes import LONG, MIGRATION_CANCELS, NEWEST
 pytestmark = pytest.mark.live
 
 # The messages at which the destination is killed, by whose monitor they pass; CI has some.
-AT_SOURCE = ("migrate-continue", *(("query-jobs", "migrate") if LONG else ()))
+AT_SOURCE: tuple[tuple[str, Direction], ...] = (
+    ("STOP", "received"),
+    *((("query-jobs", "sent"), ("migrate", "sent")) if LONG else ()),
+)
 _BEFORE: tuple[tuple[str, Direction], ...] = (("migrate-set-capabilities", "sent"),)
 AT_DESTINATION: tuple[tuple[str, Direction], ...] = (
     ("migrate-incoming", "sent"),
     *(_BEFORE if LONG else ()),
 )
-AT_KILL = ("migrate-continue", "migrate") if LONG else ("migrate-continue",)
+AT_KILL = AT_SOURCE[::2]
 CUT_WAYS: tuple[Way, ...] = ("unix", "tcp", "fd") if LONG else ("unix",)
 
 
-@pytest.mark.parametrize("command", AT_SOURCE)
-async def test_the_destination_dies_of_what_the_source_is_told(
-    qemu: str, command: str, tmp_path: Path
+@pytest.mark.parametrize(("word", "direction"), AT_SOURCE)
+async def test_the_destination_dies_beside_the_source(
+    qemu: str, word: str, direction: Direction, tmp_path: Path
 ) -> None:
-    at = At(command)
+    at = At(word, direction)
     async with leaks(), qmpkit.running(counting(qemu, tmp_path), options=at.options) as vm:
         await vm.console.expect(".")
         had = await counted(vm)
@@ -125,9 +128,11 @@ async def test_nobody_guesses_whether_it_ran(
         await lives_on(vm, had)
 
 
-@pytest.mark.parametrize("command", AT_KILL)
-async def test_the_source_is_killed(qemu: str, command: str, tmp_path: Path) -> None:
-    at = At(command)
+@pytest.mark.parametrize(("word", "direction"), AT_KILL)
+async def test_the_source_is_killed(
+    qemu: str, word: str, direction: Direction, tmp_path: Path
+) -> None:
+    at = At(word, direction)
     spec = counting(qemu, tmp_path)
     async with leaks():
         with pytest.raises(MachineDied):

@@ -37,7 +37,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from math import inf
 from typing import Any
 
 import attrs
@@ -170,26 +169,23 @@ class Moving:
         """Have all of the guest at the destination, and hand over to it."""
         source, end = self._source, self._end
         mapped = "mapped-ram" in self._agreed.on
-        async with (
-            end.laid(self._options, source, mapped=mapped) as route,
-            sent_by(source) as waiting,
-        ):
+        async with end.laid(self._options, source, mapped=mapped) as route:
             with source.subscribe(*EVENTS) as changes:
                 transfer = Transfer(source, changes, policy, self._options.downtime, told)
                 try:
                     await source.execute("migrate", {"uri": route.uri})
                     if self._pauses and await self._in_the_pause(transfer, along):
-                        waiting.cancel()
                         await self._follow(transfer, route)
                         return transfer
-                    if not self._pauses:
-                        with suppress(MachineDied, MachineGone):  # all may be there by then
+                    async with sent_by(source) as there:
+                        if not self._pauses:
+                            with suppress(MachineDied, MachineGone):  # all may be there by then
+                                await transfer.reached("completed")
+                        if route.later:
                             await transfer.reached("completed")
-                    if route.later:
-                        await transfer.reached("completed")
-                        await end.load(route.later)
-                    await end.loaded()
-                    await self._hand_over(transfer, waiting)
+                            await end.load(route.later)
+                        await end.loaded()
+                        await self._hand_over(transfer, there)
                 except BaseException:
                     if not self._handed_over:
                         await along.cut()
@@ -281,13 +277,13 @@ class Moving:
         except LOST:
             return True
 
-    async def _hand_over(self, transfer: Transfer, waiting: trio.CancelScope) -> None:
+    async def _hand_over(self, transfer: Transfer, there: trio.Event) -> None:
         """The point of no return: a cancellation waits until it is passed, or was not reached."""
         source, end = self._source, self._end
         within = 2 * STEP_GRACE + source.graces.total
         with trio.CancelScope() as bound:  # entered in time: the guest stands still by then
             await self._all_sent(transfer)
-            waiting.deadline = -inf  # with the loop's next turn, not in this one
+            there.set()
             if not self._ran or self._has_news():
                 await end.examine()
             bound.shield, bound.deadline = True, trio.current_time() + within

@@ -137,24 +137,24 @@ class Transfer:
 
 
 @asynccontextmanager
-async def sent_by(source: Machine) -> AsyncIterator[trio.CancelScope]:
+async def sent_by(source: Machine) -> AsyncIterator[trio.Event]:
     """Wait within for what comes from *source*: when that has ended, not for long any more.
 
-    MachineGone or MachineDied then.  What is given is to be cancelled when all has come.
+    MachineGone or MachineDied then.  What is given is to be set when all is there.
     """
-    waiting = trio.CancelScope()
+    there = trio.Event()
 
     async def give_up() -> None:
-        with waiting:
-            await source.wait()
-            await trio.sleep(LAST_WORDS)
+        await source.wait()
+        await trio.sleep(LAST_WORDS)
+        if not there.is_set():
             source.must_live("migrating")
 
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(give_up)
-            yield waiting
-            waiting.cancel()
+            yield there
+            nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise_collapsed(group)
 

@@ -36,7 +36,15 @@ def test_what_is_wanted(
     options: dict[str, Any], throttled: bool, runs: bool, wanted: set[str]
 ) -> None:
     found = wanted_capabilities(MigrationOptions(**options), throttled=throttled, runs=runs)
-    assert found == wanted | {"events", "pause-before-switchover"}
+    assert found == wanted | {"events"}
+
+
+def test_a_source_pauses_when_there_is_something_to_do_meanwhile() -> None:
+    options, pause = MigrationOptions(), {"capability": "pause-before-switchover", "state": True}
+    for pauses in (False, True):
+        wanted = wanted_capabilities(options, throttled=False, runs=True, pauses=pauses)
+        agreed = agree(OLD, OLD, wanted)
+        assert (pause in agreed.source) is (pause in agreed.destination) is pauses
 
 
 def test_postcopy_is_set_at_both_ends_or_at_neither() -> None:

@@ -56,14 +56,16 @@ async def test_each_pass_is_told_and_each_change_made_once(
 ) -> None:
     source, seen = Told(), list[Round]()
     transfer = await followed(source, by_number, seen)
-    assert [now.number for now in seen] == [1, 2, 3, 4]
-    assert [now.downtime for now in seen] == [0.3, 0.5, 0.5, 1.0]
+    assert [now.number for now in seen] == [1, 1, 2, 3, 4]  # it is asked when it begins, too
+    assert [now.downtime for now in seen] == [0.3, 0.5, 0.5, 0.5, 1.0]
     limits = [("migrate-set-parameters", {"downtime-limit": limit}) for limit in (500, 1000)]
     assert source.told == limits
     assert transfer.last == seen[-1] and not transfer.is_broken
 
 
-async def test_a_guest_that_stands_still_is_not_kept_by_being_asked() -> None:
+async def test_a_guest_that_stands_still_is_not_kept_by_being_asked(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """A pass that is the last says so at once; asked about it, QEMU would switch over later."""
     source, seen = Told(), list[Round]()
     with source.subscribe(*EVENTS) as changes:
@@ -76,6 +78,10 @@ async def test_a_guest_that_stands_still_is_not_kept_by_being_asked() -> None:
             nursery.start_soon(transfer.reached, "pre-switchover")
             await trio.testing.wait_all_tasks_blocked()
             source.passes(2)
+            source.hub.publish({"event": "STOP"}, 0.0)
+            await trio.sleep(0.1)
+            source.passes(3)
+            await trio.sleep(0.1)
             source.say("pre-switchover")
         assert [now.number for now in seen] == [1]
         source.say("completed")
@@ -83,17 +89,18 @@ async def test_a_guest_that_stands_still_is_not_kept_by_being_asked() -> None:
         assert [now.number for now in seen] == [1]
 
 
-async def test_a_policy_is_asked_before_a_guest_is_there(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+@pytest.mark.parametrize("last", ["pre-switchover", "completed"])
+async def test_a_policy_is_asked_before_a_guest_is_there(last: str) -> None:
     """However soon it is: so one that gives up is heard."""
     source, seen = Told(), list[Round]()
     with source.subscribe(*EVENTS) as changes:
         transfer = Transfer(source, changes, by_number, 0.3, seen.append)  # type: ignore[arg-type]
+        source.say("setup")
         source.passes(5)
-        source.say("pre-switchover")
+        for status in ("active", last):
+            source.say(status)
         with pytest.raises(MigrationFailed, match="enough"):
-            await transfer.reached("pre-switchover")
+            await transfer.reached(last)
     assert [now.number for now in seen] == [5]
 
 
