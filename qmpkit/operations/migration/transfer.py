@@ -155,8 +155,8 @@ async def sent_by(source: Machine) -> AsyncIterator[trio.Event]:
             nursery.start_soon(give_up)
             yield there
             nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        raise_collapsed(group)
+    except BaseExceptionGroup as group:  # what failed while it could not be cancelled tells more
+        raise_collapsed(group.split(trio.Cancelled)[1] or group)
 
 
 async def loaded(destination: Machine, changes: Subscription) -> None:
