@@ -128,6 +128,33 @@ async def test_nobody_guesses_whether_it_ran(
         await lives_on(vm, had)
 
 
+@pytest.mark.parametrize("knows", [True, False])
+async def test_a_cancellation_hides_no_outcome(
+    qemu: str, knows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the destination is told to run: who is told of it goes by its type."""
+    tell, outcome = LocalEnd._told_to_run, MigrationFailed if knows else MigrationUnknown
+
+    async def told(self: LocalEnd) -> None:
+        scope.cancel()
+        if knows:
+            await self._machine.execute("x-no-such-command")
+        self._machine.child.kill()
+        await tell(self)
+
+    async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
+        await vm.console.expect(".")
+        had = await counted(vm)
+        with trio.CancelScope() as scope, monkeypatch.context() as patch:
+            patch.setattr(LocalEnd, "_told_to_run", told)
+            async with qmpkit.receiving(vm) as destination:
+                with pytest.raises(outcome):
+                    await vm.migrate(destination)
+        if not knows:
+            await vm.resume()  # its owner's word
+        await lives_on(vm, had)
+
+
 @pytest.mark.parametrize(("word", "direction"), AT_KILL)
 async def test_the_source_is_killed(
     qemu: str, word: str, direction: Direction, tmp_path: Path

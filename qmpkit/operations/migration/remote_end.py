@@ -107,8 +107,8 @@ class RemoteEnd:
                 nursery.start_soon(self._beat)
                 yield
                 nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            raise_collapsed(group)
+        except BaseExceptionGroup as group:  # what failed in a shielded hand-over tells more
+            raise_collapsed(group.split(trio.Cancelled)[1] or group)
 
     async def _beat(self) -> None:
         while True:

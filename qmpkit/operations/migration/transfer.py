@@ -19,7 +19,7 @@ from qmpkit.qmp.events import Event, Subscription
 
 __all__ = ["EVENTS", "LAST_WORDS", "Told", "Transfer", "loaded", "sent_by"]
 
-EVENTS = ("MIGRATION", "MIGRATION_PASS", "STOP")
+EVENTS = ("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME")
 Told = Callable[[Round], object]
 """Is called with each look at a migration, at least twice a second; must not block."""
 
@@ -99,8 +99,8 @@ class Transfer:
                 if within == _EVERY or status not in _SENDING:
                     return status
                 self._status = status
-            elif event.name == "STOP":
-                self._stands, within = True, _EVERY
+            elif event.name in ("STOP", "RESUME"):  # its owner may pause it, and have it go on
+                self._stands, within = event.name == "STOP", _EVERY
             elif self._status in _SENDING and not self._stands:
                 if within == _LAST_PASS:
                     break
@@ -155,8 +155,8 @@ async def sent_by(source: Machine) -> AsyncIterator[trio.Event]:
             nursery.start_soon(give_up)
             yield there
             nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        raise_collapsed(group)
+    except BaseExceptionGroup as group:  # what failed while it could not be cancelled tells more
+        raise_collapsed(group.split(trio.Cancelled)[1] or group)
 
 
 async def loaded(destination: Machine, changes: Subscription) -> None:

@@ -89,6 +89,27 @@ async def test_a_guest_that_stands_still_is_not_kept_by_being_asked(
         assert [now.number for now in seen] == [1]
 
 
+async def test_one_that_was_paused_and_runs_again_is_asked_after_each_pass(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """However often that is: a pass must not put off the next question for good."""
+    source, seen = Told(), list[Round]()
+    with source.subscribe(*EVENTS) as changes:
+        transfer = Transfer(source, changes, by_number, 0.3, seen.append)  # type: ignore[arg-type]
+        source.say("setup")
+        source.passes(1)
+        source.say("active")
+        for event in ("STOP", "RESUME"):
+            source.hub.publish({"event": event}, 0.0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transfer.reached, "completed")
+            for number in (2, 3, 4):
+                source.passes(number)
+                await trio.sleep(0.4)
+            source.say("completed")
+    assert [now.number for now in seen] == [2, 2, 3, 4]
+
+
 @pytest.mark.parametrize("last", ["pre-switchover", "completed"])
 async def test_a_policy_is_asked_before_a_guest_is_there(last: str) -> None:
     """However soon it is: so one that gives up is heard."""
