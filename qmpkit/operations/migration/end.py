@@ -162,7 +162,7 @@ class End(Protocol):
         """What it is asked with postcopy beside; None when that is not done there."""
 
     async def discard(self, *, patience: float) -> str:
-        """End it, before the source has the guest again; what it had to say, "" if nothing.
+        """End it, before the source has the guest again; what it had to say if it had ended, or "".
 
         Its new images are gone then.
 

@@ -178,10 +178,13 @@ class LocalEnd:
         """See `End`."""
         with trio.move_on_after(patience):  # it may know why
             await self._machine.wait()
-        has_ended = self._machine.report is not None
+        report = self._machine.report
         await self._machine.kill()
         await self._incoming.discard_images()
-        return self._machine.child.stderr_tail.strip() if has_ended else ""
+        if report is None:
+            return ""
+        silent = f"nothing, and its QEMU has ended ({report.status})"
+        return self._machine.child.stderr_tail.strip() or silent
 
 
 def _processor(machine: Machine) -> tuple[object, ...]:

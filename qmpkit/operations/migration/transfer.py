@@ -90,25 +90,27 @@ class Transfer:
 
     async def _next_status(self) -> str:
         """That of the next event; it is asked for when none tells, and the guest may run."""
-        within = _EVERY
-        while (event := await self._next_event(within)) is not None:
+        now = trio.current_time()
+        until = latest = now + _EVERY
+        while (event := await self._next_event(until)) is not None:
             if event.name == "MIGRATION":
                 status = str(event.data["status"])
                 if status == "active" and self.last is None:
                     break  # however soon it is over, its policy is asked
-                if within == _EVERY or status not in _SENDING:
+                if until == latest or status not in _SENDING:
                     return status
                 self._status = status
             elif event.name in ("STOP", "RESUME"):  # its owner may pause it, and have it go on
-                self._stands, within = event.name == "STOP", _EVERY
+                self._stands = event.name == "STOP"
+                until = latest = trio.current_time() + _EVERY
             elif self._status in _SENDING and not self._stands:
-                if within == _LAST_PASS:
+                if until != latest:
                     break
-                within = _LAST_PASS
+                until = min(trio.current_time() + _LAST_PASS, latest)
         return await self.look()
 
-    async def _next_event(self, within: float) -> Event | None:
-        with trio.move_on_after(within):
+    async def _next_event(self, until: float) -> Event | None:
+        with trio.move_on_at(until):
             return await _next(self._changes)
         return None
 
