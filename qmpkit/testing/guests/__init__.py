@@ -43,7 +43,7 @@ KVM_TINY_READY = boot_sector.BANNER
 
 
 # Building needs neither trio nor QEMU, and Debian not even the extra: only who asks pays.
-_LATER = {"booted": "copies", "build_tiny": "tiny", "PROMPT": "tiny"}
+_LATER = {"booted": "copies", "build_tiny": "tiny", "PROMPT": "tiny", "fetch_other_qemu": "qemus"}
 _EXTRA = ("elftools", "lz4")
 
 

@@ -18,7 +18,6 @@ from qmpkit.errors import HostLacks, QmpkitError
 from qmpkit.testing import guests
 from qmpkit.testing.guests import build_debian, build_kvm_tiny
 from qmpkit.testing.guests.architectures import TINY
-from qmpkit.testing.guests.qemus import fetch_other_qemu
 
 
 def main() -> int:
@@ -29,15 +28,15 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="only say what had to be done")
     options = parser.parse_args()
     builders: dict[str, Callable[..., Path]] = {
-        **{t.name: partial(_tiny, arch, refresh=options.refresh) for arch, t in TINY.items()},
-        "kvm-tiny": build_kvm_tiny,
-        "debian": partial(build_debian, refresh=options.refresh),
-        "qemu": partial(fetch_other_qemu, refresh=options.refresh),
+        **{t.name: partial(_later, "build_tiny", arch) for arch, t in TINY.items()},
+        "kvm-tiny": _kvm_tiny,
+        "debian": build_debian,
+        "qemu": partial(_later, "fetch_other_qemu"),
     }
     for name in options.names:
         started = time.monotonic()
         try:
-            path = builders[name](progress=partial(_say, name))
+            path = builders[name](refresh=options.refresh, progress=partial(_say, name))
         except QmpkitError as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 3 if isinstance(error, HostLacks) else 2
@@ -47,9 +46,15 @@ def main() -> int:
     return 0
 
 
-def _tiny(arch: str, **options: Any) -> Path:
-    """Only who builds one needs the extra for it."""
-    return guests.build_tiny(arch, **options)
+def _later(builder: str, *words: str, **options: Any) -> Path:
+    """By a builder that needs the extra: who asks for another does without."""
+    path: Path = getattr(guests, builder)(*words, **options)
+    return path
+
+
+def _kvm_tiny(*, refresh: bool, progress: Callable[[str], None]) -> Path:
+    """Of which nothing comes from Debian."""
+    return build_kvm_tiny(progress=progress)
 
 
 def _say(name: str, line: str) -> None:
