@@ -25,10 +25,10 @@ from qmpkit.operations.migration.compatibility import (
     state_faults,
 )
 from qmpkit.operations.migration.convergence import Policy, Steering, policy_of
-from qmpkit.operations.migration.end import Able, End, able_of
+from qmpkit.operations.migration.end import End, able_of
 from qmpkit.operations.migration.errors import CannotMigrate, no_qemu
 from qmpkit.operations.migration.incoming import start_form
-from qmpkit.operations.migration.moving import NEWS, Migrated, Moving
+from qmpkit.operations.migration.moving import NEWS, Migrated, Moving, Plan
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.parameters import parameter_faults
 from qmpkit.operations.migration.ports_along import has_forwards
@@ -76,13 +76,13 @@ async def migrate_held(
     with source.subscribe(*NEWS) as news:
         try:
             moves, changed = await again_planned(source, end.moves, collapse=end.collapse)
-            agreed, able = await agreed_on(source, end, options, moves, changed, steers=steers)
+            plan = await agreed_on(source, end, options, moves, changed, steers=steers)
         except (MachineDied, MachineGone) as ended:
             if source.report is not None:
                 raise
             raise end.has_ended() from ended
         end.take()
-        moving = Moving(source, end, options, agreed, able, moves, lost_ports, news)
+        moving = Moving(source, end, plan, lost_ports, news)
         return await moving.go(steers, told or _nobody)
 
 
@@ -143,11 +143,8 @@ async def agreed_on(
     changed: Sequence[Fault] = (),
     *,
     steers: Steering,
-) -> tuple[Agreed, Able]:
-    """What both ends are to be told, and what the source is able to.
-
-    CannotMigrate with all that is in the way.
-    """
+) -> Plan:
+    """What is to be done, as both ends are able to; CannotMigrate with all that is in the way."""
     words = not end.is_like(source)
     found, (here, there) = await both(
         lambda: check_source(source, end.cables),
@@ -176,7 +173,7 @@ async def agreed_on(
         faults += () if faults else await _refusals(end, agreed)
     if faults:
         raise CannotMigrate(source.name, faults)
-    return agreed, here
+    return Plan(options, agreed, here, moves)
 
 
 async def _refusals(end: End, agreed: Agreed) -> tuple[Fault, ...]:

@@ -67,7 +67,7 @@ from qmpkit.operations.stillness import go_on
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 
-__all__ = ["NEWS", "Migrated", "Moving"]
+__all__ = ["NEWS", "Migrated", "Moving", "Plan"]
 
 log = logging.getLogger("qmpkit.operations")
 
@@ -93,6 +93,24 @@ NEWS = ("BLOCK_IO_ERROR", "GUEST_PANICKED", "SHUTDOWN", "SUSPEND", "WATCHDOG")
 _PAUSES = {"capability": "pause-before-switchover", "state": True}
 
 
+@attrs.frozen
+class Plan:
+    """What a migration is to be: what both ends are told, and the disks that go along.
+
+    `able`: what the source can.
+    """
+
+    options: MigrationOptions
+    agreed: Agreed
+    able: Able
+    moves: Sequence[DiskMove]
+
+    @property
+    def pauses(self) -> bool:
+        """There is something to do while the guest stands still."""
+        return _PAUSES in self.agreed.source
+
+
 class Moving:
     """One migration; for one task, once.  *news*: of the source, from before it was found fit."""
 
@@ -100,21 +118,14 @@ class Moving:
         self,
         source: Machine,
         end: End,
-        options: MigrationOptions,
-        agreed: Agreed,
-        able: Able,
-        moves: Sequence[DiskMove],
+        plan: Plan,
         lost_ports: Callable[[str], object],
         news: Subscription,
     ) -> None:
         self._source = source
         self._news = news
         self._end = end
-        self._options = options
-        self._agreed = agreed
-        self._pauses = _PAUSES in agreed.source
-        self._able = able
-        self._moves = moves
+        self._plan = plan
         self._ran = source.state is State.RUNNING
         self._ports = PortsAlong(source, lost_ports)
         self._before: Mapping[str, Any] = {}
@@ -138,9 +149,8 @@ class Moving:
             ):
                 await self._set_up()
                 await self._ports.look()
-                async with taken_along(
-                    self._source, self._end, self._moves, self._options, told
-                ) as along:
+                moves, options = self._plan.moves, self._plan.options
+                async with taken_along(self._source, self._end, moves, options, told) as along:
                     transfer = await self._across(policy, told, along)
                 downtime = _between(stops, self._ran_at)
         except BaseException as error:
@@ -155,30 +165,31 @@ class Moving:
         return Migrated(seconds, downtime, passes, transferred)
 
     async def _set_up(self) -> None:
-        there = partial(self._end.set_up, self._agreed.destination, self._options, self._moves)
+        plan = self._plan
+        there = partial(self._end.set_up, plan.agreed.destination, plan.options, plan.moves)
         await both(self._set_up_source, there)
 
     async def _set_up_source(self) -> None:
-        source, agreed = self._source, self._agreed
-        known = self._able.parameters
-        self._before = {name: known[name] for name in parameters_of(self._options, known)}
-        await tell(source, agreed.source, self._options, self._able)
-        await set_bitmaps(source, self._moves, {move.id: move.source for move in self._moves})
+        source, plan = self._source, self._plan
+        known = plan.able.parameters
+        self._before = {name: known[name] for name in parameters_of(plan.options, known)}
+        await tell(source, plan.agreed.source, plan.options, plan.able)
+        await set_bitmaps(source, plan.moves, {move.id: move.source for move in plan.moves})
 
     async def _across(self, policy: Policy, told: Told, along: Along) -> Transfer:
         """Have all of the guest at the destination, and hand over to it."""
-        source, end = self._source, self._end
-        mapped = "mapped-ram" in self._agreed.on
-        async with end.laid(self._options, source, mapped=mapped) as route:
+        source, end, plan = self._source, self._end, self._plan
+        mapped = "mapped-ram" in plan.agreed.on
+        async with end.laid(plan.options, source, mapped=mapped) as route:
             with source.subscribe(*EVENTS) as changes:
-                transfer = Transfer(source, changes, policy, self._options.downtime, told)
+                transfer = Transfer(source, changes, policy, plan.options.downtime, told)
                 try:
                     await source.execute("migrate", {"uri": route.uri})
-                    if self._pauses and await self._in_the_pause(transfer, along):
+                    if plan.pauses and await self._in_the_pause(transfer, along):
                         await self._follow(transfer, route)
                         return transfer
                     async with sent_by(source) as there:
-                        if not self._pauses:
+                        if not plan.pauses:
                             with suppress(MachineDied, MachineGone):  # all may be there by then
                                 await transfer.reached("completed")
                         if route.later:
@@ -226,7 +237,7 @@ class Moving:
 
         Nothing is lost until the destination has what it needs to run, and is told to.
         """
-        source, options, rest = self._source, self._options, self._end.rest()
+        source, options, rest = self._source, self._plan.options, self._end.rest()
         assert rest is not None, "else postcopy was refused"
         again = partial(rest.laid_again, options, route, source)
         within, bound = options.recover_within, options.finish_within
@@ -320,7 +331,7 @@ class Moving:
         with trio.move_on_after(STEP_GRACE, shield=True) as bound:
             # A mirror fails when the destination ends, too.
             may_know = isinstance(error, JobFailed) or (
-                self._is_broken and self._options.way != "file"
+                self._is_broken and self._plan.options.way != "file"
             )
             said = await self._end.discard(patience=LAST_WORDS if may_know else 0.0)
             if source.report is None:
