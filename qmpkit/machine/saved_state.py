@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import trio
 
 from qmpkit.machine.state_forms import Form, OpenState, StateBroken, Way, reading, writing
+from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 
-__all__ = ["cancel_saving", "finalized", "forget_migrations", "load_state", "save_state"]
-__all__ += ["take_images_back"]
+__all__ = [
+    "break_off",
+    "cancel_saving",
+    "finalized",
+    "forget_migrations",
+    "load_state",
+    "save_state",
+]
+__all__ += ["save_state", "take_images_back"]
 
 _SET_ACTIVE = "blockdev-set-active"
 _ENDED = ("completed", "failed", "cancelled")
@@ -119,6 +127,24 @@ async def cancel_saving(machine: _Monitored) -> None:
         await machine.execute("migrate_cancel")
         while not _is_over(await machine.execute("query-migrate")):
             await changes.next()
+
+
+async def break_off(machine: _Monitored) -> None:
+    """End a migration to another QEMU that is under way; none is fine.
+
+    Its connection is cut (`yank`), for then it fails by itself, and takes the images again that
+    it had let go of.  QEMU 7.2 that is told to cancel in that moment runs on without them, and
+    ends when its guest writes.
+    """
+    with machine.subscribe("MIGRATION") as changes, suppress(CommandRefused):
+        await machine.execute("yank", {"instances": [{"type": "migration"}]})
+        with trio.move_on_after(_BREAKS):  # one into a file has no connection
+            while not _is_over(await machine.execute("query-migrate")):
+                await changes.next()
+    await cancel_saving(machine)
+
+
+_BREAKS = 2.0
 
 
 async def finalized(machine: _Monitored) -> str:

@@ -45,7 +45,7 @@ import trio
 from qmpkit._trio import both, finished_within
 from qmpkit.errors import MachineDied, MachineGone
 from qmpkit.machine.machine import Machine
-from qmpkit.machine.saved_state import cancel_saving, finalized, forget_migrations
+from qmpkit.machine.saved_state import break_off, finalized, forget_migrations
 from qmpkit.machine.state import State
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.migration.along import Along, taken_along
@@ -335,7 +335,7 @@ class Moving:
             )
             said = await self._end.discard(patience=LAST_WORDS if may_know else 0.0)
             if source.report is None:
-                await cancel_saving(source)
+                await break_off(source)
                 await self._go_on()
                 await self._forget()
         if bound.cancelled_caught:

@@ -19,7 +19,7 @@ import trio
 from qmpkit.errors import JournalFailed, QmpkitError
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.machine import Machine
-from qmpkit.machine.saved_state import cancel_saving, finalized
+from qmpkit.machine.saved_state import break_off, finalized
 from qmpkit.operations.block.recovery import own_files
 from qmpkit.operations.migration.convergence import is_switched
 from qmpkit.operations.migration.place import MovePlace, connected, move_place
@@ -136,7 +136,7 @@ async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT
 
 async def taken_back(machine: Machine, *, runs: bool, lost_ports: Callable[[str], object]) -> None:
     """Have a source that stood still for a move its images and ports again, and its guest run."""
-    await cancel_saving(machine)
+    await break_off(machine)
     await finalized(machine)
     await ports_again(machine, machine.name, forwards_of(machine.spec.nics), lost_ports)
     if not (await machine.execute("query-status"))["running"]:

@@ -17,7 +17,7 @@ import trio
 from qmpkit.errors import MachineDied, MachineGone, QmpkitError
 from qmpkit.machine.keep import Home, attached
 from qmpkit.machine.machine import Machine
-from qmpkit.machine.saved_state import cancel_saving
+from qmpkit.machine.saved_state import break_off
 from qmpkit.operations.migration.convergence import is_switched
 from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.local_end import LocalRest
@@ -236,7 +236,7 @@ async def _clear(kept: Kept, owner: Owner, ours: Machine | None, theirs: Machine
         await ours.wait()
     if owner is Owner.SOURCE and ours is not None:
         with trio.fail_after(STEP_GRACE):
-            await cancel_saving(ours)
+            await break_off(ours)
     keeper = theirs if owner is Owner.HEIR else ours
     if keeper is not None and keeper.report is None:
         ports = forwards_of(keeper.spec.nics)
