@@ -97,7 +97,10 @@ async def _give_up_later(scope: trio.CancelScope, grace: float) -> None:
 async def both(
     one: Callable[[], Awaitable[_One]], other: Callable[[], Awaitable[_Other]]
 ) -> tuple[_One, _Other]:
-    """What two give that do not wait for each other; the failure of one gives up the other."""
+    """What two give that do not wait for each other; the failure of one gives up the other.
+
+    When both fail, of the same cause as a rule, one of the two errors is raised.
+    """
     given: list[_One] = []
 
     async def ask() -> None:
@@ -108,7 +111,8 @@ async def both(
             nursery.start_soon(ask)
             second = await other()
     except BaseExceptionGroup as group:
-        raise_collapsed(group)
+        failed = group.split(trio.Cancelled)[1]
+        raise_collapsed(group if failed is None else failed.derive(failed.exceptions[:1]))
     return given[0], second
 
 

@@ -17,14 +17,7 @@ from qmpkit.machine.state_forms import Form, OpenState, StateBroken, Way, readin
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 
-__all__ = [
-    "break_off",
-    "cancel_saving",
-    "finalized",
-    "forget_migrations",
-    "load_state",
-    "save_state",
-]
+__all__ = ["break_off", "cancel_saving", "finalized", "forget_migrations", "load_state"]
 __all__ += ["save_state", "take_images_back"]
 
 _SET_ACTIVE = "blockdev-set-active"

@@ -26,7 +26,7 @@ from qmpkit.operations.migration.compatibility import (
 )
 from qmpkit.operations.migration.convergence import Policy, Steering, policy_of
 from qmpkit.operations.migration.end import End, able_of
-from qmpkit.operations.migration.errors import CannotMigrate, no_qemu
+from qmpkit.operations.migration.errors import CannotMigrate, NotArrived, no_qemu
 from qmpkit.operations.migration.incoming import start_form
 from qmpkit.operations.migration.moving import NEWS, Migrated, Moving, Plan
 from qmpkit.operations.migration.options import MigrationOptions
@@ -81,7 +81,10 @@ async def migrate_held(
             if source.report is not None:
                 raise
             raise end.has_ended() from ended
-        end.take()
+        try:
+            end.take()
+        except NotArrived as ended:  # since it was looked at
+            raise end.has_ended() from ended
         moving = Moving(source, end, plan, lost_ports, news)
         return await moving.go(steers, told or _nobody)
 

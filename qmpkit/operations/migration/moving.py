@@ -64,7 +64,7 @@ from qmpkit.operations.migration.ways import Route
 from qmpkit.operations.power import resume
 from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.operations.stillness import go_on
-from qmpkit.qmp.errors import CommandRefused
+from qmpkit.qmp.errors import CommandRefused, MonitorLost
 from qmpkit.qmp.events import Subscription
 
 __all__ = ["NEWS", "Migrated", "Moving", "Plan"]
@@ -366,6 +366,8 @@ class Moving:
                 return MigrationFailed(name, str(error), said)
             case MachineDied() | MachineGone():
                 return self._source.ended("migrating") or self._end.has_ended()
+            case MonitorLost() if self._source.qmp.lost is None:
+                return self._end.has_ended()
         return error
 
 
