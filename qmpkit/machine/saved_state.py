@@ -111,6 +111,9 @@ async def _none_left(machine: _Monitored) -> AsyncIterator[None]:
 CANCEL_GRACE = 30.0
 """Seconds that QEMU may take to stop writing a state."""
 
+_BREAKS = 2.0
+"""Seconds in which a migration notices that its connection is cut."""
+
 
 async def cancel_saving(machine: _Monitored) -> None:
     """End a migration that is under way (`migrate_cancel`); none is fine."""
@@ -135,9 +138,6 @@ async def break_off(machine: _Monitored) -> None:
             while not _is_over(await machine.execute("query-migrate")):
                 await changes.next()
     await cancel_saving(machine)
-
-
-_BREAKS = 2.0
 
 
 async def finalized(machine: _Monitored) -> str:

@@ -8,6 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from qmpkit._trio import (
     ServiceNursery,
+    both,
     finished_within,
     raise_collapsed,
     service_nursery,
@@ -181,3 +182,26 @@ async def test_what_is_not_cancelled_takes_its_time(autojump_clock: MockClock) -
     with pytest.raises(ZeroDivisionError):
         async with finished_within(5):
             raise ZeroDivisionError
+
+
+async def fails() -> None:
+    raise ValueError("it is gone")
+
+
+async def test_both_are_given() -> None:
+    async def one() -> int:
+        await trio.lowlevel.checkpoint()
+        return 1
+
+    assert await both(one, one) == (1, 1)
+
+
+async def test_two_that_fail_of_one_cause_are_one_error() -> None:
+    with pytest.raises(ValueError, match="it is gone"):
+        await both(fails, fails)
+
+
+async def test_the_failure_of_one_gives_up_the_other() -> None:
+    for one, other in ((fails, trio.sleep_forever), (trio.sleep_forever, fails)):
+        with pytest.raises(ValueError, match="it is gone"):
+            await both(one, other)

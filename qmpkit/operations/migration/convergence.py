@@ -1,7 +1,8 @@
 """What to do when a guest changes its memory faster than it can be sent.  Pure.
 
 A policy looks at where the migration is and says how it is to be from now on; it is asked
-after each pass over the memory and twice a second, and may be a function of the user's.
+when the migration begins, after each pass over the memory (of passes shorter than 5 ms after
+every other one) and twice a second, and may be a function of the user's.
 """
 
 from __future__ import annotations

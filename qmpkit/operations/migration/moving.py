@@ -4,7 +4,7 @@ Who has the images, who can run, and what takes it back:
 
     source            destination          images      when it fails
     running           started, empty       source      the destination is ended
-    running, sends    receives             source      … and the migration is cancelled
+    running, sends    receives             source      … and the migration is broken off
     pre-switchover    receives             source      … and the source goes on; only when there
                                                        is something to do meanwhile
     completed         loaded, stands       nobody      … and takes the images again

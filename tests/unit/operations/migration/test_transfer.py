@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import trio
 
 from qmpkit import MigrationFailed, Round, Step
-from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.transfer import EVENTS, Transfer, loaded
 from tests.unit.operations.migration.source import Source
 
@@ -36,9 +36,14 @@ def by_number(now: Round) -> Step:
     return Step(downtime=0.5 if now.number < 3 else 1.0)
 
 
-async def followed(source: Told, policy: Policy, seen: list[Round]) -> Transfer:
+@contextmanager
+def following(source: Told, told: Callable[[Round], object]) -> Iterator[Transfer]:
     with source.subscribe(*EVENTS) as changes:
-        transfer = Transfer(source, changes, policy, 0.3, seen.append)  # type: ignore[arg-type]
+        yield Transfer(source, changes, by_number, 0.3, told)  # type: ignore[arg-type]
+
+
+async def followed(source: Told, seen: list[Round]) -> Transfer:
+    with following(source, seen.append) as transfer:
         for status in ("setup", "active"):
             source.say(status)
         async with trio.open_nursery() as nursery:
@@ -55,7 +60,7 @@ async def test_each_pass_is_told_and_each_change_made_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     source, seen = Told(), list[Round]()
-    transfer = await followed(source, by_number, seen)
+    transfer = await followed(source, seen)
     assert [now.number for now in seen] == [1, 1, 2, 3, 4]  # it is asked when it begins, too
     assert [now.downtime for now in seen] == [0.3, 0.5, 0.5, 0.5, 1.0]
     limits = [("migrate-set-parameters", {"downtime-limit": limit}) for limit in (500, 1000)]
@@ -68,8 +73,7 @@ async def test_a_guest_that_stands_still_is_not_kept_by_being_asked(
 ) -> None:
     """A pass that is the last says so at once; asked about it, QEMU would switch over later."""
     source, seen = Told(), list[Round]()
-    with source.subscribe(*EVENTS) as changes:
-        transfer = Transfer(source, changes, by_number, 0.3, seen.append)  # type: ignore[arg-type]
+    with following(source, seen.append) as transfer:
         source.say("setup")
         source.passes(1)
         source.say("active")
@@ -94,8 +98,7 @@ async def test_one_that_was_paused_and_runs_again_is_asked_after_each_pass(
 ) -> None:
     """However often that is: a pass must not put off the next question for good."""
     source, seen = Told(), list[Round]()
-    with source.subscribe(*EVENTS) as changes:
-        transfer = Transfer(source, changes, by_number, 0.3, seen.append)  # type: ignore[arg-type]
+    with following(source, seen.append) as transfer:
         source.say("setup")
         source.passes(1)
         source.say("active")
@@ -114,8 +117,7 @@ async def test_one_that_was_paused_and_runs_again_is_asked_after_each_pass(
 async def test_a_policy_is_asked_before_a_guest_is_there(last: str) -> None:
     """However soon it is: so one that gives up is heard."""
     source, seen = Told(), list[Round]()
-    with source.subscribe(*EVENTS) as changes:
-        transfer = Transfer(source, changes, by_number, 0.3, seen.append)  # type: ignore[arg-type]
+    with following(source, seen.append) as transfer:
         source.say("setup")
         source.passes(5)
         for status in ("active", last):
@@ -129,8 +131,7 @@ async def test_it_is_asked_also_when_nothing_is_said(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     source, seen = Told(), list[Round]()
-    with source.subscribe(*EVENTS) as changes:
-        transfer = Transfer(source, changes, by_number, 0.3, seen.append)  # type: ignore[arg-type]
+    with following(source, seen.append) as transfer:
         source.say("active")
         with trio.move_on_after(1.4):
             await transfer.reached("pre-switchover")
@@ -144,8 +145,7 @@ async def test_it_is_asked_also_when_nothing_is_said(
 @pytest.mark.parametrize("status", ["failed", "cancelled"])
 async def test_a_failure_has_qemus_reason(status: str) -> None:
     source = Told()
-    with source.subscribe(*EVENTS) as changes:
-        transfer = Transfer(source, changes, by_number, 0.3, print)  # type: ignore[arg-type]
+    with following(source, print) as transfer:
         source.answer = {"status": status, "error-desc": "no route"}
         source.say(status)
         with pytest.raises(MigrationFailed, match="no route"):
@@ -155,8 +155,7 @@ async def test_a_failure_has_qemus_reason(status: str) -> None:
 
 async def test_it_is_given_up_without_being_broken() -> None:
     source = Told()
-    with source.subscribe(*EVENTS) as changes:
-        transfer = Transfer(source, changes, by_number, 0.3, print)  # type: ignore[arg-type]
+    with following(source, print) as transfer:
         source.say("active")
         source.passes(5)
         with pytest.raises(MigrationFailed, match="enough"):
