@@ -11,7 +11,16 @@ from qmpkit.cli import main
 from qmpkit.cli.talk import talk
 from tests.live.commands import COMMAND
 
-__all__ = ["Command", "Ran"]
+__all__ = ["Command", "Ran", "without_waits"]
+
+
+def without_waits(err: str) -> str:
+    """What was said on stderr but for "making it …".
+
+    That is said of what takes more than a second, as on a busy host anything may.
+    """
+    lines = err.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.endswith(": making it …\n"))
 
 
 class Ran(NamedTuple):
@@ -32,11 +41,7 @@ class Command:
         self._captured.readouterr()
         status = main([*self._first, *words])
         out, err = self._captured.readouterr()
-        # "making it …" is said of what takes more than a second, as on a busy host anything may.
-        said = [
-            line for line in err.splitlines(keepends=True) if not line.endswith(": making it …\n")
-        ]
-        return Ran(status, out, "".join(said))
+        return Ran(status, out, without_waits(err))
 
     def apart(self, *words: str) -> Ran:
         """By a process, for what starts a daemon: it is nobody's child then."""

@@ -17,7 +17,7 @@ from qmpkit.cli import image as commands
 from qmpkit.errors import ImageFailed
 from qmpkit.testing import guests
 from tests.live.commands import COMMAND, piped, rest, said, terminal
-from tests.live.in_process import Command, Ran
+from tests.live.in_process import Command, Ran, without_waits
 
 pytestmark = pytest.mark.live
 
@@ -210,7 +210,8 @@ async def test_what_is_made_is_told_whatever_comes_then(
     with monkeypatch.context() as patch:
         patch.setattr(images, "info", look)
         await commands.create(path, "1MiB", "qcow2")
-    assert capsys.readouterr().err == f"{path}: an empty qcow2 of 1 MiB (1048576 bytes) is made\n"
+    told = without_waits(capsys.readouterr().err)
+    assert told == f"{path}: an empty qcow2 of 1 MiB (1048576 bytes) is made\n"
     assert path.exists()
 
 

@@ -51,7 +51,6 @@ AT_DESTINATION: tuple[tuple[str, Direction], ...] = (
     ("migrate-incoming", "sent"),
     *(_BEFORE if LONG else ()),
 )
-AT_KILL = (*_STANDS, *(_BEGINS if LONG else ()))
 CUT_WAYS: tuple[Way, ...] = ("unix", "tcp", "fd") if LONG else ("unix",)
 
 
@@ -155,12 +154,8 @@ async def test_a_cancellation_hides_no_outcome(
         await lives_on(vm, had)
 
 
-@pytest.mark.parametrize(("word", "direction"), AT_KILL)
-async def test_the_source_is_killed(
-    qemu: str, word: str, direction: Direction, tmp_path: Path
-) -> None:
-    at = At(word, direction)
-    spec = counting(qemu, tmp_path)
+async def test_the_source_is_killed(qemu: str, tmp_path: Path) -> None:
+    at, spec = At("migrate"), counting(qemu, tmp_path)
     async with leaks():
         with pytest.raises(MachineDied):
             async with qmpkit.running(spec, options=at.options) as vm:
@@ -169,6 +164,28 @@ async def test_the_source_is_killed(
                 async with qmpkit.receiving(vm) as destination:
                     at.victim = vm.pid
                     await vm.migrate(destination)
+        assert at.has_killed
+        async with qmpkit.running(spec) as vm:  # nobody holds its images
+            await vm.console.expect(".")
+    await holds(str(tmp_path / "qcow2.img"), "qcow2", {0: 5})
+
+
+async def test_the_source_is_killed_as_its_guest_stands_still(qemu: str, tmp_path: Path) -> None:
+    """What it still had may be there by then: the guest lives on there, or it has died."""
+    at, spec, is_there = At("STOP", "received"), counting(qemu, tmp_path), False
+    async with leaks():
+        try:
+            async with qmpkit.running(spec, options=at.options) as vm:
+                await vm.console.expect(".")
+                had = await counted(vm)
+                await write(vm, "disk0", 0, 5)
+                async with qmpkit.receiving(vm) as destination:
+                    at.victim = vm.pid
+                    await vm.migrate(destination)
+                    is_there = True
+                    await lives_on(destination.vm, had)
+        except MachineDied:
+            assert not is_there
         assert at.has_killed
         async with qmpkit.running(spec) as vm:  # nobody holds its images
             await vm.console.expect(".")
