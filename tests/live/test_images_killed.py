@@ -107,7 +107,6 @@ async def killed_program(code: str, *argv: object, after: float) -> bytes:
                 printed += more
             await trio.sleep(after)
         finally:
-            theirs = living_with(token)
             program.kill()
             with trio.CancelScope(shield=True):
                 await program.wait()
@@ -115,18 +114,26 @@ async def killed_program(code: str, *argv: object, after: float) -> bytes:
     with trio.move_on_after(2):
         # Processes that are not ours tell us nothing; and one that ends has no environment
         # any more when it still has its files.
-        while living_with(token) or any(map(_is_ending, theirs)):  # noqa: ASYNC110
+        while living_with(token) or _a_tool_is_ending():  # noqa: ASYNC110
             await trio.sleep(0.005)
     assert living_with(token) == []
     return printed
 
 
-def _is_ending(pid: int) -> bool:
+def _a_tool_is_ending() -> bool:
+    """Whether a qemu-img, anybody's, has a thread yet but no environment any more."""
+    return any(map(_is_ending_tool, Path("/proc").glob("[0-9]*")))
+
+
+def _is_ending_tool(process: Path) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state not in "ZX" and not Path(f"/proc/{pid}/environ").read_bytes()
+        if (process / "comm").read_text() != "qemu-img\n" or (process / "environ").read_bytes():
+            return False
+        # Its first thread is dead before the others are, which still have its files.
+        threads = [(thread / "stat").read_text() for thread in (process / "task").iterdir()]
     except OSError:
         return False
+    return any(thread.rpartition(")")[2].split()[0] not in "ZX" for thread in threads)
 
 
 # --- SIGKILL
