@@ -8,6 +8,7 @@ import attrs
 
 import qmpkit
 from qmpkit import MachineSpec
+from qmpkit.operations._protocols import Monitor
 from qmpkit.testing import guests
 from tests.live.blocks import bare
 
@@ -23,7 +24,8 @@ def counting(qemu: str, folder: Path, *formats: str) -> MachineSpec:
     )
 
 
-async def counted(vm: qmpkit.VM) -> int:
-    command = f"xp /1wx {guests.COUNTER_ADDRESS:#x}"
-    reply = await vm.execute("human-monitor-command", {"command-line": command})
+async def counted(monitor: Monitor) -> int:
+    """How far the guest *kvm-tiny* of that monitor has counted."""
+    command = f"xp /1gx {guests.COUNTER_ADDRESS:#x}"
+    reply = await monitor.execute("human-monitor-command", {"command-line": command})
     return int(str(reply).split(":")[1], 16)

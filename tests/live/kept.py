@@ -17,6 +17,7 @@ from qmpkit.process.entries import entries_in
 from qmpkit.process.identity import boot_id
 from qmpkit.process.roots import JOURNAL
 from qmpkit.testing.leaks import living_with
+from tests.live.counting import counted
 
 __all__ = ["Places", "boot_of_the_past", "count", "end_all", "kill", "lab"]
 
@@ -75,8 +76,7 @@ async def end_all() -> None:
 async def count(kept: Kept) -> int:
     """kvm-tiny's counter in guest memory."""
     assert kept.vm is not None
-    reply = await kept.vm.execute("human-monitor-command", {"command-line": "xp /1wx 0x1000"})
-    return int(str(reply).split(":")[1], 16)
+    return await counted(kept.vm)
 
 
 def boot_of_the_past(places: Places) -> None:

@@ -14,7 +14,6 @@ from qmpkit.operations.migration.wire import Wire, WireLost
 from qmpkit.supervisor.kept import Kept
 from tests.live.blocks import write
 from tests.live.kept import Places, count
-from tests.live.migrating import went_on
 
 __all__ = ["Cut", "Serve", "door", "end_both", "one_left", "other", "runs_on", "told"]
 
@@ -49,7 +48,7 @@ async def runs_on(kept: Kept, had: int) -> int:
     await kept.wait_running()
     assert kept.vm is not None
     now = await count(kept)
-    assert went_on(had, now)
+    assert now >= had
     await kept.vm.console.reader().expect(".")
     await write(kept.vm, "disk0", 1, 6)
     return now

@@ -26,8 +26,9 @@ from qmpkit.supervisor.tending import Life, Tending
 from qmpkit.testing import guests
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
+from tests.live.counting import counted
 from tests.live.kept import Places, lab
-from tests.live.migrating import SLOW, counted, counting, lives_on
+from tests.live.migrating import SLOW, counting, lives_on
 from tests.live.other_host import certificates, other_host, receiver
 from tests.live.receiving import Cut, door, end_both, other, runs_on
 from tests.sizes import LONG, MOVE_CANCELS, NEWEST

@@ -23,7 +23,8 @@ from qmpkit import (
 from qmpkit.testing.leaks import leaks
 from tests.conftest import binaries
 from tests.live.blocks import holds, write
-from tests.live.migrating import counted, counting, lives_on, options_for
+from tests.live.counting import counted
+from tests.live.migrating import counting, lives_on, options_for
 from tests.sizes import MIGRATION_WAYS, NEWEST, OLDEST, QEMU_VERSIONS
 
 pytestmark = pytest.mark.live

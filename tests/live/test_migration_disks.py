@@ -24,7 +24,8 @@ from qmpkit.spec.encryption import Luks
 from qmpkit.testing.leaks import leaks
 from tests.conftest import binaries
 from tests.live.blocks import BLOCK, holds, nothing_left, write
-from tests.live.migrating import counted, counting, lives_on
+from tests.live.counting import counted
+from tests.live.migrating import counting, lives_on
 from tests.live.small_disk import small_disk
 from tests.sizes import DISK_MOVES, LONG, NEWEST, OLDEST, QEMU_VERSIONS
 

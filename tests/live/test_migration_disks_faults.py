@@ -18,7 +18,8 @@ from qmpkit.qmp.session import Direction
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, nothing_left, write
-from tests.live.migrating import At, counted, counting, dies_of_running, lives_on
+from tests.live.counting import counted
+from tests.live.migrating import At, counting, dies_of_running, lives_on
 from tests.live.small_disk import small_disk
 from tests.live.test_migration_disks import NEVER, folder, names_in
 from tests.sizes import DISK_CANCELS, DISK_MOVES, LONG, NEWEST

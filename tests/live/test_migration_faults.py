@@ -26,10 +26,10 @@ from qmpkit.qmp.session import Direction
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, write
+from tests.live.counting import counted
 from tests.live.migrating import (
     SLOW,
     At,
-    counted,
     counting,
     dies_of_running,
     lives_on,
@@ -277,7 +277,7 @@ async def test_cancelled_anywhere_it_is_here_or_there(qemu: str, tmp_path: Path)
         async def after() -> None:
             if vms[-1].report is None:
                 await lives_on(vms[-1], had[-1])
-                had.append(await counted(vms[-1]))  # which begins again, and soon
+                had.append(await counted(vms[-1]))
             else:
                 await begin()
 

@@ -16,7 +16,6 @@ from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from qmpkit.testing.leaks import leaks
 from tests.live.dying import STEPS, dies
 from tests.live.kept import Places, count, end_all, lab
-from tests.live.migrating import went_on
 from tests.live.test_networks import hears, ready, said
 from tests.sizes import CABLE_CANCELS, CABLE_KILLS, LONG, NEWEST, QEMU_VERSIONS
 
@@ -218,7 +217,7 @@ async def counts_on(places: Places, b: Kept, had: int) -> int:
     """Its guest goes on, in one process that has one place in each network; how far it is."""
     await b.wait_running()
     now = await count(b)
-    assert went_on(had, now)
+    assert now >= had
     with trio.fail_after(30):  # the other goes when it has ended
         while len(ports(places)) != 1:  # noqa: ASYNC110
             await trio.sleep(0.02)

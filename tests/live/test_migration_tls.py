@@ -12,7 +12,8 @@ import trustme
 import qmpkit
 from qmpkit import CannotMigrate, MigrationFailed, MigrationOptions
 from qmpkit.testing.leaks import leaks
-from tests.live.migrating import counted, counting, lives_on, still_here
+from tests.live.counting import counted
+from tests.live.migrating import counting, lives_on, still_here
 
 pytestmark = pytest.mark.live
 

@@ -18,8 +18,9 @@ from qmpkit.operations.migration.storage import DiskPlaces
 from qmpkit.testing import guests
 from qmpkit.testing.leaks import leaks
 from tests.conftest import binaries
+from tests.live.counting import counted
 from tests.live.ledger_guest import acknowledged, keeping_a_ledger, records, whole
-from tests.live.migrating import counted, options_for, went_on
+from tests.live.migrating import options_for
 from tests.sizes import KVM_MIGRATIONS, MIGRATION_ROUNDS, QEMU_VERSIONS, WAYS
 
 pytestmark = pytest.mark.live
@@ -140,5 +141,5 @@ async def test_under_kvm(qemu: str) -> None:
             destination = await stack.enter_async_context(qmpkit.receiving(vm))
             await vm.migrate(destination)
             vm = destination.vm
-            assert went_on(had, await counted(vm))
+            assert await counted(vm) >= had
             await vm.console.expect(".")

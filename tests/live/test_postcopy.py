@@ -24,7 +24,8 @@ from qmpkit import (
 )
 from qmpkit.operations.migration.options import Way
 from qmpkit.testing.leaks import leaks
-from tests.live.migrating import SLOW, counted, counting, lives_on, options_for, still_here
+from tests.live.counting import counted
+from tests.live.migrating import SLOW, counting, lives_on, options_for, still_here
 from tests.live.relay import BY_RELAY, Relay, ahead, phases
 from tests.sizes import LONG, NEWEST, QEMU_VERSIONS
 

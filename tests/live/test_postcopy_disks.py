@@ -15,8 +15,9 @@ from qmpkit import CannotMigrate, MigrationLost, Round, postcopy
 from qmpkit.operations.migration.local_end import LocalRest
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, nothing_left, write
+from tests.live.counting import counted
 from tests.live.kept import Places, end_all, kill, lab
-from tests.live.migrating import counted, counting, lives_on
+from tests.live.migrating import counting, lives_on
 from tests.live.receiving import runs_on
 from tests.live.relay import BY_RELAY, LARGE, Relay, phases
 from tests.live.test_migration_disks import folder, names_in

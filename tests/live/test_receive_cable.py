@@ -26,7 +26,7 @@ from qmpkit.operations.migration.remote_rest import RemoteRest
 from qmpkit.operations.migration.silence import SILENCE
 from qmpkit.testing import guests
 from qmpkit.testing.leaks import living_with
-from tests.live.kept import Places, count, end_all, kill, lab
+from tests.live.kept import Places, end_all, kill, lab
 from tests.live.migrating import counting
 from tests.live.other_host import FAR, OtherHost, certificates, machines_there, other_host, receiver
 from tests.live.receiving import runs_on
@@ -48,12 +48,13 @@ AT_ONCE = postcopy(after=0)
 
 @attrs.define
 class Move:
-    """One that is about to begin; `ran`: its guest runs there."""
+    """One that is about to begin; `had`: how far its guest has counted; `ran`: it runs there."""
 
     host: OtherHost
     here: Supervisor
     kept: Kept
     to: MovePlace
+    had: int
     ran: trio.Event
     pulled_at: float = 0.0
     seen: list[Round] = attrs.field(factory=list)
@@ -96,9 +97,9 @@ async def moving(qemu: str, folder: Path, patch: pytest.MonkeyPatch) -> AsyncIte
         async with lab() as here:
             spec = counting(qemu, folder, memory=HUGE)
             kept = await here.ensure(spec, restart="never")
-            await runs_on(kept, 0)
+            had = await runs_on(kept, 0)
             async with receiver(host, theirs, *allowed) as url:
-                yield Move(host, here, kept, move_place(url, ours), ran)
+                yield Move(host, here, kept, move_place(url, ours), had, ran)
         await end_all()
 
 
@@ -108,11 +109,8 @@ async def _until_there(deadline: float, wanted: str) -> None:
             await trio.sleep(0.2)
 
 
-async def _runs_on_there(places: Places) -> None:
-    """Its guest counts and writes, by a supervisor of ours in the place of the daemon there.
-
-    How far it had counted before says nothing: it counts past 32 bits in a minute.
-    """
+async def _runs_on_there(places: Places, had: int) -> None:
+    """Its guest counts and writes, by a supervisor of ours in the place of the daemon there."""
     for pid in living_with(f"QMPKIT_RUNTIME_DIR={places.runtime}"):
         command = await trio.Path(f"/proc/{pid}/cmdline").read_bytes()
         if b"serve" in command.split(b"\0"):
@@ -121,7 +119,7 @@ async def _runs_on_there(places: Places) -> None:
         kept = there.kept["mover"]
         await kept.wait_running()
         assert kept.end is None
-        await runs_on(kept, await count(kept))
+        await runs_on(kept, had)
         await there.declare("mover", "stopped")
         await there.forget("mover")
 
@@ -140,7 +138,7 @@ async def test_the_cable_is_in_again_in_time(
             await _until_there(trio.current_time() + 60, "mover running")
         assert not move.here.kept and len(places.qemus()) == 1
         assert phases(move.seen) == ["precopy", "postcopy"]
-        await _runs_on_there(places)
+        await _runs_on_there(places, move.had)
 
 
 async def test_the_cable_stays_out(

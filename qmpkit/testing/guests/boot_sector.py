@@ -26,7 +26,7 @@ BANNER = "qmpkit kvm-tiny guest ready"
 """What the guest prints first, with CR LF after it."""
 
 COUNTER_ADDRESS = 0x1000
-"""Physical address of the counter: 32 bits, little-endian, zero at start, wraps."""
+"""Physical address of the counter: 64 bits, little-endian, zero at start."""
 
 SECTOR_SIZE = 512
 _DISK_SIZE = 1024 * 1024  # SeaBIOS reads nothing from a disk shorter than a cylinder
@@ -42,7 +42,7 @@ _PROGRAM: tuple[tuple[str, str | _Jump], ...] = (
     ("", "fa fc"),  # cli; cld
     ("", "31 c0 8e d8 8e d0"),  # xor ax, ax; mov ds, ax; mov ss, ax
     ("", "bc 00 7c"),  # mov sp, 0x7c00
-    ("", "66 31 c0 66 a3 00 10"),  # xor eax, eax; mov [COUNTER], eax
+    ("", "66 31 c0 66 a3 00 10 66 a3 04 10"),  # xor eax, eax; mov [COUNTER], eax; its upper half
     # The clock: the RTC's periodic flag, eight times a second, polled.
     ("", "b0 0a e6 70 b0 2d e6 71"),  # register A: 32768 Hz base, rate 13
     ("", "b0 0b e6 70 b0 42 e6 71"),  # register B: periodic interrupt on, 24 h
@@ -53,7 +53,8 @@ _PROGRAM: tuple[tuple[str, str | _Jump], ...] = (
     ("", ("74", "count", 1)),  # jz count
     ("", ("e8", "put", 2)),  # call put
     ("", ("eb", "print", 1)),  # jmp print
-    ("count", "66 ff 06 00 10"),  # inc dword [COUNTER]
+    ("count", "66 83 06 00 10 01"),  # add dword [COUNTER], 1
+    ("", "66 83 16 04 10 00"),  # adc dword [COUNTER + 4], 0
     ("", "f7 06 00 10 ff 0f"),  # test word [COUNTER], 0xfff: I/O is dear, look seldom
     ("", ("75", "count", 1)),  # jnz count
     ("", "ba fd 03 ec a8 01"),  # mov dx, COM1 line status; in al, dx; test al, data ready

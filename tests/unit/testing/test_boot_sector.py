@@ -34,8 +34,9 @@ def test_the_reset_vector_jumps_to_the_code() -> None:
 
 
 def test_the_code_counts_at_the_documented_address() -> None:
-    increment = b"\x66\xff\x06" + COUNTER_ADDRESS.to_bytes(2, "little")
-    assert boot_sector().count(increment) == 1
+    low = b"\x66\x83\x06" + COUNTER_ADDRESS.to_bytes(2, "little") + b"\x01"
+    high = b"\x66\x83\x16" + (COUNTER_ADDRESS + 4).to_bytes(2, "little") + b"\x00"
+    assert boot_sector().count(low + high) == 1
 
 
 def test_the_code_finds_its_banner_from_where_it_is() -> None:
@@ -48,7 +49,7 @@ def test_the_code_finds_its_banner_from_where_it_is() -> None:
 
 def test_every_short_jump_lands_on_an_instruction_of_the_loop() -> None:
     sector = boot_sector()
-    count = sector.index(b"\x66\xff\x06")
+    count = sector.index(b"\x66\x83\x06")
     jump = sector.index(b"\x75", count)  # jnz count, after the test
     landing = jump + 2 + int.from_bytes(sector[jump + 1 : jump + 2], "little", signed=True)
     assert landing == count
