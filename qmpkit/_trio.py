@@ -8,7 +8,8 @@ from typing import Any, NoReturn, TypeVar
 
 import trio
 
-__all__ = ["ServiceNursery", "both", "finished_within", "raise_collapsed", "service_nursery"]
+__all__ = ["ServiceNursery", "both", "finished_within", "raise_collapsed", "raise_failed"]
+__all__ += ["service_nursery"]
 
 _One = TypeVar("_One")
 _Other = TypeVar("_Other")
@@ -84,7 +85,7 @@ async def finished_within(grace: float) -> AsyncIterator[None]:
                 yield
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        raise_collapsed(group)
+        raise_failed(group)
 
 
 async def _give_up_later(scope: trio.CancelScope, grace: float) -> None:
@@ -114,6 +115,14 @@ async def both(
         failed = group.split(trio.Cancelled)[1]
         raise_collapsed(group if failed is None else failed.derive(failed.exceptions[:1]))
     return given[0], second
+
+
+def raise_failed(group: BaseExceptionGroup[BaseException]) -> NoReturn:
+    """As `raise_collapsed`, without the cancellation of others: what failed tells more.
+
+    A scope that is cancelled stays so, and is heard of again by whoever waits next.
+    """
+    raise_collapsed(group.split(trio.Cancelled)[1] or group)
 
 
 def raise_collapsed(group: BaseExceptionGroup[BaseException]) -> NoReturn:

@@ -125,19 +125,28 @@ async def cancel_saving(machine: _Monitored) -> None:
             await changes.next()
 
 
-async def break_off(machine: _Monitored) -> None:
+async def break_off(machine: _Monitored, *, is_connected: bool = True) -> None:
     """End a migration to another QEMU that is under way; none is fine.
 
-    Its connection is cut (`yank`), for then it fails by itself, and takes the images again that
-    it had let go of.  QEMU 7.2 that is told to cancel in that moment runs on without them, and
-    ends when its guest writes.
+    QEMU 7.2 that is told to cancel when it has let go of the images ("device") runs on without
+    them, and ends when its guest writes.  So its connection is cut (`yank`), for then it fails
+    by itself, and takes them again.  One that is not connected, but writes to a file, has to
+    pause before its switchover, and is waited for once it is past that.
     """
     with machine.subscribe("MIGRATION") as changes, suppress(CommandRefused):
-        await machine.execute("yank", {"instances": [{"type": "migration"}]})
-        with trio.move_on_after(_BREAKS):  # one into a file has no connection
-            while not _is_over(await machine.execute("query-migrate")):
+        if is_connected:
+            await machine.execute("yank", {"instances": [{"type": "migration"}]})
+        with trio.move_on_after(_BREAKS):
+            while _ends_by_itself(await machine.execute("query-migrate"), is_connected):
                 await changes.next()
     await cancel_saving(machine)
+
+
+def _ends_by_itself(migration: Mapping[str, Any], is_cut: bool) -> bool:
+    status = migration.get("status")
+    if is_cut and status != "pre-switchover":  # in which it notices nothing
+        return not _is_over(migration)
+    return bool(status == "device")
 
 
 async def finalized(machine: _Monitored) -> str:

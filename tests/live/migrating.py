@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +98,15 @@ def dies_of_running(patch: pytest.MonkeyPatch) -> None:
 
 
 class At:
-    """Watches a monitor, and kills once a message with this *word* is sent, or received.
+    """Watches a monitor, and does something when a message with this *word* is sent, or received.
 
-    Who is killed is said when it is there: `at.victim = vm.pid`.  `has_killed` tells.
+    What is said when it is known: `at.act = scope.cancel`, or `at.victim = vm.pid` for whom it
+    kills.  It does so once, and `has_come` tells.
     """
 
     def __init__(self, word: str, direction: Direction = "sent") -> None:
-        self.victim: int | None = None
-        self.has_killed = False
+        self.act: Callable[[], object] | None = None
+        self.has_come = False
         self._word = f'"{word}"'.encode()
         self._direction = direction
 
@@ -112,9 +115,13 @@ class At:
         """How a machine is started whose monitor is watched."""
         return LaunchOptions(observer=self._see)
 
+    def _kill(self, pid: int) -> None:
+        self.act = partial(os.kill, pid, signal.SIGKILL)
+
+    victim = property(None, _kill)
+
     def _see(self, direction: Direction, message: bytes, _: float) -> None:
-        if self.victim is None or self.has_killed or direction != self._direction:
+        if self.act is None or direction != self._direction or self._word not in message:
             return
-        if self._word in message:
-            self.has_killed = True
-            os.kill(self.victim, signal.SIGKILL)
+        act, self.act, self.has_come = self.act, None, True
+        act()

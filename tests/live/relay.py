@@ -12,7 +12,7 @@ import trio
 
 import qmpkit
 from qmpkit import VM, Destination, MachineSpec, MigrationOptions, Round, State
-from qmpkit._trio import raise_collapsed
+from qmpkit._trio import raise_failed
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration import ways
 from qmpkit.operations.migration.ways import Route
@@ -69,7 +69,7 @@ class Relay:
                         yield Route(f"unix:{here}")
                         nursery.cancel_scope.cancel()
             except BaseExceptionGroup as group:
-                raise_collapsed(group.split(trio.Cancelled)[1] or group)
+                raise_failed(group)
             finally:
                 Path(here).unlink()  # noqa: ASYNC240
 

@@ -62,7 +62,7 @@ async def test_the_destination_dies_of_what_the_source_is_told(
             at.victim = destination.machine.child.pid
             with pytest.raises(MigrationFailed, match="is as it was"):
                 await vm.migrate(destination)
-            assert at.has_killed
+            assert at.has_come
         at.victim = None
         await still_here(vm, had, new)
 
@@ -80,7 +80,7 @@ async def test_the_destination_dies_of_what_it_is_told(
             at.victim = destination.machine.child.pid
             with pytest.raises(MigrationFailed, match="is as it was"):
                 await vm.migrate(destination)
-            assert at.has_killed
+            assert at.has_come
         await still_here(vm, had, new)
 
 
@@ -96,7 +96,7 @@ async def test_the_source_is_killed(qemu: str, command: str, tmp_path: Path) -> 
                 async with qmpkit.receiving(vm, disks=new) as destination:
                     at.victim = vm.pid
                     await vm.migrate(destination)
-        assert at.has_killed and names_in(new) == []
+        assert at.has_come and names_in(new) == []
         async with qmpkit.running(spec) as vm:
             await vm.console.expect(".")
     await holds(str(tmp_path / "qcow2.img"), "qcow2", {0: 5})

@@ -37,7 +37,7 @@ from tests.live.migrating import (
     still_here,
 )
 from tests.live.small_disk import small_disk
-from tests.sizes import LONG, MIGRATION_CANCELS, NEWEST
+from tests.sizes import FILE_SWITCHES, LONG, MIGRATION_CANCELS, NEWEST
 
 pytestmark = pytest.mark.live
 
@@ -50,6 +50,10 @@ _BEFORE: tuple[tuple[str, Direction], ...] = (("migrate-set-capabilities", "sent
 AT_DESTINATION: tuple[tuple[str, Direction], ...] = (
     ("migrate-incoming", "sent"),
     *(_BEFORE if LONG else ()),
+)
+AT_SWITCH: tuple[tuple[str, Direction], ...] = (
+    ("migrate-continue", "sent"),
+    *((("pre-switchover", "received"), ("device", "received")) if LONG else ()),
 )
 CUT_WAYS: tuple[Way, ...] = ("unix", "tcp", "fd") if LONG else ("unix",)
 
@@ -66,7 +70,7 @@ async def test_the_destination_dies_beside_the_source(
             at.victim = destination.machine.child.pid
             with pytest.raises(MigrationFailed, match=r"is as it was.*QEMU has ended"):
                 await vm.migrate(destination)
-            assert at.has_killed
+            assert at.has_come
             with pytest.raises(NotArrived):
                 await vm.migrate(destination)
         await still_here(vm, had)
@@ -84,7 +88,7 @@ async def test_the_destination_dies_of_what_it_is_told(
             at.victim = destination.machine.child.pid
             with pytest.raises(MigrationFailed, match="is as it was"):
                 await vm.migrate(destination)
-            assert at.has_killed
+            assert at.has_come
         await still_here(vm, had)
 
 
@@ -164,7 +168,7 @@ async def test_the_source_is_killed(qemu: str, tmp_path: Path) -> None:
                 async with qmpkit.receiving(vm) as destination:
                     at.victim = vm.pid
                     await vm.migrate(destination)
-        assert at.has_killed
+        assert at.has_come
         async with qmpkit.running(spec) as vm:  # nobody holds its images
             await vm.console.expect(".")
     await holds(str(tmp_path / "qcow2.img"), "qcow2", {0: 5})
@@ -186,7 +190,7 @@ async def test_the_source_is_killed_as_its_guest_stands_still(qemu: str, tmp_pat
                     await lives_on(destination.vm, had)
         except MachineDied:
             assert not is_there
-        assert at.has_killed
+        assert at.has_come
         async with qmpkit.running(spec) as vm:  # nobody holds its images
             await vm.console.expect(".")
     await holds(str(tmp_path / "qcow2.img"), "qcow2", {0: 5})
@@ -201,7 +205,7 @@ async def test_a_source_that_dies_once_all_is_there_is_no_loss(qemu: str, tmp_pa
         async with qmpkit.receiving(vm, options=at.options) as destination:
             at.victim = vm.pid
             await vm.migrate(destination)
-            assert at.has_killed and vm.report is not None and vm.report.expected
+            assert at.has_come and vm.report is not None and vm.report.expected
             await lives_on(destination.vm, had)
             has_lived_on = True
     assert has_lived_on
@@ -223,6 +227,25 @@ async def test_the_connection_is_cut(qemu: str, way: Way, tmp_path: Path) -> Non
             await nursery.start(cut)
             with pytest.raises(MigrationFailed):
                 await vm.migrate(destination, options=attrs.evolve(SLOW, way=way))
+        await still_here(vm, had)
+
+
+@pytest.mark.parametrize(("word", "direction"), AT_SWITCH)
+async def test_one_into_a_file_is_called_off_as_it_switches(
+    qemu: str, word: str, direction: Direction, tmp_path: Path
+) -> None:
+    """QEMU 7.2 that is told to cancel then has its guest run on without the images."""
+    at, options = At(word, direction), options_for("file", tmp_path)
+    async with leaks(), qmpkit.running(counting(qemu, tmp_path), options=at.options) as vm:
+        await vm.console.expect(".")
+        for _ in range(FILE_SWITCHES):
+            had, at.has_come = await counted(vm), False
+            async with qmpkit.receiving(vm) as destination:
+                with trio.CancelScope() as scope:
+                    at.act = scope.cancel
+                    await vm.migrate(destination, options=options)
+            assert at.has_come and scope.cancelled_caught
+            await lives_on(vm, had)
         await still_here(vm, had)
 
 

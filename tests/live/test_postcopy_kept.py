@@ -9,7 +9,8 @@ import attrs
 import pytest
 import trio
 
-from qmpkit import MigrationFailed, MigrationLost, MigrationOptions, Supervisor, postcopy
+from qmpkit import MigrationFailed, MigrationLost, MigrationOptions, postcopy
+from qmpkit.operations.migration.local_end import LocalRest
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.testing.leaks import leaks
 from tests.live.kept import Places, end_all, kill, lab
@@ -67,6 +68,21 @@ def relay(monkeypatch: pytest.MonkeyPatch) -> Relay:
     return Relay(monkeypatch)
 
 
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch, relay: Relay) -> trio.Event:
+    """Set when the guest runs in its new process; its memory does not follow then."""
+    ran, run = trio.Event(), LocalRest.run
+
+    async def held(rest: LocalRest) -> float | None:
+        when = await run(rest)
+        relay.hold()
+        ran.set()
+        return when
+
+    monkeypatch.setattr(LocalRest, "run", held)
+    return ran
+
+
 @pytest.mark.parametrize("how", POSTCOPY_DEATHS)
 async def test_whoever_supervises_next_has_the_rest_come(
     qemu: str, how: str, places: Places, tmp_path: Path
@@ -89,19 +105,12 @@ async def test_whoever_supervises_next_has_the_rest_come(
         await end_all()
 
 
-async def _held(supervisor: Supervisor, relay: Relay) -> None:
-    """Wait until the guest of "mover" runs in its heir, and let its memory not follow."""
-    kept = supervisor.kept["mover"]
-    await kept.until(lambda: kept.state == "migrating")
-    relay.hold()
-
-
 @pytest.mark.qemus(*OLDEST)
 async def test_a_guest_that_is_lost_is_started_again(
-    qemu: str, places: Places, tmp_path: Path, relay: Relay
+    qemu: str, places: Places, tmp_path: Path, ahead: trio.Event
 ) -> None:
     async def kill_heir() -> None:
-        await _held(supervisor, relay)
+        await ahead.wait()
         heir = kept.record.heir
         assert heir is not None
         await trio.to_thread.run_sync(kill, heir.identity.pid)
@@ -124,13 +133,10 @@ async def test_a_guest_that_is_lost_is_started_again(
 @pytest.mark.qemus(*NEWEST)
 @pytest.mark.parametrize("when", POSTCOPY_STOPS)
 async def test_a_machine_that_moves_can_be_stopped_at_once(
-    qemu: str, when: str, places: Places, tmp_path: Path, relay: Relay
+    qemu: str, when: str, places: Places, tmp_path: Path, ahead: trio.Event
 ) -> None:
     async def stop() -> None:
-        if when == "after":
-            await _held(supervisor, relay)
-        else:
-            await begun.wait()
+        await (ahead if when == "after" else begun).wait()
         await supervisor.declare("mover", "stopped", powerdown_grace=0)
 
     options = attrs.evolve(BY_RELAY if when == "after" else SLOW, finish_within=1000)

@@ -184,6 +184,15 @@ async def test_what_is_not_cancelled_takes_its_time(autojump_clock: MockClock) -
             raise ZeroDivisionError
 
 
+async def test_what_fails_in_the_grace_tells_more_than_the_cancellation(
+    autojump_clock: MockClock,
+) -> None:
+    with pytest.raises(ZeroDivisionError), trio.move_on_after(1):
+        async with finished_within(5):
+            await trio.sleep(3)
+            raise ZeroDivisionError
+
+
 async def fails() -> None:
     raise ValueError("it is gone")
 

@@ -49,11 +49,12 @@ def wanted_capabilities(
     *throttled*: the guest may be slowed down until it converges.  *runs*: it does; of one
     that stands still, the destination takes the images with the memory, for nothing else
     makes QEMU 7.2 take them.  *pauses*: there is something to do when the guest stands still,
-    before the images change hands.  *postcopies*: it may run there before its memory has
-    come.  *bitmaps*: dirty bitmaps go along with their disks.
+    before the images change hands; one into a file pauses in any case, for it can be called off
+    by no other way (`break_off`).  *postcopies*: it may run there before its memory has come.
+    *bitmaps*: dirty bitmaps go along with their disks.
     """
     wanted = {"events"}
-    if pauses:
+    if pauses or options.way == "file":
         wanted.add("pause-before-switchover")
     if options.way != "file":
         wanted.add("return-path")

@@ -52,9 +52,10 @@ from qmpkit.operations.migration.along import Along, taken_along
 from qmpkit.operations.migration.capabilities import Agreed
 from qmpkit.operations.migration.convergence import Policy, is_switched
 from qmpkit.operations.migration.end import Able, End, tell
-from qmpkit.operations.migration.errors import MigrationFailed, MigrationLost, MigrationUnknown
+from qmpkit.operations.migration.errors import MigrationFailed, MigrationUnknown
 from qmpkit.operations.migration.mirrors import set_bitmaps
 from qmpkit.operations.migration.options import MigrationOptions
+from qmpkit.operations.migration.outcomes import lost, told_as
 from qmpkit.operations.migration.parameters import parameters_of
 from qmpkit.operations.migration.ports_along import PortsAlong
 from qmpkit.operations.migration.postcopy import Postcopy
@@ -64,7 +65,7 @@ from qmpkit.operations.migration.ways import Route
 from qmpkit.operations.power import resume
 from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.operations.stillness import go_on
-from qmpkit.qmp.errors import CommandRefused, MonitorLost
+from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 
 __all__ = ["NEWS", "Migrated", "Moving", "Plan"]
@@ -256,7 +257,7 @@ class Moving:
             with trio.move_on_after(STEP_GRACE, shield=True):
                 await self._end.discard(patience=0.0)
                 await source.kill()
-            raise _lost(source.name, error, bound) from error
+            raise lost(source.name, error, bound) from error
         if way.failure is not None:
             raise way.failure
 
@@ -335,12 +336,12 @@ class Moving:
             )
             said = await self._end.discard(patience=LAST_WORDS if may_know else 0.0)
             if source.report is None:
-                await break_off(source)
+                await break_off(source, is_connected=self._plan.options.way != "file")
                 await self._go_on()
                 await self._forget()
         if bound.cancelled_caught:
             log.error("machine %r has not answered whether it goes on here", source.name)
-        return self._told_as(error, said)
+        return told_as(source, self._end, error, said)
 
     async def _forget(self) -> None:
         """What the source was told for this migration is in no other's way."""
@@ -354,42 +355,13 @@ class Moving:
         status = await finalized(source)
         if not self._ran:
             await go_on(source, ran=False)
-        elif status in _HALTED:
+        elif status in _GOES_ON:
             await resume(source)
 
-    def _told_as(self, error: BaseException, said: str) -> BaseException:
-        name = self._source.name
-        match error:
-            case MigrationFailed():
-                return self._source.ended("migrating") or MigrationFailed(name, error.why, said)
-            case CommandRefused() | JobFailed():
-                return MigrationFailed(name, str(error), said)
-            case MachineDied() | MachineGone():
-                return self._source.ended("migrating") or self._end.has_ended()
-            case MonitorLost() if self._source.qmp.lost is None:
-                return self._end.has_ended()
-        return error
 
-
-_HALTED = ("paused", "postmigrate")
-
-
-def _lost(name: str, error: BaseException, bound: float) -> MigrationLost:
-    """Why the guest is lost: by what it was, or, when it was only cancelled, by how long."""
-    parts = BaseExceptionGroup("", [error]).split(trio.Cancelled)[1]
-    if parts is None:
-        return MigrationLost(name, f"it was cancelled, and not all there {bound:g} s later")
-    why = _leaf(parts)
-    return why if isinstance(why, MigrationLost) else MigrationLost(name, str(why) or repr(why))
-
-
-def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a group in which others only follow."""
-    chosen = group.split(MigrationLost)[0] or group
-    error: BaseException = chosen
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+# One that runs may do so without its images: 7.2 does when its connection is cut late, and takes
+# them with `cont` alone.
+_GOES_ON = ("paused", "postmigrate", "running")
 
 
 def _between(stops: Subscription, ran_at: float | None) -> float:

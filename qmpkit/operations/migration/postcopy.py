@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import attrs
 import trio
 
-from qmpkit._trio import raise_collapsed
+from qmpkit._trio import raise_failed
 from qmpkit.errors import Fault
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.capabilities import Setting
@@ -222,7 +222,7 @@ class Postcopy:
                     await self._does_run()
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise_collapsed(group)
+            raise_failed(group)
         return self._ran_at
 
     async def _run(self, let_go: Callable[[], object]) -> None:
@@ -282,9 +282,16 @@ class Postcopy:
                 case Outlook.ORPHANED:
                     await self._hear_last_words()
                 case Outlook.LOST:
+                    if not self._is_let_go:
+                        await self._hear_verdict()
                     raise self._lost("the destination's QEMU has ended")
                 case Outlook.UNHEARD:
                     raise self._lost("the other side cannot be asked whether all of it is there")
+
+    async def _hear_verdict(self) -> None:
+        """Whether the source, which has not let go of the guest yet, has failed to switch."""
+        with trio.move_on_after(LAST_WORDS):
+            await self._until(lambda: self._source.status in (None, "completed", _CUT, *_BROKEN))
 
     async def _hear_last_words(self) -> None:
         with trio.move_on_after(LAST_WORDS):

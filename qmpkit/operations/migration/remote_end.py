@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import trio
 
-from qmpkit._trio import raise_collapsed
+from qmpkit._trio import raise_failed
 from qmpkit.errors import HostLacks, SpecInvalid
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.capabilities import Setting
@@ -108,7 +108,7 @@ class RemoteEnd:
                 yield
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:  # what failed in a shielded hand-over tells more
-            raise_collapsed(group.split(trio.Cancelled)[1] or group)
+            raise_failed(group)
 
     async def _beat(self) -> None:
         while True:

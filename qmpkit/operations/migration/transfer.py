@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from qmpkit._trio import raise_collapsed
+from qmpkit._trio import raise_failed
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.convergence import Policy, Round, Step, is_switched, read_round
 from qmpkit.operations.migration.errors import MigrationFailed
@@ -158,7 +158,7 @@ async def sent_by(source: Machine) -> AsyncIterator[trio.Event]:
             yield there
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:  # what failed while it could not be cancelled tells more
-        raise_collapsed(group.split(trio.Cancelled)[1] or group)
+        raise_failed(group)
 
 
 async def loaded(destination: Machine, changes: Subscription) -> None:

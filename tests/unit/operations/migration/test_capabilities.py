@@ -15,7 +15,8 @@ from qmpkit.operations.migration.capabilities import (
     wanted_capabilities,
 )
 
-OLD = {"events", "pause-before-switchover", "return-path", "multifd", "late-block-activate", "zap"}
+PAUSE = "pause-before-switchover"
+OLD = {"events", PAUSE, "return-path", "multifd", "late-block-activate", "zap"}
 NEW = (OLD - {"zap"}) | {"mapped-ram", "auto-converge"}
 
 
@@ -29,7 +30,12 @@ def on(setting: Setting) -> set[object]:
         ({}, False, True, {"return-path", "late-block-activate"}),
         ({}, True, False, {"return-path", "auto-converge"}),
         ({"way": "unix", "channels": 2}, False, False, {"return-path", "multifd"}),
-        ({"way": "file", "file": Path("ram")}, False, False, {"mapped-ram"}),
+        (
+            {"way": "file", "file": Path("ram")},
+            False,
+            False,
+            {"mapped-ram", PAUSE},
+        ),
     ],
 )
 def test_what_is_wanted(
@@ -40,7 +46,7 @@ def test_what_is_wanted(
 
 
 def test_a_source_pauses_when_there_is_something_to_do_meanwhile() -> None:
-    options, pause = MigrationOptions(), {"capability": "pause-before-switchover", "state": True}
+    options, pause = MigrationOptions(), {"capability": PAUSE, "state": True}
     for pauses in (False, True):
         wanted = wanted_capabilities(options, throttled=False, runs=True, pauses=pauses)
         agreed = agree(OLD, OLD, wanted)

@@ -24,6 +24,7 @@ from qmpkit.operations.migration.postcopy import (
 )
 from qmpkit.operations.migration.silence import SILENCE
 from qmpkit.operations.migration.storage import DiskMove
+from qmpkit.operations.migration.transfer import LAST_WORDS
 from qmpkit.operations.migration.ways import Route
 from qmpkit.process.status import ExitStatus
 from qmpkit.qmp.errors import CommandRefused
@@ -301,6 +302,22 @@ async def test_a_cable_that_stays_out_loses_it(autojump_clock: trio.testing.Mock
             gone = trio.current_time()
             ends.there(UNHEARD)
     assert trio.current_time() == gone and "migrate-pause" not in ends.told
+
+
+@pytest.mark.parametrize(("says", "after"), [("failed", 1.0), (PAUSED, 1.0), (None, LAST_WORDS)])
+async def test_a_source_that_has_not_let_go_says_what_comes_of_its_destinations_end(
+    says: str | None, after: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It may have failed to switch, and go on; whoever asks it next is to hear of that."""
+    ends = Ends()
+    with pytest.raises(MigrationLost, match="has ended"):
+        async with bringing(ends):
+            ends.there(None)
+            await trio.sleep(1.0)
+            if says is not None:
+                ends.say(says)
+            await trio.sleep_forever()
+    assert trio.current_time() == after and ends.told == []
 
 
 async def test_what_is_cut_again_and_again_is_given_up(
