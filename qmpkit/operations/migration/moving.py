@@ -61,6 +61,7 @@ from qmpkit.operations.migration.ports_along import PortsAlong
 from qmpkit.operations.migration.postcopy import Postcopy
 from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.transfer import EVENTS, LAST_WORDS, Told, Transfer, sent_by
+from qmpkit.operations.migration.unstuck import unstuck
 from qmpkit.operations.migration.ways import Route
 from qmpkit.operations.power import resume
 from qmpkit.operations.steps import LOST, STEP_GRACE
@@ -351,6 +352,7 @@ class Moving:
 
     async def _go_on(self) -> None:
         source = self._source
+        await unstuck(source)
         await self._ports.go_back()
         status = await finalized(source)
         if not self._ran:

@@ -10,6 +10,7 @@ import trio
 
 from qmpkit._trio import raise_failed
 from qmpkit.machine.machine import Machine
+from qmpkit.machine.saved_state import is_stuck
 from qmpkit.operations.migration.convergence import Policy, Round, Step, is_switched, read_round
 from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.parameters import downtime_parameter
@@ -86,7 +87,7 @@ class Transfer:
             self.last = seen
             if not self.is_quiet:
                 self._told(seen)
-        return str(told.get("status", "none"))
+        return "failed" if is_stuck(told) else str(told.get("status", "none"))
 
     async def _next_status(self) -> str:
         """That of the next event; it is asked for when none tells, and the guest may run."""

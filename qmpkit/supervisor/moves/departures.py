@@ -24,6 +24,7 @@ from qmpkit.operations.block.recovery import own_files
 from qmpkit.operations.migration.convergence import is_switched
 from qmpkit.operations.migration.place import MovePlace, connected, move_place
 from qmpkit.operations.migration.remote_end import asked_what_came
+from qmpkit.operations.migration.unstuck import unstuck
 from qmpkit.operations.migration.wire import Refused, Wire, WireLost
 from qmpkit.operations.ports import forwards_of, ports_again
 from qmpkit.operations.steps import STEP_GRACE
@@ -137,6 +138,7 @@ async def whereabouts(kept: Kept, place: MovePlace, source: Source = Source.SENT
 async def taken_back(machine: Machine, *, runs: bool, lost_ports: Callable[[str], object]) -> None:
     """Have a source that stood still for a move its images and ports again, and its guest run."""
     await break_off(machine)
+    await unstuck(machine)
     await finalized(machine)
     await ports_again(machine, machine.name, forwards_of(machine.spec.nics), lost_ports)
     if not (await machine.execute("query-status"))["running"]:
