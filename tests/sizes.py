@@ -132,6 +132,7 @@ MOVED_DISK_KILLS = size(ci=2, long=200)  # SIGKILLs of a supervisor between two 
 # At which words the conversation breaks off, before or after the answer.
 DISK_CUTS = [("alike", True), ("disks", True), ("alike", False), ("disks", False)]
 DISK_CUTS = DISK_CUTS if LONG else DISK_CUTS[:1]
+LEDGER_KILLS = size(ci=0, long=50)  # SIGKILLs of either supervisor, whose guest keeps a ledger
 KVM_MIGRATIONS = size(ci=3, long=50)  # of one under KVM
 MIGRATION_KILLS = size(ci=4, long=100)  # SIGKILLs of a supervisor between two steps of one
 MIGRATIONS_KILLED = ("live", "postcopy") if LONG else ("live",)  # … by each of these policies

@@ -15,14 +15,16 @@ import qmpkit
 from qmpkit import VM, Cpu, Disk, MachineSpec, images
 from qmpkit.testing import guests
 
-__all__ = ["acknowledged", "keeping_a_ledger", "records", "whole"]
+__all__ = ["acknowledged", "begin", "keeping_a_ledger", "ledger_spec", "records", "whole"]
 
 # A record is its number and a checksum, on the disk for good before it is acknowledged.
-# `still` must never change; `churn` is written all the time, with what is not zero.
+# `still` must never change; `churn` is written all the time, with what is not zero.  Far behind
+# the records is what takes a move a moment, and room.
 _WRITER = """
 cd /tmp
 dd if=/dev/urandom of=still bs=1M count=2 2>/dev/null
 md5sum still > still.md5
+dd if=still of=/dev/vda bs=1M seek=32 conv=notrunc,fsync 2>/dev/null || exit
 while [ ! -e stop ]; do dd if=still of=churn bs=1M conv=notrunc 2>/dev/null; usleep 50000; done &
 n=0
 while [ ! -e stop ]; do
@@ -61,12 +63,18 @@ async def keeping_a_ledger(qemu: str, disk: Path) -> AsyncIterator[VM]:
     """One that has begun, on a disk that was plugged in and is made when it is not there."""
     async with guests.booted(ledger_spec(qemu)) as vm:
         await vm.disks.add(Disk(str(disk), format="qcow2", make="64MiB"))
-        await vm.agent.write_file("/tmp/writer", _WRITER)
-        wait = "until [ -b /dev/vda ]; do usleep 10000; done; sh /tmp/writer &"
-        await vm.console.send_line(wait)
-        ready = "until [ -s /tmp/acked ]; do usleep 10000; done"
-        await vm.agent.run(["sh", "-c", ready], check=True)
+        await begin(vm)
         yield vm
+
+
+async def begin(vm: VM) -> None:
+    """Have it keep its ledger, on its only disk."""
+    await vm.agent.wait_ready()
+    await vm.agent.write_file("/tmp/writer", _WRITER)
+    wait = "until [ -b /dev/vda ]; do usleep 10000; done; sh /tmp/writer > /dev/null 2>&1 &"
+    await vm.agent.run(["sh", "-c", wait], check=True)
+    ready = "until [ -s /tmp/acked ]; do usleep 10000; done"
+    await vm.agent.run(["sh", "-c", ready], check=True)
 
 
 async def acknowledged(vm: VM) -> int:

@@ -17,7 +17,7 @@ __all__ = ["SmallDisk", "small_disk"]
 
 @attrs.frozen
 class SmallDisk:
-    """A file system of a megabyte, with a few hundred files at most."""
+    """A file system of some megabytes, with a few hundred files at most."""
 
     path: Path
 
@@ -39,10 +39,10 @@ class SmallDisk:
 
 
 @contextmanager
-def small_disk(path: Path) -> Iterator[SmallDisk]:
+def small_disk(path: Path, mib: int = 1) -> Iterator[SmallDisk]:
     """Mount one at *path*, which is made; skips where this user may not."""
     path.mkdir(mode=0o700, exist_ok=True)
-    options = "size=1m,nr_inodes=300,mode=700"
+    options = f"size={mib}m,nr_inodes=300,mode=700"
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", options, "qmpkit-test", str(path)],
         check=False,

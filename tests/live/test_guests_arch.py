@@ -90,10 +90,23 @@ async def _plug(vm: qmpkit.VM, file: Path) -> None:
     await _handle(vm, "in")
     await _until(vm, "[ -b /dev/vdb ]")
     with vm.subscribe("DEVICE_DELETED") as deleted:
-        await vm.execute("device_del", {"id": "l"})
+        await _asked_back(vm)
         await _handle(vm, "out")
         await deleted.wait_for(lambda event: event.data.get("device") == "l")
     await vm.execute("blockdev-del", {"node-name": "later"})
+
+
+async def _asked_back(vm: qmpkit.VM) -> None:
+    """Ask for it, once its guest has done with plugging it in: the port's light tells."""
+    while True:
+        try:
+            await vm.execute("device_del", {"id": "l"})
+        except qmpkit.CommandRefused as refused:
+            if "power indicator blinking" not in refused.desc:
+                raise
+            await trio.sleep(0.1)
+        else:
+            return
 
 
 async def _handle(vm: qmpkit.VM, direction: str) -> None:

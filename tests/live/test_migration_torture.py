@@ -5,15 +5,27 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import attrs
 import pytest
+import trio
 
 import qmpkit
-from qmpkit import VM, MachineDied, MigrationFailed, Round, Step
+from qmpkit import (
+    VM,
+    CommandRefused,
+    Destination,
+    MachineDied,
+    MachineGone,
+    MigrationFailed,
+    Round,
+    Step,
+)
+from qmpkit._trio import raise_failed
 from qmpkit.operations.migration.storage import DiskPlaces
 from qmpkit.testing import guests
 from qmpkit.testing.leaks import leaks
@@ -21,9 +33,13 @@ from tests.conftest import binaries
 from tests.live.counting import counted
 from tests.live.ledger_guest import acknowledged, keeping_a_ledger, records, whole
 from tests.live.migrating import options_for
+from tests.live.small_disk import SmallDisk, small_disk
 from tests.sizes import KVM_MIGRATIONS, MIGRATION_ROUNDS, QEMU_VERSIONS, WAYS
 
 pytestmark = pytest.mark.live
+
+FATES = ("nothing", "source", "destination", "cut", "no space")
+ODDS = (45, 10, 20, 15, 10)
 
 # Eight in all in CI: each way but one, on both QEMUs, and from one to the other and back.
 CI_ROUTES = [
@@ -58,17 +74,20 @@ async def test_there_and_back(versions: Sequence[str], ways: Sequence[str], tmp_
     assert 2 < await records(disk) < had <= await records(new / disk.name)
 
 
-class Fate:
-    """A policy that lets QEMU do as it likes, but for what it does to it at the second look."""
+Strike = Callable[[], object]
 
-    def __init__(self, dice: random.Random, victim: int | None) -> None:
-        self._victim = victim
+
+class Fate:
+    """A policy that lets QEMU do as it likes, but for a *strike* at one of the first looks."""
+
+    def __init__(self, dice: random.Random, strike: Strike | None) -> None:
+        self._strike = strike
         self._looks = dice.randint(1, 3)
 
     def __call__(self, now: Round) -> Step:
         self._looks -= 1
-        if self._looks == 0 and self._victim is not None:
-            os.kill(self._victim, signal.SIGKILL)
+        if self._looks == 0 and self._strike is not None:
+            self._strike()
         return Step(downtime=0.3)
 
 
@@ -77,23 +96,28 @@ class Fate:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.qemus(*QEMU_VERSIONS)
 async def test_again_and_again(qemu: str, way: str, tmp_path: Path) -> None:
-    """By dice its destination is killed, its source, or nobody; its disk goes along or stays."""
+    """Its disk goes along or stays, and by dice one of five things happens, or nothing."""
     dice, left = random.Random(way), MIGRATION_ROUNDS
-    while left > 0:
-        async with leaks():
-            life = Life(qemu, way, dice, tmp_path)
-            left = await life.rounds(left)
-        assert await records(life.disk) >= life.had
-        life.disk.unlink()
+    with small_disk(tmp_path / "small", mib=8) as small:
+        while left > 0:
+            async with leaks():
+                life = Life(qemu, way, dice, tmp_path, small)
+                left = await life.rounds(left)
+            assert await records(life.disk) >= life.had
+            life.disk.unlink()
+            assert not list(small.path.iterdir())
 
 
 class Life:
     """Of one guest, from its start until it is killed or all is done."""
 
-    def __init__(self, qemu: str, way: str, dice: random.Random, folder: Path) -> None:
+    def __init__(
+        self, qemu: str, way: str, dice: random.Random, folder: Path, small: SmallDisk
+    ) -> None:
         self.had = 0
         self._qemu, self._dice = qemu, dice
         self._options = options_for(way, folder)
+        self._small = small
         self.disk = folder / "disk.qcow2"
 
     async def rounds(self, left: int) -> int:
@@ -110,22 +134,48 @@ class Life:
 
     async def _moved(self, stack: AsyncExitStack, vm: VM) -> VM:
         self.had = await whole(vm, self.had)
-        old, new = self.disk, self.disk.with_name(f"disk{self._dice.getrandbits(32)}.qcow2")
-        goes = self._dice.random() < 0.5
+        name = f"disk{self._dice.getrandbits(32)}.qcow2"
+        goes, fate = self._dice.random() < 0.5, self._dice.choices(FATES, ODDS)[0]
+        new = (self._small.path if fate == "no space" else self.disk.parent) / name
+        goes = goes or fate == "no space"
         disks: DiskPlaces = {vm.spec.disks[-1].id: new} if goes else "shared"
         destination = await stack.enter_async_context(qmpkit.receiving(vm, disks=disks))
-        luck = self._dice.random()
-        victim = vm.pid if luck < 0.1 else destination.machine.child.pid if luck < 0.4 else None
+        if fate == "no space":  # any more, for as long as it would be needed
+            self._small.fill()
         try:
-            await vm.migrate(destination, options=self._options, policy=Fate(self._dice, victim))
+            await self._struck(vm, destination, fate)
         except MigrationFailed:
+            if fate == "no space":
+                self._small.free()
             self.had = await whole(vm, self.had)
             return vm
+        assert fate != "no space"
         if goes:
-            self.disk = new
+            self.disk, old = new, self.disk
             old.unlink()
         self.had = await whole(destination.vm, self.had)
         return destination.vm
+
+    async def _struck(self, vm: VM, destination: Destination, fate: str) -> None:
+        cut = trio.Event()
+        pids = {"source": vm.pid, "destination": destination.machine.child.pid}
+
+        async def break_connection() -> None:
+            await cut.wait()
+            with suppress(CommandRefused, MachineGone, MachineDied):  # it is over, or has none
+                await vm.execute("yank", {"instances": [{"type": "migration"}]})
+
+        strike = cut.set if fate == "cut" else None
+        if fate in pids:
+            strike = partial(os.kill, pids[fate], signal.SIGKILL)
+        policy = Fate(self._dice, strike)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(break_connection)
+                await vm.migrate(destination, options=self._options, policy=policy)
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise_failed(group)
 
 
 @pytest.mark.kvm
