@@ -121,7 +121,7 @@ HELD_AT_ONCE = size(ci=8, long=50)  # clones that are taken at the same time
 # Migration
 WAYS = ("fd", "unix", "tcp", "file", "multifd")
 MIGRATION_WAYS = WAYS if LONG else ("fd", "multifd")  # each on both QEMUs
-POSTCOPY_SWITCHES = size(ci=2, long=25)  # … by postcopy, whose connection is cut as they switch
+POSTCOPY_SWITCHES = size(ci=2, long=10)  # … by postcopy, whose connection is cut as they switch
 FILE_SWITCHES = size(ci=3, long=30)  # migrations into a file, called off as they switch over
 MIGRATION_CANCELS = size(ci=40, long=1)  # each so-and-so-many-th checkpoint of one
 MIGRATION_ROUNDS = size(ci=0, long=50)  # by each way, of a guest that keeps a ledger

@@ -105,6 +105,7 @@ class Machine:
         self.started_at = trio.current_time()
         self.on_state: StateObserver | None = None
         self.is_down = False
+        self.maimed = ""  # why its QEMU neither migrates, nor is saved, nor ends in order any more
         self.ledger: Ledger = Unwritten()
         self.changing = trio.Lock()
         self.shares = Shares(self)
@@ -300,7 +301,11 @@ class Machine:
         await self.explain(lost, "following its events")
 
     async def _ask_to_quit(self) -> None:
-        await self.qmp.execute("quit")
+        if not self.maimed:
+            await self.qmp.execute("quit")
+            return
+        await self.qmp.execute("stop")  # which has it write what it had kept for later
+        self.child.kill()
 
     async def _follow_events(self) -> None:
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from qmpkit.machine.state_forms import Form, OpenState, StateBroken, Way, readin
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Subscription
 
-__all__ = ["break_off", "cancel_saving", "finalized", "forget_migrations", "is_stuck"]
+__all__ = ["MAIMED", "break_off", "cancel_saving", "finalized", "forget_migrations", "is_stuck"]
 __all__ += ["load_state", "save_state", "take_images_back"]
 
 _SET_ACTIVE = "blockdev-set-active"
@@ -63,7 +63,10 @@ async def save_state(
     that is in a file anyway.  *form*: how the RAM is in the file; `load_state` finds it out.
     QEMU has let go of the images afterwards, until `cont`.  Cancelled, it writes no more.
     """
-    if not _is_over(await machine.execute("query-migrate")):
+    migration = await machine.execute("query-migrate")
+    if is_stuck(migration):
+        return MAIMED
+    if not _is_over(migration):
         return "a migration is under way"  # which is somebody else's, and not to be cancelled
     opened = await trio.to_thread.run_sync(os.open, path, flags | os.O_CLOEXEC, 0o600)
     try:
@@ -111,6 +114,8 @@ async def _none_left(machine: _Monitored) -> AsyncIterator[None]:
 CANCEL_GRACE = 30.0
 """Seconds that QEMU may take to stop writing a state."""
 
+MAIMED = "its QEMU has not got over a switch to postcopy that failed: stop it, and start it again"
+
 _BREAKS = 2.0
 """Seconds in which a migration notices that its connection is cut."""
 
@@ -130,12 +135,15 @@ async def break_off(machine: _Monitored, *, is_connected: bool = True) -> None:
 
     QEMU 7.2 that is told to cancel when it has let go of the images ("device") runs on without
     them, and ends when its guest writes.  So its connection is cut (`yank`), for then it fails
-    by itself, and takes them again.  One that is not connected, but writes to a file, has to
-    pause before its switchover, and is waited for once it is past that.
+    by itself, and takes them again.  One that is not connected, but writes to a file, pauses
+    before its switchover (`wanted_capabilities`), and is waited for once it is past that.
     """
-    with machine.subscribe("MIGRATION") as changes, suppress(CommandRefused):
+    with machine.subscribe("MIGRATION") as changes:
         if is_connected:
-            await machine.execute("yank", {"instances": [{"type": "migration"}]})
+            try:
+                await machine.execute("yank", {"instances": [{"type": "migration"}]})
+            except CommandRefused:
+                is_connected = False
         with trio.move_on_after(_BREAKS):
             while _ends_by_itself(await machine.execute("query-migrate"), is_connected):
                 await changes.next()

@@ -72,5 +72,8 @@ class Changeable(Monitor, Protocol):
     changing: trio.Lock
     """Held by whoever changes it."""
 
+    maimed: str
+    """Why its QEMU can neither migrate nor be saved any more; empty as a rule."""
+
     is_down: bool
     """Its images are open for us alone, without the devices that a guest would see."""

@@ -44,7 +44,7 @@ async def write_memory(
         if progress is not None:
             progress(progress_of(state, *begun, now))
 
-    why = await save_state(machine, file, flags=os.O_WRONLY, form=form, told=told)
+    why = machine.maimed or await save_state(machine, file, flags=os.O_WRONLY, form=form, told=told)
     if why:
         raise JobFailed(machine.name, "migrate", asked, why)
 

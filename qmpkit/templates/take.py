@@ -154,7 +154,9 @@ async def _gathered(
 ) -> Manifest:
     """All files of the template in *draft*, and what is known of them."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    if why := await save_state(machine, draft / "state", flags=flags, ignore_shared=True):
+    if why := machine.maimed or await save_state(
+        machine, draft / "state", flags=flags, ignore_shared=True
+    ):
         raise TemplateFailed(machine.name, "save its state", why)
     created = time.time()
     ram = await trio.to_thread.run_sync(_link_ram, machine.spec, draft, asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import attrs
@@ -9,7 +10,16 @@ import pytest
 import trio
 
 import qmpkit
-from qmpkit import MachineDied, MigrationFailed, MigrationLost, postcopy
+from qmpkit import (
+    CannotMigrate,
+    JobFailed,
+    MachineDied,
+    MigrationFailed,
+    MigrationLost,
+    State,
+    postcopy,
+)
+from qmpkit.machine.saved_state import MAIMED
 from qmpkit.testing.leaks import leaks
 from tests.live.counting import counted
 from tests.live.migrating import At, counting, lives_on
@@ -46,12 +56,12 @@ async def _cut_again_and_again(
         with monkeypatch.context() as patch:
             relay, at = Relay(patch), At(word, "received")
             async with leaks():
-                await _moved(counting(qemu, folder, memory=LARGE), at, relay)
+                await _moved(qemu, folder, at, relay)
             assert at.has_come
 
 
-async def _moved(spec: qmpkit.MachineSpec, at: At, relay: Relay) -> None:
-    lost = False
+async def _moved(qemu: str, folder: Path, at: At, relay: Relay) -> None:
+    spec, lost, begun = counting(qemu, folder, memory=LARGE), False, math.inf
     try:
         async with qmpkit.running(spec, options=at.options) as vm:
             await vm.console.expect(".")
@@ -61,8 +71,10 @@ async def _moved(spec: qmpkit.MachineSpec, at: At, relay: Relay) -> None:
                 try:
                     with trio.fail_after(20):
                         await vm.migrate(destination, policy=postcopy(after=0), options=OPTIONS)
-                except MigrationFailed:
+                except MigrationFailed as failed:
                     await lives_on(vm, had)
+                    await _is_maimed_or_whole(vm, failed, folder)
+                    begun = trio.current_time()
                 except MigrationLost:
                     lost = True
                     raise
@@ -70,3 +82,19 @@ async def _moved(spec: qmpkit.MachineSpec, at: At, relay: Relay) -> None:
                     await lives_on(destination.vm, had)
     except (MigrationLost, MachineDied):
         assert lost
+    assert trio.current_time() - begun < 5  # no step of its end was waited for in vain
+
+
+async def _is_maimed_or_whole(vm: qmpkit.VM, failed: MigrationFailed, folder: Path) -> None:
+    """What it cannot do any more is told of, and refused; else it can."""
+    faults = await vm.migration_faults()
+    if not vm.machine.maimed:
+        assert faults == ()
+        return
+    assert [fault.message for fault in faults] == [MAIMED] and MAIMED in str(failed)
+    with pytest.raises(CannotMigrate):
+        async with qmpkit.receiving(vm):
+            pytest.fail("it waits for a guest that cannot come")
+    with pytest.raises(JobFailed, match="has not got over"):
+        await vm.save(folder / "saved")
+    assert vm.state is State.RUNNING and not (folder / "saved").exists()

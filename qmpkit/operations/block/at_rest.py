@@ -57,6 +57,7 @@ class AtRest:
         self.ledger = ledger
         self.changing = trio.Lock()
         self.is_down = True
+        self.maimed = ""
         self.disks = Disks(self)
         self.snapshots = Snapshots(self, self._frozen)
         self.backups = Backups(self, self._frozen)

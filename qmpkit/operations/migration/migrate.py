@@ -14,6 +14,7 @@ from qmpkit._trio import both
 from qmpkit.errors import Fault, HostLacks, LaunchFailed, MachineDied, MachineGone, SpecInvalid
 from qmpkit.host.resolve import resolve
 from qmpkit.machine.machine import Machine
+from qmpkit.machine.saved_state import MAIMED, is_stuck
 from qmpkit.machine.state import State
 from qmpkit.operations.migration.along import again_planned, planned_moves
 from qmpkit.operations.migration.capabilities import Agreed, agree, wanted_capabilities
@@ -101,7 +102,9 @@ async def check_source(source: Machine, cables: Collection[str] = ()) -> tuple[F
         ),
         lambda: both(lambda: source.execute("query-migrate"), missing),
     )
+    maimed = source.maimed or (MAIMED if is_stuck(migration) else "")
     return (
+        *((Fault("qemu", maimed),) if maimed else ()),
         *state_faults(source.state),
         *spec_faults(source.spec, cables),
         *lacking,

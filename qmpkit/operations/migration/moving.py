@@ -45,7 +45,7 @@ import trio
 from qmpkit._trio import both, finished_within
 from qmpkit.errors import MachineDied, MachineGone
 from qmpkit.machine.machine import Machine
-from qmpkit.machine.saved_state import break_off, finalized, forget_migrations
+from qmpkit.machine.saved_state import MAIMED, break_off, finalized, forget_migrations
 from qmpkit.machine.state import State
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.migration.along import Along, taken_along
@@ -135,6 +135,7 @@ class Moving:
         self._ran_at: float | None = None
         self._handed_over = False
         self._is_there = False
+        self._has_switched = False
 
     async def go(self, policy: Policy, told: Told) -> Migrated:
         """Move, and end the source; whatever prevents that, the source is as it was.
@@ -188,6 +189,7 @@ class Moving:
                 try:
                     await source.execute("migrate", {"uri": route.uri})
                     if plan.pauses and await self._in_the_pause(transfer, along):
+                        self._has_switched = True
                         await self._follow(transfer, route)
                         return transfer
                     async with sent_by(source) as there:
@@ -252,7 +254,7 @@ class Moving:
                 with trio.move_on_after(STEP_GRACE + source.graces.total, shield=True):
                     await self._end_source(transfer)
         except BaseException as error:
-            if self._is_there or not (self._handed_over or await self._is_stuck()):
+            if self._is_there or not (self._handed_over or await self._is_split()):
                 raise
             self._handed_over = True  # and lost: there is nothing that could be taken back
             with trio.move_on_after(STEP_GRACE, shield=True):
@@ -267,7 +269,7 @@ class Moving:
         self._handed_over = True
         self._source.moved()
 
-    async def _is_stuck(self) -> bool:
+    async def _is_split(self) -> bool:
         """Whether the source can neither go on nor go back."""
         with trio.move_on_after(STEP_GRACE, shield=True), suppress(*LOST):
             return is_switched(str((await self._source.execute("query-migrate")).get("status")))
@@ -337,6 +339,8 @@ class Moving:
             )
             said = await self._end.discard(patience=LAST_WORDS if may_know else 0.0)
             if source.report is None:
+                if self._has_switched:  # QEMU 7.2 still waits for its destination's answers
+                    source.maimed = MAIMED
                 await break_off(source, is_connected=self._plan.options.way != "file")
                 await self._go_on()
                 await self._forget()
@@ -361,8 +365,8 @@ class Moving:
             await resume(source)
 
 
-# One that runs may do so without its images: 7.2 does when its connection is cut late, and takes
-# them with `cont` alone.
+# One that runs may do so without its images: 7.2 does when it is cancelled late, and takes them
+# with `cont` alone.
 _GOES_ON = ("paused", "postmigrate", "running")
 
 

@@ -18,8 +18,9 @@ def told_as(source: Machine, end: End, error: BaseException, said: str) -> BaseE
     """Why nothing has moved; *said*: the last that the destination had to say."""
     name = source.name
     match error:
-        case MigrationFailed() | MigrationLost():  # it was not, for the source has it yet
-            return source.ended("migrating") or MigrationFailed(name, error.why, said or error.said)
+        case MigrationFailed() | MigrationLost():  # no guest is lost that its source has yet
+            why = f"{error.why}; {source.maimed}" if source.maimed else error.why
+            return source.ended("migrating") or MigrationFailed(name, why, said or error.said)
         case CommandRefused() | JobFailed():
             return MigrationFailed(name, str(error), said)
         case MachineDied() | MachineGone():

@@ -19,6 +19,7 @@ import trio
 from qmpkit._trio import raise_failed
 from qmpkit.errors import Fault
 from qmpkit.machine.machine import Machine
+from qmpkit.machine.saved_state import is_stuck
 from qmpkit.operations.migration.capabilities import Setting
 from qmpkit.operations.migration.errors import MigrationLost
 from qmpkit.operations.migration.options import MigrationOptions
@@ -44,6 +45,7 @@ UNHEARD = "unheard"
 _ATTEMPT = 5.0
 """Seconds in which a connection is made, or tried anew; a refused one is often not told of."""
 
+_LOOK = 0.1
 _PAUSES = (0.1, 0.2, 0.5, 1.0)
 _MOST_CUTS = 50
 _EVERY = 0.5
@@ -290,8 +292,12 @@ class Postcopy:
 
     async def _hear_verdict(self) -> None:
         """Whether the source, which has not let go of the guest yet, has failed to switch."""
-        with trio.move_on_after(LAST_WORDS):
-            await self._until(lambda: self._source.status in (None, "completed", _CUT, *_BROKEN))
+        ends = (None, "completed", _CUT, *_BROKEN)
+        with trio.move_on_after(LAST_WORDS), suppress(*LOST):
+            while not is_stuck(await self._machine.execute("query-migrate")):  # it has no event
+                with trio.move_on_after(_LOOK):
+                    await self._until(lambda: self._source.status in ends)
+                    return
 
     async def _hear_last_words(self) -> None:
         with trio.move_on_after(LAST_WORDS):

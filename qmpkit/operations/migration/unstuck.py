@@ -3,8 +3,9 @@
 QEMU 10.0 whose connection breaks while it switches to postcopy, before it has sent the devices,
 gives up in the status "device".  It says so on its stderr alone ("Unknown ending state"), and its
 guest stands in "finish-migrate", where `cont` is refused.  Its images it has taken again.  What
-runs a guest without asking for that is the debugger's "continue".  Such a QEMU can do all but
-migrate again, for it thinks that it does.
+runs a guest without asking for that is the debugger's "continue", for which a debugger that
+was set up before (`-gdb`) is given up.  Such a QEMU neither migrates again nor is saved, nor takes
+a device, for it thinks that it migrates.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import trio
 
+from qmpkit.errors import HostLacks
 from qmpkit.machine.machine import Machine
-from qmpkit.machine.saved_state import is_stuck
+from qmpkit.machine.saved_state import MAIMED, is_stuck
 from qmpkit.machine.state import State
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.process.rundir import machine_dir, socket_path
@@ -24,7 +26,7 @@ __all__ = ["unstuck"]
 
 log = logging.getLogger("qmpkit.operations")
 
-_MOMENT = 1.0
+_MOMENT = 0.25
 """Seconds in which a migration that fails as others do says so."""
 
 _CONTINUE = b"$c#63"  # with its checksum: a packet of GDB's remote protocol
@@ -39,9 +41,12 @@ async def unstuck(source: Machine) -> None:
             await changes.next()
     if not await _is_stuck(source):
         return
-    log.warning("machine %r goes on, and cannot migrate any more before a new start", source.name)
-    async with machine_dir(source.name) as folder:
-        await _continue(source, socket_path(folder, "gdb"))
+    source.maimed = MAIMED
+    try:
+        async with machine_dir(source.name) as folder:
+            await _continue(source, socket_path(folder, "gdb"))
+    except (HostLacks, OSError) as error:
+        log.warning("machine %r stands still, and cannot be helped: %s", source.name, error)
 
 
 async def _is_stuck(source: Machine) -> bool:
@@ -52,7 +57,7 @@ async def _continue(source: Machine, path: Path) -> None:
     words = str(path).replace(",", ",,").replace("\\", "\\\\").replace('"', '\\"')
     await _debugger(source, f'"unix:{words},server=on,wait=off"')
     try:
-        with source.expecting(State.RUNNING) as runs:
+        with source.expecting(State.RUNNING, State.SUSPENDED) as runs:
             async with await trio.open_unix_socket(path) as gdb:
                 await gdb.send_all(_CONTINUE)
                 await runs.wait()

@@ -23,6 +23,7 @@ from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.local_end import LocalRest
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.postcopy import Outlook, Postcopy, outlook
+from qmpkit.operations.migration.unstuck import unstuck
 from qmpkit.operations.ports import forwards_of, ports_again
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.process.errors import ProcessVanished
@@ -237,6 +238,7 @@ async def _clear(kept: Kept, owner: Owner, ours: Machine | None, theirs: Machine
     if owner is Owner.SOURCE and ours is not None:
         with trio.fail_after(STEP_GRACE):
             await break_off(ours)
+            await unstuck(ours)
     keeper = theirs if owner is Owner.HEIR else ours
     if keeper is not None and keeper.report is None:
         ports = forwards_of(keeper.spec.nics)

@@ -27,6 +27,7 @@ class Ends:
 
     died: MachineDied | None = None
     name: str = "mover"
+    maimed: str = ""
     lost: None = None
 
     @property
