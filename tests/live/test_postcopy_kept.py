@@ -63,6 +63,33 @@ trio.run(main)
 """
 
 
+# One whose machine's connection is cut as it sends its devices, and that dies before it helps.
+CUT_PROGRAM = """
+import os, signal, qmpkit, trio
+from qmpkit.machine.machine import Machine
+from qmpkit.operations.migration import moving
+
+real = Machine.execute
+
+async def execute(self, command, *args, **options):
+    said = await real(self, command, *args, **options)
+    if command == "migrate-continue":
+        await real(self, "yank", {"instances": [{"type": "migration"}]})
+    return said
+
+async def die(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    Machine.execute, moving.unstuck = execute, die
+    async with qmpkit.Supervisor("lab", keep=True) as lab:
+        options = qmpkit.MigrationOptions(way="unix", max_bandwidth="1MiB", downtime=0.001)
+        await lab.migrate("mover", policy=qmpkit.postcopy(after=0), options=options)
+
+trio.run(main)
+"""
+
+
 @pytest.fixture
 def relay(monkeypatch: pytest.MonkeyPatch) -> Relay:
     return Relay(monkeypatch)
@@ -102,6 +129,25 @@ async def test_whoever_supervises_next_has_the_rest_come(
             assert kept.pid != pid and kept.record.heir is None and kept.end is None
             assert len(places.qemus()) == 1
             assert len(names_in(places.runtime / "lab")) == 2
+        await end_all()
+
+
+@pytest.mark.qemus(*NEWEST)
+async def test_whoever_supervises_next_has_a_source_go_on_that_has_not_switched(
+    qemu: str, places: Places, tmp_path: Path
+) -> None:
+    """QEMU 10.0 holds it for ever, as a rule: see `unstuck`."""
+    async with leaks():
+        async with lab() as supervisor:
+            kept = await supervisor.ensure(counting(qemu, tmp_path, memory=LARGE))
+            had, pid = await runs_on(kept, 0), kept.pid
+        command = [sys.executable, "-c", CUT_PROGRAM]
+        done = await trio.run_process(command, capture_stderr=True, check=False)
+        assert done.returncode == -9, done.stderr.decode()
+        async with lab() as supervisor:
+            kept = supervisor.kept["mover"]
+            await runs_on(kept, had)
+            assert kept.pid == pid and places.qemus() == [pid]
         await end_all()
 
 
