@@ -62,8 +62,8 @@ async def test_either_supervisor_is_killed(qemu: str, places: Places, tmp_path: 
         for _ in range(LEDGER_KILLS):
             there = NAMES[NAMES.index(at) - 1]
             await _killed(dice, at, there, tmp_path)
-            async with both_open(tmp_path) as (lab, other):
-                one = await one_left(places, lab, other)
+            async with _both_open(tmp_path, there, at) as both:
+                one = await one_left(places, *both)
                 at, kept = one.name, one.kept["ledger"]
                 await kept.wait_running()
                 had = await whole(_up(kept), had)
@@ -111,11 +111,12 @@ async def _program(name: str, path: str, *to: str) -> AsyncIterator[trio.Process
 
 
 @asynccontextmanager
-async def both_open(folder: Path) -> AsyncIterator[tuple[Supervisor, Supervisor]]:
+async def _both_open(folder: Path, *names: str) -> AsyncIterator[list[Supervisor]]:
+    """The destination first: the source asks it at once, and then every half a minute."""
     async with AsyncExitStack() as stack:
         opened = []
-        for name in NAMES:
+        for name in names:
             supervisor = await stack.enter_async_context(Supervisor(name, keep=True))
             await stack.enter_async_context(door(folder / name, supervisor.receive))
             opened.append(supervisor)
-        yield opened[0], opened[1]
+        yield opened
