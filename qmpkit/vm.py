@@ -238,7 +238,9 @@ class VM:
         With postcopy nothing leads back once the guest is to run there.  A connection that is
         cut is made anew, within `options.recover_within` seconds; a cancellation waits for the
         rest, up to `options.finish_within`.  After that, or when an end dies, the guest is lost
-        and both have ended: MigrationLost.  Nobody has `destination.vm` before all is there.
+        and both have ended: MigrationLost.  When the switch itself fails, its QEMU may neither
+        migrate again nor be saved before a new start: MigrationFailed says so.  Nobody
+        has `destination.vm` before all is there.
         (`migrate-incoming`, `migrate`, `migrate-continue`, `cont`; `migrate-start-postcopy`,
         `migrate-pause`, `yank`, `migrate-recover`; for disks `nbd-server-start`,
         `block-export-add`, `blockdev-mirror`; QEMU 7.2.)
