@@ -123,7 +123,7 @@ WAYS = ("fd", "unix", "tcp", "file", "multifd")
 MIGRATION_WAYS = WAYS if LONG else ("fd", "multifd")  # each on both QEMUs
 POSTCOPY_SWITCHES = size(ci=2, long=10)  # … by postcopy, whose connection is cut as they switch
 FILE_SWITCHES = size(ci=3, long=30)  # migrations into a file, called off as they switch over
-MIGRATION_CANCELS = size(ci=40, long=1)  # each so-and-so-many-th checkpoint of one
+MIGRATION_CANCELS = size(ci=25, long=1)  # each so-and-so-many-th checkpoint of one
 MIGRATION_ROUNDS = size(ci=0, long=50)  # by each way, of a guest that keeps a ledger
 DISK_MOVES = QEMU_VERSIONS if LONG else NEWEST  # disks that go along, of each odd kind
 DISK_CANCELS = size(ci=90, long=1)  # each so-and-so-many-th checkpoint of one with its disks
@@ -142,7 +142,7 @@ POSTCOPY_STOPS = ("before", "after") if LONG else ("after",)  # of a kept machin
 KEPT_MIGRATION_CANCELS = size(ci=60, long=1)  # checkpoints of one of a kept machine
 CABLE_CANCELS = size(ci=400, long=5)  # checkpoints of one whose machine is in networks
 CABLE_KILLS = size(ci=1, long=200)  # SIGKILLs of its supervisor between two steps of one
-MOVE_CANCELS = size(ci=90, long=3)  # checkpoints of one to another supervisor
+MOVE_CANCELS = size(ci=40, long=3)  # checkpoints of one to another supervisor
 _ASKS = ("offer", "set_up", "listen", "loaded")  # of its conversation, cut before and after
 MOVE_CUTS = (
     tuple((ask, passes) for ask in _ASKS for passes in (False, True))

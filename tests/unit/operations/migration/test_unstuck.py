@@ -54,7 +54,7 @@ class Debugged(Source):
 
     @contextmanager
     def expecting(self, *states: State) -> Iterator[trio.Event]:
-        assert states == (State.RUNNING,)
+        assert states == (State.RUNNING, State.SUSPENDED)
         yield self.runs
 
 
