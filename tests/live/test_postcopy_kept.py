@@ -72,10 +72,9 @@ from qmpkit.operations.migration import moving
 real = Machine.execute
 
 async def execute(self, command, *args, **options):
-    said = await real(self, command, *args, **options)
-    if command == "migrate-continue":
+    if command == "migrate-continue":  # it waits, and notices nothing before it goes on
         await real(self, "yank", {"instances": [{"type": "migration"}]})
-    return said
+    return await real(self, command, *args, **options)
 
 async def die(_):
     os.kill(os.getpid(), signal.SIGKILL)
