@@ -43,12 +43,11 @@ if TYPE_CHECKING:
 
 MAX_FDS = 253  # the kernel's SCM_MAX_FD
 
-Words = list[bytes]
-Env = dict[bytes, bytes]
-Mapping = list[tuple[int, int]]  # which of our descriptors is to have which number
 Limit = tuple[int, int, int]  # which, soft, hard
 Group = tuple[bytes, bytes]  # the directory of a control group, and where those are mounted
-Body = tuple[Words, Env, Words, bytes, list[int], list[Limit], "Group | None"]
+Body = tuple[
+    list[bytes], dict[bytes, bytes], list[bytes], bytes, list[int], list[Limit], "Group | None"
+]
 
 
 class Refused(Exception):
@@ -117,10 +116,12 @@ class Spawner:
         if request[0] == "spawn":
             if flags & _socket.MSG_CTRUNC:  # our limit of descriptors is reached
                 raise Refused("fds", errno.EMFILE)
-            pid, home = self._spawn(fds)
+            pid, limits, home = self._spawn(fds)
             try:
                 if home is not None:
                     _join(home)
+                if limits:
+                    _limit(pid, limits)
                 return ("spawned", pid), [_pidfd(pid)]
             except Refused:
                 # The client does not know it, so nobody would watch or stop it.
@@ -142,17 +143,15 @@ class Spawner:
         finally:
             _close(fds)
 
-    def _spawn(self, fds: list[int]) -> tuple[int, bytes | None]:
-        """A child, and the control group that we have left for it."""
+    def _spawn(self, fds: list[int]) -> tuple[int, list[Limit], bytes | None]:
+        """A child; what to limit it by, and the control group that we have left for it."""
         body, start, *sources = fds
         argv, env, candidates, cwd, targets, limits, group = _body(body)
-        limits = _below_ours(limits)
         _change_directory(start, cwd)
         moved = _out_of_the_way(sources, targets)
         home = None if group is None else _enter(*group)
         try:
-            mapping = [*zip(moved, _all(targets), strict=True)]
-            pid = _first(candidates, argv, env, mapping, limits)
+            pid = _first(candidates, argv, env, [*zip(moved, _all(targets), strict=True)])
         except Refused:
             if home is not None:
                 _join(home)
@@ -161,7 +160,7 @@ class Spawner:
             _close(moved)
             os.chdir("/")  # never pin somebody's mount
         self._children.add(pid)
-        return pid, home
+        return pid, limits, home
 
     def _keep(self, pid: int) -> bool:
         if pid not in self._children:
@@ -246,12 +245,17 @@ def _out_of_the_way(sources: list[int], targets: list[int]) -> list[int]:
     return moved
 
 
-def _first(candidates: Words, argv: Words, env: Env, mapping: Mapping, limits: list[Limit]) -> int:
+def _first(
+    candidates: list[bytes],
+    argv: list[bytes],
+    env: dict[bytes, bytes],
+    mapping: list[tuple[int, int]],
+) -> int:
     """Start the first of *candidates* (argv[0] along PATH) that can be started."""
     code, failed = errno.ENOENT, candidates[0]
     for path in candidates:
         try:
-            return _start(path, argv, env, mapping, limits)
+            return _start(path, argv, env, mapping)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
                 raise Refused("exec", error.errno, path) from None
@@ -260,9 +264,9 @@ def _first(candidates: Words, argv: Words, env: Env, mapping: Mapping, limits: l
     raise Refused("exec", code, failed)
 
 
-def _start(path: bytes, argv: Words, env: Env, mapping: Mapping, limits: list[Limit]) -> int:
-    if limits:  # set from outside, they come too late for a child that is done by then
-        return fork(path, argv, env, mapping, limits)
+def _start(
+    path: bytes, argv: list[bytes], env: dict[bytes, bytes], mapping: list[tuple[int, int]]
+) -> int:
     actions = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in mapping]
     try:
         return os.posix_spawn(
@@ -275,17 +279,19 @@ def _start(path: bytes, argv: Words, env: Env, mapping: Mapping, limits: list[Li
             setsigdef=_signal.valid_signals(),
         )
     except NotImplementedError:  # a Python built on a C library from before 2017
-        return fork(path, argv, env, mapping, limits)
+        return fork(path, argv, env, mapping)
 
 
-def fork(path: bytes, argv: Words, env: Env, mapping: Mapping, limits: list[Limit]) -> int:
-    """What posix_spawn does, eight times slower (0.8 ms), and *limits*, which it cannot."""
+def fork(
+    path: bytes, argv: list[bytes], env: dict[bytes, bytes], mapping: list[tuple[int, int]]
+) -> int:
+    """What posix_spawn does, eight times slower (0.8 ms)."""
     reader, low = os.pipe()
     writer = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 1 + max(target for _, target in mapping))
     os.close(low)
     pid = os.fork()
     if pid == 0:
-        _become(path, argv, env, mapping, limits, writer)
+        _become(path, argv, env, mapping, writer)
     os.close(writer)
     code = os.read(reader, 16)  # its end comes with the exec
     os.close(reader)
@@ -296,7 +302,11 @@ def fork(path: bytes, argv: Words, env: Env, mapping: Mapping, limits: list[Limi
 
 
 def _become(
-    path: bytes, argv: Words, env: Env, mapping: Mapping, limits: list[Limit], errors: int
+    path: bytes,
+    argv: list[bytes],
+    env: dict[bytes, bytes],
+    mapping: list[tuple[int, int]],
+    errors: int,
 ) -> None:
     try:
         os.setsid()
@@ -305,8 +315,6 @@ def _become(
         for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
             _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-        for which, *limit in limits:
-            sys.modules["resource"].setrlimit(which, limit)
         os.execve(path, argv, env)
     except OSError as error:
         os.write(errors, str(error.errno).encode())
@@ -314,20 +322,22 @@ def _become(
         os._exit(127)
 
 
-def _below_ours(limits: list[Limit]) -> list[Limit]:
-    """Only root may go above ours; none can (RLIM_INFINITY is -1) where there is none."""
-    if not limits:
-        return []
+def _limit(pid: int, limits: list[Limit]) -> None:
+    """Limit a child that runs since a few microseconds.
+
+    Here and not in the client, whose event loop may be busy; and not before the exec,
+    which would need a fork of our own.
+    """
     import resource  # most children have no limits, and loading it takes as long as a spawn
 
     try:
-        mosts = [resource.getrlimit(which)[1] for which, _, _ in limits]
-    except ValueError:
-        raise Refused("limits", errno.EINVAL) from None
-    return [
-        (which, soft, hard) if most < 0 else (which, min(soft, most), min(hard, most))
-        for (which, soft, hard), most in zip(limits, mosts, strict=True)
-    ]
+        for which, soft, hard in limits:
+            most = resource.prlimit(pid, which)[1]
+            if most != resource.RLIM_INFINITY:  # only root may go above
+                soft, hard = min(soft, most), min(hard, most)
+            resource.prlimit(pid, which, (soft, hard))
+    except (OSError, ValueError) as error:
+        raise Refused("limits", getattr(error, "errno", errno.EINVAL)) from None
 
 
 def _pidfd(pid: int) -> int:

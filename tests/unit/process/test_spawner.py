@@ -267,7 +267,7 @@ def test_a_fork_that_lives_on_does_not_keep_the_children_alive() -> None:
 
 def spawn_by_fork(argv: list[str], mapping: list[tuple[int, int]]) -> int:
     return _spawner_main.fork(
-        os.fsencode(argv[0]), [os.fsencode(word) for word in argv], {b"A": b"1"}, mapping, []
+        os.fsencode(argv[0]), [os.fsencode(word) for word in argv], {b"A": b"1"}, mapping
     )
 
 
