@@ -326,7 +326,7 @@ def _limit(pid: int, limits: list[Limit]) -> None:
     """Limit a child that runs since a few microseconds.
 
     Here and not in the client, whose event loop may be busy; and not before the exec,
-    which would need a fork of our own.
+    which would need a fork of our own, of several ms.  So a short one may be done before.
     """
     import resource  # most children have no limits, and loading it takes as long as a spawn
 

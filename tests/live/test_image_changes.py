@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 from qmpkit import images
 from qmpkit.errors import ImageFailed
@@ -215,6 +217,18 @@ async def test_limits(qemu_img: str, tmp_path: Path) -> None:
         assert left(tmp_path) == {"raw"}
 
 
+async def _wants_too_much(ask: Callable[[], Awaitable[object]], new: Path) -> None:
+    """Asked again when it was done before it was limited, as on a busy host it may be."""
+    for attempt in range(5):
+        try:
+            await ask()
+        except ImageFailed as failed:
+            assert "wanted more than 4MiB of memory" in str(failed)
+            return
+        assert attempt < 4, "nothing has limited it"
+        await trio.Path(new).unlink(missing_ok=True)
+
+
 async def test_limits_of_the_others(qemu_img: str, tmp_path: Path) -> None:
     path = await images.create(tmp_path / "disk", "64TiB", "qcow2")
     little = Limits(memory=4 * MIB)
@@ -227,7 +241,6 @@ async def test_limits_of_the_others(qemu_img: str, tmp_path: Path) -> None:
         lambda: images.overlay(tmp_path / "new", path, "qcow2", limits=little),
         lambda: place_empty(tmp_path / "new", "1GiB", "raw", limits=little),
     ):
-        with pytest.raises(ImageFailed, match="wanted more than 4MiB of memory"):
-            await ask()
+        await _wants_too_much(ask, tmp_path / "new")
     assert left(tmp_path) == {"disk"}
     assert (await images.check(path, "qcow2")).ok
