@@ -15,6 +15,7 @@ from qmpkit import VM, Destination, MachineSpec, MigrationOptions, Round, State
 from qmpkit._trio import raise_failed
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration import ways
+from qmpkit.operations.migration.local_end import LocalRest
 from qmpkit.operations.migration.ways import Route
 
 __all__ = ["BY_RELAY", "LARGE", "Relay", "ahead", "phases"]
@@ -54,6 +55,19 @@ class Relay:
         self.hold()
         status = (await destination.execute("query-migrate"))["status"]
         assert status == "postcopy-active", status
+
+    def held_ahead(self, patch: pytest.MonkeyPatch) -> trio.Event:
+        """Set when a guest runs at its destination, whose memory does not follow then."""
+        ahead, run = trio.Event(), LocalRest.run
+
+        async def ran(rest: LocalRest) -> float | None:
+            when = await run(rest)
+            self.hold()
+            ahead.set()
+            return when
+
+        patch.setattr(LocalRest, "run", ran)
+        return ahead
 
     @asynccontextmanager
     async def _through(self, source: Machine, destination: Machine) -> AsyncIterator[Route]:

@@ -12,7 +12,6 @@ import trio
 
 import qmpkit
 from qmpkit import CannotMigrate, MigrationLost, Round, postcopy
-from qmpkit.operations.migration.local_end import LocalRest
 from qmpkit.testing.leaks import leaks
 from tests.live.blocks import holds, nothing_left, write
 from tests.live.counting import counted
@@ -113,15 +112,7 @@ async def test_of_a_guest_that_is_lost_the_new_ones_are_left(
 async def test_a_kept_one_that_is_lost_starts_again_on_the_new_ones(
     qemu: str, places: Places, tmp_path: Path, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    new, runs, run = folder(tmp_path / "new"), trio.Event(), LocalRest.run
-
-    async def ran(rest: LocalRest) -> float | None:
-        at = await run(rest)
-        relay.hold()
-        runs.set()
-        return at
-
-    monkeypatch.setattr(LocalRest, "run", ran)
+    new, runs = folder(tmp_path / "new"), relay.held_ahead(monkeypatch)
     async with leaks():
         async with lab() as supervisor:
             kept = await supervisor.ensure(counting(qemu, tmp_path, memory=LARGE))

@@ -10,7 +10,6 @@ import pytest
 import trio
 
 from qmpkit import MigrationFailed, MigrationLost, MigrationOptions, postcopy
-from qmpkit.operations.migration.local_end import LocalRest
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.testing.leaks import leaks
 from tests.live.kept import Places, end_all, kill, lab
@@ -97,16 +96,7 @@ def relay(monkeypatch: pytest.MonkeyPatch) -> Relay:
 @pytest.fixture
 def ahead(monkeypatch: pytest.MonkeyPatch, relay: Relay) -> trio.Event:
     """Set when the guest runs in its new process; its memory does not follow then."""
-    ran, run = trio.Event(), LocalRest.run
-
-    async def held(rest: LocalRest) -> float | None:
-        when = await run(rest)
-        relay.hold()
-        ran.set()
-        return when
-
-    monkeypatch.setattr(LocalRest, "run", held)
-    return ran
+    return relay.held_ahead(monkeypatch)
 
 
 @pytest.mark.parametrize("how", POSTCOPY_DEATHS)
