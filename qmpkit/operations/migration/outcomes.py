@@ -16,11 +16,17 @@ __all__ = ["lost", "told_as"]
 
 def told_as(source: Machine, end: End, error: BaseException, said: str) -> BaseException:
     """Why nothing has moved; *said*: the last that the destination had to say."""
+    found = _cause(source, end, error, said)
+    if isinstance(found, MigrationFailed) and source.maimed:
+        return MigrationFailed(source.name, f"{found.why}; {source.maimed}", found.said)
+    return found
+
+
+def _cause(source: Machine, end: End, error: BaseException, said: str) -> BaseException:
     name = source.name
     match error:
         case MigrationFailed() | MigrationLost():  # no guest is lost that its source has yet
-            why = f"{error.why}; {source.maimed}" if source.maimed else error.why
-            return source.ended("migrating") or MigrationFailed(name, why, said or error.said)
+            return source.ended("migrating") or MigrationFailed(name, error.why, said or error.said)
         case CommandRefused() | JobFailed():
             return MigrationFailed(name, str(error), said)
         case MachineDied() | MachineGone():

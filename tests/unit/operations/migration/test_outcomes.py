@@ -74,6 +74,13 @@ def test_the_end_of_the_source_is_what_counts(error: BaseException) -> None:
     assert told(error, ENDED) is ENDED
 
 
+@pytest.mark.parametrize("error", [REFUSED, DIED, MigrationLost("mover", "it has ended")])
+def test_a_source_that_has_not_got_over_it_says_so(error: BaseException) -> None:
+    ends: Any = Ends(maimed="start it again")
+    failed = told_as(ends, ends, error, "farewell")
+    assert isinstance(failed, MigrationFailed) and failed.why.endswith("; start it again")
+
+
 def test_what_nobody_foresaw_is_told_as_it_is() -> None:
     bug = ZeroDivisionError()
     assert told(bug) is bug
