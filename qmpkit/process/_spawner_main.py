@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 
 MAX_FDS = 253  # the kernel's SCM_MAX_FD
 
+# For so many descriptors a child's table has room.  A process with threads waits some 13 ms when
+# it outgrows it, as QEMU with its 65th: in the middle of its start, or of its guest's life.
+ROOM_FDS = 1024
+
 Limit = tuple[int, int, int]  # which, soft, hard
 Group = tuple[bytes, bytes]  # the directory of a control group, and where those are mounted
 Body = tuple[
@@ -137,7 +141,8 @@ class Spawner:
         return ("ended", self._reap(request[1])), []
 
     def _send(self, reply: tuple[Any, ...], fds: list[int]) -> None:
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, b"".join(map(_int, fds)))]
+        numbers = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)]
         try:
             self._control.sendmsg([marshal.dumps(reply)], rights if fds else [])
         finally:
@@ -146,7 +151,8 @@ class Spawner:
     def _spawn(self, fds: list[int]) -> tuple[int, list[Limit], bytes | None]:
         """A child; what to limit it by, and the control group that we have left for it."""
         body, start, *sources = fds
-        argv, env, candidates, cwd, targets, limits, group = _body(body)
+        told: Body = marshal.loads(os.pread(body, os.fstat(body).st_size, 0))
+        argv, env, candidates, cwd, targets, limits, group = told
         _change_directory(start, cwd)
         moved = _out_of_the_way(sources, targets)
         home = None if group is None else _enter(*group)
@@ -179,11 +185,6 @@ class Spawner:
         self._children.discard(pid)
         self._kept.discard(pid)
         return os.waitpid(pid, 0)[1]
-
-
-def _body(memfd: int) -> Body:
-    body: Body = marshal.loads(os.pread(memfd, os.fstat(memfd).st_size, 0))
-    return body
 
 
 def _change_directory(start: int, cwd: bytes) -> None:
@@ -323,10 +324,9 @@ def _become(
 
 
 def _limit(pid: int, limits: list[Limit]) -> None:
-    """Limit a child that runs since a few microseconds.
+    """Limit a child that runs since a few microseconds, and may be done by now if it is short.
 
-    Here and not in the client, whose event loop may be busy; and not before the exec,
-    which would need a fork of our own, of several ms.  So a short one may be done before.
+    Before the exec it would take a fork, of ms; the client's event loop may be busy.
     """
     import resource  # most children have no limits, and loading it takes as long as a spawn
 
@@ -359,12 +359,16 @@ def _close(fds: list[int]) -> None:
         os.close(fd)
 
 
-def _int(number: int) -> bytes:
-    return number.to_bytes(4, sys.byteorder)
-
-
 def _stop(signum: int, frame: object) -> None:
     raise Stop
+
+
+def _make_room() -> None:
+    """Hold a descriptor with a high number, for a fork's table is as large as ours."""
+    try:  # noqa: SIM105
+        fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, ROOM_FDS - 1)
+    except OSError:  # our limit is lower
+        pass
 
 
 def _set_name() -> None:
@@ -384,6 +388,7 @@ def main() -> None:
     _signal.signal(_signal.SIGTERM, _stop)
     os.chdir("/")
     _set_name()
+    _make_room()
     try:  # noqa: SIM105
         Spawner(int(sys.argv[1]), int(sys.argv[2])).serve()
     except (Stop, ConnectionError):

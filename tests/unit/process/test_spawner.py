@@ -130,6 +130,13 @@ async def test_it_is_small_and_out_of_the_terminals_reach() -> None:
         assert (await run(["/bin/true"])).status.success
 
 
+async def test_a_child_has_room_for_many_descriptors_and_none_of_ours() -> None:
+    told = (await run(["/bin/grep", "FDSize", "/proc/self/status"])).stdout
+    assert int(told.split()[1]) >= _spawner_main.ROOM_FDS
+    listed = (await run(["/bin/ls", "/proc/self/fd"])).stdout
+    assert listed.split() == [b"0", b"1", b"2", b"3"]  # the last is its own, of the directory
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_when_it_is_killed_the_children_are_too(number: signal.Signals) -> None:
     argv = ["/bin/sh", "-c", "sleep 2345.5 & exec sleep 2345.5"]
