@@ -105,6 +105,7 @@ class Machine:
         self.started_at = trio.current_time()
         self.on_state: StateObserver | None = None
         self.is_down = False
+        self.halted = False  # its owner has paused it, whatever QEMU makes of that as it migrates
         self.maimed = ""  # why its QEMU neither migrates, nor is saved, nor ends in order any more
         self.ledger: Ledger = Unwritten()
         self.changing = trio.Lock()

@@ -14,7 +14,7 @@ from qmpkit.machine.state import State
 from qmpkit.qmp.errors import MonitorLost
 from qmpkit.spec.boards import board_of
 
-__all__ = ["pause", "paused", "powerdown", "reset", "resume", "shutdown"]
+__all__ = ["pause", "paused", "powerdown", "reset", "resume", "shutdown", "stand"]
 
 _RESUME_GRACE = 5.0
 
@@ -22,6 +22,12 @@ AskGuest = Callable[[], Awaitable[None]]
 
 
 async def pause(machine: Machine) -> None:
+    """Stop the guest's vCPUs as its owner wishes (`Machine.halted`), and wait until they stand."""
+    await stand(machine)
+    machine.halted = True
+
+
+async def stand(machine: Machine) -> None:
     """Stop the guest's vCPUs and wait until they stand (QMP `stop`)."""
     with machine.expecting(*_STANDING) as standing:
         await machine.execute("stop")
@@ -30,6 +36,7 @@ async def pause(machine: Machine) -> None:
 
 async def resume(machine: Machine) -> None:
     """Let the guest's vCPUs run and wait until they do (QMP `cont`)."""
+    machine.halted = False
     with machine.expecting(State.RUNNING, State.SUSPENDED) as awake:
         await machine.execute("cont")
         await awake.wait()

@@ -63,7 +63,7 @@ from qmpkit.operations.migration.storage import DiskMove
 from qmpkit.operations.migration.transfer import EVENTS, LAST_WORDS, Told, Transfer, sent_by
 from qmpkit.operations.migration.unstuck import unstuck
 from qmpkit.operations.migration.ways import Route
-from qmpkit.operations.power import resume
+from qmpkit.operations.power import resume, stand
 from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.operations.stillness import go_on
 from qmpkit.qmp.errors import CommandRefused
@@ -128,7 +128,6 @@ class Moving:
         self._news = news
         self._end = end
         self._plan = plan
-        self._ran = source.state is State.RUNNING
         self._ports = PortsAlong(source, lost_ports)
         self._before: Mapping[str, Any] = {}
         self._is_broken = False
@@ -136,6 +135,7 @@ class Moving:
         self._handed_over = False
         self._is_there = False
         self._has_switched = False
+        source.halted = source.state is not State.RUNNING
 
     async def go(self, policy: Policy, told: Told) -> Migrated:
         """Move, and end the source; whatever prevents that, the source is as it was.
@@ -225,6 +225,8 @@ class Moving:
         await source.execute("query-status")  # by then its state is that of all that it has told
         if source.state in (State.SHUTDOWN, State.PANICKED):
             raise MigrationFailed(source.name, f"its guest is {source.state.value}")
+        if source.halted:
+            raise MigrationFailed(source.name, "it was paused as it was about to run there")
         if (rest := self._end.rest()) is not None:
             rest.begins()
         transfer.is_quiet = True
@@ -299,7 +301,7 @@ class Moving:
         with trio.CancelScope() as bound:  # entered in time: the guest stands still by then
             await self._all_sent(transfer)
             there.set()
-            if not self._ran or self._has_news():
+            if source.halted or self._has_news():
                 await end.examine()
             bound.shield, bound.deadline = True, trio.current_time() + within
             await self._run()
@@ -321,7 +323,7 @@ class Moving:
 
     async def _run(self) -> None:
         try:
-            self._ran_at = await self._end.run(runs=self._ran)
+            self._ran_at = await self._end.run(runs=not self._source.halted)
         except MigrationUnknown:
             self._handed_over = True
             with suppress(*LOST):
@@ -359,7 +361,9 @@ class Moving:
         await unstuck(source)
         await self._ports.go_back()
         status = await finalized(source)
-        if not self._ran:
+        if source.halted:
+            if status == "running":  # by itself, when it was paused as it had stopped for its move
+                await stand(source)
             await go_on(source, ran=False)
         elif status in _GOES_ON:
             await resume(source)

@@ -14,7 +14,7 @@ from qmpkit.machine.saved_state import is_stuck
 from qmpkit.operations.migration.convergence import Policy, Round, Step, is_switched, read_round
 from qmpkit.operations.migration.errors import MigrationFailed
 from qmpkit.operations.migration.parameters import downtime_parameter
-from qmpkit.operations.power import pause
+from qmpkit.operations.power import stand
 from qmpkit.qmp.errors import CommandRefused
 from qmpkit.qmp.events import Event, Subscription
 
@@ -124,12 +124,13 @@ class Transfer:
         if step.downtime is not None and step.downtime != self._downtime:
             self._downtime = step.downtime
             await self._source.execute("migrate-set-parameters", downtime_parameter(step.downtime))
-        if step.postcopy and not self.postcopies:
+        stands = self._stands or self._source.halted  # so it is over soon by itself
+        if step.postcopy and not self.postcopies and not stands:
             self.postcopies = True
             await self._start_postcopy()
         if step.paused and not self._halted:
             self._halted = True
-            await pause(self._source)
+            await stand(self._source)
 
     async def _start_postcopy(self) -> None:
         try:

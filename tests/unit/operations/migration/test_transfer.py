@@ -19,6 +19,7 @@ class Told(Source):
 
     def __init__(self) -> None:
         super().__init__("active")
+        self.halted = False
         self.told: list[tuple[str, Mapping[str, Any]]] = []
 
     def asked(self, command: str, arguments: Mapping[str, Any], *, oob: bool) -> None:
