@@ -10,9 +10,8 @@ answer, of processes that wait for the state; `pool.take_loaded`: of those that 
 has touched 1.5 GiB.
 
 All of that is on microvm, the board for fast clones.  Most is measured once more on q35, the
-default, as `…_q35`; the rest would only take longer.  The limit against the greeting is
-microvm's: QEMU greets before it has made its board, which is most of a clone's time on q35,
-so the script's own ratio is said beside it.
+default, as `…_q35`; the rest would only take longer.  QEMU greets before it has made its
+board, which is most of a clone's time on q35, so the script's own ratio to that is said too.
 """
 
 from __future__ import annotations
@@ -87,8 +86,7 @@ def judged(board: str, figures: dict[str, list[Figures]]) -> list[Result]:
         if limit is not None:
             say(f"{result.metric}: {result.ratio:.3f} of {result.peer}, limit {limit:.3g}")
     own, bare = middle(sides["script"], "running"), middle(sides["greeting"], "running")
-    meant = f"limit {GREETING:.3g}" if board == FAST else "no limit"
-    told = f"{middle(ours, 'running') / bare:.3f} of greeting, {meant}"
+    told = f"{middle(ours, 'running') / bare:.3f} of greeting, limit {GREETING:.3g}"
     say(f"{on(board, 'clone.running')}: {told}; the script itself {own / bare:.3f}")
     say(f"{on(board, 'clone.somebody')}: {middle(ours, 'somebody'):.3f} s")
     return results
