@@ -31,13 +31,16 @@ from qmpkit.operations.migration.wire import Refused, WireLost
 from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.qmp.errors import CommandRefused
 
-__all__ = ["UNHEARD", "Again", "Outlook", "Postcopy", "Rest", "cut", "listened", "outlook"]
-__all__ += ["postcopy_faults"]
+__all__ = ["RUNNABLE", "UNHEARD", "Again", "Outlook", "Postcopy", "Rest", "cut", "listened"]
+__all__ += ["outlook", "postcopy_faults"]
 
 log = logging.getLogger("qmpkit.operations")
 
 Again = Callable[[], AbstractAsyncContextManager[str]]
 """Has the destination wait at another place within the block (`migrate-recover`); its address."""
+
+RUNNABLE = ("postcopy-active", "completed")
+"""The statuses of a destination that has what its guest needs to run, and to which memory comes."""
 
 UNHEARD = "unheard"
 """The status of a destination of another supervisor, which cannot be asked; QEMU has none such."""
@@ -53,7 +56,6 @@ _BROKEN = ("failed", "cancelled", "cancelling")
 _CUT = "postcopy-paused"
 _NO_BITMAPS = "its dirty bitmaps cannot go along by postcopy, of which QEMU would abort"
 _ASKED = "setup"  # is told when it is to wait for memory anew, done or not, and is no status then
-_RUNNABLE = ("postcopy-active", "completed")
 
 
 class Outlook(Enum):
@@ -229,7 +231,7 @@ class Postcopy:
 
     async def _run(self, let_go: Callable[[], object]) -> None:
         # Not before it has all of the devices: then the source has let go of the images.
-        await self._until(lambda: self._destination.status in _RUNNABLE)
+        await self._until(lambda: self._destination.status in RUNNABLE)
         self._is_let_go = True
         let_go()
         self._rest.switched()

@@ -33,6 +33,7 @@ from qmpkit.machine.state import State
 from qmpkit.operations.migration.convergence import is_switched
 from qmpkit.operations.migration.incoming import Incoming
 from qmpkit.operations.migration.local_end import LocalRest
+from qmpkit.operations.migration.postcopy import RUNNABLE
 from qmpkit.operations.migration.silence import SILENCE
 from qmpkit.operations.migration.ways import listened_again, listened_at_port
 from qmpkit.operations.migration.wire import Wire, WireLost, error_of
@@ -55,8 +56,6 @@ _MARGIN = 15.0  # seconds by which a source that lives gives up before us
 _GOODBYE = 5.0
 _LOOK = 2.0
 _SOCKET = "migration"
-_RUNNABLE = ("postcopy-active", "completed")
-_COMES = ("postcopy-active", "completed")
 _NONE_CAME = ("none", "setup")
 
 
@@ -191,7 +190,7 @@ class RestHere:
         return self._status in _NONE_CAME
 
     def _waits(self) -> bool:
-        comes = self._status in _COMES and not self._is_quiet
+        comes = self._status in RUNNABLE and not self._is_quiet
         return not self._talking and not (self._runs and comes)
 
     async def _listen_in(self) -> None:
@@ -221,7 +220,7 @@ class RestHere:
         self._machine.child.kill()
 
     async def _run_guest(self) -> None:
-        await self._until(lambda: self._status in _RUNNABLE)
+        await self._until(lambda: self._status in RUNNABLE)
         self._rest.switched()
         with suppress(*LOST):  # its end is seen by who listens to it
             try:
@@ -308,7 +307,7 @@ class RestHere:
         What cannot be written down is found out by its QEMU.
         """
         kept, status = self._kept, self._status or ""
-        if not (is_switched(status) or status in _RUNNABLE):
+        if not (is_switched(status) or status in RUNNABLE):
             raise WireLost(f"it is to run before it is there: QEMU says {status!r}")
         if not self.is_ours and self._outcome is None:
             history = kept.record.history.came_up(time.time())
