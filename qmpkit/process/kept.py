@@ -93,6 +93,7 @@ class KeptChild(_Watched):
         self.name = name
         self.kept = False
         self._process = process
+        self._guarding = trio.CancelScope()
 
     def __repr__(self) -> str:
         return f"<KeptChild {self.name} pid={self.pid} {self._status or 'running'}>"
@@ -104,6 +105,8 @@ class KeptChild(_Watched):
         the spawner was killed: then the process is being killed too.
         """
         self.kept = await self._process.keep()
+        if self.kept:
+            self._guarding.cancel()
         return self.kept
 
     def terminate(self) -> None:
@@ -119,11 +122,12 @@ class KeptChild(_Watched):
         await self._finish(await self._process.reap())
 
     async def _guard(self, spawner: Spawner) -> None:
-        """Kill it when the spawner, which would, is gone; unless it is kept."""
-        await spawner.wait_lost()
-        if not self.kept:
-            self._process.kill_group()
-            self.kill()
+        """Kill it when the spawner, which would, is gone; until it is kept."""
+        with self._guarding:
+            await spawner.wait_lost()
+            if not self.kept:  # in the very moment
+                self._process.kill_group()
+                self.kill()
 
     async def _end(self) -> None:
         if self.kept or self._status is not None:
