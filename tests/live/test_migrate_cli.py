@@ -99,9 +99,10 @@ def _more(shell: Shell, folder: Path) -> None:
     said = shell.run("migrate", "mover", "--passes", "1", "--deadline", "2", status=2)
     assert "deadline: the policy 'live' has none" in said and "passes: the policy" in said
     assert shell.json("migrate", "mover", "--check") == {"machine": "mover", "faults": []}
-    (folder / "mover.qcow2").rename(folder / "gone")
+    image = folder / "new" / "mover.qcow2"
+    image.rename(folder / "gone")
     assert "mover.qcow2' does not exist" in shell.run("migrate", "mover", status=2)
-    (folder / "gone").rename(folder / "mover.qcow2")
+    (folder / "gone").rename(image)
     way = ["--way", "unix", "--channels", "2", "--compression", "zlib", "--bandwidth", "1GiB"]
     said = shell.run("migrate", "mover", *way, "--downtime", "0.2", "--max-downtime", "1")
     assert said.startswith("mover has migrated to process ") and "stood still for 0." in said

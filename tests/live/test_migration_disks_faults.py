@@ -31,7 +31,6 @@ _MORE = ("blockdev-add", "blockdev-mirror", "query-jobs", "blockdev-del", "migra
 AT_SOURCE = ("block-job-cancel", *(_MORE if LONG else ()))
 _THERE: tuple[tuple[str, Direction], ...] = (
     ("nbd-server-stop", "sent"),
-    ("completed", "received"),
     ("block-export-add", "sent"),
 )
 AT_DESTINATION = _THERE if LONG else _THERE[:1]
@@ -82,6 +81,28 @@ async def test_the_destination_dies_of_what_it_is_told(
                 await vm.migrate(destination)
             assert at.has_come
         await still_here(vm, had, new)
+
+
+@pytest.mark.skipif(not LONG, reason="either outcome is tested by itself in CI: with --long")
+@pytest.mark.qemus(*DISK_MOVES)
+async def test_the_destination_dies_when_all_is_there(qemu: str, tmp_path: Path) -> None:
+    """It may be dead by then, or told to run as it dies."""
+    at, new = At("completed", "received"), folder(tmp_path / "new")
+    async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
+        await vm.console.expect(".")
+        had = await counted(vm)
+        async with qmpkit.receiving(vm, disks=new, options=at.options) as destination:
+            at.victim = destination.machine.child.pid
+            with pytest.raises((MigrationFailed, MigrationUnknown)) as caught:
+                await vm.migrate(destination)
+            assert at.has_come
+        if isinstance(caught.value, MigrationFailed):
+            await still_here(vm, had, new)
+            return
+        assert vm.state is State.PAUSED and vm.report is None
+        assert names_in(new) == ["qcow2.img", "raw.img"]  # to which it may have written
+        await vm.resume()  # its owner's word
+        await lives_on(vm, had)
 
 
 @pytest.mark.qemus(*DISK_MOVES)
