@@ -11,6 +11,7 @@ import trustme
 
 import qmpkit
 from qmpkit import CannotMigrate, MigrationFailed, MigrationOptions
+from qmpkit.operations.migration.parameters import TLS_ID
 from qmpkit.testing.leaks import leaks
 from tests.live.counting import counted
 from tests.live.migrating import counting, lives_on, still_here
@@ -43,6 +44,9 @@ async def test_those_who_know_each_other(qemu: str, tmp_path: Path) -> None:
     async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
         await vm.console.expect(".")
         had = await counted(vm)
+        # Of a supervisor that was killed in the middle of a move.
+        left = {"qom-type": "secret", "id": TLS_ID, "data": "left behind"}
+        await vm.execute("object-add", left)
         async with qmpkit.receiving(vm) as there:
             await vm.migrate(there, options=by_certificate)
             await lives_on(there.vm, had)

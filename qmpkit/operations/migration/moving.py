@@ -375,8 +375,8 @@ _GOES_ON = ("paused", "postmigrate", "running")
 
 
 def _between(stops: Subscription, ran_at: float | None) -> float:
-    """Seconds from the first stop of the source to the first instruction at the destination."""
-    if ran_at is None:
-        return 0.0
-    stop = stops.next_nowait()
-    return 0.0 if stop is None else ran_at - stop.monotonic
+    """Seconds from the last stop of the source to the first instruction at the destination."""
+    last = None
+    while stops.has_news and (stop := stops.next_nowait()) is not None:
+        last = stop.monotonic
+    return 0.0 if ran_at is None or last is None else ran_at - last

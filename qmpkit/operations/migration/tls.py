@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import trio
 
@@ -75,8 +75,19 @@ async def identified(
     kind = {"qom-type": "tls-creds-psk"} if secret else {"qom-type": "tls-creds-x509"}
     about = {**kind, "id": id, "dir": str(folder), "endpoint": endpoint, "verify-peer": True}
     try:
-        await machine.execute("object-add", about)
+        await _added(machine, about)
         yield
     finally:
         with trio.move_on_after(STEP_GRACE, shield=True), suppress(CommandRefused, *LOST):
             await machine.execute("object-del", {"id": id})
+
+
+async def _added(machine: Machine, about: Mapping[str, Any]) -> None:
+    try:
+        await machine.execute("object-add", about)
+    except CommandRefused as refused:
+        try:  # there is one, of a move whose supervisor was killed
+            await machine.execute("object-del", {"id": about["id"]})
+        except CommandRefused:
+            raise refused from None
+        await machine.execute("object-add", about)
