@@ -56,7 +56,7 @@ def migrate(
     ] = None,
     way: Annotated[
         Literal["fd", "unix", "tcp", "file"] | None,
-        Parameter(help="What its memory goes through. Default: fd, without --to."),
+        Parameter(help="What its memory goes through; file wants --file. Default: fd (no --to)."),
     ] = None,
     file: Annotated[
         Path | None, Parameter(help="A new file for the memory, which is removed afterwards.")
@@ -102,6 +102,8 @@ def migrate(
     """
     from qmpkit.cli.migrate_actions import check_migration, migrate_machine, settle_migration
 
+    if settle and check:
+        raise Refusal("--settle acts on what it hears, and --check does nothing. Cure: one of them")
     if here and not settle:
         raise Refusal("--here is your word for --settle, and moves nothing. Cure: give both")
     if collapse and disks is None:
@@ -119,9 +121,6 @@ def migrate(
         "disks": None if disks is None else str(Path(disks).absolute()),
         "collapse": collapse or None,
     }
-    if check:
-        asked = where if to is None else {**there, **where}
-        return check_migration(name, _given(asked), farm, as_json=json)
     body: dict[str, Any] = {
         **there,
         **where,
@@ -136,7 +135,8 @@ def migrate(
         "channels": channels,
         "compression": compression,
     }
-    return migrate_machine(name, _given(body), farm, as_json=json)
+    act = check_migration if check else migrate_machine
+    return act(name, _given(body), farm, as_json=json)
 
 
 def _given(body: Mapping[str, Any]) -> dict[str, Any]:

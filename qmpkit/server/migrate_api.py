@@ -13,10 +13,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from qmpkit.errors import Fault, MachineGone, SpecInvalid
-from qmpkit.operations.migration.convergence import Round, adjusted, policy_of
+from qmpkit.operations.migration.convergence import Policy, Round, adjusted, policy_of
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.place import MovePlace, move_place
 from qmpkit.operations.migration.storage import SHARED
+from qmpkit.operations.migration.tls import tls_faults
 from qmpkit.server.answers import answer
 from qmpkit.server.bodies import Keys, read_object
 from qmpkit.server.jobs import Jobs, Step
@@ -62,11 +63,14 @@ class MigrateApi:
     async def check(self, request: Request) -> Response:
         """What is in its way; nothing is done."""
         kept = self._find(request)
-        asked = await read_object(request, {**_WHERE, "to": str, "tls": str})
+        asked = await read_object(request, _KEYS)
         place, where = await _place(asked), _where(asked)
+        _, options = _how(asked, place)
         if kept.vm is None:
             raise MachineGone(kept.name, f"migrating (it is {kept.state})", kept.report)
-        faults = await self._lab.migration_faults(kept.name, place, **where)
+        faults = [*await self._lab.migration_faults(kept.name, place, **where)]
+        if place is None:
+            faults += await trio.to_thread.run_sync(tls_faults, options.tls)
         return answer({"machine": kept.name, "faults": [attrs.asdict(it) for it in faults]})
 
     async def settle(self, request: Request) -> Response:
@@ -86,13 +90,7 @@ class MigrateApi:
         name = self._find(request).name
         asked = await read_object(request, _KEYS)
         to = await _place(asked)
-        how = {key: asked[key] for key in _OPTIONS if key in asked}
-        if to is not None:
-            how = {"way": "tcp" if to.host else "unix"} | how
-        options = MigrationOptions(**how) if to is None else to.options(MigrationOptions(**how))
-        numbers = {key: asked[key] for key in _NUMBERS if key in asked}
-        policy = adjusted(asked.get("policy", "live"), **numbers)
-        policy_of(policy, options.downtime, options.max_downtime)  # refused at once
+        policy, options = _how(asked, to)
         where = _where(asked)
 
         async def work(step: Step) -> dict[str, Any]:
@@ -123,6 +121,18 @@ def _where(asked: Mapping[str, Any]) -> dict[str, Any]:
     if faults:
         raise SpecInvalid(faults, "the request")
     return {"qemu": qemu, "disks": disks, "collapse": asked.get("collapse", False)}
+
+
+def _how(asked: Mapping[str, Any], to: MovePlace | None) -> tuple[str | Policy, MigrationOptions]:
+    """SpecInvalid for what cannot be."""
+    how = {key: asked[key] for key in _OPTIONS if key in asked}
+    if to is not None:
+        how = {"way": "tcp" if to.host else "unix"} | how
+    options = MigrationOptions(**how) if to is None else to.options(MigrationOptions(**how))
+    numbers = {key: asked[key] for key in _NUMBERS if key in asked}
+    policy = adjusted(asked.get("policy", "live"), **numbers)
+    policy_of(policy, options.downtime, options.max_downtime)
+    return policy, options
 
 
 async def _place(asked: dict[str, Any]) -> MovePlace | None:

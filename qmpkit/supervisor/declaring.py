@@ -10,7 +10,7 @@ from typing import get_args
 import attrs
 import trio
 
-from qmpkit.errors import Fault, JournalFailed, SpecInvalid
+from qmpkit.errors import Fault, JournalFailed, MachineDied, MachineGone, SpecInvalid
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.process.places import discard
 from qmpkit.spec.farm_order import circles
@@ -78,13 +78,23 @@ class Declaring:
         if state == "stopped" and kept.call_off is not None:  # else it would have its turn first
             default = self._means.powerdown_grace
             kept.call_off(default if powerdown_grace is None else powerdown_grace)
+        if state == "paused":
+            await self._paused_on_its_way(kept)
         async with kept.turn:
-            if state != "stopped":
+            if state != "stopped" or kept.has_left:
                 refuse_unsettled(kept)
             kept.grace = powerdown_grace
             wanted = attrs.evolve(kept.record, declared=state)
             await self._change(kept, wanted, None)
         return kept
+
+    async def _paused_on_its_way(self, kept: Kept) -> None:
+        """Not only once it has arrived, which may take hours; it arrives as it is."""
+        if kept.is_moving and kept.vm is not None:
+            patience = trio.move_on_after(self._means.patience)
+            with patience, suppress(MachineDied, MachineGone):
+                await kept.vm.pause()
+                kept.note(declared="paused")
 
     def _circles(self, wanted: Wanted) -> Iterator[Fault]:
         if not wanted.after and not wanted.requires:
@@ -244,11 +254,14 @@ def _is_true(kept: Kept, state: Declared) -> bool:
 
 
 def refuse_unsettled(kept: Kept) -> None:
-    """Raise SpecInvalid for one that may run at another supervisor by now."""
-    if (leaving := kept.record.leaving) is not None:
-        message = f"nobody knows yet what came of its move to {leaving.place}"
-        hint = f"`qmpkit migrate {kept.name} --settle` asks"
-        raise SpecInvalid([Fault("", message, hint)], whose(kept.name))
+    """Raise SpecInvalid for one that another supervisor has, or may have by now."""
+    if (leaving := kept.record.leaving) is None:
+        return
+    message = f"nobody knows yet what came of its move to {leaving.place}"
+    hint = f"`qmpkit migrate {kept.name} --settle` asks"
+    if kept.has_left:
+        message, hint = f"it has migrated to {leaving.place}", "ask for it there"
+    raise SpecInvalid([Fault("", message, hint)], whose(kept.name))
 
 
 def whose(name: str) -> str:

@@ -62,8 +62,9 @@ def test_at_the_shell(
         assert "disks.disk0" in said and "mover.qcow2 exists already" in said
         plan = shell.json("plan", "farm.toml")
         assert plan["is_empty"], plan
-        said = shell.run("migrate", "mover", "--channels", "2", status=2)
-        assert "channels: several need connections" in said
+        for more in (["--check"], []):
+            said = shell.run("migrate", "mover", "--channels", "2", *more, status=2)
+            assert "channels: several need connections" in said
         if LONG:
             _more(shell, folder)
         _to_another_farm(shell)

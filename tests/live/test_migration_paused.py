@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
 import qmpkit
-from qmpkit import VM, Destination, MachineGone, MigrationFailed, State, Step, postcopy
+from qmpkit import (
+    VM,
+    Destination,
+    MachineGone,
+    MigrationFailed,
+    SpecInvalid,
+    State,
+    Step,
+    Supervisor,
+    postcopy,
+)
 from qmpkit.operations.migration.convergence import Policy
 from qmpkit.testing.leaks import leaks
 from tests.live.counting import counted
+from tests.live.kept import Places, end_all, lab
 from tests.live.migrating import SLOW, At, counting, lives_on, still_here
+from tests.live.receiving import door, end_both, other, runs_on
 
 pytestmark = pytest.mark.live
 
@@ -124,3 +137,58 @@ async def test_paused_as_it_is_about_to_run_there_it_stays(qemu: str, tmp_path: 
             assert at.has_come and vm.state is State.PAUSED
         await vm.resume()
         await still_here(vm, 1)
+
+
+async def declared_paused_on_its_way(supervisor: Supervisor, to: str | None) -> SpecInvalid | None:
+    """It stands still at once, and moves on; what `declare` says."""
+    vm, going, said = supervisor.kept["mover"].vm, trio.Event(), None
+    assert vm is not None
+
+    async def declare() -> None:
+        nonlocal said
+        try:
+            await supervisor.declare("mover", "paused")
+        except SpecInvalid as refused:
+            said = refused
+
+    def told(_: object) -> None:
+        going.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(supervisor.migrate, "mover", to=to, options=SLOW, progress=told))
+        await going.wait()
+        nursery.start_soon(declare)
+        await vm.machine.reached(State.PAUSED)
+        with suppress(MachineGone):
+            await vm.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
+    return said
+
+
+async def test_a_kept_one_is_paused_on_its_way(qemu: str, places: Places, tmp_path: Path) -> None:
+    async with leaks():
+        async with lab() as supervisor:
+            kept = await supervisor.ensure(counting(qemu, tmp_path))
+            await runs_on(kept, 0)
+            before = kept.pid
+            assert await declared_paused_on_its_way(supervisor, None) is None
+            assert kept.state == kept.declared == "paused" and kept.pid != before
+            await supervisor.declare("mover", "running")
+            await runs_on(kept, 1)
+        await end_all()
+
+
+async def test_one_is_paused_on_its_way_elsewhere(
+    qemu: str, places: Places, tmp_path: Path
+) -> None:
+    """It stands still there, and who has asked for it hears where it is."""
+    async with leaks():
+        async with lab() as here, other() as there, door(tmp_path / "d", there.receive) as to:
+            await runs_on(await here.ensure(counting(qemu, tmp_path)), 0)
+            said = await declared_paused_on_its_way(here, to)
+            assert said is None or "it has migrated to" in str(said)
+            kept = there.kept["mover"]
+            await kept.until(lambda: kept.state == "paused")
+            assert kept.declared == "paused"
+            await there.declare("mover", "running")
+            await runs_on(kept, 1)
+        await end_both()

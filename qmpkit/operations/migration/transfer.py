@@ -116,6 +116,9 @@ class Transfer:
         return None
 
     def _give_up_if(self, step: Step) -> None:
+        if not isinstance(step, Step):  # a policy may be anybody's
+            why = f"its policy has to return a qmpkit.Step, and has returned {step!r}"
+            raise MigrationFailed(self._source.name, why)
         if step.give_up:
             raise MigrationFailed(self._source.name, step.give_up)
 

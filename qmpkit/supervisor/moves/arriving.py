@@ -241,14 +241,16 @@ class Arriving:
         kept, before = self._kept, self._kept.record
         with trio.move_on_after(3 * STEP_GRACE, shield=True) as bound:
             history = before.history.came_up(time.time())
+            runs = bool(asked.get("runs"))  # it may have been paused, or let go on, on its way
             up: dict[str, Any] = {"phase": "up", "history": history, "change": None}
+            up["declared"] = "running" if runs else "paused"
             kept.note(arriving="", arrived=before.arriving, rest=None, **up)
             if not await kept.write(self._means.journal):
                 await self._take_back(before)
                 assert kept.not_durable is not None
                 raise kept.not_durable
             try:
-                await self._end.run(runs=bool(asked.get("runs")))
+                await self._end.run(runs=runs)
             except MigrationUnknown as unknown:
                 return await self._not_known(before, unknown.why)
             except BaseException:
@@ -273,7 +275,7 @@ class Arriving:
 
     async def _take_back(self, before: Record) -> None:
         kept = self._kept
-        names = ("arriving", "phase", "history", "change", "rest")
+        names = ("arriving", "phase", "history", "change", "rest", "declared")
         kept.note(**{name: getattr(before, name) for name in names})
         kept.note(arrived="")
         await kept.write(self._means.journal)

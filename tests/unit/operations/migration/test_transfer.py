@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from qmpkit import MigrationFailed, Round, Step
+from qmpkit.operations.migration.convergence import Policy
 from qmpkit.operations.migration.transfer import EVENTS, Transfer, loaded
 from tests.unit.operations.migration.source import Source
 
@@ -38,9 +39,11 @@ def by_number(now: Round) -> Step:
 
 
 @contextmanager
-def following(source: Told, told: Callable[[Round], object]) -> Iterator[Transfer]:
+def following(
+    source: Told, told: Callable[[Round], object], policy: Policy = by_number
+) -> Iterator[Transfer]:
     with source.subscribe(*EVENTS) as changes:
-        yield Transfer(source, changes, by_number, 0.3, told)  # type: ignore[arg-type]
+        yield Transfer(source, changes, policy, 0.3, told)  # type: ignore[arg-type]
 
 
 async def followed(source: Told, seen: list[Round]) -> Transfer:
@@ -67,6 +70,15 @@ async def test_each_pass_is_told_and_each_change_made_once(
     limits = [("migrate-set-parameters", {"downtime-limit": limit}) for limit in (500, 1000)]
     assert source.told == limits
     assert transfer.last == seen[-1] and not transfer.is_broken
+
+
+async def test_a_policy_that_returns_no_step_is_told_so() -> None:
+    source = Told()
+    source.passes(1)
+    with following(source, id, lambda _: None) as transfer:  # type: ignore[arg-type, return-value]
+        source.say("active")
+        with pytest.raises(MigrationFailed, match=r"has to return a qmpkit\.Step.*returned None"):
+            await transfer.reached("pre-switchover")
 
 
 async def test_a_guest_that_stands_still_is_not_kept_by_being_asked(
