@@ -7,6 +7,7 @@ from typing import Any
 
 from qmpkit.cli.daemon import Daemon, DaemonAbsent
 from qmpkit.cli.exits import DaemonSaid
+from qmpkit.cli.signals import as_ctrl_c
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.talk import talk
 from qmpkit.cli.waiting import Waiting
@@ -39,11 +40,11 @@ def followed(
 ) -> dict[str, Any]:
     """The result of a job, its steps told as they come, and *what* is waited for meanwhile.
 
-    Ctrl-C gives it up; *given_up* says what comes of that.
+    Ctrl-C or the like gives it up; *given_up* says what comes of that.
     Raises DaemonSaid with what it failed of.
     """
     try:
-        with Waiting(what) as waiting:
+        with as_ctrl_c(), Waiting(what) as waiting:
             for name, data in daemon.events("jobs", job, "events", beat=BEAT):
                 if name == "end":
                     return result_of(data)

@@ -14,8 +14,9 @@ from qmpkit.cli.chosen import Chosen, ImageOptions, chosen_machine
 from qmpkit.cli.exits import Exit
 from qmpkit.cli.safe import one_line, shell_word
 from qmpkit.cli.saved_folder import means_saved, restored_machine
+from qmpkit.cli.signals import stop_signals
 from qmpkit.cli.status import Changes, show_status
-from qmpkit.cli.stopping import Stopper, stop_signals
+from qmpkit.cli.stopping import Stopper
 from qmpkit.cli.talk import note_later, print_json, talk
 from qmpkit.cli.terminal import enter_pressed, has_keyboard, tidy, without_echo
 from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid

@@ -1,13 +1,17 @@
-"""Ctrl-C for commands that are not a machine's: the work is undone, then it is said."""
+"""Ctrl-C for commands that are not a machine's: the work is undone, then it is said.
+
+So it is for what else stops a command.
+"""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import attrs
 import trio
+
+from qmpkit.cli.signals import stop_signals
 
 __all__ = ["Work", "interruptible"]
 
@@ -21,14 +25,13 @@ class Work:
 
 @asynccontextmanager
 async def interruptible() -> AsyncIterator[Work]:
-    """Ctrl-C and SIGTERM cancel the block; KeyboardInterrupt follows its cleanup.
+    """Ctrl-C and the like cancel the block; KeyboardInterrupt follows its cleanup.
 
     Python's own would be raised in the middle of whatever runs, the cleanup included.
     Nothing follows once the block's work is `done`: an interruption would be a lie.
     """
     work = Work()
-    numbers = signal.SIGINT, signal.SIGTERM
-    with trio.open_signal_receiver(*numbers) as signals, trio.CancelScope() as scope:
+    with trio.open_signal_receiver(*stop_signals()) as signals, trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_at, signals, scope)
             yield work

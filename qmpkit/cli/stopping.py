@@ -14,16 +14,7 @@ from qmpkit.machine.state import State
 from qmpkit.qmp.errors import MonitorLost
 from qmpkit.vm import VM
 
-__all__ = ["Stopper", "stop_signals"]
-
-
-def stop_signals() -> list[signal.Signals]:
-    """What stops a foreground machine; not SIGHUP when the shell had it ignored (nohup)."""
-    wanted = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        wanted.append(signal.SIGHUP)
-    return wanted
-
+__all__ = ["Stopper"]
 
 _Step = Callable[[VM], Awaitable[None]]
 
