@@ -61,6 +61,8 @@ def _ended(daemon: Daemon, job: dict[str, str], what: str, as_json: bool) -> int
         print_json(outcome)
     else:
         print_outcome(outcome)
+        for name in outcome.get("others", ()):
+            talk.note(f"{name} stays: it is of no farm file (`qmpkit stop`, then `qmpkit rm`)")
     return Exit.OK if outcome["went_well"] else Exit.FAILED
 
 

@@ -131,8 +131,10 @@ def _check_names(lab: Supervisor, farm: Farm) -> None:
     faults = [
         Fault(
             f"machines.{machine.group}",
-            f"{machine.name!r} is a machine that a program keeps in {lab.name!r}",
-            "give it another name, or take that one down",
+            f"there is a machine {machine.name!r} in {lab.name!r} that comes from no farm file: a "
+            "program keeps it, or another supervisor has sent it",
+            f"give it another name, or `qmpkit stop {machine.name}` and `qmpkit rm {machine.name}`"
+            ": its disks stay, and `up` uses them",
         )
         for machine in farm.machines
         if machine.name in lab.kept and machine.name not in known

@@ -65,10 +65,15 @@ def _chosen(lab: Supervisor, names: Sequence[str] | None) -> tuple[str, ...]:
     known = of_farm(lab)
     if names is not None and (strange := [name for name in names if name not in known]):
         faults = [
-            Fault(name, "no machine of the farm", suggestion(name, known)) for name in strange
+            Fault(name, "no machine of the farm", _cure(lab, name, known)) for name in strange
         ]
         raise SpecInvalid(faults, f"farm {lab.name!r}")
     return tuple(known if names is None else dict.fromkeys(names))
+
+
+def _cure(lab: Supervisor, name: str, known: Iterable[str]) -> str:
+    beside = f"`qmpkit stop {name}`, then `qmpkit rm {name}`"
+    return beside if name in lab.kept else suggestion(name, known)
 
 
 async def disks_to_delete(

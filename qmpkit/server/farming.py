@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from qmpkit.farm import Outcome, Progress, down, plan_up, read_farm, scale, up
-from qmpkit.farm.leave import disks_to_delete
+from qmpkit.farm.leave import disks_to_delete, of_farm
 from qmpkit.farm.outcome import Tell
 from qmpkit.server.answers import Refused, answer
 from qmpkit.server.bodies import Keys, read_object
@@ -83,16 +83,16 @@ class FarmApi:
         names = _names(wanted)
 
         async def work(step: Step) -> dict[str, Any]:
-            return outcome_view(
-                await down(
-                    self._lab,
-                    names=names,
-                    grace=wanted.get("grace"),
-                    deadline=wanted.get("deadline", float("inf")),
-                    delete_disks=wanted.get("delete_disks", False),
-                    tell=_telling(step),
-                )
+            outcome = await down(
+                self._lab,
+                names=names,
+                grace=wanted.get("grace"),
+                deadline=wanted.get("deadline", float("inf")),
+                delete_disks=wanted.get("delete_disks", False),
+                tell=_telling(step),
             )
+            others = self._lab.kept.keys() - of_farm(self._lab).keys()
+            return {**outcome_view(outcome), "others": [] if names else sorted(others)}
 
         return self._job("down", work)
 

@@ -70,6 +70,13 @@ def test_where_nobody_can_be_asked(
     assert _downs(daemon) == [{"delete_disks": True, "names": ["web1", "web2"]}]
 
 
+def test_what_is_of_no_file_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left = job(went_well=True, machines=[], others=["guest"])
+    with scripted(root, {**ANSWERS, "GET /jobs/1/events": left}):
+        assert main(["down"]) == 0
+    assert "guest stays: it is of no farm file (`qmpkit stop`" in capsys.readouterr().err
+
+
 def test_disks_that_stay_need_no_question(root: Path) -> None:
     with scripted(root, ANSWERS) as daemon:
         assert main(["down"]) == 0
