@@ -11,6 +11,7 @@ import pwd
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from qmpkit.errors import BinaryMissing, Fault
@@ -28,6 +29,7 @@ from qmpkit.host.encrypted import secret_problems, secret_warnings
 from qmpkit.host.findings import Problem, lacking
 from qmpkit.host.kvm import read_text
 from qmpkit.host.layered import layered_problems
+from qmpkit.spec.boards import board_of
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.sizes import format_size
 
@@ -97,9 +99,34 @@ def host_warnings(spec: MachineSpec) -> Iterator[str]:
             f"resources.memory_max is {format_size(limit)}, less than the guest's "
             f"{format_size(spec.most_memory)}: the kernel may kill QEMU when the guest uses it"
         )
+    yield from _table_warnings(spec)
     yield from raw_warnings(spec)
     yield from base_warnings(spec)
     yield from secret_warnings(spec)
+
+
+_PAGE = 4096
+_TABLES = 896  # bytes of a microvm's ACPI tables, of QEMU 10.0, and those of a device
+_TABLES_EACH = 64
+
+
+def _table_warnings(spec: MachineSpec) -> Iterator[str]:
+    """A microvm whose tables QEMU will overwrite with the end of its initrd: it hangs in its boot.
+
+    Both are put to the end of its RAM; for the tables is left what the last page has free.
+    """
+    board, initrd = board_of(spec.machine, spec.arch), spec.kernel and spec.kernel.initrd
+    if board is None or board.family != "microvm" or not initrd:
+        return
+    with suppress(OSError, ValueError):  # which is a fault, and told as one
+        size = Path(initrd).stat().st_size
+        devices = len(spec.disks) + len(spec.nics) + spec.agent + spec.rng + spec.balloon
+        if -size % _PAGE < _TABLES + devices * _TABLES_EACH:
+            yield (
+                f"kernel.initrd: QEMU puts the end of {initrd!r} over the ACPI tables of a "
+                f"microvm with so many devices, and its guest may hang in its boot: let the file "
+                f"end early in a page (truncate --size {size + -size % _PAGE + 4} on a copy)"
+            )
 
 
 def memory_warning(spec: MachineSpec, root: Path = Path("/")) -> str | None:

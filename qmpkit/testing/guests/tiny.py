@@ -139,7 +139,17 @@ def _pack(arch: str, tree: Path, target: Path) -> None:
         (target / "Image").write_bytes(kernel.boot_image(image))
     tiny = TINY[arch]
     entries = [*_base(tree), *_agent(tree, arch), *_modules(tree, tiny), *_own_files(tiny)]
-    (target / "initrd").write_bytes(cpio.archive(entries))
+    (target / "initrd").write_bytes(_with_room(cpio.archive(entries)))
+
+
+def _with_room(archive: bytes) -> bytes:
+    """With zeros to the beginning of another page.
+
+    QEMU puts an initrd at the end of a microvm's RAM, over the ACPI tables that are there but
+    for what its last page leaves free.
+    """
+    page, word = 4096, 4
+    return archive + bytes(-len(archive) % page + word)
 
 
 def _only(tree: Path, *patterns: str) -> Path:
