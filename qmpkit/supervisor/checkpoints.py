@@ -16,7 +16,9 @@ import trio
 
 from qmpkit._trio import raise_collapsed
 from qmpkit.errors import Fault, JournalFailed, QmpkitError, SpecInvalid
+from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.at_rest import AtRest
+from qmpkit.operations.block.deletion import refuse_deletion
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.process.durable import write_durably
 from qmpkit.spec.checkpoints import Checkpoint, checkpoint_from_json, checkpoint_to_json
@@ -84,17 +86,25 @@ class Checkpoints:
     async def delete(self, name: str) -> None:
         """See `Supervisor.delete_checkpoint`."""
         async with self.turn:
-            point = attrs.evolve(await self.known(name), whole=False)
+            point = await self.known(name)
+            for kept in self._having(point):  # all before the first: what is merged stays so
+                async with self._on(kept) as machine:
+                    await refuse_deletion(_changeable(machine), name)
+            point = attrs.evolve(point, whole=False)
             await self.write(point)
             await self._delete(point)
 
     async def _delete(self, point: Checkpoint) -> None:
-        machines = self._keeper.machines
-        for kept in [machines[name] for name in point.machines if name in machines]:
-            if any(it.name == point.name for it in kept.spec.snapshots):
-                async with self._on(kept) as vm:
-                    await vm.snapshots.delete(point.name)
+        for kept in self._having(point):
+            async with self._on(kept) as machine:
+                await machine.snapshots.delete(point.name)
         await self.write(point, gone=True)
+
+    def _having(self, point: Checkpoint) -> list[Kept]:
+        """Its machines that have their snapshot yet."""
+        known = self._keeper.machines
+        machines = [known[name] for name in point.machines if name in known]
+        return [it for it in machines if any(at.name == point.name for at in it.spec.snapshots)]
 
     @asynccontextmanager
     async def _on(self, kept: Kept) -> AsyncIterator[VM | AtRest]:
@@ -161,6 +171,10 @@ class Checkpoints:
             await trio.to_thread.run_sync(write)
         except OSError as error:
             raise JournalFailed(str(path), error.strerror or str(error)) from error
+
+
+def _changeable(machine: VM | AtRest) -> Changeable:
+    return machine.machine if isinstance(machine, VM) else machine
 
 
 def _vm(kept: Kept) -> VM:
