@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import qmpkit
-from qmpkit import Disk, Kept, MachineSpec, SpecInvalid, Supervisor, images
+from qmpkit import Disk, Kept, MachineSpec, Snapshot, SpecInvalid, Supervisor, images
 from qmpkit.process.durable import write_durably
 from qmpkit.spec.checkpoints import Checkpoint, checkpoint_to_json
 from qmpkit.testing.fake_kept import fake_ground
@@ -47,6 +47,13 @@ def remember(places: Places, name: str, *machines: str) -> Path:
     return folder
 
 
+def without_disks(name: str, memory: Path) -> MachineSpec:
+    """With the RAM of a snapshot "one"."""
+    memory.write_bytes(b"RAM")
+    point = Snapshot(name="one", memory=str(memory))
+    return MachineSpec(name=name, accel="tcg", memory="16MiB", snapshots=[point], snapshot="one")
+
+
 async def test_one_that_another_branch_needs_stays_whole(places: Places, tmp_path: Path) -> None:
     async with faked() as lab:
         a, b = [
@@ -82,3 +89,14 @@ async def test_one_disk_that_refuses_leaves_the_others(tmp_path: Path) -> None:
             await machine.snapshots.delete("one")
         assert machine.spec.snapshots == spec.snapshots
         assert machine.spec.disks == spec.disks
+
+
+async def test_one_of_machines_without_disks(places: Places) -> None:
+    async with faked() as lab:
+        folder = remember(places, "one", "a", "b")
+        machines = [
+            await stopped(lab, without_disks(name, folder / f"{name}.one.ram")) for name in "ab"
+        ]
+        await lab.delete_checkpoint("one")
+        assert all(kept.spec.snapshots == () for kept in machines)
+        assert await lab.checkpoints() == () and [*folder.iterdir()] == []
