@@ -49,6 +49,7 @@ class Forgotten:
         origins += [spec.firmware.origin] if isinstance(spec.firmware, Uefi) else []
         if not spec.snapshots and not any(origins):
             return
+        spec = _without_saved(spec)
         await self._write(spec.name, json.dumps(spec_to_dict(spec)))
         self._specs[spec.name] = spec
 
@@ -73,10 +74,18 @@ class Forgotten:
 def _read(folder: Path) -> Iterator[tuple[str, MachineSpec]]:
     for path in sorted(folder.glob("*.json")):
         try:
-            spec = spec_from_dict(json.loads(path.read_bytes()))
+            # Earlier versions have remembered with what it was saved.
+            spec = _without_saved(spec_from_dict(json.loads(path.read_bytes())))
             yield spec.name, spec
         except (OSError, ValueError, QmpkitError) as error:
             log.warning("%s cannot be read, which tells of a machine's disks: %s", path, error)
+
+
+def _without_saved(spec: MachineSpec) -> MachineSpec:
+    """What a machine was saved with goes as it is forgotten; the RAM of its snapshots stays."""
+    if any(point.memory == spec.resume_from for point in spec.snapshots):
+        return spec
+    return attrs.evolve(spec, resume_from=None)
 
 
 def carried_over(wanted: MachineSpec, known: MachineSpec | None) -> MachineSpec:
