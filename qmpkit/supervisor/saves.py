@@ -117,6 +117,8 @@ class Saves(ABC):
     async def delete_checkpoint(self, name: str) -> None:
         """Forget a checkpoint: the snapshot of each machine is merged, its data stay.
 
+        One that is forgotten keeps the snapshot of its disks, and has it when it comes again.
+
         Raises SpecInvalid when there is none, or a later one needs it: then nothing has changed.
         When it fails after that, or is cancelled, what was not done is done by another call.
         """

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import attrs
 import pytest
 
 import qmpkit
@@ -100,3 +101,27 @@ async def test_one_of_machines_without_disks(places: Places) -> None:
         await lab.delete_checkpoint("one")
         assert all(kept.spec.snapshots == () for kept in machines)
         assert await lab.checkpoints() == () and [*folder.iterdir()] == []
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_one_of_machines_that_were_forgotten(places: Places, again: bool) -> None:
+    async with faked() as lab:
+        folder = remember(places, "one", "a")
+        spec = without_disks("a", folder / "a.one.ram")
+        await stopped(lab, spec)
+        await lab.forget("a")
+        if again:  # without a snapshot: it is another machine, for all that is known
+            await stopped(lab, attrs.evolve(spec, snapshots=[], snapshot=None))
+        await lab.delete_checkpoint("one")
+        assert [*folder.iterdir()] == [*(places.state / "lab/layers").iterdir()] == []
+
+
+async def test_the_ram_of_a_snapshot_that_was_renamed_stays(places: Places) -> None:
+    async with faked() as lab:
+        folder = remember(places, "one", "a")
+        kept = await stopped(lab, without_disks("a", folder / "a.one.ram"))
+        async with lab.at_rest("a") as machine:
+            await machine.snapshots.rename("one", "kept")
+        await lab.delete_checkpoint("one")
+        assert [it.name for it in kept.spec.snapshots] == ["kept"]
+        assert [path.name for path in folder.iterdir()] == ["a.one.ram"]

@@ -34,7 +34,14 @@ from qmpkit.operations.undertaking import Undertaking, undertaking
 from qmpkit.qmp.errors import CommandRefused, MonitorSilent
 from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.snapshots import Snapshot, layer_file, memory_file, snapshot_name_problem, tag_of
+from qmpkit.spec.snapshots import (
+    Snapshot,
+    bare_memory_file,
+    layer_file,
+    memory_file,
+    snapshot_name_problem,
+    tag_of,
+)
 from qmpkit.spec.suggest import suggestion
 
 __all__ = ["Freeze", "known_snapshot", "new_name_faults", "take", "writable_disks"]
@@ -216,7 +223,7 @@ def _plan(
         steps.append(step)
     memory = _memory_file(steps[0].disk, name) if ram and steps else None
     if bare and folder is not None:
-        memory = str(folder.absolute() / f"{spec.name}.{name}.ram")
+        memory = str(folder.absolute() / bare_memory_file(spec.name, name))
     variables = variables_copy(spec, name, folder) if steps else None
     for file in (memory, variables):
         if file is not None and os.path.lexists(file):
