@@ -125,3 +125,14 @@ async def test_the_ram_of_a_snapshot_that_was_renamed_stays(places: Places) -> N
         await lab.delete_checkpoint("one")
         assert [it.name for it in kept.spec.snapshots] == ["kept"]
         assert [path.name for path in folder.iterdir()] == ["a.one.ram"]
+
+
+async def test_one_of_a_machine_that_is_saved_is_refused(tmp_path: Path) -> None:
+    spec = await with_disks("a", tmp_path / "a.qcow2")
+    async with qmpkit.at_rest(spec) as machine:
+        await machine.snapshots.take("one")
+        spec = attrs.evolve(machine.spec, resume_from=str(tmp_path / "saved/memory"))
+    async with qmpkit.at_rest(spec) as machine:
+        with pytest.raises(SpecInvalid, match="is saved, and its RAM fits its disks"):
+            await machine.snapshots.delete("one")
+        assert machine.spec.snapshots == spec.snapshots

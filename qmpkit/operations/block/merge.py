@@ -131,6 +131,7 @@ async def place_of(
         await _refuse_users(machine, point, [file])
     else:
         upper = chain[place - 1]
+        _refuse_saved(machine.spec, point)
         _refuse_inner_points(machine.spec, disk_id, upper)
         await _refuse_users(machine, point, [upper.file, file])
     return chain, place
@@ -212,6 +213,15 @@ async def _merge_between(
             if not {layer.file for layer in layers} & {*it.change.obsolete}:
                 it.done()
                 await remove_nodes(machine, it.change.leaving)
+
+
+def _refuse_saved(spec: MachineSpec, point: Snapshot) -> None:
+    """The RAM that a machine was saved with fits the images as it has left them."""
+    memory = spec.resume_from
+    if memory is not None and all(it.memory != memory for it in spec.snapshots):
+        message = "the machine is saved, and its RAM fits its disks as they are"
+        hint = "start it, or discard what it was saved with (qmpkit discard)"
+        raise SpecInvalid([Fault(point.name, message, hint)], f"machine {spec.name!r}")
 
 
 async def _refuse_branches(
