@@ -81,9 +81,10 @@ async def restored(
 
     Everything else is as with `running`.  It goes on with the disks that it was saved with,
     those that stayed where they were or the copies in the folder, and once: after that they
-    are not those of the RAM any more.  With *layers*, a directory, they are only read, and
-    what the guest writes goes into new images there (`disk0.qcow2`, …), which stay: so it can
-    be restored any number of times, into as many directories.
+    are not those of the RAM any more.  With *layers*, a directory that is made when it is not
+    there, they are only read, and what the guest writes goes into new images there
+    (`disk0.qcow2`, …), which stay: so it can be restored any number of times, into as many
+    directories.
 
     Before QEMU is started SpecInvalid tells all that keeps it from going on: a folder of a
     newer qmpkit, a machine type that this QEMU lacks, a processor that lacks what the guest

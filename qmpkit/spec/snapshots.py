@@ -13,8 +13,8 @@ import attrs
 
 from qmpkit.spec.names import NODE_NAME_LIMIT
 
-__all__ = ["Snapshot", "free_tag", "layer_file", "layer_node", "memory_file"]
-__all__ += ["snapshot_name_problem", "tag_of", "variables_file"]
+__all__ = ["Snapshot", "bare_memory_file", "free_tag", "layer_file", "layer_node"]
+__all__ += ["memory_file", "snapshot_name_problem", "tag_of", "variables_file"]
 
 SNAPSHOT_NAME_LIMIT = 48
 """In characters, all ASCII: a snapshot's name is part of its layers' file names."""
@@ -91,6 +91,11 @@ def layer_file(origin: str, snapshot: str) -> str:
 def memory_file(origin: str, snapshot: str) -> str:
     """The file for the RAM of *snapshot*: `web.qcow2` → `web.<snapshot>.ram`."""
     return f"{layer_file(origin, snapshot).removesuffix('.qcow2')}.ram"
+
+
+def bare_memory_file(machine: str, snapshot: str) -> str:
+    """The name of the file for the RAM of a machine without disks: `web.<snapshot>.ram`."""
+    return f"{machine}.{snapshot}.ram"
 
 
 def variables_file(origin: str, snapshot: str) -> str:

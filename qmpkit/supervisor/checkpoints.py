@@ -10,17 +10,20 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import attrs
 import trio
 
 from qmpkit._trio import raise_collapsed
 from qmpkit.errors import Fault, JournalFailed, QmpkitError, SpecInvalid
+from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.at_rest import AtRest
+from qmpkit.operations.block.deletion import refuse_deletion
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.process.durable import write_durably
 from qmpkit.spec.checkpoints import Checkpoint, checkpoint_from_json, checkpoint_to_json
-from qmpkit.spec.snapshots import snapshot_name_problem
+from qmpkit.spec.snapshots import bare_memory_file, snapshot_name_problem
 from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.keeper import Keeper
 from qmpkit.supervisor.kept import Kept
@@ -84,17 +87,28 @@ class Checkpoints:
     async def delete(self, name: str) -> None:
         """See `Supervisor.delete_checkpoint`."""
         async with self.turn:
-            point = attrs.evolve(await self.known(name), whole=False)
+            point = await self.known(name)
+            for kept in self._having(point):  # all before the first: what is merged stays so
+                async with self._on(kept) as machine:
+                    await refuse_deletion(_changeable(machine), name)
+            point = attrs.evolve(point, whole=False)
             await self.write(point)
             await self._delete(point)
 
     async def _delete(self, point: Checkpoint) -> None:
-        machines = self._keeper.machines
-        for kept in [machines[name] for name in point.machines if name in machines]:
-            if any(it.name == point.name for it in kept.spec.snapshots):
-                async with self._on(kept) as vm:
-                    await vm.snapshots.delete(point.name)
+        for kept in self._having(point):
+            async with self._on(kept) as machine:
+                await machine.snapshots.delete(point.name)
+        for name in point.machines:
+            if name not in self._keeper.machines:
+                await self._keeper.forget_bare(name, point.name)
         await self.write(point, gone=True)
+
+    def _having(self, point: Checkpoint) -> list[Kept]:
+        """Its machines that have their snapshot yet."""
+        known = self._keeper.machines
+        machines = [known[name] for name in point.machines if name in known]
+        return [it for it in machines if any(at.name == point.name for at in it.spec.snapshots)]
 
     @asynccontextmanager
     async def _on(self, kept: Kept) -> AsyncIterator[VM | AtRest]:
@@ -152,15 +166,33 @@ class Checkpoints:
     async def write(self, point: Checkpoint, *, gone: bool = False) -> None:
         """Write down what has become of it, safe on disk.  JournalFailed."""
         path = self._root / f"{point.name}.json"
+        left = self._left_of(point) if gone else set()
 
         def write() -> None:
             path.parent.mkdir(mode=0o700, exist_ok=True)
+            for file in left:
+                file.unlink(missing_ok=True)
             write_durably(path, None if gone else checkpoint_to_json(point))
 
         try:
             await trio.to_thread.run_sync(write)
         except OSError as error:
             raise JournalFailed(str(path), error.strerror or str(error)) from error
+
+    def _left_of(self, point: Checkpoint) -> set[Path]:
+        """The RAM here of machines that were forgotten since, which nobody goes back to any more.
+
+        One that has come again has its snapshot no more.  What was renamed is in use.
+        """
+        files = {self._root / bare_memory_file(name, point.name) for name in point.machines}
+        specs = [kept.spec for kept in self._keeper.machines.values()]
+        used = {file for spec in specs for it in spec.snapshots for file in it.beside}
+        used |= {spec.resume_from for spec in specs if spec.resume_from is not None}
+        return files - {Path(file) for file in used}
+
+
+def _changeable(machine: VM | AtRest) -> Changeable:
+    return machine.machine if isinstance(machine, VM) else machine
 
 
 def _vm(kept: Kept) -> VM:

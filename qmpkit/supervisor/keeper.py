@@ -177,6 +177,10 @@ class Keeper:
         kept = self.machines.get(name)
         return self._forgotten.get(name) if kept is None else kept.spec
 
+    async def forget_bare(self, name: str, snapshot: str) -> None:
+        """A forgotten machine's snapshot of its RAM alone is deleted; JournalFailed."""
+        await self._forgotten.without_bare(name, snapshot)
+
     def _kept(self, record: Record, home: Home) -> Kept:
         kept = Kept(record, home, self._events)
         kept.on_change = self._gate.notice

@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from qmpkit.errors import Fault, JournalFailed, QmpkitError, SpecInvalid
+from qmpkit.operations.block.merge import without_point
 from qmpkit.process.durable import write_durably
 from qmpkit.spec.block import Disk
 from qmpkit.spec.data import spec_from_dict, spec_to_dict
@@ -45,10 +46,9 @@ class Forgotten:
 
     async def put(self, spec: MachineSpec) -> None:
         """Remember, when there is something; JournalFailed when that cannot be written."""
-        origins = [disk.origin for disk in spec.disks]
-        origins += [spec.firmware.origin] if isinstance(spec.firmware, Uefi) else []
-        if not spec.snapshots and not any(origins):
+        if not _has_layers(spec):
             return
+        spec = _without_saved(spec)
         await self._write(spec.name, json.dumps(spec_to_dict(spec)))
         self._specs[spec.name] = spec
 
@@ -56,6 +56,15 @@ class Forgotten:
         """It is on record again, or its disks are gone."""
         if self._specs.pop(name, None) is not None:
             await self._write(name, None)
+
+    async def without_bare(self, name: str, snapshot: str) -> None:
+        """A machine's snapshot of its RAM alone is deleted; JournalFailed."""
+        if (spec := self._specs.get(name)) is None:
+            return
+        for point in spec.snapshots:
+            if point.name == snapshot and not point.disks:
+                left = without_point(spec, "", point)
+                await (self.put(left) if _has_layers(left) else self.drop(name))
 
     async def _write(self, name: str, text: str | None) -> None:
         path = self._folder / f"{name}.json"
@@ -73,10 +82,24 @@ class Forgotten:
 def _read(folder: Path) -> Iterator[tuple[str, MachineSpec]]:
     for path in sorted(folder.glob("*.json")):
         try:
-            spec = spec_from_dict(json.loads(path.read_bytes()))
+            # Earlier versions have remembered with what it was saved.
+            spec = _without_saved(spec_from_dict(json.loads(path.read_bytes())))
             yield spec.name, spec
         except (OSError, ValueError, QmpkitError) as error:
             log.warning("%s cannot be read, which tells of a machine's disks: %s", path, error)
+
+
+def _has_layers(spec: MachineSpec) -> bool:
+    origins = [disk.origin for disk in spec.disks]
+    origins += [spec.firmware.origin] if isinstance(spec.firmware, Uefi) else []
+    return bool(spec.snapshots) or any(origins)
+
+
+def _without_saved(spec: MachineSpec) -> MachineSpec:
+    """What a machine was saved with goes as it is forgotten; the RAM of its snapshots stays."""
+    if any(point.memory == spec.resume_from for point in spec.snapshots):
+        return spec
+    return attrs.evolve(spec, resume_from=None)
 
 
 def carried_over(wanted: MachineSpec, known: MachineSpec | None) -> MachineSpec:

@@ -117,8 +117,10 @@ class Saves(ABC):
     async def delete_checkpoint(self, name: str) -> None:
         """Forget a checkpoint: the snapshot of each machine is merged, its data stay.
 
-        Raises SpecInvalid when there is none, or a later one needs it; what was not done then
-        is done by another call.
+        One that is forgotten keeps the snapshot of its disks, and has it when it comes again.
+
+        Raises SpecInvalid when there is none, or a later one needs it: then nothing has changed.
+        When it fails after that, or is cancelled, what was not done is done by another call.
         """
         await self._checkpoints().delete(name)
 

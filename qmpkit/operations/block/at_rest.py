@@ -156,7 +156,7 @@ def _writable(spec: MachineSpec) -> tuple[MachineSpec, list[Disk]]:
     ]
     spec = attrs.evolve(spec, disks=disks)
     opened = [disk for disk in spec.disks if not disk.is_readonly]
-    if not opened:
+    if not opened and not spec.snapshots:  # those of its RAM alone need no disk to be deleted
         fault = Fault("disks", "it has no disk that it can write to")
         raise SpecInvalid([fault], f"machine {spec.name!r}")
     return spec, opened

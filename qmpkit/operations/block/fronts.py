@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations._protocols import Changeable
-from qmpkit.operations.block import disks, inner_snapshots, media, snapshots
+from qmpkit.operations.block import deletion, disks, inner_snapshots, media, snapshots
 from qmpkit.operations.block.backup import run_backup
 from qmpkit.operations.block.backup_plan import Mode, remove_bitmaps
 from qmpkit.operations.block.backup_pull import Pull, drop_checkpoint, pulling
@@ -217,7 +217,7 @@ class Snapshots:
         machine is as it was, but there is no going back to that snapshot any more
         (`Snapshot.whole`); delete it again.
         """
-        await snapshots.delete(self._machine, name, speed=speed, progress=progress)
+        await deletion.delete(self._machine, name, speed=speed, progress=progress)
 
 
 class Backups:

@@ -31,7 +31,7 @@ from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.snapshots import Snapshot
 
-__all__ = ["change_place", "delete_point", "deleted_from", "without_point"]
+__all__ = ["change_place", "delete_point", "deleted_from", "place_of", "without_point"]
 
 
 async def change_place(
@@ -106,22 +106,39 @@ async def delete_point(
     The point is not whole any more from the beginning on; the machine's data always is.
     Raises SpecInvalid when another snapshot, of another branch, needs it.
     """
+    chain, place = await place_of(machine, disk_id, point)
+    if place is None:
+        await _drop(machine, disk_id, point)
+    else:
+        await _merge(machine, disk_id, point, chain, place, speed, progress)
+
+
+async def place_of(
+    machine: Changeable, disk_id: str, point: Snapshot
+) -> tuple[tuple[Layer, ...], int | None]:
+    """The layers of a disk, and which of them is the point's; None when it is not among them.
+
+    SpecInvalid when that one is not to go.
+    """
     chain = (await graph_of(machine)).chain(disk_id)
     file = point.disks[disk_id]
     await _refuse_branches(machine.spec, disk_id, point, {layer.file for layer in chain})
     place = next((n for n, layer in enumerate(chain) if layer.file == file), None)
-    if place:
-        await _merge(machine, disk_id, point, chain, place, speed, progress)
-    elif place is None:
-        await _drop(machine, disk_id, point)
-    else:
+    if place == 0:
         message = f"disk {disk_id!r} writes to {file}, which was to stay as it is"
         raise SpecInvalid([Fault(point.name, message)], f"machine {machine.name!r}")
+    if place is None:
+        await _refuse_users(machine, point, [file])
+    else:
+        upper = chain[place - 1]
+        _refuse_saved(machine.spec, point)
+        _refuse_inner_points(machine.spec, disk_id, upper)
+        await _refuse_users(machine, point, [upper.file, file])
+    return chain, place
 
 
 async def _drop(machine: Changeable, disk_id: str, point: Snapshot) -> None:
     """The machine is on another branch, or was moved or flattened since: only its file goes."""
-    await _refuse_users(machine, point, [point.disks[disk_id]])
     begun = _with_point(machine.spec, attrs.evolve(point, whole=False))
     change = Change(
         what=f"remove {point.disks[disk_id]}",
@@ -150,8 +167,6 @@ async def _merge(
 ) -> None:
     """Merge into the point's layer the one above it (`block-commit`)."""
     upper, base = chain[place - 1], chain[place]
-    _refuse_inner_points(machine.spec, disk_id, upper)
-    await _refuse_users(machine, point, [upper.file, base.file])
     begun = _with_point(machine.spec, attrs.evolve(point, whole=False))
     change = Change(
         what=f"merge {upper.file} into {base.file}",
@@ -198,6 +213,15 @@ async def _merge_between(
             if not {layer.file for layer in layers} & {*it.change.obsolete}:
                 it.done()
                 await remove_nodes(machine, it.change.leaving)
+
+
+def _refuse_saved(spec: MachineSpec, point: Snapshot) -> None:
+    """The RAM that a machine was saved with fits the images as it has left them."""
+    memory = spec.resume_from
+    if memory is not None and all(it.memory != memory for it in spec.snapshots):
+        message = "the machine is saved, and its RAM fits its disks as they are"
+        hint = "start it, or discard what it was saved with (qmpkit discard)"
+        raise SpecInvalid([Fault(point.name, message, hint)], f"machine {spec.name!r}")
 
 
 async def _refuse_branches(

@@ -24,10 +24,8 @@ from qmpkit.images.new import place_layer
 from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.graph import Graph, Layer, graph_of, node_above
-from qmpkit.operations.block.inner_snapshots import delete_inner
 from qmpkit.operations.block.layers import Made, layer_blockdevs, making, with_disks
 from qmpkit.operations.block.memory import place_file, standing_still
-from qmpkit.operations.block.merge import delete_point, without_point
 from qmpkit.operations.block.variables import variables_copy
 from qmpkit.operations.jobs import Progress
 from qmpkit.operations.steps import STEP_GRACE
@@ -36,7 +34,14 @@ from qmpkit.operations.undertaking import Undertaking, undertaking
 from qmpkit.qmp.errors import CommandRefused, MonitorSilent
 from qmpkit.spec.block import Disk
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.spec.snapshots import Snapshot, layer_file, memory_file, snapshot_name_problem, tag_of
+from qmpkit.spec.snapshots import (
+    Snapshot,
+    bare_memory_file,
+    layer_file,
+    memory_file,
+    snapshot_name_problem,
+    tag_of,
+)
 from qmpkit.spec.suggest import suggestion
 
 __all__ = ["Freeze", "known_snapshot", "new_name_faults", "take", "writable_disks"]
@@ -218,7 +223,7 @@ def _plan(
         steps.append(step)
     memory = _memory_file(steps[0].disk, name) if ram and steps else None
     if bare and folder is not None:
-        memory = str(folder.absolute() / f"{spec.name}.{name}.ram")
+        memory = str(folder.absolute() / bare_memory_file(spec.name, name))
     variables = variables_copy(spec, name, folder) if steps else None
     for file in (memory, variables):
         if file is not None and os.path.lexists(file):
@@ -304,43 +309,6 @@ def known_snapshot(spec: MachineSpec, name: str) -> Snapshot:
         fault = Fault("name", f"there is no snapshot {name!r}", suggestion(name, tuple(known)))
         raise SpecInvalid([fault], f"machine {spec.name!r}")
     return known[name]
-
-
-async def delete(
-    machine: Changeable, name: str, *, speed: int = 0, progress: Progress | None = None
-) -> None:
-    """Delete a snapshot; see `Snapshots.delete`."""
-    async with machine.changing:
-        point = known_snapshot(machine.spec, name)
-        if point.kind == "internal":
-            return await delete_inner(machine, point)
-        known = {disk.id for disk in machine.spec.disks}
-        if strange := [disk for disk in point.disks if disk not in known]:  # before any merge
-            fault = Fault(name, f"the machine has no disk {strange[0]!r} any more")
-            raise SpecInvalid([fault], f"machine {machine.name!r}")
-        if point.memory is not None and point.memory == machine.spec.resume_from:
-            hint = "start it, or go back to another snapshot"
-            fault = Fault(name, "the machine is to go on with its memory", hint)
-            raise SpecInvalid([fault], f"machine {machine.name!r}")
-        if not point.disks:
-            return await _delete_bare(machine, point)
-        for disk_id in point.disks:
-            point = known_snapshot(machine.spec, name)
-            await delete_point(machine, disk_id, point, speed=speed, progress=progress)
-    return None
-
-
-async def _delete_bare(machine: Changeable, point: Snapshot) -> None:
-    """One of a machine without disks: its files go."""
-    change = Change(
-        what=f"delete the snapshot {point.name!r}",
-        spec=without_point(machine.spec, "", point),
-        begun=machine.spec,
-        sure=True,
-        obsolete=point.beside,
-    )
-    async with undertaking(machine, change) as it:
-        it.done()
 
 
 async def rename(machine: Changeable, name: str, to: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -79,6 +79,7 @@ class Restorable:
     _folder: Path
     _layered: bool
     _made: list[Placed] = attrs.field(factory=list)
+    _new_folder: Path | None = None
 
     async def used(self) -> None:
         """Its state is loaded, and its guest goes on from here: not to be done a second time.
@@ -88,6 +89,7 @@ class Restorable:
         if not self._layered:
             await mark_spent(self._folder, self.saved)
         self._made.clear()
+        self._new_folder = None
 
 
 @asynccontextmanager
@@ -109,7 +111,7 @@ async def restorable(path: Path, *, layers: Path | None, verify: bool) -> AsyncI
             yield it
         except BaseException:
             with trio.move_on_after(STEP_GRACE, shield=True):
-                await trio.to_thread.run_sync(_unlink, it._made, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(_undo, it, abandon_on_cancel=True)
             raise
 
 
@@ -131,8 +133,11 @@ async def _refuse(folder: Path, saved: SavedMachine, layers: Path | None, *, ver
 
 
 def _layer_faults(saved: SavedMachine, layers: Path) -> Iterator[Fault]:
-    if not layers.absolute().is_dir():
-        yield Fault("layers", f"there is no directory {str(layers)!r}", "create it")
+    above = layers.absolute().parent
+    if os.path.lexists(layers) and not layers.is_dir():
+        yield Fault("layers", f"{str(layers)!r} is no directory", "name another")
+    elif not above.is_dir():
+        yield Fault("layers", f"there is no directory {str(above)!r}", "create it")
     names = [f"{disk.id}.qcow2" for disk in _layered(saved.spec)]
     names += [VARIABLES] if VARIABLES in saved.files else []
     for name in names:
@@ -173,6 +178,7 @@ async def _own_store(it: Restorable, folder: Path) -> None:
 
 
 async def _put_on_layers(it: Restorable, layers: Path) -> None:
+    it._new_folder = await trio.to_thread.run_sync(_made_folder, layers)
     changed = []
     for disk in _layered(it.spec):
         file, how = layers / f"{disk.id}.qcow2", await encrypting(disk.luks)
@@ -196,6 +202,20 @@ async def _put_on_layers(it: Restorable, layers: Path) -> None:
         it.spec = _with_store(it.spec, store)
 
 
-def _unlink(made: list[Placed]) -> None:
-    for placed in made:
+def _made_folder(layers: Path) -> Path | None:
+    """The folder for the layers, if it was not there.  Blocking; ImageFailed."""
+    try:
+        layers.mkdir(mode=0o700)
+    except FileExistsError:
+        return None
+    except OSError as error:
+        raise Asked.of("create", layers).failed_by(error) from error
+    return layers
+
+
+def _undo(it: Restorable) -> None:
+    for placed in it._made:
         placed.path.unlink(missing_ok=True)
+    if it._new_folder is not None:
+        with suppress(OSError):  # somebody else may have put something there
+            it._new_folder.rmdir()
