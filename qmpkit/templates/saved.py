@@ -52,6 +52,11 @@ class Own:
     overlays: Mapping[str, Path]
     state: OpenState
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the overlays are, which end with the clone."""
+        return next((file.parent for file in self.overlays.values()), None)
+
 
 @asynccontextmanager
 async def provided(saved: Saved, place: Path | None) -> AsyncIterator[Own]:
