@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -125,22 +126,43 @@ def _hold(path: Path, stack: ExitStack) -> None:
 def removed(path: Path, ram: str) -> None:
     """Remove a template that no clone runs from, its RAM too.  Blocking.
 
-    TemplateInUse; HostLacks when its files cannot be removed.
+    TemplateInUse; HostLacks when its files cannot be removed: then it is whole yet, unless
+    that was found out in the midst of them.
     """
-    import shutil  # whoever only clones needs it not
-
     try:
+        if path.is_symlink():
+            why = f"it is a symbolic link to {str(path.readlink())!r}"
+            raise HostLacks(f"{_CANNOT} {str(path)!r}: {why}", "name the folder that is meant")
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if ram.startswith("/"):
-                with suppress(FileNotFoundError):
-                    Path(ram).unlink()
-            shutil.rmtree(path)
+            _taken_away(path, ram)
         finally:
             os.close(lock)
     except BlockingIOError as error:
         raise TemplateInUse(str(path), "remove") from error
     except OSError as error:
-        what = f"cannot remove the template {str(path)!r}: {error.strerror}"
-        raise HostLacks(what, "remove the folder") from error
+        what = f"{_CANNOT} {str(path)!r}: {error.strerror or error}"
+        raise HostLacks(what, "make it and the folder that it is in writable") from error
+
+
+_CANNOT = "cannot remove the template"
+
+
+def _taken_away(path: Path, ram: str) -> None:
+    import shutil  # whoever only clones needs it not
+
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    # A folder that can have another name can go; what a killed program leaves so is swept.
+    hidden = path.with_name(f".qk-{secrets.token_hex(6)}.template")
+    path.rename(hidden)
+    try:
+        if ram.startswith("/"):
+            with suppress(FileNotFoundError):
+                Path(ram).unlink()
+        shutil.rmtree(hidden)
+    except OSError:
+        with suppress(OSError):
+            hidden.rename(path)
+        raise
