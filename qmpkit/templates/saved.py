@@ -20,6 +20,7 @@ from qmpkit.machine.state_forms import OpenState
 from qmpkit.process.held_dirs import hold_new_dir, sweep
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.templates.errors import TemplateBroken, TemplateInUse
+from qmpkit.templates.files import flaws_by_size
 from qmpkit.templates.manifest import Manifest
 
 __all__ = ["CLONES", "Own", "Saved", "provided", "removed"]
@@ -65,7 +66,7 @@ async def provided(saved: Saved, place: Path | None) -> AsyncIterator[Own]:
 
     The template cannot be removed meanwhile.  A program that is killed leaves the folder to
     the next one that clones there.  Raises TemplateInUse while the template is being removed,
-    TemplateBroken when it has no state any more, HostLacks when the overlays cannot be made.
+    TemplateBroken when it has no state or RAM any more, HostLacks when the overlays cannot be made.
     """
     limiter = trio.CapacityLimiter(1)  # threads stuck in a slow disk must not hold this up
     stack = ExitStack()
@@ -80,6 +81,10 @@ async def provided(saved: Saved, place: Path | None) -> AsyncIterator[Own]:
 def _made(saved: Saved, place: Path | None, stack: ExitStack) -> Own:
     # All in one go: each change to a worker thread and back is a tenth of a millisecond.
     _hold(saved.path, stack)
+    # QEMU would make a RAM that is gone anew, full of zeros.
+    ram = (file for file in saved.manifest.files if file.name == saved.manifest.ram)
+    if flaws := flaws_by_size(saved.path, ram):
+        raise TemplateBroken(str(saved.path), flaws)
     try:
         state = OpenState.of(saved.path / "state")
     except OSError as error:
