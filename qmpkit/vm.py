@@ -306,8 +306,8 @@ class VM:
         The folder (0700) is there when it is whole and safe on disk.  Failed or cancelled
         before that, nothing of it is left and the guest goes on.  Uses stop, migrate,
         query-version; cont or quit.  Raises SpecInvalid with all that is wrong (a kept machine
-        is saved by `Supervisor.save`), JobFailed and ImageFailed (no space), CommandRefused
-        for devices that cannot be saved.
+        is saved by `Supervisor.save`, a clone's disks are copied), JobFailed and ImageFailed (no
+        space), CommandRefused for devices that cannot be saved.
         """
         how = Saving(copy_disks=copy_disks, ram=ram, progress=progress)
         return await save(self.machine, Path(path), how, go_on_after=go_on)

@@ -14,8 +14,9 @@ from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.interrupt import interruptible
 from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.template_names import known_template
+from qmpkit.errors import QmpkitError
 from qmpkit.operations.completed import Completed
-from qmpkit.operations.errors import AgentRefused
+from qmpkit.templates.errors import PoolClosed
 from qmpkit.templates.opening import open_template
 from qmpkit.templates.pool import Pool
 
@@ -65,42 +66,65 @@ def _runs(work: Work) -> list[tuple[str, ...]]:
 async def _all_of(pool: Pool, runs: list[tuple[str, ...]], work: Work) -> int:
     failed = 0
     queue = iter(enumerate(runs, 1))
+    closed: list[PoolClosed] = []
 
     async def worker() -> None:
         nonlocal failed
         for number, argv in _rest(queue):
             begun = time.monotonic()
-            async with pool.take() as vm:
-                done: Completed | AgentRefused
-                try:
-                    done = await vm.agent.run(argv)
-                except AgentRefused as refused:  # there is no such program, for instance
-                    done = refused
-                failed += isinstance(done, AgentRefused) or not done.ok
-                took = time.monotonic() - begun
-                if isinstance(done, AgentRefused):
-                    _show_refused(number, vm.name, argv, done, took, as_json=work.as_json)
-                else:
-                    _show(number, vm.name, done, took, as_json=work.as_json)
+            try:
+                machine, came = await _one(pool, argv)
+            except PoolClosed as error:  # the others end what they have begun
+                closed.append(error)
+                return
+            took = time.monotonic() - begun
+            if isinstance(came, Completed):
+                failed += not came.ok
+                _show(number, machine, came, took, as_json=work.as_json)
+            else:
+                failed += 1
+                _show_failed(number, machine, argv, came, took, as_json=work.as_json)
 
     async with trio.open_nursery() as nursery:
         for _ in range(min(work.jobs, len(runs))):
             nursery.start_soon(worker)
+    for error in closed:
+        raise error
     return failed
+
+
+async def _one(pool: Pool, argv: Sequence[str]) -> tuple[str, Completed | QmpkitError]:
+    """The machine of one run and what came of it: a guest that ends takes no other run with it."""
+    machine = ""
+    came: Completed | QmpkitError | None = None
+    try:
+        async with pool.take() as vm:
+            machine = vm.name
+            try:
+                came = await vm.agent.run(argv)
+            except QmpkitError as error:  # there is no such program, or the guest is down
+                came = error
+    except PoolClosed:
+        raise
+    except QmpkitError as error:  # it died, or did not become somebody
+        came = came or error
+    assert came is not None, "its block has run, or an error is why not"
+    return machine, came
 
 
 def _rest(queue: Iterator[tuple[int, tuple[str, ...]]]) -> Iterator[tuple[int, tuple[str, ...]]]:
     yield from queue
 
 
-def _show_refused(
-    number: int, machine: str, argv: Sequence[str], why: AgentRefused, took: float, *, as_json: bool
+def _show_failed(
+    number: int, machine: str, argv: Sequence[str], why: QmpkitError, took: float, *, as_json: bool
 ) -> None:
     if as_json:
         shown = {"run": number, "machine": machine, "argv": [*argv], "error": str(why)}
         print_json({**shown, "seconds": round(took, 3)}, compact=True)
     else:
-        talk.error(f"run {number} in {machine}: {why}")
+        where = f" in {machine}" if machine else ""
+        talk.error(f"run {number}{where}: {why}")
 
 
 def _show(number: int, machine: str, done: Completed, took: float, *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ is about to do, and afterwards what came of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import attrs
@@ -76,6 +77,8 @@ class Ledger(Protocol):
 
     lasting: bool
     """Whether the machine is started again from it when nobody is there to hand things over."""
+    fleeting: Path | None
+    """The directory of images that are gone when the machine is: nothing may need them then."""
 
     async def intend(self, change: Change) -> None:
         """Write down what is about to be done, safe on disk when this returns.
@@ -97,6 +100,9 @@ class Unwritten:
     """Of a machine that ends with its block: its spec is in the hands of who started it."""
 
     lasting = False
+
+    def __init__(self, fleeting: Path | None = None) -> None:
+        self.fleeting = fleeting
 
     async def intend(self, change: Change) -> None:
         """Nothing is to be remembered."""

@@ -11,6 +11,7 @@ import attrs
 from qmpkit._running import opened_as
 from qmpkit.errors import Fault, MachineDied, MachineGone, SpecInvalid
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
+from qmpkit.machine.ledger import Unwritten
 from qmpkit.machine.saved_state import load_state, take_images_back
 from qmpkit.machine.state_forms import OpenState
 from qmpkit.operations import power
@@ -108,4 +109,5 @@ async def empty_clone(saved: Saved, wishes: Wishes, name: str | None) -> AsyncIt
         spec = clone_spec(saved.private.spec, who, own.overlays)
         resolution = attrs.evolve(saved.private, spec=spec)
         async with opened_as(resolution, options=options, start=wishes.start) as vm:
+            vm.machine.ledger = Unwritten(own.folder)
             yield Empty(vm, saved, own.state, who, wishes)

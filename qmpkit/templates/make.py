@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,10 +12,12 @@ import attrs
 import trio
 
 from qmpkit._running import running
+from qmpkit.errors import HostLacks
 from qmpkit.images.drafts import StrPath
 from qmpkit.images.tool import Asked
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.sizes import MIB, format_size
 from qmpkit.templates.drafts import hidden_folder
 from qmpkit.templates.specs import refuse_unfit, templating
 from qmpkit.templates.take import refuse_taken, to_template
@@ -44,13 +47,14 @@ async def make_template(
     *ram*: where the RAM is to be instead of in the template's folder: a new file in a tmpfs
     or, with `memory.huge_pages`, in a hugetlbfs.  The rest is that of `to_template`.
 
-    Raises what `running`, *prepare* and `to_template` raise.  Cancelled, failed, or killed:
-    nothing is at *path*, and the machine is gone.
+    Raises HostLacks when there is no room for the RAM, and what `running`, *prepare* and
+    `to_template` raise.  Cancelled, failed, or killed: nothing is at *path*, and the machine
+    is gone.
     """
     asked = Asked.of("make a template at", path)
     refuse_unfit(templating(spec, asked.path), twins=twins)
     await refuse_taken(asked)
-    async with _new_ram(asked, ram) as file:
+    async with _new_ram(asked, ram, int(spec.memory.size)) as file:
         ready = templating(spec, asked.path, ram=file)
         async with running(ready, options=options, start=start) as vm:
             await prepare(vm)
@@ -60,16 +64,18 @@ async def make_template(
 
 
 @asynccontextmanager
-async def _new_ram(asked: Asked, given: StrPath | None) -> AsyncIterator[Path]:
+async def _new_ram(asked: Asked, given: StrPath | None, size: int) -> AsyncIterator[Path]:
     """Where the RAM's file is to be, which is not there; it goes unless a template has it."""
     if given is None:
         async with hidden_folder(asked) as folder:
+            await trio.to_thread.run_sync(_refuse_full, folder.parent, size)
             yield folder / "ram"
         return
     file = attrs.evolve(asked, path=Asked.of(asked.doing, given).path)
     await refuse_taken(file)
     try:
         await _touch(file)
+        await trio.to_thread.run_sync(_refuse_full, file.path.parent, size)
         yield file.path
     except BaseException:
         with trio.move_on_after(_UNDO_GRACE, shield=True):
@@ -82,3 +88,17 @@ async def _touch(file: Asked) -> None:
         await trio.to_thread.run_sync(partial(file.path.touch, mode=0o600))
     except OSError as error:
         raise file.failed_by(error) from error
+
+
+def _refuse_full(folder: Path, size: int) -> None:
+    """Raise HostLacks when a RAM of *size* has no room in *folder*.  Blocking.
+
+    Its file has holes at first, so the guest would write to them until the disk is full: a
+    SIGBUS then, and no word of why.
+    """
+    found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    if found.f_blocks and free < size:  # none at all: it has no bound, or does not tell
+        what = f"the guest's RAM takes {format_size(size)}, and where its file is to be"
+        room = f"{what}, {str(folder)!r}, {format_size(free // MIB * MIB)} are free"
+        raise HostLacks(room, "free some space there, or put the RAM elsewhere (`ram`, --ram)")

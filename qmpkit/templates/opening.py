@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,13 +58,22 @@ def read_manifest(folder: Path) -> Manifest:
     """What is said of the template in *folder*, unchecked; blocking.  SpecInvalid without one."""
     source = str(folder / MANIFEST)
     try:
-        text = (folder / MANIFEST).read_text()
+        text = _text(folder / MANIFEST)
     except UnicodeDecodeError:
         raise SpecInvalid([Fault("", "this is not JSON")], source) from None
     except OSError as error:
         why = f"there is no template: {error.strerror}"
         raise SpecInvalid([Fault("", why, "qmpkit template make")], str(folder)) from error
     return manifest_from_json(text, source)
+
+
+def _text(path: Path) -> str:
+    # Non-blocking: opening a FIFO would wait for a writer for ever.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device may have no end either
+            fault = Fault("", "this is no regular file", "make the template anew")
+            raise SpecInvalid([fault], str(path))
+        return file.read().decode()
 
 
 async def _compare(folder: Path, manifest: Manifest, *, whole: bool) -> None:

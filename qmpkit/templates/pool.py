@@ -111,6 +111,7 @@ class Pool:
         self._taken_at = float("-inf")
         self._closed: PoolClosed | None = PoolClosed(template.spec.name, "it is not entered")
         self._stack = AsyncExitStack()
+        self._entered = False
 
     @property
     def counts(self) -> dict[str, int]:
@@ -120,6 +121,9 @@ class Pool:
         return {**{it.value: counted[it] for it in states}, "waiting": len(self._takers)}
 
     async def __aenter__(self) -> Pool:
+        if self._entered:
+            raise RuntimeError("a Pool is entered once: make another")
+        self._entered = True
         bounds = self._bounds(await trio.to_thread.run_sync(memory_left))
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(shared_spawner())

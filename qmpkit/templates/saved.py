@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -19,6 +20,7 @@ from qmpkit.machine.state_forms import OpenState
 from qmpkit.process.held_dirs import hold_new_dir, sweep
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.templates.errors import TemplateBroken, TemplateInUse
+from qmpkit.templates.files import flaws_by_size
 from qmpkit.templates.manifest import Manifest
 
 __all__ = ["CLONES", "Own", "Saved", "provided", "removed"]
@@ -52,6 +54,11 @@ class Own:
     overlays: Mapping[str, Path]
     state: OpenState
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the overlays are, which end with the clone."""
+        return next((file.parent for file in self.overlays.values()), None)
+
 
 @asynccontextmanager
 async def provided(saved: Saved, place: Path | None) -> AsyncIterator[Own]:
@@ -59,7 +66,7 @@ async def provided(saved: Saved, place: Path | None) -> AsyncIterator[Own]:
 
     The template cannot be removed meanwhile.  A program that is killed leaves the folder to
     the next one that clones there.  Raises TemplateInUse while the template is being removed,
-    TemplateBroken when it has no state any more, HostLacks when the overlays cannot be made.
+    TemplateBroken when it has no state or RAM any more, HostLacks when the overlays cannot be made.
     """
     limiter = trio.CapacityLimiter(1)  # threads stuck in a slow disk must not hold this up
     stack = ExitStack()
@@ -74,6 +81,10 @@ async def provided(saved: Saved, place: Path | None) -> AsyncIterator[Own]:
 def _made(saved: Saved, place: Path | None, stack: ExitStack) -> Own:
     # All in one go: each change to a worker thread and back is a tenth of a millisecond.
     _hold(saved.path, stack)
+    # QEMU would make a RAM that is gone anew, full of zeros.
+    ram = (file for file in saved.manifest.files if file.name == saved.manifest.ram)
+    if flaws := flaws_by_size(saved.path, ram):
+        raise TemplateBroken(str(saved.path), flaws)
     try:
         state = OpenState.of(saved.path / "state")
     except OSError as error:
@@ -120,22 +131,43 @@ def _hold(path: Path, stack: ExitStack) -> None:
 def removed(path: Path, ram: str) -> None:
     """Remove a template that no clone runs from, its RAM too.  Blocking.
 
-    TemplateInUse; HostLacks when its files cannot be removed.
+    TemplateInUse; HostLacks when its files cannot be removed: then it is whole yet, unless
+    that was found out in the midst of them.
     """
-    import shutil  # whoever only clones needs it not
-
     try:
+        if path.is_symlink():
+            why = f"it is a symbolic link to {str(path.readlink())!r}"
+            raise HostLacks(f"{_CANNOT} {str(path)!r}: {why}", "name the folder that is meant")
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if ram.startswith("/"):
-                with suppress(FileNotFoundError):
-                    Path(ram).unlink()
-            shutil.rmtree(path)
+            _taken_away(path, ram)
         finally:
             os.close(lock)
     except BlockingIOError as error:
         raise TemplateInUse(str(path), "remove") from error
     except OSError as error:
-        what = f"cannot remove the template {str(path)!r}: {error.strerror}"
-        raise HostLacks(what, "remove the folder") from error
+        what = f"{_CANNOT} {str(path)!r}: {error.strerror or error}"
+        raise HostLacks(what, "make it and the folder that it is in writable") from error
+
+
+_CANNOT = "cannot remove the template"
+
+
+def _taken_away(path: Path, ram: str) -> None:
+    import shutil  # whoever only clones needs it not
+
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    # A folder that can have another name can go; what a killed program leaves so is swept.
+    hidden = path.with_name(f".qk-{secrets.token_hex(6)}.template")
+    path.rename(hidden)
+    try:
+        if ram.startswith("/"):
+            with suppress(FileNotFoundError):
+                Path(ram).unlink()
+        shutil.rmtree(hidden)
+    except OSError:
+        with suppress(OSError):
+            hidden.rename(path)
+        raise

@@ -204,3 +204,16 @@ async def test_bounds_that_do_not_fit_are_refused(saved: qmpkit.Template) -> Non
             pass
     with pytest.raises(SpecInvalid, match="only be twins"):
         qmpkit.Pool(saved)
+
+
+async def test_a_pool_is_entered_once(host: FakeHost, saved: qmpkit.Template) -> None:
+    pool = qmpkit.Pool(saved, twin=True, start=host.start)
+    async with leaks():
+        async with pool:
+            await pool.wait_warm()
+            with pytest.raises(RuntimeError, match="a Pool is entered once: make another"):
+                await pool.__aenter__()
+            assert pool.counts["warm"] == 1
+        with pytest.raises(RuntimeError, match="make another"):
+            await pool.__aenter__()
+    assert not host.alive

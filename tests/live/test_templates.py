@@ -255,6 +255,13 @@ async def test_what_is_not_as_it_was_saved_is_not_cloned(counting: qmpkit.Templa
     assert await counting.verify() == ("ram: its checksum is another one: its content has changed",)
     with pytest.raises(SpecInvalid, match="there is no template"):
         await qmpkit.open_template(counting.path.parent)
+    ram.rename(ram.with_name("away"))
+    before = names(counting.path)
+    with pytest.raises(TemplateBroken, match="ram: it is missing"):
+        async with counting.clone(twin=True):
+            pass
+    assert names(counting.path) == before
+    ram.with_name("away").rename(ram)
     (counting.path / "state").unlink()
     with pytest.raises(TemplateBroken, match="state: No such file"):
         async with counting.clone(twin=True):

@@ -36,6 +36,7 @@ from qmpkit.spec.saved import MEMORY, VARIABLES, FileSum, SavedLayer, SavedMachi
 
 __all__ = ["Saving", "save", "saved"]
 
+_DOING = "save the machine in"
 _ALIVE = ("running", "paused", "suspended", "prelaunch", "io-error")
 """The run states of QEMU in which there is a guest to be saved."""
 
@@ -80,8 +81,7 @@ async def saved(
     async with machine.changing:
         await _refuse(machine, path, how)
         ran = await runs(machine)
-        doing = "save the machine in"
-        async with drafted_folder(path, doing) as draft:
+        async with drafted_folder(path, _DOING) as draft:
             change = _change(machine, draft, ran=ran)
             async with undertaking(machine, change) as it, _halted(machine, it):
                 if ran:
@@ -105,6 +105,9 @@ async def _refuse(machine: Machine, path: Path, how: Saving) -> None:
     """Raise SpecInvalid with all that is wrong."""
     status = str((await machine.execute("query-status"))["status"])
     faults = [*_faults(machine.spec, path, how)]
+    if machine.ledger.fleeting is not None and not how.copy_disks:
+        told = _fleeting_faults(machine, path, machine.ledger.fleeting)
+        faults += await trio.to_thread.run_sync(list, told)
     if status not in _ALIVE:
         faults.insert(0, Fault("", f"its guest is down ({status}): there is nothing to go on with"))
     if how.ram == "mapped":
@@ -128,6 +131,16 @@ def _faults(spec: MachineSpec, path: Path, how: Saving) -> Iterator[Fault]:
         if disk.luks is not None:
             message = f"the disk {disk.id!r} is encrypted, and its copy would be in clear"
             yield Fault("copy_disks", message, "leave copy_disks out: it stays where it is")
+
+
+def _fleeting_faults(machine: Machine, path: Path, fleeting: Path) -> Iterator[Fault]:
+    """Of each disk that does not outlive the machine: the folder would miss it.  Blocking."""
+    place = fleeting.resolve()
+    known = _layers(Asked.of(_DOING, path), _writable(machine.spec))
+    for disk, layers in known.items():
+        if any(Path(layer.file).resolve().is_relative_to(place) for layer in layers):
+            message = f"the disk {disk!r} ends with the machine, so the folder would miss it"
+            yield Fault("copy_disks", message, "copy_disks=True")
 
 
 def _writable(spec: MachineSpec) -> list[Disk]:

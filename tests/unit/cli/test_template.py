@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,18 @@ def test_a_folder_that_is_no_template_is_told_and_does_not_hide_the_others(
     assert main(["template", "list"]) == 0
     assert "there is no template" in capsys.readouterr().err
     assert main(["template", "inspect", "web"]) == 2
+
+
+@pytest.mark.parametrize("words", [["template", "inspect"], ["template", "rm"], ["clone"]])
+def test_a_manifest_that_would_be_read_for_ever_is_told(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "web"
+    folder.mkdir()
+    os.mkfifo(folder / "manifest.json")
+    assert main([*words, "./web"]) == 2
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").symlink_to("/dev/zero")
+    assert main([*words, "./web"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("this is no regular file") == 2 and folder.is_dir()

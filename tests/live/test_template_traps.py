@@ -1,0 +1,49 @@
+"""What would lose a template, or what a clone has done: refused, and all is as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+import qmpkit
+from qmpkit import Disk, State
+from qmpkit.errors import SpecInvalid
+from qmpkit.testing import guests
+from tests.live.counting import counted
+from tests.sizes import OLDEST
+
+pytestmark = [pytest.mark.live, pytest.mark.qemus(*OLDEST)]
+
+
+async def _counting(vm: qmpkit.VM) -> None:
+    await vm.console.expect("...")
+
+
+@pytest.fixture
+async def template(qemu: str, tmp_path: Path) -> qmpkit.Template:
+    """The smallest guest, with a disk, so that each of its clones has an overlay."""
+    guests.build_kvm_tiny()
+    disk = Disk(tmp_path / "data.qcow2", format="qcow2", make="1MiB")
+    spec = attrs.evolve(
+        qmpkit.load_profile("kvm-tiny"), qemu=qemu, accel="tcg", machine="q35", disks=[disk]
+    )
+    return await qmpkit.make_template(spec, tmp_path / "saved", _counting, twins=True)
+
+
+async def test_a_clone_is_not_saved_without_its_disk(
+    template: qmpkit.Template, tmp_path: Path
+) -> None:
+    unit = tmp_path / "unit"
+    async with template.clone(twin=True) as vm:
+        with pytest.raises(SpecInvalid, match=r"'disk0' ends with the machine.*copy_disks=True"):
+            await vm.save(unit)
+        (tmp_path / "above").mkdir()
+        await vm.snapshots.take("above", folder=tmp_path / "above")
+        with pytest.raises(SpecInvalid, match="'disk0' ends with the machine"):
+            await vm.save(unit)  # the layer stays, and what it stands on does not
+        assert vm.state is State.RUNNING and not unit.exists()
+        await vm.save(unit, copy_disks=True)
+    async with qmpkit.restored(unit, paused=True) as vm:
+        assert await counted(vm) > 0
