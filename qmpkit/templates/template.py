@@ -70,8 +70,8 @@ class Template:
         become somebody.  *place*: the folder of its overlays, in the template's by default.
         Otherwise like `qmpkit.running`; QEMU's QMP migrate-incoming loads it.
 
-        Most of the time goes into QEMU's making of the board: a microvm runs twice as soon as a
-        q35, see the README for figures.
+        Much of the time goes into QEMU's making of the board: a microvm takes two thirds of the
+        time of a q35, see the README for figures.
 
         Raises SpecInvalid for what the template does not allow, TemplateInUse when it is being
         removed, TemplateFailed when QEMU cannot load it, GuestCommandFailed when the guest does

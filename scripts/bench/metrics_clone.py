@@ -11,7 +11,8 @@ has touched 1.5 GiB.
 
 All of that is on microvm, the board for fast clones.  Most is measured once more on q35, the
 default, as `…_q35`; the rest would only take longer.  QEMU greets before it has made its
-board, which is most of a clone's time on q35, so the script's own ratio to that is said too.
+board, which is much of a clone's time on q35, so the script's own ratio to that is said too:
+its QEMU waits for 12 ms when its table of descriptors has to grow, ours has a large one.
 """
 
 from __future__ import annotations
