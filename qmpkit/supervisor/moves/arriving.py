@@ -246,9 +246,10 @@ class Arriving:
             up["declared"] = "running" if runs else "paused"
             kept.note(arriving="", arrived=before.arriving, rest=None, **up)
             if not await kept.write(self._means.journal):
+                why = kept.not_durable  # forgotten when the journal can be written again
+                assert why is not None
                 await self._take_back(before)
-                assert kept.not_durable is not None
-                raise kept.not_durable
+                raise why
             try:
                 await self._end.run(runs=runs)
             except MigrationUnknown as unknown:
