@@ -7,12 +7,12 @@ from pathlib import Path
 import attrs
 
 import qmpkit
-from qmpkit import MachineSpec
+from qmpkit import Disk, MachineSpec
 from qmpkit.operations._protocols import Monitor
 from qmpkit.testing import guests
 from tests.live.blocks import bare
 
-__all__ = ["counted", "counting"]
+__all__ = ["counted", "counting", "counting_template", "counts"]
 
 
 def counting(qemu: str, folder: Path, *formats: str) -> MachineSpec:
@@ -22,6 +22,21 @@ def counting(qemu: str, folder: Path, *formats: str) -> MachineSpec:
     return attrs.evolve(
         tiny, name="bare", qemu=qemu, accel="tcg", disks=bare(qemu, folder, *formats).disks
     )
+
+
+async def counts(vm: qmpkit.VM) -> None:
+    """Wait until the guest has counted for a while."""
+    await vm.console.expect("...")
+
+
+async def counting_template(qemu: str, folder: Path) -> qmpkit.Template:
+    """The smallest guest, with a disk, so that each of its clones has an overlay."""
+    guests.build_kvm_tiny()
+    disk = Disk(folder / "data.qcow2", format="qcow2", make="1GiB")
+    spec = attrs.evolve(
+        qmpkit.load_profile("kvm-tiny"), qemu=qemu, accel="tcg", machine="q35", disks=[disk]
+    )
+    return await qmpkit.make_template(spec, folder / "saved", counts, twins=True)
 
 
 async def counted(monitor: Monitor) -> int:

@@ -7,33 +7,22 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import attrs
 import pytest
 import trio
 
 import qmpkit
-from qmpkit import Disk, State
+from qmpkit import State
 from qmpkit.templates.saved import CLONES
-from qmpkit.testing import guests
 from qmpkit.testing.leaks import leaks
+from tests.live.counting import counting_template, counts
 from tests.sizes import HELD_AT_ONCE, POOL_CLONES
 
 pytestmark = pytest.mark.live
 
 
-async def _counting(vm: qmpkit.VM) -> None:
-    await vm.console.expect("...")
-
-
 @pytest.fixture
 async def template(qemu: str, tmp_path: Path) -> qmpkit.Template:
-    """The smallest guest, with a disk, so that each of its clones has an overlay."""
-    guests.build_kvm_tiny()
-    disk = Disk(tmp_path / "data.qcow2", format="qcow2", make="1GiB")
-    spec = attrs.evolve(
-        qmpkit.load_profile("kvm-tiny"), qemu=qemu, accel="tcg", machine="q35", disks=[disk]
-    )
-    return await qmpkit.make_template(spec, tmp_path / "saved", _counting, twins=True)
+    return await counting_template(qemu, tmp_path)
 
 
 def mappings_of(template: qmpkit.Template) -> list[str]:
@@ -86,7 +75,7 @@ async def test_clones_held_at_once_are_all_alive(template: qmpkit.Template) -> N
 
         async def hold() -> None:
             async with pool.take() as vm:
-                await _counting(vm)
+                await counts(vm)
                 counted.append(vm.name)
                 if len(counted) == HELD_AT_ONCE:
                     assert pool.counts["taken"] == HELD_AT_ONCE
@@ -106,5 +95,5 @@ async def test_a_warm_machine_that_is_killed_is_not_given(template: qmpkit.Templ
         (killed,) = mappings_of(template)
         os.kill(int(killed), signal.SIGKILL)
         async with pool.take() as vm:
-            await _counting(vm)
+            await counts(vm)
             assert vm.pid != int(killed)

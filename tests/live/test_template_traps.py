@@ -4,32 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import attrs
 import pytest
 
 import qmpkit
-from qmpkit import Disk, State
+from qmpkit import State
 from qmpkit.errors import SpecInvalid
-from qmpkit.testing import guests
-from tests.live.counting import counted
+from tests.live.counting import counted, counting_template
 from tests.sizes import OLDEST
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*OLDEST)]
 
 
-async def _counting(vm: qmpkit.VM) -> None:
-    await vm.console.expect("...")
-
-
 @pytest.fixture
 async def template(qemu: str, tmp_path: Path) -> qmpkit.Template:
-    """The smallest guest, with a disk, so that each of its clones has an overlay."""
-    guests.build_kvm_tiny()
-    disk = Disk(tmp_path / "data.qcow2", format="qcow2", make="1MiB")
-    spec = attrs.evolve(
-        qmpkit.load_profile("kvm-tiny"), qemu=qemu, accel="tcg", machine="q35", disks=[disk]
-    )
-    return await qmpkit.make_template(spec, tmp_path / "saved", _counting, twins=True)
+    return await counting_template(qemu, tmp_path)
 
 
 async def test_a_clone_is_not_saved_without_its_disk(
