@@ -102,6 +102,7 @@ async def test_a_guest_that_never_ran_moves_too(qemu: str, tmp_path: Path) -> No
         await vm.migrate(destination)
         await destination.vm.resume()
         await destination.vm.console.expect("kvm-tiny guest ready")
+        await destination.vm.console.expect(".")  # it counts after that word, not before it
         await lives_on(destination.vm, 1)
 
 
