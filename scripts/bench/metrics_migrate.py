@@ -19,7 +19,7 @@ from bench_sides import Result, compare, interleave, say, script
 
 from qmpkit.testing import guests
 
-MOVES = 3  # in one run, each of a fresh destination; their median is the run's figure
+MOVES = 9  # in one run, each of a fresh destination; their median is the run's figure
 RATIO = 1.05  # that either may take of the time of the peer
 METRICS = ("total", "downtime")
 

@@ -193,14 +193,7 @@ class Moving:
                         await self._follow(transfer, route)
                         return transfer
                     async with sent_by(source) as there:
-                        if not plan.pauses:
-                            with suppress(MachineDied, MachineGone):  # all may be there by then
-                                await transfer.reached("completed")
-                        if route.later:
-                            await transfer.reached("completed")
-                            await end.load(route.later)
-                        await end.loaded()
-                        await self._hand_over(transfer, there)
+                        await self._hand_over(transfer, route, there)
                 except BaseException:
                     if not self._handed_over:
                         await along.cut()
@@ -294,12 +287,23 @@ class Moving:
         except LOST:
             return True
 
-    async def _hand_over(self, transfer: Transfer, there: trio.Event) -> None:
+    async def _all_there(self, transfer: Transfer, route: Route) -> None:
+        """The destination has all of it, and the source agrees, or has ended since."""
+        if not self._plan.pauses:
+            with suppress(MachineDied, MachineGone):  # all may be there by then
+                await transfer.reached("completed")
+        if route.later:
+            await transfer.reached("completed")
+            await self._end.load(route.later)
+        await self._end.loaded()
+        await self._all_sent(transfer)
+
+    async def _hand_over(self, transfer: Transfer, route: Route, there: trio.Event) -> None:
         """The point of no return: a cancellation waits until it is passed, or was not reached."""
         source, end = self._source, self._end
         within = 2 * STEP_GRACE + source.graces.total
-        with trio.CancelScope() as bound:  # entered in time: the guest stands still by then
-            await self._all_sent(transfer)
+        with trio.CancelScope() as bound:  # entered in time: a guest stands still once all is there
+            await self._all_there(transfer, route)
             there.set()
             if source.halted or self._has_news():
                 await end.examine()
