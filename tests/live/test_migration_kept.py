@@ -205,6 +205,36 @@ async def test_what_does_not_move_stays(qemu: str, places: Places, tmp_path: Pat
         await end_all()
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_what_is_stopped_meanwhile_is_not_told_to_be_as_it_was(
+    qemu: str, places: Places, tmp_path: Path, elsewhere: bool
+) -> None:
+    going = trio.Event()
+    async with leaks():
+        async with lab() as here, other() as there, door(tmp_path / "d", there.receive) as to:
+            kept = await here.ensure(counting(qemu, tmp_path))
+            await runs_on(kept, 0)
+
+            async def move() -> None:
+                with pytest.raises(MigrationFailed) as failed:
+                    await here.migrate(
+                        "mover",
+                        to=to if elsewhere else None,
+                        options=SLOW,
+                        progress=lambda _: going.set(),
+                    )
+                assert failed.value.stopped
+                said = "machine 'mover' did not migrate and is stopped: it was declared stopped"
+                assert str(failed.value).startswith(said) and "start it again" in str(failed.value)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(move)
+                await going.wait()
+                await here.declare("mover", "stopped", powerdown_grace=0)
+            assert (kept.state, places.qemus(), dict(there.kept)) == ("gone", [], {})
+        await end_both()
+
+
 @pytest.mark.bound(1200 if LONG else 120)
 @pytest.mark.qemus(*OLDEST)
 async def test_cancelled_anywhere_one_machine_is_left(

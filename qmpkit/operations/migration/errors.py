@@ -42,9 +42,20 @@ class MigrationFailed(_Stopped):
     """The machine has not moved: it is where it was, as it was; `why` is what stopped it.
 
     `said`: the last that the destination's QEMU had to say, "" when it said nothing.
+    `stopped`: its owner had it stopped meanwhile, so it goes down where it was.
     """
 
+    def __init__(self, machine: str, why: str, said: str = "", stopped: bool = False) -> None:
+        super().__init__(machine, why, said)
+        self.stopped = stopped
+        self.args = (machine, why, said, stopped)
+
     def __str__(self) -> str:
+        if self.stopped:
+            return (
+                f"machine {self.machine!r} did not migrate and is stopped: {self.told}. Cure: "
+                "start it again, then migrate it"
+            )
         return f"machine {self.machine!r} did not migrate and is as it was: {self.told}"
 
 

@@ -39,4 +39,4 @@ def called_off_by_stop(
         return
     if has_arrived():
         raise MachineGone(kept.name, "telling how it has migrated", kept.report)
-    raise MigrationFailed(kept.name, "it was declared stopped meanwhile")
+    raise MigrationFailed(kept.name, "it was declared stopped while it moved", stopped=True)
