@@ -16,6 +16,7 @@ from qmpkit import (
     Destination,
     MachineGone,
     MigrationFailed,
+    Round,
     SpecInvalid,
     State,
     Step,
@@ -39,7 +40,8 @@ async def under_way(vm: VM, destination: Destination, policy: Policy | str) -> A
         assert (await anext(migration)).remaining
         yield
         with suppress(MachineGone):  # QEMU 10.0 soon moves one that stands still all the same
-            await vm.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
+            unbounded = {"max-bandwidth": 1 << 40, "max-postcopy-bandwidth": 1 << 40}
+            await vm.execute("migrate-set-parameters", unbounded)
 
 
 async def paused_there(vm: VM, had: int) -> None:
@@ -80,6 +82,27 @@ async def test_one_that_goes_on_on_its_way_runs_there(qemu: str, tmp_path: Path)
         async with qmpkit.receiving(vm) as destination:
             async with under_way(vm, destination, "live"):
                 await vm.resume()
+            await lives_on(destination.vm, had)
+
+
+async def test_one_that_goes_on_on_its_way_may_go_by_postcopy(qemu: str, tmp_path: Path) -> None:
+    """It was prepared for that, though it stood still as its move began."""
+    switches = trio.Event()
+
+    def once_it_runs(_: Round) -> Step:
+        if vm.state is State.RUNNING:
+            switches.set()
+        return Step(postcopy=switches.is_set())
+
+    async with leaks(), qmpkit.running(counting(qemu, tmp_path)) as vm:
+        await vm.console.expect(".")
+        await vm.pause()
+        had = await counted(vm)
+        async with qmpkit.receiving(vm) as destination:
+            async with under_way(vm, destination, postcopy(once_it_runs)):
+                await vm.resume()
+                with trio.move_on_after(5):  # QEMU 10.0 may have moved it by then
+                    await switches.wait()
             await lives_on(destination.vm, had)
 
 

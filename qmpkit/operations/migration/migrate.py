@@ -161,7 +161,7 @@ async def agreed_on(
         faults += await trio.to_thread.run_sync(tls_faults, options.tls)
     faults += cpu_faults(here.words, there.words)
     runs = source.state is State.RUNNING
-    postcopies = steers.postcopies and runs  # else all is sent by the end of the first pass
+    postcopies = steers.postcopies  # also of one that stands still: its owner may let it go on
     wanted = wanted_capabilities(
         options,
         throttled=steers.throttles,
