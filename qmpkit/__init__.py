@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from qmpkit.errors import LaunchFailed as LaunchFailed
     from qmpkit.errors import MachineDied as MachineDied
     from qmpkit.errors import MachineGone as MachineGone
+    from qmpkit.errors import MachineMoving as MachineMoving
     from qmpkit.errors import PullFailed as PullFailed
     from qmpkit.errors import QmpkitError as QmpkitError
     from qmpkit.errors import SignatureWrong as SignatureWrong
@@ -205,8 +206,8 @@ _MODULES = {
     "qmpkit.errors": (
         "AgentSilent BinaryMissing CertificateWrong ChecksumWrong Fault GuestRefused HostLacks "
         "ImageFailed ImageInUse ImageRefused JournalFailed JournalNewer KvmUnavailable "
-        "LaunchFailed MachineDied MachineGone PullFailed QmpkitError SignatureWrong SpecInvalid "
-        "SupervisorRunning"
+        "LaunchFailed MachineDied MachineGone MachineMoving PullFailed QmpkitError SignatureWrong "
+        "SpecInvalid SupervisorRunning"
     ),
     "qmpkit.host.doctor.examination": "examine_host",
     "qmpkit.host.doctor.finding": "Finding HostReport",

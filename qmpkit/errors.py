@@ -1,8 +1,8 @@
 """One exception tree, sorted by whose fault it is.
 
 ===================  ==========================================================
-the caller's         `SpecInvalid`, `ImageInUse`, `MachineGone`, `EventsLost`,
-                     `SupervisorRunning`
+the caller's         `SpecInvalid`, `ImageInUse`, `MachineGone`, `MachineMoving`,
+                     `EventsLost`, `SupervisorRunning`
 the host's           `HostLacks` (`KvmUnavailable`, `BinaryMissing`, `JournalFailed`,
                      `JournalNewer`)
 QEMU's               `LaunchFailed`, `MachineDied`, `ImageFailed`, and in
@@ -36,6 +36,7 @@ __all__ = [
     "BinaryMissing",
     "LaunchFailed",
     "MachineGone",
+    "MachineMoving",
     "MachineDied",
     "GuestRefused",
     "AgentSilent",
@@ -210,6 +211,24 @@ class MachineGone(QmpkitError):
     def __str__(self) -> str:
         why = f": {self.report}" if self.report else ""
         return f"machine {self.machine!r} has ended, {self.asked} is not possible{why}"
+
+
+class MachineMoving(QmpkitError):
+    """The machine moves to another QEMU, or is about to, so it is not changed meanwhile.
+
+    `place` is where to: "another QEMU", a supervisor's address.
+    """
+
+    def __init__(self, machine: str, place: str) -> None:
+        self.machine = machine
+        self.place = place
+        super().__init__(machine, place)
+
+    def __str__(self) -> str:
+        return (
+            f"machine {self.machine!r} is moving to {self.place}, and neither changed nor moved "
+            "elsewhere meanwhile. Cure: wait until it is there, or cancel its move"
+        )
 
 
 class MachineDied(QmpkitError):

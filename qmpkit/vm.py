@@ -227,7 +227,8 @@ class VM:
         Disks that the destination is to have images of its own for are mirrored there first,
         at `options.max_bandwidth` together, and kept alike until the guest changes over; the
         policy is asked from the memory on.  The bitmaps of backups go along.  The old images
-        stay, for you to delete.
+        stay, for you to delete.  Whatever else would change the machine meanwhile is refused:
+        MachineMoving.
 
         Raises CannotMigrate with all that is in the way, before anything is done.  Whatever
         goes wrong then, also a cancellation or the end of either QEMU, the guest runs on here

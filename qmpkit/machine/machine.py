@@ -16,6 +16,7 @@ from qmpkit.machine.ledger import Ledger, Unwritten
 from qmpkit.machine.report import MOVED, ExitCause, ExitReport, judge
 from qmpkit.machine.shares import Shares
 from qmpkit.machine.state import EVENTS, State, Trigger, state_of, step, trigger_of
+from qmpkit.machine.turn import Turn
 from qmpkit.process.child import ChildLike
 from qmpkit.process.escalate import stop_child
 from qmpkit.process.status import ExitStatus
@@ -108,7 +109,7 @@ class Machine:
         self.halted = False  # its owner has paused it, whatever QEMU makes of that as it migrates
         self.maimed = ""  # why its QEMU neither migrates, nor is saved, nor ends in order any more
         self.ledger: Ledger = Unwritten()
-        self.changing = trio.Lock()
+        self.changing = Turn(spec.name)
         self.shares = Shares(self)
         self._expected: set[Expected] = set()
         self._ends_meet_by: float | None = None

@@ -22,6 +22,7 @@ from qmpkit._trio import ServiceNursery
 from qmpkit.errors import QmpkitError
 from qmpkit.host.virtiofsd import find_virtiofsd, virtiofsd_of
 from qmpkit.machine.report import ExitReport
+from qmpkit.machine.turn import Turn
 from qmpkit.process.child import ChildLike, child
 from qmpkit.process.errors import ProcessVanished
 from qmpkit.process.identity import Identity
@@ -133,7 +134,7 @@ class _Owner(Protocol):
     """The machine."""
 
     spec: MachineSpec
-    changing: trio.Lock
+    changing: Turn
     services: ServiceNursery
 
     @property
@@ -212,7 +213,7 @@ class Shares:
             nursery.start_soon(self._end_with_machine, process)
             status = await process.wait()
             nursery.cancel_scope.cancel()
-        async with self._machine.changing:  # who unplugs it is through
+        async with self._machine.changing.after_all():  # who unplugs it is through
             mine = self._running.get(share) is process
             if mine:
                 del self._running[share]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import trio
-
 from qmpkit._trio import ServiceNursery
 from qmpkit.machine.ledger import Ledger
 from qmpkit.machine.report import ExitReport
+from qmpkit.machine.turn import Turn
 from qmpkit.qmp.events import Subscription
 from qmpkit.spec.machine import MachineSpec
 
@@ -69,7 +68,7 @@ class Changeable(Monitor, Protocol):
     ledger: Ledger
     """Who is told of what is about to change, and of what came of it."""
 
-    changing: trio.Lock
+    changing: Turn
     """Held by whoever changes it."""
 
     maimed: str

@@ -11,7 +11,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from qmpkit._trio import service_nursery
-from qmpkit.errors import HostLacks, ImageInUse, MachineGone, QmpkitError, SpecInvalid
+from qmpkit.errors import (
+    HostLacks,
+    ImageInUse,
+    MachineGone,
+    MachineMoving,
+    QmpkitError,
+    SpecInvalid,
+)
 
 __all__ = ["Refused", "answer", "error_body", "on_error"]
 
@@ -89,6 +96,7 @@ _STATUSES: Mapping[type[BaseException], int] = {
     SpecInvalid: 400,
     ImageInUse: 409,
     MachineGone: 409,
+    MachineMoving: 409,
     HostLacks: 503,
     QmpkitError: 502,
 }

@@ -139,6 +139,7 @@ def running_vm(kept: Kept) -> VM:
     """The machine's VM; refused at once when it is down, or something else changes it."""
     if kept.vm is None:
         raise Refused(f"machine {kept.name!r} is {kept.state}: change its spec instead", 409)
+    kept.vm.machine.changing.must_stay()
     if kept.vm.machine.changing.locked():
         raise Refused(f"machine {kept.name!r} is being changed: ask again", 409)
     return kept.vm

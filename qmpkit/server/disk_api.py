@@ -290,7 +290,10 @@ def _refuse_turn(kept: Kept) -> None:
 def _refuse_busy(kept: Kept) -> None:
     """Nor for a job that changes the disks of one that runs."""
     _refuse_turn(kept)
-    if kept.vm is not None and kept.vm.machine.changing.locked():
+    if kept.vm is None:
+        return
+    kept.vm.machine.changing.must_stay()
+    if kept.vm.machine.changing.locked():
         raise Refused(f"the disks of machine {kept.name!r} are being changed: ask again", 409)
 
 

@@ -21,6 +21,7 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Nic
 from qmpkit.supervisor.declaring import refuse_unsettled
 from qmpkit.supervisor.keeper import Keeper
+from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.moves.departures import Whereabouts, place_of, settle
 from qmpkit.supervisor.moves.sending import check_send, send
 from qmpkit.supervisor.moves.terms import ReceiveTerms
@@ -108,11 +109,12 @@ class Changes(ABC):
         than `recover_within`, and no memory goes either; MigrationLost says in `place` whose the
         machine is that is lost.
 
-        Raises SpecInvalid for an unknown name, MachineGone when it is down, JournalFailed,
-        HostLacks.
+        Raises SpecInvalid for an unknown name, MachineGone when it is down, MachineMoving when it
+        moves already, JournalFailed, HostLacks.
         """
         keeper = self._kept_machines()
         kept = keeper.known(name)
+        _refuse_moving(kept)
         if to is None:
             async with kept.turn:
                 means = keeper.means
@@ -141,6 +143,7 @@ class Changes(ABC):
         kept = self._kept_machines().known(name)
         if to is None:
             return await faults_of_move(kept, qemu, disks, collapse=collapse)
+        _refuse_moving(kept)
         _refuse_qemu(name, qemu)
         place = await self._other(to)
         async with kept.turn:
@@ -185,6 +188,12 @@ class Changes(ABC):
 
     @abstractmethod
     def _kept_machines(self) -> Keeper: ...
+
+
+def _refuse_moving(kept: Kept) -> None:
+    """At once: it would wait for a move that may take hours."""
+    if kept.vm is not None:
+        kept.vm.machine.changing.must_stay()
 
 
 def _refuse_qemu(name: str, qemu: object) -> None:

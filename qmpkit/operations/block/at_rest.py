@@ -23,6 +23,7 @@ from qmpkit.host.tools import storage_daemon
 from qmpkit.images.in_use import checked_chain, refuse_used
 from qmpkit.images.tool import Asked
 from qmpkit.machine.ledger import Ledger, Unwritten
+from qmpkit.machine.turn import Turn
 from qmpkit.operations.block.fronts import Backups, Disks, Snapshots
 from qmpkit.operations.block.graph import file_of
 from qmpkit.process.child import child
@@ -55,7 +56,7 @@ class AtRest:
     def __init__(self, spec: MachineSpec, qmp: Session, ledger: Ledger) -> None:
         self.spec = spec
         self.ledger = ledger
-        self.changing = trio.Lock()
+        self.changing = Turn(spec.name)
         self.is_down = True
         self.maimed = ""
         self.disks = Disks(self)

@@ -44,7 +44,7 @@ async def follow_departures(machine: Changeable) -> None:
 
 
 async def _departed(machine: Changeable, device: str) -> None:
-    async with machine.changing:  # whoever has asked for it is through
+    async with machine.changing.after_all():  # whoever has asked for it is through
         if _without(machine.spec, device) == machine.spec or await is_plugged(machine, device):
             return
         old = pinned(machine.spec)

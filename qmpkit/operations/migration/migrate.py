@@ -53,7 +53,7 @@ async def migrate(
     told: Told | None = None,
 ) -> Migrated:
     """See `VM.migrate`."""
-    async with source.changing:
+    async with source.changing.moving("another QEMU"):
         return await migrate_held(source, end, policy=policy, options=options, told=told)
 
 

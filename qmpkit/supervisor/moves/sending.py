@@ -73,7 +73,7 @@ async def send(
     kept.is_moving, is_there = True, False
     try:
         async with (
-            vm.machine.changing,
+            vm.machine.changing.moving(str(place)),
             offered(kept.record, vm, place, ident, disks, collapse=collapse) as end,
             mirrors_on_record(vm.machine, end.moves, place),
         ):

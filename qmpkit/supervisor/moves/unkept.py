@@ -86,7 +86,7 @@ async def hand_over(
         raise CannotMigrate(machine.name, [fault])
     record, ident = _record(machine, to_restart(restart)), secrets.token_hex(16)
     async with (
-        machine.changing,
+        machine.changing.moving(str(place)),
         offered(record, vm, place, ident, disks, collapse=collapse) as end,
         mirrors_on_record(machine, end.moves, place),
     ):

@@ -71,7 +71,7 @@ async def move(
     kept.is_moving = True
     try:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(vm.machine.changing)
+            await stack.enter_async_context(vm.machine.changing.moving("another QEMU"))
             moves, lacking = await planned_moves(vm.machine, disks, collapse=collapse)
             await _check(kept, vm, lacking)
             cables = cables_of(kept.record)

@@ -39,3 +39,22 @@ async def test_no_change_waits_for_another() -> None:
         for method, path, body in CHANGES:
             status, said = await daemon.client.ask(method, f"/v1/machines/a/{path}", body)
             assert (status, "change its spec instead" in said["error"]["message"]) == (409, True)
+
+
+async def test_no_change_waits_for_a_move() -> None:
+    """Disks are asked for at once too, though else a job of theirs waits for another."""
+    more = [
+        *CHANGES,
+        ("POST", "disks/disk0/resize", {"size": "1GiB"}),
+        ("POST", "snapshots/now/rename", {"to": "then"}),
+    ]
+    async with served() as daemon:
+        kept = await daemon.lab.ensure(spec("a"))
+        assert kept.vm is not None
+        async with kept.vm.machine.changing.moving("another QEMU"):
+            for method, path, body in more:
+                with trio.fail_after(10):
+                    asked = await daemon.client.ask(method, f"/v1/machines/a/{path}", body)
+                status, said = asked
+                assert (status, said["error"]["kinds"][0]) == (409, "MachineMoving"), path
+                assert "'a' is moving to another QEMU" in said["error"]["message"]
