@@ -16,6 +16,7 @@ from qmpkit.errors import Fault, MachineGone, SpecInvalid
 from qmpkit.operations.migration.convergence import Policy, Round, adjusted, policy_of
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.place import MovePlace, move_place
+from qmpkit.operations.migration.postcopy import postcopy_faults
 from qmpkit.operations.migration.storage import SHARED
 from qmpkit.operations.migration.tls import tls_faults
 from qmpkit.server.answers import answer
@@ -65,10 +66,12 @@ class MigrateApi:
         kept = self._find(request)
         asked = await read_object(request, _KEYS)
         place, where = await _place(asked), _where(asked)
-        _, options = _how(asked, place)
+        policy, options = _how(asked, place)
         if kept.vm is None:
             raise MachineGone(kept.name, f"migrating (it is {kept.state})", kept.report)
         faults = [*await self._lab.migration_faults(kept.name, place, **where)]
+        if policy_of(policy, options.downtime, options.max_downtime).postcopies:
+            faults += postcopy_faults(options, ())
         if place is None:
             faults += await trio.to_thread.run_sync(tls_faults, options.tls)
         return answer({"machine": kept.name, "faults": [attrs.asdict(it) for it in faults]})

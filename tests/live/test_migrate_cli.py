@@ -64,12 +64,34 @@ def test_at_the_shell(
         assert plan["is_empty"], plan
         for more in (["--check"], []):
             said = shell.run("migrate", "mover", "--channels", "2", *more, status=2)
-            assert "channels: several need connections" in said
+            assert "channels: several need connections" in said and "(--way)" in said
+            way = ["--way", "unix", "--channels", "2", "--policy", "postcopy"]
+            said = shell.run("migrate", "mover", *way, *more, status=2)
+            assert "leave --channels out" in said
+            long = "x" * 300
+            said = shell.run("migrate", "mover", "--disks", long, *more, status=2)
+            assert f"there is no directory {folder / long}" in said
+        _what_is_named_badly(shell, folder)
         if LONG:
             _more(shell, folder)
         _to_another_farm(shell)
     finally:
         shell.run("down", "--grace", "0", "--farm", "lab")
+
+
+def _what_is_named_badly(shell: Shell, folder: Path) -> None:
+    """Is a mistake in the command line, and nothing that this host lacks."""
+    for name in ("ca-cert", "server-cert", "server-key", "client-cert", "client-key"):
+        (folder / f"{name}.pem").write_text("none")
+    for words, said in (
+        (["--qemu", "/no/qemu"], "qemu: '/no/qemu' does not exist"),
+        (["--qemu", "qemu-nowhere"], "qemu: qemu-nowhere is not on PATH"),
+        (["--way", "file", "--file", "farm.toml"], "farm.toml' cannot be made: File exists"),
+        (["--way", "file", "--file", "/no/file"], "'/no/file' cannot be made: No such file"),
+        (["--bandwidth", "9999999TiB"], "max_bandwidth: 9999999TiB a second is more than"),
+        (["--to", "tls://host:1", "--tls", str(folder)], "tls: the certificates in"),
+    ):
+        assert said in shell.run("migrate", "mover", *words, status=2)
 
 
 def _to_another_farm(shell: Shell) -> None:

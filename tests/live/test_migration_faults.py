@@ -12,7 +12,7 @@ import trio
 import qmpkit
 from qmpkit import (
     VM,
-    HostLacks,
+    CannotMigrate,
     MachineDied,
     MigrationFailed,
     MigrationUnknown,
@@ -287,7 +287,7 @@ async def test_a_full_disk(qemu: str, tmp_path: Path) -> None:
             assert [path.name for path in small.path.iterdir()] == ["ballast"]
             (small.path / "memory").touch()
             async with qmpkit.receiving(vm) as destination:
-                with pytest.raises(HostLacks, match="File exists"):
+                with pytest.raises(CannotMigrate, match="File exists"):
                     await vm.migrate(destination, options=options_for("file", small.path))
             await still_here(vm, had)
 

@@ -199,7 +199,7 @@ def adjusted(
     """The policy of a name with numbers of its own; SpecInvalid for those it does not have."""
     given = {"deadline": (deadline, "fast"), "passes": (passes, "postcopy")}
     faults = [
-        Fault(number, f"the policy {name!r} has none", f'policy = "{whose}"')
+        Fault(number, f"the policy {name!r} has none", f'policy="{whose}" (--policy {whose})')
         for number, (value, whose) in given.items()
         if value is not None and name != whose
     ]

@@ -185,7 +185,8 @@ async def agreed_on(
 async def _refusals(end: End, agreed: Agreed) -> tuple[Fault, ...]:
     """A QEMU knows of postcopy also on a host that does not let it."""
     if (rest := end.rest()) is None:
-        return (Fault("policy", "there is no postcopy to that end", 'policy="live", or "fast"'),)
+        hint = 'policy="live", or "fast" (--policy)'
+        return (Fault("policy", "there is no postcopy to that end", hint),)
     return await rest.refusals(agreed.destination)
 
 

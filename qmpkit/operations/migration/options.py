@@ -21,6 +21,7 @@ Compression = Literal["none", "zlib", "zstd"]
 _MOST_CHANNELS = 255
 _MOST_DOWNTIME = 2000.0  # seconds, as QEMU has it
 _LEAST_BANDWIDTH = KIB
+_MOST_BANDWIDTH = 1 << 60  # QEMU counts it in 64 bits
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -82,7 +83,8 @@ def _faults(options: MigrationOptions) -> Iterator[Fault]:
     if (options.way == "file") != (options.file is not None):
         missing = options.file is None
         message = "is missing" if missing else f"no file is needed by way of {options.way!r}"
-        yield Fault("file", message, "a file to be made" if missing else 'way="file"')
+        hint = "a file to be made (--file)" if missing else 'way="file" (--way file)'
+        yield Fault("file", message, hint)
     yield from _rate_faults(options)
     yield from _channel_faults(options)
 
@@ -96,14 +98,18 @@ def _address_faults(options: MigrationOptions) -> Iterator[Fault]:
     if place is None:
         yield Fault("address", f"{options.address!r} is not HOST:PORT", '"127.0.0.1:0"')
     elif options.tls is None and place[0] not in _LOOPBACK:
-        yield Fault("tls", "memory is not sent in clear to other hosts", "a folder of certificates")
+        hint = "a folder of certificates (--tls)"
+        yield Fault("tls", "memory is not sent in clear to other hosts", hint)
 
 
 def _rate_faults(options: MigrationOptions) -> Iterator[Fault]:
     rate = options.max_bandwidth
     if rate is not None and rate < _LEAST_BANDWIDTH:
         message = f"{format_size(rate)} a second is less than {format_size(_LEAST_BANDWIDTH)}"
-        yield Fault("max_bandwidth", message)
+        yield Fault("max_bandwidth", message, "more (--bandwidth)")
+    elif rate is not None and rate > _MOST_BANDWIDTH:
+        message = f"{format_size(rate)} a second is more than {format_size(_MOST_BANDWIDTH)}"
+        yield Fault("max_bandwidth", message, "without one (--bandwidth) it goes as fast as it can")
     for name in ("recover_within", "finish_within"):
         if not (seconds := getattr(options, name)) >= 0:
             yield Fault(name, f"is a number of seconds, 0 or more, not {seconds!r}")
@@ -120,6 +126,7 @@ def _channel_faults(options: MigrationOptions) -> Iterator[Fault]:
         yield Fault("channels", f"is from 0 to {_MOST_CHANNELS}, not {options.channels!r}")
     elif options.channels and options.way not in ("unix", "tcp"):
         message = f"several need connections, and {options.way!r} has one"
-        yield Fault("channels", message, 'way="unix" or "tcp"')
+        yield Fault("channels", message, 'way="unix" or "tcp" (--way)')
     elif options.compression not in ("none", None) and not options.channels:
-        yield Fault("compression", "is done by channels, and there are none", "channels=2")
+        hint = "channels=2 (--channels 2)"
+        yield Fault("compression", "is done by channels, and there are none", hint)

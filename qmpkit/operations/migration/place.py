@@ -60,7 +60,8 @@ class MovePlace:
         address = f"{self.inet}:0" if self.host else given.address
         if given.way not in ("fd", way):
             message = f"{given.way!r} does not lead to {self}"
-            raise SpecInvalid([Fault("way", message, f'way="{way}"')], "how to migrate")
+            fault = Fault("way", message, f'way="{way}" (--way {way})')
+            raise SpecInvalid([fault], "how to migrate")
         tls = self.tls if self.host else None
         return attrs.evolve(given, way=way, address=address, tls=tls)
 
@@ -77,7 +78,7 @@ def move_place(text: str, tls: Path | None = None) -> MovePlace:
             faults.append(Fault("to", f"{text!r} is none", _FORMS))
         elif place.tls is None:
             message = "nothing is sent in clear to other hosts"
-            faults.append(Fault("tls", message, "a folder of certificates"))
+            faults.append(Fault("tls", message, "a folder of certificates (--tls)"))
         else:
             faults += control_faults(place.tls)
     elif problem := machine_name_problem(text):

@@ -89,15 +89,13 @@ def postcopy_faults(options: MigrationOptions, moves: Sequence[DiskMove]) -> tup
 
     Dirty bitmaps are sent after the switch then, and QEMU's thread that takes memory in aborts.
     """
-    faults = [
-        Fault(f"disks.{move.id}", _NO_BITMAPS, 'policy="live", or end its chain of backups before')
-        for move in moves
-        if move.bitmaps
-    ]
+    hint = 'policy="live" (--policy live), or end its chain of backups before'
+    faults = [Fault(f"disks.{move.id}", _NO_BITMAPS, hint) for move in moves if move.bitmaps]
     if options.way == "file":
-        faults.append(Fault("way", "a file has no way back for postcopy", 'way="fd"'))
+        faults.append(Fault("way", "a file has no way back for postcopy", 'way="fd" (--way fd)'))
     if options.channels:
-        faults.append(Fault("channels", "postcopy has one and no more", "channels=0"))
+        hint = "channels=0 (leave --channels out)"
+        faults.append(Fault("channels", "postcopy has one and no more", hint))
     return tuple(faults)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import trio
 
-from qmpkit.errors import Fault, HostLacks
+from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.machine.machine import Machine
 from qmpkit.operations.migration.parameters import TLS_ID
 from qmpkit.operations.steps import LOST, STEP_GRACE
@@ -51,7 +51,7 @@ def control_faults(folder: Path) -> tuple[Fault, ...]:
 def tls_context(folder: Path, endpoint: Literal["client", "server"]) -> ssl.SSLContext:
     """How one end of that conversation shows who it is, and checks the other.  Blocking.
 
-    Raises HostLacks for files that are no certificates.
+    Raises SpecInvalid for files that are no certificates.
     """
     kind = ssl.PROTOCOL_TLS_CLIENT if endpoint == "client" else ssl.PROTOCOL_TLS_SERVER
     context = ssl.SSLContext(kind)
@@ -62,7 +62,8 @@ def tls_context(folder: Path, endpoint: Literal["client", "server"]) -> ssl.SSLC
         context.load_cert_chain(folder / f"{endpoint}-cert.pem", folder / f"{endpoint}-key.pem")
     except (OSError, ssl.SSLError) as error:
         what = f"the certificates in {folder} cannot be used: {error.strerror or error}"
-        raise HostLacks(what, "see whether key and certificate belong together") from error
+        fault = Fault("tls", what, "see whether key and certificate belong together")
+        raise SpecInvalid([fault], "where to migrate") from error
     return context
 
 

@@ -20,8 +20,9 @@ from typing import Any
 import attrs
 import trio
 
-from qmpkit.errors import HostLacks
+from qmpkit.errors import Fault
 from qmpkit.machine.machine import Machine
+from qmpkit.operations.migration.errors import CannotMigrate
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.tls import identified
 from qmpkit.operations.steps import LOST, STEP_GRACE
@@ -32,6 +33,7 @@ __all__ = ["Route", "dialled", "laid", "laid_again", "listen", "listened", "list
 __all__ += ["listened_at_path", "listened_at_port"]
 
 _FD_NAME = "qk-migration"
+_NEW_FILE = "name a new file, where there is room for the memory (--file)"
 
 
 @attrs.frozen
@@ -173,12 +175,12 @@ async def _by_file(
     path: Path, source: Machine, destination: Machine, *, mapped: bool
 ) -> AsyncIterator[Route]:
     writing = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    sink = await _opened(path, writing)
+    sink = await _opened(source.name, path, writing)
     try:
         if mapped:  # QEMU wants to find each place by itself
             yield Route(f"file:{path}", f"file:{path}")
             return
-        spring = await _opened(path, os.O_RDONLY | os.O_CLOEXEC)
+        spring = await _opened(source.name, path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             async with _given(source, sink) as sends, _given(destination, spring) as receives:
                 yield Route(sends, receives)
@@ -190,12 +192,12 @@ async def _by_file(
             await trio.to_thread.run_sync(path.unlink, True, abandon_on_cancel=True)
 
 
-async def _opened(path: Path, flags: int) -> int:
+async def _opened(machine: str, path: Path, flags: int) -> int:
     try:
         return await trio.to_thread.run_sync(os.open, path, flags, 0o600)
     except OSError as error:
-        what = f"cannot make the file {str(path)!r}: {error.strerror}"
-        raise HostLacks(what, "name a new file, where there is room for the memory") from error
+        fault = Fault("file", f"{str(path)!r} cannot be made: {error.strerror}", _NEW_FILE)
+        raise CannotMigrate(machine, [fault]) from error
 
 
 async def listen(destination: Machine, uri: str) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 import attrs
 import trio
 
-from qmpkit.errors import Fault, LaunchFailed, MachineGone
+from qmpkit.errors import BinaryMissing, Fault, LaunchFailed, MachineGone
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.keep import Home, KeptStart, begun
 from qmpkit.machine.machine import Machine
@@ -175,6 +175,10 @@ async def _form(
         resolution = await resolve(form, check=False)  # its images and ports are in use, by itself
     except LaunchFailed as failed:
         raise CannotMigrate(kept.name, [no_qemu(failed)]) from failed
+    except BinaryMissing as missing:
+        if qemu is None:
+            raise
+        raise CannotMigrate(kept.name, [Fault("qemu", missing.what, missing.cure)]) from missing
     if faults := (*thread_faults(moves, resolution.capabilities.version),):
         raise CannotMigrate(kept.name, faults)
     return resolution, attrs.evolve(resolution.spec, nics=wanted.nics, vmgenid=wanted.vmgenid)

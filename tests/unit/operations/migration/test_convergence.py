@@ -98,8 +98,8 @@ def test_a_number_goes_with_the_policy_that_has_it() -> None:
     with pytest.raises(SpecInvalid) as told:
         adjusted("live", deadline=1, passes=0)
     assert [str(fault) for fault in told.value.faults] == [
-        "deadline: the policy 'live' has none (policy = \"fast\")",
-        "passes: the policy 'live' has none (policy = \"postcopy\")",
+        "deadline: the policy 'live' has none (policy=\"fast\" (--policy fast))",
+        "passes: the policy 'live' has none (policy=\"postcopy\" (--policy postcopy))",
     ]
 
 

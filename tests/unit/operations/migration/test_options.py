@@ -37,6 +37,7 @@ def test_these_are_options(options: dict[str, Any]) -> None:
         ({"way": "tcp", "address": "192.0.2.1:0"}, ["tls"]),
         ({"way": "unix", "tls": "certificates"}, ["tls"]),
         ({"max_bandwidth": 1023}, ["max_bandwidth"]),
+        ({"max_bandwidth": 1 << 64}, ["max_bandwidth"]),
         ({"downtime": 0}, ["downtime"]),
         ({"downtime": float("nan")}, ["downtime"]),
         ({"downtime": 3.0, "max_downtime": 2.0}, ["max_downtime"]),
