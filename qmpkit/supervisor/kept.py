@@ -39,9 +39,9 @@ class Kept:
     `vm` is the machine as long as its monitor answers, and another one after each
     restart.  `state` is what is observed: the states of `State`, or "queued", "starting",
     "saved" (it is down, and goes on where it was when it is started), "migrating" (its guest
-    runs in another process already, or came here, and the rest of its memory follows), "silent"
-    (its QEMU
-    lives and says nothing), "unreachable" (it has no sockets any
+    runs in another process already, or came here, and the rest of its memory follows; or it was
+    coming so when its supervisor died, and `cause` says that it has not run here yet), "silent"
+    (its QEMU lives and says nothing), "unreachable" (it has no sockets any
     more, or another machine's), "blocked" (it requires one that will not come up by
     itself), "arriving" (another supervisor sends it), "unknown" (it may run at another one, see
     `Supervisor.settle`), "restarting" (it waits for its policy), "crash-loop"

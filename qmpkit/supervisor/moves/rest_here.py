@@ -57,6 +57,8 @@ _GOODBYE = 5.0
 _LOOK = 2.0
 _SOCKET = "migration"
 _NONE_CAME = ("none", "setup")
+_COMES = "it moves here from another supervisor, which has not had it run here yet"
+_FOLLOWS = "its memory follows from another supervisor"
 
 
 class RestHere:
@@ -117,7 +119,8 @@ class RestHere:
         """
         kept = self._kept
         self._means.arrivals.coming[self.ident] = self
-        kept.enter("migrating", "its memory follows from another supervisor")
+        follows = self.is_ours or wire is not None  # else it may have switched, or not
+        kept.enter("migrating", _FOLLOWS if follows else _COMES)
         kept.call_off = self._call_off
         self.begun.set()
         try:
@@ -313,6 +316,7 @@ class RestHere:
             history = kept.record.history.came_up(time.time())
             up: dict[str, Any] = {"phase": "up", "history": history, "change": None}
             kept.note(arriving="", arrived=self.ident, **up)
+            kept.explain("migrating", _FOLLOWS)
             kept.tended = True  # by the conversation, until a task of its own takes over
             # On record before it runs; a disk that hangs is not waited for: the source has let go.
             with trio.move_on_after(STEP_GRACE, shield=True):

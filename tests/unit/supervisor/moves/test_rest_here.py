@@ -154,6 +154,32 @@ async def test_it_is_ours_from_when_it_is_told_to_run(
     assert not coming.machine.child.killed and coming.arrivals.coming == {}
 
 
+async def test_one_that_nobody_has_run_is_not_told_to_be_followed_by_its_memory(
+    autojump_clock: trio.testing.MockClock, coming: Coming
+) -> None:
+    """Its supervisor, or the connection, was lost before it was known whether it has switched."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    async with coming.followed(talks=False) as _, trio.open_nursery() as nursery:
+        coming.say("active")
+        assert coming.kept.cause.endswith("which has not had it run here yet")
+        nursery.start_soon(coming.rest.converse, Wire(theirs))
+        coming.say(ACTIVE)
+        await Wire(ours).ask("run_ahead")
+        assert coming.kept.cause.startswith("its memory follows")
+        coming.say(DONE)
+        assert (await Wire(ours).ask("now", seen=-1))["over"]
+    assert coming.outcome == "runs"
+
+
+async def test_whose_source_has_said_that_it_switched_is_followed_by_its_memory(
+    autojump_clock: trio.testing.MockClock, coming: Coming
+) -> None:
+    async with coming.followed() as wire:
+        assert coming.kept.cause.startswith("its memory follows")
+        await wire.ask("give_up")
+    assert coming.outcome == "discarded"
+
+
 async def test_cut_off_before_it_runs_it_runs_once_it_can(
     autojump_clock: trio.testing.MockClock, coming: Coming
 ) -> None:
