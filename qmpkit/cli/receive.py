@@ -56,7 +56,7 @@ class _Front:
                 with trio.fail_after(_HANDSHAKE):
                     await handshake_done(stream)
                 await self._heard(Wire(stream), who)
-            except (WireLost, HostLacks, trio.TooSlowError, OSError) as error:
+            except (WireLost, HostLacks, SpecInvalid, trio.TooSlowError, OSError) as error:
                 talk.warn(f"{who}: {error or 'it took too long'}")
             finally:
                 await trio.aclose_forcefully(tcp)
