@@ -109,5 +109,5 @@ async def empty_clone(saved: Saved, wishes: Wishes, name: str | None) -> AsyncIt
         spec = clone_spec(saved.private.spec, who, own.overlays)
         resolution = attrs.evolve(saved.private, spec=spec)
         async with opened_as(resolution, options=options, start=wishes.start) as vm:
-            vm.machine.ledger = Unwritten(own.folder)
+            vm.machine.ledger = Unwritten(own.folder, saved.path)
             yield Empty(vm, saved, own.state, who, wishes)

@@ -20,6 +20,7 @@ from qmpkit.images.new import place_overlay
 from qmpkit.images.tool import Asked
 from qmpkit.images.varstore import place_store
 from qmpkit.operations.block.layers import with_disks
+from qmpkit.operations.saved.boot_files import with_boot_files
 from qmpkit.operations.saved.folder import held_folder, mark_spent
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.spec.block import Disk
@@ -159,6 +160,8 @@ def _spec(folder: Path, saved: SavedMachine) -> MachineSpec:
         if disk.id in saved.copies
     ]
     spec = attrs.evolve(with_disks(spec, copied), resume_from=str(folder / MEMORY))
+    own = saved.files.keys() - {MEMORY, VARIABLES, *saved.copies.values()}
+    spec = with_boot_files(spec, {name: str(folder / name) for name in own})
     if saved.copies and VARIABLES in saved.files:
         spec = _with_store(spec, folder / VARIABLES)
     return spec
