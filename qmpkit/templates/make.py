@@ -52,7 +52,7 @@ async def make_template(
     is gone.
     """
     asked = Asked.of("make a template at", path)
-    refuse_unfit(templating(spec, asked.path), twins=twins)
+    refuse_unfit(templating(spec, asked.path), twins=twins, services=services)
     await refuse_taken(asked)
     async with _new_ram(asked, ram, int(spec.memory.size)) as file:
         ready = templating(spec, asked.path, ram=file)

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -18,8 +18,10 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import mac_of, machine_name_problem
 from qmpkit.spec.network import Nic, UserNic
 from qmpkit.spec.peripherals import Rng, ScsiController, UsbController, UsbKeyboard, UsbTablet
+from qmpkit.templates.arguments import service_faults
 
-__all__ = ["Somebody", "clone_spec", "private_spec", "refuse_unfit", "somebody", "templating"]
+__all__ = ["Somebody", "clone_spec", "name_faults", "private_spec", "refuse_unfit", "somebody"]
+__all__ += ["templating"]
 
 _MOVABLE = (Rng, ScsiController, UsbController, UsbKeyboard, UsbTablet)
 _HOSTNAME_LIMIT = 63
@@ -48,12 +50,16 @@ def templating(
     return attrs.evolve(spec, memory=memory, balloon=False, vmgenid=shown)
 
 
-def refuse_unfit(spec: MachineSpec, *, twins: bool) -> None:
-    """Raise SpecInvalid with everything that a template cannot have, and what to do instead."""
+def refuse_unfit(spec: MachineSpec, *, twins: bool, services: Sequence[str] = ()) -> None:
+    """Raise SpecInvalid with everything that a template cannot have, and what to do instead.
+
+    *services* are those that are to be stopped for it.
+    """
     faults = [*_memory_faults(spec), *_device_faults(spec), *_nic_faults(spec)]
+    faults += service_faults(services, twins=twins)
     if not spec.agent and not twins:
         message = "without a guest agent no clone can become somebody"
-        faults.append(Fault("agent", message, "agent = true, or ask for twins=True"))
+        faults.append(Fault("agent", message, "agent = true, or ask for `twins` (--twins)"))
     has_kernel = spec.kernel is not None and spec.kernel.image is not None
     if not has_kernel and family_of(spec.machine) == "microvm":
         message = "a microvm boots by a kernel alone, and without one there is nothing to save"
@@ -121,8 +127,8 @@ def somebody(spec: MachineSpec, name: str | None = None) -> Somebody:
 
     SpecInvalid for a name that no machine can have.
     """
-    if name is not None and (problem := machine_name_problem(name)):
-        raise SpecInvalid([Fault("name", problem)], f"a clone of {spec.name!r}")
+    if name is not None and (faults := [*name_faults(name)]):
+        raise SpecInvalid(faults, f"a clone of {spec.name!r}")
     token = secrets.token_hex(4)
     old = [_mac(spec, nic) for nic in spec.nics]
     return Somebody(
@@ -132,6 +138,14 @@ def somebody(spec: MachineSpec, name: str | None = None) -> Somebody:
         instance_id=f"i-{secrets.token_hex(8)}",
         macs={mac: _new_mac() for mac in old},
     )
+
+
+def name_faults(name: str) -> Iterator[Fault]:
+    """Of a name for a clone."""
+    if not isinstance(name, str):
+        yield Fault("name", f"is a text, not {name!r}")
+    elif problem := machine_name_problem(name):
+        yield Fault("name", problem)
 
 
 def _mac(spec: MachineSpec, nic: Nic) -> str:
