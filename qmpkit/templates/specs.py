@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
+import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ __all__ += ["templating"]
 
 _MOVABLE = (Rng, ScsiController, UsbController, UsbKeyboard, UsbTablet)
 _HOSTNAME_LIMIT = 63
+_DIGEST = 8
 _AT_START = "boot the machine from qmpkit.templating(spec, path)"
 
 
@@ -118,8 +121,16 @@ class Somebody:
 
     @property
     def hostname(self) -> str:
-        """The name, in the characters that a host's name may have."""
-        return re.sub(r"[^A-Za-z0-9-]+", "-", self.name)[:_HOSTNAME_LIMIT].strip("-") or "clone"
+        """The name, in the characters that a host's name may have.
+
+        Another name never gives the same: what it loses, a digest of it tells.
+        """
+        letters = unicodedata.normalize("NFKD", self.name).encode("ascii", "ignore").decode()
+        text = re.sub(r"[^A-Za-z0-9-]+", "-", letters)[:_HOSTNAME_LIMIT].strip("-")
+        if text == self.name:
+            return text
+        digest = hashlib.sha256(self.name.encode()).hexdigest()[:_DIGEST]
+        return f"{text[: _HOSTNAME_LIMIT - _DIGEST - 1].rstrip('-') or 'clone'}-{digest}"
 
 
 def somebody(spec: MachineSpec, name: str | None = None) -> Somebody:
