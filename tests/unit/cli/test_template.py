@@ -110,6 +110,8 @@ MICROVM = ["template", "make", "microvm", "web", "--set", "agent=false"]
             [*MICROVM, "--wait=x"],
             "without a guest agent no clone can become somebody",
         ),
+        (["template", "make", "q35", "web", "--wait="], "The text is empty."),
+        (["template", "make", "tiny", "web", "--service="], "services[0]: '' is no service's name"),
         (["pool", "run", "web"], "what is to be run?"),
         (["pool", "run", "web", "--lines", "--times", "2", "--", "x"], "leave --times out"),
         (["pool", "run", "web", "--jobs", "0", "--", "x"], "0"),
@@ -153,3 +155,18 @@ def test_a_manifest_that_would_be_read_for_ever_is_told(
     assert main([*words, "./web"]) == 2
     told = capsys.readouterr().err
     assert told.count("this is no regular file") == 2 and folder.is_dir()
+
+
+def test_a_socket_without_a_directory_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "q35", "--set=qemu=/no/such/qemu", "--set=kernel.image=/dev/null"]
+    assert main([*words, "--tools-socket", "no/tools"]) == 2
+    assert "--tools-socket no/tools: there is no directory" in capsys.readouterr().err
+
+
+def test_a_saved_machine_writes_to_one_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "unit").mkdir()
+    (tmp_path / "unit" / "manifest.json").touch()
+    assert main(["run", "./unit", "--write", "--keep", "layers"]) == 2
+    assert "--keep beside them. Cure: leave one out" in " ".join(capsys.readouterr().err.split())
