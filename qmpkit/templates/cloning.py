@@ -42,10 +42,12 @@ class Wishes:
     options: LaunchOptions = attrs.field(factory=LaunchOptions)
     start: Starter = start_qemu
 
-    def refuse_impossible(self, saved: Saved, more: Iterable[Fault] = ()) -> None:
-        """SpecInvalid when no clone of *saved* can be so, with *more* that was found wrong."""
+    def refuse_impossible(
+        self, saved: Saved, more: Iterable[Fault] = (), *, what: str = "a clone"
+    ) -> None:
+        """SpecInvalid when no clone of *saved* can be so, with *more* that is wrong with *what*."""
         if faults := [*more, *self._faults(saved)]:
-            raise SpecInvalid(faults, f"a clone of {str(saved.path)!r}")
+            raise SpecInvalid(faults, f"{what} of {str(saved.path)!r}")
 
     def _faults(self, saved: Saved) -> Iterator[Fault]:
         flags = {"twin": self.twin, "ssh_host_keys": self.ssh_host_keys, "paused": self.paused}

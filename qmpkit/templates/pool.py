@@ -109,7 +109,7 @@ class Pool:
             self._memory = None if memory is None else to_bytes(memory, "memory")
         except SpecInvalid as error:
             faults += error.faults
-        self._wishes.refuse_impossible(template.saved, faults)
+        self._wishes.refuse_impossible(template.saved, faults, what="a pool")
         self._held: list[_Held] = []
         self._ready: deque[_Held] = deque()
         self._takers: deque[_Taker] = deque()

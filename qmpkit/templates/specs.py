@@ -103,7 +103,9 @@ def _nic_faults(spec: MachineSpec) -> Iterator[Fault]:
     for number, nic in enumerate(spec.nics):
         if not isinstance(nic, UserNic):
             message = f"{nic.id!r} has one end on the host, and every clone would need its own"
-            yield Fault(f"nics[{number}]", message, "leave it out, and clone.nics.add(…) later")
+            yield Fault(
+                f"nics[{number}]", message, "leave it out; `vm.nics.add` plugs one into each clone"
+            )
 
 
 @attrs.frozen

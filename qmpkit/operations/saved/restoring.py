@@ -136,7 +136,7 @@ async def _refuse(folder: Path, saved: SavedMachine, layers: Path | None, *, ver
 def _layer_faults(saved: SavedMachine, layers: Path) -> Iterator[Fault]:
     above = layers.absolute().parent
     if os.path.lexists(layers) and not layers.is_dir():
-        yield Fault("layers", f"{str(layers)!r} is no directory", "name another")
+        yield Fault("layers", f"{str(layers)!r} is no directory", f"name another {_LAYERS}")
     elif not above.is_dir():
         yield Fault("layers", f"there is no directory {str(above)!r}", "create it")
     names = [f"{disk.id}.qcow2" for disk in _layered(saved.spec)]
@@ -144,7 +144,10 @@ def _layer_faults(saved: SavedMachine, layers: Path) -> Iterator[Fault]:
     for name in names:
         if os.path.lexists(layers / name):
             message = f"{str(layers / name)!r} is there already"
-            yield Fault("layers", message, "name an empty directory")
+            yield Fault("layers", message, f"name an empty directory {_LAYERS}")
+
+
+_LAYERS = "(`layers`, --keep)"
 
 
 def _layered(spec: MachineSpec) -> list[Disk]:
