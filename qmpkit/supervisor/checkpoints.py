@@ -125,7 +125,7 @@ class Checkpoints:
         """The checkpoint of that name; SpecInvalid when there is none."""
         points = {point.name: point for point in await self.all()}
         if name not in points:
-            hint = suggestion(name, tuple(points))
+            hint = suggestion(name, tuple(points)) or f"there are: {', '.join(points) or 'none'}"
             fault = Fault("name", f"there is no checkpoint {name!r}", hint)
             raise SpecInvalid([fault], self._source)
         return points[name]
