@@ -34,6 +34,7 @@ log = logging.getLogger("qmpkit.pool")
 _QEMU_SHARE = 64 * MIB  # that a QEMU takes beside its guest's memory, roughly
 _HEALTH_BOUND = 2.0  # seconds in which a warm machine answers `query-status`
 _REFILL_AFTER = 0.1  # seconds that one just taken has the CPU for itself, while nobody waits
+_NOT_ENTERED = "it is not entered. Cure: `async with pool:` first"
 _TRIES = 3  # starts in a row that fail before the pool gives up; and of one taker
 
 
@@ -116,7 +117,7 @@ class Pool:
         self._changed = trio.Event()
         self._failures = 0
         self._taken_at = float("-inf")
-        self._closed: PoolClosed | None = PoolClosed(template.spec.name, "it is not entered")
+        self._closed: PoolClosed | None = PoolClosed(template.spec.name, _NOT_ENTERED)
         self._stack = AsyncExitStack()
         self._entered = False
 

@@ -11,6 +11,7 @@ import pytest
 from qmpkit.errors import SpecInvalid
 from qmpkit.host.resolve import Resolution
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.templates.errors import PoolClosed
 from qmpkit.templates.make import make_template
 from qmpkit.templates.manifest import Build, GuestHooks, Manifest
 from qmpkit.templates.pool import Pool
@@ -70,6 +71,12 @@ def test_a_pool_is_told_all_that_is_wrong_with_it() -> None:
 def test_a_number_of_warm_machines_is_one(warm: Any) -> None:
     said = f"is a whole number from 0 on, not {warm!r}"
     assert faults(lambda: Pool(WEB, warm=warm)) == {"warm": said}
+
+
+async def test_a_pool_that_is_not_entered_says_so() -> None:
+    with pytest.raises(PoolClosed, match=r"not entered\. Cure: `async with pool:` first"):
+        async with Pool(WEB).take():
+            pass
 
 
 @pytest.mark.parametrize(
