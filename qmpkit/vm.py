@@ -297,8 +297,9 @@ class VM:
         `qmpkit.restored` has it go on from there, also after a reboot of the host.  The disks
         stay where they are, and nobody may write to them meanwhile: that is found out.  With
         *copy_disks* the folder has copies of those that the guest can write to (qcow2, whole,
-        in clear), and the machine may *go_on* afterwards; the guest stands still until all is
-        written.  UEFI variables are in the folder in either case.
+        in clear), of all that is in a clone's template, and of kernel, initrd and firmware but
+        for the host's UEFI; and the machine may *go_on* afterwards; the guest stands still until
+        all is written.  UEFI variables are in the folder in either case.
 
         *ram*: "plain" as QEMU writes it; "packed" by zstd, a third to a fifth of that, at the
         speed of a processor; "mapped", each page at its place, which several threads write

@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from qmpkit.cli.chosen import Chosen, ImageOptions, chosen_machine
-from qmpkit.cli.exits import Exit
+from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.safe import one_line, shell_word
 from qmpkit.cli.saved_folder import means_saved, restored_machine
 from qmpkit.cli.signals import stop_signals
@@ -110,10 +110,18 @@ async def _run(chosen: Chosen, request: Request, stopper: Stopper) -> ExitReport
 async def _tools_socket(request: Request, name: str) -> AsyncIterator[Path]:
     """Where other programs reach the machine: as asked, else in the runtime directory."""
     if request.tools_socket is not None:
+        await trio.to_thread.run_sync(_refuse_nowhere, request.tools_socket)
         yield request.tools_socket
         return
     async with machine_dir(name) as directory:
         yield socket_path(directory, "qmp")
+
+
+def _refuse_nowhere(socket: Path) -> None:
+    """Raise Refusal when there is no directory for the socket: it is the command line's mistake."""
+    above = socket.absolute().parent
+    if not above.is_dir():
+        raise Refusal(f"--tools-socket {socket}: there is no directory {above}. Cure: create it")
 
 
 def _make_log_directory(logs: Path | None) -> None:

@@ -38,6 +38,8 @@ async def restored_machine(
     unfit = [it for it in options.given() if it not in _FIT] + (["--set"] if overrides else [])
     if unfit:
         raise Refusal(f"{', '.join(unfit)} cannot change {word!r}: a saved machine is as it was")
+    if options.write and options.keep is not None:
+        raise Refusal("--write goes on with its own disks, --keep beside them. Cure: leave one out")
     async with scratch() as folder:
         thrown = (await folder.path("layers")).parent
         layers = None if options.write else options.keep or thrown

@@ -31,6 +31,14 @@ _Twin = Annotated[
     bool, Parameter(help="As the template is in all that its guest knows, entropy included.")
 ]
 _Keys = Annotated[bool, Parameter(help="New host keys for the guest's ssh server.")]
+
+
+def _some(_: object, value: str | None) -> None:
+    # An unset variable of a script is nothing to wait for.
+    if value == "":
+        raise ValueError("The text is empty.")
+
+
 _AT_LEAST_1 = validators.Number(gte=1)
 
 
@@ -43,7 +51,8 @@ async def make(
     *,
     set: Overrides = (),
     wait: Annotated[
-        str | None, Parameter(help="It has booted when its console shows this text.")
+        str | None,
+        Parameter(help="It has booted when its console shows this text.", validator=_some),
     ] = None,
     run: Annotated[
         tuple[str, ...],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qmpkit.cli.exits import Refusal
 from qmpkit.process.roots import templates_root
+from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.suggest import suggestion
 
 __all__ = ["known_template", "template_names", "template_path"]
@@ -23,9 +24,23 @@ def template_names(_: object = None) -> list[str]:
 
 def template_path(word: str) -> Path:
     """The folder that *word* means: a path when it has a slash, else a name."""
-    if "\0" in word or ("/" not in word and (not word or word.startswith("."))):
-        raise Refusal(f"{word!r} is no template's name. Cure: one like web, or a path: ./web")
+    if problem := _path_problem(word) if "/" in word else _name_problem(word):
+        what = f"{word!r} is no template's name: {problem}"
+        raise Refusal(f"{what}. Cure: one like web, or a path: ./web")
     return Path(word).absolute() if "/" in word else templates_root() / word
+
+
+def _name_problem(word: str) -> str:
+    """It is a folder beside the others, and a line of a table, as a machine's name is."""
+    found = machine_name_problem(word) if word else "it is empty"
+    return found.replace(repr(word), "it", 1)
+
+
+def _path_problem(word: str) -> str:
+    name = Path(word).name
+    if name in ("", ".."):
+        return "it does not end with the name of a folder"
+    return "" if name.isprintable() and "\0" not in word else "its folder's name cannot be printed"
 
 
 def known_template(word: str) -> Path:

@@ -49,7 +49,7 @@ def saved_at(folder: Path) -> SavedMachine:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             text = file.read()
     except (FileNotFoundError, NotADirectoryError):
-        hint = "name the folder that `vm.save` was given"
+        hint = "name the folder that `vm.save` has made"
         raise SpecInvalid([Fault("", f"there is no {MANIFEST}", hint)], str(folder)) from None
     except OSError as error:
         why = (error.strerror or str(error)).lower()

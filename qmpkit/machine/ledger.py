@@ -79,6 +79,8 @@ class Ledger(Protocol):
     """Whether the machine is started again from it when nobody is there to hand things over."""
     fleeting: Path | None
     """The directory of images that are gone when the machine is: nothing may need them then."""
+    borrowed: Path | None
+    """The directory of what its user may remove once it has ended: the template of a clone."""
 
     async def intend(self, change: Change) -> None:
         """Write down what is about to be done, safe on disk when this returns.
@@ -101,8 +103,9 @@ class Unwritten:
 
     lasting = False
 
-    def __init__(self, fleeting: Path | None = None) -> None:
+    def __init__(self, fleeting: Path | None = None, borrowed: Path | None = None) -> None:
         self.fleeting = fleeting
+        self.borrowed = borrowed
 
     async def intend(self, change: Change) -> None:
         """Nothing is to be remembered."""

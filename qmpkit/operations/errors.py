@@ -93,19 +93,23 @@ class AgentRefused(GuestRefused):
 
 
 class GuestCommandFailed(GuestRefused):
-    """A command run with `check=True` ended with another status than 0; see `completed`."""
+    """A command run with `check=True` ended with another status than 0; see `completed`.
 
-    def __init__(self, machine: str, completed: Completed) -> None:
+    `cure`: what helps, where qmpkit knows the command; "" otherwise.
+    """
+
+    def __init__(self, machine: str, completed: Completed, cure: str = "") -> None:
         super().__init__(machine, f"to run {completed.argv[0]!r}", completed.ending)
         self.completed = completed
-        self.args = (machine, completed)
+        self.cure = cure
+        self.args = (machine, completed, cure)
 
     def __str__(self) -> str:
         done = self.completed
         said = (done.error_text.strip() or done.text.strip())[-1000:]
         return (
             f"in the guest of machine {self.machine!r}, {shlex.join(done.argv)} ended with "
-            f"{done.ending}{': ' if said else ''}{said}"
+            f"{done.ending}{': ' if said else ''}{said}{'. Cure: ' if self.cure else ''}{self.cure}"
         )
 
 

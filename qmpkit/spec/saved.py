@@ -65,7 +65,8 @@ class SavedMachine:
     `spec`: as it ran, with the versioned machine type.  `time`: seconds since the epoch.
     `qmpkit`, `qemu`, `accel`: which versions saved it, and how it ran; `cpu_flags`: those of
     the host's processor, where the guest saw it.  `ram`: the form of the RAM.  `files`: what
-    is in the folder.  `needs`: files elsewhere (kernel, initrd, firmware), by their paths.
+    is in the folder, with copies of disks those of kernel, initrd and firmware too, which
+    `spec` has by their names there.  `needs`: those that are elsewhere, by their paths.
     `disks`: the images of the disks that stay where they are, by the disk's id, the upper
     first; `copies`: the files in the folder of those that were copied.  `spent`: when it was
     restored onto its own disks, which have gone on since.

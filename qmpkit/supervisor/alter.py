@@ -108,6 +108,6 @@ async def disks_at_rest(
 async def down(kept: Kept) -> None:
     """Raise SpecInvalid unless it is down; what was half done to it is ended or undone."""
     if kept.tended or kept.record.identity is not None:
-        hint = f'declare({kept.name!r}, "stopped") first'
+        hint = f'declare({kept.name!r}, "stopped"), or qmpkit stop, first'
         raise SpecInvalid([Fault("", "it is up", hint)], f"machine {kept.name!r}")
     await finish_change(kept)

@@ -29,9 +29,12 @@ from qmpkit.supervisor.keeper import Keeper
 from qmpkit.supervisor.kept import Kept
 from qmpkit.vm import VM
 
-__all__ = ["Checkpoints", "each"]
+__all__ = ["DELETE", "Checkpoints", "each"]
 
 log = logging.getLogger("qmpkit.supervisor")
+
+DELETE = "delete it (`delete_checkpoint`, qmpkit lab rm)"
+"""What helps against a checkpoint that is in the way, or of no use."""
 
 UNDO_GRACE = 120.0
 """Seconds that taking back the snapshots of a checkpoint that failed may take: small merges."""
@@ -122,7 +125,7 @@ class Checkpoints:
         """The checkpoint of that name; SpecInvalid when there is none."""
         points = {point.name: point for point in await self.all()}
         if name not in points:
-            hint = suggestion(name, tuple(points))
+            hint = suggestion(name, tuple(points)) or f"there are: {', '.join(points) or 'none'}"
             fault = Fault("name", f"there is no checkpoint {name!r}", hint)
             raise SpecInvalid([fault], self._source)
         return points[name]
@@ -134,7 +137,7 @@ class Checkpoints:
     async def _chosen(self, name: str, machines: Iterable[str] | None) -> list[Kept]:
         faults = [Fault("name", problem)] if (problem := snapshot_name_problem(name)) else []
         if not problem and any(point.name == name for point in await self.all()):
-            faults.append(Fault("name", f"there is a checkpoint {name!r} already", "delete it"))
+            faults.append(Fault("name", f"there is a checkpoint {name!r} already", DELETE))
         known = self._keeper.machines
         up = sorted(it.name for it in known.values() if it.vm is not None)
         names = up if machines is None else list(machines)

@@ -141,7 +141,7 @@ class Declaring:
         if (asked := digest_of(wanted.spec)) == kept.record.asked:
             record = kept.record.wanting(wanted)
         elif kept.tended:
-            hint = f'declare({kept.name!r}, "stopped") first'
+            hint = f'declare({kept.name!r}, "stopped"), or qmpkit stop, first'
             fault = Fault("", "it is up with another spec", hint)
             raise SpecInvalid([fault], whose(kept.name))
         else:

@@ -215,8 +215,8 @@ class Keeper:
         kept = self.known(name)
         async with kept.turn:
             if kept.tended or kept.record.identity is not None:
-                fault = Fault("", "it is up, or about to be", f'declare({name!r}, "stopped") first')
-                raise SpecInvalid([fault], whose(name))
+                hint = f'declare({name!r}, "stopped"), or qmpkit stop, first'
+                raise SpecInvalid([Fault("", "it is up, or about to be", hint)], whose(name))
             await finish_change(kept)
             if not disks:
                 await self._forgotten.put(kept.spec)

@@ -40,6 +40,7 @@ class KeptLedger:
 
     lasting = True
     fleeting: Path | None = None
+    borrowed: Path | None = None
 
     def __init__(self, kept: Kept, journal: Journal, machines: Mapping[str, Kept]) -> None:
         self._kept = kept

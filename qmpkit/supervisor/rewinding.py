@@ -20,7 +20,7 @@ from qmpkit.operations.block.snapshots import known_snapshot
 from qmpkit.spec.checkpoints import Checkpoint
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.alter import files_of, take_back
-from qmpkit.supervisor.checkpoints import Checkpoints, each
+from qmpkit.supervisor.checkpoints import DELETE, Checkpoints, each
 from qmpkit.supervisor.keeper import Keeper
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.record import Declared
@@ -74,9 +74,7 @@ def _ways(keeper: Keeper, point: Checkpoint) -> list[_Way]:
     """Its machines; SpecInvalid with all that keeps them from going back."""
     faults = []
     if not point.whole:
-        faults.append(
-            Fault(point.name, "its taking, or its deletion, was interrupted", "delete it")
-        )
+        faults.append(Fault(point.name, "its taking, or its deletion, was interrupted", DELETE))
     machines = [keeper.machines[name] for name in point.machines if name in keeper.machines]
     known = {kept.name for kept in machines}
     faults += [

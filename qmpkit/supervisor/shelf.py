@@ -72,7 +72,7 @@ class Shelf:
     def refuse_another(self, kept: Kept) -> None:
         """Raise SpecInvalid when it is saved: its RAM is of no use to another spec."""
         if self.folder_of(kept.spec) is not None:
-            hint = f"start it as it was, or discard_saved({kept.name!r}) first"
+            hint = "start it as it was, or discard that first (`discard_saved`, qmpkit discard)"
             fault = Fault("", "it is saved, and what it was saved with fits no other spec", hint)
             raise SpecInvalid([fault], f"machine {kept.name!r}")
 

@@ -1,7 +1,7 @@
 # What a clone does to become somebody: stdin says who, a line each.
-failed=0
+failed=0 # a bit for each kind of thing: 1, and 2 and 4 for what there is another cure for
 written() { # a file that is there, or that is to be
-    echo "$1" 2>/dev/null >"$2" || { echo "cannot write $2" >&2; failed=1; }
+    echo "$1" 2>/dev/null >"$2" || { echo "cannot write $2" >&2; failed=$((failed | 1)); }
 }
 hostname_is() {
     read -r old </proc/sys/kernel/hostname
@@ -29,12 +29,13 @@ address_is() { # the NIC with the first address gets the second
             ip link set dev "$nic" up && return
     done
     echo "no NIC took the address $2 instead of $1" >&2
-    failed=1
+    failed=$((failed | 1))
 }
 new_host_keys() {
     rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
-    ssh-keygen -A >/dev/null || failed=1
-    by_system restart ssh >/dev/null 2>&1 || by_system restart sshd >/dev/null 2>&1
+    ssh-keygen -A >/dev/null || failed=$((failed | 2))
+    by_system restart ssh </dev/null >/dev/null 2>&1 ||
+        by_system restart sshd </dev/null >/dev/null 2>&1
 }
 by_system() {
     if command -v systemctl >/dev/null; then systemctl "$1" "$2"; else service "$2" "$1"; fi
@@ -46,7 +47,7 @@ while read -r key first second; do
     instance-id) instance_id_is "$first" ;;
     mac) address_is "$first" "$second" ;;
     ssh-host-keys) new_host_keys ;;
-    service) by_system "$second" "$first" || failed=1 ;;
+    service) by_system "$second" "$first" </dev/null || failed=$((failed | 4)) ;;
     esac
 done
 rm -f "$0" "${0%.sh}"

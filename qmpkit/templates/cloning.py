@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from qmpkit.machine.ledger import Unwritten
 from qmpkit.machine.saved_state import load_state, take_images_back
 from qmpkit.machine.state_forms import OpenState
 from qmpkit.operations import power
+from qmpkit.templates.arguments import flag_faults, folder_faults
 from qmpkit.templates.errors import TemplateFailed
 from qmpkit.templates.guest import become
 from qmpkit.templates.saved import Saved, provided
@@ -36,20 +38,30 @@ class Wishes:
     twin: bool = False
     ssh_host_keys: bool = False
     paused: bool = False
-    place: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    place: str | os.PathLike[str] | None = None
     options: LaunchOptions = attrs.field(factory=LaunchOptions)
     start: Starter = start_qemu
 
-    def refuse_impossible(self, saved: Saved) -> None:
-        """SpecInvalid when no clone of *saved* can be so."""
-        faults = []
+    def refuse_impossible(
+        self, saved: Saved, more: Iterable[Fault] = (), *, what: str = "a clone"
+    ) -> None:
+        """SpecInvalid when no clone of *saved* can be so, with *more* that is wrong with *what*."""
+        if faults := [*more, *self._faults(saved)]:
+            raise SpecInvalid(faults, f"{what} of {str(saved.path)!r}")
+
+    def _faults(self, saved: Saved) -> Iterator[Fault]:
+        flags = {"twin": self.twin, "ssh_host_keys": self.ssh_host_keys, "paused": self.paused}
+        yield from flag_faults(**flags)
+        yield from folder_faults("place", self.place)
+        if not isinstance(self.options, LaunchOptions):
+            yield Fault("options", f"is a LaunchOptions, not {self.options!r}")
         if not self.twin and not self.paused and saved.manifest.hooks is None:
             message = "nothing was laid ready in its guest, so its clones can only be twins"
-            faults.append(Fault("twin", message, "twin=True, or make it anew without `twins`"))
+            hint = "`twin` (--twin), or make it anew without `twins` (--twins)"
+            yield Fault("twin", message, hint)
         if self.ssh_host_keys and (self.twin or self.paused):
-            faults.append(Fault("ssh_host_keys", "a twin has those of the template"))
-        if faults:
-            raise SpecInvalid(faults, f"a clone of {str(saved.path)!r}")
+            hint = "leave out either (`ssh_host_keys`, --ssh-host-keys; `twin`, --twin)"
+            yield Fault("ssh_host_keys", "a twin has those of the template", hint)
 
 
 @attrs.define
@@ -104,10 +116,11 @@ async def empty_clone(saved: Saved, wishes: Wishes, name: str | None) -> AsyncIt
     Its death cancels nobody.
     """
     who = somebody(saved.spec, name)
-    async with provided(saved, wishes.place) as own:
+    place = None if wishes.place is None else Path(wishes.place)
+    async with provided(saved, place) as own:
         options = attrs.evolve(wishes.options, incoming=True, state=own.state)
         spec = clone_spec(saved.private.spec, who, own.overlays)
         resolution = attrs.evolve(saved.private, spec=spec)
         async with opened_as(resolution, options=options, start=wishes.start) as vm:
-            vm.machine.ledger = Unwritten(own.folder)
+            vm.machine.ledger = Unwritten(own.folder, saved.path)
             yield Empty(vm, saved, own.state, who, wishes)

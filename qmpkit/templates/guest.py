@@ -10,15 +10,15 @@ from __future__ import annotations
 import secrets
 import struct
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import resources
 
 import trio
 
 from qmpkit.errors import GuestRefused, QmpkitError
 from qmpkit.operations.agent import Agent
-from qmpkit.operations.errors import AgentRefused
+from qmpkit.operations.errors import AgentRefused, GuestCommandFailed
 from qmpkit.templates.manifest import GuestHooks
 from qmpkit.templates.specs import Somebody
 
@@ -72,7 +72,7 @@ async def lay_ready(agent: Agent, arch: str, services: Sequence[str]) -> GuestHo
     program = reseeder(arch)
     if program is None:
         why = f"there is no program for {arch} guests yet that gives them entropy of their own"
-        raise GuestRefused(agent.name, "to become a template", f"{why}. Cure: twins=True")
+        raise GuestRefused(agent.name, "to become a template", f"{why}. Cure: `twins` (--twins)")
     script = resources.files(__package__).joinpath("become.sh").read_bytes()
     for place in _PLACES:
         hooks = GuestHooks(
@@ -98,7 +98,8 @@ async def quiet(agent: Agent, *, drop_caches: bool) -> None:
 async def stop_services(agent: Agent, services: Sequence[str]) -> None:
     """Stop them in order, by `systemctl` or `service`; GuestCommandFailed when one does not."""
     for service in services:
-        await agent.run([*_BY_WHAT, "stop", service], check=True)
+        with _cured(lambda _: _NO_SERVICE):
+            await agent.run([*_BY_WHAT, "stop", service], check=True)
 
 
 async def serve_again(agent: Agent, services: Sequence[str]) -> None:
@@ -107,6 +108,18 @@ async def serve_again(agent: Agent, services: Sequence[str]) -> None:
         for service in reversed(services):
             await agent.run([*_BY_WHAT, "start", service])
 
+
+@contextmanager
+def _cured(cure_of: Callable[[int], str]) -> Iterator[None]:
+    """A command that fails within is told with the cure for its exit status (or signal: 0)."""
+    try:
+        yield
+    except GuestCommandFailed as failed:
+        cure = cure_of(failed.completed.status or 0)
+        raise GuestCommandFailed(failed.machine, failed.completed, cure) from None
+
+
+_NO_SERVICE = "name a service that its guest has, or leave it out (`services`, --service)"
 
 _BY_WHAT = (
     "sh",
@@ -132,7 +145,21 @@ async def become(
         **{f"service {name}": "start" for name in reversed(hooks.services)},
     }
     command = [hooks.program, "/bin/sh", hooks.script]
-    await agent.run(command, input=_clock_and_entropy() + _text(lines), check=True)
+    with _cured(_cure_of):
+        await agent.run(command, input=_clock_and_entropy() + _text(lines), check=True)
+
+
+_NO_KEYS, _NOT_STARTED = 2, 4  # in the status of the script
+_CURES = {
+    _NO_KEYS: "have openssh-client in the template, or leave out `ssh_host_keys` (--ssh-host-keys)",
+    _NOT_STARTED: "make the template anew without that service (`services`, --service)",
+}
+_TWIN = "have it be a twin (`twin`, --twin)"
+
+
+def _cure_of(status: int) -> str:
+    script = status if status < _TOO_LITTLE else 0  # the program itself ends with more
+    return "; ".join(cure for bit, cure in _CURES.items() if script & bit) or _TWIN
 
 
 def _clock_and_entropy() -> bytes:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-import attrs
 import trio
 
 from qmpkit._running import running
@@ -52,7 +51,7 @@ async def make_template(
     is gone.
     """
     asked = Asked.of("make a template at", path)
-    refuse_unfit(templating(spec, asked.path), twins=twins)
+    refuse_unfit(templating(spec, asked.path), twins=twins, services=services)
     await refuse_taken(asked)
     async with _new_ram(asked, ram, int(spec.memory.size)) as file:
         ready = templating(spec, asked.path, ram=file)
@@ -71,7 +70,7 @@ async def _new_ram(asked: Asked, given: StrPath | None, size: int) -> AsyncItera
             await trio.to_thread.run_sync(_refuse_full, folder.parent, size)
             yield folder / "ram"
         return
-    file = attrs.evolve(asked, path=Asked.of(asked.doing, given).path)
+    file = Asked.of("put the RAM of a template at", given)
     await refuse_taken(file)
     try:
         await _touch(file)
@@ -79,8 +78,13 @@ async def _new_ram(asked: Asked, given: StrPath | None, size: int) -> AsyncItera
         yield file.path
     except BaseException:
         with trio.move_on_after(_UNDO_GRACE, shield=True):
-            await trio.to_thread.run_sync(lambda: file.path.unlink(missing_ok=True))
+            await trio.to_thread.run_sync(_remove, file.path)
         raise
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):  # what is told is why it is not to be
+        file.unlink()
 
 
 async def _touch(file: Asked) -> None:

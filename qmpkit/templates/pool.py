@@ -19,6 +19,7 @@ from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.qmp.errors import MonitorLost
 from qmpkit.spec.sizes import MIB, format_size, to_bytes
+from qmpkit.templates.arguments import count_faults, flag_faults
 from qmpkit.templates.cloning import Empty, Wishes, empty_clone
 from qmpkit.templates.errors import PoolClosed, TemplateFailed
 from qmpkit.templates.host import memory_left
@@ -33,6 +34,7 @@ log = logging.getLogger("qmpkit.pool")
 _QEMU_SHARE = 64 * MIB  # that a QEMU takes beside its guest's memory, roughly
 _HEALTH_BOUND = 2.0  # seconds in which a warm machine answers `query-status`
 _REFILL_AFTER = 0.1  # seconds that one just taken has the CPU for itself, while nobody waits
+_NOT_ENTERED = "it is not entered. Cure: `async with pool:` first"
 _TRIES = 3  # starts in a row that fail before the pool gives up; and of one taker
 
 
@@ -75,7 +77,8 @@ class Pool:
     A machine is given once and discarded then: the next is as the template is.  Those that
     are taken are replaced in the background.  At the end of the block all are ended.
 
-    Entering raises SpecInvalid when the bounds do not fit together.
+    Raises SpecInvalid for arguments that are none; entering does when the bounds do not fit
+    together.
     """
 
     def __init__(
@@ -97,19 +100,24 @@ class Pool:
             twin=twin,
             ssh_host_keys=ssh_host_keys,
             place=place,
-            options=options or LaunchOptions(),
+            options=LaunchOptions() if options is None else options,
             start=start,
         )
-        self._wishes.refuse_impossible(template.saved)
+        faults = [*count_faults("warm", warm, 0), *flag_faults(loaded=loaded)]
         self._warm = warm
-        self._memory = None if memory is None else to_bytes(memory, "memory")
+        self._memory: int | None = None
+        try:
+            self._memory = None if memory is None else to_bytes(memory, "memory")
+        except SpecInvalid as error:
+            faults += error.faults
+        self._wishes.refuse_impossible(template.saved, faults, what="a pool")
         self._held: list[_Held] = []
         self._ready: deque[_Held] = deque()
         self._takers: deque[_Taker] = deque()
         self._changed = trio.Event()
         self._failures = 0
         self._taken_at = float("-inf")
-        self._closed: PoolClosed | None = PoolClosed(template.spec.name, "it is not entered")
+        self._closed: PoolClosed | None = PoolClosed(template.spec.name, _NOT_ENTERED)
         self._stack = AsyncExitStack()
         self._entered = False
 
@@ -146,15 +154,11 @@ class Pool:
         each = self.template.spec.memory.total + _QEMU_SHARE
         memory = left if self._memory is None else self._memory
         bounds = Bounds(self._warm, memory // each, os.cpu_count() or 1)
-        faults = []
-        if self._warm < 0:
-            faults.append(Fault("warm", f"counts from 0, not from {self._warm}"))
         if bounds.most < max(self._warm, 1):
             message = f"{format_size(memory)} holds {bounds.most} of {format_size(each)} each"
             hint = f"at least {format_size(each * max(self._warm, 1))}, or fewer warm"
-            faults.append(Fault("memory", message, hint))
-        if faults:
-            raise SpecInvalid(faults, f"a pool of {self.template.spec.name!r}")
+            fault = Fault("memory", message, hint)
+            raise SpecInvalid([fault], f"a pool of {self.template.spec.name!r}")
         return bounds
 
     # Giving

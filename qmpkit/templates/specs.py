@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
+import unicodedata
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -18,11 +20,14 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import mac_of, machine_name_problem
 from qmpkit.spec.network import Nic, UserNic
 from qmpkit.spec.peripherals import Rng, ScsiController, UsbController, UsbKeyboard, UsbTablet
+from qmpkit.templates.arguments import service_faults
 
-__all__ = ["Somebody", "clone_spec", "private_spec", "refuse_unfit", "somebody", "templating"]
+__all__ = ["Somebody", "clone_spec", "name_faults", "private_spec", "refuse_unfit", "somebody"]
+__all__ += ["templating"]
 
 _MOVABLE = (Rng, ScsiController, UsbController, UsbKeyboard, UsbTablet)
 _HOSTNAME_LIMIT = 63
+_DIGEST = 8
 _AT_START = "boot the machine from qmpkit.templating(spec, path)"
 
 
@@ -48,12 +53,16 @@ def templating(
     return attrs.evolve(spec, memory=memory, balloon=False, vmgenid=shown)
 
 
-def refuse_unfit(spec: MachineSpec, *, twins: bool) -> None:
-    """Raise SpecInvalid with everything that a template cannot have, and what to do instead."""
+def refuse_unfit(spec: MachineSpec, *, twins: bool, services: Sequence[str] = ()) -> None:
+    """Raise SpecInvalid with everything that a template cannot have, and what to do instead.
+
+    *services* are those that are to be stopped for it.
+    """
     faults = [*_memory_faults(spec), *_device_faults(spec), *_nic_faults(spec)]
+    faults += service_faults(services, twins=twins)
     if not spec.agent and not twins:
         message = "without a guest agent no clone can become somebody"
-        faults.append(Fault("agent", message, "agent = true, or ask for twins=True"))
+        faults.append(Fault("agent", message, "agent = true, or ask for `twins` (--twins)"))
     has_kernel = spec.kernel is not None and spec.kernel.image is not None
     if not has_kernel and family_of(spec.machine) == "microvm":
         message = "a microvm boots by a kernel alone, and without one there is nothing to save"
@@ -94,7 +103,9 @@ def _nic_faults(spec: MachineSpec) -> Iterator[Fault]:
     for number, nic in enumerate(spec.nics):
         if not isinstance(nic, UserNic):
             message = f"{nic.id!r} has one end on the host, and every clone would need its own"
-            yield Fault(f"nics[{number}]", message, "leave it out, and clone.nics.add(…) later")
+            yield Fault(
+                f"nics[{number}]", message, "leave it out; `vm.nics.add` plugs one into each clone"
+            )
 
 
 @attrs.frozen
@@ -112,8 +123,16 @@ class Somebody:
 
     @property
     def hostname(self) -> str:
-        """The name, in the characters that a host's name may have."""
-        return re.sub(r"[^A-Za-z0-9-]+", "-", self.name)[:_HOSTNAME_LIMIT].strip("-") or "clone"
+        """The name, in the characters that a host's name may have.
+
+        Another name never gives the same: what it loses, a digest of it tells.
+        """
+        letters = unicodedata.normalize("NFKD", self.name).encode("ascii", "ignore").decode()
+        text = re.sub(r"[^A-Za-z0-9-]+", "-", letters)[:_HOSTNAME_LIMIT].strip("-")
+        if text == self.name:
+            return text
+        digest = hashlib.sha256(self.name.encode()).hexdigest()[:_DIGEST]
+        return f"{text[: _HOSTNAME_LIMIT - _DIGEST - 1].rstrip('-') or 'clone'}-{digest}"
 
 
 def somebody(spec: MachineSpec, name: str | None = None) -> Somebody:
@@ -121,8 +140,8 @@ def somebody(spec: MachineSpec, name: str | None = None) -> Somebody:
 
     SpecInvalid for a name that no machine can have.
     """
-    if name is not None and (problem := machine_name_problem(name)):
-        raise SpecInvalid([Fault("name", problem)], f"a clone of {spec.name!r}")
+    if name is not None and (faults := [*name_faults(name)]):
+        raise SpecInvalid(faults, f"a clone of {spec.name!r}")
     token = secrets.token_hex(4)
     old = [_mac(spec, nic) for nic in spec.nics]
     return Somebody(
@@ -132,6 +151,14 @@ def somebody(spec: MachineSpec, name: str | None = None) -> Somebody:
         instance_id=f"i-{secrets.token_hex(8)}",
         macs={mac: _new_mac() for mac in old},
     )
+
+
+def name_faults(name: str) -> Iterator[Fault]:
+    """Of a name for a clone."""
+    if not isinstance(name, str):
+        yield Fault("name", f"is a text, not {name!r}")
+    elif problem := machine_name_problem(name):
+        yield Fault("name", problem)
 
 
 def _mac(spec: MachineSpec, nic: Nic) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit.errors import Fault, QmpkitError, SpecInvalid
+from qmpkit.errors import QmpkitError
 from qmpkit.images.conversion import convert
 from qmpkit.images.drafts import StrPath
 from qmpkit.images.hashing import copied
@@ -74,7 +74,7 @@ async def to_template(
     """
     asked = Asked.of(_DOING, path)
     machine = vm.machine
-    refuse_unfit(vm.spec, twins=twins)
+    refuse_unfit(vm.spec, twins=twins, services=services)
     _refuse_state(machine)
     await refuse_taken(asked)
     async with (
@@ -113,9 +113,6 @@ async def _asked_of_guest(
 ) -> AsyncIterator[GuestHooks | None]:
     """The guest is ready to be saved within, and as it was when that fails."""
     if twins:
-        if services:
-            fault = Fault("services", "nothing is asked of a guest whose clones are twins")
-            raise SpecInvalid([fault], f"machine {vm.name!r} as a template")
         yield None
         return
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -12,14 +12,16 @@ import trio
 
 from qmpkit._running import surfacing_death
 from qmpkit._trio import raise_collapsed
-from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.errors import Fault
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.templates.arguments import count_faults
 from qmpkit.templates.cloning import Wishes, empty_clone
 from qmpkit.templates.files import Told, flaws_in_full
 from qmpkit.templates.manifest import Manifest
 from qmpkit.templates.saved import Saved, removed
+from qmpkit.templates.specs import name_faults
 from qmpkit.vm import VM
 
 __all__ = ["Template"]
@@ -77,7 +79,8 @@ class Template:
         removed, TemplateFailed when QEMU cannot load it, GuestCommandFailed when the guest does
         not become somebody.  Cancelled or failed, its process and its overlays are gone.
         """
-        wishes = self._wishes(twin, ssh_host_keys, paused, place, options, start)
+        faults = () if name is None else name_faults(name)
+        wishes = self._wishes(twin, ssh_host_keys, paused, place, options, start, faults)
         return self._clone(wishes, name)
 
     def clones(
@@ -94,11 +97,11 @@ class Template:
         """`async with template.clones(20) as vms:` that many at once, each as by `clone`.
 
         None of them runs before all are loaded.  When one fails to start, or dies out of the
-        blue, all are stopped, and the error is raised; several come in a group.
+        blue, all are stopped, and the error is raised; several come in a group.  SpecInvalid
+        is raised by the call itself.
         """
-        if count < 1:
-            raise SpecInvalid([Fault("count", f"counts from 1, not from {count}")], "clones")
-        wishes = self._wishes(twin, ssh_host_keys, paused, place, options, start)
+        faults = count_faults("count", count, 1)
+        wishes = self._wishes(twin, ssh_host_keys, paused, place, options, start, faults)
         return self._clones(wishes, count)
 
     def _wishes(
@@ -109,16 +112,17 @@ class Template:
         place: str | os.PathLike[str] | None,
         options: LaunchOptions | None,
         start: Starter,
+        faults: Iterable[Fault],
     ) -> Wishes:
         wishes = Wishes(
             twin=twin,
             ssh_host_keys=ssh_host_keys,
             paused=paused,
             place=place,
-            options=options or LaunchOptions(),
+            options=LaunchOptions() if options is None else options,
             start=start,
         )
-        wishes.refuse_impossible(self.saved)
+        wishes.refuse_impossible(self.saved, faults)
         return wishes
 
     @asynccontextmanager

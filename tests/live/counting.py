@@ -29,12 +29,12 @@ async def counts(vm: qmpkit.VM) -> None:
     await vm.console.expect("...")
 
 
-async def counting_template(qemu: str, folder: Path) -> qmpkit.Template:
-    """The smallest guest, with a disk, so that each of its clones has an overlay."""
+async def counting_template(qemu: str, folder: Path, *more: Disk) -> qmpkit.Template:
+    """The smallest guest, with a disk, so that each of its clones has an overlay; and *more*."""
     guests.build_kvm_tiny()
     disk = Disk(folder / "data.qcow2", format="qcow2", make="1GiB")
     spec = attrs.evolve(
-        qmpkit.load_profile("kvm-tiny"), qemu=qemu, accel="tcg", machine="q35", disks=[disk]
+        qmpkit.load_profile("kvm-tiny"), qemu=qemu, accel="tcg", machine="q35", disks=[disk, *more]
     )
     return await qmpkit.make_template(spec, folder / "saved", counts, twins=True)
 

@@ -50,8 +50,14 @@ def test_saved_and_back_at_the_shell(
     (point,) = json.loads(run.well("lab", "list", "--json").out)
     assert point["machines"] == ["web1", "web2"] and point["whole"]
     assert "before" in run.well("lab", "list").out
-    assert "already" in run("lab", "checkpoint", "calm").err
+    assert "already (delete it (`delete_checkpoint`, qmpkit lab rm))" in " ".join(
+        run("lab", "checkpoint", "calm").err.split()
+    )
     assert run("lab", "checkpoint", "calm").status == 2
+    assert "there is no checkpoint 'x' (there are: calm)" in run("lab", "rewind", "x").err
+    assert "it is up (declare('web1', \"stopped\"), or qmpkit stop, first)" in " ".join(
+        run("discard", "web1").err.split()
+    )
     (saved,) = json.loads(run.well("save", "web1", "--ram", "packed", "--json").out)
     assert saved["name"] == "web1" and saved["ram"] == "packed" and saved["bytes"] > 0
     assert _states(run) == {"web1": "saved", "web2": "running"}

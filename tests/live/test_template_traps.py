@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import qmpkit
-from qmpkit import State
+from qmpkit import Disk, State
 from qmpkit.errors import SpecInvalid
 from tests.live.counting import counted, counting_template
 from tests.sizes import OLDEST
@@ -32,6 +32,23 @@ async def test_a_clone_is_not_saved_without_its_disk(
         with pytest.raises(SpecInvalid, match="'disk0' ends with the machine"):
             await vm.save(unit)  # the layer stays, and what it stands on does not
         assert vm.state is State.RUNNING and not unit.exists()
-        await vm.save(unit, copy_disks=True)
-    async with qmpkit.restored(unit, paused=True) as vm:
+
+
+async def test_a_clone_that_was_saved_with_copies_stands_alone(qemu: str, tmp_path: Path) -> None:
+    (tmp_path / "read.raw").write_bytes(bytes(1 << 20))
+    read = Disk(tmp_path / "read.raw", format="raw", readonly=True)
+    template = await counting_template(qemu, tmp_path, read)
+    unit = tmp_path / "unit"
+    async with template.clone(twin=True) as vm:
+        saved = await vm.save(unit, copy_disks=True)
+    assert not saved.needs and not saved.disks
+    await template.remove()
+    assert await qmpkit.verify_saved(unit) == ()
+    unit.rename(tmp_path / "moved")
+    async with qmpkit.restored(tmp_path / "moved", layers=tmp_path / "layers") as vm:
         assert await counted(vm) > 0
+    with (tmp_path / "moved" / "firmware").open("r+b") as firmware:
+        firmware.write(b"x")
+    with pytest.raises(SpecInvalid, match=r"files\.firmware: the content of '.*' is another one"):
+        async with qmpkit.restored(tmp_path / "moved"):
+            pass

@@ -20,6 +20,7 @@ from qmpkit.images.new import place_overlay
 from qmpkit.images.tool import Asked
 from qmpkit.images.varstore import place_store
 from qmpkit.operations.block.layers import with_disks
+from qmpkit.operations.saved.boot_files import with_boot_files
 from qmpkit.operations.saved.folder import held_folder, mark_spent
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.spec.block import Disk
@@ -135,7 +136,7 @@ async def _refuse(folder: Path, saved: SavedMachine, layers: Path | None, *, ver
 def _layer_faults(saved: SavedMachine, layers: Path) -> Iterator[Fault]:
     above = layers.absolute().parent
     if os.path.lexists(layers) and not layers.is_dir():
-        yield Fault("layers", f"{str(layers)!r} is no directory", "name another")
+        yield Fault("layers", f"{str(layers)!r} is no directory", f"name another {_LAYERS}")
     elif not above.is_dir():
         yield Fault("layers", f"there is no directory {str(above)!r}", "create it")
     names = [f"{disk.id}.qcow2" for disk in _layered(saved.spec)]
@@ -143,7 +144,10 @@ def _layer_faults(saved: SavedMachine, layers: Path) -> Iterator[Fault]:
     for name in names:
         if os.path.lexists(layers / name):
             message = f"{str(layers / name)!r} is there already"
-            yield Fault("layers", message, "name an empty directory")
+            yield Fault("layers", message, f"name an empty directory {_LAYERS}")
+
+
+_LAYERS = "(`layers`, --keep)"
 
 
 def _layered(spec: MachineSpec) -> list[Disk]:
@@ -159,6 +163,8 @@ def _spec(folder: Path, saved: SavedMachine) -> MachineSpec:
         if disk.id in saved.copies
     ]
     spec = attrs.evolve(with_disks(spec, copied), resume_from=str(folder / MEMORY))
+    own = saved.files.keys() - {MEMORY, VARIABLES, *saved.copies.values()}
+    spec = with_boot_files(spec, {name: str(folder / name) for name in own})
     if saved.copies and VARIABLES in saved.files:
         spec = _with_store(spec, folder / VARIABLES)
     return spec

@@ -25,12 +25,12 @@ from qmpkit.machine.state_forms import Form
 from qmpkit.operations.block.memory import place_file
 from qmpkit.operations.block.variables import copy_variables, store_of
 from qmpkit.operations.jobs import JobState, Progress, progress_of
+from qmpkit.operations.saved.boot_files import copy_boot_files, needed, with_boot_files
 from qmpkit.operations.saved.folder import FolderDraft, drafted_folder
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.operations.stillness import go_on, runs, write_memory
 from qmpkit.operations.undertaking import Undertaking, undertaking
 from qmpkit.spec.block import Disk
-from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.saved import MEMORY, VARIABLES, FileSum, SavedLayer, SavedMachine
 
@@ -147,6 +147,12 @@ def _writable(spec: MachineSpec) -> list[Disk]:
     return [disk for disk in spec.disks if not disk.is_readonly and not disk.is_empty]
 
 
+def _to_copy(spec: MachineSpec, borrowed: Path | None) -> list[Disk]:
+    """What its guest can write to, and what is a template's: that may be gone by then."""
+    there = [disk for disk in spec.disks if not disk.is_empty]
+    return [disk for disk in there if not disk.is_readonly or Path(disk.file).parent == borrowed]
+
+
 @asynccontextmanager
 async def _halted(machine: Machine, it: Undertaking) -> AsyncIterator[None]:
     """A guest that ran runs again when the block fails."""
@@ -169,15 +175,19 @@ async def _filled(
     if store_of(spec) is not None:
         await place_file(str(draft.path / VARIABLES))
         await copy_variables(spec, str(draft.path / VARIABLES))
-    copies = {disk.id: f"{disk.id}.qcow2" for disk in _writable(spec)} if how.copy_disks else {}
-    for disk in spec.disks:
-        if disk.id in copies:
-            target = draft.path / copies[disk.id]
-            await convert(disk.file, target, source_format=disk.format, format="qcow2")
+    copied = _to_copy(spec, machine.ledger.borrowed) if how.copy_disks else []
+    copies = {disk.id: f"{disk.id}.qcow2" for disk in copied}
+    for disk in copied:
+        target = draft.path / copies[disk.id]
+        await convert(disk.file, target, source_format=disk.format, format="qcow2")
+    boot = await copy_boot_files(spec, draft.path) if how.copy_disks else {}
+    needs = {str(path): path for path in needed(spec) if str(path) not in boot}
     stay = [disk for disk in spec.disks if disk.id not in copies and not disk.is_empty]
+    if machine.ledger.borrowed is not None:  # the template's RAM: all of it is in `memory` now
+        spec = attrs.evolve(spec, memory=attrs.evolve(spec.memory, mem_path=None))
     version = await machine.execute("query-version")
     return SavedMachine(
-        spec=_on_copies(spec, copies),
+        spec=with_boot_files(_on_copies(spec, copies), boot),
         time=time.time(),
         qmpkit=__version__,
         qemu=_version(version),
@@ -185,7 +195,7 @@ async def _filled(
         ram=how.ram,
         cpu_flags=await trio.to_thread.run_sync(visible_flags, spec, machine.facts.accel),
         files=await _sums(draft.asked, _contents(draft.path), how.progress, safe=True),
-        needs=await _sums(draft.asked, {str(path): path for path in _needed(spec)}),
+        needs=await _sums(draft.asked, needs),
         disks=await trio.to_thread.run_sync(_layers, draft.asked, stay),
         copies=copies,
     )
@@ -212,15 +222,6 @@ def _on_copies(spec: MachineSpec, copies: dict[str, str]) -> MachineSpec:
 
 def _contents(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in sorted(folder.iterdir())}
-
-
-def _needed(spec: MachineSpec) -> Iterator[Path]:
-    """The files beside the disks that QEMU opens, whose content the guest's RAM knows."""
-    firmware = spec.firmware.code if isinstance(spec.firmware, Uefi) else spec.firmware
-    kernel = spec.kernel
-    for name in (firmware, kernel and kernel.image, kernel and kernel.initrd):
-        if name:
-            yield Path(name)
 
 
 def _layers(asked: Asked, disks: list[Disk]) -> dict[str, tuple[SavedLayer, ...]]:

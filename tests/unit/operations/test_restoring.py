@@ -55,7 +55,7 @@ async def test_one_that_cannot_be_made_is_told(unit: Path, tmp_path: Path) -> No
     (tmp_path / "file").touch()
     for layers, why in [
         (tmp_path / "none/layers", r"there is no directory '.*/none' \(create it\)"),
-        (tmp_path / "file", r"'.*/file' is no directory \(name another\)"),
+        (tmp_path / "file", r"'.*/file' is no directory \(name another \(`layers`, --keep\)\)"),
     ]:
         with pytest.raises(SpecInvalid, match=why):
             async with restorable(unit, layers=layers, verify=False):

@@ -230,7 +230,7 @@ async def test_one_whose_task_failed_is_never_started_twice(
             await kept.wait_rest()
         assert (kept.state, sibling.state) == ("failed", "running")
         assert ground["a"].status is None
-        with pytest.raises(SpecInvalid, match="it is up, or about to be"):
+        with pytest.raises(SpecInvalid, match=r"it is up, or about to be .*qmpkit stop, first"):
             await supervisor.forget("a")
         await supervisor.declare("a", "paused")
         assert (kept.state, len(ground.started)) == ("paused", 2)
@@ -239,7 +239,7 @@ async def test_one_whose_task_failed_is_never_started_twice(
 async def test_refusals() -> None:
     async with fake_ground() as ground, lab(ground) as supervisor:
         await supervisor.ensure(spec("a"))
-        with pytest.raises(SpecInvalid, match="it is up with another spec"):
+        with pytest.raises(SpecInvalid, match=r"it is up with another spec .*qmpkit stop, first"):
             await supervisor.ensure(attrs.evolve(spec("a"), memory="32MiB"))
         with pytest.raises(SpecInvalid, match="it is up, or about to be"):
             await supervisor.forget("a")

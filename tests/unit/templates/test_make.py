@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qmpkit.errors import BinaryMissing, HostLacks
+from qmpkit.errors import BinaryMissing, HostLacks, ImageFailed
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.templates.make import make_template
 from qmpkit.vm import VM
@@ -41,6 +41,19 @@ async def test_a_ram_without_room_is_refused(
 
 def _names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+async def test_a_ram_at_no_place_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for ram, why in [
+        ("file", r"there is something already\. Cure: choose another"),
+        ("file/ram", r"Not a directory\. Cure: a part of the path is a file"),
+        ("none/ram", "No such file or directory"),
+    ]:
+        told = f"cannot put the RAM of a template at '.*/{ram}': {why}"
+        with pytest.raises(ImageFailed, match=told):
+            await make_template(SPEC, tmp_path / "web", _never, ram=tmp_path / ram, twins=True)
+    assert _names(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize(("blocks", "free"), [(0, 0), (1 << 20, 65536)])

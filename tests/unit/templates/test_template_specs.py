@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import attrs
@@ -83,10 +84,39 @@ def test_a_clone_is_another_in_all_that_two_machines_may_not_share() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hostname"), [("web-1", "web-1"), ("my web, 2", "my-web-2"), ("…", "clone")]
+    ("name", "hostname"),
+    [
+        ("web-1", "web-1"),
+        ("my web, 2", "my-web-2-b3fd2eec"),
+        ("Zürich", "Zurich-"),
+        ("…", "clone-"),
+        ("日本", "clone-"),
+        ("n" * 63, "n" * 63),
+        ("n" * 64, "n" * 54 + "-"),
+    ],
 )
 def test_a_host_name_has_what_host_names_may_have(name: str, hostname: str) -> None:
-    assert somebody(SPEC, name).hostname == hostname
+    found = somebody(SPEC, name).hostname
+    assert found.startswith(hostname) and len(found) <= 63
+    assert re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?", found)
+    if name != hostname:
+        assert re.fullmatch(r".*-[0-9a-f]{8}", found)
+
+
+def test_no_two_names_are_one_host_name() -> None:
+    names = [
+        "日本",
+        "中国",
+        "web 1",
+        "web_1",
+        "web.1",
+        "web-1",
+        "web-1-",
+        "wéb-1",
+        "n" * 63,
+        "n" * 64,
+    ]
+    assert len({somebody(SPEC, name).hostname for name in names}) == len(names)
 
 
 def test_a_long_name_leaves_room_for_what_tells_clones_apart() -> None:
