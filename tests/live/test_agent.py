@@ -148,7 +148,11 @@ async def test_an_agent_that_is_not_there_is_known_at_once(qemu: str) -> None:
 
             nursery.start_soon(asking)
             await trio.sleep(0.2)
-            await vm.console.send_line("kill -STOP 1; killall -9 qemu-ga")
+            # It stands still first, so that it has been asked when it ends.
+            await vm.console.send_line("kill -STOP 1; killall -STOP qemu-ga; echo st''ands")
+            await vm.console.expect("stands")
+            await trio.sleep(0.5)
+            await vm.console.send_line("killall -9 qemu-ga")
         with pytest.raises(AgentSilent, match="is not running there"):
             await vm.agent.ping()
         async with trio.open_nursery() as nursery:
