@@ -65,9 +65,10 @@ def bare(argv: Sequence[str]) -> float:
     for number, word in enumerate(sockets):
         words[words.index(word)] = word.replace(f"fd={number + 3},", f"fd={{{number}}},")
     load = {"argv": words, "sockets": len(sockets), "machines": FARM_MACHINES}
-    load["at_once"] = os.cpu_count()
+    load["at_once"] = 2 * (os.cpu_count() or 1) + 4  # as a Supervisor
     command = [sys.executable, str(BARE), json.dumps(load)]
-    printed = subprocess.run(command, capture_output=True, check=True, timeout=300).stdout
+    env = {**os.environ, "PYTHONPATH": str(BARE.parents[1])}
+    printed = subprocess.run(command, capture_output=True, check=True, timeout=300, env=env).stdout
     return float(json.loads(printed)["start_many"])
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import attrs
+from typing import Literal
 
 from qmpkit import MachineSpec
 
-SPEC = MachineSpec(name="bench", machine="microvm", accel="tcg", memory="64MiB")
 
-
-def spec(number: int) -> MachineSpec:
+def spec(number: int, accel: Literal["kvm", "tcg"] = "tcg") -> MachineSpec:
     """One of many."""
-    return attrs.evolve(SPEC, name=f"bench{number}")
+    return MachineSpec(name=f"bench{number}", machine="microvm", accel=accel, memory="64MiB")

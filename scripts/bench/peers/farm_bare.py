@@ -1,4 +1,7 @@
-"""The floor of `farm.start_many`: the same QEMUs by Popen, as many at a time, to the greeting."""
+"""The floor of `farm.start_many`: the same QEMUs by Popen, as many at a time.
+
+Each counts as started once it takes commands: it greets before its machine is made.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from farm_memory import take_memory
+
 
 def start(load: dict[str, Any], folder: Path, log_file: Path) -> subprocess.Popen[bytes]:
-    """Start one; its monitor has greeted when this returns."""
+    """Start one; it takes commands when this returns."""
     folder.mkdir()
     listeners = []
     for number in range(load["sockets"]):
@@ -33,6 +38,8 @@ def start(load: dict[str, Any], folder: Path, log_file: Path) -> subprocess.Pope
     monitor.connect(str(folder / "0"))
     with monitor, monitor.makefile("rb") as lines:
         assert "QMP" in json.loads(lines.readline())
+        monitor.sendall(b'{"execute": "qmp_capabilities"}\n')
+        assert "return" in json.loads(lines.readline())
     return qemu
 
 
@@ -40,10 +47,9 @@ def main() -> None:
     load = json.loads(sys.argv[1])
     qemus: list[subprocess.Popen[bytes]] = []
     runtime = os.environ["QMPKIT_RUNTIME_DIR"]  # where the other side has its sockets too
-    with (
-        tempfile.TemporaryDirectory(prefix="b-", dir=runtime) as root,
-        tempfile.TemporaryDirectory(prefix="qb-") as logs,
-    ):
+    logs = tempfile.mkdtemp(dir=os.environ["QMPKIT_STATE_DIR"])  # left: see take_memory
+    take_memory(load["machines"])
+    with tempfile.TemporaryDirectory(prefix="b-", dir=runtime) as root:
         try:
             begun = time.perf_counter()
             with ThreadPoolExecutor(load["at_once"]) as pool:
