@@ -41,6 +41,7 @@ from qmpkit.server.tune_api import TuneApi
 from qmpkit.server.version import versioned
 from qmpkit.server.views import in_counting_order, machine_view, row_view
 from qmpkit.spec.names import machine_name_problem
+from qmpkit.spec.options import text_problem
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.vm import VM
@@ -158,15 +159,18 @@ class _Api:
         argv = wanted.get("argv") or []
         if not argv or not all(isinstance(word, str) for word in argv):
             raise Refused("argv must be a list of texts, the first of them the program")
-        stdin = _decoded(wanted.get("stdin_base64", ""))
-        if not all(isinstance(value, str) for value in wanted.get("env", {}).values()):
+        stdin, env = _decoded(wanted.get("stdin_base64", "")), wanted.get("env")
+        if not all(isinstance(value, str) for value in (env or {}).values()):
             raise Refused("env must be an object of texts")
+        for word in (*argv, *(text for item in (env or {}).items() for text in item)):
+            if problem := text_problem(word):
+                raise Refused(f"{word!r}: {problem}")
         limit = wanted.get("timeout", _EXEC_LIMIT)
         if not 0 < limit <= _EXEC_LIMIT:  # NaN is not either
             raise Refused(f"timeout must be seconds, more than 0 and at most {_EXEC_LIMIT:g}")
         try:
             with trio.fail_after(limit):
-                done = await vm.agent.run(argv, input=stdin, env=wanted.get("env"))
+                done = await vm.agent.run(argv, input=stdin, env=env)
         except trio.TooSlowError:
             raise Refused(f"{argv[0]} did not end within {limit:g} s", 504) from None
         return answer(
