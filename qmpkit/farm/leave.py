@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import trio
 
-from qmpkit.errors import Fault, QmpkitError, SpecInvalid
+from qmpkit.errors import Fault, ImageInUse, QmpkitError, SpecInvalid
 from qmpkit.farm.outcome import Outcome, Progress, Result, Tell
 from qmpkit.farm.saved import save_farm
 from qmpkit.farm.seeds import discard_seed
+from qmpkit.host.holders import holders_of, image_locked
 from qmpkit.spec.block import Overlay
 from qmpkit.spec.farm import FarmMachine
 from qmpkit.spec.machine import MachineSpec
@@ -42,7 +44,7 @@ async def down(
     supervisor's), *deadline* seconds for all, after which the rest is ended at once.  What a
     program keeps in the same supervisor stays.  Disks stay too, and `up` uses them again:
     only with *delete_disks* the files are removed that `make` had made and that no other
-    kept machine uses.
+    kept machine uses.  A machine with one that some other QEMU has open is not forgotten.
 
     A machine that cannot be stopped is told of and stays; the others go on.  Raises
     SpecInvalid for a name the farm does not have.  Cancelled, what was begun is still
@@ -123,20 +125,28 @@ async def removed(
 
 
 async def _forgotten(lab: Supervisor, name: str, delete_disks: bool) -> Result:
-    made = _made(lab.kept[name])
+    others = (kept for other, kept in lab.kept.items() if other != name)
+    used = {file for kept in others for file in _files(kept.spec)}
+    going = [file for file in _made(lab.kept[name]) if file not in used] if delete_disks else []
     try:
+        await trio.to_thread.run_sync(_refuse_open, going)
         await lab.forget(name, disks=delete_disks)
         await discard_seed(lab.state_dir, name)
-        deleted = await _deleted(lab, made) if delete_disks else []
     except (QmpkitError, OSError) as error:
         return Result(name, "failed", f"it is stopped, and not forgotten: {error}")
+    deleted, left = await trio.to_thread.run_sync(_unlink_all, going)
+    if left:
+        return Result(name, "failed", f"it is forgotten, and these stay: {', '.join(left)}")
     return Result(name, "removed", f"deleted {', '.join(deleted)}" if deleted else "")
 
 
-async def _deleted(lab: Supervisor, made: Sequence[str]) -> list[str]:
-    """Remove the files of *made* that nobody else has."""
-    used = {file for kept in lab.kept.values() for file in _files(kept.spec)}
-    return await trio.to_thread.run_sync(_unlink_all, made, used)
+def _refuse_open(files: Iterable[str]) -> None:
+    """Raise ImageInUse for one that a QEMU has open which is not ours: another farm's, say."""
+    for file in files:
+        with suppress(FileNotFoundError):
+            if image_locked(file, for_writing=True):
+                why = f"{', '.join(map(str, holders_of(file))) or 'another process'} has it open"
+                raise ImageInUse(file, "delete", why, "stop that machine first")
 
 
 def _made(kept: Kept) -> list[str]:
@@ -160,10 +170,15 @@ def _files(spec: MachineSpec) -> Iterator[str]:
         yield from (*point.disks.values(), *point.beside)
 
 
-def _unlink_all(files: Iterable[str], used: Collection[str]) -> list[str]:
-    gone = []
+def _unlink_all(files: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The files that are gone, and those that are not, each with why."""
+    gone, left = [], []
     for file in files:
-        if file not in used and os.path.lexists(file):
+        try:
             Path(file).unlink()
             gone.append(file)
-    return gone
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            left.append(f"{file} ({error.strerror})")
+    return gone, left
