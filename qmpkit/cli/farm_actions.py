@@ -325,7 +325,7 @@ def _rests(machine: dict[str, Any]) -> bool:
 
 def _beat(timeout: float | None) -> int:
     """How often the stream is to give us the chance to look at the clock, in ms."""
-    return 15_000 if timeout is None else max(100, min(1000, int(timeout * 100)))
+    return 15_000 if timeout is None else int(max(100, min(1000, timeout * 100)))
 
 
 def _not_yet(daemon: Daemon, names: Sequence[str], state: str) -> list[str]:

@@ -105,3 +105,12 @@ def test_a_stop_says_what_it_waits_for(
     said = capsys.readouterr().err
     assert "waiting for web1 to power down (1 more after it), 7 s so far\nweb1 is stopped" in said
     assert "db is stopped" in said
+
+
+def test_a_limit_that_is_none_and_one_that_is_no_number(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(root, _answers([WEB])):
+        assert main(["wait", "web1", "--timeout", "inf"]) == 0
+        assert main(["wait", "web1", "--for", "paused", "--timeout", "nan"]) == 2
+        assert "Must be >= 0" in capsys.readouterr().err
