@@ -37,7 +37,8 @@ def exec_(
 ) -> int:
     """Run a program in a guest, by its agent: no shell, no network.
 
-    Its output and exit status become ours; what is piped in is its stdin.
+    Its output and exit status become ours; what is piped in is its stdin.  It is killed when
+    this command ends before it, by Ctrl-C say, and after an hour.
 
       qmpkit exec web1 -- uname -r
     """
