@@ -42,17 +42,24 @@ def bring_up(
 
 def running_daemon(farm: str) -> Daemon:
     """The daemon of a farm, started when there is none."""
-    from qmpkit.cli.serve import detach
+    from qmpkit.cli.serve import detach, starting
 
     try:
-        daemon = find_daemon(farm)
-        with daemon.open("GET", timeout=_STARTING):
-            pass
+        return _answering(farm)
     except NoDaemon:
-        talk.note(f"no daemon runs for farm {farm!r}: one is started")
-        detach(farm)
-        daemon = find_daemon(farm)
-    return daemon
+        with starting(farm):
+            try:
+                return _answering(farm)  # another command has started it
+            except NoDaemon:
+                talk.note(f"no daemon runs for farm {farm!r}: one is started")
+                detach(farm)
+    return find_daemon(farm)
+
+
+def _answering(farm: str) -> Daemon:
+    daemon = find_daemon(farm)
+    with daemon.open("GET", timeout=_STARTING):
+        return daemon
 
 
 def _ended(daemon: Daemon, job: dict[str, str], what: str, as_json: bool) -> int:
