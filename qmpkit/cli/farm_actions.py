@@ -302,6 +302,8 @@ def wait_for(words: Sequence[str], farm: str | None, *, state: str, timeout: flo
     """`wait`: until all machines are as asked for; exit status 1 when that takes too long."""
     daemon = farm_daemon(farm)
     names = _declared(daemon, words) if state == "gone" else chosen(daemon, words)
+    if state == "healthy":
+        _refuse_unchecked(daemon, names)
     until = None if timeout is None else time.monotonic() + timeout
     events = daemon.events("events", beat=_beat(timeout))  # before the look: nothing is missed
     waiting = _not_yet(daemon, names, state)
@@ -314,6 +316,13 @@ def wait_for(words: Sequence[str], farm: str | None, *, state: str, timeout: flo
     if waiting:
         talk.error(f"not {state} after {timeout:g} s: {', '.join(waiting)}")
     return Exit.FAILED if waiting else Exit.OK
+
+
+def _refuse_unchecked(daemon: Daemon, names: Sequence[str]) -> None:
+    """One that has no checks would be waited for for ever."""
+    if without := [name for name in names if not daemon.get("machines", name)["checks"]]:
+        cure = 'health = ["agent"] in their tables, say; or wait --for running'
+        raise Refusal(f"without checks, never healthy: {', '.join(without)}. Cure: {cure}")
 
 
 def _declared(daemon: Daemon, words: Sequence[str]) -> list[str]:
