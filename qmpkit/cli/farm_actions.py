@@ -81,6 +81,7 @@ _SAYS = {
     "RestartNeeded": "needs --restart for its changes",
     "Unchanged": "is as declared",
 }
+_DOWN = {"Unchanged": "is down and starts", "ChangeLive": "is down, is changed and starts"}
 
 
 def plan(file: Path, farm: str | None, *, as_json: bool) -> int:
@@ -101,8 +102,7 @@ def plan(file: Path, farm: str | None, *, as_json: bool) -> int:
         print_json(found)
         return Exit.OK
     for step in found["steps"]:
-        down = step["step"] == "Unchanged" and not step.get("running", True)
-        says = "is down and starts" if down else _SAYS[step["step"]]
+        says = (_SAYS if step.get("running", True) else _SAYS | _DOWN)[step["step"]]
         print(f"{_SIGNS[step['step']]} {step['name']} {says}")
         for change in step.get("changes", ()):
             print(f"    {change['field']}: {change['old']!r} → {change['new']!r}")
