@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from qmpkit.cli.farm_words import Farm, Machine, Name, Names
 
@@ -79,7 +79,9 @@ def logs(
     log: Annotated[
         str | None, Parameter(help="serial0, … or stderr (QEMU's). Default: the first console.")
     ] = None,
-    tail: Annotated[int | None, Parameter(help="Only the last lines.")] = None,
+    tail: Annotated[
+        int | None, Parameter(help="Only the last lines.", validator=validators.Number(gte=0))
+    ] = None,
     follow: Annotated[bool, Parameter(name=("--follow", "-f"), help="And what comes.")] = False,
     farm: Farm = None,
 ) -> int:

@@ -140,6 +140,8 @@ class _Api:
         if name not in (*known, "stderr"):
             raise Refused(f"machine {kept.name!r} has no log {name!r}: {', '.join(known)}", 404)
         tail = whole_number(request, "tail")
+        if tail is not None and tail < 0:
+            raise Refused(f"tail must be 0 or more lines, not {tail}")
         start = await trio.to_thread.run_sync(tail_of_file, kept.home.logs / f"{name}.log", tail)
         follow = request.query_params.get("follow") == "1"
         if follow and (kept.vm is None or name == "stderr"):

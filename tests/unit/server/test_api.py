@@ -115,6 +115,7 @@ def _data(said: bytes) -> list[str]:
         ("POST", "/v1/down", {"deadline": float("nan")}, 400, "must be 0 or more, not nan"),
         ("GET", "/v1/machines/a/files?path=etc", None, 400, "absolute"),
         ("GET", "/v1/machines/a/logs?tail=x", None, 400, "whole number"),
+        ("GET", "/v1/machines/a/logs?tail=-1", None, 400, "0 or more lines"),
         ("GET", "/v1/machines/a/logs?log=..%2fx", None, 404, "no log"),
         ("POST", "/v1/machines/a/console?serial=x", None, 404, "no console 'x'"),
         ("GET", "/v1/jobs/nothing", None, 404, "no job"),
