@@ -206,7 +206,7 @@ class AgentLink:
         """Whoever picks a reply apart here gets MonitorGarbled when it has not that shape."""
         try:
             yield
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             why = f"the agent's reply to {command} is malformed: {error!r}"
             raise MonitorGarbled(self.name, why) from error
 
