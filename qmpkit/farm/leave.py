@@ -13,6 +13,7 @@ from qmpkit.errors import Fault, ImageInUse, QmpkitError, SpecInvalid
 from qmpkit.farm.outcome import Outcome, Progress, Result, Tell
 from qmpkit.farm.saved import save_farm
 from qmpkit.farm.seeds import discard_seed
+from qmpkit.host.chain import walk_chain
 from qmpkit.host.holders import holders_of, image_locked
 from qmpkit.spec.block import Overlay
 from qmpkit.spec.farm import FarmMachine
@@ -86,14 +87,13 @@ async def disks_to_delete(
     Raises SpecInvalid for a name the farm does not have.
     """
     chosen = _chosen(lab, names)
-    used = {
-        file for name, kept in lab.kept.items() if name not in chosen for file in _files(kept.spec)
-    }
+    others = [kept.spec for name, kept in lab.kept.items() if name not in chosen]
     made = {name: _made(lab.kept[name]) for name in chosen}
 
     def there() -> dict[str, list[str]]:
+        needed = _Needed(others)
         return {
-            name: [file for file in files if file not in used and os.path.lexists(file)]
+            name: [file for file in files if file not in needed and os.path.lexists(file)]
             for name, files in made.items()
         }
 
@@ -125,11 +125,10 @@ async def removed(
 
 
 async def _forgotten(lab: Supervisor, name: str, delete_disks: bool) -> Result:
-    others = (kept for other, kept in lab.kept.items() if other != name)
-    used = {file for kept in others for file in _files(kept.spec)}
-    going = [file for file in _made(lab.kept[name]) if file not in used] if delete_disks else []
+    others = [kept.spec for other, kept in lab.kept.items() if other != name]
+    made = _made(lab.kept[name]) if delete_disks else []
     try:
-        await trio.to_thread.run_sync(_refuse_open, going)
+        going = await trio.to_thread.run_sync(_deletable, made, others)
         await lab.forget(name, disks=delete_disks)
         await discard_seed(lab.state_dir, name)
     except (QmpkitError, OSError) as error:
@@ -140,13 +139,21 @@ async def _forgotten(lab: Supervisor, name: str, delete_disks: bool) -> Result:
     return Result(name, "removed", f"deleted {', '.join(deleted)}" if deleted else "")
 
 
-def _refuse_open(files: Iterable[str]) -> None:
-    """Raise ImageInUse for one that a QEMU has open which is not ours: another farm's, say."""
-    for file in files:
+def _deletable(made: Sequence[str], others: Iterable[MachineSpec]) -> list[str]:
+    """Those of *made* that no machine of *others* needs.
+
+    Raises ImageInUse for one that a QEMU has open which is not ours: another farm's, say.
+    """
+    if not made:
+        return []
+    needed = _Needed(others)
+    going = [file for file in made if file not in needed]
+    for file in going:
         with suppress(FileNotFoundError):
             if image_locked(file, for_writing=True):
                 why = f"{', '.join(map(str, holders_of(file))) or 'another process'} has it open"
                 raise ImageInUse(file, "delete", why, "stop that machine first")
+    return going
 
 
 def _made(kept: Kept) -> list[str]:
@@ -168,6 +175,33 @@ def _files(spec: MachineSpec) -> Iterator[str]:
             yield os.fspath(disk.make.file)
     for point in spec.snapshots:
         yield from (*point.disks.values(), *point.beside)
+
+
+class _Needed:
+    """The files of machines, with every base of their disks, by whatever name.  Blocking."""
+
+    def __init__(self, specs: Iterable[MachineSpec]) -> None:
+        self._names = {file for spec in specs for file in _with_bases(spec)}
+        self._files = set(map(_identity, self._names)) - {None}
+
+    def __contains__(self, file: str) -> bool:
+        return file in self._names or _identity(file) in self._files
+
+
+def _with_bases(spec: MachineSpec) -> Iterator[str]:
+    """`_files`, and what their images name: a layer that was put above has no `make`."""
+    yield from _files(spec)
+    for disk in spec.disks:
+        if not disk.is_empty:
+            yield from map(os.fspath, walk_chain(Path(disk.file), str(disk.format)).files)
+
+
+def _identity(file: str) -> tuple[int, int] | None:
+    try:
+        found = Path(file).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _unlink_all(files: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -6,13 +6,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 
+from qmpkit import Disk, images
 from qmpkit.farm import down, up
+from qmpkit.farm.leave import disks_to_delete
 from qmpkit.host.holders import deny_writing
 from qmpkit.spec.farm import Farm
 from qmpkit.testing.fake_kept import fake_ground
 from tests.unit.farm.farms import did, farm
+from tests.unit.supervisor.conftest import spec
 from tests.unit.supervisor.kept import lab
 
 pytestmark = pytest.mark.usefixtures("state")
@@ -58,3 +62,23 @@ async def test_a_disk_that_cannot_be_removed_is_told(tmp_path: Path) -> None:
             f"it is forgotten, and these stay: {disk} (Is a directory)"
         )
         assert list(supervisor.kept) == ["b"]
+
+
+async def test_a_base_stays_that_is_only_named_by_images_or_by_another_name(
+    tmp_path: Path,
+) -> None:
+    """As after a snapshot: the layer above has no `make` that would name what is below."""
+    base, top, link = tmp_path / "base.qcow2", tmp_path / "top.qcow2", tmp_path / "link"
+    made = {"file": str(base), "format": "qcow2", "make": "1MiB"}
+    link.symlink_to(tmp_path)
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, farm(a={"disks": [made]}))
+        await images.overlay(top, base, "qcow2")
+        for disk in (Disk(top, format="qcow2"), Disk(link / base.name, format="qcow2")):
+            kept = await supervisor.ensure(attrs.evolve(spec("own"), disks=[disk]))
+            assert await disks_to_delete(supervisor, ["a"]) == {"a": []}
+            await supervisor.declare(kept.name, "stopped")
+            await supervisor.forget(kept.name)
+        await supervisor.ensure(attrs.evolve(spec("own"), disks=[Disk(top, format="qcow2")]))
+        assert (await down(supervisor, delete_disks=True)).machines["a"].why == ""
+        assert base.exists()
