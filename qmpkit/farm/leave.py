@@ -127,6 +127,7 @@ async def removed(
 async def _forgotten(lab: Supervisor, name: str, delete_disks: bool) -> Result:
     others = [kept.spec for other, kept in lab.kept.items() if other != name]
     made = _made(lab.kept[name]) if delete_disks else []
+    told = ["what it was saved with is discarded"] if lab.kept[name].state == "saved" else []
     try:
         going = await trio.to_thread.run_sync(_deletable, made, others)
         await lab.forget(name, disks=delete_disks)
@@ -136,7 +137,8 @@ async def _forgotten(lab: Supervisor, name: str, delete_disks: bool) -> Result:
     deleted, left = await trio.to_thread.run_sync(_unlink_all, going)
     if left:
         return Result(name, "failed", f"it is forgotten, and these stay: {', '.join(left)}")
-    return Result(name, "removed", f"deleted {', '.join(deleted)}" if deleted else "")
+    told += [f"deleted {', '.join(deleted)}"] if deleted else []
+    return Result(name, "removed", "; ".join(told))
 
 
 def _deletable(made: Sequence[str], others: Iterable[MachineSpec]) -> list[str]:

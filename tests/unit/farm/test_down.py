@@ -82,3 +82,13 @@ async def test_a_base_stays_that_is_only_named_by_images_or_by_another_name(
         await supervisor.ensure(attrs.evolve(spec("own"), disks=[Disk(top, format="qcow2")]))
         assert (await down(supervisor, delete_disks=True)).machines["a"].why == ""
         assert base.exists()
+
+
+async def test_that_a_saved_one_does_not_go_on_is_told() -> None:
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, farm(a={}, b={}))
+        await supervisor.declare("a", "stopped")
+        supervisor.kept["a"].enter("saved", "it goes on where it was when it is started")
+        outcome = await down(supervisor)
+        assert outcome.machines["a"].why == "what it was saved with is discarded"
+        assert outcome.machines["b"].why == ""
