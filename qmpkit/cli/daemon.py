@@ -8,6 +8,7 @@ import json
 import shlex
 import socket
 import stat
+import struct
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -51,8 +52,15 @@ class _Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        if self.timeout is not None:
+            bound = struct.pack("ll", *divmod(int(self.timeout * 1e6), 1_000_000))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
+        try:
+            # Without Python's timeout: with it the kernel refuses at once when many wait there.
+            self.sock.connect(str(self._path))
+        except BlockingIOError as error:
+            raise TimeoutError("nobody has taken the connection in") from error
         self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
     def answer_to(self, method: str, target: str, body: Body) -> http.client.HTTPResponse:
         """Send a request; the answer's end is the connection's."""

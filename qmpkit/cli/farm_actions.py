@@ -42,17 +42,24 @@ def bring_up(
 
 def running_daemon(farm: str) -> Daemon:
     """The daemon of a farm, started when there is none."""
-    from qmpkit.cli.serve import detach
+    from qmpkit.cli.serve import detach, starting
 
     try:
-        daemon = find_daemon(farm)
-        with daemon.open("GET", timeout=_STARTING):
-            pass
+        return _answering(farm)
     except NoDaemon:
-        talk.note(f"no daemon runs for farm {farm!r}: one is started")
-        detach(farm)
-        daemon = find_daemon(farm)
-    return daemon
+        with starting(farm):
+            try:
+                return _answering(farm)  # another command has started it
+            except NoDaemon:
+                talk.note(f"no daemon runs for farm {farm!r}: one is started")
+                detach(farm)
+    return find_daemon(farm)
+
+
+def _answering(farm: str) -> Daemon:
+    daemon = find_daemon(farm)
+    with daemon.open("GET", timeout=_STARTING):
+        return daemon
 
 
 def _ended(daemon: Daemon, job: dict[str, str], what: str, as_json: bool) -> int:
@@ -74,6 +81,7 @@ _SAYS = {
     "RestartNeeded": "needs --restart for its changes",
     "Unchanged": "is as declared",
 }
+_DOWN = {"Unchanged": "is down and starts", "ChangeLive": "is down, is changed and starts"}
 
 
 def plan(file: Path, farm: str | None, *, as_json: bool) -> int:
@@ -94,8 +102,7 @@ def plan(file: Path, farm: str | None, *, as_json: bool) -> int:
         print_json(found)
         return Exit.OK
     for step in found["steps"]:
-        down = step["step"] == "Unchanged" and not step.get("running", True)
-        says = "is down and starts" if down else _SAYS[step["step"]]
+        says = (_SAYS if step.get("running", True) else _SAYS | _DOWN)[step["step"]]
         print(f"{_SIGNS[step['step']]} {step['name']} {says}")
         for change in step.get("changes", ()):
             print(f"    {change['field']}: {change['old']!r} → {change['new']!r}")
@@ -295,6 +302,8 @@ def wait_for(words: Sequence[str], farm: str | None, *, state: str, timeout: flo
     """`wait`: until all machines are as asked for; exit status 1 when that takes too long."""
     daemon = farm_daemon(farm)
     names = _declared(daemon, words) if state == "gone" else chosen(daemon, words)
+    if state == "healthy":
+        _refuse_unchecked(daemon, names)
     until = None if timeout is None else time.monotonic() + timeout
     events = daemon.events("events", beat=_beat(timeout))  # before the look: nothing is missed
     waiting = _not_yet(daemon, names, state)
@@ -307,6 +316,13 @@ def wait_for(words: Sequence[str], farm: str | None, *, state: str, timeout: flo
     if waiting:
         talk.error(f"not {state} after {timeout:g} s: {', '.join(waiting)}")
     return Exit.FAILED if waiting else Exit.OK
+
+
+def _refuse_unchecked(daemon: Daemon, names: Sequence[str]) -> None:
+    """One that has no checks would be waited for for ever."""
+    if without := [name for name in names if not daemon.get("machines", name)["checks"]]:
+        cure = 'health = ["agent"] in their tables, say; or wait --for running'
+        raise Refusal(f"without checks, never healthy: {', '.join(without)}. Cure: {cure}")
 
 
 def _declared(daemon: Daemon, words: Sequence[str]) -> list[str]:
@@ -325,7 +341,7 @@ def _rests(machine: dict[str, Any]) -> bool:
 
 def _beat(timeout: float | None) -> int:
     """How often the stream is to give us the chance to look at the clock, in ms."""
-    return 15_000 if timeout is None else max(100, min(1000, int(timeout * 100)))
+    return 15_000 if timeout is None else int(max(100, min(1000, timeout * 100)))
 
 
 def _not_yet(daemon: Daemon, names: Sequence[str], state: str) -> list[str]:

@@ -185,7 +185,11 @@ def wait(
         Literal["running", "healthy", "paused", "stopped", "gone"], Parameter(name="--for")
     ] = "running",
     timeout: Annotated[
-        float | None, Parameter(help="Seconds; then the exit status is 1. Default: no limit.")
+        float | None,
+        Parameter(
+            help="Seconds; then the exit status is 1. Default: no limit.",
+            validator=validators.Number(gte=0),
+        ),
     ] = None,
     farm: Farm = None,
 ) -> int:

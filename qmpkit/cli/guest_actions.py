@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qmpkit.cli.daemon import farm_daemon, find_daemon
+from qmpkit.cli.daemon import DaemonAbsent, farm_daemon, find_daemon
 from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.farm_actions import chosen, machine_of, one_machine
 from qmpkit.cli.reach import Reach, config_of, inventory_of, reach_of
@@ -53,6 +53,8 @@ def show_events(
             talk.warn("some events are gone: they are older than what is kept, or came too fast")
         elif name:
             _print_event(data, as_json)
+    if follow:
+        raise DaemonAbsent(f"the daemon of farm {daemon.farm!r} has ended")
     return Exit.OK
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from qmpkit.cli.farm_words import Farm, Machine, Name, Names
 
@@ -37,7 +37,8 @@ def exec_(
 ) -> int:
     """Run a program in a guest, by its agent: no shell, no network.
 
-    Its output and exit status become ours; what is piped in is its stdin.
+    Its output and exit status become ours; what is piped in is its stdin.  It is killed when
+    this command ends before it, by Ctrl-C say, and after an hour.
 
       qmpkit exec web1 -- uname -r
     """
@@ -78,7 +79,9 @@ def logs(
     log: Annotated[
         str | None, Parameter(help="serial0, … or stderr (QEMU's). Default: the first console.")
     ] = None,
-    tail: Annotated[int | None, Parameter(help="Only the last lines.")] = None,
+    tail: Annotated[
+        int | None, Parameter(help="Only the last lines.", validator=validators.Number(gte=0))
+    ] = None,
     follow: Annotated[bool, Parameter(name=("--follow", "-f"), help="And what comes.")] = False,
     farm: Farm = None,
 ) -> int:

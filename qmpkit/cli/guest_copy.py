@@ -14,6 +14,7 @@ from typing import IO
 from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, find_daemon
 from qmpkit.cli.exits import OF_A_NAMED_FILE, Exit, Refusal
 from qmpkit.cli.farm_actions import one_machine
+from qmpkit.cli.guest_words import refuse_no_texts
 from qmpkit.cli.progress import Advance, transfer
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.talk import talk
@@ -54,6 +55,7 @@ def _guest_path(word: str) -> tuple[str, str] | None:
     """A machine and a path; a name may have a colon too."""
     name, slash, path = word.partition(":/")
     if slash and name and "/" not in name:
+        refuse_no_texts([path])
         return name, f"/{path}"
     if ":" in word and "/" not in word.partition(":")[0]:
         raise Refusal(f"{word!r}: a path in a guest begins with / (a file here: ./{word})")

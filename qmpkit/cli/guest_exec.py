@@ -11,6 +11,7 @@ import attrs
 from qmpkit.cli.daemon import Daemon, NoDaemon, find_daemon
 from qmpkit.cli.exits import Refusal
 from qmpkit.cli.farm_actions import one_machine
+from qmpkit.cli.guest_words import refuse_no_texts
 from qmpkit.cli.talk import talk
 from qmpkit.cli.which_farm import which_farm
 
@@ -33,6 +34,7 @@ class _Done:
 
 def execute(name: str, argv: Sequence[str], farm: str | None) -> int:
     """`exec`: its output and exit status become ours."""
+    refuse_no_texts(argv)
     which = which_farm(farm)
     try:
         daemon = find_daemon(which)

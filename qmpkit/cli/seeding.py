@@ -43,7 +43,7 @@ def public_keys(files: Sequence[Path]) -> tuple[str, ...]:
 def _keys(files: Iterable[Path]) -> Iterable[str]:
     for path in files:
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is no text"
             raise Refusal(f"--ssh-key {path}: cannot be read: {why}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import select
@@ -9,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qmpkit.cli.daemon import NoDaemon, find_daemon
@@ -20,7 +22,7 @@ from qmpkit.errors import HostLacks, QmpkitError
 from qmpkit.process.logs import Tail
 from qmpkit.process.roots import state_root
 
-__all__ = ["detach", "end_daemon", "own_process", "serve_farm"]
+__all__ = ["detach", "end_daemon", "own_process", "serve_farm", "starting"]
 
 _PATIENCE = 60.0
 _M_ARENA_MAX = -8  # <malloc.h>
@@ -92,6 +94,18 @@ def _notify(message: bytes) -> None:
         sock.sendto(message, address)
 
 
+@contextmanager
+def starting(farm: str) -> Iterator[None]:
+    """For who is about to start a daemon: another such command is waited for, and found then."""
+    lock = _open_log(state_root() / farm / "starting")
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 def detach(farm: str, group: str | None = None) -> None:
     """Start the daemon in the background, and return when it answers.
 
@@ -100,11 +114,7 @@ def detach(farm: str, group: str | None = None) -> None:
     folder = state_root() / farm
     if problem := session_problem():
         talk.warn(problem)
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = _open_log(folder / "daemon.log")
-    except OSError as error:
-        raise Refusal(f"cannot write {folder}/daemon.log: {error.strerror}") from error
+    log = _open_log(folder / "daemon.log")
     reads, writes = os.pipe()
     words = ["serve", "--farm", farm, "--ready-fd", str(writes)]
     words += ["--log-file", str(folder / "daemon.log")]
@@ -152,7 +162,11 @@ def _environment() -> dict[str, str]:
 
 
 def _open_log(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Refusal(f"cannot write {path}: {error.strerror}") from error
 
 
 def _wait_ready(reads: int, log: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import trio
 
-from qmpkit.errors import Fault, QmpkitError, SpecInvalid
+from qmpkit.errors import Fault, ImageInUse, QmpkitError, SpecInvalid
 from qmpkit.farm.outcome import Outcome, Progress, Result, Tell
 from qmpkit.farm.saved import save_farm
 from qmpkit.farm.seeds import discard_seed
+from qmpkit.host.chain import walk_chain
+from qmpkit.host.holders import holders_of, image_locked
 from qmpkit.spec.block import Overlay
 from qmpkit.spec.farm import FarmMachine
 from qmpkit.spec.machine import MachineSpec
@@ -42,7 +45,7 @@ async def down(
     supervisor's), *deadline* seconds for all, after which the rest is ended at once.  What a
     program keeps in the same supervisor stays.  Disks stay too, and `up` uses them again:
     only with *delete_disks* the files are removed that `make` had made and that no other
-    kept machine uses.
+    kept machine uses.  A machine with one that some other QEMU has open is not forgotten.
 
     A machine that cannot be stopped is told of and stays; the others go on.  Raises
     SpecInvalid for a name the farm does not have.  Cancelled, what was begun is still
@@ -84,14 +87,13 @@ async def disks_to_delete(
     Raises SpecInvalid for a name the farm does not have.
     """
     chosen = _chosen(lab, names)
-    used = {
-        file for name, kept in lab.kept.items() if name not in chosen for file in _files(kept.spec)
-    }
+    others = [kept.spec for name, kept in lab.kept.items() if name not in chosen]
     made = {name: _made(lab.kept[name]) for name in chosen}
 
     def there() -> dict[str, list[str]]:
+        needed = _Needed(others)
         return {
-            name: [file for file in files if file not in used and os.path.lexists(file)]
+            name: [file for file in files if file not in needed and os.path.lexists(file)]
             for name, files in made.items()
         }
 
@@ -123,20 +125,37 @@ async def removed(
 
 
 async def _forgotten(lab: Supervisor, name: str, delete_disks: bool) -> Result:
-    made = _made(lab.kept[name])
+    others = [kept.spec for other, kept in lab.kept.items() if other != name]
+    made = _made(lab.kept[name]) if delete_disks else []
+    told = ["what it was saved with is discarded"] if lab.kept[name].state == "saved" else []
     try:
+        going = await trio.to_thread.run_sync(_deletable, made, others)
         await lab.forget(name, disks=delete_disks)
         await discard_seed(lab.state_dir, name)
-        deleted = await _deleted(lab, made) if delete_disks else []
     except (QmpkitError, OSError) as error:
         return Result(name, "failed", f"it is stopped, and not forgotten: {error}")
-    return Result(name, "removed", f"deleted {', '.join(deleted)}" if deleted else "")
+    deleted, left = await trio.to_thread.run_sync(_unlink_all, going)
+    if left:
+        return Result(name, "failed", f"it is forgotten, and these stay: {', '.join(left)}")
+    told += [f"deleted {', '.join(deleted)}"] if deleted else []
+    return Result(name, "removed", "; ".join(told))
 
 
-async def _deleted(lab: Supervisor, made: Sequence[str]) -> list[str]:
-    """Remove the files of *made* that nobody else has."""
-    used = {file for kept in lab.kept.values() for file in _files(kept.spec)}
-    return await trio.to_thread.run_sync(_unlink_all, made, used)
+def _deletable(made: Sequence[str], others: Iterable[MachineSpec]) -> list[str]:
+    """Those of *made* that no machine of *others* needs.
+
+    Raises ImageInUse for one that a QEMU has open which is not ours: another farm's, say.
+    """
+    if not made:
+        return []
+    needed = _Needed(others)
+    going = [file for file in made if file not in needed]
+    for file in going:
+        with suppress(FileNotFoundError):
+            if image_locked(file, for_writing=True):
+                why = f"{', '.join(map(str, holders_of(file))) or 'another process'} has it open"
+                raise ImageInUse(file, "delete", why, "stop that machine first")
+    return going
 
 
 def _made(kept: Kept) -> list[str]:
@@ -160,10 +179,42 @@ def _files(spec: MachineSpec) -> Iterator[str]:
         yield from (*point.disks.values(), *point.beside)
 
 
-def _unlink_all(files: Iterable[str], used: Collection[str]) -> list[str]:
-    gone = []
+class _Needed:
+    """The files of machines, with every base of their disks, by whatever name.  Blocking."""
+
+    def __init__(self, specs: Iterable[MachineSpec]) -> None:
+        self._names = {file for spec in specs for file in _with_bases(spec)}
+        self._files = set(map(_identity, self._names)) - {None}
+
+    def __contains__(self, file: str) -> bool:
+        return file in self._names or _identity(file) in self._files
+
+
+def _with_bases(spec: MachineSpec) -> Iterator[str]:
+    """`_files`, and what their images name: a layer that was put above has no `make`."""
+    yield from _files(spec)
+    for disk in spec.disks:
+        if not disk.is_empty:
+            yield from map(os.fspath, walk_chain(Path(disk.file), str(disk.format)).files)
+
+
+def _identity(file: str) -> tuple[int, int] | None:
+    try:
+        found = Path(file).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _unlink_all(files: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The files that are gone, and those that are not, each with why."""
+    gone, left = [], []
     for file in files:
-        if file not in used and os.path.lexists(file):
+        try:
             Path(file).unlink()
             gone.append(file)
-    return gone
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            left.append(f"{file} ({error.strerror})")
+    return gone, left

@@ -11,7 +11,7 @@ from qmpkit.errors import HostLacks, SpecInvalid
 from qmpkit.host.resolve import resolve
 from qmpkit.spec.farm import FarmMachine
 from qmpkit.spec.machine import MachineSpec
-from qmpkit.supervisor.layers import carried_over
+from qmpkit.supervisor.layers import carried_over, still_there
 from qmpkit.supervisor.supervisor import Supervisor
 
 __all__ = ["preflight"]
@@ -27,7 +27,7 @@ async def preflight(
     Not looked at are machines whose disks one holds that is stopped first: their own starts tell.
     """
     held = {os.fspath(disk.file) for name in stopping for disk in lab.kept[name].spec.disks} - {""}
-    specs = [_with_layers(lab, machine.spec) for machine in starting]
+    specs = [await _with_layers(lab, machine.spec) for machine in starting]
     found: list[SpecInvalid | HostLacks] = []
     limit = trio.CapacityLimiter(_AT_ONCE)
 
@@ -49,6 +49,9 @@ async def preflight(
         raise ExceptionGroup("the farm cannot come up on this host", found)
 
 
-def _with_layers(lab: Supervisor, spec: MachineSpec) -> MachineSpec:
+async def _with_layers(lab: Supervisor, spec: MachineSpec) -> MachineSpec:
     """As it would be started: with the layers that its disks have got meanwhile."""
-    return carried_over(spec, lab.layers_of(spec.name))
+    known = lab.layers_of(spec.name)
+    if known is not None and spec.name not in lab.kept:
+        known = await trio.to_thread.run_sync(still_there, known)
+    return carried_over(spec, known)

@@ -7,6 +7,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from qmpkit.errors import HostLacks
 from qmpkit.images.seed import make_seed
 from qmpkit.spec.block import Disk
 from qmpkit.spec.farm import FarmMachine
@@ -27,16 +28,20 @@ def seeded(state_dir: Path, machine: FarmMachine) -> MachineSpec:
 async def write_seed(state_dir: Path, machine: FarmMachine, before: FarmMachine | None) -> None:
     """Write the seed unless that of *before* is there and the same; of a machine that is down.
 
-    Raises what `make_seed` does.
+    Raises HostLacks, and what `make_seed` does.
     """
     path = _path(state_dir, machine.name)
-    if machine.seed is None:
-        await discard_seed(state_dir, machine.name)
-        return
-    same = before is not None and before.seed == machine.seed
-    if same and await trio.to_thread.run_sync(path.exists):
-        return
-    await trio.to_thread.run_sync(_make_folder, path.parent)
+    try:
+        if machine.seed is None:
+            await discard_seed(state_dir, machine.name)
+            return
+        same = before is not None and before.seed == machine.seed
+        if same and await trio.to_thread.run_sync(path.exists):
+            return
+        await trio.to_thread.run_sync(_make_folder, path.parent)
+    except OSError as error:  # of one machine: not to stop the others of its farm
+        what = f"cannot write {path.parent}, the seeds of cloud-init: {error.strerror}"
+        raise HostLacks(what, "free some space there, or make it writable") from error
     await make_seed(path, machine.seed, replace=True)
 
 

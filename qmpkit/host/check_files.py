@@ -183,7 +183,7 @@ class _Check:
     def _usable(self) -> Iterator[Problem]:
         at, image = f"{self.where}.file", Path(self.disk.file)
         hint = "" if self.disk.is_readonly else _MAKE_HINT
-        problems = list(unreadable(image, at, hint=hint))
+        problems = list(self._lost_layer(at) or unreadable(image, at, hint=hint))
         yield from problems
         if problems:
             return
@@ -194,6 +194,18 @@ class _Check:
         yield from self._format(image, self.disk.format, self.where, at)
         yield from self._sharing(image, at)
         yield from file_in_use(image, at, for_writing=not self.disk.is_readonly)
+
+    def _lost_layer(self, at: str) -> list[Problem]:
+        """Not the hint at a name that is similar: that is of the layer below."""
+        file, origin = self.disk.file, self.disk.origin
+        if origin is None or os.path.lexists(file):
+            return []
+        message = f"{file!r} does not exist, with what was written since {origin!r} was left"
+        hint = (
+            "put it back; or begin anew, without the files of that disk and without the machine "
+            "(`qmpkit rm`)"
+        )
+        return [Problem(Fault(at, message, hint))]
 
     def _driver(self, image: Path, at: str) -> Iterator[Problem]:
         is_device = stat.S_ISBLK(image.stat().st_mode)

@@ -6,6 +6,7 @@ import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from qmpkit.operations.agent_link import AgentLink
 from qmpkit.operations.errors import AgentRefused
@@ -120,12 +121,16 @@ async def _opened(link: AgentLink, path: str, mode: str, asked: str) -> AsyncIte
     """
     handles: list[int] = []
 
+    def opened(reply: Any) -> None:
+        with link.understood("guest-file-open"):
+            handles.append(int(reply))
+
     async def close(handle: int) -> None:
         await link.execute("guest-file-close", {"handle": handle}, asked=asked)
 
     try:
         request = {"path": path, "mode": mode}
-        await link.ask("guest-file-open", request, handles.append, close, asked=asked)
+        await link.ask("guest-file-open", request, opened, close, asked=asked)
         yield handles[0]
         await close(handles[0])
     except BaseException:

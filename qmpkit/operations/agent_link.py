@@ -112,10 +112,11 @@ class AgentLink:
         """`execute` for what makes something in the guest that somebody has to undo.
 
         The answer is given to *take*, also when cancelled, if it comes in 1 s; one that comes
-        later to *undo*, for by then nobody waits for it.
+        later to *undo*, for by then nobody waits for it.  Whatever it fails of is the caller's:
+        arguments that are no JSON are not to end the link, and the machine with it.
         """
         waits, taken = True, False
-        failures: list[QmpkitError] = []
+        failures: list[Exception] = []
 
         async def fetch() -> None:
             nonlocal taken
@@ -126,7 +127,7 @@ class AgentLink:
                     taken = True
                 else:
                     await undo(reply)
-            except QmpkitError as error:
+            except Exception as error:
                 failures.append(error)
 
         over = await self._begin(fetch, asked)
@@ -205,7 +206,7 @@ class AgentLink:
         """Whoever picks a reply apart here gets MonitorGarbled when it has not that shape."""
         try:
             yield
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             why = f"the agent's reply to {command} is malformed: {error!r}"
             raise MonitorGarbled(self.name, why) from error
 

@@ -98,8 +98,9 @@ async def _kill(link: AgentLink, pid: int, *, has_input: bool) -> None:
         # is read on after it has told that the program has ended.
         await _helped(link, ["cat", f"/proc/{pid}/fd/0"], asked)
     status = await link.execute("guest-exec-status", {"pid": pid}, asked=asked)
-    if status["exited"]:
-        return  # its number may already be another's
+    with link.understood("guest-exec-status"):
+        if status["exited"]:
+            return  # its number may already be another's
     await _helped(link, ["kill", "-KILL", str(pid)], asked)
     await _ended(link, pid, asked)
 
@@ -107,7 +108,9 @@ async def _kill(link: AgentLink, pid: int, *, has_input: bool) -> None:
 async def _helped(link: AgentLink, argv: list[str], asked: str) -> None:
     request = {"path": argv[0], "arg": argv[1:]}
     helper = await link.execute("guest-exec", request, asked=asked)
-    await _ended(link, helper["pid"], asked)
+    with link.understood("guest-exec"):
+        pid = int(helper["pid"])
+    await _ended(link, pid, asked)
 
 
 def _completed(argv: tuple[str, ...], reply: Mapping[str, Any]) -> Completed:

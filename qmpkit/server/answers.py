@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -36,9 +37,16 @@ class Refused(QmpkitError):
         return str(self.args[0])
 
 
+class _Ascii(JSONResponse):
+    """Whatever is told can be sent: a name that is not UTF-8, or half a character of a client's."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
 def answer(content: object, status: int = 200) -> Response:
-    """*content* as JSON."""
-    return JSONResponse(content, status)
+    """*content* as JSON, of ASCII alone."""
+    return _Ascii(content, status)
 
 
 def error_body(error: BaseException) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import os
 import time
@@ -20,9 +19,10 @@ from starlette.types import ASGIApp
 from qmpkit import __version__
 from qmpkit.errors import MachineGone, QmpkitError
 from qmpkit.server.answers import Refused, answer, on_error
-from qmpkit.server.bodies import Keys, read_object, whole_number
+from qmpkit.server.bodies import read_object, whole_number
 from qmpkit.server.device_api import DeviceApi
 from qmpkit.server.disk_api import DiskApi
+from qmpkit.server.executing import executed
 from qmpkit.server.farming import FarmApi
 from qmpkit.server.files import GuestFile, put_file
 from qmpkit.server.jobs import Jobs
@@ -49,7 +49,6 @@ __all__ = ["make_app"]
 
 _ACTIONS = ("start", "stop", "restart", "pause", "resume")
 _NUMBER = (int, float)
-_EXEC_LIMIT = 3600.0
 
 
 class _Api:
@@ -141,6 +140,8 @@ class _Api:
         if name not in (*known, "stderr"):
             raise Refused(f"machine {kept.name!r} has no log {name!r}: {', '.join(known)}", 404)
         tail = whole_number(request, "tail")
+        if tail is not None and tail < 0:
+            raise Refused(f"tail must be 0 or more lines, not {tail}")
         start = await trio.to_thread.run_sync(tail_of_file, kept.home.logs / f"{name}.log", tail)
         follow = request.query_params.get("follow") == "1"
         if follow and (kept.vm is None or name == "stderr"):
@@ -151,33 +152,8 @@ class _Api:
     # The guest
 
     async def execute(self, request: Request) -> Response:
-        """Run a program in the guest."""
-        vm = self._vm(request)
-        keys: Keys = {"argv": list, "stdin_base64": str, "env": dict, "timeout": _NUMBER}
-        wanted = await read_object(request, keys)
-        argv = wanted.get("argv") or []
-        if not argv or not all(isinstance(word, str) for word in argv):
-            raise Refused("argv must be a list of texts, the first of them the program")
-        stdin = _decoded(wanted.get("stdin_base64", ""))
-        if not all(isinstance(value, str) for value in wanted.get("env", {}).values()):
-            raise Refused("env must be an object of texts")
-        limit = wanted.get("timeout", _EXEC_LIMIT)
-        if not 0 < limit <= _EXEC_LIMIT:  # NaN is not either
-            raise Refused(f"timeout must be seconds, more than 0 and at most {_EXEC_LIMIT:g}")
-        try:
-            with trio.fail_after(limit):
-                done = await vm.agent.run(argv, input=stdin, env=wanted.get("env"))
-        except trio.TooSlowError:
-            raise Refused(f"{argv[0]} did not end within {limit:g} s", 504) from None
-        return answer(
-            {
-                "exit": done.status,
-                "signal": done.signal,
-                "stdout_base64": base64.b64encode(done.stdout).decode(),
-                "stderr_base64": base64.b64encode(done.stderr).decode(),
-                "truncated": done.truncated,
-            }
-        )
+        """Run a program in the guest; it is killed when its client goes."""
+        return answer(await executed(self._vm(request), request))
 
     async def read_file(self, request: Request) -> Response:
         """A file out of the guest."""
@@ -269,13 +245,6 @@ def _moment(request: Request, key: str) -> float | None:
     except ValueError:
         pass
     raise Refused(f"{key} must be seconds since 1970, not {value!r}")
-
-
-def _decoded(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise Refused(f"stdin_base64 is no base64: {error}") from None
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

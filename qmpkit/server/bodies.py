@@ -48,12 +48,12 @@ async def read_body(request: Request, limit: int = BODY_LIMIT) -> bytes:
     return b"".join(parts)
 
 
-async def read_object(request: Request, keys: Keys) -> dict[str, Any]:
+async def read_object(request: Request, keys: Keys, *, limit: int = BODY_LIMIT) -> dict[str, Any]:
     """A JSON object with some of *keys* and no others, of their types; an empty body is {}.
 
     Raises SpecInvalid with all that is wrong.
     """
-    raw = await read_body(request)
+    raw = await read_body(request, limit)
     try:
         found = json.loads(raw) if raw.strip() else {}
     except (ValueError, RecursionError) as error:

@@ -15,7 +15,7 @@ from hypercorn.trio import serve as serve_http
 
 from qmpkit._trio import raise_collapsed
 from qmpkit.server.api import make_app
-from qmpkit.server.door import hang_up, opened_door
+from qmpkit.server.door import BACKLOG, hang_up, opened_door
 from qmpkit.server.jobs import Jobs
 from qmpkit.server.moves import opened_moves, take_in
 from qmpkit.supervisor.supervisor import Supervisor
@@ -122,6 +122,7 @@ def config_for(fd: int, idle: float = IDLE) -> Config:
     """How HTTP is served at the listening socket *fd*; *idle*: seconds for a request's head."""
     config = Config()
     config.bind = [f"fd://{os.dup(fd)}"]  # which hypercorn closes
+    config.backlog = BACKLOG  # it listens once more
     config.include_server_header = False
     config.include_date_header = False
     config.graceful_timeout = _END_GRACE

@@ -22,11 +22,13 @@ from qmpkit.process.roots import root_by_rule, runtime_of
 from qmpkit.process.sockets import listened_at, remover_of
 from qmpkit.server.handed import checked_door
 
-__all__ = ["doors", "hang_up", "opened_door", "shared_door"]
+__all__ = ["BACKLOG", "doors", "hang_up", "opened_door", "shared_door"]
 
 _FOLDER = ".api"
 _SOCKET = "http"
-_BACKLOG = 512
+BACKLOG = 512
+"""Clients that may wait to be taken in; one more is refused, or waits if it can."""
+
 _CURE = (
     "`systemctl restart` of the farm's service (`systemctl list-units 'qmpkit-*'`), or "
     "`systemctl stop` of its socket and service first"
@@ -115,7 +117,7 @@ def _listening(path: Path, gid: int | None) -> socket.socket:
             path.chmod(0o660)
             os.chown(folder, -1, gid)
             folder.chmod(0o750)
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except BaseException:
         listener.close()
         shutil.rmtree(folder, ignore_errors=True)

@@ -25,6 +25,7 @@ from qmpkit.supervisor.supervisor import Supervisor
 __all__ = ["FarmApi", "plan_view"]
 
 _NUMBER = (int, float)
+_FARM_LIMIT = 16 << 20  # each table has its user-data in it, and 100 files may have tables
 
 
 class FarmApi:
@@ -60,12 +61,13 @@ class FarmApi:
 
     async def plan(self, request: Request) -> Response:
         """What up would do."""
-        wanted = await read_object(request, {"farm": dict})
+        wanted = await read_object(request, {"farm": dict}, limit=_FARM_LIMIT)
         return answer(plan_view(await plan_up(self._lab, _farm(wanted))))
 
     async def up(self, request: Request) -> Response:
         """Have the machines of a farm and no others."""
-        wanted = await read_object(request, {"farm": dict, "restart": bool, "grace": _NUMBER})
+        keys: Keys = {"farm": dict, "restart": bool, "grace": _NUMBER}
+        wanted = await read_object(request, keys, limit=_FARM_LIMIT)
         farm = _farm(wanted)
 
         async def work(step: Step) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from qmpkit._trio import service_nursery
 from qmpkit.errors import QmpkitError
 from qmpkit.operations.agent import Agent, GuestReader
 from qmpkit.server.answers import Refused
+from qmpkit.server.presence import gone
 
 __all__ = ["SIZE_HEADER", "GuestFile", "put_file"]
 
@@ -39,7 +40,7 @@ class GuestFile:
         """ASGI."""
         with trio.CancelScope() as reading:
             async with service_nursery() as services:
-                services.start_soon(_gone, receive, reading)
+                services.start_soon(gone, receive, reading)
                 await self._answer(send)
 
     async def _answer(self, send: Send) -> None:
@@ -65,12 +66,6 @@ async def _headers(file: GuestReader) -> list[tuple[bytes, bytes]]:
     size = await file.size()
     told = [] if size is None else [(SIZE_HEADER.encode(), str(size).encode())]
     return [(b"content-type", b"application/octet-stream"), *told]
-
-
-async def _gone(receive: Receive, scope: trio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 async def put_file(agent: Agent, path: str, request: Request) -> int:

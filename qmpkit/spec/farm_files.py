@@ -8,16 +8,16 @@ from typing import Any
 
 import attrs
 
-from qmpkit.errors import Fault, SpecInvalid
+from qmpkit.errors import SpecInvalid
 from qmpkit.spec.data import parse_toml, schema_fault
 from qmpkit.spec.farm_faults import Faults, Layer, table_at
 from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.text_files import read_text
 
-__all__ = ["FarmFile", "read_files", "read_text"]
+__all__ = ["FarmFile", "read_files"]
 
 _TABLES = ("variables", "defaults", "networks", "machines")
 _KEYS = ("schema", "include", *_TABLES)
-_SIZE_LIMIT = 1 << 20
 _FILE_LIMIT = 100
 
 
@@ -98,20 +98,3 @@ def read_files(path: Path, faults: Faults) -> list[FarmFile]:
         raise SpecInvalid(error.faults, str(path)) from None
     reader.read(path, data, "", ())
     return reader.files
-
-
-def read_text(path: Path) -> str:
-    """A text file of reasonable size; SpecInvalid, with one fault without a path."""
-    if path.is_fifo():  # nobody may ever write to it
-        raise SpecInvalid([Fault("", "is a pipe, not a file")])
-    try:
-        with path.open("rb") as file:
-            content = file.read(_SIZE_LIMIT + 1)
-        if len(content) <= _SIZE_LIMIT:
-            return content.decode()
-        message = f"is larger than {_SIZE_LIMIT >> 20} MiB"
-    except OSError as error:
-        message = f"cannot be read: {error.strerror or error}"
-    except UnicodeDecodeError as error:
-        message = f"this is not UTF-8: {error}"
-    raise SpecInvalid([Fault("", message)])

@@ -104,8 +104,8 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
-        """Whether everything is as declared."""
-        return all(isinstance(step, Unchanged) for step in self.steps)
+        """Whether everything is as declared, and runs: `up` starts what is down."""
+        return all(isinstance(step, Unchanged) and step.running for step in self.steps)
 
 
 # Whoever supervises the machine reads these anew; how a network is set up is the host's, and

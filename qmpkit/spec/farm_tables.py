@@ -14,10 +14,11 @@ import attrs
 from qmpkit.errors import SpecInvalid
 from qmpkit.spec.convert import kind_of, unfolded
 from qmpkit.spec.farm_faults import Faults, Layer, Steps, origin, table_at
-from qmpkit.spec.farm_files import FarmFile, read_text
+from qmpkit.spec.farm_files import FarmFile
 from qmpkit.spec.farm_text import braces_doubled, pattern_problem, resolved, substituted
 from qmpkit.spec.paths import PATHS, map_fields
 from qmpkit.spec.profile import absolute, is_path, merged, profile_table
+from qmpkit.spec.text_files import read_text
 
 __all__ = ["Merged", "merge"]
 

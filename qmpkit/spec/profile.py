@@ -13,6 +13,7 @@ from qmpkit.spec.data import parse_toml, schema_fault, spec_from_dict
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.paths import PATHS, map_fields
 from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.text_files import read_text
 
 __all__ = [
     "CATALOGUE",
@@ -106,13 +107,12 @@ def _load(path: Path, chain: list[Path]) -> dict[str, Any]:
 
 def _read(path: Path, chain: list[Path]) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        why = f"cannot be read: {error.strerror or error}"
-        fault = Fault("extends", f"{path} {why}") if chain else Fault("", why)
-        raise SpecInvalid([fault], str(chain[-1] if chain else path)) from error
-    except UnicodeDecodeError as error:
-        raise SpecInvalid([Fault("", f"this is not UTF-8: {error}")], str(path)) from error
+        return read_text(path)
+    except SpecInvalid as error:
+        why = error.faults[0].message
+        if not chain or why.startswith("this "):  # of what it holds: that file's own fault
+            raise SpecInvalid(error.faults, str(path)) from error
+        raise SpecInvalid([Fault("extends", f"{path} {why}")], str(chain[-1])) from error
 
 
 def absolute(text: str, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Container
 
 import trio
@@ -21,10 +22,11 @@ from qmpkit.spec.health import (
 )
 from qmpkit.vm import VM
 
-__all__ = ["CheckFailed", "checked"]
+__all__ = ["CheckFailed", "answer_problem", "checked"]
 
 _LOOK_EVERY = 0.1
 _STATUS_LINE_LIMIT = 4096
+_STATUS = re.compile("[0-9]{3}")  # what a guest says: more digits than Python reads, it may be
 
 
 class CheckFailed(QmpkitError):
@@ -122,15 +124,21 @@ async def _get(vm: VM, check: HttpCheck) -> None:
     try:
         request = f"GET {check.path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         await stream.send_all(request.encode())
-        words = (await _first_line(stream)).split(" ")
+        line = await _first_line(stream)
     except trio.BrokenResourceError as error:
         raise CheckFailed("the connection broke before the answer") from error
     finally:
         await trio.aclose_forcefully(stream)
-    if len(words) < 2 or not words[0].startswith("HTTP/") or not words[1].isdecimal():
-        raise CheckFailed("the answer is no HTTP")
-    if not 200 <= int(words[1]) <= 399:
-        raise CheckFailed(f"the answer is {' '.join(words[1:])}")
+    if problem := answer_problem(line):
+        raise CheckFailed(problem)
+
+
+def answer_problem(line: str) -> str:
+    """Why the first line of an HTTP answer is none of one that is well; empty if it is.  Pure."""
+    words = line.split(" ")
+    if len(words) < 2 or not words[0].startswith("HTTP/") or not _STATUS.fullmatch(words[1]):
+        return "the answer is no HTTP"
+    return "" if 200 <= int(words[1]) <= 399 else f"the answer is {' '.join(words[1:])}"
 
 
 async def _first_line(stream: trio.SocketStream) -> str:

@@ -23,7 +23,7 @@ from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.alter import matters
 from qmpkit.supervisor.entries import Entries
 from qmpkit.supervisor.kept import Kept
-from qmpkit.supervisor.layers import Forgotten, carried_over, refuse_points
+from qmpkit.supervisor.layers import Forgotten, carried_over, refuse_points, still_there
 from qmpkit.supervisor.ledger import finish_change
 from qmpkit.supervisor.record import Declared, Record, Wanted, digest_of
 
@@ -122,9 +122,8 @@ class Declaring:
             self._machines[spec.name] = kept  # the name is taken from here on
             try:
                 await self._networks.make(spec.name, record.joined)
-                resolution = await self._resolved(
-                    carried_over(spec, self._forgotten.get(spec.name))
-                )
+                known = await trio.to_thread.run_sync(still_there, self._forgotten.get(spec.name))
+                resolution = await self._resolved(carried_over(spec, known))
                 found = undecided(resolution.spec, spec)
                 started = attrs.evolve(record, spec=found, asked=digest_of(spec))
                 await self._change(kept, started, resolution, wait=wait)
@@ -238,7 +237,7 @@ class Declaring:
                 await self._journal.remove(kept.name)
             else:
                 await self._journal.put(before)
-            await trio.to_thread.run_sync(discard, kept.home.sockets)
+        await trio.to_thread.run_sync(discard, kept.home.sockets)
 
 
 def known_in(machines: Mapping[str, Kept], name: str) -> Kept:

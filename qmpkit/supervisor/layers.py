@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from qmpkit.spec.firmware import Firmware, Uefi
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.snapshots import Snapshot
 
-__all__ = ["Forgotten", "carried_over", "refuse_points"]
+__all__ = ["Forgotten", "carried_over", "refuse_points", "still_there"]
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -100,6 +101,26 @@ def _without_saved(spec: MachineSpec) -> MachineSpec:
     if any(point.memory == spec.resume_from for point in spec.snapshots):
         return spec
     return attrs.evolve(spec, resume_from=None)
+
+
+def still_there(known: MachineSpec | None) -> MachineSpec | None:
+    """*known* of a forgotten machine, without the disks of which no file is left.  Blocking.
+
+    Who has removed all of them wants them made anew.  As long as one is left, those that it
+    needs or that need it are looked for.
+    """
+    if known is None:
+        return None
+    left = [disk for disk in known.disks if disk.is_empty or _is_left(known, disk)]
+    if len(left) == len(known.disks):
+        return known
+    return attrs.evolve(known, disks=left, resume_from=None)
+
+
+def _is_left(known: MachineSpec, disk: Disk) -> bool:
+    files = [disk.file, disk.origin or disk.file]
+    files += [point.disks[disk.id] for point in known.snapshots if disk.id in point.disks]
+    return any(map(os.path.lexists, files))
 
 
 def carried_over(wanted: MachineSpec, known: MachineSpec | None) -> MachineSpec:

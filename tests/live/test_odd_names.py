@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import attrs
@@ -16,6 +17,7 @@ from qmpkit import (
     MachineSpec,
     Memory,
     Overlay,
+    SpecInvalid,
     StreamNic,
 )
 from qmpkit._paths import cache_dir
@@ -134,3 +136,13 @@ def _environment(pid: int) -> set[str]:
 
 def _text(path: Path) -> str:
     return path.read_text()
+
+
+async def test_a_disk_does_not_move_to_what_is_no_text(qemu: str, tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "a.raw", format="raw", make="1MiB")
+    spec = MachineSpec(name="m", qemu=qemu, accel="tcg", memory=Memory("16MiB"), disks=[disk])
+    async with leaks(), qmpkit.running(spec) as vm:
+        for name in ("\udcff", "\uffff"):
+            with pytest.raises(SpecInvalid, match=r"target: .*QEMU takes no"):
+                await vm.disks.move("disk0", tmp_path / name)
+    assert os.listdir(tmp_path) == ["a.raw"]  # noqa: PTH208

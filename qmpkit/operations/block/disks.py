@@ -30,6 +30,7 @@ from qmpkit.qmp.errors import CommandRefused
 from qmpkit.spec.block import Disk, DiskFormat
 from qmpkit.spec.encryption import luks_faults
 from qmpkit.spec.limits import IoLimits, limits_faults
+from qmpkit.spec.options import text_problem
 from qmpkit.spec.sizes import format_size, to_bytes
 from qmpkit.spec.suggest import suggestion
 
@@ -77,7 +78,10 @@ async def move(
             make=None,
             origin=disk.origin or disk.file,
         )
-        if faults := list(luks_faults(new.luks, format, disk_id)):
+        faults = list(luks_faults(new.luks, format, disk_id))
+        if problem := text_problem(new.file):
+            faults.append(Fault("target", f"{new.file!r}: {problem}"))
+        if faults:
             raise SpecInvalid(faults, f"machine {machine.name!r}")
         change = Change(
             what=f"move disk {disk_id!r} to {path}",

@@ -94,6 +94,22 @@ def test_one_that_says_nothing(tmp_path: Path) -> None:
         daemon.raw("GET", "machines", timeout=0.1)
 
 
+def test_one_before_which_many_wait_says_nothing_either(tmp_path: Path) -> None:
+    """It was said to have gone: the kernel refuses whoever would not wait."""
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as before:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(0)
+        before.connect(str(tmp_path / "s"))
+        daemon = Daemon("lab", tmp_path / "s")
+        with pytest.raises(DaemonSilent, match=r"nothing for 0\.1 s"):
+            daemon.raw("GET", "machines", timeout=0.1)
+        held: list[socket.socket] = []
+        threading.Timer(0.2, lambda: held.append(listener.accept()[0])).start()
+        with pytest.raises(DaemonSilent, match=r"nothing for 1 s"):  # there is room for it by then
+            daemon.raw("GET", "machines", timeout=1)
+        held.pop().close()
+
+
 def test_up_starts_no_second_daemon_beside_one_that_says_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,3 +99,13 @@ def test_several_machines(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     with scripted(root, _answers(_done())):
         assert main(["exec", "web*", "ls"]) == 2
     assert "'web*' means several machines: web1, web2" in capsys.readouterr().err
+
+
+def test_words_that_are_no_text_are_a_mistake(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(root, _answers(_done())) as daemon:
+        assert main(["exec", "web1", "--", "echo", "\udcff"]) == 2
+        assert main(["cp", "web1:/\udcff", "-"]) == 2
+        assert daemon.asked == []
+    assert "QEMU takes no text that is not UTF-8" in capsys.readouterr().err

@@ -73,6 +73,7 @@ def test_a_plan_says_what_changes(
     steps = [
         {"step": "RestartNeeded", "name": "web1", "changes": [change]},
         {"step": "Unchanged", "name": "web2", "running": False},
+        {"step": "ChangeLive", "name": "web3", "running": False},
         {"step": "Remove", "name": "old"},
     ]
     with scripted(root, {"POST /plan": {"is_empty": False, "steps": steps}}) as daemon:
@@ -81,6 +82,7 @@ def test_a_plan_says_what_changes(
         "! web1 needs --restart for its changes",
         "    memory: '1GiB' → '2GiB'",
         "  web2 is down and starts",
+        "~ web3 is down, is changed and starts",
         "- old is stopped and forgotten; its disks stay",
     ]
     assert daemon.asked[0][1]["farm"]["machines"]["web"]["count"] == 2

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from qmpkit.cli import serve
 from qmpkit.cli.daemon import DaemonAbsent, find_daemon
 from qmpkit.cli.daemon_log import DAEMON_LOG_LIMIT
+from qmpkit.cli.farm_actions import running_daemon
 from qmpkit.server.door import doors, shared_door
 
 # As systemd does it: the socket is descriptor 3, the number that of the process itself.
@@ -36,8 +38,8 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @contextmanager
-def detached() -> Iterator[subprocess.Popen[bytes]]:
-    """A daemon in the background, ended with the block."""
+def popened() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The daemons that are started in the block."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*words: Any, **options: Any) -> None:
@@ -45,6 +47,13 @@ def detached() -> Iterator[subprocess.Popen[bytes]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess, "Popen", start)  # who detaches does not wait for it
+        yield started
+
+
+@contextmanager
+def detached() -> Iterator[subprocess.Popen[bytes]]:
+    """A daemon in the background, ended with the block."""
+    with popened() as started:
         serve.detach("lab")
     with started[0] as daemon:
         yield daemon
@@ -52,6 +61,18 @@ def detached() -> Iterator[subprocess.Popen[bytes]]:
 
 
 _popen = subprocess.Popen
+
+
+def test_commands_that_start_it_at_the_same_time_have_one(state: Path) -> None:
+    with popened() as started, ThreadPoolExecutor(3) as commands:
+        found = list(commands.map(running_daemon, ["lab"] * 3))
+    try:
+        assert {daemon.get()["pid"] for daemon in found} == {started[0].pid}
+        assert len(started) == 1
+    finally:
+        for process in started:
+            process.terminate()
+            process.wait()
 
 
 def test_its_log_stays_in_bounds_while_it_runs(state: Path) -> None:

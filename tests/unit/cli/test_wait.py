@@ -105,3 +105,36 @@ def test_a_stop_says_what_it_waits_for(
     said = capsys.readouterr().err
     assert "waiting for web1 to power down (1 more after it), 7 s so far\nweb1 is stopped" in said
     assert "db is stopped" in said
+
+
+def test_a_limit_that_is_none_and_one_that_is_no_number(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(root, _answers([WEB])):
+        assert main(["wait", "web1", "--timeout", "inf"]) == 0
+        assert main(["wait", "web1", "--for", "paused", "--timeout", "nan"]) == 2
+        assert "Must be >= 0" in capsys.readouterr().err
+
+
+def test_one_without_checks_is_not_waited_for_to_be_healthy(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = {
+        **_answers([WEB | {"health": "healthy"}, DB]),
+        "GET /machines/web1": {"checks": ["agent"]},
+        "GET /machines/db": {"checks": []},
+    }
+    with scripted(root, answers):
+        assert main(["wait", "web1", "--for", "healthy"]) == 0
+        assert main(["wait", "*", "--for", "healthy"]) == 2
+    assert "without checks, never healthy: db." in capsys.readouterr().err
+
+
+def test_events_that_are_followed_end_with_the_daemon_alone_and_that_is_told(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    happened = ": listening\n\n"
+    with scripted(root, {"GET /events": happened}):
+        assert main(["events", "-f"]) == 1
+        assert "the daemon of farm 'lab' has ended" in capsys.readouterr().err
+        assert main(["events"]) == 0

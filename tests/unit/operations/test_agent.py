@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 from ipaddress import ip_interface
 from typing import Any
 
@@ -84,6 +85,21 @@ async def test_wrong_arguments_are_the_callers_fault(monkeypatch: pytest.MonkeyP
         with pytest.raises(ValueError, match="at most 10; use write_file"):
             await agent.run(["cat"], input=b"x" * 11)
         assert guest.fake.calls == []
+
+
+async def test_words_that_no_agent_can_be_told_end_neither_the_link_nor_the_machine() -> None:
+    async with agent_of_a_machine() as (agent, guest, _):
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: agent.run(["cat", "\udcff"]),
+            lambda: agent.run(["cat"], env={"A": "\udcff"}),
+            lambda: agent.read_file("/\udcff"),
+            lambda: agent.write_file("/\udcff", b""),
+        ]
+        for call in calls:
+            with pytest.raises(ValueError, match="not UTF-8"):
+                await call()
+        assert (await agent.run(["cat"], input=b"alive")).stdout == b"alive"
+        assert guest.handles == {}
 
 
 async def test_status_is_asked_ever_less_often(autojump_clock: MockClock) -> None:

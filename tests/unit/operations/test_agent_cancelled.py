@@ -65,3 +65,19 @@ async def test_a_program_that_starts_late_is_killed_though_nobody_waits(
             "(sleep has ended)",
             "(kill has ended)",
         }
+
+
+async def test_an_agent_that_garbles_while_one_tidies_up_ends_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    async with agent_alone() as (agent, guest):
+        scope = trio.move_on_after(10)
+
+        def status(request: dict[str, Any]) -> Any:
+            return ["none"] if scope.cancel_called else guest.do_exec_status(request)
+
+        guest.fake.on("guest-exec-status", status)
+        with scope:
+            await agent.run(["sleep"])
+        guest.fake.on("guest-exec-status", guest.do_exec_status)
+        assert (await agent.run(["cat"], input=b"alive")).stdout == b"alive"

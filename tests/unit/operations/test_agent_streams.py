@@ -10,6 +10,7 @@ from trio.testing import MockClock
 from qmpkit.operations import agent_files
 from qmpkit.operations.agent import Agent
 from qmpkit.operations.errors import AgentRefused
+from qmpkit.qmp.errors import MonitorGarbled
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
 from tests.unit.operations.guest import agent_alone, agent_of_a_machine
 
@@ -64,3 +65,16 @@ async def test_cancelled_anywhere_leaves_no_handle(autojump_clock: MockClock) ->
             assert guest.handles == {}
 
         await cancel_at_every_checkpoint(use, after=nothing_left)
+
+
+@pytest.mark.parametrize("handle", [float("nan"), float("inf"), None, "x", []])
+async def test_a_handle_that_is_no_number_is_not_asked_for_again(handle: object) -> None:
+    """Nor when it would be closed, which ended the link and the machine."""
+    async with agent_of_a_machine() as (agent, guest, _):
+        guest.fake.on("guest-file-open", lambda _: handle)
+        guest.fake.on("guest-exec", lambda _: {"pid": handle})
+        with pytest.raises(MonitorGarbled, match="guest-file-open is malformed"):
+            await agent.read_file("/x")
+        with pytest.raises(MonitorGarbled, match="guest-exec is malformed"):
+            await agent.run(["cat"])
+        await agent.ping()

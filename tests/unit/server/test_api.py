@@ -108,10 +108,14 @@ def _data(said: bytes) -> list[str]:
         ("POST", "/v1/machines/a/exec", {"argv": ["ls"], "stdin_base64": "%"}, 400, "no base64"),
         ("POST", "/v1/machines/a/exec", {"argv": ["ls"], "env": {"a": 1}}, 400, "of texts"),
         ("POST", "/v1/machines/a/exec", {"argv": ["ls"], "timeout": 0}, 400, "more than 0"),
+        ("POST", "/v1/machines/a/exec", {"argv": ["ls", "\udcff"]}, 400, "not UTF-8"),
+        ("POST", "/v1/machines/a/exec", {"argv": ["ls"], "env": {"\udcff": ""}}, 400, "not UTF-8"),
+        ("POST", "/v1/down", {"\ud800": 1}, 400, "unknown key"),
         ("POST", "/v1/machines/a/stop", {"grace": -1}, 400, "must be 0 or more, not -1"),
         ("POST", "/v1/down", {"deadline": float("nan")}, 400, "must be 0 or more, not nan"),
         ("GET", "/v1/machines/a/files?path=etc", None, 400, "absolute"),
         ("GET", "/v1/machines/a/logs?tail=x", None, 400, "whole number"),
+        ("GET", "/v1/machines/a/logs?tail=-1", None, 400, "0 or more lines"),
         ("GET", "/v1/machines/a/logs?log=..%2fx", None, 404, "no log"),
         ("POST", "/v1/machines/a/console?serial=x", None, 404, "no console 'x'"),
         ("GET", "/v1/jobs/nothing", None, 404, "no job"),
@@ -149,13 +153,22 @@ async def test_all_faults_of_a_farm_at_once() -> None:
         assert [path.split(".")[1] for path in paths] == ["a", "b"]
 
 
+async def test_a_farm_may_be_longer_than_what_else_is_asked() -> None:
+    seed = {"cloud_init": {"user_data": "#cloud-config\n" + "#" * 100_000}}
+    wanted = farm_to_dict(farm(**{f"m{number}": seed for number in range(20)}))
+    async with served() as daemon:
+        status, plan = await daemon.client.ask("POST", "/v1/plan", {"farm": wanted})
+        assert (status, len(plan["steps"])) == (200, 20)
+
+
 async def test_a_body_that_is_no_json_or_too_long() -> None:
     async with served() as daemon:
         status, said = await daemon.client.ask("POST", "/v1/up", raw=b"{")
         assert (status, "no JSON" in said["error"]["message"]) == (400, True)
-        long = b'{"farm": "' + b"x" * (1 << 20) + b'"}'
-        status, said = await daemon.client.ask("POST", "/v1/up", raw=long)
-        assert (status, "more than" in said["error"]["message"]) == (413, True)
+        for target, room in (("/v1/down", 1 << 20), ("/v1/scale", 1 << 20), ("/v1/up", 16 << 20)):
+            long = b'{"farm": "' + b"x" * room + b'"}'
+            status, said = await daemon.client.ask("POST", target, raw=long)
+            assert (status, f"more than {room}" in said["error"]["message"]) == (413, True)
 
 
 async def test_a_machine_that_is_down_has_no_guest_to_ask() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import socket
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 import trio
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("state")
 
 BEFORE = 0.4  # seconds that they are let do so
 EVERY = 0.05
+SOMAXCONN = int(Path("/proc/sys/net/core/somaxconn").read_text())
 
 
 def _trickled(sock: socket.socket, head: bytes, more: bytes) -> tuple[bytes, float]:
@@ -79,3 +81,15 @@ async def test_a_body_that_nobody_asked_for_never_ends() -> None:
         with daemon.client.connected() as sock:
             said, _ = await trio.to_thread.run_sync(_trickled, sock, head, b" ")
         assert said.startswith(b"HTTP/1.1 200")
+
+
+async def test_hundreds_may_come_at_once() -> None:
+    """More than hypercorn would have wait, while the loop is at something else."""
+    async with served() as daemon:
+        assert (await daemon.client.ask("GET", "/v1"))[0] == 200  # it listens as hypercorn does
+        with ExitStack() as clients:
+            for _ in range(min(300, SOMAXCONN)):
+                sock = clients.enter_context(socket.socket(socket.AF_UNIX))
+                sock.setblocking(False)
+                sock.connect(str(daemon.path))
+        assert (await daemon.client.ask("GET", "/v1"))[0] == 200

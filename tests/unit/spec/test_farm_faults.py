@@ -71,6 +71,30 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert faults(tmp_path / "big.toml") == ["is larger than 1 MiB"]
 
 
+def test_a_profile_that_is_a_pipe_or_has_no_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    pipe = 'schema = 1\nextends = "./pipe"\n'
+    write(tmp_path / "over.toml", pipe)
+    for name, fault in (
+        ("./pipe", f"{tmp_path}/pipe: is a pipe, not a file"),
+        ("./over.toml", f"extends: {tmp_path}/pipe is a pipe, not a file"),
+        ("/dev/zero", "/dev/zero: is larger than 1 MiB"),
+    ):
+        path = write(tmp_path / "farm.toml", f'schema = 1\n[machines.a]\nprofile = "{name}"\n')
+        assert fault in faults(path)[0]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_bytes(b'\xef\xbb\xbfschema = 1\r\nmachine = "q35"\r\n')
+    (tmp_path / "data").write_bytes(b"\xef\xbb\xbf#cloud-config\n")
+    (tmp_path / "farm.toml").write_bytes(
+        b'\xef\xbb\xbfschema = 1\r\n[machines.a]\r\nprofile = "./own.toml"\r\n'
+        b'[machines.a.cloud_init]\r\nuser_data_file = "data"\r\n'
+    )
+    (machine,) = load_farm(tmp_path / "farm.toml").machines
+    assert machine.seed is not None and machine.seed.user_data == "#cloud-config\n"
+
+
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     path = write(

@@ -70,6 +70,13 @@ def test_nothing_to_do(tmp_path: Path) -> None:
     assert plan(Farm(), {}).is_empty
 
 
+def test_one_that_is_down_is_started_and_so_the_plan_is_not_empty() -> None:
+    farm = farm_from_dict({"schema": 1, "machines": {"a": {"machine": "q35"}}})
+    known = {it.name: Known(machine_to_dict(it), running=False) for it in farm.machines}
+    assert plan(farm, known).steps == (Unchanged("a", running=False),)
+    assert not plan(farm, known).is_empty
+
+
 LIVE: list[tuple[str, str, list[Change]]] = [
     (
         '"on-failure"',

@@ -1,0 +1,94 @@
+"""Taking a farm down with its disks: what somebody else has open stays, and all is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from qmpkit import Disk, images
+from qmpkit.farm import down, up
+from qmpkit.farm.leave import disks_to_delete
+from qmpkit.host.holders import deny_writing
+from qmpkit.spec.farm import Farm
+from qmpkit.testing.fake_kept import fake_ground
+from tests.unit.farm.farms import did, farm
+from tests.unit.supervisor.conftest import spec
+from tests.unit.supervisor.kept import lab
+
+pytestmark = pytest.mark.usefixtures("state")
+
+
+def _with_disk(disk: Path) -> Farm:
+    made = {"file": str(disk), "format": "raw", "make": "1MiB"}
+    return farm(a={"disks": [made]}, b={})
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[int]:
+    """A disk as the QEMU of another farm has it open."""
+    fd = os.open(tmp_path / "a.raw", os.O_RDWR | os.O_CREAT)
+    yield fd
+    os.close(fd)
+
+
+async def test_a_disk_that_another_farms_machine_has_open_stays(
+    tmp_path: Path, opened: int
+) -> None:
+    disk = tmp_path / "a.raw"
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, _with_disk(disk))
+        deny_writing(opened)
+        outcome = await down(supervisor, delete_disks=True)
+        assert did(outcome) == {"a": "failed", "b": "removed"}
+        why = outcome.machines["a"].why
+        assert f"not forgotten: cannot delete '{disk}'" in why
+        assert f"pid {os.getpid()}" in why
+        assert (disk.exists(), list(supervisor.kept)) == (True, ["a"])
+        assert (await down(supervisor)).went_well  # which leaves it there
+
+
+async def test_a_disk_that_cannot_be_removed_is_told(tmp_path: Path) -> None:
+    disk = tmp_path / "a.raw"
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, _with_disk(disk))
+        disk.unlink()
+        disk.mkdir()
+        outcome = await down(supervisor, names=["a"], delete_disks=True)
+        assert outcome.machines["a"].why == (
+            f"it is forgotten, and these stay: {disk} (Is a directory)"
+        )
+        assert list(supervisor.kept) == ["b"]
+
+
+async def test_a_base_stays_that_is_only_named_by_images_or_by_another_name(
+    tmp_path: Path,
+) -> None:
+    """As after a snapshot: the layer above has no `make` that would name what is below."""
+    base, top, link = tmp_path / "base.qcow2", tmp_path / "top.qcow2", tmp_path / "link"
+    made = {"file": str(base), "format": "qcow2", "make": "1MiB"}
+    link.symlink_to(tmp_path)
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, farm(a={"disks": [made]}))
+        await images.overlay(top, base, "qcow2")
+        for disk in (Disk(top, format="qcow2"), Disk(link / base.name, format="qcow2")):
+            kept = await supervisor.ensure(attrs.evolve(spec("own"), disks=[disk]))
+            assert await disks_to_delete(supervisor, ["a"]) == {"a": []}
+            await supervisor.declare(kept.name, "stopped")
+            await supervisor.forget(kept.name)
+        await supervisor.ensure(attrs.evolve(spec("own"), disks=[Disk(top, format="qcow2")]))
+        assert (await down(supervisor, delete_disks=True)).machines["a"].why == ""
+        assert base.exists()
+
+
+async def test_that_a_saved_one_does_not_go_on_is_told() -> None:
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, farm(a={}, b={}))
+        await supervisor.declare("a", "stopped")
+        supervisor.kept["a"].enter("saved", "it goes on where it was when it is started")
+        outcome = await down(supervisor)
+        assert outcome.machines["a"].why == "what it was saved with is discarded"
+        assert outcome.machines["b"].why == ""
