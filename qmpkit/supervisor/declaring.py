@@ -10,8 +10,9 @@ from typing import get_args
 import attrs
 import trio
 
-from qmpkit.errors import Fault, JournalFailed, MachineDied, MachineGone, SpecInvalid
+from qmpkit.errors import Fault, HostLacks, JournalFailed, MachineDied, MachineGone, SpecInvalid
 from qmpkit.host.resolve import Resolution, resolve
+from qmpkit.machine.state import State
 from qmpkit.process.places import discard
 from qmpkit.spec.farm_order import circles
 from qmpkit.spec.health import health_faults
@@ -199,10 +200,18 @@ class Declaring:
     async def _made_true(self, kept: Kept, state: Declared) -> bool:
         """Wait until it is as declared; False when it has come to rest before."""
         await kept.until(
-            lambda: not kept.tended or kept.refusal is not None or _is_true(kept, state)
+            lambda: (
+                not kept.tended
+                or kept.refusal is not None
+                or _is_true(kept, state)
+                or _failed_again(kept)
+            )
         )
         if kept.refusal is not None:
             raise kept.refusal
+        if state == "running" and _failed_again(kept):
+            what = f"machine {kept.name!r} was let run, and QEMU has stopped it again"
+            raise HostLacks(what, "see what its disks lack, space as a rule, and declare it anew")
         return state == "stopped" or _is_true(kept, state)
 
     async def _start(
@@ -250,7 +259,21 @@ def known_in(machines: Mapping[str, Kept], name: str) -> Kept:
 
 
 def _is_true(kept: Kept, state: Declared) -> bool:
-    return state != "stopped" and kept.state == state
+    match state:
+        case "running":
+            return kept.state in (State.RUNNING.value, State.SUSPENDED.value)
+        case "paused":
+            return kept.state == State.PAUSED.value or _has_failed(kept)
+    return False
+
+
+def _has_failed(kept: Kept) -> bool:
+    """Whether QEMU has stopped its vCPUs by itself."""
+    return kept.vm is not None and kept.vm.state is State.FAILED
+
+
+def _failed_again(kept: Kept) -> bool:
+    return _has_failed(kept) and kept.let_run == kept.declarations
 
 
 def refuse_unsettled(kept: Kept) -> None:

@@ -66,6 +66,7 @@ class Kept:
         self.has_left = False  # another supervisor has it
         self.found_out: bool | None = None  # whether it is here, of one that was moving
         self.declarations = 0  # how often it was declared something while a task keeps it
+        self.let_run = 0  # the last of them by which its guest was let run
         self.health: Verdict | None = None  # None: it has no checks, or is not up
         self.refusal: Exception | None = None
         self.grace: float | None = None
