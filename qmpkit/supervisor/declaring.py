@@ -209,6 +209,8 @@ class Declaring:
         )
         if kept.refusal is not None:
             raise kept.refusal
+        if not _is_true(kept, state):
+            kept.must_not_be_alone(f"is {state}")
         if state == "running" and _failed_again(kept):
             what = f"machine {kept.name!r} was let run, and QEMU has stopped it again"
             raise HostLacks(what, "see what its disks lack, space as a rule, and declare it anew")

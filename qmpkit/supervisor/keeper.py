@@ -158,7 +158,7 @@ class Keeper:
                 try:
                     yield
                 finally:
-                    nursery.cancel_scope.cancel()
+                    tasks.end()
         except BaseExceptionGroup as group:
             raise_collapsed(group)
 

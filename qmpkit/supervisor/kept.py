@@ -17,6 +17,7 @@ from qmpkit.machine.state import State
 from qmpkit.process.places import who_is_at
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.restart import Restart
+from qmpkit.supervisor.errors import LeftAlone
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.health import Verdict
 from qmpkit.supervisor.journal import Journal, Ticket
@@ -59,6 +60,7 @@ class Kept:
         self.not_durable: JournalFailed | None = None
         self.turn = trio.Lock()  # one change at a time
         self.tended = False  # a task keeps it as declared
+        self.is_alone = False  # its supervisor has ended meanwhile
         self.adopted = False
         self.is_moving = False  # to another process, which may become it
         self.call_off: Callable[[float], None] | None = None  # ends a move, by a stop's grace
@@ -125,16 +127,26 @@ class Kept:
         """Wait until the guest's vCPUs run, through restarts.
 
         Raises MachineGone when it has come to rest instead: stopped, ended for good,
-        in a crash loop.
+        in a crash loop.  LeftAlone when its supervisor ends before.
         """
         await self.until(lambda: self.state == State.RUNNING.value or not self.tended)
         if self.state != State.RUNNING.value:
+            self.must_not_be_alone("runs")
             raise MachineGone(self.name, "reaching the state running", self.report)
 
     async def wait_rest(self) -> End | None:
-        """Wait until it is down and will not start by itself; how it ended."""
+        """Wait until it is down and will not start by itself; how it ended.
+
+        Raises LeftAlone when its supervisor ends before.
+        """
         await self.until(lambda: not self.tended)
+        self.must_not_be_alone("has come to rest")
         return self.end
+
+    def must_not_be_alone(self, awaited: str) -> None:
+        """Raise LeftAlone when its supervisor ended before it could be seen to do that."""
+        if self.is_alone:
+            raise LeftAlone(self.name, awaited)
 
     async def until(self, met: Callable[[], bool]) -> None:
         """Wait until a condition on this object is met."""

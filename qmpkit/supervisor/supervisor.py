@@ -198,8 +198,9 @@ class Supervisor(Saves, Changes):
 
         Raises SpecInvalid, HostLacks or LaunchFailed as `qmpkit.running` does,
         JournalFailed when the journal cannot be written, SpecInvalid too when a machine
-        of that name is up with another spec.  Failed or cancelled, a machine that was
-        down is down again, and what was declared before holds.
+        of that name is up with another spec, LeftAlone when the block ends meanwhile.
+        Failed or cancelled, a machine that was down is down again, and what was declared
+        before holds.
         """
         keeper = self._kept_machines()
         if (known := self._holder.machines.get(spec.name)) and not known.over.is_set():
@@ -230,7 +231,8 @@ class Supervisor(Saves, Changes):
         A journal that cannot be written raises JournalFailed, but for "stopped": that is
         done all the same, and `Kept.not_durable` says that the next supervisor will not
         know.  Raises SpecInvalid for an unknown name, CommandRefused when QEMU says no,
-        what `ensure` does when it has to be started.  Cancelled, it is still made true.
+        what `ensure` does when it has to be started.  Cancelled, it is still made true; when
+        the block ends before it is (LeftAlone), the next supervisor does that.
         """
         if powerdown_grace is not None:
             check_grace("powerdown_grace", powerdown_grace)
