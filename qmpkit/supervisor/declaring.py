@@ -249,7 +249,7 @@ class Declaring:
                 await self._journal.remove(kept.name)
             else:
                 await self._journal.put(before)
-            await trio.to_thread.run_sync(discard, kept.home.sockets)
+        await trio.to_thread.run_sync(discard, kept.home.sockets)
 
 
 def known_in(machines: Mapping[str, Kept], name: str) -> Kept:

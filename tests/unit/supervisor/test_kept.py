@@ -306,6 +306,10 @@ async def test_a_stop_is_done_though_it_cannot_be_written(
         assert kept.pid is None
         assert isinstance(kept.not_durable, JournalFailed)
         assert ground.alive == []
+        kept.home.sockets.mkdir()  # where a real start would bind them
+        with pytest.raises(JournalFailed):
+            await supervisor.declare("a", "running")
+        assert not kept.home.sockets.exists()
 
 
 async def test_a_corrupt_record_is_set_aside_and_told_of(
