@@ -62,7 +62,7 @@ class Declaring:
             kept = self._machines.get(name)
             if kept is None:
                 return await self._make(wanted, wait)
-            async with kept.turn:
+            async with kept.changing:
                 if self._machines.get(name) is kept:
                     refuse_unsettled(kept)
                     await self._ensure_known(kept, wanted, wait)

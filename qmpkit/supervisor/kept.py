@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
-from qmpkit.errors import JournalFailed, MachineGone
+from qmpkit.errors import Fault, JournalFailed, MachineGone, SpecInvalid
 from qmpkit.machine.keep import Home
 from qmpkit.machine.report import ExitReport
 from qmpkit.machine.state import State
@@ -58,7 +59,8 @@ class Kept:
         self.state = "gone"
         self.cause = "" if record.end is None else record.end.why
         self.not_durable: JournalFailed | None = None
-        self.turn = trio.Lock()  # one change at a time
+        self.changing = trio.Lock()  # held by whoever changes it: `turn`
+        self.is_forgotten = False
         self.tended = False  # a task keeps it as declared
         self.is_alone = False  # its supervisor has ended meanwhile
         self.adopted = False
@@ -122,6 +124,22 @@ class Kept:
         """The directories of its sockets, and of the process's that it is moving to."""
         heir = self.record.heir
         return {self.home.sockets} if heir is None else {self.home.sockets, Path(heir.sockets)}
+
+    @property
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """`async with kept.turn:` one change at a time; SpecInvalid when it was forgotten by then.
+
+        Where it is written down again, nobody would look after it.
+        """
+        return self._turn()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        async with self.changing:
+            if self.is_forgotten:
+                fault = Fault("name", "no kept machine has it: it was forgotten meanwhile")
+                raise SpecInvalid([fault], f"machine {self.name!r}")
+            yield
 
     async def wait_running(self) -> None:
         """Wait until the guest's vCPUs run, through restarts.

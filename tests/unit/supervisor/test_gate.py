@@ -109,7 +109,7 @@ async def test_a_circle_is_stopped_all_the_same() -> None:
         await supervisor.amend(spec("a"), restart="never", after=["b"])
         with trio.fail_after(5):
             stopped = await supervisor.stop_kept()
-        assert [(it.name, it.failure) for it in stopped] == [("a", None), ("b", None)]
+        assert {it.name: it.failure for it in stopped} == {"a": None, "b": None}
         assert ground.alive == []
 
 
