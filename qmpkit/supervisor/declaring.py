@@ -15,10 +15,8 @@ from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.state import State
 from qmpkit.process.places import discard
 from qmpkit.spec.farm_order import circles
-from qmpkit.spec.health import health_faults
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
-from qmpkit.spec.restart import restart_faults
 from qmpkit.spec.sites import undecided
 from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.alter import matters
@@ -53,10 +51,7 @@ class Declaring:
     async def ensure(self, wanted: Wanted, *, wait: bool) -> Kept:
         """See `Supervisor.ensure`."""
         name = wanted.spec.name
-        faults = [*restart_faults(wanted.restart)]
-        faults += [] if wanted.health is None else health_faults(wanted.health)
-        faults += self._circles(wanted)
-        if faults:
+        if faults := [*wanted.faults(), *self._circles(wanted)]:
             raise SpecInvalid(faults, whose(name))
         while True:
             kept = self._machines.get(name)

@@ -210,8 +210,8 @@ class Supervisor(Saves, Changes):
             spec=spec,
             restart=to_restart(restart),
             health=None if health is None else to_health(health),
-            after=tuple(after),
-            requires=tuple(requires),
+            after=after,
+            requires=requires,
             farm=farm,
             declared="paused" if paused else "running",
         )
@@ -252,14 +252,14 @@ class Supervisor(Saves, Changes):
 
         Its supervisor obeys the new policy and order at once.  Of the spec nothing can differ
         but the forwards of NICs, which whoever calls this has changed, and the description.
-        Raises SpecInvalid for an unknown name, JournalFailed.
+        Raises SpecInvalid for an unknown name, or what `ensure` refuses; JournalFailed.
         """
         wanted = Wanted(
             spec=spec,
             restart=to_restart(restart),
             health=health,
-            after=tuple(after),
-            requires=tuple(requires),
+            after=after,
+            requires=requires,
             farm=farm,
         )
         return await self._kept_machines().amend(wanted)

@@ -12,6 +12,7 @@ import pytest
 
 from qmpkit.errors import SpecInvalid
 from qmpkit.spec.health import FunctionCheck, Health, ProcessCheck, QmpCheck
+from qmpkit.spec.restart import Restart
 from qmpkit.supervisor.events import Happening
 from qmpkit.supervisor.health import Healthy, Unhealthy
 from qmpkit.supervisor.policy import Mishap
@@ -178,7 +179,18 @@ async def test_nonsense_is_refused() -> None:
     async with fake_ground() as ground, lab(ground) as supervisor:
         with pytest.raises(SpecInvalid, match=r"health\.retries"):
             await supervisor.ensure(spec("a"), health=Health(checks=(QmpCheck(),), retries=0))
+        with pytest.raises(SpecInvalid, match=r"after: must be a list, not 'db'"):
+            await supervisor.ensure(spec("a"), after="db")
+        with pytest.raises(SpecInvalid, match=r"requires\[0\]: cannot be 1"):
+            await supervisor.ensure(spec("a"), requires=[1])  # type: ignore[list-item]
         assert not supervisor.kept
+        kept = await supervisor.ensure(spec("a"))
+        with pytest.raises(SpecInvalid, match=r"restart\.intensity"):
+            await supervisor.amend(spec("a"), restart=Restart(intensity=-1))
+        with pytest.raises(SpecInvalid, match=r"health\.interval"):
+            strange = Health(checks=(QmpCheck(),), interval=-1)
+            await supervisor.amend(spec("a"), restart="never", health=strange)
+        assert (kept.restart.policy, kept.record.health) == ("on-failure", None)
 
 
 @pytest.mark.parametrize(
