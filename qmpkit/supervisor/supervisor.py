@@ -85,7 +85,7 @@ class Supervisor(Saves, Changes):
             raise ValueError(f"starts={starts!r}: no machine would ever be started")
         # A start keeps one processor busy, and waits in between: for a disk, for this process.
         at_once = starts or 2 * (os.cpu_count() or 1) + 4
-        self._log = EventLog(f"supervisor {name!r}")
+        self._log = EventLog(f"supervisor {name!r}", waits=keep)
         self._keeper: Keeper | None = None
         if keep:
             self._keeper = Keeper(
@@ -147,7 +147,8 @@ class Supervisor(Saves, Changes):
         """Follow what happens to all machines: `with lab.subscribe() as events: async for …`.
 
         With *since* first what has happened after that number, as far as it is on record
-        (with `keep=True` also from the supervisors before): -1 for all of it.
+        (with `keep=True` also from the supervisors before): -1 for all of it.  It can be
+        called before the block is entered, so that nothing is missed of how machines are found.
         """
         return self._log.subscribe(buffer, since)
 

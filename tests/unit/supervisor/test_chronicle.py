@@ -17,6 +17,7 @@ from qmpkit.supervisor import chronicle as chronicle_module
 from qmpkit.supervisor import events as events_module
 from qmpkit.supervisor.chronicle import Chronicle
 from qmpkit.supervisor.events import EventLog, Happening, Happenings
+from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.testing.fake_kept import fake_ground
 from tests.unit.supervisor.conftest import spec
 from tests.unit.supervisor.kept import lab
@@ -55,6 +56,27 @@ async def test_over_supervisors_and_their_restarts(state: Path) -> None:
     folder = state / "events"
     assert (folder.stat().st_mode & 0o777) == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+
+
+@pytest.mark.usefixtures("state")
+async def test_who_listens_before_it_is_opened_hears_the_past_too() -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            await first.ensure(spec("a"))
+        second, heard = Supervisor("lab", keep=True, ground=ground), list[Happening]()
+        with second.subscribe(since=-1) as happenings:
+
+            async def listen() -> None:
+                async for happening in happenings:
+                    heard.append(happening)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen)
+                await trio.testing.wait_all_tasks_blocked()
+                async with second:
+                    await second.declare("a", "stopped")
+        past = ["queued", "starting", "paused", "running"]
+        assert [it.state for it in heard] == [*past, "running", "gone"]
 
 
 async def test_a_past_that_is_gone_is_told_once(
