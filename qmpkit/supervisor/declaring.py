@@ -114,22 +114,26 @@ class Declaring:
             **matters(wanted),
         )
         kept = self._entries.make(record, home)
-        async with kept.turn:
-            self._machines[spec.name] = kept  # the name is taken from here on
+        kept.changing.acquire_nowait()  # in the moment in which its name is taken
+        self._machines[spec.name] = kept
+        try:
+            await self._networks.make(spec.name, record.joined)
+            resolution = await self._resolved(carried_over(spec, self._forgotten.get(spec.name)))
+            found = undecided(resolution.spec, spec)
+            started = attrs.evolve(record, spec=found, asked=digest_of(spec))
+            await self._change(kept, started, resolution, wait=wait)
+        except BaseException:
             try:
-                await self._networks.make(spec.name, record.joined)
-                resolution = await self._resolved(
-                    carried_over(spec, self._forgotten.get(spec.name))
-                )
-                found = undecided(resolution.spec, spec)
-                started = attrs.evolve(record, spec=found, asked=digest_of(spec))
-                await self._change(kept, started, resolution, wait=wait)
-            except BaseException:
-                del self._machines[spec.name]
                 with trio.move_on_after(UNDO_GRACE, shield=True):
                     await self._networks.drop(spec.name, record.joined)
-                raise
-        await self._forgotten.drop(spec.name)
+            finally:
+                kept.is_forgotten = True
+                del self._machines[spec.name]
+            raise
+        finally:
+            kept.changing.release()
+        with trio.move_on_after(UNDO_GRACE, shield=True):  # it is up, and its layers on record
+            await self._forgotten.drop(spec.name)
         return kept
 
     async def _ensure_known(self, kept: Kept, wanted: Wanted, wait: bool) -> None:

@@ -80,15 +80,15 @@ class Holder:
             record.scope.cancel()
 
     async def _admit(self, spec: MachineSpec) -> Held:
-        if spec.name in self._kept:
-            fault = Fault("name", f"{spec.name!r} is taken by a kept machine")
-            raise SpecInvalid([fault], source=self._source)
         while (known := self.machines.get(spec.name)) and not known.over.is_set():
             if known.vm is None or known.vm.report is None:
                 fault = Fault("name", f"{spec.name!r} is taken by a machine of this supervisor")
                 raise SpecInvalid([fault], source=self._source)
             # It has ended, and the last of it vanishes in this moment.
             await known.over.wait()
+        if spec.name in self._kept:  # perhaps since then
+            fault = Fault("name", f"{spec.name!r} is taken by a kept machine")
+            raise SpecInvalid([fault], source=self._source)
         record = self.machines[spec.name] = Held(spec.name, self._events)
         return record
 
