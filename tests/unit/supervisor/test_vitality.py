@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from qmpkit.errors import SpecInvalid
 from qmpkit.spec.health import FunctionCheck, Health, ProcessCheck, QmpCheck
@@ -173,6 +174,29 @@ async def test_checks_are_on_record_and_go_on_after_an_adoption(state: Path) -> 
         async with lab(ground) as supervisor:
             kept = supervisor.kept["a"]
             await kept.until(lambda: isinstance(kept.health, Healthy))
+
+
+async def test_a_function_that_fails_as_it_is_given_up_has_failed() -> None:
+    """Nothing that it raises is a reason to leave the machine alone."""
+
+    async def clumsy() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("not even that")
+
+    async def check(vm: VM) -> bool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(clumsy)
+            await trio.sleep_forever()
+        return True
+
+    health = Health(checks=(FunctionCheck(check),), timeout=0.05, start_period=0, retries=1)
+    async with _lab() as (_, supervisor):
+        kept = await supervisor.ensure(spec("a"), health=health, restart="never")
+        await kept.until(lambda: isinstance(kept.health, Unhealthy) or not kept.tended)
+        assert isinstance(kept.health, Unhealthy)
+        assert "ValueError: not even that" in kept.health.why
 
 
 async def test_nonsense_is_refused() -> None:
