@@ -213,7 +213,12 @@ class Gate:
         queue = [ticket.waiting for name, ticket in waiting.items() if name in now]
         starting = {name: ticket.demand for name, ticket in self._starting.items()}
         pages = {it.demand.page_size for it in queue if it.demand.huge_pages}
-        return admit(self._host(pages), self._running, starting, queue, self._limits)
+        try:
+            host = self._host(pages)
+        except OSError as error:  # no descriptor is left to read by: none for a start either
+            why = f"a look at what this host has: {error.strerror or error}"
+            return Admission((), tuple(queue), {waiting.name: why for waiting in queue}, {})
+        return admit(host, self._running, starting, queue, self._limits)
 
 
 def needs_of(kept: Kept, known: Mapping[str, Kept]) -> Needs:

@@ -376,6 +376,6 @@ async def attempt(kept: Kept, means: Means) -> End | None:
         return await started(kept, means, None, None)
     except StartCalledOff as off:
         return End(ExitCause.HOST_QUIT, str(off), 0.0, time.time(), boot_id())
-    except QmpkitError as error:
+    except (QmpkitError, OSError) as error:  # of the second kind what may pass: a limit, a disk
         why = f"it did not start: {error}"
         return End(Mishap.START_FAILED, why, 0.0, time.time(), boot_id())
