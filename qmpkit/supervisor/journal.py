@@ -19,7 +19,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit._trio import service_nursery
+from qmpkit._trio import in_thread, service_nursery
 from qmpkit.errors import HostLacks, JournalFailed, JournalNewer
 from qmpkit.process.durable import DRAFT, sync
 from qmpkit.process.entries import add, compact, entries_in, mend
@@ -165,9 +165,10 @@ class Journal:
                 self._wake.set()
             tickets = [it for it in self._tickets if it[0] in batch]
             self._tickets = [it for it in self._tickets if it[0] not in batch]
-            # A limiter of its own: a slow disk must not take the threads of everybody else.
-            limiter = trio.CapacityLimiter(1)
-            error = await trio.to_thread.run_sync(self._add, batch, limiter=limiter)
+            try:
+                error = await in_thread(partial(self._add, batch))
+            except OSError as failed:
+                error = failed
             for _, ticket in tickets:
                 ticket._settle(error)
             if not self._pending:

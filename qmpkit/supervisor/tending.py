@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import trio
 
+from qmpkit._trio import in_thread
 from qmpkit.host.resolve import Resolution
 from qmpkit.process.kept import trim_log
 from qmpkit.supervisor.adopt import found
@@ -148,7 +151,8 @@ async def trim_logs(machines: Mapping[str, Kept]) -> None:
     while True:
         await trio.sleep(_TRIM_EVERY)
         files = [kept.home.stderr for kept in machines.values()]
-        await trio.to_thread.run_sync(_trim_all, files)
+        with suppress(OSError):  # the next time, then
+            await in_thread(partial(_trim_all, files))
 
 
 def _trim_all(files: list[Path]) -> None:
