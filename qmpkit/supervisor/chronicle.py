@@ -119,6 +119,7 @@ def _append(folder: Path, batch: Sequence[Happening]) -> OSError | None:
     plain = ({name: getattr(it, name) for name in fields} for it in batch)  # asdict takes thrice
     text = "".join(f"{json.dumps(it)}\n" for it in plain).encode()
     try:
+        folder.mkdir(mode=0o700, exist_ok=True)  # whoever needs space may have removed it
         files = _files(folder)
         whole = not files or files[-1][1].stat().st_size >= FILE_LIMIT
         path = folder / f"{batch[0].sequence}.jsonl" if whole else files[-1][1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -141,6 +142,20 @@ async def test_a_full_disk_is_told_once_and_stops_nobody(
     ] == []
     with events.subscribe(10, since=-1) as happenings:
         assert await _read(happenings, 5) == list(range(5))
+
+
+async def test_a_folder_that_is_removed_is_made_again(state: Path) -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as supervisor:
+            await supervisor.ensure(spec("a"))
+            await trio.sleep(0.2)  # written by then
+            shutil.rmtree(state / "events")
+            await supervisor.declare("a", "stopped")
+        async with lab(ground) as second:
+            with second.subscribe(since=-1) as happenings:
+                with pytest.raises(EventsLost):
+                    await anext(happenings)
+                assert (await anext(happenings)).state == "gone"
 
 
 async def test_what_is_told_as_it_ends_is_written(tmp_path: Path) -> None:
