@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import trio
 
 __all__ = ["ServiceNursery", "both", "finished_within", "raise_collapsed", "raise_failed"]
-__all__ += ["service_nursery"]
+__all__ += ["in_thread", "service_nursery"]
 
 _One = TypeVar("_One")
 _Other = TypeVar("_Other")
@@ -93,6 +94,17 @@ async def _give_up_later(scope: trio.CancelScope, grace: float) -> None:
         await trio.sleep_forever()
     finally:
         scope.deadline = trio.current_time() + grace
+
+
+async def in_thread(sync_fn: Callable[[], _One]) -> _One:
+    """*sync_fn* in a thread that no slow disk takes from others; OSError when none is to be had.
+
+    A service for many must not end where the system allows no more threads for a while.
+    """
+    try:
+        return await trio.to_thread.run_sync(sync_fn, limiter=trio.CapacityLimiter(1))
+    except RuntimeError as error:  # "can't start new thread"
+        raise OSError(errno.EAGAIN, str(error)) from error
 
 
 async def both(

@@ -117,6 +117,7 @@ async def _converge(
         work.tell(result)
     others = [step for step in steps if not isinstance(step, Remove)]
     limit = trio.CapacityLimiter(_AT_ONCE)
+    work.over = {step.name: trio.Event() for step in others}
     async with trio.open_nursery() as nursery:
         for step in others:
             nursery.start_soon(work.declare, step, limit)
@@ -171,6 +172,7 @@ class _Work:
     total: int
     results: dict[str, Result] = attrs.field(factory=dict)
     declared: dict[str, Did] = attrs.field(factory=dict)
+    over: dict[str, trio.Event] = attrs.field(factory=dict)  # that is to be declared
 
     def tell(self, result: Result) -> None:
         """One machine is through."""
@@ -180,12 +182,22 @@ class _Work:
     async def declare(self, step: Step, limit: trio.CapacityLimiter) -> None:
         """One step, and the place where it is caught that it cannot be taken."""
         try:
+            await self._those_before(self.wanted[step.name])
             async with limit:
                 did = await self._declare(step)
         except QmpkitError as error:
             self.tell(Result(step.name, "failed", str(error)))
         else:
             self.declared[step.name] = did
+        finally:
+            self.over[step.name].set()
+
+    async def _those_before(self, machine: FarmMachine) -> None:
+        """Wait for those that it comes after: where the order is another one now, their old
+        place and its new one could make a circle.
+        """
+        for name in {*machine.after, *machine.requires} & self.over.keys():
+            await self.over[name].wait()
 
     async def settle(self, step: Step) -> None:
         """What has become of a machine that was declared."""

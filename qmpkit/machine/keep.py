@@ -233,9 +233,13 @@ def _wired(spec: MachineSpec, home: Home, theirs: ExitStack) -> tuple[Wiring, in
     """A listening socket for every channel, and the log.  Blocking: some quick system calls."""
     fresh(home.sockets)
     wiring = Wiring()
-    for channel in (*channels(spec), TOOLS):
-        listener = theirs.enter_context(listening_socket(home.socket(channel)))
-        wiring.hand_over(channel, listener, listen=True)
+    try:
+        for channel in (*channels(spec), TOOLS):
+            listener = theirs.enter_context(listening_socket(home.socket(channel)))
+            wiring.hand_over(channel, listener, listen=True)
+    except OSError as error:
+        what = f"cannot make the sockets of machine {spec.name!r}: {error.strerror}"
+        raise HostLacks(what, "raise the limit of open files (ulimit -n)") from error
     try:
         return wiring, theirs.enter_context(open_log(home.stderr))
     except OSError as error:

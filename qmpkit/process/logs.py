@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections import deque
@@ -109,9 +110,13 @@ class BoundedLog:
             self._pending.clear()
             self._backlog = 0
             # A limiter of its own: a slow disk must not take the threads of everybody else.
-            await trio.to_thread.run_sync(
-                self._append, data, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
-            )
+            limiter = trio.CapacityLimiter(1)
+            try:
+                await trio.to_thread.run_sync(
+                    self._append, data, abandon_on_cancel=True, limiter=limiter
+                )
+            except RuntimeError as error:  # the system allows no more threads
+                self._lose(data, OSError(errno.EAGAIN, str(error)))
             if not self._pending:
                 self._written.set()
 
@@ -121,10 +126,13 @@ class BoundedLog:
             for start in range(0, len(data), half):
                 self._append_part(data[start : start + half], half)
         except OSError as error:
-            if self.error is None:
-                logger.warning("cannot write the log %s: %s", self.path, error)
-            self.error = error
-            self.dropped += len(data)
+            self._lose(data, error)
+
+    def _lose(self, data: bytes, error: OSError) -> None:
+        if self.error is None:
+            logger.warning("cannot write the log %s: %s", self.path, error)
+        self.error = error
+        self.dropped += len(data)
 
     def _append_part(self, part: bytes, half: int) -> None:
         size = self.path.stat().st_size if self.path.exists() else 0

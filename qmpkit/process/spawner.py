@@ -42,6 +42,8 @@ REPLY_GRACE = 10.0
 CLOSE_GRACE = 5.0
 """Seconds the spawner has to end before it is killed."""
 
+_MORE = "call raise_nofile() first"
+
 
 class Process:
     """One started process: its number and the pidfd that cannot mean another one."""
@@ -108,19 +110,14 @@ class Spawner:
         Raises `BinaryMissing`, `SpawnFailed` or `SpawnerLost`.  When this is
         cancelled, no process is left.
         """
-        body = os.memfd_create("qmpkit-spawn")
-        try:
-            os.write(body, launch.body())
-            start = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        with ExitStack() as ours:
             try:
-                fds = [body, start, *launch.fds.values()]
-                async with self._lock:
-                    self._send_launch(launch, fds)
-                    return await self._spawned(launch)
-            finally:
-                os.close(start)
-        finally:
-            os.close(body)
+                fds = [*_opened(launch, ours), *launch.fds.values()]
+            except OSError as error:  # our own limit of descriptors is reached
+                raise SpawnFailed(launch.argv, "fds", error.errno or 0, "", _MORE) from error
+            async with self._lock:
+                self._send_launch(launch, fds)
+                return await self._spawned(launch)
 
     def _send_launch(self, launch: Launch, fds: Sequence[int]) -> None:
         try:
@@ -144,7 +141,7 @@ class Spawner:
             raise launch_failure(launch, *reply[1:])
         if not fds:  # our own limit of descriptors is reached
             await self._kill(reply[1])
-            raise SpawnFailed(launch.argv, "pidfd", errno.EMFILE, "", "call raise_nofile() first")
+            raise SpawnFailed(launch.argv, "pidfd", errno.EMFILE, "", _MORE)
         return Process(self, reply[1], fds[0])
 
     async def _discard(self, launch: Launch) -> None:
@@ -323,6 +320,16 @@ def _start_lock() -> trio.Lock:
         lock = trio.Lock()
         _starting.set(lock)
         return lock
+
+
+def _opened(launch: Launch, ours: ExitStack) -> tuple[int, int]:
+    """What is to be done, and the directory in which we are; closed with *ours*."""
+    body = os.memfd_create("qmpkit-spawn")
+    ours.callback(os.close, body)
+    os.write(body, launch.body())
+    start = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    ours.callback(os.close, start)
+    return body, start
 
 
 def _readable(fd: int) -> bool:

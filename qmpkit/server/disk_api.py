@@ -283,7 +283,7 @@ class DiskApi:
 
 def _refuse_turn(kept: Kept) -> None:
     """What is answered at once is not to wait for a start, or for another job at rest."""
-    if kept.vm is None and kept.turn.locked():
+    if kept.vm is None and kept.changing.locked():
         raise Refused(f"machine {kept.name!r} is about to be something else: ask again", 409)
 
 

@@ -33,6 +33,8 @@ def matters(record: Record | Wanted) -> dict[str, Any]:
 
 async def amend(kept: Kept, wanted: Wanted, networks: Networks, journal: Journal) -> None:
     """See `Supervisor.amend`."""
+    if faults := [*wanted.faults()]:
+        raise SpecInvalid(faults, f"machine {kept.name!r}")
     joined = kept.record.wanting(wanted).joined
     if joined != kept.record.joined:  # how its networks are set up, not which they are
         await networks.make(kept.member, joined)

@@ -163,7 +163,21 @@ async def _seen(vm: VM, check: ConsoleCheck) -> None:
 async def _called(call: Callable[[VM], Awaitable[bool]], vm: VM) -> None:
     try:
         passed = await call(vm)
-    except Exception as error:
-        raise CheckFailed(f"{type(error).__name__}: {error}") from error
+    except BaseException as error:
+        failed = _own_failure(error)
+        if failed is None:
+            raise
+        raise CheckFailed(f"{type(failed).__name__}: {failed}") from error
     if not passed:
         raise CheckFailed("it says no")
+
+
+def _own_failure(error: BaseException) -> Exception | None:
+    """What a function has failed of, also where that came as it was cancelled, in one group."""
+    rest: BaseException | None = error
+    while isinstance(rest, BaseExceptionGroup):
+        rest = rest.split(trio.Cancelled)[1]
+        if rest is None or len(rest.exceptions) > 1:
+            break
+        rest = rest.exceptions[0]
+    return rest if isinstance(rest, Exception) else None

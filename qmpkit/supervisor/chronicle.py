@@ -13,12 +13,14 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
 import attrs
 import trio
 
+from qmpkit._trio import in_thread
 from qmpkit.supervisor.happening import Happening
 
 __all__ = ["Chronicle"]
@@ -77,12 +79,13 @@ class Chronicle:
         self._news = trio.Event()
         batch, self._pending = self._pending, []
         if batch:
-            limiter = trio.CapacityLimiter(1)  # a slow disk must not take everybody's threads
             try:
-                error = await trio.to_thread.run_sync(_append, self.folder, batch, limiter=limiter)
+                error = await in_thread(partial(_append, self.folder, batch))
             except trio.Cancelled:  # before the thread began: it is for the last flush
                 self._pending = batch + self._pending
                 raise
+            except OSError as failed:  # nor did it here: it is for the next
+                error, self._pending = failed, batch + self._pending
             if error is not None and not self._failing:
                 log.warning("the event log in %s is not written: %s", self.folder, error)
             self._failing = error is not None
@@ -116,6 +119,7 @@ def _append(folder: Path, batch: Sequence[Happening]) -> OSError | None:
     plain = ({name: getattr(it, name) for name in fields} for it in batch)  # asdict takes thrice
     text = "".join(f"{json.dumps(it)}\n" for it in plain).encode()
     try:
+        folder.mkdir(mode=0o700, exist_ok=True)  # whoever needs space may have removed it
         files = _files(folder)
         whole = not files or files[-1][1].stat().st_size >= FILE_LIMIT
         path = folder / f"{batch[0].sequence}.jsonl" if whole else files[-1][1]

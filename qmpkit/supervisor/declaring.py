@@ -10,14 +10,13 @@ from typing import get_args
 import attrs
 import trio
 
-from qmpkit.errors import Fault, JournalFailed, MachineDied, MachineGone, SpecInvalid
+from qmpkit.errors import Fault, HostLacks, JournalFailed, MachineDied, MachineGone, SpecInvalid
 from qmpkit.host.resolve import Resolution, resolve
+from qmpkit.machine.state import State
 from qmpkit.process.places import discard
 from qmpkit.spec.farm_order import circles
-from qmpkit.spec.health import health_faults
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
-from qmpkit.spec.restart import restart_faults
 from qmpkit.spec.sites import undecided
 from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.alter import matters
@@ -52,16 +51,13 @@ class Declaring:
     async def ensure(self, wanted: Wanted, *, wait: bool) -> Kept:
         """See `Supervisor.ensure`."""
         name = wanted.spec.name
-        faults = [*restart_faults(wanted.restart)]
-        faults += [] if wanted.health is None else health_faults(wanted.health)
-        faults += self._circles(wanted)
-        if faults:
+        if faults := [*wanted.faults(), *self._circles(wanted)]:
             raise SpecInvalid(faults, whose(name))
         while True:
             kept = self._machines.get(name)
             if kept is None:
                 return await self._make(wanted, wait)
-            async with kept.turn:
+            async with kept.changing:
                 if self._machines.get(name) is kept:
                     refuse_unsettled(kept)
                     await self._ensure_known(kept, wanted, wait)
@@ -118,22 +114,33 @@ class Declaring:
             **matters(wanted),
         )
         kept = self._entries.make(record, home)
-        async with kept.turn:
-            self._machines[spec.name] = kept  # the name is taken from here on
+        kept.changing.acquire_nowait()  # in the moment in which its name is taken
+        self._machines[spec.name] = kept
+        try:
+            await self._networks.make(spec.name, record.joined)
+            known = await self._left_of(spec.name)
+            resolution = await self._resolved(carried_over(spec, known))
+            found = undecided(resolution.spec, spec)
+            started = attrs.evolve(record, spec=found, asked=digest_of(spec))
+            await self._change(kept, started, resolution, wait=wait)
+        except BaseException:
             try:
-                await self._networks.make(spec.name, record.joined)
-                known = await trio.to_thread.run_sync(still_there, self._forgotten.get(spec.name))
-                resolution = await self._resolved(carried_over(spec, known))
-                found = undecided(resolution.spec, spec)
-                started = attrs.evolve(record, spec=found, asked=digest_of(spec))
-                await self._change(kept, started, resolution, wait=wait)
-            except BaseException:
-                del self._machines[spec.name]
                 with trio.move_on_after(UNDO_GRACE, shield=True):
                     await self._networks.drop(spec.name, record.joined)
-                raise
-        await self._forgotten.drop(spec.name)
+            finally:
+                kept.is_forgotten = True
+                del self._machines[spec.name]
+            raise
+        finally:
+            kept.changing.release()
+        with trio.move_on_after(UNDO_GRACE, shield=True):  # it is up, and its layers on record
+            await self._forgotten.drop(spec.name)
         return kept
+
+    async def _left_of(self, name: str) -> MachineSpec | None:
+        """What is there of a forgotten machine's disks."""
+        known = self._forgotten.get(name)
+        return None if known is None else await trio.to_thread.run_sync(still_there, known)
 
     async def _ensure_known(self, kept: Kept, wanted: Wanted, wait: bool) -> None:
         resolution = None
@@ -198,10 +205,20 @@ class Declaring:
     async def _made_true(self, kept: Kept, state: Declared) -> bool:
         """Wait until it is as declared; False when it has come to rest before."""
         await kept.until(
-            lambda: not kept.tended or kept.refusal is not None or _is_true(kept, state)
+            lambda: (
+                not kept.tended
+                or kept.refusal is not None
+                or _is_true(kept, state)
+                or _failed_again(kept)
+            )
         )
         if kept.refusal is not None:
             raise kept.refusal
+        if not _is_true(kept, state):
+            kept.must_not_be_alone(f"is {state}")
+        if state == "running" and _failed_again(kept):
+            what = f"machine {kept.name!r} was let run, and QEMU has stopped it again"
+            raise HostLacks(what, "see what its disks lack, space as a rule, and declare it anew")
         return state == "stopped" or _is_true(kept, state)
 
     async def _start(
@@ -249,7 +266,21 @@ def known_in(machines: Mapping[str, Kept], name: str) -> Kept:
 
 
 def _is_true(kept: Kept, state: Declared) -> bool:
-    return state != "stopped" and kept.state == state
+    match state:
+        case "running":
+            return kept.state in (State.RUNNING.value, State.SUSPENDED.value)
+        case "paused":
+            return kept.state == State.PAUSED.value or _has_failed(kept)
+    return False
+
+
+def _has_failed(kept: Kept) -> bool:
+    """Whether QEMU has stopped its vCPUs by itself."""
+    return kept.vm is not None and kept.vm.state is State.FAILED
+
+
+def _failed_again(kept: Kept) -> bool:
+    return _has_failed(kept) and kept.let_run == kept.declarations
 
 
 def refuse_unsettled(kept: Kept) -> None:

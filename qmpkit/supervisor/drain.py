@@ -34,8 +34,8 @@ class Drained:
 
 class _Drain:
     def __init__(self, machines: Mapping[str, Kept], names: Iterable[str], told: Told) -> None:
-        self.machines = machines
-        self.left = dict.fromkeys(names)
+        self._machines = machines
+        self.left = {name: machines[name] for name in names}
         self.done: dict[str, Drained] = {}
         self._told = told
         self._needs = {
@@ -66,9 +66,10 @@ class _Drain:
 
     async def _stop(self, name: str, stop: Stop, grace: float | None) -> None:
         """The one place where it is caught that a machine cannot be stopped."""
-        kept = self.machines[name]
+        kept = self.left[name]
         try:
-            await stop(name, grace)
+            if self._machines.get(name) is kept:  # else it was down, and forgotten meanwhile
+                await stop(name, grace)
             drained = Drained(name, end=kept.end)
         except QmpkitError as error:
             log.warning("machine %r could not be stopped: %s", name, error)
@@ -81,8 +82,8 @@ class _Drain:
     async def _hurry(self) -> None:
         """The deadline has passed: end those whose guests still have a grace."""
         async with trio.open_nursery() as nursery:
-            for name in self.left:
-                nursery.start_soon(_end, self.machines[name])
+            for kept in self.left.values():
+                nursery.start_soon(_end, kept)
 
 
 async def drain(

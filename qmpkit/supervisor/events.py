@@ -23,11 +23,12 @@ RING = 10_000
 class EventLog:
     """Numbers happenings and hands them to every subscriber; never blocks the one who tells.
 
-    *source* is whose they are, for messages.
+    *source* is whose they are, for messages.  *waits*: `keep` is to come, and the past with it.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, *, waits: bool = False) -> None:
         self.source = source
+        self.waits_for = trio.Event() if waits else None
         self.closed = False
         self.ring: deque[Happening] = deque(maxlen=RING)
         self.chronicle: Chronicle | None = None
@@ -38,6 +39,10 @@ class EventLog:
         """Write what happens from now on into *chronicle*, numbered from *first*."""
         self.chronicle, self.next = chronicle, first
         self.ring.clear()
+        for subscriber in self._subscribers:
+            subscriber._live = first
+        if self.waits_for is not None:
+            self.waits_for.set()
 
     def tell(self, machine: str, state: str, cause: str) -> None:
         """Record one happening."""
@@ -60,6 +65,8 @@ class EventLog:
     def close(self) -> None:
         """Nothing more will happen: iterations end when they have read what there is."""
         self.closed = True
+        if self.waits_for is not None:
+            self.waits_for.set()
         for subscriber in self._subscribers:
             subscriber._close()
 
@@ -114,6 +121,8 @@ class Happenings:
         Raises EventsLost as the iteration does.
         """
         await trio.lowlevel.checkpoint()
+        if self._since is not None and self._events.waits_for is not None:
+            await self._events.waits_for.wait()
         while self._since is not None and not self._past:
             await self._look_back()
         return self._past.popleft() if self._past else None

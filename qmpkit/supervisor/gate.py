@@ -20,7 +20,15 @@ from qmpkit.supervisor.admission import TURN, Admission, Demand, Host, Limits, W
 from qmpkit.supervisor.errors import StartBlocked, StartCalledOff
 from qmpkit.supervisor.health import Healthy, Unhealthy
 from qmpkit.supervisor.kept import Kept
-from qmpkit.supervisor.order import Needs, Ready, Seen, Standing, ready_to_start, start_order
+from qmpkit.supervisor.order import (
+    Needs,
+    Ready,
+    Seen,
+    Standing,
+    in_circles,
+    ready_to_start,
+    start_order,
+)
 from qmpkit.supervisor.room import demand_of, host_now
 
 __all__ = ["Gate", "needs_of", "standing_of"]
@@ -184,18 +192,33 @@ class Gate:
             name: standing_of(kept, waits=name in self._queue)
             for name, kept in self._machines.items()
         }
-        needs = {name: needs_of(kept, self._machines) for name, kept in self._machines.items()}
+        needs = {
+            name: needs_of(kept, self._machines) if name in self._queue else Needs()
+            for name, kept in self._machines.items()
+        }
         for strange in {other for it in needs.values() for other in it.requires} - seen.keys():
             needs[strange] = Needs()
             seen[strange] = Seen(Standing.DOWN, "there is no such machine")
-        return ready_to_start(start_order(needs), needs, seen)
+        # Refused where it is declared; but of two at the same time neither knows the other.
+        stuck: dict[str, str] = {}
+        while circles := in_circles(needs):
+            stuck |= circles
+            needs |= dict.fromkeys(circles, Needs())
+            seen |= {name: Seen(Standing.FAILED, why) for name, why in circles.items()}
+        ready = ready_to_start(start_order(needs), needs, seen)
+        return attrs.evolve(ready, blocked={**stuck, **ready.blocked})
 
     def _admission(self, waiting: Mapping[str, _Ticket], ready: Ready) -> Admission:
         now = set(ready.now)
         queue = [ticket.waiting for name, ticket in waiting.items() if name in now]
         starting = {name: ticket.demand for name, ticket in self._starting.items()}
         pages = {it.demand.page_size for it in queue if it.demand.huge_pages}
-        return admit(self._host(pages), self._running, starting, queue, self._limits)
+        try:
+            host = self._host(pages)
+        except OSError as error:  # no descriptor is left to read by: none for a start either
+            why = f"a look at what this host has: {error.strerror or error}"
+            return Admission((), tuple(queue), {waiting.name: why for waiting in queue}, {})
+        return admit(host, self._running, starting, queue, self._limits)
 
 
 def needs_of(kept: Kept, known: Mapping[str, Kept]) -> Needs:

@@ -80,15 +80,15 @@ class Holder:
             record.scope.cancel()
 
     async def _admit(self, spec: MachineSpec) -> Held:
-        if spec.name in self._kept:
-            fault = Fault("name", f"{spec.name!r} is taken by a kept machine")
-            raise SpecInvalid([fault], source=self._source)
         while (known := self.machines.get(spec.name)) and not known.over.is_set():
             if known.vm is None or known.vm.report is None:
                 fault = Fault("name", f"{spec.name!r} is taken by a machine of this supervisor")
                 raise SpecInvalid([fault], source=self._source)
             # It has ended, and the last of it vanishes in this moment.
             await known.over.wait()
+        if spec.name in self._kept:  # perhaps since then
+            fault = Fault("name", f"{spec.name!r} is taken by a kept machine")
+            raise SpecInvalid([fault], source=self._source)
         record = self.machines[spec.name] = Held(spec.name, self._events)
         return record
 
@@ -170,10 +170,11 @@ class Held:
         self._events = events
         self._state = ""
         self._cause = ""
+        self._accel: str | None = None
         self._entered = trio.current_time()
 
     def attach(self, vm: VM) -> None:
-        self.vm = vm
+        self.vm, self._accel = vm, vm.accel
         self.enter(vm.state.value, "QEMU is up")
         vm.machine.on_state = lambda state, cause: self.enter(state.value, cause)
 
@@ -184,6 +185,7 @@ class Held:
     def end(self) -> None:
         if self._state in ("queued", "starting"):
             self.enter("failed", "the start was cancelled")
+        self.vm = None  # there may come thousands, and each has heard a console
         self.over.set()
 
     def row(self) -> Row:
@@ -194,7 +196,7 @@ class Held:
             since=trio.current_time() - self._entered,
             cause=self._cause,
             pid=self.vm.pid if live and self.vm else None,
-            accel=self.vm.accel if self.vm else None,
+            accel=self._accel,
         )
 
 

@@ -7,6 +7,7 @@ come in meanwhile together: the event loop never syncs, and many share one sync.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit._trio import service_nursery
+from qmpkit._trio import in_thread, service_nursery
 from qmpkit.errors import HostLacks, JournalFailed, JournalNewer
 from qmpkit.process.durable import DRAFT, sync
 from qmpkit.process.entries import add, compact, entries_in, mend
@@ -41,6 +42,8 @@ TOGETHER = 32
 
 SPARE = 1 << 20
 """Bytes of entries that count no longer which the file may have, beside as many as do count."""
+
+_ENDED = "its supervisor has ended"
 
 log = logging.getLogger("qmpkit.supervisor")
 
@@ -85,6 +88,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._limit = SPARE
+        self._has_ended = False
         self._is_named = False  # safely: whoever has written it before may have died before that
         self._pending: dict[str, Record | None] = {}
         self._tickets: list[tuple[str, Ticket]] = []
@@ -120,9 +124,19 @@ class Journal:
                 self._wake.set()
                 with trio.move_on_after(FLUSH_GRACE, shield=True):
                     await self._idle.wait()
+                self._end()
+
+    def _end(self) -> None:
+        """Nothing is written any more, and nobody is to wait for it."""
+        self._has_ended = True
+        for _, ticket in self._tickets:
+            ticket._settle(OSError(errno.ESHUTDOWN, _ENDED))
 
     def _queue(self, name: str, record: Record | None) -> Ticket:
         ticket = Ticket(self.path, partial(self._hurry, name))
+        if self._has_ended:
+            ticket._settle(OSError(errno.ESHUTDOWN, _ENDED))
+            return ticket
         self._tickets.append((name, ticket))
         self._add_to_batch(name, record, GATHER)
         return ticket
@@ -151,9 +165,10 @@ class Journal:
                 self._wake.set()
             tickets = [it for it in self._tickets if it[0] in batch]
             self._tickets = [it for it in self._tickets if it[0] not in batch]
-            # A limiter of its own: a slow disk must not take the threads of everybody else.
-            limiter = trio.CapacityLimiter(1)
-            error = await trio.to_thread.run_sync(self._add, batch, limiter=limiter)
+            try:
+                error = await in_thread(partial(self._add, batch))
+            except OSError as failed:
+                error = failed
             for _, ticket in tickets:
                 ticket._settle(error)
             if not self._pending:

@@ -11,10 +11,11 @@ from pathlib import Path
 import trio
 
 from qmpkit._trio import raise_collapsed, service_nursery
-from qmpkit.errors import Fault, QmpkitError, SpecInvalid
+from qmpkit.errors import Fault, JournalFailed, QmpkitError, SpecInvalid
 from qmpkit.machine.keep import Ground, Home
 from qmpkit.machine.launch import LaunchOptions
 from qmpkit.operations.block.at_rest import AtRest
+from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.process.places import Places, claimed_places, discard, second_of
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
@@ -158,7 +159,7 @@ class Keeper:
                 try:
                     yield
                 finally:
-                    nursery.cancel_scope.cancel()
+                    tasks.end()
         except BaseExceptionGroup as group:
             raise_collapsed(group)
 
@@ -220,7 +221,18 @@ class Keeper:
             await finish_change(kept)
             if not disks:
                 await self._forgotten.put(kept.spec)
-            await self._left(kept)
+            # A cancellation comes after it: else it could be off the record and still be here.
+            with trio.move_on_after(STEP_GRACE, shield=True):
+                await self._forget(kept)
+            if not kept.is_forgotten:
+                raise JournalFailed(str(self.journal.path), "the disk gives no answer")
+
+    async def _forget(self, kept: Kept) -> None:
+        """Off the record, and all that is left of it; only then is its name free."""
+        await self._off_the_record(kept)
+        kept.is_forgotten = True
+        name = kept.name
+        try:
             await self.shelf.clear(kept)
             self._events.tell(name, "forgotten", "it is declared no longer")
             try:
@@ -229,13 +241,19 @@ class Keeper:
             except QmpkitError as error:  # who supervises next finds what is left, and nobody in it
                 log.warning("of the networks of machine %r something is left: %s", name, error)
             await trio.to_thread.run_sync(discard, kept.home.logs)
+        finally:
+            self.machines.pop(name, None)
 
     async def _left(self, kept: Kept) -> None:
-        """Off the record; what has come of the move by which it came is remembered."""
+        """Off the record, as one that another supervisor has."""
+        await self._off_the_record(kept)
+        self.machines.pop(kept.name, None)
+
+    async def _off_the_record(self, kept: Kept) -> None:
+        """What has come of the move by which it came is remembered."""
         if kept.record.arrived:
             await self._arrivals.put(kept.record.arrived, "ran")
         await self.journal.remove(kept.name)
-        self.machines.pop(kept.name, None)
 
     def known(self, name: str) -> Kept:
         """The machine of that name; SpecInvalid when there is none."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
-from qmpkit.errors import JournalFailed, MachineGone
+from qmpkit.errors import Fault, JournalFailed, MachineGone, SpecInvalid
 from qmpkit.machine.keep import Home
 from qmpkit.machine.report import ExitReport
 from qmpkit.machine.state import State
 from qmpkit.process.places import who_is_at
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.restart import Restart
+from qmpkit.supervisor.errors import LeftAlone
 from qmpkit.supervisor.events import EventLog
 from qmpkit.supervisor.health import Verdict
 from qmpkit.supervisor.journal import Journal, Ticket
@@ -57,8 +59,10 @@ class Kept:
         self.state = "gone"
         self.cause = "" if record.end is None else record.end.why
         self.not_durable: JournalFailed | None = None
-        self.turn = trio.Lock()  # one change at a time
+        self.changing = trio.Lock()  # held by whoever changes it: `turn`
+        self.is_forgotten = False
         self.tended = False  # a task keeps it as declared
+        self.is_alone = False  # its supervisor has ended meanwhile
         self.adopted = False
         self.is_moving = False  # to another process, which may become it
         self.call_off: Callable[[float], None] | None = None  # ends a move, by a stop's grace
@@ -66,6 +70,7 @@ class Kept:
         self.has_left = False  # another supervisor has it
         self.found_out: bool | None = None  # whether it is here, of one that was moving
         self.declarations = 0  # how often it was declared something while a task keeps it
+        self.let_run = 0  # the last of them by which its guest was let run
         self.health: Verdict | None = None  # None: it has no checks, or is not up
         self.refusal: Exception | None = None
         self.grace: float | None = None
@@ -120,20 +125,46 @@ class Kept:
         heir = self.record.heir
         return {self.home.sockets} if heir is None else {self.home.sockets, Path(heir.sockets)}
 
+    @property
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """`async with kept.turn:` one change at a time; SpecInvalid when it was forgotten by then.
+
+        Where it is written down again, nobody would look after it.
+        """
+        return self._turn()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        async with self.changing:
+            if self.is_forgotten:
+                fault = Fault("name", "no kept machine has it: it was forgotten meanwhile")
+                raise SpecInvalid([fault], f"machine {self.name!r}")
+            yield
+
     async def wait_running(self) -> None:
         """Wait until the guest's vCPUs run, through restarts.
 
         Raises MachineGone when it has come to rest instead: stopped, ended for good,
-        in a crash loop.
+        in a crash loop.  LeftAlone when its supervisor ends before.
         """
         await self.until(lambda: self.state == State.RUNNING.value or not self.tended)
         if self.state != State.RUNNING.value:
+            self.must_not_be_alone("runs")
             raise MachineGone(self.name, "reaching the state running", self.report)
 
     async def wait_rest(self) -> End | None:
-        """Wait until it is down and will not start by itself; how it ended."""
+        """Wait until it is down and will not start by itself; how it ended.
+
+        Raises LeftAlone when its supervisor ends before.
+        """
         await self.until(lambda: not self.tended)
+        self.must_not_be_alone("has come to rest")
         return self.end
+
+    def must_not_be_alone(self, awaited: str) -> None:
+        """Raise LeftAlone when its supervisor ended before it could be seen to do that."""
+        if self.is_alone:
+            raise LeftAlone(self.name, awaited)
 
     async def until(self, met: Callable[[], bool]) -> None:
         """Wait until a condition on this object is met."""

@@ -103,14 +103,12 @@ def _without_saved(spec: MachineSpec) -> MachineSpec:
     return attrs.evolve(spec, resume_from=None)
 
 
-def still_there(known: MachineSpec | None) -> MachineSpec | None:
+def still_there(known: MachineSpec) -> MachineSpec:
     """*known* of a forgotten machine, without the disks of which no file is left.  Blocking.
 
     Who has removed all of them wants them made anew.  As long as one is left, those that it
     needs or that need it are looked for.
     """
-    if known is None:
-        return None
     left = [disk for disk in known.disks if disk.is_empty or _is_left(known, disk)]
     if len(left) == len(known.disks):
         return known

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 import attrs
 import trio
 
-from qmpkit.errors import LaunchFailed, MachineDied, MachineGone, QmpkitError
+from qmpkit.errors import GuestRefused, LaunchFailed, MachineDied, MachineGone, QmpkitError
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.images.prepare import MadeImages, prepared_disks
 from qmpkit.machine.keep import Ground, Home, KeptStart, begun
@@ -33,7 +33,7 @@ from qmpkit.supervisor.ledger import KeptLedger, finish_change
 from qmpkit.supervisor.moves.arrivals import Arrivals
 from qmpkit.supervisor.networks import Networks
 from qmpkit.supervisor.policy import History, Mishap, after_end
-from qmpkit.supervisor.record import End
+from qmpkit.supervisor.record import Declared, End
 from qmpkit.supervisor.shelf import Shelf
 from qmpkit.supervisor.vitality import make_checks, notice_mishaps
 from qmpkit.vm import VM
@@ -225,6 +225,7 @@ def _end_of(kept: Kept, report: ExitReport) -> End:
 
 
 _AS_DECLARED = {"running": State.RUNNING, "paused": State.PAUSED}
+_AWAKE_OR_ASLEEP = (State.RUNNING, State.SUSPENDED)
 
 
 async def _obey(kept: Kept, means: Means, vm: VM) -> None:
@@ -235,7 +236,7 @@ async def _obey(kept: Kept, means: Means, vm: VM) -> None:
             await _declared_again(kept, number)
             continue
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_try_to_make_true, kept, means, wanted, vm)
+            nursery.start_soon(_try_to_make_true, kept, means, number, wanted, vm)
             await _declared_again(kept, number)
             if wanted != "stopped":
                 # A silent QEMU never does what it was told, and is to be stopped all the same.
@@ -246,10 +247,14 @@ async def _declared_again(kept: Kept, number: int) -> None:
     await kept.until(lambda: kept.declarations != number)
 
 
-async def _try_to_make_true(kept: Kept, means: Means, wanted: str, vm: VM) -> None:
+async def _try_to_make_true(
+    kept: Kept, means: Means, number: int, wanted: Declared, vm: VM
+) -> None:
     try:
         await used_up(kept, means, vm.machine)
-        await _make_true(wanted, vm, _grace(kept, means))
+        if await _made_true(wanted, vm, _grace(kept, means)):
+            kept.let_run = number
+            kept.notify()
     except (MachineGone, MachineDied):
         return  # whoever attends to it sees the end
     except QmpkitError as error:
@@ -263,16 +268,32 @@ def _grace(kept: Kept, means: Means) -> float:
     return means.powerdown_grace if kept.grace is None else kept.grace
 
 
-async def _make_true(wanted: str, vm: VM, grace: float) -> None:
+async def _made_true(wanted: Declared, vm: VM, grace: float) -> bool:
+    """Whether its guest was let run."""
     match wanted:
-        case "running" if vm.state is State.PAUSED:
+        case "running" if vm.state is State.PAUSED or await _failed_to_write(vm):
             await vm.resume()
-        case "paused" if vm.state is State.RUNNING:
+            return True
+        case "paused" if vm.state in _AWAKE_OR_ASLEEP:
             await vm.pause()
+            if vm.state is State.SUSPENDED:
+                why = "it sleeps, and this QEMU would not keep it from waking up"
+                raise GuestRefused(vm.name, "to be paused", why)
         case "stopped" if grace:
             await vm.shutdown(grace=grace)
         case "stopped":
             await vm.quit()
+    return False
+
+
+async def _failed_to_write(vm: VM) -> bool:
+    """Whether QEMU has stopped the guest for its disk's sake, which may have room by now.
+
+    For what else QEMU stops a guest, its policy has the answer.
+    """
+    if vm.state is not State.FAILED:
+        return False
+    return bool((await vm.execute("query-status"))["status"] == "io-error")
 
 
 async def _see_off(kept: Kept, means: Means, vm: VM) -> None:
@@ -355,6 +376,6 @@ async def attempt(kept: Kept, means: Means) -> End | None:
         return await started(kept, means, None, None)
     except StartCalledOff as off:
         return End(ExitCause.HOST_QUIT, str(off), 0.0, time.time(), boot_id())
-    except QmpkitError as error:
+    except (QmpkitError, OSError) as error:  # of the second kind what may pass: a limit, a disk
         why = f"it did not start: {error}"
         return End(Mishap.START_FAILED, why, 0.0, time.time(), boot_id())

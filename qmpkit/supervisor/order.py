@@ -20,6 +20,7 @@ __all__ = [
     "Seen",
     "Standing",
     "Stops",
+    "in_circles",
     "ready_to_start",
     "ready_to_stop",
     "start_order",
@@ -92,10 +93,22 @@ class Stops:
     waits: Mapping[str, str]
 
 
+def in_circles(machines: Mapping[str, Needs]) -> dict[str, str]:
+    """Machines that wait for one another, and why none can start; `start_order` has no place
+    for them.  There may be more when these need nothing any more.
+    """
+    needs = {name: needs.all for name, needs in machines.items()}
+    return {
+        name: f"none of them could start first: {' → '.join(circle)}"
+        for circle in farm_order.circles(needs)
+        for name in circle
+    }
+
+
 def start_order(machines: Mapping[str, Needs]) -> tuple[str, ...]:
     """Every machine after all it needs, otherwise as they were given.
 
-    There must be no circle: a farm that has one is refused when it is read.
+    There must be no circle (`in_circles`).
     """
     return farm_order.start_order({name: needs.all for name, needs in machines.items()})
 
@@ -175,4 +188,6 @@ def ready_to_stop(machines: Mapping[str, Needs], stops: Iterable[str]) -> Stops:
     waits = {
         name: f"{' and '.join(later[name])} to stop first" for name in leaving if name in later
     }
+    if len(waits) == len(leaving):  # in a circle, where somebody has to be the first
+        return Stops(leaving, {})
     return Stops(tuple(name for name in leaving if name not in waits), waits)

@@ -6,14 +6,14 @@ import hashlib
 import json
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import attrs
 import cattrs
 
-from qmpkit.errors import QmpkitError
+from qmpkit.errors import Fault, QmpkitError
 from qmpkit.machine.ledger import Change
 from qmpkit.machine.report import ExitCause, ExitReport
 from qmpkit.process.identity import Identity
@@ -28,10 +28,11 @@ from qmpkit.spec.farm_data import (
     machine_from_dict,
     machine_to_dict,
 )
-from qmpkit.spec.health import FunctionCheck, Health
+from qmpkit.spec.given import items_of
+from qmpkit.spec.health import FunctionCheck, Health, health_faults
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.resources import AUTO
-from qmpkit.spec.restart import Restart
+from qmpkit.spec.restart import Restart, restart_faults
 from qmpkit.spec.sites import Sites
 from qmpkit.supervisor.policy import Cause, History, Mishap
 
@@ -78,6 +79,14 @@ class End:
         return cls(report.cause, str(report), report.uptime, time.time(), boot)
 
 
+def _after(value: Iterable[str]) -> tuple[str, ...]:
+    return items_of(value, "after", "a list of machines' names", (str,))
+
+
+def _requires(value: Iterable[str]) -> tuple[str, ...]:
+    return items_of(value, "requires", "a list of machines' names", (str,))
+
+
 @attrs.frozen(kw_only=True)
 class Wanted:
     """What an owner wants of a kept machine; `Record` and `Supervisor.ensure` say more."""
@@ -85,10 +94,15 @@ class Wanted:
     spec: MachineSpec
     restart: Restart
     health: Health | None = None
-    after: tuple[str, ...] = ()
-    requires: tuple[str, ...] = ()
+    after: tuple[str, ...] = attrs.field(default=(), converter=_after)
+    requires: tuple[str, ...] = attrs.field(default=(), converter=_requires)
     farm: FarmMachine | None = None
     declared: Declared = "running"
+
+    def faults(self) -> Iterator[Fault]:
+        """Numbers that make no sense, and checks that can never pass."""
+        yield from restart_faults(self.restart)
+        yield from () if self.health is None else health_faults(self.health)
 
 
 MATTERS = ("restart", "health", "after", "requires", "farm")

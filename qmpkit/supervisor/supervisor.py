@@ -85,7 +85,7 @@ class Supervisor(Saves, Changes):
             raise ValueError(f"starts={starts!r}: no machine would ever be started")
         # A start keeps one processor busy, and waits in between: for a disk, for this process.
         at_once = starts or 2 * (os.cpu_count() or 1) + 4
-        self._log = EventLog(f"supervisor {name!r}")
+        self._log = EventLog(f"supervisor {name!r}", waits=keep)
         self._keeper: Keeper | None = None
         if keep:
             self._keeper = Keeper(
@@ -147,7 +147,8 @@ class Supervisor(Saves, Changes):
         """Follow what happens to all machines: `with lab.subscribe() as events: async for …`.
 
         With *since* first what has happened after that number, as far as it is on record
-        (with `keep=True` also from the supervisors before): -1 for all of it.
+        (with `keep=True` also from the supervisors before): -1 for all of it.  It can be
+        called before the block is entered, so that nothing is missed of how machines are found.
         """
         return self._log.subscribe(buffer, since)
 
@@ -198,8 +199,9 @@ class Supervisor(Saves, Changes):
 
         Raises SpecInvalid, HostLacks or LaunchFailed as `qmpkit.running` does,
         JournalFailed when the journal cannot be written, SpecInvalid too when a machine
-        of that name is up with another spec.  Failed or cancelled, a machine that was
-        down is down again, and what was declared before holds.
+        of that name is up with another spec, LeftAlone when the block ends meanwhile.
+        Failed or cancelled, a machine that was down is down again, and what was declared
+        before holds.
         """
         keeper = self._kept_machines()
         if (known := self._holder.machines.get(spec.name)) and not known.over.is_set():
@@ -209,8 +211,8 @@ class Supervisor(Saves, Changes):
             spec=spec,
             restart=to_restart(restart),
             health=None if health is None else to_health(health),
-            after=tuple(after),
-            requires=tuple(requires),
+            after=after,
+            requires=requires,
             farm=farm,
             declared="paused" if paused else "running",
         )
@@ -230,7 +232,8 @@ class Supervisor(Saves, Changes):
         A journal that cannot be written raises JournalFailed, but for "stopped": that is
         done all the same, and `Kept.not_durable` says that the next supervisor will not
         know.  Raises SpecInvalid for an unknown name, CommandRefused when QEMU says no,
-        what `ensure` does when it has to be started.  Cancelled, it is still made true.
+        what `ensure` does when it has to be started.  Cancelled, it is still made true; when
+        the block ends before it is (LeftAlone), the next supervisor does that.
         """
         if powerdown_grace is not None:
             check_grace("powerdown_grace", powerdown_grace)
@@ -250,14 +253,14 @@ class Supervisor(Saves, Changes):
 
         Its supervisor obeys the new policy and order at once.  Of the spec nothing can differ
         but the forwards of NICs, which whoever calls this has changed, and the description.
-        Raises SpecInvalid for an unknown name, JournalFailed.
+        Raises SpecInvalid for an unknown name, or what `ensure` refuses; JournalFailed.
         """
         wanted = Wanted(
             spec=spec,
             restart=to_restart(restart),
             health=health,
-            after=tuple(after),
-            requires=tuple(requires),
+            after=after,
+            requires=requires,
             farm=farm,
         )
         return await self._kept_machines().amend(wanted)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import trio
 
+from qmpkit._trio import in_thread
 from qmpkit.host.resolve import Resolution
 from qmpkit.process.kept import trim_log
 from qmpkit.supervisor.adopt import found
+from qmpkit.supervisor.errors import LeftAlone
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.life import Means, attempt, comes_again, started
 from qmpkit.supervisor.moves.departures import settled
@@ -46,10 +50,33 @@ class Tending:
     def __init__(self, means: Means, nursery: trio.Nursery) -> None:
         self._means = means
         self._nursery = nursery
+        self._beginning: set[trio.CancelScope] = set()
 
     async def begin(self, kept: Kept, life: Life) -> None:
-        """Have a task tend it from here on; returns when that is in other hands than ours."""
-        await self._nursery.start(self._tend, kept, life)
+        """Have a task tend it from here on; returns when that is in other hands than ours.
+
+        Raises LeftAlone when the supervisor ends before; then it is as when cancelled.
+        """
+        with trio.CancelScope() as scope:
+            if self._nursery.cancel_scope.cancel_called:
+                scope.cancel()
+            self._beginning.add(scope)
+            try:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                await self._nursery.start(self._tend, kept, life)
+            finally:
+                self._beginning.discard(scope)
+        if scope.cancelled_caught:
+            raise LeftAlone(kept.name, "is up")
+
+    def end(self) -> None:
+        """Leave all machines as they are; those that are only being started are taken back.
+
+        Whoever starts one may outlive the supervisor, which must not wait for it.
+        """
+        for scope in self._beginning:
+            scope.cancel()
+        self._nursery.cancel_scope.cancel()
 
     async def _tend(self, kept: Kept, life: Life, task_status: trio.TaskStatus[None]) -> None:
         """One kept machine, start to rest.  The one place where its failure is caught."""
@@ -62,7 +89,11 @@ class Tending:
                 raise
             # Also what is no error of ours: the siblings are not to pay for it.
             log.exception("machine %r failed, and is left as it is", kept.name)
+            kept.refusal = error  # of whoever waits for it to be as declared
             kept.enter("failed", str(error))
+        except BaseException:  # of cancellations there may be a group
+            kept.is_alone = status.handed_over
+            raise
         finally:
             kept.tended = False
             kept.notify()
@@ -120,7 +151,8 @@ async def trim_logs(machines: Mapping[str, Kept]) -> None:
     while True:
         await trio.sleep(_TRIM_EVERY)
         files = [kept.home.stderr for kept in machines.values()]
-        await trio.to_thread.run_sync(_trim_all, files)
+        with suppress(OSError):  # the next time, then
+            await in_thread(partial(_trim_all, files))
 
 
 def _trim_all(files: list[Path]) -> None:

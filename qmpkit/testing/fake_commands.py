@@ -21,7 +21,7 @@ class Refuse(Exception):
         super().__init__(desc, error_class)
 
 
-_RUNNABLE = {"prelaunch", "paused", "running", "restore-vm"}
+_RUNNABLE = {"prelaunch", "paused", "running", "restore-vm", "io-error"}
 _EMPTY_LISTS = (
     "query-block",
     "query-blockstats",

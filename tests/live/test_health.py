@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import attrs
 import pytest
 import trio
 
 import qmpkit
-from qmpkit import Forward, Restart, UserNic
+from qmpkit import Disk, Forward, Restart, UserNic
 from qmpkit.spec.health import AgentCheck, ConsoleCheck, Health, HttpCheck, TcpCheck
 from qmpkit.supervisor.checks import CheckFailed, checked
 from qmpkit.supervisor.health import Healthy
 from qmpkit.testing.leaks import leaks
 from qmpkit.vm import VM
 from tests.live.kept import end_all, lab
+from tests.live.small_disk import small_disk
 from tests.sizes import NEWEST
 
 pytestmark = [
@@ -23,6 +26,7 @@ pytestmark = [
 ]
 
 _NETWORK = "ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0"
+_WRITES = "dd if=/dev/zero of=/dev/vda bs=64k count=16 conv=fsync; echo written: $?"
 _SERVER = "mkdir /www && echo ok > /www/index.html && httpd -p 80 -h /www"
 
 
@@ -53,6 +57,26 @@ async def test_a_guest_is_checked_and_replaced_when_it_fails(qemu: str) -> None:
             assert kept.end is not None
             assert kept.end.cause.value == "unhealthy"
         await end_all()
+
+
+async def test_a_guest_that_a_full_disk_has_stopped_goes_on(qemu: str, tmp_path: Path) -> None:
+    tiny = qmpkit.load_profile("tiny-microvm")
+    async with leaks():
+        with small_disk(tmp_path / "small", mib=4) as small:
+            disk = Disk(str(small.path / "it.raw"), format="raw", make="64MiB")
+            async with lab() as supervisor:
+                spec = attrs.evolve(tiny, qemu=qemu, accel="tcg", disks=[disk])
+                kept = await supervisor.ensure(spec, restart="never")
+                assert kept.vm is not None
+                await kept.vm.console.expect("tiny#")
+                small.fill()
+                await kept.vm.console.send_line(_WRITES)
+                await kept.until(lambda: kept.state == "failed")
+                await supervisor.declare(spec.name, "paused")
+                small.free()
+                await supervisor.declare(spec.name, "running")
+                await kept.vm.console.expect("written: 0")
+            await end_all()
 
 
 async def _ports(vm: VM) -> None:

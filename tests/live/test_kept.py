@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -299,6 +302,37 @@ async def test_a_failed_start_leaves_nothing(bare: MachineSpec, places: Places) 
             await supervisor.ensure(broken)
         assert supervisor.table() == ()
         assert not places.records()
+
+
+async def test_without_descriptors_nothing_starts_and_nothing_ends(bare: MachineSpec) -> None:
+    async with leaks():
+        async with lab() as supervisor:
+            kept = await supervisor.ensure(bare)
+            for spare in range(16):
+                another = attrs.evolve(bare, name=f"m{spare}")
+                with few_descriptors(spare), trio.move_on_after(1), suppress(qmpkit.QmpkitError):
+                    await supervisor.ensure(another)
+                assert kept.state == "running"
+            assert "m15" in supervisor.kept
+        await end_all()
+
+
+@contextmanager
+def few_descriptors(spare: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    taken: list[int] = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for fd in taken[:spare]:
+            os.close(fd)
+        yield
+    finally:
+        for fd in taken[spare:]:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_a_cancelled_start_leaves_nothing_or_a_machine_on_record(bare: MachineSpec) -> None:

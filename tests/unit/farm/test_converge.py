@@ -142,6 +142,15 @@ async def test_one_that_was_stopped_by_hand_starts_again_with_up() -> None:
         assert supervisor.kept["a"].state == "running"
 
 
+async def test_another_order_is_no_circle() -> None:
+    one, two = farm(web={"after": ["db"]}, db={}), farm(web={}, db={"requires": ["web"]})
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, one)
+        for wanted in (two, one):
+            await supervisor.stop_kept()
+            assert (await up(supervisor, wanted)).went_well
+
+
 async def test_a_machine_that_does_not_start_keeps_up_nobody() -> None:
     starts = count(1)
 

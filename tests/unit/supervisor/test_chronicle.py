@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from qmpkit.supervisor import chronicle as chronicle_module
 from qmpkit.supervisor import events as events_module
 from qmpkit.supervisor.chronicle import Chronicle
 from qmpkit.supervisor.events import EventLog, Happening, Happenings
+from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.testing.fake_kept import fake_ground
 from tests.unit.supervisor.conftest import spec
 from tests.unit.supervisor.kept import lab
@@ -55,6 +57,27 @@ async def test_over_supervisors_and_their_restarts(state: Path) -> None:
     folder = state / "events"
     assert (folder.stat().st_mode & 0o777) == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+
+
+@pytest.mark.usefixtures("state")
+async def test_who_listens_before_it_is_opened_hears_the_past_too() -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as first:
+            await first.ensure(spec("a"))
+        second, heard = Supervisor("lab", keep=True, ground=ground), list[Happening]()
+        with second.subscribe(since=-1) as happenings:
+
+            async def listen() -> None:
+                async for happening in happenings:
+                    heard.append(happening)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen)
+                await trio.testing.wait_all_tasks_blocked()
+                async with second:
+                    await second.declare("a", "stopped")
+        past = ["queued", "starting", "paused", "running"]
+        assert [it.state for it in heard] == [*past, "running", "gone"]
 
 
 async def test_a_past_that_is_gone_is_told_once(
@@ -119,6 +142,20 @@ async def test_a_full_disk_is_told_once_and_stops_nobody(
     ] == []
     with events.subscribe(10, since=-1) as happenings:
         assert await _read(happenings, 5) == list(range(5))
+
+
+async def test_a_folder_that_is_removed_is_made_again(state: Path) -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as supervisor:
+            await supervisor.ensure(spec("a"))
+            await trio.sleep(0.2)  # written by then
+            shutil.rmtree(state / "events")
+            await supervisor.declare("a", "stopped")
+        async with lab(ground) as second:
+            with second.subscribe(since=-1) as happenings:
+                with pytest.raises(EventsLost):
+                    await anext(happenings)
+                assert (await anext(happenings)).state == "gone"
 
 
 async def test_what_is_told_as_it_ends_is_written(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from qmpkit.errors import SpecInvalid
 from qmpkit.machine.report import ExitCause
+from qmpkit.supervisor.drain import Drained
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.testing.fake_kept import fake_ground
 from qmpkit.testing.leaks import leaks
@@ -85,3 +87,20 @@ async def test_cancelled_it_is_still_made_true() -> None:
         assert kept.declared == "stopped"
         await kept.wait_rest()
         assert ground.alive == []
+
+
+async def test_one_that_is_forgotten_meanwhile_was_down() -> None:
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await supervisor.ensure(spec("a"))
+        await supervisor.ensure(spec("b"), after=["a"])
+        await supervisor.declare("a", "stopped")
+        stopped: list[Drained] = []
+
+        async def stop() -> None:
+            stopped.extend(await supervisor.stop_kept())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop)
+            await wait_all_tasks_blocked()
+            await supervisor.forget("a")
+        assert [(it.name, it.failure) for it in stopped] == [("b", None), ("a", None)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -79,6 +80,37 @@ async def test_a_circle_is_refused() -> None:
         await supervisor.ensure(spec("a"), after=["b"])
         with pytest.raises(SpecInvalid, match="none of them could start first: a → b → a"):
             await supervisor.ensure(spec("b"), requires=["a"])
+
+
+async def test_a_circle_that_came_to_be_blocks_and_ends_nobody_else() -> None:
+    async with fake_ground() as ground:
+        async with lab(ground) as supervisor:
+            await supervisor.ensure(spec("a"), restart=AT_ONCE)
+            await supervisor.ensure(spec("b"), requires=["a"], restart=AT_ONCE)
+            await supervisor.ensure(spec("c"), requires=["b"], restart=AT_ONCE)
+            await supervisor.ensure(spec("d"), restart=AT_ONCE)
+            await supervisor.amend(spec("a"), restart=AT_ONCE, requires=["b"])
+        for fake in ground.alive:
+            fake.end(signal.SIGKILL)
+        async with lab(ground) as second:
+            await second.kept["d"].wait_running()
+            for name, why in (("a", "a → b → a"), ("b", "a → b → a"), ("c", "a → b → a")):
+                kept = second.kept[name]
+                await kept.until(lambda kept=kept: kept.state == "blocked")  # type: ignore[misc]
+                assert why in kept.cause
+            await second.amend(spec("a"), restart=AT_ONCE)
+            await second.kept["c"].wait_running()
+
+
+async def test_a_circle_is_stopped_all_the_same() -> None:
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await supervisor.ensure(spec("a"))
+        await supervisor.ensure(spec("b"), after=["a"])
+        await supervisor.amend(spec("a"), restart="never", after=["b"])
+        with trio.fail_after(5):
+            stopped = await supervisor.stop_kept()
+        assert {it.name: it.failure for it in stopped} == {"a": None, "b": None}
+        assert ground.alive == []
 
 
 async def test_no_more_start_together_than_may(monkeypatch: pytest.MonkeyPatch) -> None:

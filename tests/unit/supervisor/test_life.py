@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import pytest
 from qmpkit.errors import MachineGone
 from qmpkit.machine.report import ExitCause
 from qmpkit.process.identity import Standing
+from qmpkit.supervisor import gate
+from qmpkit.supervisor.admission import Host
 from qmpkit.supervisor.policy import Mishap
-from qmpkit.testing.fake_kept import fake_ground
+from qmpkit.testing.fake_kept import FakeKept, fake_ground
 from tests.unit.supervisor.conftest import spec
 from tests.unit.supervisor.kept import AT_ONCE, lab, on_disk, put_on_disk
 
@@ -58,6 +62,35 @@ async def test_starts_that_fail_are_a_loop_too() -> None:
         assert (kept.state, len(ground.started)) == ("crash-loop", 4)
         assert kept.end is not None
         assert kept.end.cause is Mishap.START_FAILED
+
+
+async def test_a_host_that_has_nothing_left_for_a_start_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a descriptor neither the host can be looked at, nor a machine be started."""
+    lacks = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def nothing(pages: object) -> Host:
+        raise lacks
+
+    monkeypatch.setattr(gate, "LOOK_EVERY", 0.05)
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        kept = await supervisor.ensure(spec("a"), restart=AT_ONCE)
+        with monkeypatch.context() as patch:
+            patch.setattr(supervisor._kept_machines()._gate, "_host", nothing)
+            ground["a"].end(signal.SIGKILL)
+            await kept.until(lambda: "what this host has: Too many open files" in kept.cause)
+        failures = 0
+
+        def fail_twice(fake: FakeKept) -> None:
+            nonlocal failures
+            failures += 1
+            if failures < 3:
+                raise lacks
+
+        ground.prepare = fail_twice
+        await kept.wait_running()
+        assert (failures, kept.tended) == (3, True)
 
 
 async def test_a_restart_is_decided_on_once(state: Path) -> None:

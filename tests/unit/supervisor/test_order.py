@@ -11,6 +11,7 @@ from qmpkit.supervisor.order import (
     Seen,
     Standing,
     Stops,
+    in_circles,
     ready_to_start,
     ready_to_stop,
     start_order,
@@ -97,6 +98,19 @@ def test_stops_go_backwards_and_only_wait_for_those_that_stop_too() -> None:
     assert ready_to_stop(WEB, ["db"]).now == ("db",)
     assert ready_to_stop(WEB, ["app", "log", "db"]).now == ("app", "log")
     assert ready_to_stop(WEB, []) == Stops((), {})
+
+
+def test_a_circle_is_told_and_stopped_at_once() -> None:
+    machines = {
+        "a": Needs(after=("b",)),
+        "b": Needs(requires=("a", "db")),
+        "c": Needs(after=("a",)),
+        "db": Needs(),
+    }
+    why = "none of them could start first: a → b → a"
+    assert in_circles(machines) == {"a": why, "b": why}
+    assert ready_to_stop(machines, machines).now == ("c",)
+    assert ready_to_stop(machines, ["a", "b", "db"]).now == ("a", "b", "db")
 
 
 STOPS_FIRST = {"app": "web", "log": "web", "db": "app"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -56,6 +58,18 @@ async def test_a_row_says_what_is_known(host: FakeHost) -> None:
         await vm.quit()
         (row,) = lab.table()
         assert (row.state, row.pid, row.accel) == ("gone", None, "tcg")
+
+
+async def test_of_one_that_has_ended_only_its_row_stays(host: FakeHost) -> None:
+    async with Supervisor(start=host.start) as lab:
+        vm = await lab.start(spec("a"))
+        ended = weakref.ref(vm.machine)
+        await vm.quit()
+        await settle()
+        del vm
+        gc.collect()
+        assert ended() is None
+        assert states(lab) == {"a": "gone"}
 
 
 async def test_one_death_touches_nobody_else(host: FakeHost) -> None:

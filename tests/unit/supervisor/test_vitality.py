@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from qmpkit.errors import SpecInvalid
 from qmpkit.spec.health import FunctionCheck, Health, ProcessCheck, QmpCheck
+from qmpkit.spec.restart import Restart
 from qmpkit.supervisor.events import Happening
 from qmpkit.supervisor.health import Healthy, Unhealthy
 from qmpkit.supervisor.policy import Mishap
@@ -174,11 +176,45 @@ async def test_checks_are_on_record_and_go_on_after_an_adoption(state: Path) -> 
             await kept.until(lambda: isinstance(kept.health, Healthy))
 
 
+async def test_a_function_that_fails_as_it_is_given_up_has_failed() -> None:
+    """Nothing that it raises is a reason to leave the machine alone."""
+
+    async def clumsy() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("not even that")
+
+    async def check(vm: VM) -> bool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(clumsy)
+            await trio.sleep_forever()
+        return True
+
+    health = Health(checks=(FunctionCheck(check),), timeout=0.05, start_period=0, retries=1)
+    async with _lab() as (_, supervisor):
+        kept = await supervisor.ensure(spec("a"), health=health, restart="never")
+        await kept.until(lambda: isinstance(kept.health, Unhealthy) or not kept.tended)
+        assert isinstance(kept.health, Unhealthy)
+        assert "ValueError: not even that" in kept.health.why
+
+
 async def test_nonsense_is_refused() -> None:
     async with fake_ground() as ground, lab(ground) as supervisor:
         with pytest.raises(SpecInvalid, match=r"health\.retries"):
             await supervisor.ensure(spec("a"), health=Health(checks=(QmpCheck(),), retries=0))
+        with pytest.raises(SpecInvalid, match=r"after: must be a list, not 'db'"):
+            await supervisor.ensure(spec("a"), after="db")
+        with pytest.raises(SpecInvalid, match=r"requires\[0\]: cannot be 1"):
+            await supervisor.ensure(spec("a"), requires=[1])  # type: ignore[list-item]
         assert not supervisor.kept
+        kept = await supervisor.ensure(spec("a"))
+        with pytest.raises(SpecInvalid, match=r"restart\.intensity"):
+            await supervisor.amend(spec("a"), restart=Restart(intensity=-1))
+        with pytest.raises(SpecInvalid, match=r"health\.interval"):
+            strange = Health(checks=(QmpCheck(),), interval=-1)
+            await supervisor.amend(spec("a"), restart="never", health=strange)
+        assert (kept.restart.policy, kept.record.health) == ("on-failure", None)
 
 
 @pytest.mark.parametrize(
