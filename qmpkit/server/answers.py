@@ -21,7 +21,7 @@ from qmpkit.errors import (
     SpecInvalid,
 )
 
-__all__ = ["Refused", "answer", "error_body", "on_error"]
+__all__ = ["NotUp", "Refused", "answer", "error_body", "on_error"]
 
 log = logging.getLogger("qmpkit.server")
 
@@ -35,6 +35,22 @@ class Refused(QmpkitError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class NotUp(QmpkitError):
+    """What is asked of a machine takes a QEMU, and none answers: why, and whether one comes."""
+
+    def __init__(self, machine: str, state: str, cause: str, *, rests: bool) -> None:
+        self.machine = machine
+        self.state = state
+        self.cause = cause
+        self.rests = rests
+        super().__init__(machine, state, cause)
+
+    def __str__(self) -> str:
+        why = f": {self.cause}" if self.cause else ""
+        cure = f"`qmpkit {'start' if self.rests else 'wait'} {self.machine}`, and ask again"
+        return f"machine {self.machine!r} is {self.state}{why}. Cure: {cure}"
 
 
 class _Ascii(JSONResponse):
@@ -105,6 +121,7 @@ _STATUSES: Mapping[type[BaseException], int] = {
     ImageInUse: 409,
     MachineGone: 409,
     MachineMoving: 409,
+    NotUp: 409,
     HostLacks: 503,
     QmpkitError: 502,
 }

@@ -17,8 +17,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from qmpkit import __version__
-from qmpkit.errors import MachineGone, QmpkitError
-from qmpkit.server.answers import Refused, answer, on_error
+from qmpkit.errors import QmpkitError
+from qmpkit.server.answers import NotUp, Refused, answer, on_error
 from qmpkit.server.bodies import read_object, whole_number
 from qmpkit.server.device_api import DeviceApi
 from qmpkit.server.disk_api import DiskApi
@@ -211,7 +211,7 @@ class _Api:
     def _vm(self, request: Request) -> VM:
         kept = self.kept(request)
         if kept.vm is None:
-            raise MachineGone(kept.name, f"{request.method} (it is {kept.state})", kept.report)
+            raise NotUp(kept.name, kept.state, kept.cause, rests=not kept.tended)
         return kept.vm
 
 

@@ -12,14 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from qmpkit.errors import Fault, MachineGone, SpecInvalid
+from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations.migration.convergence import Policy, Round, adjusted, policy_of
 from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.place import MovePlace, move_place
 from qmpkit.operations.migration.postcopy import postcopy_faults
 from qmpkit.operations.migration.storage import SHARED
 from qmpkit.operations.migration.tls import tls_faults
-from qmpkit.server.answers import answer
+from qmpkit.server.answers import NotUp, answer
 from qmpkit.server.bodies import Keys, read_object
 from qmpkit.server.jobs import Jobs, Step
 from qmpkit.supervisor.kept import Kept
@@ -68,7 +68,7 @@ class MigrateApi:
         place, where = await _place(asked), _where(asked)
         policy, options = _how(asked, place)
         if kept.vm is None:
-            raise MachineGone(kept.name, f"migrating (it is {kept.state})", kept.report)
+            raise NotUp(kept.name, kept.state, kept.cause, rests=not kept.tended)
         faults = [*await self._lab.migration_faults(kept.name, place, **where)]
         if policy_of(policy, options.downtime, options.max_downtime).postcopies:
             faults += postcopy_faults(options, ())

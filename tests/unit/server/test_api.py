@@ -171,6 +171,9 @@ async def test_a_body_that_is_no_json_or_too_long() -> None:
             assert (status, f"more than {room}" in said["error"]["message"]) == (413, True)
 
 
+_STOPPED = "machine 'a' is gone: it was stopped on request"
+
+
 async def test_a_machine_that_is_down_has_no_guest_to_ask() -> None:
     async with served() as daemon:
         await daemon.lab.ensure(spec("a"))
@@ -178,7 +181,9 @@ async def test_a_machine_that_is_down_has_no_guest_to_ask() -> None:
         for method, path in (("GET", "screenshot"), ("POST", "console"), ("POST", "exec")):
             body = {"argv": ["ls"]} if path == "exec" else None
             status, said = await daemon.client.ask(method, f"/v1/machines/a/{path}", body)
-            assert (status, "'a'" in said["error"]["message"]) == (409, True), said
+            told = said["error"]["message"]
+            assert (status, told.partition(" after ")[0]) == (409, _STOPPED)
+            assert told.endswith(". Cure: `qmpkit start a`, and ask again")
 
 
 async def test_one_that_says_no_is_quoted() -> None:
