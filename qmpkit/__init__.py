@@ -177,6 +177,9 @@ if TYPE_CHECKING:
     from qmpkit.spec.restart import Restart as Restart
     from qmpkit.spec.saved import SavedMachine as SavedMachine
     from qmpkit.spec.snapshots import Snapshot as Snapshot
+    from qmpkit.supervisor.errors import LeftAlone as LeftAlone
+    from qmpkit.supervisor.errors import StartBlocked as StartBlocked
+    from qmpkit.supervisor.errors import StartCalledOff as StartCalledOff
     from qmpkit.supervisor.events import Happening as Happening
     from qmpkit.supervisor.events import Happenings as Happenings
     from qmpkit.supervisor.kept import Kept as Kept
@@ -288,6 +291,7 @@ _MODULES = {
     "qmpkit.spec.saved": "SavedMachine",
     "qmpkit.spec.snapshots": "Snapshot",
     "qmpkit.supervisor.moves.departures": "Whereabouts",
+    "qmpkit.supervisor.errors": "LeftAlone StartBlocked StartCalledOff",
     "qmpkit.supervisor.events": "Happening Happenings",
     "qmpkit.supervisor.kept": "Kept",
     "qmpkit.supervisor.moves.terms": "ReceiveTerms",

@@ -199,7 +199,9 @@ class Supervisor(Saves, Changes):
 
         Raises SpecInvalid, HostLacks or LaunchFailed as `qmpkit.running` does,
         JournalFailed when the journal cannot be written, SpecInvalid too when a machine
-        of that name is up with another spec, LeftAlone when the block ends meanwhile.
+        of that name is up with another spec, StartBlocked when one of *requires* will not
+        come up by itself, StartCalledOff when it is declared stopped while it waits, LeftAlone
+        when the block ends meanwhile.
         Failed or cancelled, a machine that was down is down again, and what was declared
         before holds.
         """
