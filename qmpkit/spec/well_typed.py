@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import UnionType
 from typing import Any, Literal, NewType, TypeAlias, get_args, get_origin
 
@@ -52,17 +52,17 @@ def _test_of(kind: Any) -> _Test:
 
 
 def _class_test(kind: Any) -> _Test:
-    tests: list[tuple[str, _Test]] = []
+    # Its fields only once there is one: most programs have few of the classes that there are.
+    tests = partial(_tests_of, kind)
+    return lambda value: (
+        type(value) is kind and all(fits(getattr(value, name)) for name, fits in tests())
+    )
 
-    def test(value: Any) -> bool:
-        if type(value) is not kind:
-            return False
-        if not tests:  # only now: most programs have few of the classes that there are
-            hints = typing.get_type_hints(kind)
-            tests.extend((it.name, _test_of(hints[it.name])) for it in attrs.fields(kind))
-        return all(fits(getattr(value, name)) for name, fits in tests)
 
-    return test
+@cache
+def _tests_of(kind: Any) -> tuple[tuple[str, _Test], ...]:
+    hints = typing.get_type_hints(kind)
+    return tuple((it.name, _test_of(hints[it.name])) for it in attrs.fields(kind))
 
 
 def _items_test(fits: _Test) -> _Test:
