@@ -64,15 +64,16 @@ _popen = subprocess.Popen
 
 
 def test_commands_that_start_it_at_the_same_time_have_one(state: Path) -> None:
-    with popened() as started, ThreadPoolExecutor(3) as commands:
-        found = list(commands.map(running_daemon, ["lab"] * 3))
-    try:
-        assert {daemon.get()["pid"] for daemon in found} == {started[0].pid}
-        assert len(started) == 1
-    finally:
-        for process in started:
-            process.terminate()
-            process.wait()
+    with popened() as started:
+        try:
+            with ThreadPoolExecutor(3) as commands:
+                found = list(commands.map(running_daemon, ["lab"] * 3))
+            assert {daemon.get()["pid"] for daemon in found} == {started[0].pid}
+            assert len(started) == 1
+        finally:
+            for process in started:
+                process.terminate()
+                process.wait()
 
 
 def test_its_log_stays_in_bounds_while_it_runs(state: Path) -> None:
