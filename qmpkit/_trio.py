@@ -96,14 +96,26 @@ async def _give_up_later(scope: trio.CancelScope, grace: float) -> None:
         scope.deadline = trio.current_time() + grace
 
 
-async def in_thread(sync_fn: Callable[[], _One]) -> _One:
+async def in_thread(sync_fn: Callable[[], _One], *, abandon_on_cancel: bool = False) -> _One:
     """*sync_fn* in a thread that no slow disk takes from others; OSError when none is to be had.
 
     A service for many must not end where the system allows no more threads for a while.
     """
+    begun = False
+
+    def run() -> _One:
+        nonlocal begun
+        begun = True
+        return sync_fn()
+
+    limiter = trio.CapacityLimiter(1)
     try:
-        return await trio.to_thread.run_sync(sync_fn, limiter=trio.CapacityLimiter(1))
-    except RuntimeError as error:  # "can't start new thread"
+        return await trio.to_thread.run_sync(
+            run, abandon_on_cancel=abandon_on_cancel, limiter=limiter
+        )
+    except RuntimeError as error:
+        if begun:  # a defect of its own, and no "can't start new thread"
+            raise
         raise OSError(errno.EAGAIN, str(error)) from error
 
 

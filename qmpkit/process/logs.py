@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from qmpkit._trio import service_nursery
+from qmpkit._trio import in_thread, service_nursery
 
 __all__ = ["BoundedLog", "StderrLog", "Tail", "bounded_log", "writing"]
 
@@ -109,14 +109,10 @@ class BoundedLog:
             data = b"".join(self._pending)
             self._pending.clear()
             self._backlog = 0
-            # A limiter of its own: a slow disk must not take the threads of everybody else.
-            limiter = trio.CapacityLimiter(1)
             try:
-                await trio.to_thread.run_sync(
-                    self._append, data, abandon_on_cancel=True, limiter=limiter
-                )
-            except RuntimeError as error:  # the system allows no more threads
-                self._lose(data, OSError(errno.EAGAIN, str(error)))
+                await in_thread(partial(self._append, data), abandon_on_cancel=True)
+            except OSError as error:  # the system allows no more threads
+                self._lose(data, error)
             if not self._pending:
                 self._written.set()
 

@@ -10,6 +10,7 @@ from qmpkit._trio import (
     ServiceNursery,
     both,
     finished_within,
+    in_thread,
     raise_collapsed,
     service_nursery,
 )
@@ -214,3 +215,11 @@ async def test_the_failure_of_one_gives_up_the_other() -> None:
     for one, other in ((fails, trio.sleep_forever), (trio.sleep_forever, fails)):
         with pytest.raises(ValueError, match="it is gone"):
             await both(one, other)
+
+
+async def test_a_defect_in_a_thread_is_no_want_of_threads() -> None:
+    def defect() -> None:
+        raise RuntimeError("dictionary changed size during iteration")
+
+    with pytest.raises(RuntimeError, match="changed size"):
+        await in_thread(defect)
