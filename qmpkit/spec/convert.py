@@ -310,10 +310,8 @@ def _writers(converter: cattrs.Converter) -> None:
 
 
 _CONVERTER = cattrs.Converter(detailed_validation=True)
-_SHORT = cattrs.Converter(omit_if_default=True)
 _readers(_CONVERTER)
 _writers(_CONVERTER)
-_writers(_SHORT)
 
 
 def structure(data: Mapping[str, object]) -> MachineSpec:
@@ -331,20 +329,7 @@ def unstructure_any(value: object) -> Any:
     return _CONVERTER.unstructure(value)
 
 
-def unstructure(spec: MachineSpec, *, defaults: bool = True) -> dict[str, Any]:
-    """Every field as plain data, None included; without `defaults` as short as can be."""
-    if defaults:
-        full: dict[str, Any] = _CONVERTER.unstructure(spec)
-        return full
-    short: dict[str, Any] = _SHORT.unstructure(spec)
-    for key, plain in (("memory", "size"), ("cpu", "cpus")):
-        if short.get(key, {}).keys() == {plain}:
-            short[key] = short[key][plain]
-    if short.get("firmware") == {}:
-        short["firmware"] = UEFI
-    for key, prefix in (("disks", "disk"), ("nics", "nic")):
-        for number, item in enumerate(short.get(key, ())):
-            # The name it would be given anyway.
-            if item.get("id") == f"{prefix}{number}":
-                del item["id"]
-    return short
+def unstructure(spec: MachineSpec) -> dict[str, Any]:
+    """Every field as plain data, None included."""
+    full: dict[str, Any] = _CONVERTER.unstructure(spec)
+    return full

@@ -12,9 +12,11 @@ import tomli_w
 
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.check import faults_of
-from qmpkit.spec.convert import kind_of, structure, unstructure
+from qmpkit.spec.convert import kind_of, structure
 from qmpkit.spec.faults import Step, collect, path_text
+from qmpkit.spec.firmware import UEFI
 from qmpkit.spec.machine import MachineSpec
+from qmpkit.spec.plain import plain
 
 __all__ = [
     "SCHEMA",
@@ -134,16 +136,23 @@ def spec_to_dict(spec: MachineSpec, *, defaults: bool = True) -> dict[str, objec
     With `defaults` every field is there but those that are None, so that the text keeps
     its meaning when a default changes; without, only what differs from the defaults.
     """
-    data = unstructure(spec, defaults=defaults)
-    return {"schema": SCHEMA, **_without_none(data)}
+    data: dict[str, object] = plain(spec, defaults=defaults)
+    return {"schema": SCHEMA, **(data if defaults else _short_forms(data))}
 
 
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [_without_none(item) for item in value]
-    return value
+def _short_forms(data: dict[str, Any]) -> dict[str, object]:
+    """As people write it."""
+    for key, only in (("memory", "size"), ("cpu", "cpus")):
+        if data.get(key, {}).keys() == {only}:
+            data[key] = data[key][only]
+    if data.get("firmware") == {}:
+        data["firmware"] = UEFI
+    for key, prefix in (("disks", "disk"), ("nics", "nic")):
+        for number, item in enumerate(data.get(key, ())):
+            # The name it would be given anyway.
+            if item.get("id") == f"{prefix}{number}":
+                del item["id"]
+    return data
 
 
 def parse_toml(text: str, source: str = "") -> dict[str, object]:

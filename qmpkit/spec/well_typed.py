@@ -14,6 +14,8 @@ from typing import Any, Literal, NewType, TypeAlias, get_args, get_origin
 
 import attrs
 
+from qmpkit.spec.fields import hints_of
+
 __all__ = ["is_well_typed"]
 
 _Test: TypeAlias = Callable[[Any], bool]
@@ -61,7 +63,7 @@ def _class_test(kind: Any) -> _Test:
 
 @cache
 def _tests_of(kind: Any) -> tuple[tuple[str, _Test], ...]:
-    hints = typing.get_type_hints(kind)
+    hints = hints_of(kind)
     return tuple((it.name, _test_of(hints[it.name])) for it in attrs.fields(kind))
 
 

@@ -57,7 +57,7 @@ def test_what_differs_from_the_defaults_is_all_that_a_short_text_says() -> None:
     spec = MachineSpec(name="web", memory="1GiB", disks=[Disk("a.img", format="raw")], cpu=2)
     assert spec_to_toml(spec, defaults=False) == (
         'schema = 1\nname = "web"\ncpu = 2\nmemory = "1GiB"\n'
-        'disks = [\n    { format = "raw", file = "a.img" },\n]\n'
+        'disks = [\n    { file = "a.img", format = "raw" },\n]\n'
     )
 
 
