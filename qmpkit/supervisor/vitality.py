@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 
 import trio
 
@@ -11,7 +12,7 @@ from qmpkit.errors import MachineDied, MachineGone, QmpkitError
 from qmpkit.machine.state import State
 from qmpkit.process.identity import boot_id
 from qmpkit.qmp.errors import EventsLost
-from qmpkit.qmp.events import Subscription
+from qmpkit.qmp.events import Event, Subscription
 from qmpkit.spec.health import Check, ConsoleCheck, Health
 from qmpkit.supervisor.checks import checked
 from qmpkit.supervisor.health import Healthy, Result, Starting, Unhealthy, Verdict, Vitals
@@ -129,15 +130,24 @@ async def put_down(kept: Kept, journal: Journal, vm: VM, cause: Mishap, why: str
 
 async def notice_mishaps(kept: Kept, journal: Journal, vm: VM) -> None:
     """End the machine when its guest does not feed its watchdog, or QEMU gave up running it."""
+    mishap, looks = None, not _as_left(kept, vm)
     try:
-        with vm.subscribe("WATCHDOG", "STOP") as events:
-            if _as_left(kept, vm):
-                await _next(events, kept)
-            while (mishap := await _mishap(vm)) is None:
-                await _next(events, kept)
+        while mishap is None:
+            with suppress(EventsLost), vm.subscribe("WATCHDOG", "STOP") as events:
+                mishap = await _next_mishap(events, kept, vm, looks)
+            looks = True  # what was lost may have been one
         await put_down(kept, journal, vm, *mishap)
     except QmpkitError:
         return  # its end, or its monitor's, is somebody else's matter
+
+
+async def _next_mishap(events: Subscription, kept: Kept, vm: VM, looks: bool) -> tuple[Mishap, str]:
+    """The first there is; without *looks* not before an event."""
+    if not looks:
+        await _next(events, kept)
+    while (mishap := await _mishap(vm)) is None:
+        await _next(events, kept)
+    return mishap
 
 
 def _as_left(kept: Kept, vm: VM) -> bool:
@@ -146,14 +156,13 @@ def _as_left(kept: Kept, vm: VM) -> bool:
 
 
 async def _next(events: Subscription, kept: Kept) -> None:
-    """Wait for what may be a mishap, and tell of a watchdog that barked."""
-    try:
-        event = await anext(events)
-    except EventsLost:
-        return
-    if event.name == "WATCHDOG":
-        action = event.data.get("action", "")
-        kept.tell("watchdog", f"the guest did not feed its watchdog: {action}")
+    """Wait for what may be a mishap, and tell of a watchdog that barked; all there is at once."""
+    event: Event | None = await anext(events)
+    while event is not None:
+        if event.name == "WATCHDOG":
+            action = event.data.get("action", "")
+            kept.tell("watchdog", f"the guest did not feed its watchdog: {action}")
+        event = events.next_nowait()
 
 
 async def _mishap(vm: VM) -> tuple[Mishap, str] | None:

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import trio
-from farm_memory import take_memory
+from farm_memory import memory_at_hand
 from farm_spec import spec
 
 from qmpkit import Supervisor
@@ -34,8 +34,9 @@ async def measure(load: dict[str, Any]) -> dict[str, float]:
     return {"start_many": took / load["machines"]}
 
 
-os.environ["QMPKIT_STATE_DIR"] += f"/{os.getpid()}"  # left until the end: see take_memory
+os.environ["QMPKIT_STATE_DIR"] += f"/{os.getpid()}"  # left until the end: see farm_memory
 own_process()
 load = json.loads(sys.argv[1])
-take_memory(load["machines"])
-print(json.dumps(trio.run(measure, load)))
+with memory_at_hand(load["machines"]):
+    figures = trio.run(measure, load)
+print(json.dumps(figures))

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from farm_memory import take_memory
+from farm_memory import memory_at_hand
 
 
 def start(load: dict[str, Any], folder: Path, log_file: Path) -> subprocess.Popen[bytes]:
@@ -47,9 +47,11 @@ def main() -> None:
     load = json.loads(sys.argv[1])
     qemus: list[subprocess.Popen[bytes]] = []
     runtime = os.environ["QMPKIT_RUNTIME_DIR"]  # where the other side has its sockets too
-    logs = tempfile.mkdtemp(dir=os.environ["QMPKIT_STATE_DIR"])  # left: see take_memory
-    take_memory(load["machines"])
-    with tempfile.TemporaryDirectory(prefix="b-", dir=runtime) as root:
+    logs = tempfile.mkdtemp(dir=os.environ["QMPKIT_STATE_DIR"])  # left: see farm_memory
+    with (
+        memory_at_hand(load["machines"]),
+        tempfile.TemporaryDirectory(prefix="b-", dir=runtime) as root,
+    ):
         try:
             begun = time.perf_counter()
             with ThreadPoolExecutor(load["at_once"]) as pool:

@@ -18,6 +18,7 @@ from qmpkit.supervisor.events import Happening
 from qmpkit.supervisor.health import Healthy, Unhealthy
 from qmpkit.supervisor.policy import Mishap
 from qmpkit.supervisor.supervisor import Supervisor
+from qmpkit.testing.fake import Late
 from qmpkit.testing.fake_kept import FakeGround, fake_ground
 from qmpkit.testing.leaks import leaks
 from qmpkit.vm import VM
@@ -233,3 +234,21 @@ async def test_what_qemu_stopped_for_is_answered_by_the_policy(status: str, caus
         assert kept.end is not None
         assert kept.end.cause is cause
         json.dumps(kept.end.why)
+
+
+async def test_after_more_events_than_it_reads_it_watches_on() -> None:
+    async with _lab() as (ground, supervisor):
+        kept = await supervisor.ensure(spec("a"), restart=AT_ONCE)
+        qemu = ground["a"].qemu
+        qemu.misbehave("query-status", Late(0.1))  # it is waited for meanwhile
+        for _ in range(1500):
+            qemu.emit("STOP")
+        await trio.sleep(0.3)
+        asked = len(qemu.calls)
+        await trio.sleep(0.2)
+        assert len(qemu.calls) == asked, "nothing has happened since"
+        qemu.status = "watchdog"
+        qemu.emit("STOP")
+        await kept.until(lambda: len(ground.started) == 2)
+        assert kept.end is not None
+        assert kept.end.cause is Mishap.WATCHDOG
