@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qmpkit.cli.choosing import matching
 from qmpkit.cli.daemon import DaemonAbsent, farm_daemon, find_daemon
 from qmpkit.cli.exits import Exit, Refusal
-from qmpkit.cli.farm_actions import chosen, machine_of, one_machine
-from qmpkit.cli.reach import Reach, config_of, inventory_of, reach_of
+from qmpkit.cli.farm_actions import machine_of, one_machine
+from qmpkit.cli.reach import Reach, config_of, inventory_of, reach_of, why_unreached
 from qmpkit.cli.safe import one_line
 from qmpkit.cli.since import since_query
 from qmpkit.cli.talk import print_json, talk
@@ -84,8 +85,7 @@ def ssh(name: str, words: Sequence[str], farm: str | None, user: str | None) -> 
     machine = daemon.get("machines", one_machine(daemon, name))
     reach = reach_of(machine, user)
     if reach is None:
-        cure = 'ports = ["0:22"] in its table, with a network of kind "nat"'
-        raise Refusal(f"no way leads to port 22 of machine {name!r}. Cure: {cure}")
+        raise Refusal(why_unreached(machine))
     options = reach.options(str(_known_hosts(which)))
     flags = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     try:
@@ -111,14 +111,15 @@ def _reaches(farm: str, words: Sequence[str]) -> list[Reach]:
 
 def _all(farm: str, words: Sequence[str]) -> list[dict[str, Any]]:
     daemon = find_daemon(farm)
-    return [daemon.get("machines", name) for name in chosen(daemon, words or ["*"])]
+    known = [machine["name"] for machine in daemon.get("machines")["machines"]]
+    names = matching(words, known, farm) if words else known
+    return [daemon.get("machines", name) for name in names]
 
 
 def inventory(farm: str | None, host: str | None) -> int:
     """`inventory`: what Ansible wants to know."""
     which = which_farm(farm)
-    machines = _all(which, []) if find_daemon(which).get("machines")["machines"] else []
-    found = inventory_of(machines, str(_known_hosts(which)))
+    found = inventory_of(_all(which, []), str(_known_hosts(which)))
     print_json(found if host is None else found["_meta"]["hostvars"].get(host, {}))
     return Exit.OK
 
