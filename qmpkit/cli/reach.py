@@ -11,7 +11,7 @@ import attrs
 
 from qmpkit.process.roots import hash_of
 
-__all__ = ["Reach", "config_of", "inventory_of", "reach_of", "ssh_word"]
+__all__ = ["Reach", "alias_of", "config_of", "inventory_of", "reach_of", "ssh_word"]
 __all__ += ["why_unreached"]
 
 _SSH = 22
@@ -32,8 +32,8 @@ class Reach:
 
     @property
     def alias(self) -> str:
-        """The name, or one like it that ssh takes for a host's and a line of known_hosts holds."""
-        return self.name if _HOST.fullmatch(self.name) else f"qk-{hash_of(self.name)}"
+        """See `alias_of`."""
+        return alias_of(self.name)
 
     def options(self, known_hosts: str) -> dict[str, str]:
         """ssh's options, quoted: the machine's key is remembered by its name, not by its port."""
@@ -50,6 +50,11 @@ class Reach:
             key: ssh_word(value.replace("%", "%%") if key in _EXPANDED else value)
             for key, value in plain.items()
         }
+
+
+def alias_of(name: str) -> str:
+    """The name, or one like it that ssh takes for a host's and a line of known_hosts holds."""
+    return name if _HOST.fullmatch(name) else f"qk-{hash_of(name)}"
 
 
 def reach_of(machine: Mapping[str, Any], user: str | None = None) -> Reach | None:
