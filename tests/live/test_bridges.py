@@ -135,6 +135,20 @@ def test_a_device_of_somebody_elses_is_left_alone(net: Namespace, places: Places
     assert "own" in net.devices()
 
 
+def test_a_bridge_that_was_deleted_comes_back_whole(net: Namespace, places: Places) -> None:
+    net.farm()
+    net.qmpkit("up", "farm.toml")
+    before = net.devices()
+    net.do("ip", "link", "delete", "qkbr")
+    net.qmpkit("restart", "web1")
+    net.qmpkit("wait", "web1", "--for", "healthy")
+    assert net.devices()["qkbr"]["ifindex"] != before["qkbr"]["ifindex"]
+    one, two = (address_of(net, name) for name in ("web1", "web2"))  # by its server, of both
+    net.qmpkit("exec", "web1", "--", "ping", "-c", "1", "-W", "5", two)
+    assert one != two
+    net.qmpkit("down")
+
+
 LENT = """
 schema = 1
 [networks.lan]
