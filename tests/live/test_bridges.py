@@ -149,6 +149,19 @@ def test_a_bridge_that_was_deleted_comes_back_whole(net: Namespace, places: Plac
     net.qmpkit("down")
 
 
+def test_a_network_that_the_host_is_in_already_is_no_bridges(
+    net: Namespace, places: Places
+) -> None:
+    net.do("ip", "link", "add", "own", "type", "bridge")
+    net.do("ip", "address", "add", "192.168.55.9/24", "dev", "own")
+    net.farm()
+    said = net.qmpkit("up", "farm.toml", status=1)
+    assert "cannot have 192.168.55.1/24: this host's 'own' is in 192.168.55.0/24 already" in said
+    assert "give the network another subnet" in said
+    assert [name for name in net.devices() if name.startswith("qk")] == []
+    net.qmpkit("down")
+
+
 LENT = """
 schema = 1
 [networks.lan]
