@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
+import socket
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -37,6 +39,7 @@ log = logging.getLogger("qmpkit.networks")
 
 _ALIAS_LIMIT = 255
 _LEASE = "1h"
+_DHCP = 67
 
 
 class Bridges:
@@ -152,6 +155,7 @@ def _prepared(network: Bridge, leases: Path, stack: ExitStack) -> Command:
     if (program := shutil.which("dnsmasq", path=path)) is None:
         what = f"a DHCP range on {network.bridge!r} needs dnsmasq, which is not installed"
         raise HostLacks(what, "sudo apt install dnsmasq-base")
+    _refuse_another_server(network.bridge)
     subnet = subnet_of(network)
     assert network.dhcp is not None and subnet is not None, "farm_networks sees to that"
     first, _, last = (part.strip() for part in network.dhcp.partition("-"))
@@ -173,6 +177,20 @@ def _prepared(network: Bridge, leases: Path, stack: ExitStack) -> Command:
             "--quiet-dhcp",
         ]
     )
+
+
+def _refuse_another_server(bridge: str) -> None:
+    """Bind what dnsmasq is about to: it has been started already when it ends of that."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):  # other dnsmasqs are none
+            probe.setsockopt(socket.SOL_SOCKET, option, 1)
+        try:
+            probe.bind(("", _DHCP))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                what = f"no DHCP on {bridge!r}: UDP port {_DHCP} is another program's"
+                cure = f"`sudo ss -lunp sport = {_DHCP}` names it: end it, or leave out dhcp"
+                raise HostLacks(what, cure) from error
 
 
 def _forgotten(leases: Path) -> None:

@@ -162,6 +162,32 @@ def test_a_network_that_the_host_is_in_already_is_no_bridges(
     net.qmpkit("down")
 
 
+SERVER = """
+import socket
+taken = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+taken.bind(("", 67))
+print("bound", flush=True)
+input()
+"""
+
+
+def test_another_dhcp_server_is_told_before_any_machine_starts(
+    net: Namespace, places: Places
+) -> None:
+    net.farm()
+    words = ["ip", "netns", "exec", net.name, sys.executable, "-c", SERVER]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "bound\n"
+        said = net.qmpkit("up", "farm.toml", status=1)
+        server.communicate("\n")
+    for name in ("web1", "web2"):
+        assert f"{name} FAILED (no DHCP on 'qkbr': UDP port 67 is another program's" in said
+    assert json.loads(net.qmpkit("ps", "--json")) == []
+    net.qmpkit("down")
+
+
 LENT = """
 schema = 1
 [networks.lan]
