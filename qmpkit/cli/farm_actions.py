@@ -12,6 +12,8 @@ from qmpkit.cli.confirm import confirmed
 from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, farm_daemon, find_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, Refusal, exit_of
 from qmpkit.cli.farm_jobs import followed, print_outcome
+from qmpkit.cli.known_hosts import forget_keys
+from qmpkit.cli.reach import alias_of
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.which_farm import farm_of_file, which_farm
@@ -63,6 +65,10 @@ def _answering(farm: str) -> Daemon:
 
 
 def _ended(daemon: Daemon, job: dict[str, str], what: str, as_json: bool) -> int:
+    return _status(_told(daemon, job, what, as_json))
+
+
+def _told(daemon: Daemon, job: dict[str, str], what: str, as_json: bool) -> dict[str, Any]:
     outcome = followed(daemon, job["job"], what)
     if as_json:
         print_json(outcome)
@@ -70,6 +76,10 @@ def _ended(daemon: Daemon, job: dict[str, str], what: str, as_json: bool) -> int
         print_outcome(outcome)
         for name in outcome.get("others", ()):
             talk.note(f"{name} stays: it is of no farm file (`qmpkit stop`, then `qmpkit rm`)")
+    return outcome
+
+
+def _status(outcome: dict[str, Any]) -> int:
     return Exit.OK if outcome["went_well"] else Exit.FAILED
 
 
@@ -133,7 +143,11 @@ def take_down(
     body: dict[str, Any] = {"delete_disks": delete_disks}
     given = {"grace": grace, "deadline": deadline, "names": only}
     body |= {key: value for key, value in given.items() if value is not None}
-    return _ended(daemon, daemon.post("down", body=body), "taking down", as_json)
+    outcome = _told(daemon, daemon.post("down", body=body), "taking down", as_json)
+    if delete_disks:
+        gone = [it["name"] for it in outcome["machines"] if it["did"] == "removed"]
+        forget_keys(daemon.farm, list(map(alias_of, gone)))
+    return _status(outcome)
 
 
 def _disks(daemon: Daemon, names: Sequence[str]) -> dict[str, list[str]]:

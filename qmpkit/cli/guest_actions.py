@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qmpkit.cli.choosing import matching
 from qmpkit.cli.daemon import DaemonAbsent, farm_daemon, find_daemon
 from qmpkit.cli.exits import Exit, Refusal
-from qmpkit.cli.farm_actions import chosen, machine_of, one_machine
-from qmpkit.cli.reach import Reach, config_of, inventory_of, reach_of
+from qmpkit.cli.farm_actions import machine_of, one_machine
+from qmpkit.cli.known_hosts import known_hosts_of
+from qmpkit.cli.reach import Reach, config_of, inventory_of, reach_of, why_unreached
 from qmpkit.cli.safe import one_line
 from qmpkit.cli.since import since_query
 from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.which_farm import which_farm
-from qmpkit.process.roots import state_root
 
 __all__ = ["inventory", "show_events", "show_logs", "ssh", "ssh_config"]
 __all__ += ["take_screenshot"]
@@ -84,9 +85,8 @@ def ssh(name: str, words: Sequence[str], farm: str | None, user: str | None) -> 
     machine = daemon.get("machines", one_machine(daemon, name))
     reach = reach_of(machine, user)
     if reach is None:
-        cure = 'ports = ["0:22"] in its table, with a network of kind "nat"'
-        raise Refusal(f"no way leads to port 22 of machine {name!r}. Cure: {cure}")
-    options = reach.options(str(_known_hosts(which)))
+        raise Refusal(why_unreached(machine))
+    options = reach.options(str(known_hosts_of(which)))
     flags = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     try:
         os.execvp("ssh", ["ssh", *flags, reach.alias, *words])
@@ -97,7 +97,7 @@ def ssh(name: str, words: Sequence[str], farm: str | None, user: str | None) -> 
 def ssh_config(words: Sequence[str], farm: str | None) -> int:
     """`ssh-config`: a fragment for ~/.ssh/config."""
     which = which_farm(farm)
-    sys.stdout.write(config_of(_reaches(which, words), str(_known_hosts(which))))
+    sys.stdout.write(config_of(_reaches(which, words), str(known_hosts_of(which))))
     return Exit.OK
 
 
@@ -111,17 +111,14 @@ def _reaches(farm: str, words: Sequence[str]) -> list[Reach]:
 
 def _all(farm: str, words: Sequence[str]) -> list[dict[str, Any]]:
     daemon = find_daemon(farm)
-    return [daemon.get("machines", name) for name in chosen(daemon, words or ["*"])]
+    known = [machine["name"] for machine in daemon.get("machines")["machines"]]
+    names = matching(words, known, farm) if words else known
+    return [daemon.get("machines", name) for name in names]
 
 
 def inventory(farm: str | None, host: str | None) -> int:
     """`inventory`: what Ansible wants to know."""
     which = which_farm(farm)
-    machines = _all(which, []) if find_daemon(which).get("machines")["machines"] else []
-    found = inventory_of(machines, str(_known_hosts(which)))
+    found = inventory_of(_all(which, []), str(known_hosts_of(which)))
     print_json(found if host is None else found["_meta"]["hostvars"].get(host, {}))
     return Exit.OK
-
-
-def _known_hosts(farm: str) -> Path:
-    return state_root() / farm / "known_hosts"

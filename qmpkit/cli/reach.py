@@ -11,7 +11,8 @@ import attrs
 
 from qmpkit.process.roots import hash_of
 
-__all__ = ["Reach", "config_of", "inventory_of", "reach_of", "ssh_word"]
+__all__ = ["Reach", "alias_of", "config_of", "inventory_of", "reach_of", "ssh_word"]
+__all__ += ["why_unreached"]
 
 _SSH = 22
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
@@ -31,8 +32,8 @@ class Reach:
 
     @property
     def alias(self) -> str:
-        """The name, or one like it that ssh takes for a host's and a line of known_hosts holds."""
-        return self.name if _HOST.fullmatch(self.name) else f"qk-{hash_of(self.name)}"
+        """See `alias_of`."""
+        return alias_of(self.name)
 
     def options(self, known_hosts: str) -> dict[str, str]:
         """ssh's options, quoted: the machine's key is remembered by its name, not by its port."""
@@ -51,6 +52,11 @@ class Reach:
         }
 
 
+def alias_of(name: str) -> str:
+    """The name, or one like it that ssh takes for a host's and a line of known_hosts holds."""
+    return name if _HOST.fullmatch(name) else f"qk-{hash_of(name)}"
+
+
 def reach_of(machine: Mapping[str, Any], user: str | None = None) -> Reach | None:
     """By a forward of port 22, else by a fixed address on a bridge; None: by neither."""
     name = machine["name"]
@@ -65,6 +71,19 @@ def reach_of(machine: Mapping[str, Any], user: str | None = None) -> Reach | Non
         if network["nic"] in taps and network["ip"]:
             return Reach(name, network["ip"], _SSH, who)
     return None
+
+
+def why_unreached(machine: Mapping[str, Any]) -> str:
+    """What is said of a machine that has no `reach_of`."""
+    name = machine["name"]
+    forwards = [it for nic in machine["spec"]["nics"] for it in nic.get("forwards", ())]
+    if not any(it["guest"] == _SSH and it.get("proto", "tcp") == "tcp" for it in forwards):
+        cure = 'ports = ["0:22"] in its table, with a network of kind "nat"'
+        return f"no way leads to port 22 of machine {name!r}. Cure: {cure}"
+    if machine["pid"] is not None:
+        return f"the QEMU of machine {name!r} does not tell which port leads to its 22; ask again"
+    cure = f"`qmpkit start {shlex.quote(name)}`"
+    return f"machine {name!r} is not up, and its ports lead nowhere. Cure: {cure}"
 
 
 def ssh_word(value: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
+import socket
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from qmpkit.networks.devices import (
     make_tap,
     may_make_devices,
     owned_devices,
+    put_on_bridge,
     remove_devices,
 )
 from qmpkit.networks.helpers import Command, Helpers, Members, Prepare
@@ -36,6 +39,7 @@ log = logging.getLogger("qmpkit.networks")
 
 _ALIAS_LIMIT = 255
 _LEASE = "1h"
+_DHCP = 67
 
 
 class Bridges:
@@ -47,7 +51,8 @@ class Bridges:
         state = os.fsdecode(places.state)
         fits = len(os.fsencode(state)) + len("qmpkit ") <= _ALIAS_LIMIT
         self._owner = f"qmpkit {state if fits else hash_of(state)}"
-        self._served: dict[str, Bridge] = {}  # as its DHCP server knows it
+        self._served: dict[str, Bridge | None] = {}  # as its DHCP server knows it
+        self._taps: set[tuple[str, str]] = set()  # each with the bridge before it
 
     def helper(self, join: Joined) -> tuple[str, Prepare] | None:
         """Its DHCP server, if it has one."""
@@ -59,8 +64,8 @@ class Bridges:
 
     async def sweep(self, members: Members) -> None:
         """Remove our devices that no member on record needs."""
-        needed = {self._tap(member, join) for member, join in members}
-        needed |= {_bridge(join).bridge for _, join in members}
+        self._taps |= {(_bridge(join).bridge, self._tap(member, join)) for member, join in members}
+        needed = {device for pair in self._taps for device in pair}
         if not self._leases.exists():  # netlink's library is not loaded for nothing
             return
         found = await trio.to_thread.run_sync(_owned_if_possible, self._owner)
@@ -72,7 +77,11 @@ class Bridges:
     async def make(self, member: str, join: Joined) -> None:
         """Have the bridge, the member's tap on it, and DHCP; raises HostLacks."""
         network, tap = _bridge(join), self._tap(member, join)
-        await trio.to_thread.run_sync(_made, network, tap, self._leases / join.name, self._owner)
+        self._taps.add((network.bridge, tap))
+        others = [other for bridge, other in self._taps if bridge == network.bridge]
+        leases = self._leases / join.name
+        if await trio.to_thread.run_sync(_made, network, tap, others, leases, self._owner):
+            self._served[join.name] = None  # a server hears no later device of the same name
         if self._served.get(join.name, network) != network:
             await self._helpers.end(_server(join.name))
         if (helper := self.helper(join)) is not None:
@@ -87,7 +96,9 @@ class Bridges:
 
     async def unplug(self, member: str, join: Joined) -> None:
         """Remove the member's tap."""
-        await self._remove([self._tap(member, join)])
+        tap = self._tap(member, join)
+        self._taps.discard((_bridge(join).bridge, tap))
+        await self._remove([tap])
 
     async def remove(self, join: Joined) -> None:
         """End its DHCP server, and remove the bridge if it was made."""
@@ -113,17 +124,21 @@ def _server(network: str) -> str:
     return f"the DHCP server of network {network!r}"
 
 
-def _made(network: Bridge, tap: str, leases: Path, owner: str) -> None:
+def _made(network: Bridge, tap: str, others: list[str], leases: Path, owner: str) -> bool:
+    """Have the bridge, and the tap on it; True when it was made, with the *others* on it again."""
     leases.parent.mkdir(mode=0o700, exist_ok=True)
     leases.touch(0o600)  # on record, before there is anything
+    is_new = False
     if network.make:
         subnet = subnet_of(network)
         address = f"{network.address}/{subnet.prefixlen}" if network.address and subnet else None
-        make_bridge(network.bridge, owner, address)
+        if is_new := make_bridge(network.bridge, owner, address):
+            put_on_bridge(others, network.bridge, owner)
     else:
         check_bridge(network.bridge)
     if network.make or may_make_devices():
         make_tap(tap, network.bridge, owner)
+    return is_new
 
 
 def _owned_if_possible(owner: str) -> list[str]:
@@ -140,6 +155,7 @@ def _prepared(network: Bridge, leases: Path, stack: ExitStack) -> Command:
     if (program := shutil.which("dnsmasq", path=path)) is None:
         what = f"a DHCP range on {network.bridge!r} needs dnsmasq, which is not installed"
         raise HostLacks(what, "sudo apt install dnsmasq-base")
+    _refuse_another_server(network.bridge)
     subnet = subnet_of(network)
     assert network.dhcp is not None and subnet is not None, "farm_networks sees to that"
     first, _, last = (part.strip() for part in network.dhcp.partition("-"))
@@ -161,6 +177,20 @@ def _prepared(network: Bridge, leases: Path, stack: ExitStack) -> Command:
             "--quiet-dhcp",
         ]
     )
+
+
+def _refuse_another_server(bridge: str) -> None:
+    """Bind what dnsmasq is about to: it has been started already when it ends of that."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):  # other dnsmasqs are none
+            probe.setsockopt(socket.SOL_SOCKET, option, 1)
+        try:
+            probe.bind(("", _DHCP))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                what = f"no DHCP on {bridge!r}: UDP port {_DHCP} is another program's"
+                cure = f"`sudo ss -lunp sport = {_DHCP}` names it: end it, or leave out dhcp"
+                raise HostLacks(what, cure) from error
 
 
 def _forgotten(leases: Path) -> None:

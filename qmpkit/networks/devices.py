@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import ipaddress
 import os
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,24 +19,28 @@ from qmpkit.host.netlink import opened_netlink
 from qmpkit.spec.names import mac_of
 
 __all__ = ["check_bridge", "make_bridge", "make_tap", "may_make_devices"]
-__all__ += ["owned_devices", "remove_devices"]
+__all__ += ["owned_devices", "put_on_bridge", "remove_devices"]
 
 _CAP_NET_ADMIN = 12
 
 
-def make_bridge(name: str, owner: str, address: str | None) -> None:
+def make_bridge(name: str, owner: str, address: str | None) -> bool:
     """Have a bridge that is *owner*'s and has *address* ("192.168.5.1/24") and no other.
 
-    Raises HostLacks, also when the name is a device's that somebody else made.
+    True when it was not there.  Raises HostLacks, also when the name is a device's that somebody
+    else made, or another device is in the address's network.
     """
     with _netlink(f"make the bridge {name!r}") as route:
-        if (found := _find(route, name)) is None:
+        if address is not None:
+            _refuse_shared(route, name, address)
+        if is_new := (found := _find(route, name)) is None:
             found = _new(route, name, owner, kind="bridge", address=mac_of(name, "bridge"))
         elif _alias(found) != owner:
             cure = "name another bridge, or use that one with make = false"
             raise HostLacks(_taken(name, found), cure)
         _set_address(route, found["index"], address)
         route.link("set", index=found["index"], state="up")
+        return is_new
 
 
 def check_bridge(name: str) -> None:
@@ -57,6 +63,15 @@ def make_tap(name: str, bridge: str, owner: str) -> None:
         elif _alias(found) != owner:
             raise HostLacks(_taken(name, found), f"sudo ip link delete {name}")
         route.link("set", index=found["index"], master=master, state="up")
+
+
+def put_on_bridge(taps: Iterable[str], bridge: str, owner: str) -> None:
+    """Have those of the tap devices that are there, and *owner*'s, on the bridge."""
+    with _netlink(f"put tap devices on the bridge {bridge!r}") as route:
+        master = _found(route, bridge)["index"]
+        for tap in taps:
+            if (found := _find(route, tap)) is not None and _alias(found) == owner:
+                route.link("set", index=found["index"], master=master)
 
 
 def may_make_devices() -> bool:
@@ -142,6 +157,28 @@ def _alias(link: Any) -> str | None:
 def _kind(link: Any) -> str | None:
     info = link.get_attr("IFLA_LINKINFO")
     return None if info is None else str(info.get_attr("IFLA_INFO_KIND"))
+
+
+def _refuse_shared(route: Any, bridge: str, address: str) -> None:
+    """Two devices in one network: the kernel sends all that is for it to the first alone."""
+    network = ipaddress.IPv4Interface(address).network
+    there = [entry for entry in route.get_addr(family=2) if _network_of(entry) == network]
+    names = [_name_of(route, entry["index"]) for entry in there]
+    if names and bridge not in names:  # one that has it already is left as it is
+        raise HostLacks(
+            f"the bridge {bridge!r} cannot have {address}: this host's {names[0]!r} is in "
+            f"{network} already",
+            "give the network another subnet",
+        )
+
+
+def _network_of(entry: Any) -> ipaddress.IPv4Network:
+    text = f"{entry.get_attr('IFA_ADDRESS')}/{entry['prefixlen']}"
+    return ipaddress.IPv4Interface(text).network
+
+
+def _name_of(route: Any, index: int) -> str:
+    return next((str(it.get_attr("IFLA_IFNAME")) for it in route.get_links(index)), f"{index}")
 
 
 def _set_address(route: Any, index: int, wanted: str | None) -> None:

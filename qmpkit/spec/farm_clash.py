@@ -10,7 +10,7 @@ from qmpkit.errors import Fault
 from qmpkit.spec.block import Overlay
 from qmpkit.spec.farm import FarmMachine
 from qmpkit.spec.farm_machine import Layout
-from qmpkit.spec.farm_networks import Bridge, Network, gives_away
+from qmpkit.spec.farm_networks import Bridge, Network, gives_away, subnet_of
 from qmpkit.spec.farm_tables import Merged
 from qmpkit.spec.firmware import Uefi
 from qmpkit.spec.machine import MachineSpec
@@ -49,6 +49,7 @@ def clashes(
 ) -> Iterator[tuple[str, Fault]]:
     """Every second claim on something, and where it is made."""
     yield from _bridges_twice(networks, tables)
+    yield from _subnets_twice(networks, tables)
     owner: dict[tuple[object, ...], Placed] = {}
     told: set[str] = set()
     for item in placed:
@@ -77,6 +78,19 @@ def _bridges_twice(
             if other != name:
                 message = f"{bridge!r} is already the bridge of {other!r}"
                 yield tables[name].where(("bridge",)), Fault("", message)
+
+
+def _subnets_twice(
+    networks: Mapping[str, Network], tables: Mapping[str, Merged]
+) -> Iterator[tuple[str, Fault]]:
+    """The host cannot be in one network by two of its devices."""
+    first: dict[object, str] = {}
+    for name, network in networks.items():
+        if isinstance(network, Bridge) and network.address is not None:
+            other = first.setdefault(subnet_of(network), name)
+            if other != name:
+                message = f"{network.subnet!r} is already the host's on the bridge of {other!r}"
+                yield tables[name].where(("subnet",)), Fault("", message)
 
 
 def _claims(machine: FarmMachine) -> Iterator[_Claim]:

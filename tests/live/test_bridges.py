@@ -135,6 +135,59 @@ def test_a_device_of_somebody_elses_is_left_alone(net: Namespace, places: Places
     assert "own" in net.devices()
 
 
+def test_a_bridge_that_was_deleted_comes_back_whole(net: Namespace, places: Places) -> None:
+    net.farm()
+    net.qmpkit("up", "farm.toml")
+    before = net.devices()
+    net.do("ip", "link", "delete", "qkbr")
+    net.qmpkit("restart", "web1")
+    net.qmpkit("wait", "web1", "--for", "healthy")
+    assert net.devices()["qkbr"]["ifindex"] != before["qkbr"]["ifindex"]
+    one, two = (address_of(net, name) for name in ("web1", "web2"))  # by its server, of both
+    net.qmpkit("exec", "web1", "--", "ping", "-c", "1", "-W", "5", two)
+    assert one != two
+    net.qmpkit("down")
+
+
+def test_a_network_that_the_host_is_in_already_is_no_bridges(
+    net: Namespace, places: Places
+) -> None:
+    net.do("ip", "link", "add", "own", "type", "bridge")
+    net.do("ip", "address", "add", "192.168.55.9/24", "dev", "own")
+    net.farm()
+    said = net.qmpkit("up", "farm.toml", status=1)
+    assert "cannot have 192.168.55.1/24: this host's 'own' is in 192.168.55.0/24 already" in said
+    assert "give the network another subnet" in said
+    assert [name for name in net.devices() if name.startswith("qk")] == []
+    net.qmpkit("down")
+
+
+SERVER = """
+import socket
+taken = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+taken.bind(("", 67))
+print("bound", flush=True)
+input()
+"""
+
+
+def test_another_dhcp_server_is_told_before_any_machine_starts(
+    net: Namespace, places: Places
+) -> None:
+    net.farm()
+    words = ["ip", "netns", "exec", net.name, sys.executable, "-c", SERVER]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "bound\n"
+        said = net.qmpkit("up", "farm.toml", status=1)
+        server.communicate("\n")
+    for name in ("web1", "web2"):
+        assert f"{name} FAILED (no DHCP on 'qkbr': UDP port 67 is another program's" in said
+    assert json.loads(net.qmpkit("ps", "--json")) == []
+    net.qmpkit("down")
+
+
 LENT = """
 schema = 1
 [networks.lan]

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from qmpkit.cli.reach import config_of, inventory_of, reach_of
+from qmpkit.cli import main
+from qmpkit.cli.reach import config_of, inventory_of, reach_of, why_unreached
+from tests.unit.cli.daemons import scripted
 
 
 def machine(**values: Any) -> dict[str, Any]:
@@ -54,6 +56,31 @@ def test_a_fragment_for_openssh() -> None:
         "    StrictHostKeyChecking accept-new\n"
     )
     assert config_of([], "/k") == ""
+
+
+@pytest.mark.parametrize(
+    ("pid", "guest", "said"),
+    [
+        (None, 22, "machine 'web 1' is not up, and its ports lead nowhere. Cure: `qmpkit start"),
+        (7, 22, "the QEMU of machine 'web 1' does not tell which port leads to its 22"),
+        (7, 80, "no way leads to port 22 of machine 'web 1'. Cure: ports = "),
+    ],
+)
+def test_why_there_is_no_way(pid: int | None, guest: int, said: str) -> None:
+    nics = [{"kind": "user", "forwards": [{"host": 0, "guest": guest, "proto": "tcp"}]}]
+    found = machine(name="web 1", pid=pid, spec={"nics": [{"kind": "dgram"}, *nics]})
+    assert reach_of({**found, "spec": {"nics": []}}) is None
+    assert why_unreached(found).startswith(said)
+
+
+@pytest.mark.parametrize(("command", "said"), [("ssh-config", ""), ("inventory", "{}")])
+def test_a_farm_without_machines_has_nobody_to_reach(
+    command: str, said: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(root, {"GET /machines": {"machines": []}}):
+        assert main([command]) == 0
+    told = capsys.readouterr()
+    assert (said in told.out, told.err) == (True, "")
 
 
 ODD = "web '1', \"a\\b\""

@@ -45,6 +45,14 @@ AROUND: dict[str, tuple[str, list[str]]] = {
         '[networks.b]\nkind = "bridge"\nbridge = "br0"\n',
         ["networks.b.bridge: 'br0' is already the bridge of 'a'"],
     ),
+    "two-bridges-in-one-subnet": (
+        '[networks.a]\nkind = "bridge"\nbridge = "br0"\nmake = true\nsubnet = "10.1.0.0/24"\n'
+        'address = "10.1.0.1"\n'
+        '[networks.b]\nkind = "bridge"\nbridge = "br1"\nmake = true\nsubnet = "10.1.0.0/24"\n'
+        'address = "10.1.0.2"\n'
+        '[networks.c]\nkind = "bridge"\nbridge = "br2"\nmake = true\nsubnet = "10.1.0.0/24"\n',
+        ["networks.b.subnet: '10.1.0.0/24' is already the host's on the bridge of 'a'"],
+    ),
     "joining": (
         '[networks.lan]\nkind = "segment"\n'
         '[machines.a]\nnetworks = ["lna", "lan", "lan"]\n'
