@@ -11,7 +11,7 @@ from qmpkit.cli.choosing import matching, meant, only_one
 from qmpkit.cli.confirm import confirmed
 from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, farm_daemon, find_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, Refusal, exit_of
-from qmpkit.cli.farm_jobs import followed, print_outcome
+from qmpkit.cli.farm_jobs import DECLARED, followed, print_outcome
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.which_farm import farm_of_file, which_farm
@@ -63,7 +63,7 @@ def _answering(farm: str) -> Daemon:
 
 
 def _ended(daemon: Daemon, job: dict[str, str], what: str, as_json: bool) -> int:
-    outcome = followed(daemon, job["job"], what)
+    outcome = followed(daemon, job["job"], what, given_up=DECLARED)
     if as_json:
         print_json(outcome)
     else:
@@ -279,7 +279,7 @@ def each(
         others = len(jobs) - place - 1
         what = f"waiting for {name} to {do}" + (f" ({others} more after it)" if others else "")
         try:
-            results.append(followed(daemon, job, what, quiet=True))
+            results.append(followed(daemon, job, what, quiet=True, given_up=DECLARED))
             talk.say(f"{name} {done(results[-1])}")
         except DaemonSaid as error:
             talk.error(str(error))
