@@ -114,6 +114,8 @@ async def test_its_disks_stay_as_its_ram_fits_them(
                 async with machine.backups.pulling(tmp_path / "pull", checkpoint="monday"):
                     pass
             await machine.snapshots.take("one")
+        with pytest.raises(SpecInvalid, match="it is saved, and what it was saved with fits no"):
+            await supervisor.revert("bare", "one")
         await supervisor.declare("bare", "running")
         assert await ticked(kept.vm) > at
         await supervisor.declare("bare", "stopped")
