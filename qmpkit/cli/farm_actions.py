@@ -257,7 +257,12 @@ def remove(words: Sequence[str], farm: str | None, *, force: bool) -> int:
     daemon = farm_daemon(farm)
     names = chosen(daemon, words)
     jobs = [(name, daemon.delete("machines", name, force=int(force))["job"]) for name in names]
-    return _each(daemon, jobs, "go", "is forgotten")
+    return each(daemon, jobs, "go", _forgotten)[0]
+
+
+def _forgotten(result: dict[str, Any]) -> str:
+    lost = ", and what it was saved with is discarded" if result.get("discarded") else ""
+    return f"is forgotten{lost}"
 
 
 def _each(daemon: Daemon, jobs: Sequence[tuple[str, str]], do: str, done: str) -> int:

@@ -157,6 +157,21 @@ def test_who_gives_a_job_up_is_told_what_comes_of_it(
     assert ("DELETE /jobs/1", None) in daemon.asked
 
 
+def test_rm_tells_of_a_memory_that_goes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = {
+        "GET /machines": {"machines": [_row("web1"), _row("web2")]},
+        "DELETE /machines/web1": {"job": "1"},
+        "DELETE /machines/web2": {"job": "2"},
+        "GET /jobs/1/events": job(name="web1", discarded=False),
+        "GET /jobs/2/events": job(name="web2", discarded=True),
+    }
+    with scripted(root, answers):
+        assert main(["rm", "web*"]) == 0
+    assert capsys.readouterr().err == (
+        "web1 is forgotten\nweb2 is forgotten, and what it was saved with is discarded\n"
+    )
+
+
 def test_each_machine_gets_its_word(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers = {
         "GET /machines": {"machines": [_row("web1"), _row("web2")]},
