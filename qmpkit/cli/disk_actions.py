@@ -9,7 +9,7 @@ from typing import Any
 
 from qmpkit.cli.exits import Exit
 from qmpkit.cli.farm_actions import machine_of
-from qmpkit.cli.farm_jobs import followed
+from qmpkit.cli.farm_jobs import MERGED, followed
 from qmpkit.cli.overrides import arguments_from
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.tables import print_table
@@ -79,7 +79,8 @@ def delete_snapshot(name: str, snapshot: str, farm: str | None, speed: int) -> i
     """`snapshot delete`."""
     daemon, machine = machine_of(name, farm)
     job = daemon.delete("machines", machine, "snapshots", snapshot, speed=speed)["job"]
-    followed(daemon, job, f"merging snapshot {snapshot} of {machine}", quiet=True)
+    what = f"merging snapshot {snapshot} of {machine}"
+    followed(daemon, job, what, quiet=True, given_up=MERGED)
     talk.say(f"{machine}: snapshot {snapshot} is gone, its data stay")
     return Exit.OK
 
@@ -162,7 +163,8 @@ def flatten_disk(name: str, disk: str, farm: str | None, speed: int) -> int:
     """`disk flatten`."""
     daemon, machine = machine_of(name, farm)
     job = daemon.post("machines", machine, "disks", disk, "flatten", body={"speed": speed})["job"]
-    followed(daemon, job, f"flattening {disk} of {machine}", quiet=True)
+    what = f"flattening {disk} of {machine}"
+    followed(daemon, job, what, quiet=True, given_up=MERGED)
     talk.say(f"{machine}: {disk} needs no other image any more")
     return Exit.OK
 

@@ -50,10 +50,14 @@ class Refusal(QmpkitError):
 
 
 class DaemonSaid(QmpkitError):
-    """The daemon's own error: `kinds` are the classes it is of, `faults` its faults."""
+    """The daemon's own error: `kinds` are the classes it is of, `faults` its faults.
+
+    `cause`: the class of what the system said of a file, empty where it was not that.
+    """
 
     def __init__(self, error: dict[str, Any]) -> None:
         self.kinds: tuple[str, ...] = tuple(error.get("kinds", ()))
+        self.cause: str = error.get("cause", "")
         self.faults: list[dict[str, str]] = error.get("faults", [])
         super().__init__(error.get("message", "the daemon gave no reason"))
 
@@ -78,6 +82,8 @@ def exit_of(error: BaseException) -> Exit | None:
             return Exit.MISTAKE
         case HostLacks():
             return Exit.HOST
+        case DaemonSaid() if error.cause in {kind.__name__ for kind in OF_A_NAMED_FILE}:
+            return Exit.MISTAKE
         case DaemonSaid():
             return _of_kinds(error.kinds)
         case QmpkitError():

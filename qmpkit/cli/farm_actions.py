@@ -11,7 +11,7 @@ from qmpkit.cli.choosing import matching, meant, only_one
 from qmpkit.cli.confirm import confirmed
 from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, farm_daemon, find_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, Refusal, exit_of
-from qmpkit.cli.farm_jobs import followed, print_outcome
+from qmpkit.cli.farm_jobs import DECLARED, followed, print_outcome
 from qmpkit.cli.known_hosts import forget_keys
 from qmpkit.cli.reach import alias_of
 from qmpkit.cli.tables import print_table
@@ -69,7 +69,7 @@ def _ended(daemon: Daemon, job: dict[str, str], what: str, as_json: bool) -> int
 
 
 def _told(daemon: Daemon, job: dict[str, str], what: str, as_json: bool) -> dict[str, Any]:
-    outcome = followed(daemon, job["job"], what)
+    outcome = followed(daemon, job["job"], what, given_up=DECLARED)
     if as_json:
         print_json(outcome)
     else:
@@ -271,7 +271,12 @@ def remove(words: Sequence[str], farm: str | None, *, force: bool) -> int:
     daemon = farm_daemon(farm)
     names = chosen(daemon, words)
     jobs = [(name, daemon.delete("machines", name, force=int(force))["job"]) for name in names]
-    return _each(daemon, jobs, "go", "is forgotten")
+    return each(daemon, jobs, "go", _forgotten)[0]
+
+
+def _forgotten(result: dict[str, Any]) -> str:
+    lost = ", and what it was saved with is discarded" if result.get("discarded") else ""
+    return f"is forgotten{lost}"
 
 
 def _each(daemon: Daemon, jobs: Sequence[tuple[str, str]], do: str, done: str) -> int:
@@ -293,7 +298,7 @@ def each(
         others = len(jobs) - place - 1
         what = f"waiting for {name} to {do}" + (f" ({others} more after it)" if others else "")
         try:
-            results.append(followed(daemon, job, what, quiet=True))
+            results.append(followed(daemon, job, what, quiet=True, given_up=DECLARED))
             talk.say(f"{name} {done(results[-1])}")
         except DaemonSaid as error:
             talk.error(str(error))

@@ -12,7 +12,7 @@ from qmpkit.cli.sizes import human_size
 from qmpkit.cli.talk import talk
 from qmpkit.cli.waiting import Waiting
 
-__all__ = ["BEAT", "followed", "print_outcome", "result_of"]
+__all__ = ["BEAT", "DECLARED", "MERGED", "followed", "print_outcome", "result_of"]
 
 BEAT = 1000
 """Milliseconds after which the daemon says at least that it lives."""
@@ -32,11 +32,13 @@ _WORDS = {
 _PHASES: Mapping[object, str] = {"postcopy": "it runs there, ", "cut": "its connection is cut, "}
 
 
-_DECLARED = "what was declared until now stays so"
+DECLARED = "what was declared until now stays so"
+MERGED = "what is merged already stays so; ask again for the rest"
+_UNDONE = "what was begun is undone"
 
 
 def followed(
-    daemon: Daemon, job: str, what: str, *, quiet: bool = False, given_up: str = _DECLARED
+    daemon: Daemon, job: str, what: str, *, quiet: bool = False, given_up: str = _UNDONE
 ) -> dict[str, Any]:
     """The result of a job, its steps told as they come, and *what* is waited for meanwhile.
 

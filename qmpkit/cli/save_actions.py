@@ -9,7 +9,7 @@ from typing import Any
 from qmpkit.cli.daemon import farm_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, exit_of
 from qmpkit.cli.farm_actions import chosen, each
-from qmpkit.cli.farm_jobs import followed
+from qmpkit.cli.farm_jobs import MERGED, followed
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
@@ -104,6 +104,7 @@ def delete_checkpoint(name: str, farm: str | None) -> int:
     """`lab rm`."""
     daemon = farm_daemon(farm)
     job = daemon.delete("checkpoints", name)["job"]
-    followed(daemon, job, f"merging the checkpoint {name}", quiet=True)
+    what = f"merging the checkpoint {name}"
+    followed(daemon, job, what, quiet=True, given_up=MERGED)
     talk.say(f"checkpoint {name} is gone, the machines' data stay")
     return Exit.OK

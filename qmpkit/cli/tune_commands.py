@@ -36,7 +36,8 @@ def top(
     /,
     *,
     every: Annotated[
-        float, Parameter(help="Seconds of an interval.", validator=validators.Number(gte=0.1))
+        float,
+        Parameter(help="Seconds of an interval.", validator=validators.Number(gte=0.1, lte=86400)),
     ] = 2.0,
     once: Annotated[bool, Parameter(help="Only one interval.")] = False,
     farm: Farm = None,

@@ -278,15 +278,18 @@ def _begin(
 def _place_for(asked: Asked, *, replace: bool) -> Path:
     """Where the file can be made, absolute; `ImageFailed` or OSError if it cannot be there.
 
-    Publishing decides; this only spares the work, and names the folder that is missing.
+    Publishing decides; this only spares the work, and names the folder that is missing.  The
+    cause is what the kernel would say, by which a caller tells a wrong name from a full disk.
     """
     # A link stays: what it leads to is replaced.
     target = _end_of_links(asked.path) if replace else asked.path
     if os.path.lexists(target) and not (replace and target.is_file()):
-        raise _exists(asked, replace=replace)
+        taken = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        raise _exists(asked, replace=replace) from taken
     if not target.parent.is_dir():
         folder = str(target.parent)
-        raise asked.failed(f"there is no directory {folder!r}", "create it")
+        none = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+        raise asked.failed(f"there is no directory {folder!r}", "create it") from none
     return target
 
 

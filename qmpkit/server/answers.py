@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from qmpkit._trio import service_nursery
 from qmpkit.errors import (
     HostLacks,
+    ImageFailed,
     ImageInUse,
     MachineGone,
     MachineMoving,
@@ -68,6 +69,8 @@ def answer(content: object, status: int = 200) -> Response:
 def error_body(error: BaseException) -> dict[str, Any]:
     """An error as data: its kind with those it is a kind of, its message, its faults.
 
+    Of a failure of files its cause, by which a client tells a mistake in a name from a full disk.
+
     Of what nobody has foreseen only the kind: the rest is in the log.
     """
     kinds = [cls.__name__ for cls in type(error).__mro__ if issubclass(cls, QmpkitError)]
@@ -77,6 +80,8 @@ def error_body(error: BaseException) -> dict[str, Any]:
     if not kinds:
         return {"kinds": [type(error).__name__], "message": "a bug in qmpkit: see the daemon's log"}
     body: dict[str, Any] = {"kinds": kinds, "message": str(error)}
+    if isinstance(error, ImageFailed) and isinstance(error.__cause__, OSError):
+        body["cause"] = type(error.__cause__).__name__
     if isinstance(error, SpecInvalid):
         body["faults"] = [
             {"path": fault.path, "message": fault.message, "hint": fault.hint}

@@ -115,8 +115,9 @@ class _Api:
         async def work(_: object) -> dict[str, Any]:
             if request.query_params.get("force") == "1":
                 await self.lab.declare(kept.name, "stopped", powerdown_grace=0.0)
+            discarded = kept.state == "saved"
             await self.lab.forget(kept.name)
-            return {"name": kept.name}
+            return {"name": kept.name, "discarded": discarded}
 
         return self._job(f"rm {kept.name}", work)
 

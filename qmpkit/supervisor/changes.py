@@ -71,7 +71,7 @@ class Changes(ABC):
         Each disk that is in it gets a new layer above the snapshot's file.  What the guest has
         written since is in the files that are given back, which stay, and nobody uses any more.
 
-        Raises SpecInvalid when it is up, for an unknown name or snapshot, and for one that
+        Raises SpecInvalid when it is up or saved, for an unknown name or snapshot, for one that
         the images hold with the RAM (start the machine paused, and `vm.snapshots.load` it);
         ImageFailed, JournalFailed.  Failed or cancelled, it starts as it would have before.
         """

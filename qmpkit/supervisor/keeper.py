@@ -202,10 +202,14 @@ class Keeper:
         async with kept.turn, disks_at_rest(kept, self.journal, self.machines) as machine:
             yield machine
 
-    async def revert(self, name: str, snapshot: str, *, memory: bool) -> tuple[str, ...]:
-        """See `Supervisor.revert`."""
+    async def revert(
+        self, name: str, snapshot: str, *, memory: bool, rewinds: bool = False
+    ) -> tuple[str, ...]:
+        """See `Supervisor.revert`; who *rewinds* has saved it for the time being."""
         kept = self.known(name)
         async with kept.turn:
+            if not rewinds:
+                self.shelf.refuse_another(kept)
             return await revert(kept, snapshot, self.journal, self.machines, memory=memory)
 
     def _home(self, name: str) -> Home:

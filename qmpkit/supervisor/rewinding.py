@@ -102,7 +102,7 @@ async def _gone_back(keeper: Keeper, ways: list[_Way], point: Checkpoint, save: 
         by_name[kept.name].spec = kept.spec
 
     async def reverted(kept: Kept) -> None:
-        await keeper.revert(kept.name, point.name, memory=True)
+        await keeper.revert(kept.name, point.name, memory=True, rewinds=True)
 
     async def standing(kept: Kept) -> None:
         await keeper.declare(kept.name, "paused")

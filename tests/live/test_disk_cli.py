@@ -136,6 +136,8 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
         "disk", "resize", "store", "disk7", "1GiB", status=2
     )
     assert "a guest would lose" in shell.run("disk", "resize", "store", "disk0", "1MiB", status=2)
+    for place in ("moved.qcow2", "no/moved.qcow2"):
+        assert "Cure: " in shell.run("disk", "move", "store", "disk0", place, status=2)
     shell.run("stop", "store", "--grace", "0")
     shell.run("snapshot", "take", "store", "down")
     assert "down *" in shell.run("snapshot", "list", "store")

@@ -122,7 +122,7 @@ def test_a_data_file(image: Command, tmp_path: Path) -> None:
     told = json.loads(image.well("amend", "b.qcow2", "--data-file=c.data", "--json").out)
     assert told["data_file"] == f"{tmp_path}/c.data"
     ran = image("create", "d.qcow2", "1MiB", "--data-file", "a.data")
-    assert (ran.status, "it exists already" in ran.err) == (1, True)
+    assert (ran.status, "it exists already" in ran.err) == (2, True)
     assert not Path("d.qcow2").exists()
 
 

@@ -78,6 +78,8 @@ def test_saved_and_back_at_the_shell(
     run.well("save", "web*")
     down = run.well("ps", "--json")
     assert {it["declared"] for it in json.loads(down.out)} == {"stopped"}
+    gone = run.well("rm", "web2")
+    assert "web2 is forgotten, and what it was saved with is discarded" in gone.out + gone.err
     run.well("down", "--grace", "0")
     assert not list(places.state.glob("lab/saved/*"))
 

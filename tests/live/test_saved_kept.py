@@ -86,6 +86,43 @@ async def test_it_goes_on_after_a_reboot(qemu: str, places: Places, tmp_path: Pa
     await holds(str(disks / "0.qcow2"), "qcow2", {0: 1, 1: 2})
 
 
+@pytest.mark.qemus(*OLDEST)
+async def test_its_disks_stay_as_its_ram_fits_them(
+    qemu: str, places: Places, tmp_path: Path
+) -> None:
+    disks = tmp_path / "disks"
+    disks.mkdir()
+    async with leaks(), lab() as supervisor:
+        kept = await supervisor.ensure(counting(qemu, disks, "qcow2"))
+        vm: Any = kept.vm
+        await write(vm, "disk0", 0, 1)
+        await vm.backups.run(tmp_path / "backup")  # whose bitmap is written to as it is opened
+        at = await ticked(vm)
+        await supervisor.save("bare")
+        async with supervisor.at_rest("bare") as machine:
+            (layer,) = await machine.disks.chain("disk0")
+            assert layer.bitmaps
+            for changing in (
+                lambda: machine.disks.move("disk0", tmp_path / "moved.qcow2"),
+                lambda: machine.disks.resize("disk0", "1GiB"),
+                lambda: machine.disks.flatten("disk0"),
+                lambda: machine.backups.run(tmp_path / "backup"),
+            ):
+                with pytest.raises(SpecInvalid, match="its RAM fits its disks as they are"):
+                    await changing()
+            with pytest.raises(SpecInvalid, match="its RAM fits its disks as they are"):
+                async with machine.backups.pulling(tmp_path / "pull", checkpoint="monday"):
+                    pass
+            await machine.snapshots.take("one")
+        with pytest.raises(SpecInvalid, match="it is saved, and what it was saved with fits no"):
+            await supervisor.revert("bare", "one")
+        await supervisor.declare("bare", "running")
+        assert await ticked(kept.vm) > at
+        await supervisor.declare("bare", "stopped")
+        await supervisor.forget("bare")
+    await holds(str(disks / "0.qcow2"), "qcow2", {0: 1})
+
+
 @pytest.mark.qemus(*NEWEST)
 async def test_it_runs_on_when_it_cannot_be_saved(
     qemu: str, places: Places, tmp_path: Path

@@ -26,6 +26,7 @@ from qmpkit.machine.ledger import Ledger, Unwritten
 from qmpkit.machine.turn import Turn
 from qmpkit.operations.block.fronts import Backups, Disks, Snapshots
 from qmpkit.operations.block.graph import file_of
+from qmpkit.operations.block.saved_memory import goes_on_saved
 from qmpkit.process.child import child
 from qmpkit.qmp.errors import MonitorGarbled, MonitorLost, MonitorSilent
 from qmpkit.qmp.events import Subscription
@@ -132,6 +133,9 @@ async def at_rest(spec: MachineSpec, *, ledger: Ledger | None = None) -> AsyncIt
             await machine.snapshots.take("before")
             spec = machine.spec
 
+    Those of a saved machine are only read, as its RAM fits them as they are: a snapshot puts a
+    layer above them, what would write to them is refused.
+
     Nothing outlives the block.  *ledger* is told of changes, as a supervisor's is.
     Raises `ImageInUse` when a QEMU has an image open, BinaryMissing without
     qemu-storage-daemon, CommandRefused when an image cannot be opened.
@@ -144,7 +148,7 @@ async def at_rest(spec: MachineSpec, *, ledger: Ledger | None = None) -> AsyncIt
         for disk, chain in chains:
             for secret in secret_objects(disk.id, disk.luks):
                 await qmp.execute("object-add", secret)
-            for blockdev in _blockdevs(disk, chain):
+            for blockdev in _blockdevs(_as_opened(spec, disk), chain):
                 await qmp.execute("blockdev-add", blockdev)
         yield AtRest(spec, qmp, ledger or Unwritten())
 
@@ -171,6 +175,11 @@ def _chain(disk: Disk) -> Chain:
     found = encrypted_problems(disk, chain, disk.id, own=True)
     raise_problems([*found], f"disk {disk.id!r}")
     return chain
+
+
+def _as_opened(spec: MachineSpec, disk: Disk) -> Disk:
+    """Only read when the machine is saved: one with dirty bitmaps is written to as it opens."""
+    return attrs.evolve(disk, readonly=True) if goes_on_saved(spec) else disk
 
 
 def _blockdevs(disk: Disk, chain: Chain) -> Iterator[Json]:

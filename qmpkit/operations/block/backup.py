@@ -30,6 +30,7 @@ from qmpkit.operations.block.backup_plan import Copy, Mode, dirty_bitmaps, plann
 from qmpkit.operations.block.fleece import Fleece, refuse_threads, socket_fault
 from qmpkit.operations.block.graph import graph_of
 from qmpkit.operations.block.layers import Made, formatted, making, new_file
+from qmpkit.operations.block.saved_memory import refuse_saved
 from qmpkit.operations.block.snapshots import Freeze
 from qmpkit.operations.job_groups import job_group
 from qmpkit.operations.jobs import JobState, Progress, progress_of
@@ -72,6 +73,7 @@ async def run_backup(
         faults.append(fault)
     if faults:
         raise SpecInvalid(faults, f"machine {machine.name!r}")
+    refuse_saved(machine.spec, "backup")  # whose bitmaps are in the images
     wanted = _Wanted(compress, speed, freeze, progress, compare)
     held = repository(folder, doing="back up to", change=True, new_of=machine.name)
     async with held as place, machine.changing:

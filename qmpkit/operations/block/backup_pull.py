@@ -29,6 +29,7 @@ from qmpkit.operations.block.fleece import (
 )
 from qmpkit.operations.block.graph import graph_of
 from qmpkit.operations.block.pull_tls import tcp_of
+from qmpkit.operations.block.saved_memory import refuse_saved
 from qmpkit.operations.block.snapshots import Freeze
 from qmpkit.operations.job_groups import JobGroup, job_group
 from qmpkit.operations.steps import LOST, STEP_GRACE
@@ -97,6 +98,8 @@ async def pulling(
     folder = Asked.of("serve disks from", folder).path
     socket = folder / SOCKET
     _check(machine, folder, since, checkpoint)
+    if checkpoint is not None:  # a bitmap in the images
+        refuse_saved(machine.spec, "checkpoint")
     tcp = await trio.to_thread.run_sync(tcp_of, listen, tls, f"machine {machine.name!r}")
     async with machine.changing:
         await refuse_threads(machine)

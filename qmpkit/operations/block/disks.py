@@ -23,6 +23,7 @@ from qmpkit.operations.block.layers import (
     with_disks,
 )
 from qmpkit.operations.block.merge import change_place
+from qmpkit.operations.block.saved_memory import refuse_saved
 from qmpkit.operations.jobs import Progress, follow, free_job_id, job
 from qmpkit.operations.steps import LOST, STEP_GRACE
 from qmpkit.operations.undertaking import undertaking
@@ -196,4 +197,5 @@ def _writable(machine: Changeable, disk_id: str) -> Disk:
     if disk.is_readonly:
         fault = Fault("disk", f"{disk_id!r} is only read")
         raise SpecInvalid([fault], f"machine {machine.name!r}")
+    refuse_saved(machine.spec, disk_id)
     return disk

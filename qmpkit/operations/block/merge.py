@@ -22,6 +22,7 @@ from qmpkit.machine.ledger import Change
 from qmpkit.operations._protocols import Changeable
 from qmpkit.operations.block.graph import Layer, graph_of, nodes_of
 from qmpkit.operations.block.layers import remove_nodes, with_disks
+from qmpkit.operations.block.saved_memory import refuse_saved
 from qmpkit.operations.errors import JobFailed
 from qmpkit.operations.jobs import Job, Progress, follow, free_job_id, job
 from qmpkit.operations.steps import LOST, STEP_GRACE
@@ -131,7 +132,7 @@ async def place_of(
         await _refuse_users(machine, point, [file])
     else:
         upper = chain[place - 1]
-        _refuse_saved(machine.spec, point)
+        refuse_saved(machine.spec, point.name)
         _refuse_inner_points(machine.spec, disk_id, upper)
         await _refuse_users(machine, point, [upper.file, file])
     return chain, place
@@ -213,15 +214,6 @@ async def _merge_between(
             if not {layer.file for layer in layers} & {*it.change.obsolete}:
                 it.done()
                 await remove_nodes(machine, it.change.leaving)
-
-
-def _refuse_saved(spec: MachineSpec, point: Snapshot) -> None:
-    """The RAM that a machine was saved with fits the images as it has left them."""
-    memory = spec.resume_from
-    if memory is not None and all(it.memory != memory for it in spec.snapshots):
-        message = "the machine is saved, and its RAM fits its disks as they are"
-        hint = "start it, or discard what it was saved with (qmpkit discard)"
-        raise SpecInvalid([Fault(point.name, message, hint)], f"machine {spec.name!r}")
 
 
 async def _refuse_branches(

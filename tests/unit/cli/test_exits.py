@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qmpkit.cli.exits import EXIT_TABLE, Exit, Refusal, exit_of
+from qmpkit.cli.exits import EXIT_TABLE, DaemonSaid, Exit, Refusal, exit_of
 from qmpkit.errors import (
     BinaryMissing,
     CertificateWrong,
@@ -29,6 +29,7 @@ from qmpkit.qmp.errors import (
     MonitorSilent,
     MonitorTorn,
 )
+from qmpkit.server.answers import error_body
 
 INVALID = SpecInvalid([Fault("name", "is missing")])
 REFUSED = CommandRefused("vm", "cont", {}, {"error": {"class": "GenericError", "desc": "no"}})
@@ -85,6 +86,20 @@ def _pull_failed(cause: OSError) -> PullFailed:
 )
 def test_status(error: BaseException, status: int | None) -> None:
     assert exit_of(error) == status
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        None,
+        OSError(28, "No space left on device"),
+        FileExistsError(17, "File exists"),
+        NotADirectoryError(20, "Not a directory"),
+    ],
+)
+def test_a_file_that_is_named_to_a_daemon_is_as_one_named_here(cause: OSError | None) -> None:
+    error = _image_failed(cause)
+    assert exit_of(DaemonSaid(error_body(error))) == exit_of(error)
 
 
 def test_the_help_lists_every_status() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from qmpkit.cli import main
 from qmpkit.cli.exits import DaemonSaid
 from qmpkit.cli.farm_jobs import result_of
 from qmpkit.cli.serve import end_daemon
+from qmpkit.cli.waiting import Waiting
 from tests.unit.cli.daemons import job, scripted
 
 FARM = """
@@ -113,6 +115,61 @@ def test_what_became_of_each(root: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_job_that_does_not_end_well(error: dict[str, Any] | None, words: str) -> None:
     with pytest.raises(DaemonSaid, match=words):
         result_of({"state": "failed", "what": "stop web1", "result": None, "error": error})
+
+
+@pytest.mark.parametrize(
+    ("words", "asked", "said"),
+    [
+        (("stop", "web1"), "POST /machines/web1/stop", "what was declared until now stays so"),
+        (
+            ("disk", "move", "web1", "disk0", "new.qcow2"),
+            "POST /machines/web1/disks/disk0/move",
+            "what was begun is undone",
+        ),
+        (
+            ("snapshot", "delete", "web1", "one"),
+            "DELETE /machines/web1/snapshots/one",
+            "what is merged already stays so; ask again for the rest",
+        ),
+    ],
+)
+def test_who_gives_a_job_up_is_told_what_comes_of_it(
+    words: Sequence[str],
+    asked: str,
+    said: str,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(waiting: Waiting) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Waiting, "tick", interrupted)
+    answers = {
+        "GET /machines": {"machines": [_row("web1")]},
+        asked: {"job": "1"},
+        "GET /jobs/1/events": "event: beat\ndata: {}\n\n",
+        "DELETE /jobs/1": {},
+    }
+    with scripted(root, answers) as daemon:
+        assert main([*words]) == 130
+    assert f"given up; {said}\n" in capsys.readouterr().err
+    assert ("DELETE /jobs/1", None) in daemon.asked
+
+
+def test_rm_tells_of_a_memory_that_goes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = {
+        "GET /machines": {"machines": [_row("web1"), _row("web2")]},
+        "DELETE /machines/web1": {"job": "1"},
+        "DELETE /machines/web2": {"job": "2"},
+        "GET /jobs/1/events": job(name="web1", discarded=False),
+        "GET /jobs/2/events": job(name="web2", discarded=True),
+    }
+    with scripted(root, answers):
+        assert main(["rm", "web*"]) == 0
+    assert capsys.readouterr().err == (
+        "web1 is forgotten\nweb2 is forgotten, and what it was saved with is discarded\n"
+    )
 
 
 def test_each_machine_gets_its_word(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

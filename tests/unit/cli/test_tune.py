@@ -83,6 +83,13 @@ def test_top_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert (machine["machine"], machine["cpu"]) == ("web1", 1.5)
 
 
+@pytest.mark.parametrize("every", ["0", "nan", "inf", "1e10"])
+def test_no_interval_of_top(every: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted(root, {"GET /stats": {"machines": []}}):
+        assert main(["top", "--once", "--every", every]) == 2
+    assert "for --every. Must be" in capsys.readouterr().err
+
+
 def test_host_shows_this_host(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["host"]) == 0
     shown = capsys.readouterr().out

@@ -220,8 +220,9 @@ async def test_what_a_killed_draft_left_is_swept_by_the_next(
 
 
 async def test_missing_directory(tmp_path: Path) -> None:
-    with pytest.raises(ImageFailed, match=r"there is no directory .*Cure: create it"):
+    with pytest.raises(ImageFailed, match=r"there is no directory .*Cure: create it") as caught:
         await create(tmp_path / "absent" / "disk", "1MiB", "qcow2")
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
 async def test_missing_base(tmp_path: Path) -> None:
