@@ -128,16 +128,22 @@ def _made(network: Bridge, tap: str, others: list[str], leases: Path, owner: str
     """Have the bridge, and the tap on it; True when it was made, with the *others* on it again."""
     leases.parent.mkdir(mode=0o700, exist_ok=True)
     leases.touch(0o600)  # on record, before there is anything
-    is_new = False
-    if network.make:
-        subnet = subnet_of(network)
-        address = f"{network.address}/{subnet.prefixlen}" if network.address and subnet else None
-        if is_new := make_bridge(network.bridge, owner, address):
-            put_on_bridge(others, network.bridge, owner)
-    else:
+    if not network.make:
         check_bridge(network.bridge)
-    if network.make or may_make_devices():
+        if may_make_devices():
+            make_tap(tap, network.bridge, owner)
+        return False
+    subnet = subnet_of(network)
+    address = f"{network.address}/{subnet.prefixlen}" if network.address and subnet else None
+    is_new = make_bridge(network.bridge, owner, address)
+    try:
+        if is_new:
+            put_on_bridge(others, network.bridge, owner)
         make_tap(tap, network.bridge, owner)
+    except BaseException:
+        if is_new:  # else it would be found there the next time, and taken for whole
+            remove_devices([network.bridge], owner)
+        raise
     return is_new
 
 

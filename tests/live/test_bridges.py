@@ -149,6 +149,24 @@ def test_a_bridge_that_was_deleted_comes_back_whole(net: Namespace, places: Plac
     net.qmpkit("down")
 
 
+def test_a_bridge_that_comes_back_in_part_goes_again(net: Namespace, places: Places) -> None:
+    net.farm()
+    net.qmpkit("up", "farm.toml")
+    net.qmpkit("stop", "web1")
+    (tap,) = [name for name, it in net.devices().items() if "NO-CARRIER" in it["flags"]]
+    for device in ("qkbr", tap):
+        net.do("ip", "link", "del", device)
+    net.do("ip", "link", "add", tap, "type", "bridge")
+    assert f"the device '{tap}' is there" in net.qmpkit("start", "web1", status=3)
+    assert "qkbr" not in net.devices()
+    net.do("ip", "link", "del", tap)
+    net.qmpkit("start", "web1")
+    net.qmpkit("wait", "web1", "--for", "healthy")
+    addresses = {address_of(net, name) for name in ("web1", "web2")}
+    assert len(addresses) == 2
+    net.qmpkit("down")
+
+
 def test_a_network_that_the_host_is_in_already_is_no_bridges(
     net: Namespace, places: Places
 ) -> None:
