@@ -37,12 +37,16 @@ async def test_one_that_still_connects_is_left(
 ) -> None:
     monkeypatch.setattr("qmpkit.operations.hotplug.cables._GRACE", 0.2)
     bare = MachineSpec(name="bare", qemu=qemu, accel="tcg", memory="16MiB")
-    with tempfile.TemporaryDirectory(prefix="qk-") as name, socket.socket(socket.AF_UNIX) as full:
+    with (
+        tempfile.TemporaryDirectory(prefix="qk-") as name,
+        socket.socket(socket.AF_UNIX) as full,
+        socket.socket(socket.AF_UNIX) as first,
+    ):
         full.bind(f"{name}/full")
         full.listen(0)
+        first.connect(f"{name}/full")  # waits to be accepted: whoever comes now, waits to wait
         async with qmpkit.running(bare, paused=True) as vm:
-            for number in range(2):  # one waits to be accepted, the next one to wait
-                end = {"type": "unix", "path": f"{name}/full"}
-                await vm.execute("netdev_add", {"type": "stream", "id": f"c{number}", "addr": end})
-            await remove_cable(vm.machine, "c1")
-            assert "the netdev 'c1' still connects: it is left" in caplog.text
+            end = {"type": "unix", "path": f"{name}/full"}
+            await vm.execute("netdev_add", {"type": "stream", "id": "cable", "addr": end})
+            await remove_cable(vm.machine, "cable")
+            assert "the netdev 'cable' still connects: it is left" in caplog.text
