@@ -6,7 +6,7 @@ import fcntl
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -37,7 +37,9 @@ async def held_folder(
     """
 
     def opened() -> int:
-        path.mkdir(mode=0o700, exist_ok=True)
+        # Not exist_ok: that looks again, when its holder may have removed it, and raises then.
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
         return os.open(path, _FOLDER)
 
     async with _held(_Claim(path, opened), waiting):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -50,6 +52,33 @@ async def test_a_folder_that_its_holder_removes(tmp_path: Path) -> None:
         await waited.wait()
         shutil.rmtree(path)
     assert (path / "second").exists()
+
+
+async def test_a_folder_that_goes_as_it_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder removes it between "it exists" and a look at what does."""
+    path, make = tmp_path / "folder", os.mkdir
+    found: list[Path] = []
+
+    def mkdir(folder: Path, mode: int = 0o777) -> None:
+        if not found:
+            found.append(folder)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), folder)
+        make(folder, mode)
+
+    monkeypatch.setattr("os.mkdir", mkdir)
+    async with held_folder(path):
+        assert is_held(path)
+    assert found == [path]
+
+
+async def test_a_file_where_the_folder_would_be(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    path.touch()
+    with pytest.raises(NotADirectoryError):
+        async with held_folder(path):
+            pytest.fail("it is no folder")
 
 
 async def _second(path: Path, waited: trio.Event) -> None:
