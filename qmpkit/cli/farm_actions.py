@@ -13,6 +13,7 @@ from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, farm_daemon, find_
 from qmpkit.cli.exits import DaemonSaid, Exit, Refusal, exit_of
 from qmpkit.cli.farm_jobs import DECLARED, followed, print_outcome
 from qmpkit.cli.known_hosts import forget_keys
+from qmpkit.cli.plan_words import print_plan
 from qmpkit.cli.reach import alias_of
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
@@ -83,17 +84,6 @@ def _status(outcome: dict[str, Any]) -> int:
     return Exit.OK if outcome["went_well"] else Exit.FAILED
 
 
-_SIGNS = {"Add": "+", "Remove": "-", "ChangeLive": "~", "RestartNeeded": "!", "Unchanged": " "}
-_SAYS = {
-    "Add": "is added",
-    "Remove": "is stopped and forgotten; its disks stay",
-    "ChangeLive": "is changed",
-    "RestartNeeded": "needs --restart for its changes",
-    "Unchanged": "is as declared",
-}
-_DOWN = {"Unchanged": "is down and starts", "ChangeLive": "is down, is changed and starts"}
-
-
 def plan(file: Path, farm: str | None, *, as_json: bool) -> int:
     """`plan`: what `up` would change."""
     from qmpkit.spec.farm_data import farm_to_dict
@@ -111,11 +101,7 @@ def plan(file: Path, farm: str | None, *, as_json: bool) -> int:
     if as_json:
         print_json(found)
         return Exit.OK
-    for step in found["steps"]:
-        says = (_SAYS if step.get("running", True) else _SAYS | _DOWN)[step["step"]]
-        print(f"{_SIGNS[step['step']]} {step['name']} {says}")
-        for change in step.get("changes", ()):
-            print(f"    {change['field']}: {change['old']!r} → {change['new']!r}")
+    print_plan(found)
     if found["is_empty"]:
         talk.note("nothing would change")
     return Exit.OK

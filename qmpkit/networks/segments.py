@@ -18,7 +18,7 @@ from qmpkit.networks.helpers import Command, Helpers, Members, Prepare
 from qmpkit.process.places import Places, discard
 from qmpkit.process.roots import HASH, hash_of
 from qmpkit.process.rundir import SOCKET_PATH_LIMIT
-from qmpkit.spec.farm import Joined
+from qmpkit.spec.farm import Flaw, Joined
 from qmpkit.spec.network import DgramNic, Nic, StreamNic
 
 __all__ = ["Segments"]
@@ -60,6 +60,10 @@ class Segments:
         if not (self.directory(join.name) / DATAGRAMS).exists():  # somebody has removed it
             await self._helpers.end(name)
             await self._helpers.run(name, prepare)
+
+    async def look(self, members: Members) -> list[tuple[str, Flaw]]:
+        """Nothing is looked at."""
+        return []
 
     async def plugged(self, nic: Nic, member: str, join: Joined) -> tuple[Nic, None]:
         """The NIC with its port and the switch's."""

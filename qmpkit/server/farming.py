@@ -152,4 +152,6 @@ def _step_view(step: farm_plan.Step) -> dict[str, Any]:
     for key in ("changes", "needing"):
         if changes := getattr(step, key, ()):
             view[key] = [attrs.asdict(change) for change in changes]
+    if flaws := getattr(step, "flaws", ()):
+        view["flaws"] = [attrs.asdict(flaw) for flaw in flaws]
     return {**view, "running": getattr(step, "running", True)}

@@ -1,4 +1,4 @@
-"""A kept machine that joins a network of its farm while it runs, or leaves one."""
+"""A kept machine that runs, in the networks of its farm: it joins them, leaves, loses its place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations.hotplug.nics import add_nic
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.spec.device_ids import free_id
-from qmpkit.spec.farm import Joined
+from qmpkit.spec.farm import Flaw, Joined
 from qmpkit.spec.farm_networks import Join, Network, nic_table
 from qmpkit.spec.names import mac_of
 from qmpkit.spec.network import DgramNic, Nic, StreamNic
@@ -70,6 +70,18 @@ class Joining:
                     with trio.move_on_after(STEP_GRACE, shield=True):
                         await self._left(kept, rest)
 
+    async def flaws(self) -> dict[str, tuple[Flaw, ...]]:
+        """See `Supervisor.network_flaws`."""
+        running = {it.member: it for it in self.machines.values() if it.vm and not it.is_moving}
+        found = await self.networks.look({member: _cabled(it) for member, it in running.items()})
+        return {running[member].name: flaws for member, flaws in found.items()}
+
+    async def mend(self, kept: Kept) -> None:
+        """See `Supervisor.mend_networks`."""
+        async with kept.turn:
+            if kept.vm is not None:  # else its start does it
+                await self.networks.make(kept.member, kept.record.joined)
+
     async def _plug(self, kept: Kept, vm: VM, nic: Nic, joined: Joined) -> Nic:
         """With its cable, as at a start; what is plugged, without."""
         await self.networks.make(kept.member, (*kept.record.joined, joined))
@@ -108,6 +120,12 @@ class Joining:
             fault = Fault("network", f"no machine is in a network {name!r}", hint)
             raise SpecInvalid([fault], f"machine {kept.name!r}")
         return known[name]
+
+
+def _cabled(kept: Kept) -> list[Joined]:
+    """Where it has a NIC: its owner may have removed one."""
+    there = {nic.id for nic in kept.spec.nics}
+    return [join for join in kept.record.joined if join.nic in there]
 
 
 def _running(kept: Kept) -> VM:
