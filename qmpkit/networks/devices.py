@@ -68,7 +68,7 @@ def make_bridge(name: str, owner: str, address: str | None) -> bool:
     """Have a bridge that is *owner*'s and has *address* ("192.168.5.1/24") and no other.
 
     True when it was not there.  Raises HostLacks, also when the name is a device's that somebody
-    else made, or another device is in the address's network.
+    else made, or another device is in the address's network; then nothing new is left.
     """
     with _netlink(f"make the bridge {name!r}") as route:
         if address is not None:
@@ -78,8 +78,13 @@ def make_bridge(name: str, owner: str, address: str | None) -> bool:
         elif _alias(found) != owner:
             cure = "name another bridge, or use that one with make = false"
             raise HostLacks(_taken(name, found), cure)
-        _set_address(route, found["index"], address)
-        route.link("set", index=found["index"], state="up")
+        try:
+            _set_address(route, found["index"], address)
+            route.link("set", index=found["index"], state="up")
+        except BaseException:
+            if is_new:  # else it would be found there the next time, and taken for whole
+                _delete(route, found)
+            raise
         return is_new
 
 
