@@ -115,14 +115,18 @@ def _head(reach: Reach) -> list[str]:
 def inventory_of(
     machines: Iterable[Mapping[str, Any]], known_hosts: str
 ) -> dict[str, dict[str, Any]]:
-    """An Ansible inventory as its scripts give it: a group for each table of the farm."""
+    """An Ansible inventory as its scripts give it: a group for each table of the farm.
+
+    A host that has no variables Ansible would look for by its name on the network, and perhaps find
+    another: who has no `reach_of` is in none.  A group of which nobody is left is a group still.
+    """
     variables: dict[str, Any] = {}
     groups: dict[str, Any] = {}
     for machine in machines:
-        group = machine["group"] or "ungrouped"
-        groups.setdefault(group, {"hosts": []})["hosts"].append(machine["name"])
+        hosts = groups.setdefault(machine["group"] or "ungrouped", {"hosts": []})["hosts"]
         if (reach := reach_of(machine)) is None:
             continue
+        hosts.append(machine["name"])
         user = {} if reach.user is None else {"ansible_user": reach.user}
         options = reach.options(known_hosts)
         words = [f"-o{key}={options[key]}" for key in _COMMON]
