@@ -120,12 +120,13 @@ def take_down(
     """`down`: stop machines of the farm in order and forget them."""
     daemon = farm_daemon(farm)
     only = chosen(daemon, names) or None
-    if delete_disks and not yes:
-        disks = _disks(daemon, only or ())
-        if not confirmed(*_losses(daemon.farm, disks)):
-            talk.note("nothing was changed")
-            return Exit.FAILED
-        only = list(disks)  # no others that have come meanwhile, also when there were none
+    if not yes:
+        losses = _losses(daemon, only, delete_disks)
+        if delete_disks or any(loss["memory"] for loss in losses.values()):
+            if not confirmed(*_in_words(daemon.farm, losses)):
+                talk.note("nothing was changed")
+                return Exit.FAILED
+            only = list(losses)  # no others that have come meanwhile, also when there were none
     body: dict[str, Any] = {"delete_disks": delete_disks}
     given = {"grace": grace, "deadline": deadline, "names": only}
     body |= {key: value for key, value in given.items() if value is not None}
@@ -136,17 +137,28 @@ def take_down(
     return _status(outcome)
 
 
-def _disks(daemon: Daemon, names: Sequence[str]) -> dict[str, list[str]]:
-    """The files that would be deleted, of each machine that would go."""
-    body = {"names": list(names)} if names else {}
-    found: dict[str, list[str]] = daemon.post("disks", body=body)["machines"]
+def _losses(daemon: Daemon, names: Sequence[str] | None, delete_disks: bool) -> dict[str, Any]:
+    """What would be gone for good of each machine that would go."""
+    body: dict[str, Any] = {"delete_disks": delete_disks}
+    body |= {} if names is None else {"names": names}
+    found: dict[str, Any] = daemon.post("losses", body=body)["machines"]
     return found
 
 
-def _losses(farm: str, disks: dict[str, list[str]]) -> tuple[str, list[str]]:
-    losses = [f"{name}: {file}" for name, files in disks.items() for file in files]
-    machines, files = _counted(len(disks), "machine"), _counted(len(losses), "disk")
-    return f"stop and forget {machines} of farm {farm!r} and delete {files} for good", losses
+def _in_words(farm: str, losses: dict[str, Any]) -> tuple[str, list[str]]:
+    """What is to be confirmed, and each thing that is lost by it."""
+    disks = [f"{name}: {file}" for name, loss in losses.items() for file in loss["disks"]]
+    saved = [
+        f"{name}: the memory that it was saved with"
+        for name, loss in losses.items()
+        if loss["memory"]
+    ]
+    what = f"stop and forget {_counted(len(losses), 'machine')} of farm {farm!r}"
+    if disks or not saved:
+        what += f" and delete {_counted(len(disks), 'disk')} for good"
+    if saved:
+        what += f" and discard the saved memory of {_counted(len(saved), 'machine')}"
+    return what, disks + saved
 
 
 def _counted(number: int, what: str) -> str:

@@ -15,6 +15,7 @@ _SAYS = {
     "Unchanged": "is as declared",
 }
 _DOWN = {"Unchanged": "is down and starts", "ChangeLive": "is down, is changed and starts"}
+_SAVED = {"Remove": "is forgotten, and what it was saved with is discarded; its disks stay"}
 _LOST = {"ChangeLive": "gets back what its networks lack", "RestartNeeded": "needs --restart"}
 
 
@@ -30,7 +31,9 @@ def print_plan(found: dict[str, Any]) -> None:
 
 def _says(step: dict[str, Any]) -> str:
     words = _SAYS
-    if not step.get("running", True):
+    if step.get("saved"):
+        words = _SAYS | _SAVED
+    elif not step.get("running", True):
         words = _SAYS | _DOWN
     elif "flaws" in step and "changes" not in step:
         words = _SAYS | _LOST

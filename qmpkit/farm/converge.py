@@ -54,7 +54,12 @@ async def plan_up(lab: Supervisor, farm: Farm) -> Plan:
     flaws = await lab.network_flaws()
     _check_names(lab, farm)
     known = {
-        name: Known(machine_to_dict(machine), lab.kept[name].tended, flaws.get(name, ()))
+        name: Known(
+            machine_to_dict(machine),
+            running=lab.kept[name].tended,
+            flaws=flaws.get(name, ()),
+            saved=lab.saved_in(name) is not None,
+        )
         for name, machine in of_farm(lab).items()
     }
     return farm_plan.plan(farm, known)

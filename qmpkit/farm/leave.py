@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import attrs
 import trio
 
 from qmpkit.errors import Fault, ImageInUse, QmpkitError, SpecInvalid
@@ -22,7 +23,7 @@ from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.supervisor import Supervisor
 
-__all__ = ["disks_to_delete", "down", "of_farm", "removed"]
+__all__ = ["Loss", "disks_to_delete", "down", "lost_by_down", "of_farm", "removed"]
 
 
 def of_farm(lab: Supervisor) -> dict[str, FarmMachine]:
@@ -46,6 +47,7 @@ async def down(
     program keeps in the same supervisor stays.  Disks stay too, and `up` uses them again:
     only with *delete_disks* the files are removed that `make` had made and that no other
     kept machine uses.  A machine with one that some other QEMU has open is not forgotten.
+    What a machine was saved with is discarded: `lost_by_down` tells before.
 
     A machine that cannot be stopped is told of and stays; the others go on.  Raises
     SpecInvalid for a name the farm does not have.  Cancelled, what was begun is still
@@ -100,6 +102,27 @@ async def disks_to_delete(
     return await trio.to_thread.run_sync(there)
 
 
+@attrs.frozen
+class Loss:
+    """What is gone for good with one machine: files of disks, and the RAM it was saved with."""
+
+    disks: list[str] = attrs.field(factory=list)
+    memory: bool = False
+
+
+async def lost_by_down(
+    lab: Supervisor, names: Sequence[str] | None = None, *, delete_disks: bool = False
+) -> dict[str, Loss]:
+    """What `down` would lose of each machine.  Raises SpecInvalid as it does."""
+    chosen = _chosen(lab, names)
+    disks = await disks_to_delete(lab, chosen) if delete_disks else {}
+    return {
+        name: Loss(disks.get(name, []), lab.saved_in(name) is not None)
+        for name in chosen
+        if name in lab.kept
+    }
+
+
 async def removed(
     lab: Supervisor,
     names: Iterable[str],
@@ -127,7 +150,7 @@ async def removed(
 async def _forgotten(lab: Supervisor, name: str, delete_disks: bool) -> Result:
     others = [kept.spec for other, kept in lab.kept.items() if other != name]
     made = _made(lab.kept[name]) if delete_disks else []
-    told = ["what it was saved with is discarded"] if lab.kept[name].state == "saved" else []
+    told = ["what it was saved with is discarded"] if lab.saved_in(name) else []
     try:
         going = await trio.to_thread.run_sync(_deletable, made, others)
         await lab.forget(name, disks=delete_disks)

@@ -23,12 +23,14 @@ __all__ += ["Step", "Unchanged", "plan", "scale"]
 class Known:
     """A machine as the journal has it (`machine_to_dict`), and whether it has a process now.
 
-    `flaws`: what of its networks is not as it was made.
+    `flaws`: what of its networks is not as it was made.  `saved`: it has RAM to go on with, which
+    is discarded when it is forgotten.
     """
 
     machine: Mapping[str, Any]
     running: bool = True
     flaws: tuple[Flaw, ...] = ()
+    saved: bool = False
 
 
 @attrs.frozen
@@ -57,10 +59,14 @@ class Add:
 
 @attrs.frozen
 class Remove:
-    """A machine that is known and not declared; it is stopped first when it is running."""
+    """A machine that is known and not declared; it is stopped first when it is running.
+
+    `saved`: what it was saved with is discarded.
+    """
 
     name: str
     running: bool
+    saved: bool = False
 
 
 @attrs.frozen
@@ -146,7 +152,7 @@ def plan(declared: Farm, known: Mapping[str, Known]) -> Plan:
     }
     wanted = {machine.name: machine for machine in declared.machines}
     steps: list[Step] = [
-        Remove(name, known[name].running)
+        Remove(name, known[name].running, known[name].saved)
         for name in reversed(start_order(_before(recorded)))
         if name not in wanted
     ]

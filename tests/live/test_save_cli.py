@@ -80,7 +80,8 @@ def test_saved_and_back_at_the_shell(
     assert {it["declared"] for it in json.loads(down.out)} == {"stopped"}
     gone = run.well("rm", "web2")
     assert "web2 is forgotten, and what it was saved with is discarded" in gone.out + gone.err
-    run.well("down", "--grace", "0")
+    assert "web1: the memory that it was saved with. Cure: --yes" in run("down").err
+    run.well("down", "--grace", "0", "--yes")
     assert not list(places.state.glob("lab/saved/*"))
 
 
