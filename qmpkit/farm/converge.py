@@ -83,7 +83,8 @@ async def up(
 
     Settled is a machine that runs, and is healthy if it has checks, or that has failed or
     waits for one that has: told in the outcome, and no reason for the others not to go on.
-    What can be found out beforehand is, for all machines, before anything is changed.
+    What can be found out beforehand is, for all machines, before anything is changed: it is
+    raised, but for RAM that a machine was saved with and that fits it no more, which is its alone.
 
     Raises SpecInvalid or HostLacks, in a group when there are several, JournalFailed.
     Cancelled, what was declared stays so; running `up` again goes on from there.
@@ -115,9 +116,9 @@ async def _converge(
     steps = [step for step in plan.steps if chosen(wanted.get(step.name) or known[step.name])]
     starting = list(_to_start(steps, wanted, restart))
     async with made_folders(starting):
-        await preflight(lab, starting, _to_stop(steps, restart))
+        refused = await preflight(lab, starting, _to_stop(steps, restart))
     await save_farm(lab.state_dir, farm)
-    work = _Work(lab, wanted, known, restart, grace, tell, len(steps))
+    work = _Work(lab, wanted, known, refused, restart, grace, tell, len(steps))
     gone = [step.name for step in steps if isinstance(step, Remove)]
     for result in await removed(lab, gone, grace=grace, tell=lambda _: None):
         work.tell(result)
@@ -172,6 +173,7 @@ class _Work:
     lab: Supervisor
     wanted: dict[str, FarmMachine]
     known: dict[str, FarmMachine]
+    refused: dict[str, QmpkitError]  # found out beforehand
     restart: bool
     grace: float | None
     _tell: Tell
@@ -189,6 +191,8 @@ class _Work:
         """One step, and the place where it is caught that it cannot be taken."""
         try:
             await self._those_before(self.wanted[step.name])
+            if (why := self.refused.get(step.name)) is not None:
+                raise why
             async with limit:
                 did = await self._declare(step)
         except QmpkitError as error:
