@@ -10,8 +10,9 @@ import attrs
 import pytest
 
 from qmpkit import Disk, images
-from qmpkit.farm import down, plan_up, up
+from qmpkit.farm import down, needed, plan_up, up
 from qmpkit.farm.leave import Loss, disks_to_delete, lost_by_down
+from qmpkit.host.chain import Chain, walk_chain
 from qmpkit.host.holders import deny_writing
 from qmpkit.spec.farm import Farm
 from qmpkit.spec.farm_plan import Remove
@@ -84,6 +85,28 @@ async def test_a_base_stays_that_is_only_named_by_images_or_by_another_name(
         await supervisor.ensure(attrs.evolve(spec("own"), disks=[Disk(top, format="qcow2")]))
         assert (await down(supervisor, delete_disks=True)).machines["a"].why == ""
         assert base.exists()
+
+
+async def test_the_images_of_each_machine_are_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {"file": f"{tmp_path}/{{name}}.raw", "format": "raw", "make": "1MiB"}
+    looked: list[str] = []
+
+    def counted(path: Path, format: str | None) -> Chain:
+        looked.append(path.name)
+        return walk_chain(path, format)
+
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, farm(goes={"count": 4, "disks": [table]}, stays={"disks": [table]}))
+        monkeypatch.setattr(needed, "walk_chain", counted)
+        going = [f"goes{n}" for n in range(1, 5)]
+        outcome = await down(supervisor, names=going, delete_disks=True)
+        assert {it.why for it in outcome.machines.values()} == {
+            f"deleted {tmp_path}/{name}.raw" for name in going
+        }
+        assert list(supervisor.kept) == ["stays"]
+    assert len(looked) == len(set(looked))
 
 
 async def test_that_a_saved_one_does_not_go_on_is_told_before_and_after(state: Path) -> None:
