@@ -73,7 +73,7 @@ class Joining:
     async def flaws(self) -> dict[str, tuple[Flaw, ...]]:
         """See `Supervisor.network_flaws`."""
         running = {it.member: it for it in self.machines.values() if it.vm and not it.is_moving}
-        found = await self.networks.look({member: _cabled(it) for member, it in running.items()})
+        found = await self.networks.look({at: it.record.joined for at, it in running.items()})
         return {running[member].name: flaws for member, flaws in found.items()}
 
     async def mend(self, kept: Kept) -> None:
@@ -109,10 +109,10 @@ class Joining:
             raise kept.not_durable
 
     def _network(self, kept: Kept, name: str) -> Network:
-        """As those have it that are in it."""
-        known = {
-            it.name: it.network for other in self.machines.values() for it in other.record.joined
-        }
+        """As those have it that are in it, or were until they have left."""
+        known: dict[str, Network] = {}
+        for other in self.machines.values():
+            known |= other.record.networks
         if name not in known:
             hint = "`qmpkit up` a file in which a machine is in it"
             if known:
@@ -120,12 +120,6 @@ class Joining:
             fault = Fault("network", f"no machine is in a network {name!r}", hint)
             raise SpecInvalid([fault], f"machine {kept.name!r}")
         return known[name]
-
-
-def _cabled(kept: Kept) -> list[Joined]:
-    """Where it has a NIC: its owner may have removed one."""
-    there = {nic.id for nic in kept.spec.nics}
-    return [join for join in kept.record.joined if join.nic in there]
 
 
 def _running(kept: Kept) -> VM:
