@@ -12,9 +12,7 @@ from qmpkit.cli.confirm import confirmed
 from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, farm_daemon, find_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, Refusal, exit_of
 from qmpkit.cli.farm_jobs import DECLARED, followed, print_outcome
-from qmpkit.cli.known_hosts import forget_keys
 from qmpkit.cli.plan_words import print_plan
-from qmpkit.cli.reach import alias_of
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.which_farm import farm_of_file, which_farm
@@ -130,11 +128,7 @@ def take_down(
     body: dict[str, Any] = {"delete_disks": delete_disks}
     given = {"grace": grace, "deadline": deadline, "names": only}
     body |= {key: value for key, value in given.items() if value is not None}
-    outcome = _told(daemon, daemon.post("down", body=body), "taking down", as_json)
-    if delete_disks:
-        gone = [it["name"] for it in outcome["machines"] if it["did"] == "removed"]
-        forget_keys(daemon.farm, list(map(alias_of, gone)))
-    return _status(outcome)
+    return _ended(daemon, daemon.post("down", body=body), "taking down", as_json)
 
 
 def _losses(daemon: Daemon, names: Sequence[str] | None, delete_disks: bool) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from qmpkit.cli.choosing import matching
 from qmpkit.cli.daemon import DaemonAbsent, farm_daemon, find_daemon
 from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.farm_actions import machine_of, one_machine
-from qmpkit.cli.known_hosts import known_hosts_of
 from qmpkit.cli.reach import config_of, inventory_of, reach_of, why_unreached
 from qmpkit.cli.safe import one_line
 from qmpkit.cli.since import since_query
 from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.which_farm import which_farm
+from qmpkit.process.known_hosts import known_hosts_in
+from qmpkit.process.roots import state_root
 
 __all__ = ["inventory", "show_events", "show_logs", "ssh", "ssh_config"]
 __all__ += ["take_screenshot"]
@@ -86,7 +87,7 @@ def ssh(name: str, words: Sequence[str], farm: str | None, user: str | None) -> 
     reach = reach_of(machine, user)
     if reach is None:
         raise Refusal(why_unreached(machine))
-    options = reach.options(str(known_hosts_of(which)))
+    options = reach.options(str(known_hosts_in(state_root() / which)))
     flags = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     try:
         os.execvp("ssh", ["ssh", *flags, reach.alias, *words])
@@ -98,7 +99,7 @@ def ssh_config(words: Sequence[str], farm: str | None) -> int:
     """`ssh-config`: a fragment for ~/.ssh/config."""
     which = which_farm(farm)
     reaches = filter(None, map(reach_of, _all(which, words)))
-    sys.stdout.write(config_of(reaches, str(known_hosts_of(which))))
+    sys.stdout.write(config_of(reaches, str(known_hosts_in(state_root() / which))))
     return Exit.OK
 
 
@@ -117,6 +118,6 @@ def _all(farm: str, words: Sequence[str]) -> list[dict[str, Any]]:
 def inventory(farm: str | None, host: str | None) -> int:
     """`inventory`: what Ansible wants to know."""
     which = which_farm(farm)
-    found = inventory_of(_all(which, []), str(known_hosts_of(which)))
+    found = inventory_of(_all(which, []), str(known_hosts_in(state_root() / which)))
     print_json(found if host is None else found["_meta"]["hostvars"].get(host, {}))
     return Exit.OK

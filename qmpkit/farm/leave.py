@@ -14,6 +14,7 @@ from qmpkit.farm.needed import Needed, deletable, unlink_all
 from qmpkit.farm.outcome import Outcome, Progress, Result, Tell
 from qmpkit.farm.saved import save_farm
 from qmpkit.farm.seeds import discard_seed
+from qmpkit.process.known_hosts import forget_key, known_hosts_in
 from qmpkit.spec.farm import FarmMachine
 from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.kept import Kept
@@ -42,8 +43,9 @@ async def down(
     supervisor's), *deadline* seconds for all, after which the rest is ended at once.  What a
     program keeps in the same supervisor stays.  Disks stay too, and `up` uses them again:
     only with *delete_disks* the files are removed that `make` had made and that no other
-    kept machine uses.  A machine with one that some other QEMU has open is not forgotten.
-    What a machine was saved with is discarded: `lost_by_down` tells before.
+    kept machine uses, and with them the keys by which ssh knows the guests.  A machine with one
+    that some other QEMU has open is not forgotten.  What a machine was saved with is discarded:
+    `lost_by_down` tells before.
 
     A machine that cannot be stopped is told of and stays; the others go on.  Raises
     SpecInvalid for a name the farm does not have.  Cancelled, what was begun is still
@@ -163,11 +165,25 @@ async def _forgotten(lab: Supervisor, name: str, needed: Needed | None) -> Resul
         await discard_seed(lab.state_dir, name)
     except (QmpkitError, OSError) as error:
         return Result(name, "failed", f"it is stopped, and not forgotten: {error}")
-    deleted, left = await trio.to_thread.run_sync(unlink_all, going)
+    if needed is None:
+        return Result(name, "removed", "; ".join(told))
+    deleted, left = await trio.to_thread.run_sync(_deleted, lab.state_dir, name, going)
     if left:
         return Result(name, "failed", f"it is forgotten, and these stay: {', '.join(left)}")
     told += [f"deleted {', '.join(deleted)}"] if deleted else []
     return Result(name, "removed", "; ".join(told))
+
+
+def _deleted(state: Path, name: str, files: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`unlink_all`, and with its disks the key goes that its guest had made there."""
+    gone, left = unlink_all(files)
+    keys = known_hosts_in(state)
+    try:
+        if not left:
+            forget_key(keys, name)
+    except OSError as error:
+        left.append(f"its ssh key in {keys} ({error.strerror})")
+    return gone, left
 
 
 def _made(kept: Kept) -> list[str]:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import io
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qmpkit.cli import main
-from qmpkit.cli.known_hosts import known_hosts_of
-from qmpkit.cli.reach import alias_of
 from tests.unit.cli.daemons import Scripted, job, scripted
 
 
@@ -26,8 +22,6 @@ ANSWERS = {
     "POST /down": {"job": "1"},
     "GET /jobs/1/events": job(went_well=True, machines=[]),
 }
-KEY = "AAAAC3NzaC1lZDI1NTE5AAAAIGIE0bHqHGRxVMfvjUm1PTMcXyrVKXWnkbfxQ4rOGpFc"
-NO_SSH = shutil.which("ssh-keygen") is None
 DELETE = ["down", "web*", "--delete-disks"]
 
 
@@ -134,26 +128,3 @@ def test_what_comes_to_an_empty_farm_meanwhile_stays(
     with scripted(root, {**ANSWERS, "POST /losses": {"machines": {}}}) as daemon:
         assert main(["down", "--delete-disks"]) == 0
     assert _downs(daemon) == [{"delete_disks": True, "names": []}]
-
-
-@pytest.mark.parametrize(
-    "hashed", [False, pytest.param(True, marks=pytest.mark.skipif(NO_SSH, reason="needs OpenSSH"))]
-)
-def test_who_comes_by_a_name_whose_disks_are_deleted_may_have_another_key(
-    root: Path, hashed: bool
-) -> None:
-    keys = known_hosts_of("lab")
-    keys.parent.mkdir(parents=True)
-    names = ["web1", "web2", alias_of("web *")]
-    keys.write_text("".join(f"{name} ssh-ed25519 {KEY}\n" for name in names))
-    if hashed:
-        subprocess.run(["ssh-keygen", "-H", "-f", str(keys)], check=True, capture_output=True)
-    lines = keys.read_text().splitlines()
-    went = [{"name": it, "did": "removed", "why": ""} for it in ("web1", "web *")]
-    failed = {"name": "web2", "did": "failed", "why": "it is in use"}
-    told = job(went_well=False, machines=[*went, failed])
-    with scripted(root, {**ANSWERS, "GET /jobs/1/events": told}):
-        assert main(["down"]) == 1
-        assert keys.read_text().splitlines() == lines, "with its disks, its key stays"
-        assert main(["down", "--delete-disks", "--yes"]) == 1
-    assert keys.read_text().splitlines() == [lines[1]]
