@@ -119,6 +119,7 @@ def test_a_bridge_with_dhcp_is_made_kept_and_removed(net: Namespace, places: Pla
     net.qmpkit("exec", "web2", "--", "ping", "-c", "3", "-W", "5", one)
     moved = set(net.devices()) - before
     assert len(moved) == len(taps) and len(moved - taps) == 1, "the one has gone, another is there"
+    assert net.up() == dict.fromkeys(("web1", "web2"), ("unchanged", ""))
 
     os.kill(int((places.state / "lab" / "lock").read_text()), signal.SIGKILL)
     net.qmpkit("ps")
