@@ -12,8 +12,7 @@ from qmpkit.cli.confirm import confirmed
 from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, farm_daemon, find_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, Refusal, exit_of
 from qmpkit.cli.farm_jobs import DECLARED, followed, print_outcome
-from qmpkit.cli.known_hosts import forget_keys
-from qmpkit.cli.reach import alias_of
+from qmpkit.cli.plan_words import print_plan
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.which_farm import farm_of_file, which_farm
@@ -83,17 +82,6 @@ def _status(outcome: dict[str, Any]) -> int:
     return Exit.OK if outcome["went_well"] else Exit.FAILED
 
 
-_SIGNS = {"Add": "+", "Remove": "-", "ChangeLive": "~", "RestartNeeded": "!", "Unchanged": " "}
-_SAYS = {
-    "Add": "is added",
-    "Remove": "is stopped and forgotten; its disks stay",
-    "ChangeLive": "is changed",
-    "RestartNeeded": "needs --restart for its changes",
-    "Unchanged": "is as declared",
-}
-_DOWN = {"Unchanged": "is down and starts", "ChangeLive": "is down, is changed and starts"}
-
-
 def plan(file: Path, farm: str | None, *, as_json: bool) -> int:
     """`plan`: what `up` would change."""
     from qmpkit.spec.farm_data import farm_to_dict
@@ -111,11 +99,7 @@ def plan(file: Path, farm: str | None, *, as_json: bool) -> int:
     if as_json:
         print_json(found)
         return Exit.OK
-    for step in found["steps"]:
-        says = (_SAYS if step.get("running", True) else _SAYS | _DOWN)[step["step"]]
-        print(f"{_SIGNS[step['step']]} {step['name']} {says}")
-        for change in step.get("changes", ()):
-            print(f"    {change['field']}: {change['old']!r} → {change['new']!r}")
+    print_plan(found)
     if found["is_empty"]:
         talk.note("nothing would change")
     return Exit.OK
@@ -134,33 +118,41 @@ def take_down(
     """`down`: stop machines of the farm in order and forget them."""
     daemon = farm_daemon(farm)
     only = chosen(daemon, names) or None
-    if delete_disks and not yes:
-        disks = _disks(daemon, only or ())
-        if not confirmed(*_losses(daemon.farm, disks)):
-            talk.note("nothing was changed")
-            return Exit.FAILED
-        only = list(disks)  # no others that have come meanwhile, also when there were none
+    if not yes:
+        losses = _losses(daemon, only, delete_disks)
+        if delete_disks or any(loss["memory"] for loss in losses.values()):
+            if not confirmed(*_in_words(daemon.farm, losses)):
+                talk.note("nothing was changed")
+                return Exit.FAILED
+            only = list(losses)  # no others that have come meanwhile, also when there were none
     body: dict[str, Any] = {"delete_disks": delete_disks}
     given = {"grace": grace, "deadline": deadline, "names": only}
     body |= {key: value for key, value in given.items() if value is not None}
-    outcome = _told(daemon, daemon.post("down", body=body), "taking down", as_json)
-    if delete_disks:
-        gone = [it["name"] for it in outcome["machines"] if it["did"] == "removed"]
-        forget_keys(daemon.farm, list(map(alias_of, gone)))
-    return _status(outcome)
+    return _ended(daemon, daemon.post("down", body=body), "taking down", as_json)
 
 
-def _disks(daemon: Daemon, names: Sequence[str]) -> dict[str, list[str]]:
-    """The files that would be deleted, of each machine that would go."""
-    body = {"names": list(names)} if names else {}
-    found: dict[str, list[str]] = daemon.post("disks", body=body)["machines"]
+def _losses(daemon: Daemon, names: Sequence[str] | None, delete_disks: bool) -> dict[str, Any]:
+    """What would be gone for good of each machine that would go."""
+    body: dict[str, Any] = {"delete_disks": delete_disks}
+    body |= {} if names is None else {"names": names}
+    found: dict[str, Any] = daemon.post("losses", body=body)["machines"]
     return found
 
 
-def _losses(farm: str, disks: dict[str, list[str]]) -> tuple[str, list[str]]:
-    losses = [f"{name}: {file}" for name, files in disks.items() for file in files]
-    machines, files = _counted(len(disks), "machine"), _counted(len(losses), "disk")
-    return f"stop and forget {machines} of farm {farm!r} and delete {files} for good", losses
+def _in_words(farm: str, losses: dict[str, Any]) -> tuple[str, list[str]]:
+    """What is to be confirmed, and each thing that is lost by it."""
+    disks = [f"{name}: {file}" for name, loss in losses.items() for file in loss["disks"]]
+    saved = [
+        f"{name}: the memory that it was saved with"
+        for name, loss in losses.items()
+        if loss["memory"]
+    ]
+    what = f"stop and forget {_counted(len(losses), 'machine')} of farm {farm!r}"
+    if disks or not saved:
+        what += f" and delete {_counted(len(disks), 'disk')} for good"
+    if saved:
+        what += f" and discard the saved memory of {_counted(len(saved), 'machine')}"
+    return what, disks + saved
 
 
 def _counted(number: int, what: str) -> str:

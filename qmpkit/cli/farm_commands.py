@@ -84,7 +84,8 @@ def down(
 ) -> int:
     """Stop the farm's machines (or some), the last to start first, and forget them.
 
-    Their disks stay, and the next `up` uses them again.
+    Their disks stay, and the next `up` uses them again. What one was saved with is discarded,
+    which is asked about before.
     """
     from qmpkit.cli.farm_actions import take_down
 

@@ -21,6 +21,7 @@ _WORDS = {
     "added": "is up",
     "started": "is up again",
     "changed": "was changed while it runs",
+    "mended": "is whole again",
     "restarted": "was restarted",
     "unchanged": "is as declared",
     "restart-needed": "runs on; --restart makes the changes",

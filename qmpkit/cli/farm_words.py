@@ -33,7 +33,7 @@ Farm = Annotated[
     str | None,
     Parameter(
         name="--farm",
-        help="The farm. Default: $QMPKIT_FARM, else the only one there is.",
+        help="The farm. Default: $QMPKIT_FARM, else the only one that has machines.",
         completer=farm_names,
     ),
 ]

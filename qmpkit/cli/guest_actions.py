@@ -13,12 +13,13 @@ from qmpkit.cli.choosing import matching
 from qmpkit.cli.daemon import DaemonAbsent, farm_daemon, find_daemon
 from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.farm_actions import machine_of, one_machine
-from qmpkit.cli.known_hosts import known_hosts_of
-from qmpkit.cli.reach import Reach, config_of, inventory_of, reach_of, why_unreached
+from qmpkit.cli.reach import config_of, inventory_of, reach_of, why_unreached
 from qmpkit.cli.safe import one_line
 from qmpkit.cli.since import since_query
 from qmpkit.cli.talk import print_json, talk
 from qmpkit.cli.which_farm import which_farm
+from qmpkit.process.known_hosts import known_hosts_in
+from qmpkit.process.roots import state_root
 
 __all__ = ["inventory", "show_events", "show_logs", "ssh", "ssh_config"]
 __all__ += ["take_screenshot"]
@@ -86,7 +87,7 @@ def ssh(name: str, words: Sequence[str], farm: str | None, user: str | None) -> 
     reach = reach_of(machine, user)
     if reach is None:
         raise Refusal(why_unreached(machine))
-    options = reach.options(str(known_hosts_of(which)))
+    options = reach.options(str(known_hosts_in(state_root() / which)))
     flags = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     try:
         os.execvp("ssh", ["ssh", *flags, reach.alias, *words])
@@ -97,28 +98,26 @@ def ssh(name: str, words: Sequence[str], farm: str | None, user: str | None) -> 
 def ssh_config(words: Sequence[str], farm: str | None) -> int:
     """`ssh-config`: a fragment for ~/.ssh/config."""
     which = which_farm(farm)
-    sys.stdout.write(config_of(_reaches(which, words), str(known_hosts_of(which))))
+    reaches = filter(None, map(reach_of, _all(which, words)))
+    sys.stdout.write(config_of(reaches, str(known_hosts_in(state_root() / which))))
     return Exit.OK
 
 
-def _reaches(farm: str, words: Sequence[str]) -> list[Reach]:
-    machines = _all(farm, words)
-    found = {machine["name"]: reach_of(machine) for machine in machines}
-    if unreached := [name for name, reach in found.items() if reach is None]:
-        talk.note(f"without a way to their port 22: {', '.join(unreached)}")
-    return [reach for reach in found.values() if reach is not None]
-
-
 def _all(farm: str, words: Sequence[str]) -> list[dict[str, Any]]:
+    """The machines, and said of each that cannot be reached why it will be left out."""
     daemon = find_daemon(farm)
     known = [machine["name"] for machine in daemon.get("machines")["machines"]]
     names = matching(words, known, farm) if words else known
-    return [daemon.get("machines", name) for name in names]
+    machines = [daemon.get("machines", name) for name in names]
+    for machine in machines:
+        if reach_of(machine) is None:
+            talk.note(f"left out: {why_unreached(machine)}")
+    return machines
 
 
 def inventory(farm: str | None, host: str | None) -> int:
     """`inventory`: what Ansible wants to know."""
     which = which_farm(farm)
-    found = inventory_of(_all(which, []), str(known_hosts_of(which)))
+    found = inventory_of(_all(which, []), str(known_hosts_in(state_root() / which)))
     print_json(found if host is None else found["_meta"]["hostvars"].get(host, {}))
     return Exit.OK

@@ -165,7 +165,10 @@ def inventory(
     list_: Annotated[bool, Parameter(name="--list", help="All; what is done anyway.")] = False,
     farm: Farm = None,
 ) -> int:
-    """Print an Ansible inventory, as its inventory scripts do: a group for each table."""
+    """Print an Ansible inventory, as its inventory scripts do: a group for each table.
+
+    Machines to which no way leads are left out, and named on stderr with what would help.
+    """
     from qmpkit.cli.guest_actions import inventory as show
 
     return show(farm, host)

@@ -9,13 +9,11 @@ from typing import Any
 
 import attrs
 
-from qmpkit.process.roots import hash_of
+from qmpkit.process.known_hosts import alias_of
 
-__all__ = ["Reach", "alias_of", "config_of", "inventory_of", "reach_of", "ssh_word"]
-__all__ += ["why_unreached"]
+__all__ = ["Reach", "config_of", "inventory_of", "reach_of", "ssh_word", "why_unreached"]
 
 _SSH = 22
-_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+=-]+", re.ASCII)
 _COMMON = ("HostKeyAlias", "UserKnownHostsFile", "StrictHostKeyChecking")
 _EXPANDED = ("HostName", "UserKnownHostsFile")  # options in which a % has a meaning
@@ -50,11 +48,6 @@ class Reach:
             key: ssh_word(value.replace("%", "%%") if key in _EXPANDED else value)
             for key, value in plain.items()
         }
-
-
-def alias_of(name: str) -> str:
-    """The name, or one like it that ssh takes for a host's and a line of known_hosts holds."""
-    return name if _HOST.fullmatch(name) else f"qk-{hash_of(name)}"
 
 
 def reach_of(machine: Mapping[str, Any], user: str | None = None) -> Reach | None:
@@ -115,14 +108,18 @@ def _head(reach: Reach) -> list[str]:
 def inventory_of(
     machines: Iterable[Mapping[str, Any]], known_hosts: str
 ) -> dict[str, dict[str, Any]]:
-    """An Ansible inventory as its scripts give it: a group for each table of the farm."""
+    """An Ansible inventory as its scripts give it: a group for each table of the farm.
+
+    A host that has no variables Ansible would look for by its name on the network, and perhaps find
+    another: who has no `reach_of` is in none.  A group of which nobody is left is a group still.
+    """
     variables: dict[str, Any] = {}
     groups: dict[str, Any] = {}
     for machine in machines:
-        group = machine["group"] or "ungrouped"
-        groups.setdefault(group, {"hosts": []})["hosts"].append(machine["name"])
+        hosts = groups.setdefault(machine["group"] or "ungrouped", {"hosts": []})["hosts"]
         if (reach := reach_of(machine)) is None:
             continue
+        hosts.append(machine["name"])
         user = {} if reach.user is None else {"ansible_user": reach.user}
         options = reach.options(known_hosts)
         words = [f"-o{key}={options[key]}" for key in _COMMON]

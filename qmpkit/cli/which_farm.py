@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from qmpkit.cli.exits import Refusal
-from qmpkit.process.roots import known_supervisors
+from qmpkit.process.entries import entries_in
+from qmpkit.process.roots import DECLARED, JOURNAL, known_supervisors, state_root
 from qmpkit.spec.names import machine_name_problem
 
 __all__ = ["FARM_VARIABLE", "farm_of_file", "which_farm"]
@@ -17,16 +18,28 @@ _DEFAULT = "qmpkit"
 
 
 def which_farm(given: str | None) -> str:
-    """The farm that was named, by option or environment; else the only one there is.
+    """The farm that was named, by option or environment; else the only one that has machines.
 
     Raises Refusal when there are several.
     """
     if name := given or os.environ.get(FARM_VARIABLE):
         return _checked(name)
     known = known_supervisors()
+    if (
+        len(known) > 1
+    ):  # what is left of one that was taken down is none as long as others are there
+        known = [name for name in known if _has_machines(state_root() / name)] or known
     if len(known) > 1:
         raise Refusal(f"there are several farms: {', '.join(known)}. Cure: name one with --farm")
     return known[0] if known else _DEFAULT
+
+
+def _has_machines(state: Path) -> bool:
+    """Whether it keeps any, or is declared to; also when nobody can tell."""
+    try:
+        return (state / DECLARED).exists() or bool(entries_in(state / JOURNAL))
+    except OSError:
+        return True
 
 
 def farm_of_file(given: str | None, file: Path) -> str:

@@ -20,7 +20,7 @@ from qmpkit.farm.settle import settled
 from qmpkit.farm.tuning import tune
 from qmpkit.operations.ports import change_forwards
 from qmpkit.spec import farm_plan
-from qmpkit.spec.farm import Farm, FarmMachine
+from qmpkit.spec.farm import Farm, FarmMachine, Flaw
 from qmpkit.spec.farm_data import machine_to_dict
 from qmpkit.spec.farm_plan import (
     Add,
@@ -51,10 +51,15 @@ async def plan_up(lab: Supervisor, farm: Farm) -> Plan:
 
     Raises SpecInvalid when names are taken by machines that no farm's file has.
     """
-    await trio.lowlevel.checkpoint()
+    flaws = await lab.network_flaws()
     _check_names(lab, farm)
     known = {
-        name: Known(machine_to_dict(machine), running=lab.kept[name].tended)
+        name: Known(
+            machine_to_dict(machine),
+            running=lab.kept[name].tended,
+            flaws=flaws.get(name, ()),
+            saved=lab.saved_in(name) is not None,
+        )
         for name, machine in of_farm(lab).items()
     }
     return farm_plan.plan(farm, known)
@@ -73,11 +78,13 @@ async def up(
     Machines that the farm no longer has are stopped (*grace*: seconds to power down,
     default: the supervisor's) and forgotten; new ones are declared running, and so are those
     that are down.  One that runs and whose changes need a restart is left as it is, and
-    told; with *restart* it is restarted.  Other changes are made while it runs.
+    told; with *restart* it is restarted.  Other changes are made while it runs, and what
+    somebody else has removed of its networks is made anew.
 
     Settled is a machine that runs, and is healthy if it has checks, or that has failed or
     waits for one that has: told in the outcome, and no reason for the others not to go on.
-    What can be found out beforehand is, for all machines, before anything is changed.
+    What can be found out beforehand is, for all machines, before anything is changed: it is
+    raised, but for RAM that a machine was saved with and that fits it no more, which is its alone.
 
     Raises SpecInvalid or HostLacks, in a group when there are several, JournalFailed.
     Cancelled, what was declared stays so; running `up` again goes on from there.
@@ -109,9 +116,9 @@ async def _converge(
     steps = [step for step in plan.steps if chosen(wanted.get(step.name) or known[step.name])]
     starting = list(_to_start(steps, wanted, restart))
     async with made_folders(starting):
-        await preflight(lab, starting, _to_stop(steps, restart))
+        refused = await preflight(lab, starting, _to_stop(steps, restart))
     await save_farm(lab.state_dir, farm)
-    work = _Work(lab, wanted, known, restart, grace, tell, len(steps))
+    work = _Work(lab, wanted, known, refused, restart, grace, tell, len(steps))
     gone = [step.name for step in steps if isinstance(step, Remove)]
     for result in await removed(lab, gone, grace=grace, tell=lambda _: None):
         work.tell(result)
@@ -166,6 +173,7 @@ class _Work:
     lab: Supervisor
     wanted: dict[str, FarmMachine]
     known: dict[str, FarmMachine]
+    refused: dict[str, QmpkitError]  # found out beforehand
     restart: bool
     grace: float | None
     _tell: Tell
@@ -183,6 +191,8 @@ class _Work:
         """One step, and the place where it is caught that it cannot be taken."""
         try:
             await self._those_before(self.wanted[step.name])
+            if (why := self.refused.get(step.name)) is not None:
+                raise why
             async with limit:
                 did = await self._declare(step)
         except QmpkitError as error:
@@ -205,16 +215,20 @@ class _Work:
         if did in ("unchanged", "restart-needed"):
             self.tell(Result(step.name, did, _needing(step)))
         elif did is not None:
-            self.tell(await settled(self.lab.kept[step.name], did))
+            result = await settled(self.lab.kept[step.name], did)
+            self.tell(attrs.evolve(result, why=result.why or _mended(step)))
 
     async def _declare(self, step: Step) -> Did:
         match step:
             case Unchanged(running=True):
                 return "unchanged"
             case ChangeLive(running=True):
-                await self._change(self.wanted[step.name])
-                return "changed"
+                await self._mend(step.name, step.flaws)
+                if step.changes:
+                    await self._change(self.wanted[step.name])
+                return "changed" if step.changes else "mended"
             case RestartNeeded() if not self.restart:
+                await self._mend(step.name, step.flaws)
                 return "restart-needed"
             case RestartNeeded():
                 await self.lab.declare(step.name, "stopped", powerdown_grace=self.grace)
@@ -222,6 +236,10 @@ class _Work:
                 return "restarted"
         await self._start(self.wanted[step.name])
         return "added" if isinstance(step, Add) else "started"
+
+    async def _mend(self, name: str, flaws: Iterable[Flaw]) -> None:
+        if any(flaw.mendable for flaw in flaws):
+            await self.lab.mend_networks(name)
 
     async def _start(self, machine: FarmMachine) -> None:
         await write_seed(self.lab.state_dir, machine, self.known.get(machine.name))
@@ -271,4 +289,10 @@ async def _forward(kept: Kept, old: FarmMachine, new: FarmMachine) -> None:
 def _needing(step: Step) -> str:
     if not isinstance(step, RestartNeeded):
         return ""
-    return f"after a restart: {', '.join(change.field for change in step.needing)}"
+    fields = [change.field for change in step.needing]
+    lost = [flaw.what for flaw in step.flaws if not flaw.mendable]
+    return f"after a restart: {', '.join([*fields, *lost])}"
+
+
+def _mended(step: Step) -> str:
+    return ", ".join(flaw.what for flaw in step.flaws) if isinstance(step, ChangeLive) else ""

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import attrs
 import trio
 
-from qmpkit.errors import Fault, ImageInUse, QmpkitError, SpecInvalid
+from qmpkit.errors import Fault, QmpkitError, SpecInvalid
+from qmpkit.farm.needed import Needed, deletable, unlink_all
 from qmpkit.farm.outcome import Outcome, Progress, Result, Tell
 from qmpkit.farm.saved import save_farm
 from qmpkit.farm.seeds import discard_seed
-from qmpkit.host.chain import walk_chain
-from qmpkit.host.holders import holders_of, image_locked
-from qmpkit.spec.block import Overlay
+from qmpkit.process.known_hosts import forget_key, known_hosts_in
 from qmpkit.spec.farm import FarmMachine
-from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.suggest import suggestion
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.supervisor import Supervisor
 
-__all__ = ["disks_to_delete", "down", "of_farm", "removed"]
+__all__ = ["Loss", "disks_to_delete", "down", "lost_by_down", "of_farm", "removed"]
 
 
 def of_farm(lab: Supervisor) -> dict[str, FarmMachine]:
@@ -45,7 +43,9 @@ async def down(
     supervisor's), *deadline* seconds for all, after which the rest is ended at once.  What a
     program keeps in the same supervisor stays.  Disks stay too, and `up` uses them again:
     only with *delete_disks* the files are removed that `make` had made and that no other
-    kept machine uses.  A machine with one that some other QEMU has open is not forgotten.
+    kept machine uses, and with them the keys by which ssh knows the guests.  A machine with one
+    that some other QEMU has open is not forgotten.  What a machine was saved with is discarded:
+    `lost_by_down` tells before.
 
     A machine that cannot be stopped is told of and stays; the others go on.  Raises
     SpecInvalid for a name the farm does not have.  Cancelled, what was begun is still
@@ -87,17 +87,39 @@ async def disks_to_delete(
     Raises SpecInvalid for a name the farm does not have.
     """
     chosen = _chosen(lab, names)
-    others = [kept.spec for name, kept in lab.kept.items() if name not in chosen]
+    others = {name: kept.spec for name, kept in lab.kept.items() if name not in chosen}
     made = {name: _made(lab.kept[name]) for name in chosen}
 
     def there() -> dict[str, list[str]]:
-        needed = _Needed(others)
+        needed = Needed()
+        needed.look(others)
         return {
             name: [file for file in files if file not in needed and os.path.lexists(file)]
             for name, files in made.items()
         }
 
     return await trio.to_thread.run_sync(there)
+
+
+@attrs.frozen
+class Loss:
+    """What is gone for good with one machine: files of disks, and the RAM it was saved with."""
+
+    disks: list[str] = attrs.field(factory=list)
+    memory: bool = False
+
+
+async def lost_by_down(
+    lab: Supervisor, names: Sequence[str] | None = None, *, delete_disks: bool = False
+) -> dict[str, Loss]:
+    """What `down` would lose of each machine.  Raises SpecInvalid as it does."""
+    chosen = _chosen(lab, names)
+    disks = await disks_to_delete(lab, chosen) if delete_disks else {}
+    return {
+        name: Loss(disks.get(name, []), lab.saved_in(name) is not None)
+        for name in chosen
+        if name in lab.kept
+    }
 
 
 async def removed(
@@ -115,47 +137,53 @@ async def removed(
         tell(Progress(name, "stopped", done, total))
 
     drained = await lab.stop_kept(names, powerdown_grace=grace, deadline=deadline, told=told)
+    needed = Needed()
     results = []
     for one in drained:
         if one.failure is not None:
             results.append(Result(one.name, "failed", str(one.failure)))
             continue
-        results.append(await _forgotten(lab, one.name, delete_disks))
+        results.append(await _forgotten(lab, one.name, needed if delete_disks else None))
     return results
 
 
-async def _forgotten(lab: Supervisor, name: str, delete_disks: bool) -> Result:
-    others = [kept.spec for other, kept in lab.kept.items() if other != name]
-    made = _made(lab.kept[name]) if delete_disks else []
-    told = ["what it was saved with is discarded"] if lab.kept[name].state == "saved" else []
+async def _forgotten(lab: Supervisor, name: str, needed: Needed | None) -> Result:
+    """With the disks of which none of *needed* has need; None: all stay."""
+    others = {other: kept.spec for other, kept in lab.kept.items() if other != name}
+    made = [] if needed is None else _made(lab.kept[name])
+    told = ["what it was saved with is discarded"] if lab.saved_in(name) else []
+
+    def look() -> list[str]:
+        if not made or needed is None:
+            return []
+        needed.look(others)
+        return deletable(made, needed)
+
     try:
-        going = await trio.to_thread.run_sync(_deletable, made, others)
-        await lab.forget(name, disks=delete_disks)
+        going = await trio.to_thread.run_sync(look)
+        await lab.forget(name, disks=needed is not None)
         await discard_seed(lab.state_dir, name)
     except (QmpkitError, OSError) as error:
         return Result(name, "failed", f"it is stopped, and not forgotten: {error}")
-    deleted, left = await trio.to_thread.run_sync(_unlink_all, going)
+    if needed is None:
+        return Result(name, "removed", "; ".join(told))
+    deleted, left = await trio.to_thread.run_sync(_deleted, lab.state_dir, name, going)
     if left:
         return Result(name, "failed", f"it is forgotten, and these stay: {', '.join(left)}")
     told += [f"deleted {', '.join(deleted)}"] if deleted else []
     return Result(name, "removed", "; ".join(told))
 
 
-def _deletable(made: Sequence[str], others: Iterable[MachineSpec]) -> list[str]:
-    """Those of *made* that no machine of *others* needs.
-
-    Raises ImageInUse for one that a QEMU has open which is not ours: another farm's, say.
-    """
-    if not made:
-        return []
-    needed = _Needed(others)
-    going = [file for file in made if file not in needed]
-    for file in going:
-        with suppress(FileNotFoundError):
-            if image_locked(file, for_writing=True):
-                why = f"{', '.join(map(str, holders_of(file))) or 'another process'} has it open"
-                raise ImageInUse(file, "delete", why, "stop that machine first")
-    return going
+def _deleted(state: Path, name: str, files: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`unlink_all`, and with its disks the key goes that its guest had made there."""
+    gone, left = unlink_all(files)
+    keys = known_hosts_in(state)
+    try:
+        if not left:
+            forget_key(keys, name)
+    except OSError as error:
+        left.append(f"its ssh key in {keys} ({error.strerror})")
+    return gone, left
 
 
 def _made(kept: Kept) -> list[str]:
@@ -168,53 +196,3 @@ def _made(kept: Kept) -> list[str]:
         found += [file for disk, file in point.disks.items() if disk in made]
         found += point.beside if made >= point.disks.keys() else ()
     return list(dict.fromkeys(found))
-
-
-def _files(spec: MachineSpec) -> Iterator[str]:
-    for disk in spec.disks:
-        yield os.fspath(disk.file)
-        if isinstance(disk.make, Overlay):
-            yield os.fspath(disk.make.file)
-    for point in spec.snapshots:
-        yield from (*point.disks.values(), *point.beside)
-
-
-class _Needed:
-    """The files of machines, with every base of their disks, by whatever name.  Blocking."""
-
-    def __init__(self, specs: Iterable[MachineSpec]) -> None:
-        self._names = {file for spec in specs for file in _with_bases(spec)}
-        self._files = set(map(_identity, self._names)) - {None}
-
-    def __contains__(self, file: str) -> bool:
-        return file in self._names or _identity(file) in self._files
-
-
-def _with_bases(spec: MachineSpec) -> Iterator[str]:
-    """`_files`, and what their images name: a layer that was put above has no `make`."""
-    yield from _files(spec)
-    for disk in spec.disks:
-        if not disk.is_empty:
-            yield from map(os.fspath, walk_chain(Path(disk.file), str(disk.format)).files)
-
-
-def _identity(file: str) -> tuple[int, int] | None:
-    try:
-        found = Path(file).stat()
-    except (OSError, ValueError):
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _unlink_all(files: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The files that are gone, and those that are not, each with why."""
-    gone, left = [], []
-    for file in files:
-        try:
-            Path(file).unlink()
-            gone.append(file)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            left.append(f"{file} ({error.strerror})")
-    return gone, left

@@ -13,6 +13,7 @@ Did = Literal[
     "added",
     "started",
     "changed",
+    "mended",
     "restarted",
     "unchanged",
     "restart-needed",

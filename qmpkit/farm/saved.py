@@ -11,19 +11,19 @@ import trio
 
 from qmpkit.errors import HostLacks, JournalFailed, QmpkitError
 from qmpkit.process.durable import write_durably
+from qmpkit.process.roots import DECLARED
 from qmpkit.spec.farm import Farm
 from qmpkit.spec.farm_data import farm_from_dict, farm_to_dict
 
 __all__ = ["read_farm", "save_farm"]
 
-_NAME = "farm.json"
 _SIZE_LIMIT = 64 << 20
 
 
 async def save_farm(state_dir: Path, farm: Farm | None) -> None:
     """Write *farm* there, safely; None forgets it.  Raises JournalFailed."""
     text = None if farm is None else json.dumps(farm_to_dict(farm), indent=1)
-    path = state_dir / _NAME
+    path = state_dir / DECLARED
     try:
         await trio.to_thread.run_sync(write_durably, path, text)
     except OSError as error:
@@ -35,7 +35,7 @@ async def read_farm(state_dir: Path) -> Farm | None:
 
     Raises HostLacks when it cannot be read: nothing is guessed of what was declared.
     """
-    path = state_dir / _NAME
+    path = state_dir / DECLARED
     try:
         text = await trio.to_thread.run_sync(_read, path)
         if text is None:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import socket
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ import trio
 
 from qmpkit.errors import HostLacks
 from qmpkit.networks.devices import (
+    Device,
+    all_devices,
     check_bridge,
     make_bridge,
     make_tap,
@@ -28,7 +31,7 @@ from qmpkit.networks.helpers import Command, Helpers, Members, Prepare
 from qmpkit.networks.lent import lent_tap
 from qmpkit.process.places import Places
 from qmpkit.process.roots import hash_of
-from qmpkit.spec.farm import Joined
+from qmpkit.spec.farm import Flaw, Joined
 from qmpkit.spec.farm_networks import Bridge, subnet_of
 from qmpkit.spec.names import tap_name
 from qmpkit.spec.network import Nic, TapNic
@@ -87,6 +90,18 @@ class Bridges:
         if (helper := self.helper(join)) is not None:
             await self._helpers.run(*helper)
 
+    async def look(self, members: Members) -> list[tuple[str, Flaw]]:
+        """What is not as it was made, of which a restart alone can help a tap that is gone."""
+        try:
+            devices = await trio.to_thread.run_sync(all_devices)
+        except HostLacks as error:  # as whoever makes them is going to find
+            return [(member, Flaw(str(error), mendable=True)) for member, _ in members]
+        return [
+            (member, flaw)
+            for member, join in members
+            for flaw in _flaws(join, self._tap(member, join), devices, self._owner)
+        ]
+
     async def plugged(self, nic: Nic, member: str, join: Joined) -> tuple[Nic, int | None]:
         """The NIC with its tap: by name, or opened by QEMU's helper when we may not make one."""
         assert isinstance(nic, TapNic), "the farm gives a bridge's NIC this"
@@ -133,9 +148,7 @@ def _made(network: Bridge, tap: str, others: list[str], leases: Path, owner: str
         if may_make_devices():
             make_tap(tap, network.bridge, owner)
         return False
-    subnet = subnet_of(network)
-    address = f"{network.address}/{subnet.prefixlen}" if network.address and subnet else None
-    is_new = make_bridge(network.bridge, owner, address)
+    is_new = make_bridge(network.bridge, owner, _address(network))
     try:
         if is_new:
             put_on_bridge(others, network.bridge, owner)
@@ -145,6 +158,43 @@ def _made(network: Bridge, tap: str, others: list[str], leases: Path, owner: str
             remove_devices([network.bridge], owner)
         raise
     return is_new
+
+
+def _address(network: Bridge) -> str | None:
+    subnet = subnet_of(network)
+    return f"{network.address}/{subnet.prefixlen}" if network.address and subnet else None
+
+
+def _flaws(join: Joined, tap: str, devices: Mapping[str, Device], owner: str) -> Iterator[Flaw]:
+    """Of a machine that runs.  A tap that QEMU has not open any more is another of its name."""
+    network = _bridge(join)
+    of = f"of network {join.name!r}"
+    bridge = devices.get(network.bridge)
+    if (why := _why_not(network, bridge, owner)) is not None:
+        yield Flaw(f"the bridge {network.bridge!r} {of}: {why}", mendable=True)
+    if not may_make_devices():  # then a tap is somebody else's, by a name that nobody told us
+        return
+    device = devices.get(tap)
+    if device is None or device.owner != owner or not device.has_carrier:
+        yield Flaw(f"the tap device of {join.nic} {of}: removed ({tap})", mendable=False)
+    elif bridge is not None and device.bridge != network.bridge:
+        what = f"the tap device of {join.nic} {of}: not on {network.bridge!r} ({tap})"
+        yield Flaw(what, mendable=True)
+    elif not device.is_up:
+        yield Flaw(f"the tap device of {join.nic} {of}: down ({tap})", mendable=True)
+
+
+def _why_not(network: Bridge, device: Device | None, owner: str) -> str | None:
+    """Why a bridge is not as it was made, or as the host had it; None when it is."""
+    if device is None:
+        return "removed"
+    if not network.make:
+        return None
+    if device.owner != owner:
+        return "another device has its name"
+    if (address := _address(network)) is not None and address not in device.addresses:
+        return f"without its address {address}"
+    return None if device.is_up else "down"
 
 
 def _owned_if_possible(owner: str) -> list[str]:

@@ -9,26 +9,66 @@ import errno
 import hashlib
 import ipaddress
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from qmpkit.errors import HostLacks
 from qmpkit.host.netlink import opened_netlink
 from qmpkit.spec.names import mac_of
 
-__all__ = ["check_bridge", "make_bridge", "make_tap", "may_make_devices"]
-__all__ += ["owned_devices", "put_on_bridge", "remove_devices"]
+__all__ = ["Device", "all_devices", "check_bridge", "make_bridge", "make_tap"]
+__all__ += ["may_make_devices", "owned_devices", "put_on_bridge", "remove_devices"]
 
 _CAP_NET_ADMIN = 12
+_IFF_UP = 1
+
+
+@attrs.frozen(kw_only=True)
+class Device:
+    """One of the host's, as it is at a moment.
+
+    `has_carrier`: of a tap device, that a process has it open.  `bridge`: the one that it is on.
+    `addresses`: as in "192.168.5.1/24".
+    """
+
+    owner: str | None = None
+    is_up: bool = True
+    has_carrier: bool = True
+    bridge: str | None = None
+    addresses: frozenset[str] = frozenset()
+
+
+def all_devices() -> dict[str, Device]:
+    """All of this host's, by name."""
+    with _netlink("look at network devices") as route:
+        links = {link["index"]: link for link in route.get_links()}
+        addresses = defaultdict(set)
+        for entry in route.get_addr(family=2):  # AF_INET
+            address = f"{entry.get_attr('IFA_ADDRESS')}/{entry['prefixlen']}"
+            addresses[entry["index"]].add(address)
+    names = {index: str(link.get_attr("IFLA_IFNAME")) for index, link in links.items()}
+    return {
+        names[index]: Device(
+            owner=_alias(link),
+            is_up=bool(link["flags"] & _IFF_UP),
+            has_carrier=bool(link.get_attr("IFLA_CARRIER")),
+            bridge=names.get(link.get_attr("IFLA_MASTER")),
+            addresses=frozenset(addresses[index]),
+        )
+        for index, link in links.items()
+    }
 
 
 def make_bridge(name: str, owner: str, address: str | None) -> bool:
     """Have a bridge that is *owner*'s and has *address* ("192.168.5.1/24") and no other.
 
     True when it was not there.  Raises HostLacks, also when the name is a device's that somebody
-    else made, or another device is in the address's network.
+    else made, or another device is in the address's network; then nothing new is left.
     """
     with _netlink(f"make the bridge {name!r}") as route:
         if address is not None:
@@ -38,8 +78,13 @@ def make_bridge(name: str, owner: str, address: str | None) -> bool:
         elif _alias(found) != owner:
             cure = "name another bridge, or use that one with make = false"
             raise HostLacks(_taken(name, found), cure)
-        _set_address(route, found["index"], address)
-        route.link("set", index=found["index"], state="up")
+        try:
+            _set_address(route, found["index"], address)
+            route.link("set", index=found["index"], state="up")
+        except BaseException:
+            if is_new:  # else it would be found there the next time, and taken for whole
+                _delete(route, found)
+            raise
         return is_new
 
 

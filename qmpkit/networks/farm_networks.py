@@ -17,7 +17,7 @@ from qmpkit.networks.bridges import Bridges
 from qmpkit.networks.helpers import Members, Prepare, helpers
 from qmpkit.networks.segments import Segments
 from qmpkit.process.places import Places
-from qmpkit.spec.farm import Joined
+from qmpkit.spec.farm import Flaw, Joined
 from qmpkit.spec.farm_networks import Bridge, Segment, is_carried
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Nic
@@ -39,6 +39,9 @@ class Carrier(Protocol):
 
     async def make(self, member: str, join: Joined) -> None:
         """Have it, and a member's place in it; done again, it does nothing."""
+
+    async def look(self, members: Members) -> list[tuple[str, Flaw]]:
+        """What is not as it was made, with whose it is: of *members* that run."""
 
     async def plugged(self, nic: Nic, member: str, join: Joined) -> tuple[Nic, int | None]:
         """A member's NIC, plugged in, and the descriptor of its device if it takes one."""
@@ -107,6 +110,17 @@ class FarmNetworks:
             with trio.move_on_after(UNDO_GRACE, shield=True):
                 await self._leave(member, wanted, but=before)
             raise
+
+    async def look(self, members: Mapping[str, Sequence[Joined]]) -> dict[str, tuple[Flaw, ...]]:
+        """See `Networks.look`."""
+        await trio.lowlevel.checkpoint()
+        places = [(name, join) for name, joined in members.items() for join in _carried(joined)]
+        found: defaultdict[str, tuple[Flaw, ...]] = defaultdict(tuple)
+        for kind, carrier in self._carriers.items():
+            if of_kind := [it for it in places if type(it[1].network) is kind]:
+                for name, flaw in await carrier.look(of_kind):
+                    found[name] += (flaw,)
+        return found
 
     @asynccontextmanager
     async def plugged(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
 import attrs
+import trio
 
 from qmpkit.errors import HostLacks
 from qmpkit.networks import _switch_main
@@ -18,7 +20,7 @@ from qmpkit.networks.helpers import Command, Helpers, Members, Prepare
 from qmpkit.process.places import Places, discard
 from qmpkit.process.roots import HASH, hash_of
 from qmpkit.process.rundir import SOCKET_PATH_LIMIT
-from qmpkit.spec.farm import Joined
+from qmpkit.spec.farm import Flaw, Joined
 from qmpkit.spec.network import DgramNic, Nic, StreamNic
 
 __all__ = ["Segments"]
@@ -61,11 +63,28 @@ class Segments:
             await self._helpers.end(name)
             await self._helpers.run(name, prepare)
 
+    async def look(self, members: Members) -> list[tuple[str, Flaw]]:
+        """What is not as it was made: QEMU binds its port when it starts, and never again."""
+
+        def work() -> list[tuple[str, Flaw]]:
+            return [(member, flaw) for member, join in members for flaw in self._lost(member, join)]
+
+        return await trio.to_thread.run_sync(work)
+
+    def _lost(self, member: str, join: Joined) -> Iterator[Flaw]:
+        of = f"of network {join.name!r}"
+        if not (self.directory(join.name) / DATAGRAMS).exists():
+            yield Flaw(f"the socket of the switch {of}: removed", mendable=True)
+        ports = [self.port(member, join, kind) for kind in ("", CABLE)]  # one it has joined by
+        if not any(port.exists() for port in ports):
+            yield Flaw(f"the port of {join.nic} {of}: removed ({ports[0]})", mendable=False)
+
     async def plugged(self, nic: Nic, member: str, join: Joined) -> tuple[Nic, None]:
         """The NIC with its port and the switch's."""
         switch = self.directory(join.name) / DATAGRAMS
         if isinstance(nic, StreamNic):
             _announce(switch)
+            self.port(member, join).unlink(missing_ok=True)  # by which it had joined while it ran
             # It listens: one that connects would not do so again when the switch is another.
             port = self.port(member, join, CABLE)
             return attrs.evolve(nic, address=f"unix:{port}", server=True), None

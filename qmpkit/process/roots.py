@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 __all__ = [
+    "DECLARED",
     "HASH",
     "JOURNAL",
     "OWNER",
@@ -23,6 +24,9 @@ HASH = 12
 
 JOURNAL = "machines/journal"
 """In a state directory: what is known of each machine, an entry of `entries` each."""
+
+DECLARED = "farm.json"
+"""In a state directory: the farm as it was declared last; none once it was taken down."""
 
 OWNER = ".state"
 """A runtime directory's link to its state directory; no machine's name begins with a dot."""

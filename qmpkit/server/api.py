@@ -115,7 +115,7 @@ class _Api:
         async def work(_: object) -> dict[str, Any]:
             if request.query_params.get("force") == "1":
                 await self.lab.declare(kept.name, "stopped", powerdown_grace=0.0)
-            discarded = kept.state == "saved"
+            discarded = self.lab.saved_in(kept.name) is not None
             await self.lab.forget(kept.name)
             return {"name": kept.name, "discarded": discarded}
 

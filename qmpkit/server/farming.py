@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from qmpkit.farm import Outcome, Progress, down, plan_up, read_farm, scale, up
-from qmpkit.farm.leave import disks_to_delete, of_farm
+from qmpkit.farm.leave import lost_by_down, of_farm
 from qmpkit.farm.outcome import Tell
 from qmpkit.server.answers import Refused, answer
 from qmpkit.server.bodies import Keys, read_object
@@ -50,7 +50,7 @@ class FarmApi:
             Route("/v1/plan", self.plan, methods=["POST"]),
             Route("/v1/up", self.up, methods=["POST"]),
             Route("/v1/down", self.down, methods=["POST"]),
-            Route("/v1/disks", self.disks, methods=["POST"]),
+            Route("/v1/losses", self.losses, methods=["POST"]),
             Route("/v1/scale", self.scale, methods=["POST"]),
         ]
 
@@ -98,10 +98,12 @@ class FarmApi:
 
         return self._job("down", work)
 
-    async def disks(self, request: Request) -> Response:
-        """What a down that deletes disks would delete."""
-        wanted = await read_object(request, {"names": list})
-        return answer({"machines": await disks_to_delete(self._lab, _names(wanted))})
+    async def losses(self, request: Request) -> Response:
+        """What a down would lose of each machine."""
+        wanted = await read_object(request, {"names": list, "delete_disks": bool})
+        delete = wanted.get("delete_disks", False)
+        found = await lost_by_down(self._lab, _names(wanted), delete_disks=delete)
+        return answer({"machines": {name: attrs.asdict(loss) for name, loss in found.items()}})
 
     async def scale(self, request: Request) -> Response:
         """Have so many machines of one table."""
@@ -152,4 +154,8 @@ def _step_view(step: farm_plan.Step) -> dict[str, Any]:
     for key in ("changes", "needing"):
         if changes := getattr(step, key, ()):
             view[key] = [attrs.asdict(change) for change in changes]
+    if flaws := getattr(step, "flaws", ()):
+        view["flaws"] = [attrs.asdict(flaw) for flaw in flaws]
+    if getattr(step, "saved", False):
+        view["saved"] = True
     return {**view, "running": getattr(step, "running", True)}

@@ -12,7 +12,7 @@ from qmpkit.spec.health import Health
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.restart import NEVER, Restart
 
-__all__ = ["Farm", "FarmMachine", "Joined"]
+__all__ = ["Farm", "FarmMachine", "Flaw", "Joined"]
 
 
 @attrs.frozen(kw_only=True)
@@ -26,6 +26,18 @@ class Joined:
     network: Network
     nic: str
     ip: str | None = None
+
+
+@attrs.frozen
+class Flaw:
+    """Something of a machine's networks that is not as it was made: somebody has removed it, say.
+
+    `what`: it, and what has become of it.  `mendable`: it can be made anew while the machine
+    runs; otherwise a restart does it.
+    """
+
+    what: str
+    mendable: bool
 
 
 @attrs.frozen(kw_only=True)

@@ -12,12 +12,13 @@ from qmpkit.errors import Fault
 from qmpkit.spec.convert import unstructure_any
 from qmpkit.spec.farm_faults import Faults, Where, structured
 from qmpkit.spec.names import ifname_problem, network_name_problem
-from qmpkit.spec.network import NicModel
+from qmpkit.spec.network import DgramNic, Nic, NicModel, StreamNic, TapNic, UserNic
 from qmpkit.spec.suggest import suggestion
 
 __all__ = ["Bridge", "Join", "Nat", "Network", "Segment"]
 __all__ += [
     "address_problem",
+    "fits",
     "gives_away",
     "is_carried",
     "network_of",
@@ -133,6 +134,17 @@ def subnet_of(network: Network) -> ipaddress.IPv4Network | None:
 def is_carried(network: Network) -> bool:
     """Whether somebody beside QEMU carries its frames, to whom a NIC has a cable."""
     return not isinstance(network, Nat)
+
+
+def fits(nic: Nic, network: Network) -> bool:
+    """Whether a NIC is of the kind by which one is in such a network."""
+    match network:
+        case Segment():
+            return isinstance(nic, DgramNic | StreamNic)
+        case Nat():
+            return isinstance(nic, UserNic)
+        case Bridge():
+            return isinstance(nic, TapNic)
 
 
 def nic_table(join: Join, network: Network) -> dict[str, Any]:

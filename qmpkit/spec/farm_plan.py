@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from qmpkit.spec.farm import Farm, FarmMachine
+from qmpkit.spec.farm import Farm, FarmMachine, Flaw
 from qmpkit.spec.farm_data import machine_from_dict, machine_to_dict, scale
 from qmpkit.spec.farm_order import start_order
 from qmpkit.spec.resources import controllers
@@ -21,10 +21,16 @@ __all__ += ["Step", "Unchanged", "plan", "scale"]
 
 @attrs.frozen
 class Known:
-    """A machine as the journal has it (`machine_to_dict`), and whether it has a process now."""
+    """A machine as the journal has it (`machine_to_dict`), and whether it has a process now.
+
+    `flaws`: what of its networks is not as it was made.  `saved`: it has RAM to go on with, which
+    is discarded when it is forgotten.
+    """
 
     machine: Mapping[str, Any]
     running: bool = True
+    flaws: tuple[Flaw, ...] = ()
+    saved: bool = False
 
 
 @attrs.frozen
@@ -53,10 +59,14 @@ class Add:
 
 @attrs.frozen
 class Remove:
-    """A machine that is known and not declared; it is stopped first when it is running."""
+    """A machine that is known and not declared; it is stopped first when it is running.
+
+    `saved`: what it was saved with is discarded.
+    """
 
     name: str
     running: bool
+    saved: bool = False
 
 
 @attrs.frozen
@@ -71,23 +81,28 @@ class Unchanged:
 class ChangeLive:
     """Changes that need no restart: of the supervisor's own matter, of ports, of its place on
     the host, or of a machine that is not running.
+
+    `flaws`: what of its networks is made anew, perhaps with no change at all.
     """
 
     name: str
     changes: tuple[Change, ...]
     running: bool
+    flaws: tuple[Flaw, ...] = ()
 
 
 @attrs.frozen
 class RestartNeeded:
     """Changes of which some are seen by a running machine only after a restart.
 
-    `needing`: those; `changes`: all of them.
+    `needing`: those; `changes`: all of them.  `flaws`: what of its networks is made anew, of
+    which some may be only after a restart too.
     """
 
     name: str
     changes: tuple[Change, ...]
     needing: tuple[Change, ...]
+    flaws: tuple[Flaw, ...] = ()
 
 
 Step = Add | Remove | Unchanged | ChangeLive | RestartNeeded
@@ -137,13 +152,13 @@ def plan(declared: Farm, known: Mapping[str, Known]) -> Plan:
     }
     wanted = {machine.name: machine for machine in declared.machines}
     steps: list[Step] = [
-        Remove(name, known[name].running)
+        Remove(name, known[name].running, known[name].saved)
         for name in reversed(start_order(_before(recorded)))
         if name not in wanted
     ]
     for name in start_order(_before(wanted)):
         if name in recorded:
-            steps.append(_step(recorded[name], wanted[name], running=known[name].running))
+            steps.append(_step(recorded[name], wanted[name], known[name]))
         else:
             steps.append(Add(wanted[name]))
     return Plan(tuple(steps))
@@ -153,14 +168,14 @@ def _before(machines: Mapping[str, FarmMachine]) -> dict[str, tuple[str, ...]]:
     return {name: item.waits_for for name, item in machines.items()}
 
 
-def _step(old: FarmMachine, new: FarmMachine, *, running: bool) -> Step:
-    changes = tuple(_differences(_shown(old), _shown(new), ""))
-    if not changes:
-        return Unchanged(new.name, running)
+def _step(old: FarmMachine, new: FarmMachine, known: Known) -> Step:
+    changes, flaws = tuple(_differences(_shown(old), _shown(new), "")), known.flaws
+    if not changes and not flaws:
+        return Unchanged(new.name, known.running)
     needing = tuple(change for change in changes if not _is_live(change.field, old))
-    if needing and running:
-        return RestartNeeded(new.name, changes, needing)
-    return ChangeLive(new.name, changes, running)
+    if (needing and known.running) or not all(flaw.mendable for flaw in flaws):
+        return RestartNeeded(new.name, changes, needing, flaws)
+    return ChangeLive(new.name, changes, known.running, flaws)
 
 
 def _is_live(field: str, old: FarmMachine) -> bool:

@@ -17,6 +17,7 @@ from qmpkit.operations.migration.options import MigrationOptions
 from qmpkit.operations.migration.place import MovePlace, move_place
 from qmpkit.operations.migration.storage import SHARED, DiskPlaces
 from qmpkit.operations.migration.transfer import Told
+from qmpkit.spec.farm import Flaw
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Nic
 from qmpkit.supervisor.declaring import refuse_unsettled
@@ -61,6 +62,22 @@ class Changes(ABC):
         """Unplug a NIC as `vm.nics.remove` does, with its place in the network it has joined."""
         keeper = self._kept_machines()
         await keeper.joining.leave(keeper.known(name), nic, grace=grace)
+
+    async def network_flaws(self) -> dict[str, tuple[Flaw, ...]]:
+        """What is not as it was made of the networks of kept machines, by the machine's name.
+
+        Somebody may have removed a bridge, say.  Of those that run and are not moving: whoever
+        starts has its networks made.  Nothing is changed.
+        """
+        return await self._kept_machines().joining.flaws()
+
+    async def mend_networks(self, name: str) -> None:
+        """Have those made anew that a kept machine is in, as far as that goes while it runs.
+
+        What is left then takes a restart.  Raises SpecInvalid for an unknown name, HostLacks.
+        """
+        keeper = self._kept_machines()
+        await keeper.joining.mend(keeper.known(name))
 
     async def revert(self, name: str, snapshot: str, *, memory: bool = True) -> tuple[str, ...]:
         """Have a kept machine that is down start from a snapshot of its disks the next time.

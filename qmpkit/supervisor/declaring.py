@@ -153,11 +153,12 @@ class Declaring:
         else:
             self._means.shelf.refuse_another(kept)
             await finish_change(kept)
-            record = attrs.evolve(kept.record.wanting(wanted), plugged=())
+            before = kept.record.spec
+            record = attrs.evolve(kept.record.wanting(wanted), plugged=(), spec=wanted.spec)
             await self._networks.make(record.name, record.joined)
-            spec = carried_over(wanted.spec, record.spec)
+            spec = carried_over(wanted.spec, before)
             refuse_points(spec)
-            resolution = await self._resolved(spec, record.spec.uuid)
+            resolution = await self._resolved(spec, before.uuid)
             record = attrs.evolve(record, spec=undecided(resolution.spec, spec), asked=asked)
         await self._change(kept, record, resolution, wait=wait)
 

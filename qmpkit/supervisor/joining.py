@@ -1,4 +1,4 @@
-"""A kept machine that joins a network of its farm while it runs, or leaves one."""
+"""A kept machine that runs, in the networks of its farm: it joins them, leaves, loses its place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations.hotplug.nics import add_nic
 from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.spec.device_ids import free_id
-from qmpkit.spec.farm import Joined
+from qmpkit.spec.farm import Flaw, Joined
 from qmpkit.spec.farm_networks import Join, Network, nic_table
 from qmpkit.spec.names import mac_of
 from qmpkit.spec.network import DgramNic, Nic, StreamNic
@@ -70,6 +70,18 @@ class Joining:
                     with trio.move_on_after(STEP_GRACE, shield=True):
                         await self._left(kept, rest)
 
+    async def flaws(self) -> dict[str, tuple[Flaw, ...]]:
+        """See `Supervisor.network_flaws`."""
+        running = {it.member: it for it in self.machines.values() if it.vm and not it.is_moving}
+        found = await self.networks.look({at: it.record.joined for at, it in running.items()})
+        return {running[member].name: flaws for member, flaws in found.items()}
+
+    async def mend(self, kept: Kept) -> None:
+        """See `Supervisor.mend_networks`."""
+        async with kept.turn:
+            if kept.vm is not None:  # else its start does it
+                await self.networks.make(kept.member, kept.record.joined)
+
     async def _plug(self, kept: Kept, vm: VM, nic: Nic, joined: Joined) -> Nic:
         """With its cable, as at a start; what is plugged, without."""
         await self.networks.make(kept.member, (*kept.record.joined, joined))
@@ -97,10 +109,10 @@ class Joining:
             raise kept.not_durable
 
     def _network(self, kept: Kept, name: str) -> Network:
-        """As those have it that are in it."""
-        known = {
-            it.name: it.network for other in self.machines.values() for it in other.record.joined
-        }
+        """As those have it that are in it, or were until they have left."""
+        known: dict[str, Network] = {}
+        for other in self.machines.values():
+            known |= other.record.networks
         if name not in known:
             hint = "`qmpkit up` a file in which a machine is in it"
             if known:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from qmpkit.networks.farm_networks import Plugged
 from qmpkit.process.places import Places
-from qmpkit.spec.farm import Joined
+from qmpkit.spec.farm import Flaw, Joined
 from qmpkit.spec.machine import MachineSpec
 
 __all__ = ["Networks"]
@@ -33,8 +33,12 @@ class Networks(Protocol):
     async def make(self, member: str, joined: Sequence[Joined]) -> None:
         """Have all that it needs to start in its networks; done again, it does nothing.
 
-        Raises `HostLacks`; then nothing new is left.
+        For one that runs it makes anew what can be meanwhile.  Raises `HostLacks`; then nothing
+        new is left.
         """
+
+    async def look(self, members: Mapping[str, Sequence[Joined]]) -> Mapping[str, tuple[Flaw, ...]]:
+        """What is not as it was made, of *members* that run; nothing is changed."""
 
     def plugged(
         self, spec: MachineSpec, joined: Sequence[Joined], member: str

@@ -28,6 +28,7 @@ from qmpkit.spec.farm_data import (
     machine_from_dict,
     machine_to_dict,
 )
+from qmpkit.spec.farm_networks import Network, fits
 from qmpkit.spec.given import items_of
 from qmpkit.spec.health import FunctionCheck, Health, health_faults
 from qmpkit.spec.machine import MachineSpec
@@ -192,10 +193,24 @@ class Record:
 
     @property
     def joined(self) -> tuple[Joined, ...]:
-        """Its places in the networks of its farm, and in those that it has joined since."""
-        there = {nic.id for nic in self.spec.nics}
-        since = tuple(it for it in self.plugged if it.nic in there)
-        return since if self.farm is None else (*self.farm.networks, *since)
+        """Its places in the networks of its farm, and in those that it has joined since.
+
+        Its NICs have them: of one that was unplugged nothing is left, and another that has got its
+        id is where that one is.
+        """
+        there = {nic.id: nic for nic in self.spec.nics}
+        since = {it.nic: it for it in self.plugged if it.nic in there}
+        first = [it for it in self._declared_places if it.nic in there.keys() - since.keys()]
+        return (*(it for it in first if fits(there[it.nic], it.network)), *since.values())
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """Those that it is or was in, by name."""
+        return {it.name: it.network for it in (*self._declared_places, *self.plugged)}
+
+    @property
+    def _declared_places(self) -> tuple[Joined, ...]:
+        return () if self.farm is None else self.farm.networks
 
     @property
     def members(self) -> tuple[str, ...]:

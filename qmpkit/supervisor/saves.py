@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from pathlib import Path
 
 from qmpkit.machine.state_forms import Form
 from qmpkit.operations.jobs import Progress
@@ -67,6 +68,15 @@ class Saves(ABC):
         return await drain(
             keeper.machines, wanted, save, grace=None, deadline=float("inf"), told=told
         )
+
+    def saved_in(self, name: str) -> Path | None:
+        """The folder of what a kept machine goes on from, which is discarded as it is forgotten.
+
+        None when it is not saved, or goes on from a snapshot: that stays.  SpecInvalid for an
+        unknown name.
+        """
+        keeper = self._kept_machines()
+        return keeper.shelf.folder_of(keeper.known(name).spec)
 
     async def discard_saved(self, name: str) -> None:
         """Have a kept machine that was saved boot when it is started, without its RAM.

@@ -75,6 +75,14 @@ class Namespace:
         text = FARM.format(qemu=self.qemu, last=last, bridge=bridge)
         (self.folder / "farm.toml").write_text(text)
 
+    def up(self, *words: str) -> dict[str, tuple[str, str]]:
+        """What was done with each machine, and why."""
+        told = json.loads(self.qmpkit("up", "farm.toml", "--json", *words))
+        return {it["name"]: (it["did"], it["why"]) for it in told["machines"]}
+
+    def pids(self) -> list[int]:
+        return [it["pid"] for it in json.loads(self.qmpkit("ps", "--json"))]
+
     def devices(self) -> dict[str, Any]:
         return {it["ifname"]: it for it in json.loads(self.do("ip", "-j", "address"))}
 
@@ -111,6 +119,7 @@ def test_a_bridge_with_dhcp_is_made_kept_and_removed(net: Namespace, places: Pla
     net.qmpkit("exec", "web2", "--", "ping", "-c", "3", "-W", "5", one)
     moved = set(net.devices()) - before
     assert len(moved) == len(taps) and len(moved - taps) == 1, "the one has gone, another is there"
+    assert net.up() == dict.fromkeys(("web1", "web2"), ("unchanged", ""))
 
     os.kill(int((places.state / "lab" / "lock").read_text()), signal.SIGKILL)
     net.qmpkit("ps")
@@ -146,6 +155,35 @@ def test_a_bridge_that_was_deleted_comes_back_whole(net: Namespace, places: Plac
     one, two = (address_of(net, name) for name in ("web1", "web2"))  # by its server, of both
     net.qmpkit("exec", "web1", "--", "ping", "-c", "1", "-W", "5", two)
     assert one != two
+    net.qmpkit("down")
+
+
+def test_a_bridge_that_was_deleted_is_mended_while_its_machines_run(
+    net: Namespace, places: Places
+) -> None:
+    net.farm()
+    net.up()
+    before, pids = net.devices(), net.pids()
+    net.do("ip", "link", "delete", "qkbr")
+    gone = "the bridge 'qkbr' of network 'lan': removed"
+    told = net.qmpkit("plan", "farm.toml")
+    assert "~ web1 gets back what its networks lack" in told
+    assert told.count(f"    {gone}") == 2
+    assert net.up() == dict.fromkeys(("web1", "web2"), ("mended", gone))
+    assert net.devices()["qkbr"]["ifindex"] != before["qkbr"]["ifindex"]
+    one, two = (address_of(net, name) for name in ("web1", "web2"))  # by its server, of both
+    net.qmpkit("exec", "web1", "--", "ping", "-c", "1", "-W", "5", two)
+    assert one != two and net.pids() == pids
+
+    tap = next(name for name, it in net.devices().items() if it.get("master") == "qkbr")
+    for device in (tap, "qkbr"):
+        net.do("ip", "link", "delete", device)
+    lost = f"after a restart: the tap device of nic0 of network 'lan': removed ({tap})"
+    for _ in range(2):  # the new one of its name is not the one that QEMU had
+        assert ("restart-needed", lost) in net.up().values()
+    assert tap in net.devices()
+    assert "restarted" in {did for did, _ in net.up("--restart").values()}
+    assert net.up() == dict.fromkeys(("web1", "web2"), ("unchanged", ""))
     net.qmpkit("down")
 
 

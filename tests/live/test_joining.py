@@ -115,3 +115,35 @@ async def test_a_guest_joins_and_leaves(
         assert [it.id for it in other.spec.nics] == ["nic1"]
         assert ports(places) == [] and not other.record.plugged
     await end_all()
+
+
+TWO = """
+[machines.b]
+profile = "tiny"
+networks = ["left"]
+"""
+
+
+async def test_a_guest_leaves_the_network_of_its_file(
+    qemu: str, tmp_path: Path, places: Places
+) -> None:
+    farm = tmp_path / "farm.toml"
+    farm.write_text(FARM.format(qemu=qemu, kind="stream").partition("[machines.a]")[0] + TWO)
+    async with lab() as supervisor:
+        await up(supervisor, load_farm(farm))
+        kept = supervisor.kept["b"]
+        assert kept.vm is not None
+        await kept.vm.agent.wait_ready()
+        assert ports(places) == ["b.nic0"]
+        await supervisor.leave("b", "nic0")
+        assert not [*places.runtime.glob("lab/.net")], "it was the only one there"
+        nic = await supervisor.join("b", "left")
+        assert (nic.id, ports(places)) == ("nic0", ["b.nic0"])
+        await supervisor.leave("b", nic.id)
+        other = await kept.vm.nics.add(UserNic())
+        assert other.id == "nic0"
+        await supervisor.declare("b", "stopped", powerdown_grace=0)
+        await supervisor.declare("b", "running")
+        assert kept.spec.nics == (other,)
+        assert not [*places.runtime.glob("lab/.net")]
+    await end_all()

@@ -197,6 +197,7 @@ async def test_whatever_fails_it_has_one_place_in_each(
 
             await cancel_at_every_checkpoint(move, every=CABLE_CANCELS, after=after)
             assert b.member != before  # one that was cancelled late may have moved all the same
+            assert await supervisor.network_flaws() == {}, "its second place is as good"
         begun = last
         while await dies(PROGRAM, last=last):
             last += every

@@ -10,11 +10,11 @@ import pytest
 import trio
 
 from qmpkit import Kept, Supervisor
-from qmpkit.farm.converge import up
+from qmpkit.farm.converge import plan_up, up
 from qmpkit.spec.farm_load import load_farm
 from qmpkit.testing.leaks import living_with
 from tests.live.kept import Places, end_all, kill, lab
-from tests.sizes import LONG, NEWEST, OLDEST
+from tests.sizes import LONG, NEWEST, OLDEST, QEMU_VERSIONS
 
 pytestmark = [pytest.mark.live, pytest.mark.qemus(*OLDEST), pytest.mark.bound(180)]
 
@@ -138,6 +138,40 @@ async def test_guests_hear_each_other_by_segment_and_not_across(farm: Path, plac
             await supervisor.forget("a")
             assert not switches(places)
     assert not list(places.runtime.rglob("*/.net")) and not list(places.state.rglob("helpers.json"))
+
+
+IDLE = """
+[machines.a]
+profile = "q35"
+memory = "32MiB"
+networks = ["left", "right"]
+"""
+
+
+@pytest.mark.qemus(*QEMU_VERSIONS)  # whether a listening one keeps its path
+async def test_a_port_that_somebody_removes_is_told_until_a_restart(
+    tmp_path: Path, qemu: str, places: Places
+) -> None:
+    path = tmp_path / "idle.toml"
+    path.write_text(DEFAULTS.format(qemu=qemu) + IDLE)
+    farm = load_farm(path)
+    with trio.fail_after(170):
+        async with lab() as supervisor:
+            await up(supervisor, farm)
+        async with lab() as supervisor:  # which has adopted it
+            assert (await plan_up(supervisor, farm)).is_empty
+            ports = [*places.runtime.rglob("a.nic0"), *places.runtime.rglob("@a.nic1")]
+            for port in ports:
+                port.unlink()
+            for _ in range(2):
+                outcome = (await up(supervisor, farm)).machines["a"]
+                assert outcome.did == "restart-needed"
+                assert "the port of nic0 of network 'left': removed" in outcome.why
+                assert "the port of nic1 of network 'right': removed" in outcome.why
+            await up(supervisor, farm, restart=True)
+            assert (await plan_up(supervisor, farm)).is_empty
+            assert len(ports) == 2 and all(port.is_socket() for port in ports)
+        await end_all()
 
 
 @pytest.mark.skipif(not LONG, reason="four guests boot: with --long")

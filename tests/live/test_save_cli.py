@@ -80,7 +80,17 @@ def test_saved_and_back_at_the_shell(
     assert {it["declared"] for it in json.loads(down.out)} == {"stopped"}
     gone = run.well("rm", "web2")
     assert "web2 is forgotten, and what it was saved with is discarded" in gone.out + gone.err
-    run.well("down", "--grace", "0")
+    (folder / "web1.qcow2").touch()  # somebody has written to it
+    failed = run("up", "farm.toml")
+    assert failed.status == 1 and "web2 is up" in failed.err
+    assert "web1 FAILED" in failed.err and "was written to since" in failed.err
+    assert "qmpkit discard" in failed.err
+    run.well("save", "web2")
+    run.well("discard", "web1")
+    assert "web1 is up again" in _said(run, "up", "farm.toml")
+    run.well("save", "web*")
+    assert "web1: the memory that it was saved with, web2: " in run("down").err
+    run.well("down", "--grace", "0", "--yes")
     assert not list(places.state.glob("lab/saved/*"))
 
 

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import io
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qmpkit.cli import main
-from qmpkit.cli.known_hosts import known_hosts_of
-from qmpkit.cli.reach import alias_of
 from tests.unit.cli.daemons import Scripted, job, scripted
+
+
+def _lost(*disks: str, memory: bool = False) -> dict[str, object]:
+    return {"disks": disks, "memory": memory}
+
 
 ANSWERS = {
     "GET /machines": {"machines": [{"name": "web1"}, {"name": "web2"}, {"name": "db"}]},
-    "POST /disks": {"machines": {"web1": ["/disks/web1.qcow2"], "web2": []}},
+    "POST /losses": {"machines": {"web1": _lost("/disks/web1.qcow2"), "web2": _lost()}},
     "POST /down": {"job": "1"},
     "GET /jobs/1/events": job(went_well=True, machines=[]),
 }
-KEY = "AAAAC3NzaC1lZDI1NTE5AAAAIGIE0bHqHGRxVMfvjUm1PTMcXyrVKXWnkbfxQ4rOGpFc"
-NO_SSH = shutil.which("ssh-keygen") is None
 DELETE = ["down", "web*", "--delete-disks"]
 
 
@@ -83,6 +82,39 @@ def test_what_is_of_no_file_is_named(root: Path, capsys: pytest.CaptureFixture[s
     assert "guest stays: it is of no farm file (`qmpkit stop`" in capsys.readouterr().err
 
 
+SAVED = {"POST /losses": {"machines": {"web1": _lost(memory=True), "web2": _lost()}}}
+
+
+def test_what_saved_machines_would_go_on_from_is_asked_about_too(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = _typed(monkeypatch, "n\ny\n")
+    with scripted(root, {**ANSWERS, **SAVED}) as daemon:
+        assert main(["down"]) == 1
+        assert "  web1: the memory that it was saved with\n" in shown.getvalue()
+        question = "stop and forget 2 machines of farm 'lab' and discard the saved memory of 1"
+        assert question in shown.getvalue()
+        assert _downs(daemon) == []
+        assert main(["down"]) == 0
+        assert _downs(daemon) == [{"delete_disks": False, "names": ["web1", "web2"]}]
+        monkeypatch.setattr("sys.stdin", io.StringIO(""))
+        assert main(["down"]) == 2
+        assert "it was saved with. Cure: --yes" in shown.getvalue()
+        assert main(["down", "--yes"]) == 0
+    assert _downs(daemon)[1:] == [{"delete_disks": False}]
+
+
+def test_both_are_one_question(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = _typed(monkeypatch, "n\n")
+    both = {"POST /losses": {"machines": {"web1": _lost("/disks/web1.qcow2", memory=True)}}}
+    with scripted(root, {**ANSWERS, **both}):
+        assert main(DELETE) == 1
+    lines = "  web1: /disks/web1.qcow2\n  web1: the memory that it was saved with\n"
+    assert lines in shown.getvalue()
+    both_lost = "delete 1 disk for good and discard the saved memory of 1 machine? [y/N]"
+    assert both_lost in shown.getvalue()
+
+
 def test_disks_that_stay_need_no_question(root: Path) -> None:
     with scripted(root, ANSWERS) as daemon:
         assert main(["down"]) == 0
@@ -93,29 +125,6 @@ def test_what_comes_to_an_empty_farm_meanwhile_stays(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _typed(monkeypatch, "y\n")
-    with scripted(root, {**ANSWERS, "POST /disks": {"machines": {}}}) as daemon:
+    with scripted(root, {**ANSWERS, "POST /losses": {"machines": {}}}) as daemon:
         assert main(["down", "--delete-disks"]) == 0
     assert _downs(daemon) == [{"delete_disks": True, "names": []}]
-
-
-@pytest.mark.parametrize(
-    "hashed", [False, pytest.param(True, marks=pytest.mark.skipif(NO_SSH, reason="needs OpenSSH"))]
-)
-def test_who_comes_by_a_name_whose_disks_are_deleted_may_have_another_key(
-    root: Path, hashed: bool
-) -> None:
-    keys = known_hosts_of("lab")
-    keys.parent.mkdir(parents=True)
-    names = ["web1", "web2", alias_of("web *")]
-    keys.write_text("".join(f"{name} ssh-ed25519 {KEY}\n" for name in names))
-    if hashed:
-        subprocess.run(["ssh-keygen", "-H", "-f", str(keys)], check=True, capture_output=True)
-    lines = keys.read_text().splitlines()
-    went = [{"name": it, "did": "removed", "why": ""} for it in ("web1", "web *")]
-    failed = {"name": "web2", "did": "failed", "why": "it is in use"}
-    told = job(went_well=False, machines=[*went, failed])
-    with scripted(root, {**ANSWERS, "GET /jobs/1/events": told}):
-        assert main(["down"]) == 1
-        assert keys.read_text().splitlines() == lines, "with its disks, its key stays"
-        assert main(["down", "--delete-disks", "--yes"]) == 1
-    assert keys.read_text().splitlines() == [lines[1]]

@@ -77,6 +77,9 @@ def test_a_plan_says_what_changes(
         {"step": "Unchanged", "name": "web2", "running": False},
         {"step": "ChangeLive", "name": "web3", "running": False},
         {"step": "Remove", "name": "old"},
+        {"step": "Remove", "name": "older", "running": False, "saved": True},
+        {"step": "ChangeLive", "name": "web4", "flaws": [{"what": "the bridge: removed"}]},
+        {"step": "RestartNeeded", "name": "web5", "flaws": [{"what": "the tap: removed"}]},
     ]
     with scripted(root, {"POST /plan": {"is_empty": False, "steps": steps}}) as daemon:
         assert main(["plan", str(file)]) == 0
@@ -86,6 +89,11 @@ def test_a_plan_says_what_changes(
         "  web2 is down and starts",
         "~ web3 is down, is changed and starts",
         "- old is stopped and forgotten; its disks stay",
+        "- older is forgotten, and what it was saved with is discarded; its disks stay",
+        "~ web4 gets back what its networks lack",
+        "    the bridge: removed",
+        "! web5 needs --restart",
+        "    the tap: removed",
     ]
     assert daemon.asked[0][1]["farm"]["machines"]["web"]["count"] == 2
 

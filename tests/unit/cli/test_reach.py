@@ -83,6 +83,26 @@ def test_a_farm_without_machines_has_nobody_to_reach(
     assert (said in told.out, told.err) == (True, "")
 
 
+@pytest.mark.parametrize("command", ["ssh-config", "inventory"])
+def test_who_cannot_be_reached_is_left_out_and_told_with_the_cure(
+    command: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nics = [{"kind": "user", "forwards": [{"host": 0, "guest": 22, "proto": "tcp"}]}]
+    there = machine(forwards=[forward(22)])
+    down = machine(name="web2", pid=None, spec={"nics": nics})
+    alone = machine(name="db", pid=7)
+    answers = {f"GET /machines/{it['name']}": it for it in (there, down, alone)}
+    with scripted(root, {"GET /machines": {"machines": [there, down, alone]}, **answers}):
+        assert main([command]) == 0
+    told = capsys.readouterr()
+    assert "web1" in told.out
+    assert "web2" not in told.out
+    assert '"db"' not in told.out
+    first, second = told.err.splitlines()
+    assert first.startswith("left out: machine 'web2' is not up") and "qmpkit start web2" in first
+    assert second.startswith("left out: no way leads to port 22 of machine 'db'. Cure: ports")
+
+
 ODD = "web '1', \"a\\b\""
 FILE = '/st ate/50% "of" {{x}} #/known_hosts'
 
@@ -118,8 +138,9 @@ def test_ansible_gets_the_words_as_they_are() -> None:
 
 def test_an_inventory_for_ansible() -> None:
     reached = machine(forwards=[forward(22)], users=["me"])
-    found = inventory_of([reached, machine(name="x", group=None)], "/k")
-    assert (found["web"], found["ungrouped"]) == ({"hosts": ["web1"]}, {"hosts": ["x"]})
+    down = machine(name="web2")
+    found = inventory_of([reached, down, machine(name="x", group=None)], "/k")
+    assert (found["web"], found["ungrouped"]) == ({"hosts": ["web1"]}, {"hosts": []})
     variables = found["_meta"]["hostvars"]
     assert list(variables) == ["web1"]
     assert (variables["web1"]["ansible_port"], variables["web1"]["ansible_user"]) == (40022, "me")

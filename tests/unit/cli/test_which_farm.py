@@ -29,6 +29,33 @@ def test_the_only_one_there_is(state: Path) -> None:
     assert which_farm("other") == "other"
 
 
+def test_one_that_was_emptied_is_none_beside_others(state: Path) -> None:
+    for name in ("lab", "old"):
+        (state / name / "machines").mkdir(parents=True)
+        add(state / name / "machines" / "journal", {"web": "{}"})
+    with pytest.raises(Refusal, match="several farms: lab, old"):
+        which_farm(None)
+    add(state / "old" / "machines" / "journal", {"web": None})
+    assert which_farm(None) == "lab"
+    assert machine_names() == ["web"]
+    (state / "old" / "farm.json").touch()  # scaled to nothing, and declared all the same
+    with pytest.raises(Refusal, match="several farms"):
+        which_farm(None)
+    (state / "old" / "farm.json").unlink()
+    add(state / "lab" / "machines" / "journal", {"web": None})
+    with pytest.raises(Refusal, match="several farms: lab, old"):  # nothing tells them apart
+        which_farm(None)
+
+
+def test_one_that_cannot_be_read_counts(state: Path) -> None:
+    for name in ("lab", "old"):
+        (state / name / "machines").mkdir(parents=True)
+    (state / "lab" / "machines" / "journal").mkdir()
+    add(state / "old" / "machines" / "journal", {"web": "{}"})
+    with pytest.raises(Refusal, match="several farms: lab, old"):
+        which_farm(None)
+
+
 def test_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QMPKIT_FARM", "mine")
     assert which_farm(None) == "mine"
@@ -57,7 +84,10 @@ def test_names_that_complete(state: Path) -> None:
     add(folder / "journal", {"web2": "{}", "web1": "{}", "gone": "{}"})
     add(folder / "journal", {"gone": None})
     assert machine_names() == ["web1", "web2"]
-    (state / "other" / "machines").mkdir(parents=True)
+    other = state / "other" / "machines"
+    other.mkdir(parents=True)
+    add(other / "journal", {"db": "{}"})
     assert machine_names() == []  # nobody knows which of the two
+    add(other / "journal", {"db": None})
     assert machine_names("lab") == ["web1", "web2"]
     assert machine_names("../lab") == machine_names("other") == []

@@ -10,10 +10,13 @@ import attrs
 import pytest
 
 from qmpkit import Disk, images
-from qmpkit.farm import down, up
-from qmpkit.farm.leave import disks_to_delete
+from qmpkit.farm import down, needed, plan_up, up
+from qmpkit.farm.leave import Loss, disks_to_delete, lost_by_down
+from qmpkit.host.chain import Chain, walk_chain
 from qmpkit.host.holders import deny_writing
 from qmpkit.spec.farm import Farm
+from qmpkit.spec.farm_plan import Remove
+from qmpkit.spec.saved import MEMORY
 from qmpkit.testing.fake_kept import fake_ground
 from tests.unit.farm.farms import did, farm
 from tests.unit.supervisor.conftest import spec
@@ -84,11 +87,51 @@ async def test_a_base_stays_that_is_only_named_by_images_or_by_another_name(
         assert base.exists()
 
 
-async def test_that_a_saved_one_does_not_go_on_is_told() -> None:
+async def test_the_images_of_each_machine_are_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {"file": f"{tmp_path}/{{name}}.raw", "format": "raw", "make": "1MiB"}
+    looked: list[str] = []
+
+    def counted(path: Path, format: str | None) -> Chain:
+        looked.append(path.name)
+        return walk_chain(path, format)
+
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, farm(goes={"count": 4, "disks": [table]}, stays={"disks": [table]}))
+        monkeypatch.setattr(needed, "walk_chain", counted)
+        going = [f"goes{n}" for n in range(1, 5)]
+        outcome = await down(supervisor, names=going, delete_disks=True)
+        assert {it.why for it in outcome.machines.values()} == {
+            f"deleted {tmp_path}/{name}.raw" for name in going
+        }
+        assert list(supervisor.kept) == ["stays"]
+    assert len(looked) == len(set(looked))
+
+
+async def test_that_a_saved_one_does_not_go_on_is_told_before_and_after(state: Path) -> None:
     async with fake_ground() as ground, lab(ground) as supervisor:
         await up(supervisor, farm(a={}, b={}))
         await supervisor.declare("a", "stopped")
-        supervisor.kept["a"].enter("saved", "it goes on where it was when it is started")
+        a, memory = supervisor.kept["a"], state / "saved" / "a" / MEMORY
+        a.note(spec=attrs.evolve(a.spec, resume_from=str(memory)))
+        assert await lost_by_down(supervisor) == {"a": Loss(memory=True), "b": Loss()}
+        assert await lost_by_down(supervisor, ["b"], delete_disks=True) == {"b": Loss()}
+        first, second, _ = (await plan_up(supervisor, farm(c={}))).steps
+        assert {first, second} == {
+            Remove("a", running=False, saved=True),
+            Remove("b", running=True),
+        }
         outcome = await down(supervisor)
         assert outcome.machines["a"].why == "what it was saved with is discarded"
         assert outcome.machines["b"].why == ""
+
+
+async def test_a_snapshot_that_one_goes_on_from_stays(tmp_path: Path) -> None:
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, farm(a={}))
+        await supervisor.declare("a", "stopped")
+        a = supervisor.kept["a"]
+        a.note(spec=attrs.evolve(a.spec, resume_from=str(tmp_path / "a.s1.ram")))
+        assert await lost_by_down(supervisor) == {"a": Loss()}
+        assert (await down(supervisor)).machines["a"].why == ""

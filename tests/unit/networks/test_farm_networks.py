@@ -19,9 +19,10 @@ import trio
 
 from qmpkit import DgramNic, HostLacks, MachineSpec, StreamNic
 from qmpkit.networks import helpers
+from qmpkit.networks._switch_main import DATAGRAMS
 from qmpkit.networks.farm_networks import FarmNetworks
 from qmpkit.process.places import Places
-from qmpkit.spec.farm import Joined
+from qmpkit.spec.farm import Flaw, Joined
 from qmpkit.spec.farm_networks import Nat, Segment
 from qmpkit.spec.network import Nic
 
@@ -149,6 +150,43 @@ async def test_a_directory_that_was_removed_is_made_again(places: Places) -> Non
             await hear(networks, stack)
             await networks.drop("a", [])
             await networks.drop("b", [])
+
+
+async def test_a_port_or_a_switch_that_somebody_removes_is_told(places: Places) -> None:
+    networks = FarmNetworks()
+    with ExitStack() as stack:
+        async with networks.open(places, {}):
+            await networks.make("a", [LAN, OUT])
+            await networks.make("b", [LAN])
+            await hear(networks, stack)
+            members = {"a": [LAN, OUT], "b": [LAN]}
+            assert await networks.look(members) == {}
+            port = places.runtime / ".net" / "lan" / "a.nic0"
+            port.unlink()
+            lost = Flaw(f"the port of nic0 of network 'lan': removed ({port})", mendable=False)
+            assert await networks.look(members) == {"a": (lost,)}
+            (places.runtime / ".net" / "lan" / DATAGRAMS).unlink()
+            gone = Flaw("the socket of the switch of network 'lan': removed", mendable=True)
+            assert await networks.look(members) == {"a": (gone, lost), "b": (gone,)}
+            await networks.make("b", [LAN])  # as for one that runs: its switch alone
+            assert await networks.look(members) == {"a": (lost,)}
+            await networks.drop("a", [])
+            await networks.drop("b", [])
+
+
+async def test_the_port_by_which_one_joined_is_gone_once_it_listens(places: Places) -> None:
+    """Until its restart it has datagrams on a network of streams, too."""
+    networks = FarmNetworks()
+    with ExitStack() as stack:
+        async with networks.open(places, {}):
+            await networks.make("a", [DMZ])
+            now = await plug(networks, DgramNic(id="nic1"), DMZ)
+            assert isinstance(now, DgramNic) and now.local
+            stack.enter_context(bound(Path(now.local.removeprefix("unix:"))))
+            assert await networks.look({"a": [DMZ]}) == {}
+            await plug(networks, StreamNic(id="nic1"), DMZ)  # it starts, and listens nowhere yet
+            assert (await networks.look({"a": [DMZ]})).keys() == {"a"}
+            await networks.drop("a", [])
 
 
 async def test_leaving_a_network_by_a_change(places: Places) -> None:
