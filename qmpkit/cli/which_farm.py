@@ -25,9 +25,7 @@ def which_farm(given: str | None) -> str:
     if name := given or os.environ.get(FARM_VARIABLE):
         return _checked(name)
     known = known_supervisors()
-    if (
-        len(known) > 1
-    ):  # what is left of one that was taken down is none as long as others are there
+    if len(known) > 1:  # what one that was taken down has left is none beside others
         known = [name for name in known if _has_machines(state_root() / name)] or known
     if len(known) > 1:
         raise Refusal(f"there are several farms: {', '.join(known)}. Cure: name one with --farm")
