@@ -42,8 +42,9 @@ def farm_from_dict(data: Mapping[str, Any], *, source: str = "") -> Farm:
     if fault := schema_fault(data):
         raise SpecInvalid([fault], source)
     faults = Faults()
-    for key in sorted(data.keys() - {"schema", "networks", "machines"}):
-        faults.add(key, "unknown key", suggestion(key, ("networks", "machines")))
+    known = ("schema", "networks", "machines")
+    for key in sorted(data.keys() - set(known)):
+        faults.add_unknown(key, key, known)
     farm = expand_farm(_tables(data, "networks", faults), _tables(data, "machines", faults), faults)
     if faults.found:
         raise SpecInvalid(faults.found, source)

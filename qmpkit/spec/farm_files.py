@@ -11,7 +11,6 @@ import attrs
 from qmpkit.errors import SpecInvalid
 from qmpkit.spec.data import parse_toml, schema_fault
 from qmpkit.spec.farm_faults import Faults, Layer, table_at
-from qmpkit.spec.suggest import suggestion
 from qmpkit.spec.text_files import read_text
 
 __all__ = ["FarmFile", "read_files"]
@@ -53,7 +52,7 @@ class _Reader:
         if fault and isinstance(data.get("schema"), int):
             return  # a newer file may mean something else by everything that follows
         for key in sorted(data.keys() - set(_KEYS)):
-            self.faults.add(at.where((key,)), "unknown key", suggestion(key, _KEYS))
+            self.faults.add_unknown(at.where((key,)), key, _KEYS)
         for number, name in enumerate(self._names(at)):
             self._include(path.parent, name, at.where(("include", number)), (*chain, real))
         tables = {
