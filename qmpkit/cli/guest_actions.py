@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qmpkit.cli.choosing import matching
-from qmpkit.cli.daemon import DaemonAbsent, farm_daemon, find_daemon
+from qmpkit.cli.choosing import matching, only_one
+from qmpkit.cli.daemon import Daemon, DaemonAbsent, farm_daemon, find_daemon
 from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.farm_actions import machine_of, one_machine
 from qmpkit.cli.known_hosts import known_hosts_of
@@ -47,7 +47,9 @@ def show_events(
     """`events`: what has happened, and with *follow* what happens."""
     asked = since_query(since)
     daemon = farm_daemon(farm)
-    query: dict[str, str | int] = {} if machine is None else {"machine": machine}
+    query: dict[str, str | int] = {}
+    if machine is not None:
+        query["machine"] = _happened_to(daemon, machine)
     query |= asked or ({} if follow else {"since": -1})
     for name, data in daemon.events("events", follow=int(follow), **query):
         if name == "lost":
@@ -57,6 +59,16 @@ def show_events(
     if follow:
         raise DaemonAbsent(f"the daemon of farm {daemon.farm!r} has ended")
     return Exit.OK
+
+
+def _happened_to(daemon: Daemon, word: str) -> str:
+    """The machine that *word* means, also one that is gone and of which the log still tells."""
+    known = [machine["name"] for machine in daemon.get("machines")["machines"]]
+    if word not in known:
+        told = daemon.events("events", follow=0, machine=word, since=-1)
+        if any(name not in ("", "lost") for name, _ in told):
+            return word
+    return only_one(word, known, daemon.farm)
 
 
 def _print_event(event: dict[str, Any], as_json: bool) -> None:

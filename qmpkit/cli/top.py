@@ -12,9 +12,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from qmpkit.cli.choosing import matching
+from qmpkit.cli.choosing import meant
 from qmpkit.cli.daemon import Daemon, farm_daemon
 from qmpkit.cli.exits import Exit
+from qmpkit.cli.farm_actions import chosen
 from qmpkit.cli.safe import one_line
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.tables import print_table
@@ -31,6 +32,9 @@ def watch(
 ) -> int:
     """Show them until interrupted, or *once* over one interval; as JSON a line each time."""
     daemon = farm_daemon(farm)
+    if names:
+        chosen(daemon, names)  # a word that means none is told at once
+    nothing = "none of these is up" if names else "no machine is up"
     samples = _samples(daemon, names, every)
     if once:
         found = next(samples)
@@ -39,13 +43,13 @@ def watch(
         elif found:
             print_table(_HEADINGS, map(_row, found), prose=False)
         else:
-            talk.note("no machine is up")
+            talk.note(nothing)
         return Exit.OK
     if as_json:
         for found in samples:
             print(json.dumps({"machines": found}), flush=True)
         return Exit.OK
-    _live(stdout_console(), samples)
+    _live(stdout_console(), samples, nothing)
     return Exit.OK
 
 
@@ -56,16 +60,17 @@ def _samples(daemon: Daemon, names: Sequence[str], every: float) -> Iterator[lis
         time.sleep(every)
         now = daemon.get("stats")["machines"]
         known = [it["machine"] for it in now]
-        wanted = matching(names, known, daemon.farm) if names else known
+        # Those that are up: of the rest, or of one that goes meanwhile, there is nothing to show.
+        wanted = {name for word in names for name in meant(word, known)} if names else known
         yield [it for it in rates(now, before) if it["machine"] in wanted]
         before = now
 
 
-def _live(console: Console, samples: Iterator[list[dict[str, Any]]]) -> None:
+def _live(console: Console, samples: Iterator[list[dict[str, Any]]], nothing: str) -> None:
     with Live(Text("measuring …"), console=console, auto_refresh=False) as live:
         try:
             for found in samples:
-                live.update(_table(found), refresh=True)
+                live.update(_table(found) if found else Text(nothing), refresh=True)
         except KeyboardInterrupt:
             return  # that is how it is ended
 
