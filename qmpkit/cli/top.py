@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -40,16 +42,21 @@ def watch(
         found = next(samples)
         if as_json:
             print(json.dumps({"machines": found}))
-        elif found:
-            print_table(_HEADINGS, map(_row, found), prose=False)
         else:
-            talk.note(nothing)
+            _print(found, nothing)
         return Exit.OK
     if as_json:
         for found in samples:
             print(json.dumps({"machines": found}), flush=True)
         return Exit.OK
-    _live(stdout_console(), samples, nothing)
+    if (console := stdout_console()).is_terminal:
+        _live(console, samples, nothing)
+        return Exit.OK
+    # Not drawn over one another: rich would print the last alone, at the end.
+    with suppress(KeyboardInterrupt):
+        for found in samples:
+            _print(found, nothing)
+            sys.stdout.flush()
     return Exit.OK
 
 
@@ -64,6 +71,13 @@ def _samples(daemon: Daemon, names: Sequence[str], every: float) -> Iterator[lis
         wanted = {name for word in names for name in meant(word, known)} if names else known
         yield [it for it in rates(now, before) if it["machine"] in wanted]
         before = now
+
+
+def _print(found: list[dict[str, Any]], nothing: str) -> None:
+    if found:
+        print_table(_HEADINGS, map(_row, found), prose=False)
+    else:
+        talk.note(nothing)
 
 
 def _live(console: Console, samples: Iterator[list[dict[str, Any]]], nothing: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,23 @@ def test_top_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["top", "web1", "--once", "--every", "0.1", "--json"]) == 0
         (machine,) = json.loads(capsys.readouterr().out)["machines"]
         assert (machine["machine"], machine["cpu"]) == ("web1", 1.5)
+
+
+def test_top_into_a_file_has_each_interval(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([10.0, 12.0, 14.0])
+    waits = iter([None, None, KeyboardInterrupt])
+
+    def wait(_: float) -> None:
+        if interrupt := next(waits):
+            raise interrupt
+
+    monkeypatch.setattr(time, "sleep", wait)
+    with scripted(root, {"GET /stats": lambda: {"machines": [stats("web1", next(times), 1.0)]}}):
+        assert main(["top"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == ["NAME", "web1", "NAME", "web1"]
 
 
 def test_top_of_what_is_not_there_or_not_up(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
