@@ -150,8 +150,22 @@ async def resize(machine: Changeable, disk_id: str, size: int | str) -> int:
         if fault is not None:
             raise SpecInvalid([fault], f"machine {machine.name!r}, disk {disk_id!r}")
         if wanted > top.size:
-            await machine.execute("block_resize", {"node-name": top.node, "size": wanted})
+            try:
+                await machine.execute("block_resize", {"node-name": top.node, "size": wanted})
+            except CommandRefused as refused:
+                refused.cure = f"ask for less: {_at_most(top)}"
+                raise
     return wanted
+
+
+def _at_most(top: Layer) -> str:
+    if top.format != "qcow2" or top.cluster_size is None:
+        return "its file system bounds how large a file may be"
+    # QEMU keeps 32 MiB of the first table at most, 8 bytes for each cluster of the second,
+    # whose entries are of 8 bytes too (16 with subclusters).
+    most = (32 << 20) // 8 * top.cluster_size // 8 * top.cluster_size
+    size = format_size(top.cluster_size)
+    return f"a qcow2 whose clusters have {size} holds {format_size(most)} at most"
 
 
 async def limit(machine: Changeable, disk_id: str, limits: IoLimits | None) -> None:

@@ -33,7 +33,8 @@ class Layer:
     """One image of a disk's chain.
 
     `node` and `file_node` are its nodes, of the drivers `format` and `driver`; `file` is its
-    path.  `size`: bytes that the guest sees, `used`: bytes that it takes on the host.
+    path.  `size`: bytes that the guest sees, `used`: bytes that it takes on the host,
+    `cluster_size`: those that the format counts in, where it does.
     """
 
     node: str
@@ -45,6 +46,7 @@ class Layer:
     used: int
     readonly: bool
     bitmaps: tuple[str, ...] = ()
+    cluster_size: int | None = None
 
     @property
     def is_nameless(self) -> bool:
@@ -128,6 +130,7 @@ def _layer(node: Mapping[str, Any], file_node: Mapping[str, Any]) -> Layer:
         used=image.get("actual-size", 0),
         readonly=node["ro"],
         bitmaps=tuple(bitmaps),
+        cluster_size=image.get("cluster-size"),
     )
 
 
