@@ -48,9 +48,15 @@ class NotUp(QmpkitError):
         self.rests = rests
         super().__init__(machine, state, cause)
 
+    @property
+    def _is_away(self) -> bool:
+        """Whether nobody knows where it is after a move: then nothing starts it."""
+        return self.state == "unknown"
+
     def __str__(self) -> str:
         why = f": {self.cause}" if self.cause else ""
-        cure = f"`qmpkit {'start' if self.rests else 'wait'} {self.machine}`, and ask again"
+        what = "wait" if not self.rests else "migrate --settle" if self._is_away else "start"
+        cure = f"`qmpkit {what} {self.machine}`, and ask again"
         return f"machine {self.machine!r} is {self.state}{why}. Cure: {cure}"
 
 
