@@ -16,6 +16,7 @@ from qmpkit.errors import (
     HostLacks,
     ImageFailed,
     ImageInUse,
+    LaunchFailed,
     MachineGone,
     MachineMoving,
     QmpkitError,
@@ -85,7 +86,7 @@ def error_body(error: BaseException) -> dict[str, Any]:
         return {"kinds": inner[0]["kinds"], "message": "\n".join(one["message"] for one in inner)}
     if not kinds:
         return {"kinds": [type(error).__name__], "message": "a bug in qmpkit: see the daemon's log"}
-    body: dict[str, Any] = {"kinds": kinds, "message": str(error)}
+    body: dict[str, Any] = {"kinds": kinds, "message": _message(error)}
     if isinstance(error, ImageFailed) and isinstance(error.__cause__, OSError):
         body["cause"] = type(error.__cause__).__name__
     if isinstance(error, SpecInvalid):
@@ -94,6 +95,12 @@ def error_body(error: BaseException) -> dict[str, Any]:
             for fault in error.faults
         ]
     return body
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, LaunchFailed):
+        return f"{error.brief}\n(The daemon's log has QEMU's command.)"
+    return str(error)
 
 
 async def on_error(request: Request, error: Exception) -> Response:

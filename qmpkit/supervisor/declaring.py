@@ -10,7 +10,15 @@ from typing import get_args
 import attrs
 import trio
 
-from qmpkit.errors import Fault, HostLacks, JournalFailed, MachineDied, MachineGone, SpecInvalid
+from qmpkit.errors import (
+    Fault,
+    HostLacks,
+    JournalFailed,
+    MachineDied,
+    MachineGone,
+    SpecInvalid,
+    cause_of,
+)
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.state import State
 from qmpkit.process.places import discard
@@ -245,7 +253,7 @@ class Declaring:
             with trio.move_on_after(UNDO_GRACE, shield=True):
                 await self._take_back(kept, before)
             if kept.state in ("queued", "starting"):
-                kept.enter("failed", str(error) or "the start was cancelled")
+                kept.enter("failed", cause_of(error) or "the start was cancelled")
             raise
 
     async def _take_back(self, kept: Kept, before: Record) -> None:
