@@ -15,6 +15,7 @@ import trio
 from qmpkit.cli.daemon import Daemon, NoDaemon, absent, farm_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit
 from qmpkit.cli.farm_actions import one_machine
+from qmpkit.cli.interrupt import interruptible
 from qmpkit.cli.talk import talk
 from qmpkit.cli.terminal import tidy
 from qmpkit.cli.which_farm import which_farm
@@ -27,8 +28,11 @@ _READ_SIZE = 65536
 
 
 async def use_console(name: str, serial: str | None, farm: str | None) -> int:
-    """Attach until Ctrl-] is typed, or the machine ends, which is exit status 1."""
-    async with AsyncExitStack() as stack:
+    """Attach until Ctrl-] is typed, or the machine ends, which is exit status 1.
+
+    Whatever else stops it, the terminal is as it was before.
+    """
+    async with interruptible(), AsyncExitStack() as stack:
         try:
             daemon = await trio.to_thread.run_sync(lambda: farm_daemon(farm))
             machine = await trio.to_thread.run_sync(one_machine, daemon, name)
@@ -44,16 +48,18 @@ async def use_console(name: str, serial: str | None, farm: str | None) -> int:
 
 async def _use(stream: trio.abc.Stream, machine: str, serial: str, owner: str) -> int:
     talk.note(f"{machine}: Ctrl-] leaves the console")
-    async with trio.open_nursery() as nursery:
-        console = Console(stream, name=machine, channel=serial)
-        nursery.start_soon(console.run)
-        talk.raw_terminal(sys.stdin.isatty())
-        try:
-            end = await console.attach(replay=True)
-        finally:
-            talk.raw_terminal(False)
-            nursery.cancel_scope.cancel()
-    tidy(console.output_bytes[-1:])
+    console = Console(stream, name=machine, channel=serial)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(console.run)
+            talk.raw_terminal(sys.stdin.isatty())
+            try:
+                end = await console.attach(replay=True)
+            finally:
+                talk.raw_terminal(False)
+                nursery.cancel_scope.cancel()
+    finally:
+        tidy(console.output_bytes[-1:])
     if end is AttachEnd.MACHINE:
         talk.error(f"machine {machine!r} has ended{owner}")
         return Exit.FAILED

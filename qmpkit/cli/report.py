@@ -27,7 +27,7 @@ def reported(command: Callable[[], Any]) -> int:
     try:
         status = command()
         sys.stdout.flush()
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
         leaves = _leaves(error)
         # In a group, too: what prints in a task is cancelled with its siblings.
         if any(isinstance(leaf, BrokenPipeError | StdoutFailed) for leaf in leaves):

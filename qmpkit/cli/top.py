@@ -19,6 +19,7 @@ from qmpkit.cli.daemon import Daemon, farm_daemon
 from qmpkit.cli.exits import Exit
 from qmpkit.cli.farm_actions import chosen
 from qmpkit.cli.safe import one_line
+from qmpkit.cli.signals import as_ctrl_c
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import stdout_console, talk
@@ -81,7 +82,8 @@ def _print(found: list[dict[str, Any]], nothing: str) -> None:
 
 
 def _live(console: Console, samples: Iterator[list[dict[str, Any]]], nothing: str) -> None:
-    with Live(Text("measuring …"), console=console, auto_refresh=False) as live:
+    # However it is stopped, the terminal is to have its cursor again.
+    with as_ctrl_c(), Live(Text("measuring …"), console=console, auto_refresh=False) as live:
         try:
             for found in samples:
                 live.update(_table(found) if found else Text(nothing), refresh=True)
