@@ -24,7 +24,7 @@ from qmpkit.spec.pluggable import (
     pluggable_from_dict,
     pluggable_to_dict,
 )
-from qmpkit.spec.suggest import suggestion, unknown_key
+from qmpkit.spec.suggest import among, unknown_key
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.vm import VM
@@ -126,7 +126,7 @@ def _all(spec: MachineSpec) -> tuple[Pluggable, ...]:
 def _one(kept: Kept, spec: MachineSpec, name: str) -> Pluggable:
     found = {item.id: item for item in _all(spec)}
     if name not in found:
-        fault = Fault("device", f"it has no device {name!r}", suggestion(name, tuple(found)))
+        fault = Fault("device", f"it has no device {name!r}", among(name, found))
         raise SpecInvalid([fault], f"machine {kept.name!r}")
     return found[name]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from qmpkit.errors import Fault
 
-__all__ = ["suggestion", "unknown_key"]
+__all__ = ["among", "suggestion", "unknown_key"]
 
 
 def suggestion(word: object, known: Iterable[str]) -> str:
@@ -27,3 +27,9 @@ def unknown_key(path: str, key: str, known: Iterable[str]) -> Fault:
     names = sorted(known)
     hint = suggestion(key, names) or f"known: {', '.join(names) or 'none'}"
     return Fault(path, "unknown key", hint)
+
+
+def among(word: object, names: Iterable[str]) -> str:
+    """The nearest of *names* to one that is none of them, else all there are."""
+    there = tuple(names)
+    return suggestion(word, there) or f"there are: {', '.join(there) or 'none'}"

@@ -26,7 +26,7 @@ from qmpkit.spec.farm_order import circles
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.sites import undecided
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 from qmpkit.supervisor.alter import matters
 from qmpkit.supervisor.entries import Entries
 from qmpkit.supervisor.kept import Kept
@@ -268,7 +268,7 @@ class Declaring:
 def known_in(machines: Mapping[str, Kept], name: str) -> Kept:
     """The machine of that name; SpecInvalid when there is none."""
     if (kept := machines.get(name)) is None:
-        fault = Fault("name", "no kept machine has it", suggestion(name, tuple(machines)))
+        fault = Fault("name", "no kept machine has it", among(name, machines))
         raise SpecInvalid([fault], whose(name))
     return kept
 

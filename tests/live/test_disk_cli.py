@@ -132,6 +132,12 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     assert "'a/b' is no name" in said
     assert "'' is no name" in shell.run("snapshot", "delete", "store", "", status=2)
     assert "there is no snapshot 'nix'" in shell.run("snapshot", "delete", "store", "nix", status=2)
+    assert "no disk 'nix' (there are: disk0, cd0)" in shell.run(
+        "disk", "resize", "store", "nix", "1GiB", status=2
+    )
+    assert "no snapshot 'nix' (there are: " in shell.run(
+        "snapshot", "delete", "store", "nix", status=2
+    )
     assert "it has no disk 'disk7'" in shell.run(
         "disk", "resize", "store", "disk7", "1GiB", status=2
     )

@@ -33,7 +33,7 @@ from qmpkit.spec.encryption import luks_faults
 from qmpkit.spec.limits import IoLimits, limits_faults
 from qmpkit.spec.options import text_problem
 from qmpkit.spec.sizes import format_size, to_bytes
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 
 __all__ = ["chain_of", "flatten", "limit", "limit_again", "move", "resize"]
 
@@ -44,7 +44,7 @@ def disk_of(machine: Changeable, disk_id: str) -> Disk:
     """The disk of that id; SpecInvalid when the machine has none."""
     by_id = {disk.id: disk for disk in machine.spec.disks}
     if disk_id not in by_id:
-        fault = Fault("disk", f"it has no disk {disk_id!r}", suggestion(disk_id, tuple(by_id)))
+        fault = Fault("disk", f"it has no disk {disk_id!r}", among(disk_id, by_id))
         raise SpecInvalid([fault], f"machine {machine.name!r}")
     return by_id[disk_id]
 

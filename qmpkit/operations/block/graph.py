@@ -17,7 +17,7 @@ from qmpkit.machine.drives import drives_of
 from qmpkit.operations._protocols import Monitor
 from qmpkit.spec.block import Disk, disk_node
 from qmpkit.spec.snapshots import layer_node
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 
 __all__ = ["FDSETS", "Graph", "Layer", "file_of", "graph_of", "lent_files", "node_above"]
 __all__ += ["nodes_of"]
@@ -100,7 +100,7 @@ class Graph:
 
     def _device(self, disk: str) -> tuple[str, str]:
         if disk not in self._devices:
-            hint = suggestion(disk, tuple(self._devices))
+            hint = among(disk, self._devices)
             raise SpecInvalid([Fault(disk, "it has no such disk", hint)], self._whose)
         return self._devices[disk]
 
