@@ -18,6 +18,7 @@ from qmpkit.cli.reach import Reach, config_of, inventory_of, reach_of, why_unrea
 from qmpkit.cli.safe import one_line
 from qmpkit.cli.since import since_query
 from qmpkit.cli.talk import print_json, talk
+from qmpkit.cli.target_file import written
 from qmpkit.cli.which_farm import which_farm
 
 __all__ = ["inventory", "show_events", "show_logs", "ssh", "ssh_config"]
@@ -84,9 +85,10 @@ def take_screenshot(name: str, farm: str | None, output: Path | None) -> int:
     """`screenshot`: a PNG of the guest's screen."""
     daemon, machine = machine_of(name, farm)
     picture = daemon.raw("GET", "machines", machine, "screenshot")
-    file = output or Path(f"{machine}.png")
-    file.write_bytes(picture)
-    talk.say(f"{file}: {len(picture)} bytes")
+    target = str(output or f"{machine}.png")
+    with written(target, f"{machine}.png") as file:
+        file.write(picture)
+    talk.say(f"{target}: {len(picture)} bytes")
     return Exit.OK
 
 
