@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpkit.cli.choosing import matching, only_one
-from qmpkit.cli.daemon import Daemon, DaemonAbsent, farm_daemon, find_daemon
+from qmpkit.cli.daemon import Daemon, farm_daemon, find_daemon
 from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.farm_actions import machine_of, one_machine
 from qmpkit.cli.known_hosts import known_hosts_of
@@ -58,7 +58,7 @@ def show_events(
         elif name:
             _print_event(data, as_json)
     if follow:
-        raise DaemonAbsent(f"the daemon of farm {daemon.farm!r} has ended")
+        raise daemon.ended()
     return Exit.OK
 
 
