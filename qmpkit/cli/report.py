@@ -28,14 +28,20 @@ def reported(command: Callable[[], Any]) -> int:
         status = command()
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
-        leaves = _leaves(error)
-        # In a group, too: what prints in a task is cancelled with its siblings.
-        if any(isinstance(leaf, BrokenPipeError | StdoutFailed) for leaf in leaves):
-            _drop_output()
-        if all(isinstance(leaf, BrokenPipeError) for leaf in leaves):
-            return Exit.UNREAD
-        return _report(error)
+        # Not one name more for it here: its traceback holds this frame, and they would keep
+        # each other, with the connections in it, until Python looks for cycles.
+        return _told(error)
     return status if isinstance(status, int) else Exit.OK
+
+
+def _told(error: BaseException) -> int:
+    leaves = _leaves(error)
+    # In a group, too: what prints in a task is cancelled with its siblings.
+    if any(isinstance(leaf, BrokenPipeError | StdoutFailed) for leaf in leaves):
+        _drop_output()
+    if all(isinstance(leaf, BrokenPipeError) for leaf in leaves):
+        return Exit.UNREAD
+    return _report(error)
 
 
 def _drop_output() -> None:
