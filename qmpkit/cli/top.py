@@ -82,13 +82,15 @@ def _print(found: list[dict[str, Any]], nothing: str) -> None:
 
 
 def _live(console: Console, samples: Iterator[list[dict[str, Any]]], nothing: str) -> None:
-    # However it is stopped, the terminal is to have its cursor again.
-    with as_ctrl_c(), Live(Text("measuring …"), console=console, auto_refresh=False) as live:
-        try:
+    try:
+        with as_ctrl_c(), Live(Text("measuring …"), console=console, auto_refresh=False) as live:
             for found in samples:
                 live.update(_table(found) if found else Text(nothing), refresh=True)
-        except KeyboardInterrupt:
-            return  # that is how it is ended
+    except KeyboardInterrupt:
+        return  # that is how it is ended
+    finally:
+        # However, and whenever, it is stopped: rich has begun to draw before it is entered.
+        console.show_cursor()
 
 
 def _table(found: list[dict[str, Any]]) -> Table:
