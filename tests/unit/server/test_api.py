@@ -190,6 +190,13 @@ async def test_a_machine_that_is_down_has_no_guest_to_ask() -> None:
             assert told.endswith(". Cure: `qmpkit start a`, and ask again")
 
 
+async def test_a_machine_without_disks_has_none_to_list() -> None:
+    async with served() as daemon:
+        await daemon.lab.ensure(spec("a"))
+        await daemon.lab.declare("a", "stopped")
+        assert await daemon.client.ask("GET", "/v1/machines/a/disks") == (200, {"disks": {}})
+
+
 def test_what_would_help_one_that_does_not_answer() -> None:
     def cure(state: str, *, rests: bool) -> str:
         return str(NotUp("a", state, "", rests=rests)).partition(". Cure: ")[2]
