@@ -20,6 +20,7 @@ from tests.unit.cli.test_tune import stats
 
 ANSWERS: Answers = {
     "GET /machines": {"machines": [{"name": "web1"}]},
+    "GET /machines/web1": {"name": "web1", "pid": 5},
     "GET /stats": {"machines": [stats("web1", 1.0, 1.0)]},
     "POST /machines/web1/console": Held("tiny# "),
 }
@@ -90,3 +91,32 @@ def test_top_gives_the_cursor_back(root: Path) -> None:
         process.terminate()
         until(person, b"\x1b[?25h")
         assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("pid", "why"),
+    [
+        (None, "error: machine 'web1' has ended\n"),
+        (5, "error: machine 'web1' has ended\n"),
+        (
+            7,
+            "error: machine 'web1' goes on in another process (7), where it has moved or started. "
+            "Cure: `qmpkit console web1` again\n",
+        ),
+    ],
+)
+def test_why_it_ends_by_itself(pid: int | None, why: str, root: Path) -> None:
+    pids = iter([5, 5, pid])  # it is not seen at once
+    machine: Answers = {"GET /machines/web1": lambda: {"name": "web1", "pid": next(pids)}}
+    machine["GET /events"] = lambda: ": listening\n\n"
+    with scripted(root, {**ANSWERS, **machine, "POST /machines/web1/console": "bye"}):
+        ran = subprocess.run(
+            [sys.executable, "-m", "qmpkit.cli", "console", "web1"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert (ran.returncode, ran.stdout) == (1, "bye")
+    assert ran.stderr.endswith(f"\n{why}")
