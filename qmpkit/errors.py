@@ -71,6 +71,11 @@ class Fault:
         return f"{where}{self.message}{cure}"
 
 
+def cause_of(error: BaseException) -> str:
+    """*error* as the cause of a machine's state: a start's without QEMU's command."""
+    return f"it did not start: {error.why}" if isinstance(error, LaunchFailed) else str(error)
+
+
 class SpecInvalid(QmpkitError):
     """What the caller asked for cannot be built; raised before anything is started.
 
@@ -186,11 +191,15 @@ class LaunchFailed(QmpkitError):
         return f"QEMU ended with {self.status}" if self.status else "QEMU did not get ready"
 
     @property
+    def why(self) -> str:
+        """What its QEMU did and said, and a cure: all but the machine's name and the command."""
+        cure = f"\nCure: {self.cure}" if self.cure else ""
+        return f"{self.how}.\n{self.stderr_tail.strip() or '(it printed nothing)'}{cure}"
+
+    @property
     def brief(self) -> str:
         """The message without the command, which is a screenful."""
-        said = self.stderr_tail.strip() or "(it printed nothing)"
-        cure = f"\nCure: {self.cure}" if self.cure else ""
-        return f"machine {self.machine!r} did not start: {self.how}.\n{said}{cure}"
+        return f"machine {self.machine!r} did not start: {self.why}"
 
     def __str__(self) -> str:
         return f"{self.brief}\nCommand: {shlex.join(self.argv)}"

@@ -30,7 +30,7 @@ from qmpkit.cli import (
 from qmpkit.cli.exits import EXIT_TABLE, Exit
 from qmpkit.cli.farm_words import GROUP
 from qmpkit.cli.report import debug_wanted, reported
-from qmpkit.cli.talk import route_log, talk
+from qmpkit.cli.talk import DataConsole, route_log, talk
 
 __all__ = ["app", "run"]
 
@@ -145,6 +145,7 @@ def _launch(
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line; returns the exit status and never raises an Exception."""
+    app.console = app.meta.console = DataConsole()
 
     def parsed() -> Any:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qmpkit.cli.daemon import Daemon, DaemonAbsent, farm_daemon
+from qmpkit.cli.daemon import Daemon, farm_daemon
 from qmpkit.cli.farm_jobs import BEAT, result_of
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.talk import talk
@@ -44,4 +44,4 @@ def _followed(daemon: Daemon, job: str, what: str) -> dict[str, Any]:
         daemon.delete("jobs", job)
         talk.warn("given up; the backups are as they were")
         raise
-    raise DaemonAbsent(f"the daemon of farm {daemon.farm!r} has ended before the job")
+    raise daemon.ended("has ended before the job")

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 
 from qmpkit.cli.exits import Refusal
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 
 __all__ = ["matching", "meant", "only_one"]
 
@@ -26,9 +26,8 @@ def matching(words: Iterable[str], known: Sequence[str], farm: str) -> list[str]
     found: dict[str, None] = {}
     for word in words:
         if not (matches := meant(word, known)):
-            hint = suggestion(word, known)
-            cure = f" ({hint})" if hint else f" (there are: {', '.join(known) or 'none'})"
-            raise Refusal(f"no machine of farm {farm!r} is called {word!r}{cure}")
+            hint = among(word, known)
+            raise Refusal(f"no machine of farm {farm!r} is called {word!r} ({hint})")
         found |= dict.fromkeys(matches)
     return list(found)
 

@@ -196,8 +196,16 @@ class Daemon:
         path = "/".join(quote(step, safe="") for step in ("v1", *steps))
         return f"/{path}?{urlencode(query)}" if query else f"/{path}"
 
+    def ended(self, how: str = "has ended") -> DaemonAbsent:
+        """What is to be raised of one that is gone before it has said all."""
+        start = f"`qmpkit serve --farm {shlex.quote(self.farm)} --detach`"
+        cure = f"{start} starts another, and its log tells why; machines live on"
+        return DaemonAbsent(f"the daemon of farm {self.farm!r} {how}. Cure: {cure}")
+
     def _vanished(self, error: BaseException) -> DaemonAbsent:
-        return DaemonAbsent(f"the daemon of farm {self.farm!r} has gone while it answered: {error}")
+        # What http.client makes of it ("IncompleteRead(0 bytes read)") says no more.
+        why = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+        return self.ended(f"has gone while it answered{why}")
 
 
 @cache

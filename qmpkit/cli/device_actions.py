@@ -39,8 +39,15 @@ def list_devices(name: str, farm: str | None, *, as_json: bool) -> int:
 
 def _about(item: dict[str, Any]) -> str:
     words = [item["interface"]] if "interface" in item else []
-    words += [f"{key}={item[key]}" for key in _SHOWN if item.get(key)]
+    words += [f"{key}={_short(item[key])}" for key in _SHOWN if item.get(key)]
     return " ".join(words) + ("" if item.get("link", True) else " (cable out)")
+
+
+def _short(value: Any) -> Any:
+    """Forwards as they are written."""
+    if not isinstance(value, list):
+        return value
+    return ",".join(f"{it['host']}:{it['guest']}" for it in value)
 
 
 def add_device(

@@ -131,6 +131,9 @@ def show_disks(name: str, farm: str | None, *, as_json: bool) -> int:
     if as_json:
         print_json(disks)
         return Exit.OK
+    if not disks:
+        talk.note(f"{machine} has no disks")
+        return Exit.OK
     rows = [
         (
             disk if not place else "",

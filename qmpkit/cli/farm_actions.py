@@ -9,7 +9,7 @@ from typing import Any
 
 from qmpkit.cli.choosing import matching, meant, only_one
 from qmpkit.cli.confirm import confirmed
-from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, farm_daemon, find_daemon
+from qmpkit.cli.daemon import Daemon, NoDaemon, farm_daemon, find_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit, Refusal, exit_of
 from qmpkit.cli.farm_jobs import DECLARED, followed, print_outcome
 from qmpkit.cli.plan_words import print_plan
@@ -321,7 +321,7 @@ def wait_for(words: Sequence[str], farm: str | None, *, state: str, timeout: flo
     while waiting and (until is None or time.monotonic() < until):
         event = next(events, None)
         if event is None:
-            raise DaemonAbsent(f"the daemon of farm {daemon.farm!r} has ended")
+            raise daemon.ended()
         if event[0]:
             waiting = _not_yet(daemon, names, state)
     if waiting:

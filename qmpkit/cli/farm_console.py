@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from contextlib import AsyncExitStack
 
 import h11
 import trio
 
-from qmpkit.cli.daemon import Daemon, NoDaemon, absent, farm_daemon
+from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, absent, farm_daemon
 from qmpkit.cli.exits import DaemonSaid, Exit
 from qmpkit.cli.farm_actions import one_machine
+from qmpkit.cli.interrupt import interruptible
 from qmpkit.cli.talk import talk
 from qmpkit.cli.terminal import tidy
 from qmpkit.cli.which_farm import which_farm
@@ -24,40 +26,76 @@ from qmpkit.operations.console_attach import AttachEnd
 __all__ = ["use_console"]
 
 _READ_SIZE = 65536
+_SEEN_WITHIN = 5.0
 
 
 async def use_console(name: str, serial: str | None, farm: str | None) -> int:
-    """Attach until Ctrl-] is typed, or the machine ends, which is exit status 1."""
-    async with AsyncExitStack() as stack:
+    """Attach until Ctrl-] is typed, or the machine ends, which is exit status 1.
+
+    Whatever else stops it, the terminal is as it was before.
+    """
+    async with interruptible(), AsyncExitStack() as stack:
+        daemon, before = None, None
         try:
             daemon = await trio.to_thread.run_sync(lambda: farm_daemon(farm))
             machine = await trio.to_thread.run_sync(one_machine, daemon, name)
+            before = await trio.to_thread.run_sync(_pid_of, daemon, machine)
             stream: trio.abc.Stream = await _opened(daemon, machine, serial)
-            owner = ", or its daemon has"
         except NoDaemon:
             from qmpkit.cli.offline_console import own_console
 
             machine, stream = await own_console(stack, which_farm(farm), name, serial)
-            owner = ""
-        return await _use(stream, machine, serial or "serial0", owner)
-
-
-async def _use(stream: trio.abc.Stream, machine: str, serial: str, owner: str) -> int:
-    talk.note(f"{machine}: Ctrl-] leaves the console")
-    async with trio.open_nursery() as nursery:
-        console = Console(stream, name=machine, channel=serial)
-        nursery.start_soon(console.run)
-        talk.raw_terminal(sys.stdin.isatty())
-        try:
-            end = await console.attach(replay=True)
-        finally:
-            talk.raw_terminal(False)
-            nursery.cancel_scope.cancel()
-    tidy(console.output_bytes[-1:])
-    if end is AttachEnd.MACHINE:
-        talk.error(f"machine {machine!r} has ended{owner}")
+        end = await _use(stream, machine, serial or "serial0")
+        if end is not AttachEnd.MACHINE:
+            return Exit.OK
+        talk.error(await trio.to_thread.run_sync(_why_ended, daemon, machine, before))
         return Exit.FAILED
-    return Exit.OK
+
+
+def _pid_of(daemon: Daemon, machine: str) -> int | None:
+    pid: int | None = daemon.get("machines", machine)["pid"]
+    return pid
+
+
+def _next_pid_of(daemon: Daemon, machine: str, before: int | None) -> int | None:
+    """Its process now; the daemon has a moment to see that the one *before* is gone."""
+    until = time.monotonic() + _SEEN_WITHIN
+    happenings = daemon.events("events", machine=machine, beat=500)  # before the look
+    while (pid := _pid_of(daemon, machine)) == before and time.monotonic() < until:
+        if next(happenings, None) is None:
+            break
+    return pid
+
+
+def _why_ended(daemon: Daemon | None, machine: str, before: int | None) -> str:
+    """What has become of a machine, in the process *before*, whose console has ended."""
+    try:
+        pid = None if daemon is None else _next_pid_of(daemon, machine, before)
+    except DaemonAbsent as absent:
+        return str(absent)
+    except DaemonSaid:  # it is forgotten
+        pid = None
+    if pid in (None, before):
+        return f"machine {machine!r} has ended"
+    moved = f"machine {machine!r} goes on in another process ({pid}), where it has moved or started"
+    return f"{moved}. Cure: `qmpkit console {machine}` again"
+
+
+async def _use(stream: trio.abc.Stream, machine: str, serial: str) -> AttachEnd:
+    talk.note(f"{machine}: Ctrl-] leaves the console")
+    console = Console(stream, name=machine, channel=serial)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(console.run)
+            talk.raw_terminal(sys.stdin.isatty())
+            try:
+                end = await console.attach(replay=True)
+            finally:
+                talk.raw_terminal(False)
+                nursery.cancel_scope.cancel()
+    finally:
+        tidy(console.output_bytes[-1:])
+    return end
 
 
 async def _opened(daemon: Daemon, machine: str, serial: str | None) -> _Duplex:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qmpkit.cli.daemon import Daemon, DaemonAbsent
+from qmpkit.cli.daemon import Daemon
 from qmpkit.cli.exits import DaemonSaid
 from qmpkit.cli.signals import as_ctrl_c
 from qmpkit.cli.sizes import human_size
@@ -63,7 +63,7 @@ def followed(
         daemon.delete("jobs", job)
         talk.warn(f"given up; {given_up}")
         raise
-    raise DaemonAbsent(f"the daemon of farm {daemon.farm!r} has ended before the job")
+    raise daemon.ended("has ended before the job")
 
 
 def _part(step: dict[str, Any]) -> str:

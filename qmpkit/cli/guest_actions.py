@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qmpkit.cli.choosing import matching
-from qmpkit.cli.daemon import DaemonAbsent, farm_daemon, find_daemon
+from qmpkit.cli.choosing import matching, only_one
+from qmpkit.cli.daemon import Daemon, farm_daemon, find_daemon
 from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.farm_actions import machine_of, one_machine
 from qmpkit.cli.reach import config_of, inventory_of, reach_of, why_unreached
 from qmpkit.cli.safe import one_line
 from qmpkit.cli.since import since_query
 from qmpkit.cli.talk import print_json, talk
+from qmpkit.cli.target_file import written
 from qmpkit.cli.which_farm import which_farm
 from qmpkit.process.known_hosts import known_hosts_in
 from qmpkit.process.roots import state_root
@@ -48,7 +49,9 @@ def show_events(
     """`events`: what has happened, and with *follow* what happens."""
     asked = since_query(since)
     daemon = farm_daemon(farm)
-    query: dict[str, str | int] = {} if machine is None else {"machine": machine}
+    query: dict[str, str | int] = {}
+    if machine is not None:
+        query["machine"] = _happened_to(daemon, machine)
     query |= asked or ({} if follow else {"since": -1})
     for name, data in daemon.events("events", follow=int(follow), **query):
         if name == "lost":
@@ -56,8 +59,18 @@ def show_events(
         elif name:
             _print_event(data, as_json)
     if follow:
-        raise DaemonAbsent(f"the daemon of farm {daemon.farm!r} has ended")
+        raise daemon.ended()
     return Exit.OK
+
+
+def _happened_to(daemon: Daemon, word: str) -> str:
+    """The machine that *word* means, also one that is gone and of which the log still tells."""
+    known = [machine["name"] for machine in daemon.get("machines")["machines"]]
+    if word not in known:
+        told = daemon.events("events", follow=0, machine=word, since=-1)
+        if any(name not in ("", "lost") for name, _ in told):
+            return word
+    return only_one(word, known, daemon.farm)
 
 
 def _print_event(event: dict[str, Any], as_json: bool) -> None:
@@ -73,9 +86,10 @@ def take_screenshot(name: str, farm: str | None, output: Path | None) -> int:
     """`screenshot`: a PNG of the guest's screen."""
     daemon, machine = machine_of(name, farm)
     picture = daemon.raw("GET", "machines", machine, "screenshot")
-    file = output or Path(f"{machine}.png")
-    file.write_bytes(picture)
-    talk.say(f"{file}: {len(picture)} bytes")
+    target = str(output or f"{machine}.png")
+    with written(target, f"{machine}.png") as file:
+        file.write(picture)
+    talk.say(f"{target}: {len(picture)} bytes")
     return Exit.OK
 
 

@@ -120,7 +120,12 @@ def screenshot(
     /,
     *,
     output: Annotated[
-        Path | None, Parameter(name=("--output", "-o"), help="Default: NAME.png")
+        Path | None,
+        Parameter(
+            name=("--output", "-o"),
+            help="A file, a directory, or - for stdout. Default: NAME.png",
+            allow_leading_hyphen=True,
+        ),
     ] = None,
     farm: Farm = None,
 ) -> int:

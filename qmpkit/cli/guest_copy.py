@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import IO
 
 from qmpkit.cli.daemon import Daemon, DaemonAbsent, NoDaemon, find_daemon
-from qmpkit.cli.exits import OF_A_NAMED_FILE, Exit, Refusal
+from qmpkit.cli.exits import Exit, Refusal
 from qmpkit.cli.farm_actions import one_machine
 from qmpkit.cli.guest_words import refuse_no_texts
 from qmpkit.cli.progress import Advance, transfer
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.talk import talk
+from qmpkit.cli.target_file import STREAM, written
 from qmpkit.cli.which_farm import which_farm
 from qmpkit.errors import QmpkitError
 
@@ -25,7 +25,6 @@ __all__ = ["copy"]
 
 _PART = 256 << 10
 _SIZE_HEADER = "qmpkit-size"
-_STREAM = "-"
 
 Take = Callable[[bytes, int | None], None]
 """Takes the next part of a file, and how long it was when it was opened."""
@@ -69,7 +68,7 @@ def _copy_in(farm: str, source: str, name: str, path: str, advance: Advance) -> 
     with _source(source) as file:
         sent = _Sent(file, source, advance)
         if path.endswith("/"):
-            path += "stdin" if source == _STREAM else Path(source).name
+            path += "stdin" if source == STREAM else Path(source).name
         try:
             daemon = find_daemon(farm)
             machine = one_machine(daemon, name)
@@ -87,7 +86,7 @@ def _copy_in(farm: str, source: str, name: str, path: str, advance: Advance) -> 
 @contextmanager
 def _source(source: str) -> Iterator[IO[bytes]]:
     """Unbuffered: to end while a thread still reads takes no lock that this thread holds."""
-    stream = source == _STREAM
+    stream = source == STREAM
     with ExitStack() as stack:
         try:
             which = sys.stdin.fileno() if stream else source
@@ -134,7 +133,7 @@ class _Sent:
 def _copy_out(farm: str, name: str, path: str, target: str, advance: Advance) -> int:
     done, total = 0, None
 
-    with _target(target, path) as file:
+    with written(target, Path(path).name) as file:
 
         def take(part: bytes, size: int | None) -> None:
             nonlocal done, total
@@ -179,48 +178,3 @@ def _broken(daemon: Daemon, machine: str, path: str) -> CopyBroken:
         f"reading {path} in machine {machine!r} broke off: the machine is {state}, and its guest's "
         f"agent may have stopped. Cure: see `qmpkit logs {machine}`, and try again"
     )
-
-
-@contextmanager
-def _target(target: str, path: str) -> Iterator[IO[bytes]]:
-    """Where to write; a regular file takes the old one's place when it is whole."""
-    if target == _STREAM:
-        yield sys.stdout.buffer
-        return
-    file = Path(target)
-    if file.is_dir():
-        file /= Path(path).name
-    file = Path(os.path.realpath(file))
-    try:
-        made = nullcontext(file.open("wb")) if _is_special(file) else _draft(file)
-        with made as opened:
-            yield opened
-    except OSError as error:
-        kind = Refusal if isinstance(error, OF_A_NAMED_FILE) else CopyBroken
-        raise kind(f"{target} cannot be written: {error.strerror}") from error
-
-
-def _is_special(file: Path) -> bool:
-    return file.exists() and not file.is_file()
-
-
-@contextmanager
-def _draft(file: Path) -> Iterator[IO[bytes]]:
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".qmpkit-", delete=False) as draft:
-        try:
-            os.fchmod(draft.fileno(), _mode(file))
-            yield draft.file
-            draft.close()
-            Path(draft.name).replace(file)
-        except BaseException:
-            Path(draft.name).unlink()
-            raise
-
-
-def _mode(file: Path) -> int:
-    """Of the file that is replaced, else what a new one gets."""
-    if file.exists():
-        return file.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask

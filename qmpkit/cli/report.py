@@ -10,6 +10,7 @@ from typing import Any
 
 from qmpkit.cli.exits import Exit, Refusal, exit_of
 from qmpkit.cli.safe import one_line
+from qmpkit.cli.streams import StdoutFailed
 from qmpkit.cli.talk import talk
 from qmpkit.errors import Fault, LaunchFailed, SpecInvalid
 
@@ -26,17 +27,26 @@ def reported(command: Callable[[], Any]) -> int:
     try:
         status = command()
         sys.stdout.flush()
-    except BrokenPipeError:
-        return _unread()
-    except (Exception, KeyboardInterrupt) as error:
-        return _report(error)
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
+        # Not one name more for it here: its traceback holds this frame, and they would keep
+        # each other, with the connections in it, until Python looks for cycles.
+        return _told(error)
     return status if isinstance(status, int) else Exit.OK
 
 
-def _unread() -> int:
-    # Whoever read our output has left. Python would complain once more when it flushes.
+def _told(error: BaseException) -> int:
+    leaves = _leaves(error)
+    # In a group, too: what prints in a task is cancelled with its siblings.
+    if any(isinstance(leaf, BrokenPipeError | StdoutFailed) for leaf in leaves):
+        _drop_output()
+    if all(isinstance(leaf, BrokenPipeError) for leaf in leaves):
+        return Exit.UNREAD
+    return _report(error)
+
+
+def _drop_output() -> None:
+    """Python would complain once more, of what is left, when it flushes stdout at the end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return Exit.UNREAD
 
 
 def _report(error: BaseException) -> int:
@@ -58,6 +68,8 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 
 def _sentence(error: BaseException) -> str:
+    if isinstance(error, StdoutFailed):
+        return f"the output cannot be written: {error.strerror}"
     if isinstance(error, OSError) and error.filename is not None:
         return one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
     if isinstance(error, LaunchFailed) and not talk.debug:

@@ -115,6 +115,7 @@ def detach(farm: str, group: str | None = None) -> None:
     if problem := session_problem():
         talk.warn(problem)
     log = _open_log(folder / "daemon.log")
+    begin = os.fstat(log).st_size
     reads, writes = os.pipe()
     words = ["serve", "--farm", farm, "--ready-fd", str(writes)]
     words += ["--log-file", str(folder / "daemon.log")]
@@ -134,7 +135,7 @@ def detach(farm: str, group: str | None = None) -> None:
         os.close(writes)
         os.close(log)
     try:
-        _wait_ready(reads, folder / "daemon.log")
+        _wait_ready(reads, folder / "daemon.log", begin)
     finally:
         os.close(reads)
 
@@ -169,7 +170,7 @@ def _open_log(path: Path) -> int:
         raise Refusal(f"cannot write {path}: {error.strerror}") from error
 
 
-def _wait_ready(reads: int, log: Path) -> None:
+def _wait_ready(reads: int, log: Path, begin: int) -> None:
     until = time.monotonic() + _PATIENCE
     said = b""
     while not said.endswith(b"ready\n"):
@@ -177,7 +178,14 @@ def _wait_ready(reads: int, log: Path) -> None:
         if left <= 0 or not select.select([reads], [], [], left)[0]:
             raise DaemonFailed(f"the daemon is not ready after {_PATIENCE:g} s: see {log}")
         if not (chunk := os.read(reads, 64)):
-            tail = Tail(lines=8)
-            tail.feed(log.read_bytes()[-16384:])
-            raise DaemonFailed(f"the daemon did not start:\n{tail}")
+            raise DaemonFailed(f"the daemon did not start:\n{_last_words(log, begin)}")
         said += chunk
+
+
+def _last_words(log: Path, begin: int) -> str:
+    """Its own: what stands before *begin* are those of the daemon before it."""
+    tail = Tail(lines=8)
+    with log.open("rb") as file:
+        file.seek(begin if begin <= log.stat().st_size else 0)
+        tail.feed(file.read())
+    return str(tail).rstrip()

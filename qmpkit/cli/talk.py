@@ -22,7 +22,8 @@ from qmpkit.cli.safe import one_line, several_lines
 if TYPE_CHECKING:
     import trio
 
-__all__ = ["Talk", "note_later", "noted", "print_json", "route_log", "stdout_console", "talk"]
+__all__ = ["Talk", "note_later", "noted", "print_json", "route_log", "stdout_console"]
+__all__ += ["DataConsole", "talk"]
 
 
 class _Stderr:
@@ -69,7 +70,9 @@ class _SafeConsole(Console):
             yield segment if control else Segment(several_lines(text), style)
 
 
-class _DataConsole(_SafeConsole):
+class DataConsole(_SafeConsole):
+    """A console on stdout, whose reader may leave: rich would have us end with 1 then."""
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError(errno.EPIPE, "nobody reads the output")
 
@@ -149,8 +152,8 @@ def route_log(debug: bool) -> None:
 def stdout_console() -> Console:
     """For tables: as wide as they need where nobody looks at the width."""
     if sys.stdout.isatty():
-        return _DataConsole(emoji=False)
-    return _DataConsole(emoji=False, width=10_000)
+        return DataConsole(emoji=False)
+    return DataConsole(emoji=False, width=10_000)
 
 
 def print_json(value: Any, *, compact: bool = False) -> None:
@@ -164,7 +167,7 @@ def print_json(value: Any, *, compact: bool = False) -> None:
         return
     from rich.json import JSON
 
-    _DataConsole(emoji=False).print(JSON.from_data(value, ensure_ascii=True), soft_wrap=True)
+    DataConsole(emoji=False).print(JSON.from_data(value, ensure_ascii=True), soft_wrap=True)
 
 
 async def note_later(message: str, scope: trio.CancelScope, after: float = 1.0) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from qmpkit.cli.exits import Refusal
 from qmpkit.process.roots import templates_root
 from qmpkit.spec.names import machine_name_problem
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 
 __all__ = ["known_template", "template_names", "template_path"]
 
@@ -48,6 +48,6 @@ def known_template(word: str) -> Path:
     path = template_path(word)
     if "/" not in word and not path.is_dir():
         names = template_names()
-        hint = suggestion(word, names) or f"there are: {', '.join(names) or 'none'}"
+        hint = among(word, names)
         raise Refusal(f"no template is called {word!r} ({hint})")
     return path

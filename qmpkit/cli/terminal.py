@@ -26,8 +26,7 @@ def has_keyboard() -> bool:
 def without_echo() -> Iterator[None]:
     """What is typed within the block does not garble the status line."""
     fd = sys.stdin.fileno()
-    # In the background, changing the terminal would get us stopped (SIGTTOU).
-    if not os.isatty(fd) or os.tcgetpgrp(fd) != os.getpgrp():
+    if not _is_ours(fd):
         yield
         return
     before = termios.tcgetattr(fd)
@@ -39,6 +38,15 @@ def without_echo() -> Iterator[None]:
     finally:
         with suppress(termios.error):  # the terminal has gone
             termios.tcsetattr(fd, termios.TCSANOW, before)
+
+
+def _is_ours(fd: int) -> bool:
+    """Whether *fd* is the terminal that types to us."""
+    try:
+        # In the background, changing the terminal would get us stopped (SIGTTOU).
+        return os.isatty(fd) and os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:  # ENOTTY: it controls another session, or none (`setsid`)
+        return False
 
 
 async def enter_pressed() -> None:

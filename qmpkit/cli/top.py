@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -12,10 +14,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from qmpkit.cli.choosing import matching
+from qmpkit.cli.choosing import meant
 from qmpkit.cli.daemon import Daemon, farm_daemon
 from qmpkit.cli.exits import Exit
+from qmpkit.cli.farm_actions import chosen
 from qmpkit.cli.safe import one_line
+from qmpkit.cli.signals import as_ctrl_c
 from qmpkit.cli.sizes import human_size
 from qmpkit.cli.tables import print_table
 from qmpkit.cli.talk import stdout_console, talk
@@ -31,21 +35,29 @@ def watch(
 ) -> int:
     """Show them until interrupted, or *once* over one interval; as JSON a line each time."""
     daemon = farm_daemon(farm)
+    if names:
+        chosen(daemon, names)  # a word that means none is told at once
+    nothing = "none of these is up" if names else "no machine is up"
     samples = _samples(daemon, names, every)
     if once:
         found = next(samples)
         if as_json:
             print(json.dumps({"machines": found}))
-        elif found:
-            print_table(_HEADINGS, map(_row, found), prose=False)
         else:
-            talk.note("no machine is up")
+            _print(found, nothing)
         return Exit.OK
     if as_json:
         for found in samples:
             print(json.dumps({"machines": found}), flush=True)
         return Exit.OK
-    _live(stdout_console(), samples)
+    if (console := stdout_console()).is_terminal:
+        _live(console, samples, nothing)
+        return Exit.OK
+    # Not drawn over one another: rich would print the last alone, at the end.
+    with suppress(KeyboardInterrupt):
+        for found in samples:
+            _print(found, nothing)
+            sys.stdout.flush()
     return Exit.OK
 
 
@@ -56,18 +68,29 @@ def _samples(daemon: Daemon, names: Sequence[str], every: float) -> Iterator[lis
         time.sleep(every)
         now = daemon.get("stats")["machines"]
         known = [it["machine"] for it in now]
-        wanted = matching(names, known, daemon.farm) if names else known
+        # Those that are up: of the rest, or of one that goes meanwhile, there is nothing to show.
+        wanted = {name for word in names for name in meant(word, known)} if names else known
         yield [it for it in rates(now, before) if it["machine"] in wanted]
         before = now
 
 
-def _live(console: Console, samples: Iterator[list[dict[str, Any]]]) -> None:
-    with Live(Text("measuring …"), console=console, auto_refresh=False) as live:
-        try:
+def _print(found: list[dict[str, Any]], nothing: str) -> None:
+    if found:
+        print_table(_HEADINGS, map(_row, found), prose=False)
+    else:
+        talk.note(nothing)
+
+
+def _live(console: Console, samples: Iterator[list[dict[str, Any]]], nothing: str) -> None:
+    try:
+        with as_ctrl_c(), Live(Text("measuring …"), console=console, auto_refresh=False) as live:
             for found in samples:
-                live.update(_table(found), refresh=True)
-        except KeyboardInterrupt:
-            return  # that is how it is ended
+                live.update(_table(found) if found else Text(nothing), refresh=True)
+    except KeyboardInterrupt:
+        return  # that is how it is ended
+    finally:
+        # However, and whenever, it is stopped: rich has begun to draw before it is entered.
+        console.show_cursor()
 
 
 def _table(found: list[dict[str, Any]]) -> Table:

@@ -22,8 +22,8 @@ def which_farm(given: str | None) -> str:
 
     Raises Refusal when there are several.
     """
-    if name := given or os.environ.get(FARM_VARIABLE):
-        return _checked(name)
+    if name := _named(given):
+        return name
     known = known_supervisors()
     if len(known) > 1:  # what one that was taken down has left is none beside others
         known = [name for name in known if _has_machines(state_root() / name)] or known
@@ -42,15 +42,21 @@ def _has_machines(state: Path) -> bool:
 
 def farm_of_file(given: str | None, file: Path) -> str:
     """The farm that a file is for: as it is named, else called as the file or its directory."""
-    if name := given or os.environ.get(FARM_VARIABLE):
-        return _checked(name)
+    if name := _named(given):
+        return name
     path = file.absolute()
     called = path.parent.name if path.name == "farm.toml" else path.stem
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", called, flags=re.ASCII).strip("-_")
     return plain[:64] if plain and not machine_name_problem(plain[:64]) else _DEFAULT
 
 
-def _checked(name: str) -> str:
-    if problem := machine_name_problem(name):
-        raise Refusal(f"--farm {name}: {problem.replace('a machine', 'a farm')}")
+def _named(given: str | None) -> str | None:
+    # An option that is there and empty is a script's unset variable, which meant another farm.
+    name, where = (given, "--farm") if given is not None else _of_environment()
+    if name is not None and (problem := machine_name_problem(name)):
+        raise Refusal(f"{where} {name}: {problem.replace('a machine', 'a farm')}")
     return name
+
+
+def _of_environment() -> tuple[str | None, str]:
+    return os.environ.get(FARM_VARIABLE) or None, f"${FARM_VARIABLE}"

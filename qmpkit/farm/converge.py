@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import trio
 
-from qmpkit.errors import Fault, QmpkitError, SpecInvalid
+from qmpkit.errors import Fault, QmpkitError, SpecInvalid, cause_of
 from qmpkit.farm.folders import made_folders
 from qmpkit.farm.leave import of_farm, removed
 from qmpkit.farm.outcome import Did, Outcome, Progress, Result, Tell
@@ -196,7 +196,7 @@ class _Work:
             async with limit:
                 did = await self._declare(step)
         except QmpkitError as error:
-            self.tell(Result(step.name, "failed", str(error)))
+            self.tell(Result(step.name, "failed", cause_of(error)))
         else:
             self.declared[step.name] = did
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qmpkit.errors import cause_of
 from qmpkit.farm.outcome import Did, Result
 from qmpkit.machine.state import State
 from qmpkit.supervisor.health import Healthy, Unhealthy
@@ -29,7 +30,7 @@ def _verdict(kept: Kept, did: Did) -> Result | None:
     if isinstance(kept.health, Unhealthy):
         return Result(kept.name, "failed", f"unhealthy: {kept.health.why}")
     if kept.refusal is not None:
-        return Result(kept.name, "failed", str(kept.refusal))
+        return Result(kept.name, "failed", cause_of(kept.refusal))
     if kept.state in _RUNS and (kept.record.health is None or isinstance(kept.health, Healthy)):
         return Result(kept.name, did)
     if kept.state == State.PAUSED.value and kept.declared == "paused":

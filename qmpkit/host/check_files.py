@@ -208,8 +208,12 @@ class _Check:
         return [Problem(Fault(at, message, hint))]
 
     def _driver(self, image: Path, at: str) -> Iterator[Problem]:
-        is_device = stat.S_ISBLK(image.stat().st_mode)
-        if is_device and self.disk.driver == "file":
+        mode = image.stat().st_mode
+        is_device = stat.S_ISBLK(mode)
+        if not is_device and not stat.S_ISREG(mode):
+            message = f"{self.disk.file!r} is neither a file nor a block device"
+            yield Problem(Fault(at, message, "name an image"))
+        elif is_device and self.disk.driver == "file":
             hint = 'driver = "host_device"'
             yield Problem(Fault(at, f"{self.disk.file!r} is a block device", hint))
         elif not is_device and self.disk.driver == "host_device":

@@ -51,9 +51,10 @@ class KeptLike(ChildLike, Protocol):
 class _Watched:
     """What a kept process and an adopted one have in common: its end, its last words."""
 
-    def __init__(self, identity: Identity, stderr: Path) -> None:
+    def __init__(self, identity: Identity, stderr: Path, begin: int = 0) -> None:
         self.identity = identity
         self._stderr = stderr
+        self._begin = begin  # what stood in the file before is another's
         self._status: ExitStatus | None = None
         self._ended = trio.Event()
         self._tail = ""
@@ -80,7 +81,7 @@ class _Watched:
         return self._status
 
     async def _finish(self, status: ExitStatus) -> None:
-        self._tail = await trio.to_thread.run_sync(tail_of, self._stderr)
+        self._tail = await trio.to_thread.run_sync(tail_of, self._stderr, self._begin)
         self._status = status
         self._ended.set()
 
@@ -88,8 +89,10 @@ class _Watched:
 class KeptChild(_Watched):
     """A process that we started and that is to outlive us; made by `kept_child()`."""
 
-    def __init__(self, process: Process, identity: Identity, stderr: Path, name: str) -> None:
-        super().__init__(identity, stderr)
+    def __init__(
+        self, process: Process, identity: Identity, stderr: Path, name: str, begin: int
+    ) -> None:
+        super().__init__(identity, stderr, begin)
         self.name = name
         self.kept = False
         self._process = process
@@ -210,11 +213,12 @@ async def kept_child(
     async with AsyncExitStack() as stack:
         spawner = await stack.enter_async_context(shared_spawner())
         fds = {**(fds or {}), 1: log, 2: log}
+        begin = os.fstat(log).st_size
         process = await spawner.spawn(Launch(argv, fds, env, group=group))
         stack.callback(process.close)
         identity = Identity.of(process.pid)
         assert identity is not None, "nobody but us reaps it"
-        started = KeptChild(process, identity, stderr, name or argv[0])
+        started = KeptChild(process, identity, stderr, name or argv[0], begin)
         services = await stack.enter_async_context(service_nursery())
         stack.push_async_callback(started._end)
         services.start_soon(started._watch)
@@ -267,10 +271,12 @@ def trim_log(path: Path, limit: int = STDERR_LIMIT) -> None:
             file.truncate(0)
 
 
-def tail_of(path: Path) -> str:
-    """The last lines of a log; empty when it cannot be read.  Blocking."""
+def tail_of(path: Path, begin: int = 0) -> str:
+    """The last lines of a log, from *begin* on; empty when it cannot be read.  Blocking."""
     tail = Tail()
     with suppress(OSError), path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+        end = file.seek(0, os.SEEK_END)
+        # One that is shorter than it was has been trimmed: all of it is newer.
+        file.seek(max(begin if begin <= end else 0, end - _TAIL))
         tail.feed(file.read(_TAIL))
     return str(tail)

@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import trio
 
@@ -131,12 +132,20 @@ def _connected(path: str) -> socket.socket | None:
         return None
     except OSError as error:
         sock.close()
-        why = error.strerror or str(error)
-        raise MonitorAbsent(path, why, _ABSENT_CURES.get(error.errno or 0, "")) from error
+        raise _absent(path, error) from error
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _absent(path: str, error: OSError) -> MonitorAbsent:
+    # To the kernel a socket that nobody listens at and a plain file are the same.
+    file = Path(path)
+    if error.errno == errno.ECONNREFUSED and file.exists() and not file.is_socket():
+        return MonitorAbsent(path, "it is no socket", "name the one that QEMU was given (-qmp)")
+    cure = _ABSENT_CURES.get(error.errno or 0, "")
+    return MonitorAbsent(path, error.strerror or str(error), cure)
 
 
 _ABSENT_CURES = {

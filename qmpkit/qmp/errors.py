@@ -32,7 +32,8 @@ class CommandRefused(QmpkitError, ExecuteError):
     """QEMU understood the command and answered with an error.
 
     `error_class` is QMP's class (`GenericError`, `DeviceNotFound`, …) and `desc`
-    its sentence; `machine` and `command` say who was asked for what.
+    its sentence; `machine` and `command` say who was asked for what.  `cure` is set by
+    whoever knows one.
     """
 
     def __init__(
@@ -46,9 +47,12 @@ class CommandRefused(QmpkitError, ExecuteError):
         ExecuteError.__init__(self, ErrorResponse(received), sent, received)
         self.args = (machine, command, arguments, reply)
         self.desc: str = reply["error"]["desc"]
+        self.cure = ""
 
     def __str__(self) -> str:
-        return f"machine {self.machine!r} refused {self.command}: {self.desc} [{self.error_class}]"
+        cure = f". Cure: {self.cure}" if self.cure else ""
+        said = f"{self.desc} [{self.error_class}]"
+        return f"machine {self.machine!r} refused {self.command}: {said}{cure}"
 
 
 class MonitorLost(QmpkitError, ExecInterruptedError):

@@ -16,6 +16,7 @@ from qmpkit.errors import (
     HostLacks,
     ImageFailed,
     ImageInUse,
+    LaunchFailed,
     MachineGone,
     MachineMoving,
     QmpkitError,
@@ -48,9 +49,15 @@ class NotUp(QmpkitError):
         self.rests = rests
         super().__init__(machine, state, cause)
 
+    @property
+    def _is_away(self) -> bool:
+        """Whether nobody knows where it is after a move: then nothing starts it."""
+        return self.state == "unknown"
+
     def __str__(self) -> str:
         why = f": {self.cause}" if self.cause else ""
-        cure = f"`qmpkit {'start' if self.rests else 'wait'} {self.machine}`, and ask again"
+        what = "wait" if not self.rests else "migrate --settle" if self._is_away else "start"
+        cure = f"`qmpkit {what} {self.machine}`, and ask again"
         return f"machine {self.machine!r} is {self.state}{why}. Cure: {cure}"
 
 
@@ -79,7 +86,7 @@ def error_body(error: BaseException) -> dict[str, Any]:
         return {"kinds": inner[0]["kinds"], "message": "\n".join(one["message"] for one in inner)}
     if not kinds:
         return {"kinds": [type(error).__name__], "message": "a bug in qmpkit: see the daemon's log"}
-    body: dict[str, Any] = {"kinds": kinds, "message": str(error)}
+    body: dict[str, Any] = {"kinds": kinds, "message": _message(error)}
     if isinstance(error, ImageFailed) and isinstance(error.__cause__, OSError):
         body["cause"] = type(error.__cause__).__name__
     if isinstance(error, SpecInvalid):
@@ -88,6 +95,12 @@ def error_body(error: BaseException) -> dict[str, Any]:
             for fault in error.faults
         ]
     return body
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, LaunchFailed):
+        return f"{error.brief}\n(The daemon's log has QEMU's command.)"
+    return str(error)
 
 
 async def on_error(request: Request, error: Exception) -> Response:

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.server.answers import Refused
 from qmpkit.spec.convert import kind_of
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import unknown_key
 
 __all__ = ["BODY_LIMIT", "PATIENCE", "Keys", "read_body", "read_object", "whole_number"]
 
@@ -48,8 +48,12 @@ async def read_body(request: Request, limit: int = BODY_LIMIT) -> bytes:
     return b"".join(parts)
 
 
-async def read_object(request: Request, keys: Keys, *, limit: int = BODY_LIMIT) -> dict[str, Any]:
+async def read_object(
+    request: Request, keys: Keys | None, *, limit: int = BODY_LIMIT
+) -> dict[str, Any]:
     """A JSON object with some of *keys* and no others, of their types; an empty body is {}.
+
+    Without *keys* it has any: which they may be is then the caller's to say.
 
     Raises SpecInvalid with all that is wrong.
     """
@@ -60,9 +64,9 @@ async def read_object(request: Request, keys: Keys, *, limit: int = BODY_LIMIT) 
         raise Refused(f"the body is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise Refused(f"the body must be an object, not {kind_of(found)}")
-    faults = [
-        Fault(key, "unknown key", suggestion(key, tuple(keys))) for key in found if key not in keys
-    ]
+    if keys is None:
+        return found
+    faults = [unknown_key(key, key, keys) for key in found if key not in keys]
     faults += [
         Fault(key, problem)
         for key, kind in keys.items()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import attrs
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -14,26 +13,25 @@ from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.operations.hotplug.places import root_ports
 from qmpkit.operations.hotplug.unplug import UNPLUG_GRACE
 from qmpkit.server.answers import Refused, answer
-from qmpkit.server.bodies import Keys, read_object, whole_number
+from qmpkit.server.bodies import read_object, whole_number
 from qmpkit.spec.block import Disk, Overlay
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import Nic
 from qmpkit.spec.peripherals import Rng, Share
 from qmpkit.spec.pluggable import (
     NETWORK,
-    PLUGGABLE,
     Pluggable,
     pluggable_from_dict,
     pluggable_to_dict,
 )
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among, unknown_key
 from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.vm import VM
 
 __all__ = ["DeviceApi", "running_vm"]
 
-_ANY = (str, int, float, bool, list, dict, type(None))
+_JOIN = ("kind", "mac", "network")
 
 
 class DeviceApi:
@@ -67,7 +65,7 @@ class DeviceApi:
     async def add(self, request: Request) -> Response:
         """Plug one in."""
         kept = self._find(request)
-        body = await read_object(request, _keys())
+        body = await read_object(request, None)  # its keys are those of its kind
         if body.get("kind") == NETWORK:
             return await self._join(kept, body)
         item = pluggable_from_dict(body, "the request")
@@ -83,6 +81,9 @@ class DeviceApi:
 
     async def _join(self, kept: Kept, body: Mapping[str, Any]) -> Response:
         """A NIC in a network of the farm: `network`, and perhaps `mac`."""
+        faults = [unknown_key(key, key, _JOIN) for key in body if key not in _JOIN]
+        if faults:
+            raise SpecInvalid(faults, "the request")
         network, mac = body.get("network"), body.get("mac")
         if not isinstance(network, str) or not isinstance(mac, str | None):
             raise Refused("network must be the name of one, and mac an address")
@@ -118,11 +119,6 @@ class DeviceApi:
         return answer({"id": name, "link": up})
 
 
-def _keys() -> Keys:
-    names = {field.name for cls in PLUGGABLE.values() for field in attrs.fields(cls)}
-    return dict.fromkeys(names | {"kind", "network"}, _ANY)
-
-
 def _all(spec: MachineSpec) -> tuple[Pluggable, ...]:
     return (*spec.disks, *spec.nics, *spec.devices)
 
@@ -130,7 +126,7 @@ def _all(spec: MachineSpec) -> tuple[Pluggable, ...]:
 def _one(kept: Kept, spec: MachineSpec, name: str) -> Pluggable:
     found = {item.id: item for item in _all(spec)}
     if name not in found:
-        fault = Fault("device", f"it has no device {name!r}", suggestion(name, tuple(found)))
+        fault = Fault("device", f"it has no device {name!r}", among(name, found))
         raise SpecInvalid([fault], f"machine {kept.name!r}")
     return found[name]
 

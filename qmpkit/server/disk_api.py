@@ -182,8 +182,10 @@ class DiskApi:
     async def disks(self, request: Request) -> Response:
         """The layers of every disk; of one that is down, of those that it can write to."""
         kept = self._find(request)
-        chains = {}
+        chains: dict[str, Any] = {}
         _refuse_turn(kept)
+        if kept.vm is None and all(disk.is_readonly for disk in kept.spec.disks):
+            return answer({"disks": chains})  # none is to be opened
         async with self._on(kept) as machine:
             for disk in machine.spec.disks:
                 if not disk.is_readonly or kept.vm is not None:

@@ -67,8 +67,7 @@ class MigrateApi:
         asked = await read_object(request, _KEYS)
         place, where = await _place(asked), _where(asked)
         policy, options = _how(asked, place)
-        if kept.vm is None:
-            raise NotUp(kept.name, kept.state, kept.cause, rests=not kept.tended)
+        _refuse_down(kept)
         faults = [*await self._lab.migration_faults(kept.name, place, **where)]
         if policy_of(policy, options.downtime, options.max_downtime).postcopies:
             faults += postcopy_faults(options, ())
@@ -90,11 +89,13 @@ class MigrateApi:
 
     async def migrate(self, request: Request) -> Response:
         """To a new process, of another qemu or the same, or to another supervisor."""
-        name = self._find(request).name
+        kept = self._find(request)
+        name = kept.name
         asked = await read_object(request, _KEYS)
         to = await _place(asked)
         policy, options = _how(asked, to)
         where = _where(asked)
+        _refuse_down(kept)
 
         async def work(step: Step) -> dict[str, Any]:
             took = await self._lab.migrate(
@@ -105,6 +106,11 @@ class MigrateApi:
 
         job = self._jobs.start(f"migrate {name}", work)
         return answer({"job": job.id}, 202)
+
+
+def _refuse_down(kept: Kept) -> None:
+    if kept.vm is None:
+        raise NotUp(kept.name, kept.state, kept.cause, rests=not kept.tended)
 
 
 def _where(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from qmpkit.errors import HostLacks, MachineGone, QmpkitError
-from qmpkit.server.answers import answer
+from qmpkit.errors import HostLacks, QmpkitError
+from qmpkit.server.answers import NotUp, answer
 from qmpkit.server.bodies import Keys, read_object, whole_number
 from qmpkit.server.device_api import running_vm
 from qmpkit.server.views import in_counting_order
@@ -94,7 +94,7 @@ class TuneApi:
     def _vm(self, request: Request) -> VM:
         kept = self._find(request)
         if kept.vm is None:
-            raise MachineGone(kept.name, f"{request.method} (it is {kept.state})", kept.report)
+            raise NotUp(kept.name, kept.state, kept.cause, rests=not kept.tended)
         return kept.vm
 
 

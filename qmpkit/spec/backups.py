@@ -14,7 +14,7 @@ import cattrs
 from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.spec.convert import kind_of, structure_as, unstructure_any
 from qmpkit.spec.faults import collect
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 
 __all__ = ["BITMAP_PREFIX", "CHECKSUMS", "MANIFEST_SCHEMA", "BackupLayer", "BackupManifest"]
 __all__ += ["BackupPoint", "Merge", "Merged", "bitmap_name", "bitmap_prefix", "bitmaps_of"]
@@ -175,7 +175,7 @@ def point_of(manifest: BackupManifest, number: int | None, disk: str) -> BackupP
     """`point_with`, and SpecInvalid when it has no *disk*."""
     point = point_with(manifest.points, number)
     if disk not in point.disks:
-        hint = suggestion(disk, tuple(point.disks))
+        hint = among(disk, point.disks)
         raise SpecInvalid([Fault("disk", f"point {point.number} has no disk {disk!r}", hint)])
     return point
 

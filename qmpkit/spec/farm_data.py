@@ -21,7 +21,7 @@ from qmpkit.spec.farm_networks import network_of, network_to_table
 from qmpkit.spec.farm_tables import Merged
 from qmpkit.spec.health import Health, health_faults
 from qmpkit.spec.restart import NEVER, Restart
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 
 __all__ = ["farm_from_dict", "farm_to_dict", "machine_digest", "machine_from_dict"]
 __all__ += ["machine_to_dict", "scale"]
@@ -42,8 +42,9 @@ def farm_from_dict(data: Mapping[str, Any], *, source: str = "") -> Farm:
     if fault := schema_fault(data):
         raise SpecInvalid([fault], source)
     faults = Faults()
-    for key in sorted(data.keys() - {"schema", "networks", "machines"}):
-        faults.add(key, "unknown key", suggestion(key, ("networks", "machines")))
+    known = ("schema", "networks", "machines")
+    for key in sorted(data.keys() - set(known)):
+        faults.add_unknown(key, key, known)
     farm = expand_farm(_tables(data, "networks", faults), _tables(data, "machines", faults), faults)
     if faults.found:
         raise SpecInvalid(faults.found, source)
@@ -64,7 +65,7 @@ def scale(farm: Farm, group: str, count: int) -> Farm:
     Raises `SpecInvalid`, as when a file said so.
     """
     if group not in farm.tables:
-        hint = suggestion(group, farm.tables)
+        hint = among(group, farm.tables)
         raise SpecInvalid([Fault("", f"there is no table machines.{group}", hint)])
     if "count" not in farm.tables[group]:
         hint = "count = 1 in its table gives it a number"

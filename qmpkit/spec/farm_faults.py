@@ -12,6 +12,7 @@ import cattrs
 from qmpkit.errors import Fault
 from qmpkit.spec.convert import kind_of, structure_as
 from qmpkit.spec.faults import Step, collect, path_text
+from qmpkit.spec.suggest import unknown_key
 
 __all__ = ["Faults", "Layer", "Where", "origin", "steps_of", "structured", "table_at"]
 
@@ -32,6 +33,11 @@ class Faults:
     def add(self, path: str, message: str, hint: str = "") -> None:
         """One more fault."""
         self._found.setdefault((path, message), Fault(path, message, hint))
+
+    def add_unknown(self, path: str, key: str, known: Iterable[str]) -> None:
+        """That nothing there is called *key*, and what is."""
+        fault = unknown_key(path, key, known)
+        self.add(fault.path, fault.message, fault.hint)
 
     def add_all(self, faults: Iterable[Fault], where: Where) -> None:
         """Faults whose paths count from a table that *where* knows the place of."""

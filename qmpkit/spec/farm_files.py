@@ -11,13 +11,13 @@ import attrs
 from qmpkit.errors import SpecInvalid
 from qmpkit.spec.data import parse_toml, schema_fault
 from qmpkit.spec.farm_faults import Faults, Layer, table_at
-from qmpkit.spec.suggest import suggestion
 from qmpkit.spec.text_files import read_text
 
 __all__ = ["FarmFile", "read_files"]
 
 _TABLES = ("variables", "defaults", "networks", "machines")
 _KEYS = ("schema", "include", *_TABLES)
+_PROFILES = {"extends", "name"}  # of one machine: all else that it says is unknown here, too
 _FILE_LIMIT = 100
 
 
@@ -52,8 +52,12 @@ class _Reader:
             self.faults.add_all([fault], at.where)
         if fault and isinstance(data.get("schema"), int):
             return  # a newer file may mean something else by everything that follows
+        if "machines" not in data and _PROFILES & data.keys():
+            hint = f'[machines.NAME] with profile = "./{path.name}" in one'
+            self.faults.add(label, "this is a profile, not a farm's file", hint)
+            return
         for key in sorted(data.keys() - set(_KEYS)):
-            self.faults.add(at.where((key,)), "unknown key", suggestion(key, _KEYS))
+            self.faults.add_unknown(at.where((key,)), key, _KEYS)
         for number, name in enumerate(self._names(at)):
             self._include(path.parent, name, at.where(("include", number)), (*chain, real))
         tables = {

@@ -18,7 +18,6 @@ from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.network import Forward
 from qmpkit.spec.paths import PATHS, map_fields
 from qmpkit.spec.restart import NEVER, Restart, restart_faults
-from qmpkit.spec.suggest import suggestion
 
 __all__ = ["COUNT_LIMIT", "Group", "group_of", "names_of", "path_faults", "spec_part"]
 
@@ -56,8 +55,7 @@ _SPEC = {field.name for field in attrs.fields(MachineSpec)} - {"name"}
 def group_of(key: str, table: Mapping[str, Any], where: Where, faults: Faults) -> Group:
     """The group of a table; what is at fault is told and left out."""
     for name in sorted(table.keys() - _OWN - _SPEC):
-        hint = suggestion(name, [*_OWN, *_SPEC, "profile"])
-        faults.add(where((name,)), "unknown key", hint)
+        faults.add_unknown(where((name,)), name, [*_OWN, *_SPEC, "profile"])
     if problem := machine_name_problem(key) or _brace_problem(key):
         faults.add(where(()), problem)
     own = {name: value for name, value in table.items() if name in _OWN}

@@ -11,9 +11,10 @@ import cattrs
 from qmpkit.errors import Fault
 from qmpkit.spec.convert import Wrong
 from qmpkit.spec.health import CHECK_KINDS
+from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.network import NIC_KINDS
 from qmpkit.spec.peripherals import DEVICE_KINDS
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import unknown_key
 
 __all__ = ["Finding", "Step", "collect", "path_text"]
 
@@ -50,7 +51,8 @@ def collect(error: BaseException, steps: tuple[Step, ...] = ()) -> Iterator[Find
     elif isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = _keys_of(error.cl)
         for key in sorted(error.extra_fields):
-            yield Finding((*steps, key), "unknown key", suggestion(key, known))
+            fault = unknown_key("", key, known)
+            yield Finding((*steps, key), fault.message, fault.hint)
     elif isinstance(error, Wrong):
         yield Finding(steps, error.message, error.hint)
     elif isinstance(error, KeyError):
@@ -70,5 +72,7 @@ def _step(error: BaseException) -> tuple[Step, ...]:
 
 def _keys_of(cls: Any) -> list[str]:
     names = [field.name for field in attrs.fields(cls)]
+    if cls is MachineSpec:
+        return [*names, "schema", "extends"]  # a file's, which are read before the rest
     tagged = (*NIC_KINDS.values(), *DEVICE_KINDS.values(), *CHECK_KINDS.values())
     return [*names, "kind"] if cls in tagged else names

@@ -72,6 +72,9 @@ def is_path(name: str) -> bool:
     return "/" in name or name.endswith(".toml")
 
 
+_FARM = "qmpkit up has its machines run; a profile describes one"
+
+
 def _find(name: str | os.PathLike[str], folder: Path, where: str, source: str) -> Path:
     if "\0" in os.fspath(name):
         raise SpecInvalid([Fault(where, f"{os.fspath(name)!r} holds a NUL character")], source)
@@ -91,6 +94,10 @@ def _load(path: Path, chain: list[Path]) -> dict[str, Any]:
     chain.append(path)
     if fault := schema_fault(data):
         raise SpecInvalid([fault], source)
+    if isinstance(data.get("machines"), dict):
+        raise SpecInvalid(
+            [Fault("machines", "this is a farm's file, not a profile", _FARM)], source
+        )
     # First of all unfolded: firmware = "uefi" is no path.
     data = map_fields(unfolded(data), PATHS, lambda _, text: absolute(text, path.parent))
     extends = data.pop("extends", None)

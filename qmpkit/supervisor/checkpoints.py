@@ -24,7 +24,7 @@ from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.process.durable import write_durably
 from qmpkit.spec.checkpoints import Checkpoint, checkpoint_from_json, checkpoint_to_json
 from qmpkit.spec.snapshots import bare_memory_file, snapshot_name_problem
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 from qmpkit.supervisor.keeper import Keeper
 from qmpkit.supervisor.kept import Kept
 from qmpkit.vm import VM
@@ -125,7 +125,7 @@ class Checkpoints:
         """The checkpoint of that name; SpecInvalid when there is none."""
         points = {point.name: point for point in await self.all()}
         if name not in points:
-            hint = suggestion(name, tuple(points)) or f"there are: {', '.join(points) or 'none'}"
+            hint = among(name, points)
             fault = Fault("name", f"there is no checkpoint {name!r}", hint)
             raise SpecInvalid([fault], self._source)
         return points[name]

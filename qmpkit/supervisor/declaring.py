@@ -10,7 +10,15 @@ from typing import get_args
 import attrs
 import trio
 
-from qmpkit.errors import Fault, HostLacks, JournalFailed, MachineDied, MachineGone, SpecInvalid
+from qmpkit.errors import (
+    Fault,
+    HostLacks,
+    JournalFailed,
+    MachineDied,
+    MachineGone,
+    SpecInvalid,
+    cause_of,
+)
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.machine.state import State
 from qmpkit.process.places import discard
@@ -18,7 +26,7 @@ from qmpkit.spec.farm_order import circles
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.sites import undecided
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 from qmpkit.supervisor.alter import matters
 from qmpkit.supervisor.entries import Entries
 from qmpkit.supervisor.kept import Kept
@@ -246,7 +254,7 @@ class Declaring:
             with trio.move_on_after(UNDO_GRACE, shield=True):
                 await self._take_back(kept, before)
             if kept.state in ("queued", "starting"):
-                kept.enter("failed", str(error) or "the start was cancelled")
+                kept.enter("failed", cause_of(error) or "the start was cancelled")
             raise
 
     async def _take_back(self, kept: Kept, before: Record) -> None:
@@ -261,7 +269,7 @@ class Declaring:
 def known_in(machines: Mapping[str, Kept], name: str) -> Kept:
     """The machine of that name; SpecInvalid when there is none."""
     if (kept := machines.get(name)) is None:
-        fault = Fault("name", "no kept machine has it", suggestion(name, tuple(machines)))
+        fault = Fault("name", "no kept machine has it", among(name, machines))
         raise SpecInvalid([fault], whose(name))
     return kept
 

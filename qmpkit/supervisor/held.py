@@ -10,7 +10,7 @@ from pathlib import Path
 import trio
 
 from qmpkit._running import opened
-from qmpkit.errors import Fault, MachineDied, MachineGone, QmpkitError, SpecInvalid
+from qmpkit.errors import Fault, MachineDied, MachineGone, QmpkitError, SpecInvalid, cause_of
 from qmpkit.machine.launch import LaunchOptions, Starter
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.events import EventLog
@@ -126,7 +126,7 @@ class Holder:
             try:
                 vm = await self._bring_up(stack, record, spec, paused, options)
             except Exception as error:
-                record.enter("failed", str(error))
+                record.enter("failed", cause_of(error))
                 raise
             record.handed_over = True
             task_status.started(vm)

@@ -11,7 +11,14 @@ from contextlib import AsyncExitStack
 import attrs
 import trio
 
-from qmpkit.errors import GuestRefused, LaunchFailed, MachineDied, MachineGone, QmpkitError
+from qmpkit.errors import (
+    GuestRefused,
+    LaunchFailed,
+    MachineDied,
+    MachineGone,
+    QmpkitError,
+    cause_of,
+)
 from qmpkit.host.resolve import Resolution, resolve
 from qmpkit.images.prepare import MadeImages, prepared_disks
 from qmpkit.machine.keep import Ground, Home, KeptStart, begun
@@ -260,7 +267,7 @@ async def _try_to_make_true(
     except QmpkitError as error:
         log.warning("machine %r cannot be made %s: %s", kept.name, wanted, error)
         kept.refusal = error
-        kept.tell("refused", f"it is declared {wanted}: {error}")
+        kept.tell("refused", f"it is declared {wanted}: {cause_of(error)}")
         kept.notify()
 
 
@@ -377,5 +384,6 @@ async def attempt(kept: Kept, means: Means) -> End | None:
     except StartCalledOff as off:
         return End(ExitCause.HOST_QUIT, str(off), 0.0, time.time(), boot_id())
     except (QmpkitError, OSError) as error:  # of the second kind what may pass: a limit, a disk
-        why = f"it did not start: {error}"
+        log.warning("machine %r is not up: %s", kept.name, error)  # with QEMU's command
+        why = cause_of(error) if isinstance(error, LaunchFailed) else f"it did not start: {error}"
         return End(Mishap.START_FAILED, why, 0.0, time.time(), boot_id())

@@ -15,7 +15,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit.errors import Fault, JournalFailed, QmpkitError, SpecInvalid
+from qmpkit.errors import Fault, JournalFailed, QmpkitError, SpecInvalid, cause_of
 from qmpkit.operations.block.snapshots import known_snapshot
 from qmpkit.spec.checkpoints import Checkpoint
 from qmpkit.spec.machine import MachineSpec
@@ -165,7 +165,7 @@ async def _alone(kept: Kept, do: Callable[..., Awaitable[object]], *words: objec
         await do(*words)
     except QmpkitError as error:
         log.exception("machine %r is not as it was before the rewind", kept.name)
-        kept.tell("differs", f"its rewind failed, and it is not as it was: {error}")
+        kept.tell("differs", f"its rewind failed, and it is not as it was: {cause_of(error)}")
 
 
 def _saved_spec(keeper: Keeper, kept: Kept, way: _Way) -> MachineSpec:

@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 
 from qmpkit._trio import in_thread
+from qmpkit.errors import cause_of
 from qmpkit.host.resolve import Resolution
 from qmpkit.process.kept import trim_log
 from qmpkit.supervisor.adopt import found
@@ -90,7 +91,7 @@ class Tending:
             # Also what is no error of ours: the siblings are not to pay for it.
             log.exception("machine %r failed, and is left as it is", kept.name)
             kept.refusal = error  # of whoever waits for it to be as declared
-            kept.enter("failed", str(error))
+            kept.enter("failed", cause_of(error))
         except BaseException:  # of cancellations there may be a group
             kept.is_alone = status.handed_over
             raise

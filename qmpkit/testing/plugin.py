@@ -64,14 +64,14 @@ def _marked_spec(mark: pytest.Mark) -> MachineSpec:
     from qmpkit.errors import Fault, SpecInvalid
     from qmpkit.spec.machine import MachineSpec
     from qmpkit.spec.profile import load_profile
-    from qmpkit.spec.suggest import suggestion
+    from qmpkit.spec.suggest import unknown_key
 
     if len(mark.args) > 1:
         fault = Fault("", "takes one profile, and the fields to change as keywords")
         raise SpecInvalid([fault], "the marker qmp_machine")
     fields = [field.name for field in attrs.fields(MachineSpec)]
     unknown = [name for name in mark.kwargs if name not in fields]
-    faults = [Fault(name, "unknown key", suggestion(name, fields)) for name in unknown]
+    faults = [unknown_key(name, name, fields) for name in unknown]
     if faults:
         raise SpecInvalid(faults, "the marker qmp_machine")
     return attrs.evolve(load_profile(*mark.args or ("tiny",)), **mark.kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,13 @@ DISK = Disk("/a.raw", format="raw", limits=IoLimits(iops=5))
 SPEC = MachineSpec(name="bare", accel="tcg", memory="16MiB", disks=[DISK, DRIVE])
 
 Asked = list[tuple[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def disc(tmp_path: Path) -> str:
+    """An image."""
+    (tmp_path / "disc.iso").write_bytes(bytes(2048))
+    return str(tmp_path / "disc.iso")
 
 
 def drives(asked: Asked, *, locked: bool = False, refused: str = "") -> Callable[..., None]:
@@ -84,28 +90,30 @@ async def test_bounds_that_qemu_refuses_end_the_start() -> None:
     assert host.alive == []
 
 
-async def test_a_locked_tray_is_waited_for_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_locked_tray_is_waited_for_and_told(
+    monkeypatch: pytest.MonkeyPatch, disc: str
+) -> None:
     monkeypatch.setattr(media, "GUEST_GRACE", 0.05)
     asked: Asked = []
     host = FakeHost(prepare=drives(asked, locked=True))
     async with launched(faked(SPEC), start=host.start) as machine:
         disks = Disks(machine)
         asked.clear()
-        with pytest.raises(TrayLocked, match="refused to insert /dev/null into 'cd0'"):
-            await disks.insert("cd0", os.devnull)
+        with pytest.raises(TrayLocked, match=f"refused to insert {disc} into 'cd0'"):
+            await disks.insert("cd0", disc)
         assert [name for name, _ in asked] == ["blockdev-open-tray", "blockdev-close-tray"]
         assert machine.spec == SPEC
-        await disks.insert("cd0", os.devnull, force=True)
-        assert machine.spec.disks[1].file == os.devnull
+        await disks.insert("cd0", disc, force=True)
+        assert machine.spec.disks[1].file == disc
 
 
-async def test_a_medium_that_does_not_go_in_leaves_the_one_before() -> None:
+async def test_a_medium_that_does_not_go_in_leaves_the_one_before(disc: str) -> None:
     asked: Asked = []
     host = FakeHost(prepare=drives(asked, refused="blockdev-insert-medium"))
     async with launched(faked(SPEC), start=host.start) as machine:
         asked.clear()
         with pytest.raises(CommandRefused, match="not now"):
-            await Disks(machine).insert("cd0", os.devnull)
+            await Disks(machine).insert("cd0", disc)
         assert machine.spec == SPEC
         done = [name.removeprefix("blockdev-") for name, _ in asked]
         emptied = ["open-tray", "remove-medium", "close-tray"]

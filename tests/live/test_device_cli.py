@@ -72,7 +72,10 @@ def test_devices_at_the_shell(qemu: str, tmp_path: Path, places: Places) -> None
     assert "(cable out)" in listed and "1 root port is left" in listed
     assert "no device 'nix'" in shell.run("device", "remove", "store", "nix", status=2)
     assert "one of disk, user" in shell.run("device", "add", "store", "nix", status=2)
-    assert "unknown key" in shell.run("device", "add", "store", "rng", "x=1", status=2)
+    said = shell.run("device", "add", "store", "rng", "x=1", status=2)
+    assert "x: unknown key (known: " in said and "max_bytes" in said and "make" not in said
+    said = shell.run("device", "add", "store", "network", "nme=lan", status=2)
+    assert "nme: unknown key" in said and "network)" in said
     said = shell.run("device", "remove", "store", "disk0", "--grace", "0", status=1)
     assert "has not let go of 'disk0'" in said
     shell.run("restart", "store", "--grace", "0")

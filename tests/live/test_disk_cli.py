@@ -132,9 +132,19 @@ def test_disks_at_the_shell(shell: Shell, places: Places, qemu: str) -> None:
     assert "'a/b' is no name" in said
     assert "'' is no name" in shell.run("snapshot", "delete", "store", "", status=2)
     assert "there is no snapshot 'nix'" in shell.run("snapshot", "delete", "store", "nix", status=2)
+    assert "no disk 'nix' (there are: disk0, cd0)" in shell.run(
+        "disk", "resize", "store", "nix", "1GiB", status=2
+    )
+    assert "no snapshot 'nix' (there are: " in shell.run(
+        "snapshot", "delete", "store", "nix", status=2
+    )
     assert "it has no disk 'disk7'" in shell.run(
         "disk", "resize", "store", "disk7", "1GiB", status=2
     )
+    said = shell.run("disk", "resize", "store", "disk0", "2049TiB", status=1)
+    assert "Cure: ask for less: a qcow2 whose clusters have 64KiB holds 2PiB at most" in said
+    said = shell.run("disk", "insert", "store", "cd0", "/dev/null", status=2)
+    assert "'/dev/null' is neither a file nor a block device (name an image)" in said
     assert "a guest would lose" in shell.run("disk", "resize", "store", "disk0", "1MiB", status=2)
     for place in ("moved.qcow2", "no/moved.qcow2"):
         assert "Cure: " in shell.run("disk", "move", "store", "disk0", place, status=2)

@@ -33,7 +33,7 @@ from qmpkit.spec.encryption import luks_faults
 from qmpkit.spec.limits import IoLimits, limits_faults
 from qmpkit.spec.options import text_problem
 from qmpkit.spec.sizes import format_size, to_bytes
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 
 __all__ = ["chain_of", "flatten", "limit", "limit_again", "move", "resize"]
 
@@ -44,7 +44,7 @@ def disk_of(machine: Changeable, disk_id: str) -> Disk:
     """The disk of that id; SpecInvalid when the machine has none."""
     by_id = {disk.id: disk for disk in machine.spec.disks}
     if disk_id not in by_id:
-        fault = Fault("disk", f"it has no disk {disk_id!r}", suggestion(disk_id, tuple(by_id)))
+        fault = Fault("disk", f"it has no disk {disk_id!r}", among(disk_id, by_id))
         raise SpecInvalid([fault], f"machine {machine.name!r}")
     return by_id[disk_id]
 
@@ -150,8 +150,22 @@ async def resize(machine: Changeable, disk_id: str, size: int | str) -> int:
         if fault is not None:
             raise SpecInvalid([fault], f"machine {machine.name!r}, disk {disk_id!r}")
         if wanted > top.size:
-            await machine.execute("block_resize", {"node-name": top.node, "size": wanted})
+            try:
+                await machine.execute("block_resize", {"node-name": top.node, "size": wanted})
+            except CommandRefused as refused:
+                refused.cure = f"ask for less: {_at_most(top)}"
+                raise
     return wanted
+
+
+def _at_most(top: Layer) -> str:
+    if top.format != "qcow2" or top.cluster_size is None:
+        return "its file system bounds how large a file may be"
+    # QEMU keeps 32 MiB of the first table at most, 8 bytes for each cluster of the second,
+    # whose entries are of 8 bytes too (16 with subclusters).
+    most = (32 << 20) // 8 * top.cluster_size // 8 * top.cluster_size
+    size = format_size(top.cluster_size)
+    return f"a qcow2 whose clusters have {size} holds {format_size(most)} at most"
 
 
 async def limit(machine: Changeable, disk_id: str, limits: IoLimits | None) -> None:

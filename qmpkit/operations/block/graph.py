@@ -17,7 +17,7 @@ from qmpkit.machine.drives import drives_of
 from qmpkit.operations._protocols import Monitor
 from qmpkit.spec.block import Disk, disk_node
 from qmpkit.spec.snapshots import layer_node
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 
 __all__ = ["FDSETS", "Graph", "Layer", "file_of", "graph_of", "lent_files", "node_above"]
 __all__ += ["nodes_of"]
@@ -33,7 +33,8 @@ class Layer:
     """One image of a disk's chain.
 
     `node` and `file_node` are its nodes, of the drivers `format` and `driver`; `file` is its
-    path.  `size`: bytes that the guest sees, `used`: bytes that it takes on the host.
+    path.  `size`: bytes that the guest sees, `used`: bytes that it takes on the host,
+    `cluster_size`: those that the format counts in, where it does.
     """
 
     node: str
@@ -45,6 +46,7 @@ class Layer:
     used: int
     readonly: bool
     bitmaps: tuple[str, ...] = ()
+    cluster_size: int | None = None
 
     @property
     def is_nameless(self) -> bool:
@@ -98,7 +100,7 @@ class Graph:
 
     def _device(self, disk: str) -> tuple[str, str]:
         if disk not in self._devices:
-            hint = suggestion(disk, tuple(self._devices))
+            hint = among(disk, self._devices)
             raise SpecInvalid([Fault(disk, "it has no such disk", hint)], self._whose)
         return self._devices[disk]
 
@@ -128,6 +130,7 @@ def _layer(node: Mapping[str, Any], file_node: Mapping[str, Any]) -> Layer:
         used=image.get("actual-size", 0),
         readonly=node["ro"],
         bitmaps=tuple(bitmaps),
+        cluster_size=image.get("cluster-size"),
     )
 
 

@@ -42,7 +42,7 @@ from qmpkit.spec.snapshots import (
     snapshot_name_problem,
     tag_of,
 )
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 
 __all__ = ["Freeze", "known_snapshot", "new_name_faults", "take", "writable_disks"]
 
@@ -295,7 +295,7 @@ def writable_disks(
         faults.append(Fault("disks", "none is named", "leave it out for all that it can write to"))
     for name in wanted:
         if name not in by_id:
-            hint = suggestion(name, tuple(by_id))
+            hint = among(name, by_id)
             faults.append(Fault("disks", f"it has no disk {name!r}", hint))
         elif by_id[name].is_readonly:
             faults.append(Fault("disks", f"{name!r} is only read, so it never changes"))
@@ -306,7 +306,7 @@ def known_snapshot(spec: MachineSpec, name: str) -> Snapshot:
     """The snapshot of that name; SpecInvalid when there is none."""
     known: Mapping[str, Snapshot] = {snapshot.name: snapshot for snapshot in spec.snapshots}
     if name not in known:
-        fault = Fault("name", f"there is no snapshot {name!r}", suggestion(name, tuple(known)))
+        fault = Fault("name", f"there is no snapshot {name!r}", among(name, known))
         raise SpecInvalid([fault], f"machine {spec.name!r}")
     return known[name]
 

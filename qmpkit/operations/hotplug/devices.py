@@ -38,7 +38,7 @@ from qmpkit.spec.peripherals import (
     VirtioMem,
     evolved,
 )
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 from qmpkit.spec.units import controllers
 
 __all__ = ["Sharing", "add_device", "plug_device", "remove_device", "with_controller"]
@@ -142,7 +142,7 @@ def _named(spec: MachineSpec, device: Device) -> Device:
 def _device_of(machine: Changeable, spec: MachineSpec, device_id: str) -> Device:
     by_id = {device.id: device for device in spec.devices}
     if device_id not in by_id:
-        hint = suggestion(device_id, tuple(by_id))
+        hint = among(device_id, by_id)
         fault = Fault("device", f"it has no device {device_id!r} that can be removed", hint)
         raise SpecInvalid([fault], _whose(machine))
     return by_id[device_id]

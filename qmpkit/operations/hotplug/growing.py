@@ -18,7 +18,7 @@ from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.peripherals import VirtioMem
 from qmpkit.spec.sizes import format_size, to_bytes
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 
 __all__ = [
     "RESIZE_GRACE",
@@ -83,7 +83,7 @@ def _one(machine: Changeable, device: str | None) -> VirtioMem:
     elif device is None:
         fault = Fault("device", "it has several virtio-mem devices", f"one of {', '.join(by_id)}")
     else:
-        hint = suggestion(device, tuple(by_id))
+        hint = among(device, by_id)
         fault = Fault("device", f"it has no virtio-mem device {device!r}", hint)
     raise SpecInvalid([fault], f"machine {machine.name!r}")
 

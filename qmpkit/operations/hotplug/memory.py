@@ -25,7 +25,7 @@ from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.memory import without_dimm
 from qmpkit.spec.numa import Module
 from qmpkit.spec.peripherals import VirtioMem
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 
 __all__ = ["MODULE_GRACE", "add_dimm", "check_room", "located", "remove_dimm"]
 
@@ -121,6 +121,6 @@ async def remove_dimm(machine: Changeable, dimm_id: str, grace: float) -> Dimm:
 def _dimm_of(machine: Changeable, spec: MachineSpec, dimm_id: str) -> Dimm:
     by_id = {dimm.id: dimm for dimm in spec.memory.dimms}
     if dimm_id not in by_id:
-        fault = Fault("dimm", f"it has no module {dimm_id!r}", suggestion(dimm_id, tuple(by_id)))
+        fault = Fault("dimm", f"it has no module {dimm_id!r}", among(dimm_id, by_id))
         raise SpecInvalid([fault], f"machine {machine.name!r}")
     return by_id[dimm_id]

@@ -28,7 +28,7 @@ from qmpkit.spec.layout import pinned
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import netdev_id
 from qmpkit.spec.network import NIC_KINDS, Nic, UserNic, link_needed
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 
 __all__ = ["Cable", "add_nic", "change_nic", "nic_of", "remove_nic", "set_link"]
 
@@ -40,7 +40,7 @@ def nic_of(machine: Changeable, nic_id: str) -> Nic:
     """The NIC of that id; SpecInvalid when the machine has none."""
     by_id = {nic.id: nic for nic in machine.spec.nics}
     if nic_id not in by_id:
-        fault = Fault("nic", f"it has no NIC {nic_id!r}", suggestion(nic_id, tuple(by_id)))
+        fault = Fault("nic", f"it has no NIC {nic_id!r}", among(nic_id, by_id))
         raise SpecInvalid([fault], f"machine {machine.name!r}")
     return by_id[nic_id]
 

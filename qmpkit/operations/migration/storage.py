@@ -20,7 +20,7 @@ from qmpkit.operations.block.layers import with_disks
 from qmpkit.spec.block import Disk, disk_node
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import job_id
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import among
 
 __all__ = ["SHARED", "DiskMove", "DiskPlaces", "moves_of", "with_moves"]
 
@@ -120,7 +120,7 @@ def _goes(disk: Disk) -> bool:
 def _name_faults(known: Mapping[str, Disk], asked: Collection[str]) -> Iterator[Fault]:
     for name in asked:
         if name not in known:
-            yield Fault(f"disks.{name}", f"it has no disk {name!r}", suggestion(name, known))
+            yield Fault(f"disks.{name}", f"it has no disk {name!r}", among(name, known))
         elif not _goes(known[name]):
             yield Fault(f"disks.{name}", "it is only read, and stays where it is", "leave it out")
 

@@ -8,13 +8,13 @@ from typing import Any
 import attrs
 import trio
 
-from qmpkit.errors import Fault, HostLacks, SpecInvalid
+from qmpkit.errors import HostLacks, SpecInvalid
 from qmpkit.operations.tune.live import Tuned, apply
 from qmpkit.operations.tune.threads import Threads, Tunable, find_threads
 from qmpkit.process.cgroup import Pressure, group_of
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.resources import Resources, to_pin
-from qmpkit.spec.suggest import suggestion
+from qmpkit.spec.suggest import unknown_key
 
 __all__ = ["Tune"]
 
@@ -60,9 +60,7 @@ class Tune:
         """Change fields of `Resources`: `limit(cpu_max=1.5, nice=5)`; None takes one away."""
         known = [field.name for field in attrs.fields(Resources)]
         faults = [
-            Fault(f"resources.{name}", "unknown field", suggestion(name, known))
-            for name in changes
-            if name not in known
+            unknown_key(f"resources.{name}", name, known) for name in changes if name not in known
         ]
         if faults:
             raise SpecInvalid(faults, f"machine {self._machine.name!r}")

@@ -25,6 +25,7 @@ from qmpkit.spec.names import machine_name_problem
 from qmpkit.spec.network import Forward, UserNic
 from qmpkit.spec.paths import PATHS, texts_of
 from qmpkit.spec.restart import Restart, restart_faults
+from qmpkit.spec.suggest import unknown_key
 from qmpkit.supervisor.moves.cables import faults_away
 from qmpkit.supervisor.moves.offer_disks import disks_from, disks_to
 from qmpkit.supervisor.moves.terms import ReceiveTerms
@@ -107,7 +108,7 @@ def offer_from_dict(plain: object) -> Offer:
     if not isinstance(plain, dict):
         raise SpecInvalid([Fault("offer", "is no object")], "the offer")
     faults = [
-        Fault(key, "is missing" if key in _KEYS else "unknown key")
+        Fault(key, "is missing") if key in _KEYS else unknown_key(key, key, _KEYS)
         for key in sorted(plain.keys() ^ _KEYS)
     ]
     if faults:

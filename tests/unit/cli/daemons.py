@@ -16,6 +16,12 @@ Answers = dict[str, Any]
 """What is said to "METHOD /path": text as it is, else as JSON; a function gives it each time."""
 
 
+class Held(str):
+    """An answer that does not end before the client hangs up."""
+
+    __slots__ = ()
+
+
 class Scripted:
     """`asked` are the requests that came, as "METHOD /path" with their JSON, oldest first."""
 
@@ -32,9 +38,12 @@ class Scripted:
             with client, client.makefile("rb") as lines:
                 if not (first := lines.readline().decode().split()):
                     return
-                client.sendall(self._answer(first, lines))
+                answer, is_held = self._answer(first, lines)
+                client.sendall(answer)
+                while is_held and client.recv(1024):
+                    pass
 
-    def _answer(self, first: list[str], lines: Any) -> bytes:
+    def _answer(self, first: list[str], lines: Any) -> tuple[bytes, bool]:
         length = 0
         while line := lines.readline().strip():
             if line.lower().startswith(b"content-length:"):
@@ -47,7 +56,7 @@ class Scripted:
         said = found if isinstance(found, str) else json.dumps(found)
         version = "" if self._version is None else f"qmpkit-version: {self._version}\r\n"
         head = f"HTTP/1.1 200 OK\r\nconnection: close\r\n{version}\r\n"
-        return (head + said).encode()
+        return (head + said).encode(), isinstance(found, Held)
 
 
 def events(*states: tuple[str, str]) -> str:

@@ -71,7 +71,7 @@ def test_its_errors_are_ours(kinds: str, status: Exit, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (b"", "has gone while it answered"),
+        (b"", r"^[^:]* has gone while it answered\. Cure: `qmpkit serve"),
         (b"SSH-2.0 hello\r\n", "has gone while it answered"),
         (_http("500 Oops", "no json"), "is no daemon of qmpkit's"),
         (_http("500 Oops", "[1]"), "is no daemon of qmpkit's"),

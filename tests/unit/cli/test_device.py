@@ -41,3 +41,18 @@ def test_the_daemon_takes_no_secret_from_its_own_folder() -> None:
     for luks in (Luks("a.key"), Luks("/a.key", bases=[BaseKey("/b.qcow2", "b.key")])):
         with pytest.raises(Refused, match=r"key_file must be an absolute path, not '[ab]\.key'"):
             _refuse_relative(Disk("/a.qcow2", format="qcow2", luks=luks))
+
+
+def test_forwards_are_listed_as_they_are_written(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forwards = [{"host": 0, "guest": 22}, {"host": 8080, "guest": 80}]
+    nic = {"id": "nic0", "kind": "user", "forwards": forwards, "link": False}
+    answers = {
+        "GET /machines": {"machines": [{"name": "web"}]},
+        "GET /machines/web/devices": {"devices": [nic], "ports": {"used": {}, "empty": []}},
+    }
+    with scripted(root, answers):
+        assert main(["device", "list", "web"]) == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    assert row.split(maxsplit=3)[3].rstrip() == "forwards=0:22,8080:80 (cable out)"

@@ -209,6 +209,21 @@ def test_events_as_they_are_read(root: Path, capsys: pytest.CaptureFixture[str])
         assert main(["events", "--since", "noon"]) == 2
 
 
+def test_events_of_no_machine_are_refused_but_those_of_one_that_is_gone_are_not(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers: dict[str, Any] = {"GET /machines": {"machines": [_row("web1")]}, "GET /events": ""}
+    with scripted(root, answers):
+        for follow in ([], ["-f"]):
+            assert main(["events", "--machine", "nix", *follow]) == 2
+            assert "'nix' (there are: web1)" in capsys.readouterr().err
+        assert main(["events", "--machine", "web1"]) == 0, "nothing has happened to it yet"
+        told = {"sequence": 5, "time": 0.0, "machine": "old", "state": "forgotten", "cause": ""}
+        answers["GET /events"] = f"event: happening\ndata: {json.dumps(told)}\n\n"
+        assert main(["events", "--machine", "old"]) == 0
+        assert capsys.readouterr().out.endswith("old: forgotten\n")
+
+
 def test_a_daemon_is_ended_and_waited_for(root: Path) -> None:
     end_daemon("lab")  # there is none
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:

@@ -158,3 +158,15 @@ def test_what_a_killed_daemon_left_is_not_asked(state: Path) -> None:
         with activated(listener) as daemon:
             assert find_daemon("lab").get()["pid"] == daemon.pid
             assert not own.exists()
+
+
+def test_one_that_does_not_start_is_told_in_its_own_words_alone(state: Path) -> None:
+    state.mkdir(parents=True)
+    (state / "daemon.log").write_text("of the daemon before\n")
+    with detached(), popened() as others:
+        with pytest.raises(serve.DaemonFailed) as caught:
+            serve.detach("lab")
+        others[0].wait(20)
+    first, *words = str(caught.value).splitlines()
+    assert first == "the daemon did not start:"
+    assert len(words) == 1 and "is already run by process" in words[0]

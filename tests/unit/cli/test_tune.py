@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def test_top_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         silent = {"machine": "web2", "error": "no answer", "state": "silent", "cpus": 1}
         return {"machines": [stats("web1", at, at), silent]}
 
-    with scripted(root, {"GET /stats": answers}):
+    rows = {"machines": [{"name": "web1"}, {"name": "web2"}, {"name": "down"}]}
+    with scripted(root, {"GET /stats": answers, "GET /machines": rows}):
         assert main(["top", "--once", "--every", "0.1"]) == 0
         head, web1, web2 = capsys.readouterr().out.splitlines()
         assert head.split()[:3] == ["NAME", "STATE", "CPU"]
@@ -81,6 +83,37 @@ def test_top_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["top", "web1", "--once", "--every", "0.1", "--json"]) == 0
         (machine,) = json.loads(capsys.readouterr().out)["machines"]
         assert (machine["machine"], machine["cpu"]) == ("web1", 1.5)
+
+
+def test_top_into_a_file_has_each_interval(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([10.0, 12.0, 14.0])
+    waits = iter([None, None, KeyboardInterrupt])
+
+    def wait(_: float) -> None:
+        if interrupt := next(waits):
+            raise interrupt
+
+    monkeypatch.setattr(time, "sleep", wait)
+    with scripted(root, {"GET /stats": lambda: {"machines": [stats("web1", next(times), 1.0)]}}):
+        assert main(["top"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == ["NAME", "web1", "NAME", "web1"]
+
+
+def test_top_of_what_is_not_there_or_not_up(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = {
+        "GET /stats": {"machines": [stats("web1", 10.0, 10.0)]},
+        "GET /machines": {"machines": [{"name": "web1"}, {"name": "down"}]},
+    }
+    with scripted(root, answers):
+        assert main(["top", "nix", "--every", "3600"]) == 2, "at once, before any interval"
+        read = capsys.readouterr()
+        assert "'nix' (there are: web1, down)" in read.err
+        assert "measuring" not in read.out
+        assert main(["top", "down", "--once", "--every", "0.1"]) == 0
+        assert capsys.readouterr().err == "none of these is up\n"
 
 
 @pytest.mark.parametrize("every", ["0", "nan", "inf", "1e10"])

@@ -55,7 +55,10 @@ def test_one_that_is_down_may_still_be_declared(
     with scripted(root, _answers([down])):
         assert main(["wait", "web1", "--for", "stopped"]) == 0
         assert main(["wait", "web1", "--for", "gone"]) == 1
-        assert "the daemon of farm 'lab' has ended" in capsys.readouterr().err
+        assert (
+            "the daemon of farm 'lab' has ended. Cure: `qmpkit serve --farm lab"
+            in capsys.readouterr().err
+        )
         assert main(["wait", "web1", "--for", "gone", "--timeout", "0"]) == 1
         assert "not gone after 0 s: web1" in capsys.readouterr().err
 
@@ -136,5 +139,8 @@ def test_events_that_are_followed_end_with_the_daemon_alone_and_that_is_told(
     happened = ": listening\n\n"
     with scripted(root, {"GET /events": happened}):
         assert main(["events", "-f"]) == 1
-        assert "the daemon of farm 'lab' has ended" in capsys.readouterr().err
+        assert (
+            "the daemon of farm 'lab' has ended. Cure: `qmpkit serve --farm lab"
+            in capsys.readouterr().err
+        )
         assert main(["events"]) == 0

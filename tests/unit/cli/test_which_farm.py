@@ -62,6 +62,19 @@ def test_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert farm_of_file(None, Path("/x/farm.toml")) == "mine"
     with pytest.raises(Refusal, match="--farm"):
         which_farm("../up")
+    monkeypatch.setenv("QMPKIT_FARM", "../up")
+    with pytest.raises(Refusal, match=r"^\$QMPKIT_FARM \.\./up: '\.\./up' holds a '/'"):
+        which_farm(None)
+    monkeypatch.setenv("QMPKIT_FARM", "")
+    assert which_farm(None) == "qmpkit"
+
+
+def test_an_empty_option_means_no_other_farm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMPKIT_FARM", "mine")
+    with pytest.raises(Refusal, match="--farm"):
+        which_farm("")
+    with pytest.raises(Refusal, match="--farm"):
+        farm_of_file("", Path("/x/farm.toml"))
 
 
 @pytest.mark.parametrize(

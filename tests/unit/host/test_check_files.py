@@ -175,6 +175,13 @@ def test_a_file_is_no_block_device(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("driver", ["file", "host_device"])
+def test_what_is_no_image_at_all(driver: Any) -> None:
+    assert told(one_disk(Path("/dev/null"), "raw", driver=driver)) == [
+        "disks[0].file: '/dev/null' is neither a file nor a block device (name an image)"
+    ]
+
+
 def test_missing_base(tmp_path: Path) -> None:
     qcow2(tmp_path / "middle", "absent")
     qcow2(tmp_path / "top", str(tmp_path / "middle"))

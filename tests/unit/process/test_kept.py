@@ -16,7 +16,7 @@ import trio
 from qmpkit.process.child import child
 from qmpkit.process.errors import ProcessVanished, SpawnerLost
 from qmpkit.process.identity import Identity, Standing, look_for
-from qmpkit.process.kept import KeptChild, adopted, kept_child, open_log, trim_log
+from qmpkit.process.kept import KeptChild, adopted, kept_child, open_log, tail_of, trim_log
 from qmpkit.process.spawner import shared_spawner
 from qmpkit.process.status import ExitStatus
 from qmpkit.testing.cancel import cancel_at_every_checkpoint
@@ -89,6 +89,22 @@ async def test_its_own_end_is_seen_as_any_childs(tmp_path: Path) -> None:
         assert await process.wait() == ExitStatus(code=3)
         assert process.stderr_tail == "word\n"
         assert not await process.keep(), "there is nothing to keep"
+
+
+async def test_its_last_words_are_its_own(tmp_path: Path) -> None:
+    log = tmp_path / "stderr.log"
+    said = []
+    for words in ("echo first >&2", "exit 1", "echo third >&2"):
+        async with logged(["/bin/sh", "-c", words], log) as process:
+            await process.wait()
+            said.append(process.stderr_tail)
+    assert said == ["first\n", "", "third\n"]
+    assert log.read_text() == "first\nthird\n"
+
+
+def test_the_tail_of_a_log_that_was_trimmed_meanwhile_is_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("new\n")
+    assert tail_of(tmp_path / "log", begin=1000) == "new\n"
 
 
 async def test_the_spawners_death_ends_all_but_the_kept(tmp_path: Path) -> None:

@@ -122,8 +122,11 @@ async def test_absent(tmp_path: Path) -> None:
     ended = tmp_path / "ended"
     with socket.socket(socket.AF_UNIX) as gone:
         gone.bind(os.fspath(ended))
+    (tmp_path / "file").touch()
     before = open_sockets()
     for path, said in [
+        (tmp_path / "file", "it is no socket"),
+        (tmp_path, "it is no socket"),
         (tmp_path / "missing", "No such file.*QEMU removes it when it ends"),
         (ended, "refused.*has ended"),
         (tmp_path / ("x" * 200), "too long"),

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from qmpkit import __version__
+from qmpkit.server.answers import NotUp
 from qmpkit.spec.farm_data import farm_to_dict
 from qmpkit.testing.fake import Refuse
 from tests.unit.farm.farms import farm
@@ -95,7 +96,8 @@ def _data(said: bytes) -> list[str]:
         ("POST", "/v1/machines", {}, 405, "Method Not Allowed"),
         ("GET", "/v2", None, 404, "Not Found"),
         ("POST", "/v1/up", {}, 400, "lacks farm"),
-        ("POST", "/v1/up", {"fram": {}, "restart": 1}, 400, "unknown key"),
+        ("POST", "/v1/up", {"fram": {}, "restart": 1}, 400, "unknown key (did you mean 'farm'?)"),
+        ("POST", "/v1/up", {"xyz": {}}, 400, "xyz: unknown key (known: farm, grace, restart)"),
         ("POST", "/v1/up", [1], 400, "must be an object"),
         ("POST", "/v1/scale", {"group": "web"}, 400, "lacks count"),
         ("POST", "/v1/scale", {"group": "web", "count": True}, 400, "cannot be true or false"),
@@ -178,12 +180,30 @@ async def test_a_machine_that_is_down_has_no_guest_to_ask() -> None:
     async with served() as daemon:
         await daemon.lab.ensure(spec("a"))
         await daemon.lab.declare("a", "stopped")
-        for method, path in (("GET", "screenshot"), ("POST", "console"), ("POST", "exec")):
+        posts = ("console", "exec", "migrate", "migrate/check")
+        asked = [("GET", "screenshot"), ("GET", "tune"), *(("POST", path) for path in posts)]
+        for method, path in asked:
             body = {"argv": ["ls"]} if path == "exec" else None
             status, said = await daemon.client.ask(method, f"/v1/machines/a/{path}", body)
             told = said["error"]["message"]
             assert (status, told.partition(" after ")[0]) == (409, _STOPPED)
             assert told.endswith(". Cure: `qmpkit start a`, and ask again")
+
+
+async def test_a_machine_without_disks_has_none_to_list() -> None:
+    async with served() as daemon:
+        await daemon.lab.ensure(spec("a"))
+        await daemon.lab.declare("a", "stopped")
+        assert await daemon.client.ask("GET", "/v1/machines/a/disks") == (200, {"disks": {}})
+
+
+def test_what_would_help_one_that_does_not_answer() -> None:
+    def cure(state: str, *, rests: bool) -> str:
+        return str(NotUp("a", state, "", rests=rests)).partition(". Cure: ")[2]
+
+    assert cure("saved", rests=True) == "`qmpkit start a`, and ask again"
+    assert cure("queued", rests=False) == "`qmpkit wait a`, and ask again"
+    assert cure("unknown", rests=True) == "`qmpkit migrate --settle a`, and ask again"
 
 
 async def test_one_that_says_no_is_quoted() -> None:

@@ -5,6 +5,14 @@
 
 from __future__ import annotations
 
+_KEYS = (
+    "accel, after, agent, arch, balloon, cloud_init, count, cpu, description, devices, disks, "
+    "display, env, extra_args, firmware, health, image_folders, kernel, last_ports, launcher, "
+    "machine, machine_options, memory, name, networks, nics, no_reboot, numa, panic, ports, "
+    "profile, qemu, requires, resources, restart, resume_from, rng, root_ports, run_as, sandbox, "
+    "serials, snapshot, snapshots, uuid, vmgenid, vsock"
+)
+
 MACHINES: dict[str, tuple[str, list[str]]] = {
     "not-toml": (
         "machines = [",
@@ -38,7 +46,7 @@ MACHINES: dict[str, tuple[str, list[str]]] = {
         '[machines.web]\nmemroy = "1GiB"\ncuont = 2\nprofle = "q35"\nextends = "q35"\n',
         [
             "machines.web.cuont: unknown key (did you mean 'count'?)",
-            "machines.web.extends: unknown key",
+            f"machines.web.extends: unknown key (known: {_KEYS})",
             "machines.web.memroy: unknown key (did you mean 'memory'?)",
             "machines.web.profle: unknown key (did you mean 'profile'?)",
         ],

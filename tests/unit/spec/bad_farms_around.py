@@ -110,7 +110,8 @@ AROUND: dict[str, tuple[str, list[str]]] = {
             "machines.a.restart.policy: must be one of 'never', 'on-failure', 'always',"
             " not 'allways' (did you mean 'always'?)",
             "machines.b.restart.factor: must be a number, not a text: '2'",
-            "machines.b.restart.retries: unknown key",
+            "machines.b.restart.retries: unknown key"
+            " (known: delay, factor, intensity, jitter, max_delay, period, policy)",
             "machines.c.restart.period: must be seconds, more than 0",
             "machines.c.restart.jitter: must be between 0 and 1",
         ],

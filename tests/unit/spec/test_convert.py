@@ -170,7 +170,8 @@ def test_an_item_that_is_no_table_hides_nothing() -> None:
         ),
         (
             {"nics": [{"kind": "user", "ifname": "tap0"}]},
-            "nics[0].ifname: unknown key",
+            "nics[0].ifname: unknown key"
+            " (known: boot, bus, forwards, id, kind, link, mac, model, net, restrict)",
         ),
         (
             {"nics": [{"kind": "tap", "ifname": 0}]},

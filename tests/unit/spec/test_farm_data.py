@@ -225,6 +225,7 @@ def test_scaling_there_and_back(data: dict[str, Any], count: int) -> None:
     ("group", "count", "fault"),
     [
         ("wbe", 1, "there is no table machines.wbe (did you mean 'web'?)"),
+        ("nix", 1, "there is no table machines.nix (there are: web, db)"),
         ("db", 2, "machines.db.count: this is a single machine"),
         ("web", -1, "machines.web.count: must be from 0 to 1000, not -1"),
         ("web", "3", "machines.web.count: must be a whole number, not a text: '3'"),

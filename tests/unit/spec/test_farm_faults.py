@@ -187,3 +187,11 @@ def test_junk_is_refused_or_taken_and_never_a_bug(
         assert error.faults
     else:
         assert farm_from_dict(farm_to_dict(farm)).tables == farm.tables
+
+
+@pytest.mark.parametrize("text", ['extends = "q35"', 'name = "web"\nmemory = "1GiB"'])
+def test_a_profile_is_told_from_a_farms_file(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "web.toml", f"schema = 1\n{text}\n")
+    assert faults(path) == [
+        'this is a profile, not a farm\'s file ([machines.NAME] with profile = "./web.toml" in one)'
+    ]

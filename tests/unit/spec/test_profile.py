@@ -288,3 +288,11 @@ def test_profiles_come_with_the_wheel(folder: Path) -> None:
 
 def test_the_module_reads_only_when_asked() -> None:
     assert profile.load_profile is qmpkit.load_profile
+
+
+def test_a_farms_file_is_told_from_a_profile(folder: Path) -> None:
+    path = write(folder / "farm.toml", "schema = 1\n[defaults]\n[machines.web]\n")
+    assert faults(path) == [
+        "machines: this is a farm's file, not a profile"
+        " (qmpkit up has its machines run; a profile describes one)"
+    ]
