@@ -45,15 +45,20 @@ def test_nothing_is_nothing() -> None:
 
 
 def test_a_process() -> None:
-    finder = leaks(grace=0).__enter__()
-    process = subprocess.Popen(["/bin/sleep", "1000"])
-    try:
-        [found] = found_by(finder)
-    finally:
-        process.kill()
-        process.wait()
+    here, there = socket.socketpair()
+    with here, there:
+        finder = leaks(grace=0).__enter__()
+        end = there.fileno()
+        process = subprocess.Popen(["/bin/cat", "-u"], stdin=end, stdout=end)
+        try:
+            here.send(b"?")
+            here.recv(1)  # it has a command line by then, which it lacks for a moment
+            [found] = found_by(finder)
+        finally:
+            process.kill()
+            process.wait()
     assert found.startswith(f"process {process.pid} (state ")
-    assert found.endswith("/bin/sleep 1000")
+    assert found.endswith("/bin/cat -u")
 
 
 def test_a_zombie() -> None:
