@@ -82,13 +82,15 @@ class ChangeLive:
     """Changes that need no restart: of the supervisor's own matter, of ports, of its place on
     the host, or of a machine that is not running.
 
-    `flaws`: what of its networks is made anew, perhaps with no change at all.
+    `flaws`: what of its networks is made anew, perhaps with no change at all.  `saved`: what it
+    was saved with fits no other spec, so `up` refuses it.
     """
 
     name: str
     changes: tuple[Change, ...]
     running: bool
     flaws: tuple[Flaw, ...] = ()
+    saved: bool = False
 
 
 @attrs.frozen
@@ -175,7 +177,7 @@ def _step(old: FarmMachine, new: FarmMachine, known: Known) -> Step:
     needing = tuple(change for change in changes if not _is_live(change.field, old))
     if (needing and known.running) or not all(flaw.mendable for flaw in flaws):
         return RestartNeeded(new.name, changes, needing, flaws)
-    return ChangeLive(new.name, changes, known.running, flaws)
+    return ChangeLive(new.name, changes, known.running, flaws, known.saved and old.spec != new.spec)
 
 
 def _is_live(field: str, old: FarmMachine) -> bool:

@@ -78,6 +78,7 @@ def test_a_plan_says_what_changes(
         {"step": "ChangeLive", "name": "web3", "running": False},
         {"step": "Remove", "name": "old"},
         {"step": "Remove", "name": "older", "running": False, "saved": True},
+        {"step": "ChangeLive", "name": "web6", "running": False, "saved": True},
         {"step": "ChangeLive", "name": "web4", "flaws": [{"what": "the bridge: removed"}]},
         {"step": "RestartNeeded", "name": "web5", "flaws": [{"what": "the tap: removed"}]},
     ]
@@ -90,6 +91,7 @@ def test_a_plan_says_what_changes(
         "~ web3 is down, is changed and starts",
         "- old is stopped and forgotten; its disks stay",
         "- older is forgotten, and what it was saved with is discarded; its disks stay",
+        "! web6 is saved, which fits no other spec: start it as it was, or `qmpkit discard` it",
         "~ web4 gets back what its networks lack",
         "    the bridge: removed",
         "! web5 needs --restart",

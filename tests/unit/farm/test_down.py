@@ -15,8 +15,9 @@ from qmpkit.farm.leave import Loss, disks_to_delete, lost_by_down
 from qmpkit.host.chain import Chain, walk_chain
 from qmpkit.host.holders import deny_writing
 from qmpkit.spec.farm import Farm
-from qmpkit.spec.farm_plan import Remove
+from qmpkit.spec.farm_plan import ChangeLive, Remove
 from qmpkit.spec.saved import MEMORY
+from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.testing.fake_kept import fake_ground
 from tests.unit.farm.farms import did, farm
 from tests.unit.supervisor.conftest import spec
@@ -114,6 +115,8 @@ async def test_that_a_saved_one_does_not_go_on_is_told_before_and_after(state: P
         await up(supervisor, farm(a={}, b={}))
         await supervisor.declare("a", "stopped")
         a, memory = supervisor.kept["a"], state / "saved" / "a" / MEMORY
+        memory.parent.mkdir(parents=True)
+        memory.touch()
         a.note(spec=attrs.evolve(a.spec, resume_from=str(memory)))
         assert await lost_by_down(supervisor) == {"a": Loss(memory=True), "b": Loss()}
         assert await lost_by_down(supervisor, ["b"], delete_disks=True) == {"b": Loss()}
@@ -122,9 +125,21 @@ async def test_that_a_saved_one_does_not_go_on_is_told_before_and_after(state: P
             Remove("a", running=False, saved=True),
             Remove("b", running=True),
         }
+        await _is_refused_another_spec(supervisor)
         outcome = await down(supervisor)
         assert outcome.machines["a"].why == "what it was saved with is discarded"
         assert outcome.machines["b"].why == ""
+
+
+async def _is_refused_another_spec(supervisor: Supervisor) -> None:
+    """*a*, which is saved; but not what is the supervisor's own matter."""
+    wanted = farm(a={"memory": "1GiB"}, b={})
+    first, _ = (await plan_up(supervisor, wanted)).steps
+    assert isinstance(first, ChangeLive) and first.saved
+    why = (await up(supervisor, wanted)).machines["a"].why
+    assert "what it was saved with fits no other spec" in why
+    first, _ = (await plan_up(supervisor, farm(a={"restart": {"policy": "always"}}, b={}))).steps
+    assert isinstance(first, ChangeLive) and not first.saved
 
 
 async def test_a_snapshot_that_one_goes_on_from_stays(tmp_path: Path) -> None:
