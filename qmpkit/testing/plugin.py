@@ -7,6 +7,8 @@ imports nothing heavy until a test asks for a machine.
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import sys
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -30,15 +32,51 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Give every test with a machine to pytest-trio: without `trio_mode` nobody would run it."""
-    if "qmp_machine" not in getattr(item, "fixturenames", ()):
+    if not _wants_machine(item):
         return
     if importlib.util.find_spec("pytest_trio") is None:
         raise pytest.UsageError(
             "the qmp_machine fixture needs pytest-trio, which is not installed."
             " Cure: pip install 'qmpkit[testing]'"
         )
+    runner = sys.modules.get("pytest_trio.plugin")
+    if runner is None or not item.config.pluginmanager.is_registered(runner):
+        raise pytest.UsageError(
+            "the qmp_machine fixture needs pytest-trio, which is switched off."
+            " Cure: no `-p no:trio`, or `-p pytest_trio.plugin` where plugins are not loaded by"
+            " themselves"
+        )
     if item.get_closest_marker("trio") is None:
         item.add_marker(pytest.mark.trio)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a test that pytest-trio cannot run, in words of ours, before anybody tries."""
+    if _wants_machine(item) and (why := _unfit(item)):
+        pytest.fail(f"the qmp_machine fixture runs under pytest-trio, {why}", pytrace=False)
+
+
+def _wants_machine(item: pytest.Item) -> bool:
+    return "qmp_machine" in getattr(item, "fixturenames", ())
+
+
+def _unfit(item: pytest.Item) -> str:
+    """Why pytest-trio cannot run it; "" when it can."""
+    test = getattr(item, "obj", None)
+    test = getattr(getattr(test, "hypothesis", None), "inner_test", test)
+    if not inspect.iscoroutinefunction(test):
+        return f"and this test is not async. Cure: async def {item.name.partition('[')[0]}"
+    if item.get_closest_marker("asyncio"):
+        return (
+            "and pytest-asyncio has this test. Cure: no mark `asyncio` on it, and"
+            " asyncio_mode = strict in pytest's settings"
+        )
+    if "anyio_backend" in getattr(item, "fixturenames", ()):
+        return (
+            "and anyio's plugin has this test. Cure: no mark `anyio` on it, nor anyio_mode = auto"
+        )
+    return ""
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HEAD = "import pytest\n"
 PAUSED = '@pytest.mark.qmp_machine("q35", memory="16MiB", accel="tcg", qemu="no-such-qemu")\n'
 
@@ -53,6 +55,37 @@ def test_without_pytest_trio_the_cure_is_told(tmp_path: Path) -> None:
     )
     said = outcome(tmp_path, "async def test_x(qmp_machine): ...\n", before=hide)
     assert "needs pytest-trio, which is not installed. Cure: pip install 'qmpkit[testing]'" in said
+
+
+def test_with_pytest_trio_switched_off_the_cure_is_told(tmp_path: Path) -> None:
+    said = outcome(tmp_path, "async def test_x(qmp_machine): ...\n", "-p", "no:trio")
+    assert "needs pytest-trio, which is switched off. Cure: no `-p no:trio`" in said
+    assert "INTERNALERROR" not in said
+
+
+FOREIGN = """
+def pytest_configure(config):
+    config.addinivalue_line("markers", "asyncio: as pytest-asyncio's")
+"""
+
+
+@pytest.mark.parametrize(
+    ("mark", "test", "cure"),
+    [
+        ("", "def test_x(qmp_machine, n)", "this test is not async. Cure: async def test_x\n"),
+        ("asyncio", "async def test_x(qmp_machine, n)", "pytest-asyncio has this test. Cure: no"),
+        ("anyio", "async def test_x(qmp_machine, n)", "anyio's plugin has this test. Cure: no"),
+    ],
+)
+def test_one_that_pytest_trio_cannot_run_is_told_so(
+    tmp_path: Path, mark: str, test: str, cure: str
+) -> None:
+    (tmp_path / "conftest.py").write_text(FOREIGN)
+    marks = f"@pytest.mark.parametrize('n', [1])\n{mark and f'@pytest.mark.{mark}'}\n{PAUSED}"
+    said = outcome(tmp_path, f"{marks}{test}: ...\n")
+    assert f"the qmp_machine fixture runs under pytest-trio, and {cure}" in said
+    assert "BinaryMissing" not in said
+    assert "Traceback" not in said
 
 
 def test_other_tests_are_left_alone(tmp_path: Path) -> None:
