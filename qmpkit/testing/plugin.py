@@ -25,8 +25,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker that tells `qmp_machine` what to run."""
     config.addinivalue_line(
         "markers",
-        "qmp_machine(profile, **changes): the profile that the qmp_machine fixture runs, and"
-        " the fields of its spec to change (default: a fresh tiny Linux guest, already booted)",
+        "qmp_machine(profile, **changes): the profile, or the MachineSpec, that the qmp_machine"
+        " fixture runs, and the fields of its spec to change (default: a fresh tiny Linux guest,"
+        " already booted)",
     )
 
 
@@ -85,7 +86,8 @@ async def qmp_machine(request: pytest.FixtureRequest) -> AsyncIterator[VM]:
 
     Without the marker it is a fresh *tiny* guest restored from a cached state, its
     shell and agent answering.  `@pytest.mark.qmp_machine("q35", memory="1GiB")` runs
-    another profile from its first instruction; without a profile, *tiny* is changed.
+    another profile, or a spec of your own, from its first instruction; without a profile,
+    *tiny* is changed.
     """
     from qmpkit._running import running
     from qmpkit.testing import guests
@@ -112,4 +114,6 @@ def _marked_spec(mark: pytest.Mark) -> MachineSpec:
     faults = [Fault(name, "unknown key", suggestion(name, fields)) for name in unknown]
     if faults:
         raise SpecInvalid(faults, "the marker qmp_machine")
-    return attrs.evolve(load_profile(*mark.args or ("tiny",)), **mark.kwargs)
+    profile = mark.args[0] if mark.args else "tiny"
+    spec = profile if isinstance(profile, MachineSpec) else load_profile(profile)
+    return attrs.evolve(spec, **mark.kwargs)

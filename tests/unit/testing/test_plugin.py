@@ -48,6 +48,13 @@ def test_a_second_profile_is_refused(tmp_path: Path) -> None:
     assert "the marker qmp_machine: takes one profile" in said
 
 
+def test_a_spec_of_ones_own_is_run(tmp_path: Path) -> None:
+    own = 'qmpkit.MachineSpec(name="mine", accel="tcg", qemu="no-such-qemu")'
+    code = f"import qmpkit\n@pytest.mark.qmp_machine({own}, memory='16MiB')\n"
+    said = outcome(tmp_path, f"{code}async def test_x(qmp_machine): ...\n")
+    assert "BinaryMissing: machine 'mine': no-such-qemu is not" in said
+
+
 def test_without_pytest_trio_the_cure_is_told(tmp_path: Path) -> None:
     hide = (
         "import importlib.util as u; f = u.find_spec\n"
