@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from qmpkit.vm import VM
 
 __all__ = ["qmp_machine"]
+
+_VM: pytest.StashKey[VM] = pytest.StashKey()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -80,6 +82,23 @@ def _unfit(item: pytest.Item) -> str:
     return ""
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure what the guest had to say; the machine is gone by then."""
+    report = yield
+    vm = item.stash.get(_VM, None)
+    if call.when == "teardown" and vm:
+        del item.stash[_VM]  # pytest keeps the item to the end of the run, and that its consoles
+    if report.failed and vm:
+        whose = f"of machine {vm.name!r}, its last lines"
+        told = {f"console {name} {whose}": it.tail() for name, it in vm.consoles.items()}
+        told[f"stderr of the QEMU {whose}"] = vm.machine.child.stderr_tail.strip()
+        report.sections += [section for section in told.items() if section[1]]
+    return report
+
+
 @pytest.fixture
 async def qmp_machine(request: pytest.FixtureRequest) -> AsyncIterator[VM]:
     """A running VM for one test, gone after it; a test whose QEMU crashes fails.
@@ -95,6 +114,7 @@ async def qmp_machine(request: pytest.FixtureRequest) -> AsyncIterator[VM]:
     mark = request.node.get_closest_marker("qmp_machine")
     machine = running(_marked_spec(mark)) if mark else guests.booted()
     async with machine as vm:
+        request.node.stash[_VM] = vm
         yield vm
 
 

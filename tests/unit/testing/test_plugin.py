@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,59 @@ def test_a_spec_of_ones_own_is_run(tmp_path: Path) -> None:
     code = f"import qmpkit\n@pytest.mark.qmp_machine({own}, memory='16MiB')\n"
     said = outcome(tmp_path, f"{code}async def test_x(qmp_machine): ...\n")
     assert "BinaryMissing: machine 'mine': no-such-qemu is not" in said
+
+
+FAKE = """
+import os, signal
+from contextlib import asynccontextmanager
+import gc, pytest, trio
+from qmpkit import MachineSpec, VM, running
+from qmpkit.testing import guests
+from qmpkit.testing.fake_machine import FakeHost
+
+@asynccontextmanager
+async def booted():
+    def prepare(fake):
+        fake.channels["serial0"].send(b"Booting\\r\\n\\x1b[6nlogin: ")
+        fake.process.stderr_tail = "qemu: a warning"
+    start = FakeHost(prepare).start
+    async with running(MachineSpec(name="web", accel="tcg", memory="16MiB"), start=start) as vm:
+        await vm.console.expect("login: ")
+        yield vm
+
+guests.booted = booted
+"""
+TOLD = """ console serial0 of machine 'web', its last lines
+Booting
+\\x1b[6nlogin:\x20
+ stderr of the QEMU of machine 'web', its last lines
+qemu: a warning
+"""
+
+
+def fake_outcome(project: Path, code: str, *options: str) -> str:
+    (project / "conftest.py").write_text(FAKE)
+    return outcome(project, f"from conftest import *\n{code}", *options)
+
+
+@pytest.mark.parametrize("asked", ["qmp_machine", "broken"])
+def test_what_the_guest_said_is_shown_with_a_failure(tmp_path: Path, asked: str) -> None:
+    fixture = "@pytest.fixture\nasync def broken(qmp_machine): raise ValueError\n"
+    said = fake_outcome(tmp_path, f"{fixture}async def test_x({asked}): assert 0\n")
+    assert TOLD in re.sub(" ?-{5,}", "", said)
+
+
+def test_what_the_guest_said_is_not_shown_of_a_test_that_went_well(tmp_path: Path) -> None:
+    code = "async def test_x(qmp_machine): ...\ndef test_y(): assert 0\n"
+    said = fake_outcome(tmp_path, code)
+    assert "1 failed, 1 passed" in said and "login" not in said
+
+
+def test_a_machine_that_is_gone_is_not_kept_for_the_whole_run(tmp_path: Path) -> None:
+    after = (
+        "def test_y():\n gc.collect()\n assert not any(type(o) is VM for o in gc.get_objects())\n"
+    )
+    assert "2 passed" in fake_outcome(tmp_path, f"async def test_x(qmp_machine): ...\n{after}")
 
 
 def test_without_pytest_trio_the_cure_is_told(tmp_path: Path) -> None:
