@@ -83,6 +83,17 @@ def _unfit(item: pytest.Item) -> str:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Have Ctrl-C end the run: in a group, as trio's nurseries raise it, it fails one test only."""
+    try:
+        return (yield)
+    except BaseExceptionGroup as group:
+        if _wants_machine(item) and group.subgroup(KeyboardInterrupt):
+            raise KeyboardInterrupt from group
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:

@@ -109,6 +109,13 @@ def test_a_machine_that_is_gone_is_not_kept_for_the_whole_run(tmp_path: Path) ->
     assert "2 passed" in fake_outcome(tmp_path, f"async def test_x(qmp_machine): ...\n{after}")
 
 
+def test_ctrl_c_ends_the_run(tmp_path: Path) -> None:
+    code = "os.kill(os.getpid(), signal.SIGINT)\n await trio.sleep_forever()"
+    said = fake_outcome(tmp_path, f"async def test_x(qmp_machine):\n {code}\ndef test_y(): ...\n")
+    assert "! KeyboardInterrupt !" in said
+    assert "no tests ran" in said
+
+
 def test_without_pytest_trio_the_cure_is_told(tmp_path: Path) -> None:
     hide = (
         "import importlib.util as u; f = u.find_spec\n"
