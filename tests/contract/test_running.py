@@ -188,3 +188,25 @@ async def test_a_failed_block_stops_at_once(host: FakeHost) -> None:
             raise LookupError
     assert vm.report is not None
     assert vm.report.cause is ExitCause.HOST_QUIT
+
+
+async def test_a_crash_in_the_last_moment_of_the_block_is_told(host: FakeHost) -> None:
+    """Its end has not been seen when the block is left."""
+    with pytest.raises(MachineDied, match=r"QEMU crashed .*SIGSEGV"):
+        async with qmpkit.running(spec(), start=host.start):
+            crash(host)
+
+
+async def test_a_crash_as_qemu_is_told_to_end_is_told(host: FakeHost) -> None:
+    with pytest.raises(MachineDied, match=r"QEMU crashed .*SIGABRT"):
+        async with qmpkit.running(spec(), start=host.start):
+            host["vm"].qemu.on("quit", lambda _: host["vm"].process.end(signal.SIGABRT))
+
+
+async def test_the_blocks_own_exception_leaves_alone_when_qemu_crashes_after_it(
+    host: FakeHost,
+) -> None:
+    with pytest.raises(LookupError):
+        async with qmpkit.running(spec(), start=host.start):
+            host["vm"].qemu.on("quit", lambda _: host["vm"].process.end(signal.SIGABRT))
+            raise LookupError
