@@ -14,6 +14,7 @@ from qmpkit._lazy import lazily
 
 if TYPE_CHECKING:
     from qmpkit import backups as backups
+    from qmpkit import farm as farm
     from qmpkit import images as images
     from qmpkit._receiving import Destination as Destination
     from qmpkit._receiving import receiving as receiving
@@ -309,7 +310,7 @@ _MODULES = {
     "qmpkit.templates.template": "Template",
     "qmpkit.vm": "VM",
 }
-_SUBPACKAGES = ("backups", "images")
+_SUBPACKAGES = ("backups", "farm", "images")
 _find, _names = lazily(__name__, _MODULES)
 
 __all__ = ["__version__", *_SUBPACKAGES, *_names]

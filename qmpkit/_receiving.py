@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit._running import log_directory, surfacing_death
+from qmpkit._running import log_directory, raise_death, surfacing_death
 from qmpkit.errors import LaunchFailed
 from qmpkit.host.resolve import resolve
 from qmpkit.machine.launch import LaunchOptions, Starter, launched, start_qemu
@@ -121,3 +121,4 @@ async def receiving(
         )
         async with surfacing_death(machine, since=destination.arrived):
             yield destination
+    raise_death(machine, since=destination.arrived)

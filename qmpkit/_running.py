@@ -23,7 +23,8 @@ from qmpkit.qmp.errors import MonitorLost
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.vm import VM
 
-__all__ = ["log_directory", "opened", "opened_as", "restored", "running", "surfacing_death"]
+__all__ = ["log_directory", "opened", "opened_as", "restored", "running"]
+__all__ += ["raise_death", "surfacing_death"]
 
 log = logging.getLogger("qmpkit")
 
@@ -51,9 +52,10 @@ async def running(
 
     Raises SpecInvalid or HostLacks before anything is started, LaunchFailed when
     QEMU does not get ready, and MachineDied, after cancelling the block, when QEMU
-    ends out of the blue.  A guest that shuts itself down or panics does not cancel
-    the block: `vm.wait()` returns and later calls raise MachineGone.  The block's own
-    exception leaves as it is, together with a MachineDied in a group.
+    ends out of the blue, or at its end, when QEMU crashes as it is stopped.  A guest that
+    shuts itself down or panics does not cancel the block: `vm.wait()` returns and later
+    calls raise MachineGone.  The block's own exception leaves as it is, together with a
+    MachineDied in a group.
     """
     check_grace("powerdown_grace", powerdown_grace)
     async with (
@@ -63,6 +65,7 @@ async def running(
         _going(vm, paused=paused, powerdown_grace=powerdown_grace),
     ):
         yield vm
+    raise_death(vm.machine)
 
 
 @asynccontextmanager
@@ -109,6 +112,7 @@ async def restored(
             _going(vm, paused=paused, powerdown_grace=powerdown_grace),
         ):
             yield vm
+    raise_death(vm.machine)
 
 
 @asynccontextmanager
@@ -196,6 +200,15 @@ async def surfacing_death(
         raise BaseExceptionGroup(
             f"the block failed and machine {machine.name!r} died", [own, death]
         ) from None
+    raise_death(machine, since=since)
+
+
+def raise_death(machine: Machine, *, since: trio.Event | None = None) -> None:
+    """Raise MachineDied when it has died out of the blue, as `surfacing_death` does.
+
+    Once more when QEMU has been stopped: it may have crashed on the way, or so late in the block
+    that nobody had seen it by its end.
+    """
     death = _death(machine, since)
     if death is not None:
         raise death

@@ -9,8 +9,8 @@ from typing import Any, NoReturn, TypeVar
 
 import trio
 
-__all__ = ["ServiceNursery", "both", "finished_within", "raise_collapsed", "raise_failed"]
-__all__ += ["in_thread", "service_nursery"]
+__all__ = ["ServiceNursery", "both", "check_trio", "finished_within", "in_thread"]
+__all__ += ["raise_collapsed", "raise_failed", "service_nursery"]
 
 _One = TypeVar("_One")
 _Other = TypeVar("_Other")
@@ -94,6 +94,15 @@ async def _give_up_later(scope: trio.CancelScope, grace: float) -> None:
         await trio.sleep_forever()
     finally:
         scope.deadline = trio.current_time() + grace
+
+
+def check_trio() -> None:
+    """Tell a program of asyncio's what is wrong with it, which trio's own words do not."""
+    if not trio.lowlevel.in_trio_task():
+        raise RuntimeError(
+            "qmpkit runs under trio, and this is no task of trio's. Cure: trio.run(main) in place"
+            " of asyncio.run(main()); in a program of asyncio's, in a thread of its own"
+        )
 
 
 async def in_thread(sync_fn: Callable[[], _One], *, abandon_on_cancel: bool = False) -> _One:

@@ -142,17 +142,17 @@ def _losses(daemon: Daemon, names: Sequence[str] | None, delete_disks: bool) -> 
 def _in_words(farm: str, losses: dict[str, Any]) -> tuple[str, list[str]]:
     """What is to be confirmed, and each thing that is lost by it."""
     disks = [f"{name}: {file}" for name, loss in losses.items() for file in loss["disks"]]
-    saved = [
-        f"{name}: the memory that it was saved with"
-        for name, loss in losses.items()
-        if loss["memory"]
-    ]
+    saved = [_memory_of(name) for name, loss in losses.items() if loss["memory"]]
     what = f"stop and forget {_counted(len(losses), 'machine')} of farm {farm!r}"
     if disks or not saved:
         what += f" and delete {_counted(len(disks), 'disk')} for good"
     if saved:
         what += f" and discard the saved memory of {_counted(len(saved), 'machine')}"
     return what, disks + saved
+
+
+def _memory_of(name: str) -> str:
+    return f"{name}: the memory that it was saved with"
 
 
 def _counted(number: int, what: str) -> str:
@@ -258,10 +258,17 @@ def act(action: str, words: Sequence[str], farm: str | None, *, grace: float | N
     return _each(daemon, jobs, *_DONE[action])
 
 
-def remove(words: Sequence[str], farm: str | None, *, force: bool) -> int:
+def remove(words: Sequence[str], farm: str | None, *, force: bool, yes: bool) -> int:
     """`rm`: forget machines that are down."""
     daemon = farm_daemon(farm)
     names = chosen(daemon, words)
+    if not yes:
+        saved = [name for name in names if daemon.get("machines", name, "losses")["memory"]]
+        lost = f"discard the saved memory of {_counted(len(saved), 'machine')}"
+        what = f"forget {_counted(len(names), 'machine')} of farm {daemon.farm!r} and {lost}"
+        if saved and not confirmed(what, map(_memory_of, saved)):
+            talk.note("nothing was changed")
+            return Exit.FAILED
     jobs = [(name, daemon.delete("machines", name, force=int(force))["job"]) for name in names]
     return each(daemon, jobs, "go", _forgotten)[0]
 

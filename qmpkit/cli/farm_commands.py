@@ -29,6 +29,9 @@ Grace = Annotated[
         validator=validators.Number(gte=0),
     ),
 ]
+Yes = Annotated[
+    bool, Parameter(name=("--yes", "-y"), help="Do not ask; needed where nobody can be asked.")
+]
 
 
 def up(
@@ -77,9 +80,7 @@ def down(
         bool,
         Parameter(help="Remove the disks too that were made for the machines; asks before."),
     ] = False,
-    yes: Annotated[
-        bool, Parameter(name=("--yes", "-y"), help="Do not ask; needed where nobody can be asked.")
-    ] = False,
+    yes: Yes = False,
     json: Json = False,
 ) -> int:
     """Stop the farm's machines (or some), the last to start first, and forget them.
@@ -164,11 +165,15 @@ def rm(
     *,
     farm: Farm = None,
     force: Annotated[bool, Parameter(help="Also machines that run: they are ended.")] = False,
+    yes: Yes = False,
 ) -> int:
-    """Forget machines that are down, with their logs; their disks stay."""
+    """Forget machines that are down, with their logs; their disks stay.
+
+    What one was saved with is discarded, which is asked about before.
+    """
     from qmpkit.cli.farm_actions import remove
 
-    return remove(names, farm, force=force)
+    return remove(names, farm, force=force, yes=yes)
 
 
 def inspect(names: Names, /, *, farm: Farm = None) -> int:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import attrs
 import trio
 
+from qmpkit._trio import finished_within, in_thread
 from qmpkit.errors import Fault, QmpkitError, SpecInvalid
 from qmpkit.farm.needed import Needed, deletable, unlink_all
 from qmpkit.farm.outcome import Outcome, Progress, Result, Tell
 from qmpkit.farm.saved import save_farm
-from qmpkit.farm.seeds import discard_seed
+from qmpkit.farm.seeds import seed_of
+from qmpkit.operations.steps import STEP_GRACE
 from qmpkit.process.known_hosts import forget_key, known_hosts_in
 from qmpkit.spec.farm import FarmMachine
 from qmpkit.spec.suggest import suggestion
@@ -21,6 +25,8 @@ from qmpkit.supervisor.kept import Kept
 from qmpkit.supervisor.supervisor import Supervisor
 
 __all__ = ["Loss", "disks_to_delete", "down", "lost_by_down", "of_farm", "removed"]
+
+log = logging.getLogger(__name__)
 
 
 def of_farm(lab: Supervisor) -> dict[str, FarmMachine]:
@@ -49,7 +55,7 @@ async def down(
 
     A machine that cannot be stopped is told of and stays; the others go on.  Raises
     SpecInvalid for a name the farm does not have.  Cancelled, what was begun is still
-    stopped, and not forgotten.
+    stopped, and not forgotten; one that is forgotten by then takes its disks along.
     """
     results = await removed(
         lab,
@@ -162,28 +168,47 @@ async def _forgotten(lab: Supervisor, name: str, needed: Needed | None) -> Resul
     try:
         going = await trio.to_thread.run_sync(look)
         await lab.forget(name, disks=needed is not None)
-        await discard_seed(lab.state_dir, name)
     except (QmpkitError, OSError) as error:
         return Result(name, "failed", f"it is stopped, and not forgotten: {error}")
-    if needed is None:
-        return Result(name, "removed", "; ".join(told))
-    deleted, left = await trio.to_thread.run_sync(_deleted, lab.state_dir, name, going)
+    deleted, left = await _cleared(lab.state_dir, name, None if needed is None else going)
     if left:
         return Result(name, "failed", f"it is forgotten, and these stay: {', '.join(left)}")
     told += [f"deleted {', '.join(deleted)}"] if deleted else []
     return Result(name, "removed", "; ".join(told))
 
 
-def _deleted(state: Path, name: str, files: Sequence[str]) -> tuple[list[str], list[str]]:
-    """`unlink_all`, and with its disks the key goes that its guest had made there."""
-    gone, left = unlink_all(files)
+async def _cleared(
+    state: Path, name: str, disks: Sequence[str] | None
+) -> tuple[list[str], list[str]]:
+    """Which *disks* of a machine that is forgotten are gone, and what stays, each with why.
+
+    None: the disks stay.  A cancellation comes after it, for nobody knows any more by then what
+    there is to delete.
+    """
+    async with finished_within(STEP_GRACE):
+        try:
+            return await in_thread(partial(_deleted, state, name, disks), abandon_on_cancel=True)
+        except trio.Cancelled:
+            files = ", ".join(map(str, (seed_of(state, name), *(disks or ()))))
+            log.warning("machine %r is forgotten, and these may stay: %s", name, files)
+            raise
+        except OSError as error:
+            return [], [f"{seed_of(state, name)} and its disks ({error.strerror})"]
+
+
+def _deleted(state: Path, name: str, disks: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Its seed, which may hold secrets; with its disks the key that its guest had made there."""
+    _, left = unlink_all([str(seed_of(state, name))])
+    if disks is None:
+        return [], left
+    gone, stuck = unlink_all(disks)
     keys = known_hosts_in(state)
     try:
-        if not left:
+        if not stuck:
             forget_key(keys, name)
     except OSError as error:
         left.append(f"its ssh key in {keys} ({error.strerror})")
-    return gone, left
+    return gone, left + stuck
 
 
 def _made(kept: Kept) -> list[str]:

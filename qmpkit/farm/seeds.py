@@ -13,7 +13,7 @@ from qmpkit.spec.block import Disk
 from qmpkit.spec.farm import FarmMachine
 from qmpkit.spec.machine import MachineSpec
 
-__all__ = ["discard_seed", "seeded", "write_seed"]
+__all__ = ["seed_of", "seeded", "write_seed"]
 
 
 def seeded(state_dir: Path, machine: FarmMachine) -> MachineSpec:
@@ -21,7 +21,7 @@ def seeded(state_dir: Path, machine: FarmMachine) -> MachineSpec:
     if machine.seed is None:
         return machine.spec
     # virtio-blk: cloud kernels often have no driver for a CD drive.
-    disk = Disk(_path(state_dir, machine.name), format="raw", readonly=True)
+    disk = Disk(seed_of(state_dir, machine.name), format="raw", readonly=True)
     return attrs.evolve(machine.spec, disks=[*machine.spec.disks, disk])
 
 
@@ -30,10 +30,10 @@ async def write_seed(state_dir: Path, machine: FarmMachine, before: FarmMachine 
 
     Raises HostLacks, and what `make_seed` does.
     """
-    path = _path(state_dir, machine.name)
+    path = seed_of(state_dir, machine.name)
     try:
         if machine.seed is None:
-            await discard_seed(state_dir, machine.name)
+            await trio.to_thread.run_sync(lambda: path.unlink(missing_ok=True))
             return
         same = before is not None and before.seed == machine.seed
         if same and await trio.to_thread.run_sync(path.exists):
@@ -45,13 +45,8 @@ async def write_seed(state_dir: Path, machine: FarmMachine, before: FarmMachine 
     await make_seed(path, machine.seed, replace=True)
 
 
-async def discard_seed(state_dir: Path, name: str) -> None:
-    """Remove a machine's seed, which may hold secrets, if it has one."""
-    path = _path(state_dir, name)
-    await trio.to_thread.run_sync(lambda: path.unlink(missing_ok=True))
-
-
-def _path(state_dir: Path, name: str) -> Path:
+def seed_of(state_dir: Path, name: str) -> Path:
+    """The file, which there may be.  Pure."""
     return state_dir / "seeds" / f"{name}.iso"
 
 

@@ -23,7 +23,7 @@ from qmpkit.host.preflight import host_warnings, preflight
 from qmpkit.host.variables import NAMES, host_variables
 from qmpkit.spec.block import Disk
 from qmpkit.spec.boards import board_of
-from qmpkit.spec.check import faults_of, type_faults
+from qmpkit.spec.check import check_types, faults_of
 from qmpkit.spec.convert import structure, unstructure
 from qmpkit.spec.cpu import model_of
 from qmpkit.spec.encryption import BaseImage
@@ -66,8 +66,7 @@ async def resolve(spec: MachineSpec, *, check: bool = True) -> Resolution:
     host's, `HostLacks`, `KvmUnavailable`, `BinaryMissing` or `ImageInUse` instead.
     `LaunchFailed` when the binary is no QEMU.  Cancelling leaves nothing behind.
     """
-    if faults := type_faults(spec):  # they would make nonsense of every other check
-        raise SpecInvalid(faults, f"machine {spec.name!r}" if isinstance(spec, MachineSpec) else "")
+    check_types(spec)
     survey = await trio.to_thread.run_sync(_survey, spec, check)
     known = survey.capabilities
     if known is None and survey.stamp is not None:
@@ -169,8 +168,7 @@ def with_absolute_paths(spec: MachineSpec) -> MachineSpec:
     if all(not text or text.startswith("/") for text in texts_of(spec, PATHS)):
         return spec
 
-    if faults := type_faults(spec):
-        raise SpecInvalid(faults, f"machine {spec.name!r}")
+    check_types(spec)
 
     def absolute(_: str, text: str) -> str:
         return str(Path.cwd() / text) if text else text

@@ -8,7 +8,7 @@ import trio
 
 from qmpkit.operations._protocols import Verdict
 from qmpkit.operations.console_attach import AttachEnd, attach
-from qmpkit.operations.console_buffer import Feed
+from qmpkit.operations.console_buffer import Feed, last_lines
 from qmpkit.operations.console_reader import Chunks, Reader
 from qmpkit.operations.patterns import Match, Pattern
 from qmpkit.process.logs import BoundedLog, writing
@@ -90,6 +90,10 @@ class Console:
         """All output that is kept: the last `keep` bytes."""
         ring = self._feed.ring
         return ring.copy(ring.base, ring.end)
+
+    def tail(self, lines: int = 15) -> str:
+        """The last lines that are not empty, with control characters made visible: for messages."""
+        return last_lines(self._feed.ring, lines)
 
     @property
     def dropped(self) -> int:

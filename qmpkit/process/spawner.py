@@ -25,6 +25,7 @@ from typing import Any
 
 import trio
 
+from qmpkit._trio import check_trio
 from qmpkit.errors import HostLacks
 from qmpkit.process import _spawner_main
 from qmpkit.process.errors import SpawnerLost, SpawnFailed
@@ -290,6 +291,7 @@ async def shared_spawner() -> AsyncIterator[Spawner]:
     reach them.  Raises `HostLacks` when it cannot be started.
     Cancellation: leaves no process.
     """
+    check_trio()
     spawner = await _acquire()
     try:
         yield spawner

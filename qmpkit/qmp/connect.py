@@ -16,6 +16,7 @@ from pathlib import Path
 
 import trio
 
+from qmpkit._trio import check_trio
 from qmpkit.qmp.errors import MonitorAbsent, MonitorBusy, MonitorSilent
 from qmpkit.qmp.opening import open_session
 from qmpkit.qmp.session import Observer, Session
@@ -60,6 +61,7 @@ async def connect(
     given: list[StrPath | socket.socket] = [path_or_socket]
     if second is not None:
         given.append(second)
+    check_trio()
     async with AsyncExitStack() as stack:
         yield await _first_to_greet(stack, given, name, greeting_timeout, observer)
 

@@ -108,6 +108,11 @@ class _Api:
 
         return self._job(f"{action} {name}", work)
 
+    async def losses(self, request: Request) -> Response:
+        """What is gone for good when it is forgotten."""
+        saved = self.lab.saved_in(self.kept(request).name)
+        return answer({"memory": saved is not None})
+
     async def remove(self, request: Request) -> Response:
         """Forget a machine that is down, or with force=1 any."""
         kept = self.kept(request)
@@ -266,6 +271,7 @@ def make_app(lab: Supervisor, jobs: Jobs, shut_down: Callable[[], None]) -> ASGI
         Route(one, api.machine),
         Route(one, api.remove, methods=["DELETE"]),
         Route(f"{one}/screenshot", api.screenshot),
+        Route(f"{one}/losses", api.losses),
         Route(f"{one}/logs", api.logs),
         Route(f"{one}/console", api.console, methods=["POST"]),
         Route(f"{one}/exec", api.execute, methods=["POST"]),

@@ -35,7 +35,7 @@ from qmpkit.spec.sizes import Size, format_size
 from qmpkit.spec.units import unit_faults
 from qmpkit.spec.well_typed import is_well_typed
 
-__all__ = ["faults_of", "type_faults", "validate"]
+__all__ = ["check_types", "faults_of", "type_faults", "validate"]
 
 _OPTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _VARIABLE_NAME = re.compile(r"[^=\0]+")
@@ -59,9 +59,15 @@ def validate(spec: MachineSpec) -> None:
     A spec written in Python may hold values of the wrong type, which would make nonsense
     of everything else: those are looked for first. It takes about 0.1 ms.
     """
-    if faults := type_faults(spec) or faults_of(spec):
-        whose = f"machine {spec.name!r}" if isinstance(spec, MachineSpec) else ""
-        raise SpecInvalid(faults, whose)
+    check_types(spec)
+    if faults := faults_of(spec):
+        raise SpecInvalid(faults, f"machine {spec.name!r}")
+
+
+def check_types(spec: object) -> None:
+    """Raise `SpecInvalid` with all of `type_faults`, before anybody takes *spec* for a machine."""
+    if faults := type_faults(spec):
+        raise SpecInvalid(faults, f"machine {spec.name!r}" if isinstance(spec, MachineSpec) else "")
 
 
 def type_faults(spec: object) -> tuple[Fault, ...]:

@@ -63,8 +63,11 @@ def throttle_of(limits: IoLimits | None) -> Json:
     return always | {name: value for name, value in given.items() if value != none[name]}
 
 
-def limits_faults(limits: IoLimits, where: str) -> Iterator[Fault]:
+def limits_faults(limits: object, where: str) -> Iterator[Fault]:
     """Everything in them that QEMU would refuse."""
+    if not isinstance(limits, IoLimits):
+        yield Fault(where, f"cannot be {limits!r}", 'IoLimits(bps="100MiB", iops=2000)')
+        return
     given = attrs.asdict(limits)
     for name, value in given.items():
         lowest = 1 if name.endswith("_length") else 0

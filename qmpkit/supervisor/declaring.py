@@ -254,7 +254,8 @@ class Declaring:
             with trio.move_on_after(UNDO_GRACE, shield=True):
                 await self._take_back(kept, before)
             if kept.state in ("queued", "starting"):
-                kept.enter("failed", cause_of(error) or "the start was cancelled")
+                failed = isinstance(error, Exception)  # a cancellation has words too, of trio's
+                kept.enter("failed", cause_of(error) if failed else "the start was cancelled")
             raise
 
     async def _take_back(self, kept: Kept, before: Record) -> None:

@@ -25,6 +25,7 @@ from qmpkit.machine.machine import check_grace
 from qmpkit.networks.farm_networks import FarmNetworks
 from qmpkit.process.limits import raise_nofile
 from qmpkit.process.spawner import shared_spawner
+from qmpkit.spec.check import check_types
 from qmpkit.spec.farm import FarmMachine
 from qmpkit.spec.health import Health, to_health
 from qmpkit.spec.machine import MachineSpec
@@ -172,6 +173,7 @@ class Supervisor(Saves, Changes):
         is taken down again.
         """
         self._check_open()
+        check_types(spec)
         return await self._holder.start(spec, paused, options)
 
     async def ensure(
@@ -206,6 +208,7 @@ class Supervisor(Saves, Changes):
         before holds.
         """
         keeper = self._kept_machines()
+        check_types(spec)
         if (known := self._holder.machines.get(spec.name)) and not known.over.is_set():
             fault = Fault("name", f"{spec.name!r} is taken by a machine of this block")
             raise SpecInvalid([fault], source=f"supervisor {self.name!r}")
@@ -257,6 +260,7 @@ class Supervisor(Saves, Changes):
         but the forwards of NICs, which whoever calls this has changed, and the description.
         Raises SpecInvalid for an unknown name, or what `ensure` refuses; JournalFailed.
         """
+        check_types(spec)
         wanted = Wanted(
             spec=spec,
             restart=to_restart(restart),

@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from qmpkit._running import surfacing_death
+from qmpkit._running import raise_death, surfacing_death
 from qmpkit._trio import raise_collapsed
 from qmpkit.errors import Fault
 from qmpkit.machine.launch import LaunchOptions, Starter, start_qemu
@@ -134,6 +134,7 @@ class Template:
             vm = await empty.wake()
             async with surfacing_death(vm.machine):
                 yield vm
+        raise_death(vm.machine)
 
     @asynccontextmanager
     async def _clones(self, wishes: Wishes, count: int) -> AsyncIterator[tuple[VM, ...]]:
@@ -152,6 +153,7 @@ class Template:
                     if len(found) == count:
                         awake.set()
                     await ended.wait()
+            raise_death(vm.machine)
 
         try:
             async with shared_spawner(), trio.open_nursery() as nursery:

@@ -7,7 +7,9 @@ imports nothing heavy until a test asks for a machine.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import AsyncIterator
+import inspect
+import sys
+from collections.abc import AsyncIterator, Generator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,27 +20,94 @@ if TYPE_CHECKING:
 
 __all__ = ["qmp_machine"]
 
+_VM: pytest.StashKey[VM] = pytest.StashKey()
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker that tells `qmp_machine` what to run."""
     config.addinivalue_line(
         "markers",
-        "qmp_machine(profile, **changes): the profile that the qmp_machine fixture runs, and"
-        " the fields of its spec to change (default: a fresh tiny Linux guest, already booted)",
+        "qmp_machine(profile, **changes): the profile, or the MachineSpec, that the qmp_machine"
+        " fixture runs, and the fields of its spec to change (default: a fresh tiny Linux guest,"
+        " already booted)",
     )
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Give every test with a machine to pytest-trio: without `trio_mode` nobody would run it."""
-    if "qmp_machine" not in getattr(item, "fixturenames", ()):
+    if not _wants_machine(item):
         return
     if importlib.util.find_spec("pytest_trio") is None:
         raise pytest.UsageError(
             "the qmp_machine fixture needs pytest-trio, which is not installed."
             " Cure: pip install 'qmpkit[testing]'"
         )
+    runner = sys.modules.get("pytest_trio.plugin")
+    if runner is None or not item.config.pluginmanager.is_registered(runner):
+        raise pytest.UsageError(
+            "the qmp_machine fixture needs pytest-trio, which is switched off."
+            " Cure: no `-p no:trio`, or `-p pytest_trio.plugin` where plugins are not loaded by"
+            " themselves"
+        )
     if item.get_closest_marker("trio") is None:
         item.add_marker(pytest.mark.trio)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a test that pytest-trio cannot run, in words of ours, before anybody tries."""
+    if _wants_machine(item) and (why := _unfit(item)):
+        pytest.fail(f"the qmp_machine fixture runs under pytest-trio, {why}", pytrace=False)
+
+
+def _wants_machine(item: pytest.Item) -> bool:
+    return "qmp_machine" in getattr(item, "fixturenames", ())
+
+
+def _unfit(item: pytest.Item) -> str:
+    """Why pytest-trio cannot run it; "" when it can."""
+    test = getattr(item, "obj", None)
+    test = getattr(getattr(test, "hypothesis", None), "inner_test", test)
+    if not inspect.iscoroutinefunction(test):
+        return f"and this test is not async. Cure: async def {item.name.partition('[')[0]}"
+    if item.get_closest_marker("asyncio"):
+        return (
+            "and pytest-asyncio has this test. Cure: no mark `asyncio` on it, and"
+            " asyncio_mode = strict in pytest's settings"
+        )
+    if "anyio_backend" in getattr(item, "fixturenames", ()):
+        return (
+            "and anyio's plugin has this test. Cure: no mark `anyio` on it, nor anyio_mode = auto"
+        )
+    return ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Have Ctrl-C end the run: in a group, as trio's nurseries raise it, it fails one test only."""
+    try:
+        return (yield)
+    except BaseExceptionGroup as group:
+        if _wants_machine(item) and group.subgroup(KeyboardInterrupt):
+            raise KeyboardInterrupt from group
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure what the guest had to say; the machine is gone by then."""
+    report = yield
+    vm = item.stash.get(_VM, None)
+    if call.when == "teardown" and vm:
+        del item.stash[_VM]  # pytest keeps the item to the end of the run, and that its consoles
+    if report.failed and vm:
+        whose = f"of machine {vm.name!r}, its last lines"
+        told = {f"console {name} {whose}": it.tail() for name, it in vm.consoles.items()}
+        told[f"stderr of the QEMU {whose}"] = vm.machine.child.stderr_tail.strip()
+        report.sections += [section for section in told.items() if section[1]]
+    return report
 
 
 @pytest.fixture
@@ -47,7 +116,8 @@ async def qmp_machine(request: pytest.FixtureRequest) -> AsyncIterator[VM]:
 
     Without the marker it is a fresh *tiny* guest restored from a cached state, its
     shell and agent answering.  `@pytest.mark.qmp_machine("q35", memory="1GiB")` runs
-    another profile from its first instruction; without a profile, *tiny* is changed.
+    another profile, or a spec of your own, from its first instruction; without a profile,
+    *tiny* is changed.
     """
     from qmpkit._running import running
     from qmpkit.testing import guests
@@ -55,6 +125,7 @@ async def qmp_machine(request: pytest.FixtureRequest) -> AsyncIterator[VM]:
     mark = request.node.get_closest_marker("qmp_machine")
     machine = running(_marked_spec(mark)) if mark else guests.booted()
     async with machine as vm:
+        request.node.stash[_VM] = vm
         yield vm
 
 
@@ -74,4 +145,6 @@ def _marked_spec(mark: pytest.Mark) -> MachineSpec:
     faults = [unknown_key(name, name, fields) for name in unknown]
     if faults:
         raise SpecInvalid(faults, "the marker qmp_machine")
-    return attrs.evolve(load_profile(*mark.args or ("tiny",)), **mark.kwargs)
+    profile = mark.args[0] if mark.args else "tiny"
+    spec = profile if isinstance(profile, MachineSpec) else load_profile(profile)
+    return attrs.evolve(spec, **mark.kwargs)

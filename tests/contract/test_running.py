@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import signal
 import socket
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import pytest
 import trio
 
 import qmpkit
-from qmpkit import ExitCause, MachineDied, MachineGone, MachineSpec, State
+from qmpkit import (
+    Destination,
+    ExitCause,
+    MachineDied,
+    MachineGone,
+    MachineSpec,
+    SpecInvalid,
+    State,
+    UserNic,
+)
 from qmpkit.qmp.errors import MonitorLost
 from qmpkit.testing.fake_machine import FakeHost
 from qmpkit.testing.leaks import leaks
@@ -188,3 +197,43 @@ async def test_a_failed_block_stops_at_once(host: FakeHost) -> None:
             raise LookupError
     assert vm.report is not None
     assert vm.report.cause is ExitCause.HOST_QUIT
+
+
+async def test_a_crash_in_the_last_moment_of_the_block_is_told(host: FakeHost) -> None:
+    """Its end has not been seen when the block is left."""
+    with pytest.raises(MachineDied, match=r"QEMU crashed .*SIGSEGV"):
+        async with qmpkit.running(spec(), start=host.start):
+            crash(host)
+
+
+async def test_a_crash_as_qemu_is_told_to_end_is_told(host: FakeHost) -> None:
+    with pytest.raises(MachineDied, match=r"QEMU crashed .*SIGABRT"):
+        async with qmpkit.running(spec(), start=host.start):
+            host["vm"].qemu.on("quit", lambda _: host["vm"].process.end(signal.SIGABRT))
+
+
+async def test_the_blocks_own_exception_leaves_alone_when_qemu_crashes_after_it(
+    host: FakeHost,
+) -> None:
+    with pytest.raises(LookupError):
+        async with qmpkit.running(spec(), start=host.start):
+            host["vm"].qemu.on("quit", lambda _: host["vm"].process.end(signal.SIGABRT))
+            raise LookupError
+
+
+async def test_a_word_is_no_nic(host: FakeHost) -> None:
+    async with qmpkit.running(spec(), start=host.start) as vm:
+        for change in (vm.nics.add, vm.nics.change):
+            with pytest.raises(SpecInvalid, match="machine 'vm': nic: cannot be 'user'"):
+                await change(cast(UserNic, "user"))
+
+
+async def test_an_address_is_no_destination_of_a_migration(host: FakeHost) -> None:
+    address = cast(Destination, "tcp:10.0.0.1:4444")
+    async with qmpkit.running(spec(), start=host.start) as vm:
+        with pytest.raises(SpecInvalid, match=r"cannot be 'tcp:10.* qmpkit\.receiving\(vm\)"):
+            await vm.migrate(address)
+        with pytest.raises(SpecInvalid, match=r"cannot be 'tcp:10"):
+            async with vm.migrating(address):
+                pass
+        assert vm.state is State.RUNNING

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -110,6 +111,17 @@ async def test_a_clone_at_every_checkpoint(
         cancelled = await cancel_at_every_checkpoint(life, every=TEMPLATE_CANCELS, after=check)
     assert cancelled > 4
     assert await saved.verify() == ()
+
+
+async def test_a_clone_that_crashes_in_the_last_moment_is_told(
+    host: FakeHost, saved: qmpkit.Template
+) -> None:
+    with pytest.raises(qmpkit.MachineDied, match="SIGSEGV"):
+        async with saved.clone("one", twin=True, start=host.start):
+            host["one"].process.end(signal.SIGSEGV)
+    with pytest.raises(qmpkit.MachineDied, match="SIGSEGV"):
+        async with saved.clones(2, twin=True, start=host.start) as vms:
+            host[vms[1].name].process.end(signal.SIGSEGV)
 
 
 async def test_clones_come_together_and_go_together(host: FakeHost, saved: qmpkit.Template) -> None:

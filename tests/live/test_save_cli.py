@@ -78,7 +78,9 @@ def test_saved_and_back_at_the_shell(
     run.well("save", "web*")
     down = run.well("ps", "--json")
     assert {it["declared"] for it in json.loads(down.out)} == {"stopped"}
-    gone = run.well("rm", "web2")
+    refused = run("rm", "web2")
+    assert refused.status == 2 and "it was saved with. Cure: --yes" in refused.err
+    gone = run.well("rm", "web2", "--yes")
     assert "web2 is forgotten, and what it was saved with is discarded" in gone.out + gone.err
     (folder / "web1.qcow2").touch()  # somebody has written to it
     failed = run("up", "farm.toml")

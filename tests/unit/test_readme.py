@@ -107,6 +107,22 @@ def methods() -> list[str]:
     return found
 
 
+def test_what_is_imported_and_named_is_there() -> None:
+    """In a process of its own: in this one somebody has imported all."""
+    trees = [ast.parse(f"async def block():\n{_indented(code)}") for code in blocks("python")]
+    lines = [
+        ast.unparse(node)
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    lines += re.findall(r"\b(qmpkit\.[\w.]*\w)\(", README)
+    for line in ["import qmpkit", *dict.fromkeys(lines)]:
+        code = f"import qmpkit\n{line}"
+        done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+
+
 def test_the_table_of_methods_is_read() -> None:
     assert {"vm.pause", "vm.wait", "vm.console.send_line", "vm.agent.interfaces"} <= set(methods())
 

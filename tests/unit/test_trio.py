@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+import qmpkit
 from qmpkit._trio import (
     ServiceNursery,
     both,
@@ -223,3 +228,23 @@ async def test_a_defect_in_a_thread_is_no_want_of_threads() -> None:
 
     with pytest.raises(RuntimeError, match="changed size"):
         await in_thread(defect)
+
+
+@pytest.mark.parametrize(
+    "door",
+    [
+        lambda: qmpkit.running(qmpkit.MachineSpec(name="a")),
+        lambda: qmpkit.restored("/nowhere"),
+        lambda: qmpkit.Supervisor("lab"),
+        lambda: qmpkit.connect("/nowhere"),
+    ],
+)
+def test_a_program_of_asyncios_is_told_what_is_wrong_with_it(
+    door: Callable[[], AbstractAsyncContextManager[object]],
+) -> None:
+    async def program() -> None:
+        async with door():
+            pass
+
+    with pytest.raises(RuntimeError, match=r"runs under trio.* Cure: trio\.run"):
+        asyncio.run(program())

@@ -33,6 +33,7 @@ from qmpkit.qmp.events import Subscription
 from qmpkit.qmp.opening import open_session
 from qmpkit.qmp.session import Session
 from qmpkit.spec.block import Disk, blockdevs_of, disk_node
+from qmpkit.spec.check import check_types
 from qmpkit.spec.encryption import BaseImage, encryption_of, secret_objects
 from qmpkit.spec.machine import MachineSpec
 from qmpkit.spec.names import secret_id
@@ -137,9 +138,10 @@ async def at_rest(spec: MachineSpec, *, ledger: Ledger | None = None) -> AsyncIt
     layer above them, what would write to them is refused.
 
     Nothing outlives the block.  *ledger* is told of changes, as a supervisor's is.
-    Raises `ImageInUse` when a QEMU has an image open, BinaryMissing without
-    qemu-storage-daemon, CommandRefused when an image cannot be opened.
+    Raises SpecInvalid for what is no machine, ImageInUse when a QEMU has an image open,
+    BinaryMissing without qemu-storage-daemon, CommandRefused when an image cannot be opened.
     """
+    check_types(spec)
     spec, disks = _writable(spec)
     problems = await trio.to_thread.run_sync(lambda: [*secret_problems(spec)])
     raise_problems(problems, f"machine {spec.name!r}")

@@ -62,6 +62,7 @@ async def remove_nic(machine: Tunable, nic_id: str, grace: float) -> Nic:
 async def change_nic(machine: Tunable, nic: Nic, cable: Cable | None, grace: float) -> Nic:
     """See `Nics.change`."""
     async with machine.changing:
+        _check_kind(machine, nic)
         old = attrs.evolve(nic_of(machine, nic.id), bus=_bus_of(machine, nic.id))
         nic = attrs.evolve(nic, mac=nic.mac or old.mac, bus=old.bus, model=old.model)
         others = [it for it in pinned(machine.spec).nics if it.id != nic.id]
@@ -91,10 +92,14 @@ def _bus_of(machine: Changeable, nic_id: str) -> str | None:
     return next(nic.bus for nic in pinned(machine.spec).nics if nic.id == nic_id)
 
 
-async def _add(machine: Tunable, nic: Nic, cable: Cable | None, *, again: bool = False) -> Nic:
-    old = pinned(machine.spec)
+def _check_kind(machine: Changeable, nic: object) -> None:
     if not isinstance(nic, tuple(NIC_KINDS.values())):
         raise SpecInvalid([Fault("nic", f"cannot be {nic!r}")], f"machine {machine.name!r}")
+
+
+async def _add(machine: Tunable, nic: Nic, cable: Cable | None, *, again: bool = False) -> Nic:
+    old = pinned(machine.spec)
+    _check_kind(machine, nic)
     nic = attrs.evolve(nic, id=nic.id or free_id(old, "nic", len(old.nics)))
     if nic.bus is None:
         bus = await empty_port(machine, old, nic.id, NIC_PORTS.prefix, "nic")

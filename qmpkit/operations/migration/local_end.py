@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from qmpkit.errors import Fault
+from qmpkit.errors import Fault, SpecInvalid
 from qmpkit.machine.links import hear
 from qmpkit.machine.machine import Expected, Machine
 from qmpkit.machine.saved_state import take_images_back
@@ -43,6 +43,9 @@ class LocalEnd:
     """An `End` that is *incoming*."""
 
     def __init__(self, incoming: Incoming) -> None:
+        if not isinstance(incoming, Incoming):  # QEMU's own command takes an address
+            hint = "async with qmpkit.receiving(vm) as there: await vm.migrate(there)"
+            raise SpecInvalid([Fault("destination", f"cannot be {incoming!r}", hint)])
         self.incoming = self._incoming = incoming
         self._machine = incoming.machine
         self.moves = incoming.moves

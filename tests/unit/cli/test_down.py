@@ -1,4 +1,4 @@
-"""`qmpkit down --delete-disks`: nothing is lost without a word for it."""
+"""`qmpkit down --delete-disks` and `rm`: nothing is lost without a word for it."""
 
 from __future__ import annotations
 
@@ -128,3 +128,47 @@ def test_what_comes_to_an_empty_farm_meanwhile_stays(
     with scripted(root, {**ANSWERS, "POST /losses": {"machines": {}}}) as daemon:
         assert main(["down", "--delete-disks"]) == 0
     assert _downs(daemon) == [{"delete_disks": True, "names": []}]
+
+
+RM = {
+    "GET /machines": {"machines": [{"name": "web1"}, {"name": "web2"}]},
+    "GET /machines/web1/losses": {"memory": False},
+    "GET /machines/web2/losses": {"memory": True},
+    "DELETE /machines/web1": {"job": "1"},
+    "DELETE /machines/web2": {"job": "2"},
+    "GET /jobs/1/events": job(name="web1", discarded=False),
+    "GET /jobs/2/events": job(name="web2", discarded=True),
+}
+
+
+def _removed(daemon: Scripted) -> list[str]:
+    return [asked for asked, _ in daemon.asked if asked.startswith("DELETE ")]
+
+
+def test_rm_of_a_saved_machine_asks_before_its_memory_goes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = _typed(monkeypatch, "n\ny\n")
+    with scripted(root, RM) as daemon:
+        assert main(["rm", "*"]) == 1
+        assert "  web2: the memory that it was saved with\n" in shown.getvalue()
+        assert "web1: the memory" not in shown.getvalue()
+        question = "forget 2 machines of farm 'lab' and discard the saved memory of 1 machine?"
+        assert question in shown.getvalue()
+        assert "nothing was changed" in shown.getvalue()
+        assert _removed(daemon) == []
+        assert main(["rm", "*"]) == 0
+    assert _removed(daemon) == ["DELETE /machines/web1", "DELETE /machines/web2"]
+
+
+def test_rm_of_a_saved_machine_where_nobody_can_be_asked(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    with scripted(root, RM) as daemon:
+        assert main(["rm", "*"]) == 2
+        assert "web2: the memory that it was saved with. Cure: --yes" in capsys.readouterr().err
+        assert _removed(daemon) == []
+        assert main(["rm", "web1"]) == 0
+        assert main(["rm", "*", "--yes"]) == 0
+    assert _removed(daemon) == [f"DELETE /machines/web{n}" for n in (1, 1, 2)]

@@ -170,6 +170,8 @@ def test_who_gives_a_job_up_is_told_what_comes_of_it(
 def test_rm_tells_of_a_memory_that_goes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers = {
         "GET /machines": {"machines": [_row("web1"), _row("web2")]},
+        "GET /machines/web1/losses": {"memory": False},
+        "GET /machines/web2/losses": {"memory": False},
         "DELETE /machines/web1": {"job": "1"},
         "DELETE /machines/web2": {"job": "2"},
         "GET /jobs/1/events": job(name="web1", discarded=False),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import attrs
 import pytest
+import trio
 
 from qmpkit import Disk, images
-from qmpkit.farm import down, needed, plan_up, up
+from qmpkit.farm import down, leave, needed, plan_up, up
 from qmpkit.farm.leave import Loss, disks_to_delete, lost_by_down
 from qmpkit.host.chain import Chain, walk_chain
 from qmpkit.host.holders import deny_writing
@@ -150,3 +152,46 @@ async def test_a_snapshot_that_one_goes_on_from_stays(tmp_path: Path) -> None:
         a.note(spec=attrs.evolve(a.spec, resume_from=str(tmp_path / "a.s1.ram")))
         assert await lost_by_down(supervisor) == {"a": Loss()}
         assert (await down(supervisor)).machines["a"].why == ""
+
+
+async def test_what_is_forgotten_as_down_is_cancelled_takes_its_disks_along(
+    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, keys = tmp_path / "a.raw", state / "known_hosts"
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, _with_disk(disk))
+        keys.write_text("a ssh-ed25519 AAAA\nb ssh-ed25519 BBBB\n")
+        forget = supervisor.forget
+        with trio.CancelScope() as scope:
+
+            async def forgotten(name: str, *, disks: bool) -> None:
+                await forget(name, disks=disks)
+                scope.cancel()
+
+            monkeypatch.setattr(supervisor, "forget", forgotten)
+            await down(supervisor, names=["a"], delete_disks=True)
+        assert scope.cancelled_caught
+        assert (list(supervisor.kept), disk.exists()) == (["b"], False)
+        assert keys.read_text() == "b ssh-ed25519 BBBB\n"
+
+
+async def test_a_disk_that_gives_no_answer_holds_up_a_cancellation_no_longer_than_a_grace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk, answers = tmp_path / "a.raw", threading.Event()
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, _with_disk(disk))
+        monkeypatch.setattr(leave, "STEP_GRACE", 0.05)
+        with trio.CancelScope() as scope, trio.fail_after(30):
+
+            def stuck(files: Iterable[str]) -> tuple[list[str], list[str]]:
+                trio.from_thread.run_sync(scope.cancel)
+                answers.wait(60)
+                return [], []
+
+            monkeypatch.setattr(leave, "unlink_all", stuck)
+            await down(supervisor, names=["a"], delete_disks=True)
+        answers.set()
+        assert scope.cancelled_caught
+        assert "machine 'a' is forgotten, and these may stay: " in caplog.text
+        assert str(disk) in caplog.text

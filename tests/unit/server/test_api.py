@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -13,6 +14,7 @@ import trio
 from qmpkit import __version__
 from qmpkit.server.answers import NotUp
 from qmpkit.spec.farm_data import farm_to_dict
+from qmpkit.spec.saved import MEMORY
 from qmpkit.testing.fake import Refuse
 from tests.unit.farm.farms import farm
 from tests.unit.server.conftest import Served, served
@@ -66,6 +68,20 @@ async def test_a_machine_is_acted_on_and_inspected() -> None:
         assert await _names(daemon) == {}
         _, said = await daemon.client.ask("GET", "/v1/events?since=-1&follow=0")
         assert json.loads(_data(said)[-1][6:])["state"] == "forgotten"  # whoever waits is woken
+
+
+async def test_what_goes_with_a_saved_machine_is_told_before_it_goes(state: Path) -> None:
+    async with served() as daemon:
+        for name in ("a", "b"):
+            await daemon.lab.ensure(spec(name))
+            await daemon.lab.declare(name, "stopped")
+        a, memory = daemon.lab.kept["a"], state / "saved" / "a" / MEMORY
+        a.note(spec=attrs.evolve(a.spec, resume_from=str(memory)))
+        for name, saved in (("a", True), ("b", False)):
+            _, losses = await daemon.client.ask("GET", f"/v1/machines/{name}/losses")
+            assert losses == {"memory": saved}
+            gone = await daemon.client.done("DELETE", f"/v1/machines/{name}")
+            assert gone["result"] == {"name": name, "discarded": saved}
 
 
 async def test_events_from_the_past_and_on() -> None:

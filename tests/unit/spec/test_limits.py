@@ -62,6 +62,12 @@ def test_what_qemu_would_refuse(limits: IoLimits, where: str) -> None:
     assert where in [fault.path for fault in limits_faults(limits, "l")]
 
 
+def test_what_is_no_limits_is_said_so() -> None:
+    assert [str(fault) for fault in limits_faults("1MiB", "limits")] == [
+        "limits: cannot be '1MiB' (IoLimits(bps=\"100MiB\", iops=2000))"
+    ]
+
+
 def test_a_disk_tells_of_all_that_is_wrong() -> None:
     disk = Disk("/a", format="raw", limits=IoLimits(iops_size=1, bps=1, bps_rd=1))
     paths = [fault.path for fault in faults_of(MachineSpec(disks=[disk]))]

@@ -71,3 +71,15 @@ async def test_a_guest_that_sleeps_runs_and_cannot_be_paused_by_every_qemu() -> 
                 await supervisor.declare("a", "paused")
             await supervisor.ensure(spec("a"))
             assert kept.state == "suspended"
+
+
+async def test_of_a_start_that_was_cancelled_it_is_said_so() -> None:
+    """Of one that is on record stays what is said; trio's own words mean nothing to anybody."""
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        kept = await supervisor.ensure(spec("a"))
+        await supervisor.declare("a", "stopped")
+        with trio.CancelScope() as scope:
+            ground.prepare = lambda fake: scope.cancel()
+            await supervisor.ensure(spec("a"))
+        assert scope.cancelled_caught
+        assert (kept.state, supervisor.table()[0].cause) == ("failed", "the start was cancelled")

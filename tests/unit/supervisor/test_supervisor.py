@@ -7,7 +7,11 @@ import signal
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import cast
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -18,6 +22,8 @@ from qmpkit.machine.launch import LaunchOptions, Started
 from qmpkit.machine.machine import Graces
 from qmpkit.machine.report import ExitCause
 from qmpkit.machine.state import State
+from qmpkit.operations.block.at_rest import at_rest
+from qmpkit.spec.machine import MachineSpec
 from qmpkit.supervisor.supervisor import Supervisor
 from qmpkit.testing.fake_machine import FakeHost, FakeMachine
 from qmpkit.testing.leaks import leaks
@@ -134,6 +140,20 @@ async def test_no_more_starts_at_once_than_allowed() -> None:
 
 def _starting(lab: Supervisor) -> int:
     return sum(state == "starting" for state in states(lab).values())
+
+
+async def test_what_is_no_machine_is_said_so(host: FakeHost, state: Path) -> None:
+    wrong = cast(MachineSpec, "web.toml")
+    no_text = attrs.evolve(spec("a"), name=cast(str, []))
+    async with Supervisor("lab", start=host.start, keep=True) as lab:
+        for ask in (lab.start, lab.ensure, partial(lab.amend, restart=None)):
+            with pytest.raises(SpecInvalid, match="a machine is a MachineSpec, not 'web"):
+                await ask(wrong)
+            with pytest.raises(SpecInvalid, match="name: "):
+                await ask(no_text)
+    with pytest.raises(SpecInvalid, match="a machine is a MachineSpec, not 'web"):
+        async with at_rest(wrong):
+            pass
 
 
 # Names
