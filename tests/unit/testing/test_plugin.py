@@ -27,6 +27,7 @@ def outcome(project: Path, code: str, *options: str, before: str = "") -> str:
         capture_output=True,
         text=True,
         check=False,
+        timeout=100,
     )
     return done.stdout + done.stderr
 
@@ -84,9 +85,9 @@ qemu: a warning
 """
 
 
-def fake_outcome(project: Path, code: str, *options: str) -> str:
+def fake_outcome(project: Path, code: str, *options: str, before: str = "") -> str:
     (project / "conftest.py").write_text(FAKE)
-    return outcome(project, f"from conftest import *\n{code}", *options)
+    return outcome(project, f"from conftest import *\n{code}", *options, before=before)
 
 
 @pytest.mark.parametrize("asked", ["qmp_machine", "broken"])
@@ -110,8 +111,11 @@ def test_a_machine_that_is_gone_is_not_kept_for_the_whole_run(tmp_path: Path) ->
 
 
 def test_ctrl_c_ends_the_run(tmp_path: Path) -> None:
-    code = "os.kill(os.getpid(), signal.SIGINT)\n await trio.sleep_forever()"
-    said = fake_outcome(tmp_path, f"async def test_x(qmp_machine):\n {code}\ndef test_y(): ...\n")
+    # It is ignored by whatever a shell runs in the background.
+    heeded = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    press = "os.kill(os.getpid(), signal.SIGINT)\n await trio.sleep_forever()"
+    code = f"async def test_x(qmp_machine):\n {press}\ndef test_y(): ...\n"
+    said = fake_outcome(tmp_path, code, before=heeded)
     assert "! KeyboardInterrupt !" in said
     assert "no tests ran" in said
 
