@@ -19,6 +19,7 @@ from qmpkit.cli import serve
 from qmpkit.cli.daemon import DaemonAbsent, find_daemon
 from qmpkit.cli.daemon_log import DAEMON_LOG_LIMIT
 from qmpkit.cli.farm_actions import running_daemon
+from qmpkit.process.places import claimed_places
 from qmpkit.server.door import doors, shared_door
 
 # As systemd does it: the socket is descriptor 3, the number that of the process itself.
@@ -163,10 +164,11 @@ def test_what_a_killed_daemon_left_is_not_asked(state: Path) -> None:
 def test_one_that_does_not_start_is_told_in_its_own_words_alone(state: Path) -> None:
     state.mkdir(parents=True)
     (state / "daemon.log").write_text("of the daemon before\n")
-    with detached(), popened() as others:
+    # Not of a daemon that runs: it may have more to say meanwhile, in the same log.
+    with claimed_places("lab"), popened() as started:
         with pytest.raises(serve.DaemonFailed) as caught:
             serve.detach("lab")
-        others[0].wait(20)
+        started[0].wait(20)
     first, *words = str(caught.value).splitlines()
     assert first == "the daemon did not start:"
     assert len(words) == 1 and "is already run by process" in words[0]
