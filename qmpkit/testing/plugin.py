@@ -63,9 +63,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.config.pluginmanager.import_plugin(_HOOKS)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Fail a test that pytest-trio cannot run, in words of ours, before anybody tries."""
+    """Fail a test that pytest-trio cannot run, in words of ours, unless it is not to be run."""
     if _wants_machine(item) and (why := _unfit(item)):
         pytest.fail(f"the qmp_machine fixture runs under pytest-trio, {why}", pytrace=False)
 
