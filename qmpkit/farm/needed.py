@@ -89,11 +89,18 @@ def _files(spec: MachineSpec) -> Iterator[str]:
 
 
 def _with_bases(spec: MachineSpec) -> Iterator[str]:
-    """`_files`, and what their images name: a layer that was put above has no `make`."""
+    """`_files`, and what their images name: a layer that was put above has no `make`.
+
+    Of a disk that is not there it is what its base names: by the next start it is made of that.
+    """
     yield from _files(spec)
     for disk in spec.disks:
-        if not disk.is_empty:
-            yield from map(os.fspath, walk_chain(Path(disk.file), str(disk.format)).files)
+        if disk.is_empty:
+            continue
+        chain = walk_chain(Path(disk.file), str(disk.format))
+        if not chain.layers and isinstance(disk.make, Overlay):
+            chain = walk_chain(Path(disk.make.file), str(disk.make.format))
+        yield from map(os.fspath, chain.files)
 
 
 def _identity(file: str) -> _FileId | None:

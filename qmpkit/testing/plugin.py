@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["qmp_machine"]
 
-_VM: pytest.StashKey[VM] = pytest.StashKey()
+_HOOKS = "qmpkit.testing.machine_hooks"
+_OLDEST = 8
+"""What the extra `testing` asks for; the base install has no say in it."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,6 +39,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Give every test with a machine to pytest-trio: without `trio_mode` nobody would run it."""
     if not _wants_machine(item):
         return
+    if pytest.version_tuple < (_OLDEST,):
+        has = ".".join(map(str, pytest.version_tuple))
+        raise pytest.UsageError(
+            f"the qmp_machine fixture needs pytest {_OLDEST}, and this is {has}."
+            " Cure: pip install 'qmpkit[testing]'"
+        )
     if importlib.util.find_spec("pytest_trio") is None:
         raise pytest.UsageError(
             "the qmp_machine fixture needs pytest-trio, which is not installed."
@@ -51,11 +59,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         )
     if item.get_closest_marker("trio") is None:
         item.add_marker(pytest.mark.trio)
+    if not item.config.pluginmanager.has_plugin(_HOOKS):
+        item.config.pluginmanager.import_plugin(_HOOKS)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Fail a test that pytest-trio cannot run, in words of ours, before anybody tries."""
+    """Fail a test that pytest-trio cannot run, in words of ours, unless it is not to be run."""
     if _wants_machine(item) and (why := _unfit(item)):
         pytest.fail(f"the qmp_machine fixture runs under pytest-trio, {why}", pytrace=False)
 
@@ -82,34 +91,6 @@ def _unfit(item: pytest.Item) -> str:
     return ""
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Have Ctrl-C end the run: in a group, as trio's nurseries raise it, it fails one test only."""
-    try:
-        return (yield)
-    except BaseExceptionGroup as group:
-        if _wants_machine(item) and group.subgroup(KeyboardInterrupt):
-            raise KeyboardInterrupt from group
-        raise
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show with a failure what the guest had to say; the machine is gone by then."""
-    report = yield
-    vm = item.stash.get(_VM, None)
-    if call.when == "teardown" and vm:
-        del item.stash[_VM]  # pytest keeps the item to the end of the run, and that its consoles
-    if report.failed and vm:
-        whose = f"of machine {vm.name!r}, its last lines"
-        told = {f"console {name} {whose}": it.tail() for name, it in vm.consoles.items()}
-        told[f"stderr of the QEMU {whose}"] = vm.machine.child.stderr_tail.strip()
-        report.sections += [section for section in told.items() if section[1]]
-    return report
-
-
 @pytest.fixture
 async def qmp_machine(request: pytest.FixtureRequest) -> AsyncIterator[VM]:
     """A running VM for one test, gone after it; a test whose QEMU crashes fails.
@@ -121,11 +102,12 @@ async def qmp_machine(request: pytest.FixtureRequest) -> AsyncIterator[VM]:
     """
     from qmpkit._running import running
     from qmpkit.testing import guests
+    from qmpkit.testing.machine_hooks import MACHINE
 
     mark = request.node.get_closest_marker("qmp_machine")
     machine = running(_marked_spec(mark)) if mark else guests.booted()
     async with machine as vm:
-        request.node.stash[_VM] = vm
+        request.node.stash[MACHINE] = vm
         yield vm
 
 

@@ -26,11 +26,18 @@ ANSWERS: Answers = {
 }
 
 
+HEEDING = (
+    "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); from qmpkit.cli import main;"
+    " sys.exit(main(sys.argv[1:]))"
+)
+"""Also where the tests run under nohup: it is ignored by all that they start."""
+
+
 @contextmanager
 def at_terminal(*words: str) -> Iterator[tuple[int, int, subprocess.Popen[bytes]]]:
     """The person's side and the command's side of a terminal, and the command."""
     person, terminal = pty.openpty()
-    argv = [sys.executable, "-m", "qmpkit.cli", *words]
+    argv = [sys.executable, "-c", HEEDING, *words]
     with subprocess.Popen(argv, stdin=terminal, stdout=terminal, stderr=terminal) as process:
         try:
             yield person, terminal, process

@@ -30,6 +30,17 @@ class Daemon:
         self.deleted.append(path)
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Also where the tests run under nohup."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_is_given_up(number: signal.Signals) -> None:
     daemon, before = Daemon(number), signal.getsignal(number)

@@ -90,6 +90,23 @@ async def test_a_base_stays_that_is_only_named_by_images_or_by_another_name(
         assert base.exists()
 
 
+async def test_what_is_below_the_base_of_a_disk_that_is_not_made_yet_stays(tmp_path: Path) -> None:
+    """Its machine was held back, or could not start: its disk is to be made at the next start."""
+    base, top = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
+    made = {"file": str(base), "format": "qcow2", "make": "1MiB"}
+    overlay = {"file": str(top), "format": "qcow2"}
+    waits = {"file": str(tmp_path / "b.qcow2"), "format": "qcow2", "make": overlay}
+    async with fake_ground() as ground, lab(ground) as supervisor:
+        await up(supervisor, farm(a={"disks": [made]}))
+        await images.overlay(top, base, "qcow2")
+        await up(supervisor, farm(a={"disks": [made]}, b={"disks": [waits]}))
+        await supervisor.declare("b", "stopped")
+        (tmp_path / "b.qcow2").unlink()
+        assert await disks_to_delete(supervisor, ["a"]) == {"a": []}
+        assert (await down(supervisor, names=["a"], delete_disks=True)).machines["a"].why == ""
+        assert base.exists()
+
+
 async def test_the_images_of_each_machine_are_looked_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

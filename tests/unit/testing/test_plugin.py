@@ -160,5 +160,33 @@ def test_one_that_pytest_trio_cannot_run_is_told_so(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("mark", ["skip", "skipif(True, reason='old')", "xfail(run=False)"])
+def test_one_that_is_not_to_be_run_is_not_told_of(tmp_path: Path, mark: str) -> None:
+    said = outcome(tmp_path, f"@pytest.mark.{mark}\ndef test_x(qmp_machine): ...\n")
+    assert "1 skipped" in said or "1 xfailed" in said
+
+
 def test_other_tests_are_left_alone(tmp_path: Path) -> None:
     assert "1 passed" in outcome(tmp_path, "def test_x(): ...\n")
+
+
+OLD = """
+import sys, pytest
+new = pytest.hookimpl
+def old(function=None, **how):
+    if "wrapper" in how and sys._getframe(1).f_globals["__name__"].startswith("qmpkit"):
+        raise TypeError("got an unexpected keyword argument 'wrapper'")
+    return new(function, **how)
+pytest.hookimpl, pytest.version_tuple = old, (7, 2, 1)
+"""
+"""As in Debian 12, whose pluggy knows no `wrapper=True`."""
+
+
+def test_other_tests_are_left_alone_by_an_old_pytest_too(tmp_path: Path) -> None:
+    assert "1 passed" in outcome(tmp_path, "def test_x(): ...\n", before=OLD)
+
+
+def test_with_an_old_pytest_the_cure_is_told(tmp_path: Path) -> None:
+    said = outcome(tmp_path, "async def test_x(qmp_machine): ...\n", before=OLD)
+    assert "needs pytest 8, and this is 7.2.1. Cure: pip install 'qmpkit[testing]'" in said
+    assert "INTERNALERROR" not in said
