@@ -39,9 +39,8 @@ def pytest_runtest_makereport(
     report = yield
     vm = item.stash.get(MACHINE, None)
     if call.when == "teardown" and vm:
-        del item.stash[
-            MACHINE
-        ]  # pytest keeps the item to the end of the run, and that its consoles
+        # pytest keeps the item to the end of the run, and that its consoles.
+        del item.stash[MACHINE]
     if report.failed and vm:
         whose = f"of machine {vm.name!r}, its last lines"
         told = {f"console {name} {whose}": it.tail() for name, it in vm.consoles.items()}
